@@ -161,7 +161,7 @@ class Transactions:
                 refusal = await self._outside.refusal(snapshot, origin, event)
                 results[event.event_id] = {} if refusal is None else {"error": refusal}
             return results
-        outcomes = await self._receiver.receive(room_id, events, origin=origin)
+        outcomes = await self._receiver.receive(room_id, events, origin=origin, may_wait=True)
         for event, outcome in zip(events, outcomes, strict=True):
             self._observer.pdu_received(verdict_of(outcome))
             if must_wait(outcome):

@@ -46,7 +46,9 @@ class RefusedByRemote(RemoteError):
     def retry_after_ms(self) -> int:
         """After so long it may be asked again, where it said 429."""
         wait = self.body.get("retry_after_ms")
-        return wait if isinstance(wait, int) and 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
+        if not isinstance(wait, int) or isinstance(wait, bool):
+            return FIRST_WAIT_MS
+        return wait if 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
 
 
 class Requests:

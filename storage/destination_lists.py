@@ -1,7 +1,7 @@
 """How this server stands with others that it sends to, page by page: for administrators."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -9,6 +9,14 @@ from storage.database import Database
 from storage.transaction import Transaction
 
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts"]
+
+
+_STANDINGS: Final = (
+    "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    " CASE WHEN failing_since_ts IS NULL THEN 0 ELSE pause_ms END,"
+    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END FROM destinations"
+)
+"""The beginning of a `DestinationSummary`."""
 
 
 class DestinationSummary(msgspec.Struct, frozen=True):
@@ -22,7 +30,7 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     pause_ms: int = 0
     """How long after that it is tried again."""
     error: str | None = None
-    """The last there was."""
+    """Why it could not be reached; None while all is well."""
     rooms_missed: int = 0
     """Rooms of which it has not been told everything."""
     device_lists_missed: int = 0
@@ -65,13 +73,7 @@ class DestinationListStore:
 
 def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
     """All servers, as far as the table of those that cannot be reached says."""
-    found = {
-        row[0]: DestinationSummary(*row)
-        for row in txn.query(
-            "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
-            " CASE WHEN failing_since_ts IS NULL THEN 0 ELSE pause_ms END, error FROM destinations"
-        )
-    }
+    found = {row[0]: DestinationSummary(*row) for row in txn.query(_STANDINGS)}
     names = txn.query(
         "SELECT server FROM room_servers UNION SELECT server FROM destination_rooms"
         " UNION SELECT server FROM destination_users UNION SELECT server FROM outgoing_to_device"
@@ -96,8 +98,15 @@ def _select_page(
 
 
 def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
-    found = _select_all(txn).get(server)
-    return None if found is None else _with_counts(txn, [found])[0]
+    row = txn.query_one(f"{_STANDINGS} WHERE server = ?", (server,))
+    if row is None:
+        row = txn.query_one(
+            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
+            " UNION ALL SELECT server FROM destination_users WHERE server = ?"
+            " UNION ALL SELECT server FROM outgoing_to_device WHERE server = ? LIMIT 1",
+            (server,) * 4,
+        )
+    return None if row is None else _with_counts(txn, [DestinationSummary(*row)])[0]
 
 
 def _with_counts(txn: Transaction, rows: Sequence[DestinationSummary]) -> list[DestinationSummary]:

@@ -1,7 +1,7 @@
 """States of rooms with their auth chains, as other servers are told them: one read for all that an answer needs.
 
-A state of a few hundred events comes with their PDUs. Of a larger one the sizes are told, so that an answer can be announced and
-then sent piece by piece (`EventStore.get_pdus`).
+A state of a few hundred events comes with their PDUs, unless these are long. Of a larger one the sizes are told, so that an answer
+can be announced and then sent piece by piece (`EventStore.get_pdus`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +17,9 @@ from storage.state_tree import StateTreeStore
 from storage.transaction import Transaction
 
 WITH_PDUS: Final = 500
-"""Up to so many events the PDUs are read at once."""
+"""Up to so many events the PDUs are read at once;"""
+WITH_BYTES: Final = 4 << 20
+"""up to so many bytes of them."""
 
 Choose = Callable[[Mapping[StateKey, int]], Iterable[int]]
 """What is told of a state: numbers of its events. Runs in a thread."""
@@ -81,9 +83,10 @@ class ToldStates:
         every = {*state, *chain}
         if only_beyond:
             chain -= set(state)
-        if len(every) <= WITH_PDUS:
+        sizes = select_sizes(txn, every)
+        if len(every) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
             return ToldState(state, sorted(chain), select_pdus(txn, every), {})
-        return ToldState(state, sorted(chain), None, select_sizes(txn, every))
+        return ToldState(state, sorted(chain), None, sizes)
 
     def _read_ids(
         self, txn: Transaction, room_nid: int, root: bytes | None, choose: Choose

@@ -3,7 +3,8 @@
 Laws:
 - Each asks for its own users only, and its signature on the event is checked before anything is done with the event.
 - What comes in is received like any other event: the room's rules decide.
-- Whom we let in counts among the joins of the room, like people of our own.
+- Whom we let in counts among the joins of the room, like people of our own. Whom the room refuses does not count, nor a join
+  that was there before: otherwise any server could close a room to others.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
@@ -30,8 +31,10 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import GetSigners
 from federation.rooms.templates import AUTHORISER, MEMBER, make_template
 
+CheckJoin = Callable[[RoomID], None]
+"""Somebody wants to join a room. Raises LimitExceeded where too many have joined."""
 CountJoin = Callable[[RoomID], None]
-"""Somebody joins a room. Raises LimitExceeded where too many do."""
+"""Somebody has joined a room."""
 INSIDE: Final = frozenset({"join", "invite"})
 """Whoever is so joins a restricted room without being vouched for."""
 
@@ -47,6 +50,7 @@ class Handshakes:
         restricted: RestrictedJoins,
         answers: JoinAnswers,
         get_signers: GetSigners,
+        check_join: CheckJoin,
         count_join: CountJoin,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -57,6 +61,7 @@ class Handshakes:
         self._restricted = restricted
         self._answers = answers
         self._get_signers = get_signers
+        self._check_join = check_join
         self._count_join = count_join
         self._identity = identity
         self._now_ms = now_ms
@@ -104,7 +109,7 @@ class Handshakes:
         event = await self._read(snapshot, origin, event_id, pdu, "join")
         membership = await self._membership(snapshot, event.sender)
         if membership != "join":
-            self._count_join(room_id)
+            self._check_join(room_id)
         authoriser = event.content.get(AUTHORISER)
         if (
             snapshot.version.restricted_joins
@@ -115,7 +120,9 @@ class Handshakes:
                 raise Forbidden("Only members of certain other rooms may join this room, or who is invited")
             signed = sign_event(snapshot.version, event.pdu, self._identity.server_name, self._identity.key)
             event = parse_event(snapshot.version, signed, event_id=event.event_id)
-        join = await self._receive(snapshot, event)
+        join, is_new = await self._receive(snapshot, event)
+        if is_new and membership != "join":
+            self._count_join(room_id)
         return await self._answers.answer(snapshot, join, omit_members=omit_members, in_pair=in_pair)
 
     async def do_leave(self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]) -> None:
@@ -166,7 +173,8 @@ class Handshakes:
         await check_origin_signed(event, self._get_signers, {self._identity.server_name})
         return event
 
-    async def _receive(self, snapshot: RoomSnapshot, event: Event) -> StoredEvent:
+    async def _receive(self, snapshot: RoomSnapshot, event: Event) -> tuple[StoredEvent, bool]:
+        """(the event with its place in the room, whether it was not there before). Raises Forbidden, InvalidParam."""
         (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], send_on=True)
         if outcome.is_waiting:
             raise InvalidParam("The event stands upon events that this server does not know")
@@ -175,7 +183,7 @@ class Handshakes:
             raise outcome.error or Forbidden("The room does not allow this")
         if stored is None or not stored.in_timeline:
             raise Forbidden("The room does not allow this")
-        return stored
+        return stored, not outcome.was_known
 
 
 def check_membership_event(event: Event, room_id: RoomID, membership: str) -> None:

@@ -1,5 +1,7 @@
 """Invites between servers: the invited user's server signs the event, before it becomes part of the room.
 
+Nobody is invited into a room that does not federate from outside of its server: they could neither come in nor decline.
+
 spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
 """
 
@@ -24,6 +26,7 @@ from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_room_id, is_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.protocol.stripped_state import (
+    CREATE,
     federation_form,
     parse_room_state,
     parse_stripped_state,
@@ -124,6 +127,9 @@ class Invitations:
         Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
         snapshot = await self._engine.get_whole(room_id)
+        create = await snapshot.create_event()
+        if _is_closed_to(target, create.sender, create.content):
+            raise Forbidden("This room is only for people of this server")
         chain = Chain(snapshot, self._events, self._identity, self._classify)
         draft = Draft(MEMBER, sender, content, target, unless_same=True)
         (built,) = await chain.add([draft], self._now_ms())
@@ -252,8 +258,12 @@ class Invitations:
             raise InvalidParam(f"The event is not by a user of {origin}")
         await check_origin_signed(event, self._get_signers)
         snapshot = await self._residence.find_for(origin, room_id)
-        await self._gate.check_may_be_invited(target, event.sender, room_id)
         stripped = [strip_event(event), *_read_state(version, room_id, state)]
+        if any(
+            told["type"] == CREATE.type and _is_closed_to(target, told["sender"], told["content"]) for told in stripped
+        ):
+            raise Forbidden("This room is only for people of the server that made it")
+        await self._gate.check_may_be_invited(target, event.sender, room_id)
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
         if snapshot is not None:
@@ -287,6 +297,11 @@ class Invitations:
         if not is_signed:
             raise OtherServerFailed(f"{server} did not sign the invite")
         return signed
+
+
+def _is_closed_to(target: UserID, creator: UserID, creation: Mapping[str, Any]) -> bool:
+    """Whether a room is for people of its creator's server only, and the user is none. spec: rooms/v11#authorisation-rules"""
+    return creation.get("m.federate") is False and domain_of(creator) != domain_of(target)
 
 
 def _read_state(version: RoomVersion, room_id: RoomID, state: object) -> list[dict[str, Any]]:

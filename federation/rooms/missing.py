@@ -314,6 +314,8 @@ class MissingEvents:
             pool.outcomes[event.event_id] = dropped(event, "The event refers to itself by what it refers to")
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            outcomes = await self._receiver.receive(room_id, chunk, past=past, states=states, refused=pool.refused)
+            outcomes = await self._receiver.receive(
+                room_id, chunk, past=past, states=states, refused=pool.refused, may_wait=True
+            )
             for event, outcome in zip(chunk, outcomes, strict=True):
                 pool.outcomes[event.event_id] = outcome

@@ -7,14 +7,18 @@ Laws:
 - What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who wanted to send.
 - One that does not answer is not asked again for half a minute, so that a room waits little for it; meanwhile its word is
   missing, and that counts as no. The past waits for it instead, since nobody is in a hurry to see that.
+- One that says that it is asked too much is left alone for as long as it says. What others sent waits for it.
 - About events of others it is asked before they get their turn in the room, about some of them at once, so that a slow one keeps
-  nobody waiting. What it has said is remembered until they have their place, and longer.
+  nobody in the room waiting; and not for long, so that it does not keep the server that sent them waiting either. What it has
+  said is remembered until they have their place, and longer.
 
 spec: server-server-api#policy-servers
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
+
+import msgspec
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
@@ -38,6 +42,8 @@ PAUSE_MS: Final = 30_000
 MAX_PAUSES: Final = 1_000
 AT_ONCE: Final = 5
 """Events about which one is asked."""
+BEGUN_WITHIN_MS: Final = 2_500
+"""After so long nothing more is asked about news that came together. The last answers may take five seconds more."""
 
 
 class RefusedByPolicyServer(MatrixError):
@@ -51,6 +57,24 @@ class RefusedByPolicyServer(MatrixError):
 
     def body(self) -> Mapping[str, object]:
         return {**super().body(), "errcode": self._errcode}
+
+
+class _Pause(msgspec.Struct, frozen=True):
+    """Until when one is left alone, and whether it said so itself."""
+
+    until: int
+    was_told: bool
+
+
+class _Heard(msgspec.Struct, frozen=True):
+    """What one says of events of others."""
+
+    said: Mapping[EventID, bool]
+    """Whether it lets them pass; nothing about those that it has not looked at."""
+    silence: RemoteError | None = None
+    """Why it says nothing of these."""
+    comes_later: bool = False
+    """They may just be asked about later: it was asked too much, or for too long already."""
 
 
 class PolicyServers:
@@ -72,7 +96,7 @@ class PolicyServers:
         self._identity = identity
         self._judgements = judgements
         self._now_ms = now_ms
-        self._pauses: dict[ServerName, int] = {}
+        self._pauses: dict[ServerName, _Pause] = {}
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Whether an event of another server may be shown. `named`: the room's `m.room.policy`, as it is now.
@@ -84,11 +108,14 @@ class PolicyServers:
         server = await self._find(room_nid, named)
         if server is None or not needs_signature(event):
             return True
-        said, _ = await self._hear(room_nid, server, [event])
-        return said.get(event.event_id, False)
+        heard = await self._hear(room_nid, server, [event])
+        return heard.said.get(event.event_id, False)
 
-    async def judge(self, room_nid: int, events: Collection[Event], named: Event | None) -> Mapping[EventID, bool]:
-        """`is_approved` for some of these events, as far as that can be said without their place in the room.
+    async def judge(
+        self, room_nid: int, events: Collection[Event], named: Event | None
+    ) -> Mapping[EventID, bool | None]:
+        """`is_approved` for some of these events, as far as that can be said without their place in the room; None: it can be
+        said later.
 
         Of servers that are not in the room, nothing but joins is asked about so: they could make us ask about anything.
         """
@@ -103,8 +130,9 @@ class PolicyServers:
             and (domain_of(event.sender) in there or event.membership == "join")
             and needs_signature(event)
         ]
-        said, _ = await self._hear(room_nid, server, asked)
-        return {event.event_id: said.get(event.event_id, False) for event in asked}
+        heard = await self._hear(room_nid, server, asked, until=self._now_ms() + BEGUN_WITHIN_MS)
+        unsaid = None if heard.comes_later else False
+        return {event.event_id: heard.said.get(event.event_id, unsaid) for event in asked}
 
     async def find_refused(self, room_nid: int, events: Iterable[Event], named: Event | None) -> set[EventID]:
         """Those of the events, which others tell of the past, that may not be shown. Raises RemoteError while it cannot be asked."""
@@ -112,10 +140,10 @@ class PolicyServers:
         if server is None:
             return set()
         asked = [event for event in events if needs_signature(event)]
-        said, silence = await self._hear(room_nid, server, asked, all_or_none=True)
-        if silence is not None:
-            raise silence
-        return {event_id for event_id, allowed in said.items() if not allowed}
+        heard = await self._hear(room_nid, server, asked)
+        if heard.silence is not None:
+            raise heard.silence
+        return {event_id for event_id, allowed in heard.said.items() if not allowed}
 
     async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
         """An event of ours with the signature that it needs. Raises MatrixError (its refusal), RemoteError."""
@@ -132,22 +160,25 @@ class PolicyServers:
         return server if server.server_name in await self._servers.in_room(room_nid) else None
 
     async def _hear(
-        self, room_nid: int, server: PolicyServer, events: Collection[Event], *, all_or_none: bool = False
-    ) -> tuple[Mapping[EventID, bool], RemoteError | None]:
-        """(whether it lets events of others pass, why it says nothing of those that are left out). `all_or_none`: once it says
-        nothing of one, no more is asked."""
+        self, room_nid: int, server: PolicyServer, events: Collection[Event], *, until: int | None = None
+    ) -> _Heard:
+        """Once it says nothing of one event, no more is asked; nor after `until`, in milliseconds since 1970."""
         said = {event.event_id: True for event in events if is_signed_by_policy_server(event, server)}
         unsigned = [event for event in events if event.event_id not in said]
         if not unsigned:
-            return said, None
+            return _Heard(said)
         names = [event.event_id for event in unsigned]
         known = await self._judgements.get_judgements(room_nid, server.public_key, names)
         new: dict[str, bool] = {}
         silence: RemoteError | None = None
+        comes_later = False
 
         async def ask(event: Event) -> None:
-            nonlocal silence
-            if silence is not None and all_or_none:
+            nonlocal silence, comes_later
+            if silence is not None:
+                return
+            if until is not None and self._now_ms() > until:
+                comes_later = True
                 return
             try:
                 await self._ask(server, event)
@@ -156,25 +187,34 @@ class PolicyServers:
                 new[event.event_id] = False
             except RemoteError as error:
                 silence = error
-            except MatrixError as error:  # not so fast; or this server does not talk with it
+            except LimitExceeded as error:
+                comes_later = True
+                silence = RemoteError(server.server_name, error.text, retryable=True)
+            except MatrixError as error:  # this server does not talk with it
                 silence = RemoteError(server.server_name, error.text, retryable=True)
 
         await map_at_once(ask, [event for event in unsigned if event.event_id not in known], AT_ONCE)
         if new:
             await self._judgements.add_judgements(room_nid, server.public_key, new, self._now_ms())
-        return said | {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}, silence
+        said |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
+        return _Heard(said, silence, comes_later)
 
     async def _ask(self, server: PolicyServer, event: Event) -> str:
-        """Its signature, checked."""
+        """Its signature, checked. Raises RefusedByPolicyServer, LimitExceeded, RemoteError."""
         name = server.server_name
         if name == self._identity.server_name:
             raise RefusedByPolicyServer("M_FORBIDDEN", "This room names a policy server that is none")
-        if self._pauses.get(name, 0) > self._now_ms():
+        pause = self._pauses.get(name)
+        left = 0 if pause is None else pause.until - self._now_ms()
+        if pause is not None and left > 0:
+            if pause.was_told:
+                raise LimitExceeded(retry_after_ms=left)
             raise RemoteError(name, "the policy server did not answer a moment ago", retryable=True)
         try:
             signature = await self._remote.sign(name, event)
         except RefusedByRemote as error:
             if error.status == 429:
+                self._pause(name, error.retry_after_ms, was_told=True)
                 raise LimitExceeded(retry_after_ms=error.retry_after_ms) from error
             if error.status >= 500:
                 self._pause(name)
@@ -189,8 +229,8 @@ class PolicyServers:
             )
         return signature
 
-    def _pause(self, name: ServerName) -> None:
+    def _pause(self, name: ServerName, wait_ms: int = PAUSE_MS, *, was_told: bool = False) -> None:
         self._pauses.pop(name, None)
-        self._pauses[name] = self._now_ms() + PAUSE_MS
+        self._pauses[name] = _Pause(self._now_ms() + wait_ms, was_told)
         if len(self._pauses) > MAX_PAUSES:
             del self._pauses[next(iter(self._pauses))]

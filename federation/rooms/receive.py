@@ -109,6 +109,7 @@ class Receiver:
         send_on: bool = False,
         upon_gap: bool = False,
         refused: Collection[EventID] = (),
+        may_wait: bool = False,
     ) -> list[Outcome]:
         """Take in events of a known room, as they came or parsed; their outcomes, in the order given.
 
@@ -118,7 +119,7 @@ class Receiver:
         stored events; it does not replace what we know of the state after the others. `send_on`: it falls to us to tell
         the other servers in the room, since the events were made with our help. `upon_gap`: in a room of which a part of the
         state is lacking, they need not wait for what they follow. `refused`: of the past, what the room's policy server does
-        not let pass.
+        not let pass. `may_wait`: they are given again later, so they wait while the room's policy server has no time for them.
         Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
@@ -128,7 +129,7 @@ class Receiver:
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
         signers = await self._find_signers(candidates)
-        judged = NO_JUDGE if past else await self._judge(snapshot, candidates, signers)
+        judged = NO_JUDGE if past else await self._judge(snapshot, candidates, signers, may_wait=may_wait)
         manner = _Manner(past, send_on, upon_gap, refused, judged)
 
         async def work() -> list[Outcome]:
@@ -168,8 +169,10 @@ class Receiver:
         snapshot: RoomSnapshot,
         candidates: Sequence[Candidate],
         signers: Mapping[EventID, Collection[ServerName]],
+        *,
+        may_wait: bool,
     ) -> Judged:
-        """Ask the room's policy server about those that may be new, and are signed by whom they must be: before their turn,
+        """Ask the room's policy server about those that are new, and are signed by whom they must be: before their turn,
         so that a slow one holds up nobody else in the room."""
         named = await _named_policy(snapshot)
         if named is None:
@@ -182,7 +185,11 @@ class Receiver:
                 events.append(as_hashed(event))
             except MatrixError:
                 continue  # it gets its outcome later
-        return Judged(named, await self._questions.judge(snapshot.room.room_nid, events, named))
+        known = await self._events.get_by_id(snapshot.room.room_nid, [event.event_id for event in events])
+        new = [event for event in events if event.event_id not in known or known[event.event_id].is_outlier]
+        judged = await self._questions.judge(snapshot.room.room_nid, new, named)
+        allowed = {event_id: said for event_id, said in judged.items() if said is not None}
+        return Judged(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
         try:
@@ -267,6 +274,9 @@ class Receiver:
             return Outcome(
                 event.event_id, None, missing_prev=lacking, missing_auth=missing_auth, is_of_the_past=is_past
             )
+        said = await self._said_now(snapshot, manner)
+        if event.event_id in said.open:
+            return Outcome(event.event_id, None, is_unjudged=True)
         if not is_past and await is_one_too_many(snapshot, event, self._events):
             return Outcome(event.event_id, None, is_crowded_out=True)
         try:
@@ -287,7 +297,6 @@ class Receiver:
         create = await snapshot.create_event()
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
-        said = await self._said_now(snapshot, manner)
         sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id, said)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if event.event_id in manner.refused and checked.verdict in SHOWN:

@@ -21,8 +21,8 @@ LacksKeys = Callable[[Event], bool]
 """Whether a signature of the event could not be checked just now, since its key cannot be had."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
-Judge = Callable[[int, Collection[Event], Event | None], Awaitable[Mapping[EventID, bool]]]
-"""The same for many events, as far as that can be said before their turn in the room."""
+Judge = Callable[[int, Collection[Event], Event | None], Awaitable[Mapping[EventID, bool | None]]]
+"""The same for many events, as far as that can be said before their turn in the room; None: it can be said later."""
 
 
 class Questions(msgspec.Struct, frozen=True):
@@ -54,6 +54,8 @@ class Judged(msgspec.Struct, frozen=True):
     """The event that names it."""
     allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
     """What it was asked before these events got their turn."""
+    open: Collection[EventID] = ()
+    """Those that wait for its word."""
 
 
 NO_JUDGE: Final = Judged()

@@ -3,7 +3,7 @@ room costs neither memory for all of it nor a query for each event.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from federation.protocol.answers import File, Response
@@ -11,6 +11,8 @@ from storage.events import EventStore
 from storage.told_states import ToldState
 
 EVENTS_AT_ONCE: Final = 500
+BYTES_AT_ONCE: Final = 4 << 20
+"""Of PDUs, in memory for one answer; see `storage.told_states.WITH_BYTES`."""
 
 Part = bytes | Sequence[tuple[int, int]]
 """Bytes, or stored events by their numbers and the sizes of their PDUs."""
@@ -51,10 +53,10 @@ class _Pieces:
                 self._parts.append(part)
                 continue
             self.size += sum(size for _, size in part) + max(len(part) - 1, 0)
-            for start in range(0, len(part), EVENTS_AT_ONCE):
-                if start:
+            for number, load in enumerate(_in_loads(part)):
+                if number:
                     self._parts.append(b",")
-                self._parts.append(part[start : start + EVENTS_AT_ONCE])
+                self._parts.append(load)
 
     async def read(self, offset: int, size: int) -> bytes:
         """What comes next; `offset` is where the last piece ended."""
@@ -71,3 +73,17 @@ class _Pieces:
     async def _load(self, events: Sequence[tuple[int, int]]) -> bytes:
         pdus = await self._store.get_pdus(nid for nid, _ in events)
         return b",".join(pdus[nid].ljust(size) for nid, size in events)
+
+
+def _in_loads(events: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """The events, as many together as are read at once."""
+    load: list[tuple[int, int]] = []
+    size = 0
+    for event_nid, event_size in events:
+        if load and (len(load) == EVENTS_AT_ONCE or size + event_size > BYTES_AT_ONCE):
+            yield load
+            load, size = [], 0
+        load.append((event_nid, event_size))
+        size += event_size
+    if load:
+        yield load

@@ -1,7 +1,7 @@
 """How this server stands with others that it sends to. The paths are those of Synapse's administration API.
 
-Beside Synapse's fields there are the last error, and how much has not been told yet. Which event a server has had last is not
-kept, so `last_successful_stream_ordering` is null.
+Beside Synapse's fields there are the error, why the policy refuses the server, and how much has not been told yet. Which event a
+server has had last is not kept, so `last_successful_stream_ordering` is null.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -35,14 +35,14 @@ async def get_destinations(
     _check_page(from_, limit)
     order: Order = "destination" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
-    answer: dict[str, Any] = {"destinations": [_shown(row) for row in rows], "total": count}
+    answer: dict[str, Any] = {"destinations": [_shown(row, destinations) for row in rows], "total": count}
     return _with_next(answer, from_ + len(rows), count)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
 async def get_destination(destinations: Destinations, *, destination: ServerName) -> dict[str, Any]:
     """One of them."""
-    return _shown(await destinations.get(destination))
+    return _shown(await destinations.get(destination), destinations)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}/rooms", auth=Auth.ADMIN)
@@ -82,7 +82,7 @@ def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
     return {**answer, "next_token": str(end)} if end < count else answer
 
 
-def _shown(row: DestinationSummary) -> dict[str, Any]:
+def _shown(row: DestinationSummary, destinations: Destinations) -> dict[str, Any]:
     return {
         "destination": row.server,
         "retry_last_ts": row.tried_ts,
@@ -90,6 +90,7 @@ def _shown(row: DestinationSummary) -> dict[str, Any]:
         "failure_ts": row.failing_since_ts,
         "last_successful_stream_ordering": None,
         "error": row.error,
+        "refused": destinations.find_refusal(ServerName(row.server)),
         "rooms_missed": row.rooms_missed,
         "device_lists_missed": row.device_lists_missed,
         "messages_to_devices": row.messages_to_devices,

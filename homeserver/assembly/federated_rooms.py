@@ -63,7 +63,8 @@ class FederatedRoomParts:
             rooms.restricted,
             answers,
             get_signers,
-            lambda room_id: limiter.check(Limit.JOIN_ROOM, room_id),
+            lambda room_id: limiter.check_only(Limit.JOIN_ROOM, room_id),
+            lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
             identity,
             rooms.now_ms,
         )
@@ -101,4 +102,5 @@ class FederatedRoomParts:
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside
-        rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), clock)
+        rooms.elsewhere.policy = federation.policy
+        rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), federation.policy, clock)

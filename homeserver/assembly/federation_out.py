@@ -96,7 +96,7 @@ class FederationOutParts:
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
         )
-        self.destinations = Destinations(DestinationListStore(database), self.sender)
+        self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(

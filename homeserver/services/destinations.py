@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from federation.policy import Policy
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
 from federation.sender.sender import Sender
@@ -11,9 +12,10 @@ from storage.destination_lists import DestinationListStore, DestinationRoom, Des
 class Destinations:
     """What is known of them."""
 
-    def __init__(self, store: DestinationListStore, sender: Sender) -> None:
+    def __init__(self, store: DestinationListStore, sender: Sender, policy: Policy) -> None:
         self._store = store
         self._sender = sender
+        self._policy = policy
 
     async def get_page(
         self, term: str, order: Order, backwards: bool, offset: int, limit: int
@@ -27,6 +29,10 @@ class Destinations:
         if found is None:
             raise NotFound("This server shares no room with that one, and has nothing to tell it")
         return found
+
+    def find_refusal(self, server: ServerName) -> str | None:
+        """Why this server does not talk with that one; None where it does, be it that refusals are only simulated."""
+        return None if self._policy.rules.is_simulation else self._policy.find_refusal(server)
 
     async def get_rooms(
         self, server: ServerName, backwards: bool, offset: int, limit: int

@@ -6,6 +6,7 @@ are there, before the first request comes in (`homeserver/assembly/federated_roo
 
 from collections.abc import Mapping
 
+from federation.policy import Policy
 from federation.protocol.ids import UserID
 from federation.rooms.invitations import Invitations
 from federation.rooms.outside import OutsideMemberships
@@ -20,6 +21,7 @@ class Elsewhere:
     invitations: Invitations
     outside: OutsideMemberships
     directory: RemoteDirectory
+    policy: Policy
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """The profile of another server's user. Raises NotFound, Forbidden, OtherServerFailed."""

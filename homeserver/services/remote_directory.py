@@ -3,6 +3,7 @@
 Laws:
 - The same question is asked once, however many look at the same time.
 - One server that is slow or flooded with questions is asked few of them at a time.
+- What is remembered of a server that the policy refuses by now is not told.
 
 For the reactor thread.
 """
@@ -15,6 +16,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from federation.policy import Policy
 from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, NotFound, OtherServerFailed, RemoteError
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.remote.directory import DirectoryQuery, DirectoryRequests
@@ -24,6 +26,13 @@ SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
 QUESTIONS_AT_ONCE: Final = 20
 """To one server."""
+PROFILE, ALIAS, DIRECTORY = "profile", "alias", "directory"
+_PATHS: Final = {
+    PROFILE: "/_matrix/federation/v1/query/profile",
+    ALIAS: "/_matrix/federation/v1/query/directory",
+    DIRECTORY: "/_matrix/federation/v1/publicRooms",
+}
+"""Which right of a member of the federation each of them needs goes by the path."""
 
 T = TypeVar("T")
 
@@ -37,8 +46,9 @@ class _Remembered(msgspec.Struct, frozen=True):
 class RemoteDirectory:
     """Asks other servers on behalf of our users."""
 
-    def __init__(self, requests: DirectoryRequests, clock: IReactorTime) -> None:
+    def __init__(self, requests: DirectoryRequests, policy: Policy, clock: IReactorTime) -> None:
         self._requests = requests
+        self._policy = policy
         self._clock = clock
         self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
         self._asking: dict[Hashable, list[Deferred[None]]] = {}
@@ -51,7 +61,7 @@ class RemoteDirectory:
         async def ask() -> Mapping[str, object]:
             return await self._requests.get_profile(server, user_id, field)
 
-        profile = await self._find(server, ("profile", user_id, field), ask, "profile")
+        profile = await self._find(server, ("profile", user_id, field), ask, PROFILE)
         if field is None:
             return profile
         if field not in profile:
@@ -69,7 +79,7 @@ class RemoteDirectory:
         key = ("alias", alias)
         if anew:
             self._remembered.pop(key, None)
-        return await self._find(server, key, ask, "alias")
+        return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
         """A page of another server's directory. Raises Forbidden, OtherServerFailed."""
@@ -77,13 +87,14 @@ class RemoteDirectory:
         async def ask() -> dict[str, Any]:
             return await self._requests.get_public_rooms(server, query)
 
-        return await self._find(server, ("rooms", server, query), ask, "directory")
+        return await self._find(server, ("rooms", server, query), ask, DIRECTORY)
 
     async def _find(self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str) -> T:
         while key in self._asking:
             done: Deferred[None] = Deferred()
             self._asking[key].append(done)
             await done
+        self._policy.check_destination(server, _PATHS[what])
         known = self._remembered.get(key)
         if known is None or known.until <= self._clock.seconds():
             known = await self._ask(server, key, ask, what)

@@ -14,6 +14,7 @@ from federation.protocol.auth_rules import AuthError
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     BadJson,
+    Forbidden,
     InvalidParam,
     InvalidRoomState,
     MatrixError,
@@ -133,6 +134,9 @@ class RoomCreation:
         alias = await self._check_alias(caller, wish)
         if caller.user_id in invites:
             raise InvalidParam("You cannot invite yourself")
+        is_closed = (wish.creation_content or {}).get("m.federate") is False
+        if is_closed and not all(self._identity.is_local(user) for user in invites):
+            raise Forbidden("This room is only for people of this server")
         if invites:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))

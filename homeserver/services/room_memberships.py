@@ -363,7 +363,11 @@ class RoomMemberships:
     async def check_inviting(self, caller: Requester, targets: Iterable[UserID]) -> None:
         """Whether the caller may invite, and these may be invited. Raises Forbidden, NotFound, InviteBlocked."""
         self._invites.check_may_invite(caller)
-        here = [target for target in targets if self._identity.is_local(target)]
+        here: list[UserID] = []
+        elsewhere: list[UserID] = []
+        for target in targets:
+            (here if self._identity.is_local(target) else elsewhere).append(target)
+        self._elsewhere.check_inviting(elsewhere)
         await self._invites.check_invited_here(caller.user_id, here)
 
     async def _redeem_invite(self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]) -> Draft:

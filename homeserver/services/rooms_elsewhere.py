@@ -16,6 +16,8 @@ from homeserver.services.elsewhere import Elsewhere
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow, RoomStore
 
+INVITES: Final = "/_matrix/federation/v2/invite/"
+"""What another server is asked when one of its users is invited."""
 MAX_FORMER: Final = 10
 """How many of the servers are asked that were in a room when we left it."""
 
@@ -81,6 +83,11 @@ class RoomsElsewhere:
             return
         candidates = await self._candidates(user_id, room_id, ())
         await self._elsewhere.memberships.leave(room_id, user_id, content, candidates)
+
+    def check_inviting(self, targets: Iterable[UserID]) -> None:
+        """Whether users of other servers may be invited: those servers have to sign it. Raises Forbidden (the policy)."""
+        for server in dict.fromkeys(domain_of(target) for target in targets):
+            self._elsewhere.policy.check_destination(server, INVITES)
 
     async def do_invite(
         self, caller: Requester, room_id: RoomID, target: UserID, content: Mapping[str, Any]

@@ -154,6 +154,37 @@ def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
+def test_nobody_from_elsewhere_is_invited_into_a_room_that_does_not_federate(network: Network) -> None:
+    alice, bob = pair(network)
+    closed = {"creation_content": {"m.federate": False}}
+    room_id = create(alice, **closed)
+    network.log.clear()
+
+    for answer in (
+        membership(alice, room_id, "invite", bob),
+        alice.put(room_path(room_id, "state", "m.room.member", bob.user_id), {"membership": "invite"}),
+        alice.post(f"{V3}/createRoom", {"invite": [bob.user_id], **closed}),
+    ):
+        assert refused(answer) == (403, "M_FORBIDDEN")
+        assert answer.json["error"] == "This room is only for people of this server"
+
+    assert not network.log
+    assert ok(alice.get(f"{V3}/joined_rooms"))["joined_rooms"] == [room_id]
+
+
+def test_no_room_is_made_for_somebody_whose_server_the_policy_refuses(network: Network) -> None:
+    alice = network.add(NORTH, f"federation_domain_blacklist: [{SOUTH}]\n").register("alice")
+    bob, carol = network.add(SOUTH).register("bob"), network.servers[NORTH].register("carol")
+
+    answer = alice.post(f"{V3}/createRoom", {"invite": [carol.user_id, bob.user_id]})
+
+    assert refused(answer) == (403, "M_FORBIDDEN")
+    assert SOUTH in answer.json["error"]
+    assert ok(alice.get(f"{V3}/joined_rooms"))["joined_rooms"] == []
+    assert not rooms_in_sync(carol, "invite")
+    assert refused(membership(alice, create(alice), "invite", bob)) == (403, "M_FORBIDDEN")
+
+
 def test_who_may_not_invite_asks_nobody(network: Network) -> None:
     alice, bob = pair(network)
     mallory = network.servers[NORTH].register("mallory")

@@ -15,7 +15,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, add_signature, encode_base64
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Fate, Network
@@ -36,6 +36,9 @@ class Judge:
         self.is_away = False
         self.left: int | None = None
         """So many events more it looks at before it says that these are too many."""
+        self.wait_ms = 1_000
+        """So long nobody is to ask again then."""
+        self.refusals = 0
         self.asked: list[dict[str, Any]] = []
 
     def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
@@ -45,7 +48,9 @@ class Judge:
         assert destination == self.name
         pdu = msgspec.json.decode(request.body)
         if self.left == 0:
-            return WireAnswer(429, {}, b'{"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast"}')
+            self.refusals += 1
+            refusal = {"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast", "retry_after_ms": self.wait_ms}
+            return WireAnswer(429, {}, msgspec.json.encode(refusal))
         self.asked.append(pdu)
         if self.is_away:
             raise RemoteError(destination, "away", retryable=True)
@@ -214,7 +219,7 @@ async def test_the_past_waits_for_one_that_is_away(network: Network) -> None:
     assert texts(carol, room_id) == ["salom"]
 
 
-async def test_news_of_which_it_says_nothing_does_not_take_the_rest_along(network: Network) -> None:
+async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -222,14 +227,86 @@ async def test_news_of_which_it_says_nothing_does_not_take_the_rest_along(networ
     said = [say(room.bob, room.room_id, f"{number}") for number in range(7)]
     network.mend(NORTH, SOUTH)
 
-    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
-        judge.left = 0 if b'"body":"3"' in request.body else None
-        return judge.answer(destination, request)
+    network.liars.append(judge.answer)
+    judge.left, judge.wait_ms = 3, 7_000
+    answer = await room.south.push(NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said])
 
-    network.liars.append(answer)
-    await room.south.push(NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said])
+    assert answer == {"pdus": {event_id: {} for event_id in said}}
+    assert texts(room.alice, room.room_id) == ["2", "1", "0"]
+    assert judge.refusals == 1
+    mine = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "mine"})
+    assert (mine.status, mine.json["retry_after_ms"]) == (429, 7_000)
+    assert judge.refusals == 1, "it is left alone"
 
-    assert texts(room.alice, room.room_id) == ["6", "5", "4", "2", "1", "0"]
+    judge.left = None
+    network.clock.advance(11)
+    assert texts(room.alice, room.room_id) == ["6", "5", "4", "3", "2", "1", "0"]
+
+
+async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.liars.append(judge.answer)
+    judge.left, judge.wait_ms = 0, True
+
+    answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
+
+    assert (answer.status, answer.json["retry_after_ms"]) == (429, 1_000)
+
+
+async def test_one_that_is_slow_holds_up_who_sends_for_a_few_seconds_only(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    other = create_room(room.alice)
+    ok(join_via(room.bob, other, NORTH))
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.cut(NORTH, SOUTH)
+    said = [say(room.bob, room.room_id, f"{number:02}") for number in range(20)]
+    pdus = [await room.south.pdu(room.room_id, event_id) for event_id in said]
+    elsewhere = await room.south.pdu(other, say(room.bob, other, "elsewhere"))
+    network.mend(NORTH, SOUTH)
+    network.forge(SOUTH, judge.answer_late)
+    network.hold()
+    receive = room.north.server.app.incoming.transactions.receive
+    first, second = (
+        Deferred.fromCoroutine(receive(ServerName(SOUTH), txn_id, sent, []))
+        for txn_id, sent in (("a", pdus), ("b", [elsewhere]))
+    )
+
+    def answer_in(seconds: float) -> None:
+        network.clock.advance(seconds)
+        network.deliver(most=5)
+
+    answer_in(4)
+
+    assert msgspec.json.decode(await first) == {"pdus": {event_id: {} for event_id in said}}
+    assert second.called
+    assert texts(room.alice, other) == ["elsewhere"]
+    for _ in range(20):
+        answer_in(4)
+    assert texts(room.alice, room.room_id) == [f"{number:02}" for number in reversed(range(20))]
+    assert len(judge.asked) == 20
+
+
+async def test_what_is_here_already_is_not_asked_about_again(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.cut(NORTH, SOUTH)
+    event_id = say(room.bob, room.room_id, "salom")
+    network.mend(NORTH, SOUTH)
+    pdu = await room.south.pdu(room.room_id, event_id)
+    network.liars.append(judge.answer)
+    judge.is_away = True  # so that it has said nothing that could be remembered
+    await room.south.push(NORTH, [pdu])
+    network.rebuild(NORTH)
+    network.clock.advance(31)
+    judge.asked.clear()
+
+    await room.south.push(NORTH, [pdu])
+
+    assert judge.asked == []
 
 
 async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network: Network) -> None:

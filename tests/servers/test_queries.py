@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
@@ -35,6 +36,20 @@ def test_a_profile(network: Network) -> None:
     assert ok(bob.get(f"{V3}/profile/{alice.user_id}/displayname")) == {"displayname": "Alice"}
     assert refused(bob.get(f"{V3}/profile/{alice.user_id}/avatar_url")) == (404, "M_NOT_FOUND")
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
+
+
+def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(network: Network) -> None:
+    alice, bob = pair(network, OPEN)
+    ok(alice.post(f"{V3}/createRoom", {"room_alias_name": "tea"}))
+    alias = quote(f"#tea:{NORTH}")
+    paths = (f"profile/{alice.user_id}", f"directory/room/{alias}", f"publicRooms?server={NORTH}")
+    for path in paths:
+        ok(bob.get(f"{V3}/{path}"))
+
+    network.servers[SOUTH].app.federation.policy.change(make_rules(None, [NORTH]))
+
+    for path in paths:
+        assert refused(bob.get(f"{V3}/{path}")) == (403, "M_FORBIDDEN"), path
 
 
 async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None:

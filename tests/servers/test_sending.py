@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.sender.sender import AT_ONCE
 from storage.database import Database, PostgresConfig
@@ -311,6 +312,7 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
         "failure_ts": None,
         "last_successful_stream_ordering": None,
         "error": None,
+        "refused": None,
         "rooms_missed": 0,
         "device_lists_missed": 0,
         "messages_to_devices": 0,
@@ -340,7 +342,12 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
     home.wire.down.clear()
     home.server.clock.advance(5)
     home.settle()
-    assert admin.get(f"{DESTINATIONS}/{PEER}").json == {**well, "error": f"{PEER}: it is down"}
+    assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
+
+    home.server.app.federation.policy.change(make_rules(None, [PEER]))
+    assert "blocked" in admin.get(f"{DESTINATIONS}/{PEER}").json["refused"]
+    home.server.app.federation.policy.change(make_rules(None, [PEER], is_simulation=True))
+    assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What servers get that ask for handshakes: those that mean well, and those that try something."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,8 +12,11 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.requests import RefusedByRemote, path_of
+from federation.rooms import spliced
 from federation.rooms.join_answers import FEW_MEMBERS, FEW_SERVERS
 from federation.rooms.templates import fill_template
+from storage import told_states
+from storage.events import EventStore
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
@@ -165,6 +168,31 @@ async def test_a_large_state_comes_in_pieces_and_whole(network: Network) -> None
     assert len([pdu for pdu in answer["state"] if pdu["type"] == "org.example.note"]) == 1100
 
 
+async def test_long_events_come_in_pieces_though_they_are_few(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, south, room_id = world(network)
+    for number in range(10):
+        set_state(alice, room_id, "org.example.note", {"text": "x" * 3_000}, f"{number}")
+    monkeypatch.setattr(told_states, "WITH_BYTES", 10_000)
+    monkeypatch.setattr(spliced, "BYTES_AT_ONCE", 10_000)
+    read_at_once: list[int] = []
+    get_pdus = EventStore.get_pdus
+
+    async def note(store: EventStore, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+        pdus = await get_pdus(store, event_nids)
+        read_at_once.append(sum(map(len, pdus.values())))
+        return pdus
+
+    monkeypatch.setattr(EventStore, "get_pdus", note)
+
+    answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"))
+
+    assert len([pdu for pdu in answer["state"] if pdu["type"] == "org.example.note"]) == 10
+    assert sum(read_at_once) > 30_000
+    assert max(read_at_once) <= 10_000
+
+
 async def test_old_endpoints_answer_in_pairs(network: Network) -> None:
     alice, south, room_id = world(network, room_version="1")
     bob = f"@bob:{SOUTH}"
@@ -278,6 +306,15 @@ async def test_an_invite_is_signed(network: Network) -> None:
     assert {**answer["event"], "signatures": 0} == {**event.pdu, "signatures": 0}
     shown = rooms_in_sync(alice, "invite")[f"!r:{SOUTH}"]["invite_state"]["events"]
     assert NAME in shown
+
+
+async def test_an_invite_into_a_room_that_is_closed_to_us_is_refused(network: Network) -> None:
+    alice, south, _ = world(network)
+    event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
+    create = {"type": "m.room.create", "state_key": "", "sender": f"@bob:{SOUTH}", "content": {"m.federate": False}}
+
+    assert await refusal(send_invite(south, event, state=[create])) == (403, "M_FORBIDDEN")
+    assert not is_known(alice, f"!r:{SOUTH}")
 
 
 async def test_an_old_invite(network: Network) -> None:
@@ -406,3 +443,22 @@ async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Networ
     network.clock.advance(11)
     await send(south, events[3])
     assert members(alice, room_id)[events[3].sender] == "join"
+
+
+async def test_whom_the_room_refuses_keeps_nobody_else_out(network: Network) -> None:
+    limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 2}\n"
+    north, south = network.add(NORTH, limits), network.add(SOUTH)
+    alice, carl = north.register("alice"), north.register("carl")
+    room_id = create(alice, preset="public_chat", room_version="11")
+    come = await make(south, room_id, f"@bob:{SOUTH}")
+    await send(south, come)
+    await send(south, await make(south, room_id, f"@bob:{SOUTH}", "leave"), "v2/send_leave")
+    uninvited = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(3)]
+    set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite"})
+    for event in uninvited:
+        assert await refusal(send(south, event)) == (403, "M_FORBIDDEN")
+    for _ in range(3):
+        await send(south, come)  # which was here before
+
+    invite(alice, room_id, carl)
+    ok(join_via(carl, room_id))

@@ -55,7 +55,7 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     every = [
         first,
         DestinationSummary(OTHER),
-        DestinationSummary(PEER, error="slow"),
+        DestinationSummary(PEER),
         DestinationSummary(third, messages_to_devices=1),
     ]
     assert await lists.get_page("", "destination", False, 0, 10) == (every, 4)
@@ -65,6 +65,8 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     assert await lists.get_page("e", "failure_ts", True, 9, 1) == ([], 4)
     assert await lists.get_page("way", "destination", False, 0, 10) == ([first], 1)
     assert await lists.get_one(away) == first
+    for summary in every[1:]:
+        assert await lists.get_one(summary.server) == summary
     assert await lists.get_one("nobody.example") is None
     assert await lists.get_rooms(away, False, 0, 10) == ([DestinationRoom("!room:example.org", 100, True)], 1)
     assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 20, False)], 1)
