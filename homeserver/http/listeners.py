@@ -14,6 +14,8 @@ from twisted.internet.ssl import CertificateOptions, TLSVersion
 from zope.interface import implementer
 
 BACKLOG: Final = 511
+HTTP: Final = b"http/1.1"
+"""What is spoken, by the name that it has where clients say what they can (ALPN, RFC 7301)."""
 
 _ADVICE: Final = {
     EADDRINUSE: "another program listens there already: end it, or choose another `port` in `listeners`",
@@ -62,6 +64,8 @@ class TlsContext:
         context.use_certificate_chain_file(str(self._certificate))
         context.use_privatekey_file(str(self._private_key))
         context.check_privatekey()
+        # what Twisted chooses by needs to know the connection, and this context is one for all of them
+        context.set_alpn_select_callback(lambda _, offered: HTTP if HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS)
         return context
 
 

@@ -46,6 +46,11 @@ def _handshake(server: SSL.Context, maximum: int) -> str:
     """Shake hands in memory with a client that speaks `maximum` at most; the version that they speak."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_max_proto_version(maximum)
+    return _shake_hands(server, context).get_protocol_version_name()
+
+
+def _shake_hands(server: SSL.Context, context: SSL.Context) -> SSL.Connection:
+    """The server's end, in memory."""
     ours, theirs = SSL.Connection(server, None), SSL.Connection(context, None)
     ours.set_accept_state()
     theirs.set_connect_state()
@@ -55,7 +60,7 @@ def _handshake(server: SSL.Context, maximum: int) -> str:
                 here.do_handshake()
             with suppress(SSL.WantReadError):
                 there.bio_write(here.bio_read(1 << 16))
-    return ours.get_protocol_version_name()
+    return ours
 
 
 def test_tcp_listens_on_every_address() -> None:
@@ -88,6 +93,20 @@ def test_tls_is_1_2_or_newer(tmp_path: Path) -> None:
     assert _handshake(context, SSL.TLS1_2_VERSION) == "TLSv1.2"
     with pytest.raises(SSL.Error):
         _handshake(context, SSL.TLS1_1_VERSION)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [([b"h2", b"http/1.1"], b"http/1.1"), ([b"http/1.1"], b"http/1.1"), ([b"h2"], b"")]
+)
+def test_a_client_that_says_what_it_can_speak_is_answered(tmp_path: Path, offered: list[bytes], chosen: bytes) -> None:
+    """As browsers and most programs do (ALPN)."""
+    client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    client.set_alpn_protos(offered)
+
+    connection = _shake_hands(TlsContext(*_certificate(tmp_path)).getContext(), client)
+
+    assert connection.get_state_string() == b"SSL negotiation finished successfully"
+    assert connection.get_alpn_proto_negotiated() == chosen
 
 
 def test_a_renewed_certificate_is_read_and_a_broken_one_is_not_used(tmp_path: Path) -> None:
