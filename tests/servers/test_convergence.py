@@ -5,7 +5,8 @@ In the end everybody comes back into the room, as far as its rules let them, and
 servers have the same state and the same events. Those who could not come back, since nobody was left who may let them in, are
 compared as far as they take each other to be in the room.
 
-Some runs are part of the suite; `MAHALLA_CONVERGENCE_RUNS=1000 pytest tests/servers/test_convergence.py` makes as many.
+Some runs are part of the suite, the same each time; `MAHALLA_CONVERGENCE_RUNS=1000 pytest tests/servers/test_convergence.py` makes
+as many, others each time.
 """
 
 import os
@@ -33,6 +34,7 @@ from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "50"))
+IN_SUITE = "MAHALLA_CONVERGENCE_RUNS" not in os.environ
 V3 = "/_matrix/client/v3"
 NAMES = (NORTH, SOUTH, EAST)
 PAIRS = ((NORTH, SOUTH), (NORTH, EAST), (SOUTH, EAST))
@@ -324,5 +326,9 @@ class Towns(RuleBasedStateMachine):
 
 TestTowns = Towns.TestCase
 TestTowns.settings = settings(
-    max_examples=RUNS, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=RUNS,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=IN_SUITE,
+    suppress_health_check=list(HealthCheck),
 )
