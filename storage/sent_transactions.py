@@ -28,9 +28,9 @@ class SentTransaction(msgspec.Struct, frozen=True):
 
     def compute_key(self) -> bytes:
         """Sixteen bytes that stand for it."""
-        names = (self.user_id, self.device_id, self.scope, self.txn_id)
+        names = [self.user_id, self.device_id, self.scope, self.txn_id]
         if self.device_made_ts:
-            names = (*names, str(self.device_made_ts))
+            names.append(str(self.device_made_ts))
         return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 

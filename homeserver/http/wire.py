@@ -47,7 +47,9 @@ def malformed() -> bytes:
 def too_long(most: int, *, is_address: bool) -> bytes:
     """The whole answer to more than `most` bytes before the body, most of them in the address or in headers."""
     if is_address:
-        text = f"The address and headers may have {most} bytes together; keep a long filter with POST /filter, and name it"
+        text = (
+            f"The address and headers may have {most} bytes together; keep a long filter with POST /filter, and name it"
+        )
         return _last_answer(HTTPStatus.REQUEST_URI_TOO_LONG, "M_TOO_LARGE", text)
     text = f"The headers may have {most} bytes, and be 100 at most"
     return _last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
