@@ -106,7 +106,7 @@ class DeviceStore:
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Make the device where there is none of that id; False where there is: then it keeps its name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO devices ({_COLUMNS}, made_ts) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 device.user_id,
                 device.device_id,
@@ -115,6 +115,7 @@ class DeviceStore:
                 device.last_seen_ts,
                 device.last_seen_ip,
                 device.last_seen_user_agent,
+                device.created_ts,
             ),
         )
         if added:

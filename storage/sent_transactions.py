@@ -23,10 +23,14 @@ class SentTransaction(msgspec.Struct, frozen=True):
     scope: str
     """The request's method and path without the transaction id: ids of different endpoints never meet."""
     txn_id: str
+    device_made_ts: int = 0
+    """Of a device that was signed out and came again under its id, which begins its ids anew. 0 where it is not known."""
 
     def compute_key(self) -> bytes:
         """Sixteen bytes that stand for it."""
-        names = (self.user_id, self.device_id, self.scope, self.txn_id)
+        names = [self.user_id, self.device_id, self.scope, self.txn_id]
+        if self.device_made_ts:
+            names.append(str(self.device_made_ts))
         return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 

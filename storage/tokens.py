@@ -39,6 +39,8 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     agreed: int = 0
     """To how many of the documents that were asked about its owner has agreed."""
     shadow_banned: bool = False
+    device_made_ts: int = 0
+    """When the device was made; one that was removed and came again under its id is another."""
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
@@ -75,8 +77,9 @@ class TokenStore:
         row = txn.query_one(
             "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
             " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id, a.user_type,"
-            f" a.appservice_id, ({agreed}), a.shadow_banned"
+            f" a.appservice_id, ({agreed}), a.shadow_banned, d.made_ts"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
+            " LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id"
             " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
             (*(text for policy in policies for text in policy), token_hash),
         )
@@ -100,6 +103,7 @@ class TokenStore:
             of_service=row[14] is not None,
             agreed=int(row[15]),
             shadow_banned=bool(row[16]),
+            device_made_ts=row[17] or 0,
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:

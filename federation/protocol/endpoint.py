@@ -132,6 +132,8 @@ class Requester(msgspec.Struct, frozen=True):
     """The account is past its day."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
+    device_made_ts: int = 0
+    """When the device was made, in milliseconds since 1970: signed out and in again under the same id, it is another device."""
     rate_limited: bool = True
     """False for application services that are registered so, and for users whom an administrator exempts."""
 

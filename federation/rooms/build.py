@@ -113,11 +113,6 @@ class Chain:
         unnamed = [EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]]
         return [*unnamed, self.built[-1].event_id]
 
-    @property
-    def changed_state(self) -> Mapping[StateKey, Event]:
-        """The entries of the state that events of this chain set."""
-        return self._overlay
-
     async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
         """Build the drafts of one request; for a draft that would change nothing, the event that is there already.
 

@@ -58,7 +58,7 @@ class WantedRescan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @endpoint("POST", f"{_OURS}/rescan", auth=Auth.ADMIN)
-async def post_rescan(scans: ScanAdministration, *, body: WantedRescan) -> dict[str, Any]:
+async def post_rescan(scans: ScanAdministration, *, body: WantedRescan = WantedRescan()) -> dict[str, Any]:
     """Scan files again, in the background."""
     if body.newer_than_ms is not None and body.newer_than_ms < 0:
         raise InvalidParam("newer_than_ms may not be negative")

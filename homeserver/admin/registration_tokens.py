@@ -36,7 +36,9 @@ async def get_registration_tokens(tokens: RegistrationTokens, *, valid: bool | N
 
 
 @endpoint("POST", f"{_PATH}/new", auth=Auth.ADMIN)
-async def post_registration_token(tokens: RegistrationTokens, caller: Requester, *, body: NewToken) -> dict[str, Any]:
+async def post_registration_token(
+    tokens: RegistrationTokens, caller: Requester, *, body: NewToken = NewToken()
+) -> dict[str, Any]:
     """Make one. Raises `InvalidParam`."""
     made = await tokens.do_make(body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id)
     return _shown(made)

@@ -61,7 +61,7 @@ async def post_password(
     while_suspended=True,
 )
 async def post_deactivate(
-    accounts: Accounts, caller: Requester, context: RequestContext, *, body: Deactivate
+    accounts: Accounts, caller: Requester, context: RequestContext, *, body: Deactivate = Deactivate()
 ) -> dict[str, object]:
     """End the account, and unbind its addresses at the identity server where this server had bound them."""
     unbound = await accounts.do_deactivate_self(caller, body.auth, context.client_ip, erase=body.erase)

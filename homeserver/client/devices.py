@@ -60,7 +60,7 @@ async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID
     while_suspended=True,
 )
 async def delete_device(
-    devices: Devices, caller: Requester, context: RequestContext, *, device_id: DeviceID, body: Remove
+    devices: Devices, caller: Requester, context: RequestContext, *, device_id: DeviceID, body: Remove = Remove()
 ) -> Empty:
     """Remove one, once that is confirmed."""
     await devices.do_remove(caller, [device_id], body.auth, context.client_ip)

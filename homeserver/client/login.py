@@ -144,7 +144,7 @@ async def post_login(
     before_consent=True,
 )
 async def post_get_token(
-    login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken
+    login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken = GetToken()
 ) -> dict[str, object]:
     """A token with which another client of the caller signs in."""
     token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)

@@ -51,7 +51,7 @@ async def post_register(
     acting: ActingServices,
     context: RequestContext,
     *,
-    body: Register,
+    body: Register = Register(),
     kind: Kind = Kind.USER,
 ) -> dict[str, object]:
     """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.room_memberships import RoomMemberships
@@ -110,6 +110,8 @@ async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_i
 async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation) -> Empty:
     """Invite someone."""
     if body.user_id is None:
+        if body.address is None:
+            raise MissingParam("user_id is missing")
         raise InvalidParam(
             "This server does not invite by e-mail address or phone number; ask the person for their user ID"
         )

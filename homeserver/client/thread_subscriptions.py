@@ -60,7 +60,7 @@ async def put_thread_subscription(
     *,
     room_id: RoomID,
     root: EventID,
-    body: Subscription,
+    body: Subscription = Subscription(),
 ) -> Empty:
     """Subscribe to a thread."""
     cause = None if body.automatic is None else EventID(body.automatic)

@@ -38,6 +38,7 @@ REASONS = {
     "oauth": "this server signs people in by OAuth 2.0 itself (`oauth`)",
     "names": "other servers are never told how people call their devices",
     "identity": "this server asks no identity server",
+    "presence": "it is called `presence.enabled`, on unless that says otherwise",
     "obsolete": "Synapse itself has dropped or never documented it",
     "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
     "policies": "here each document has its version, name and text in `user_consent.policies`",

@@ -25,6 +25,8 @@ Duration = NewType("Duration", int)
 Size = NewType("Size", int)
 """Bytes. In YAML a number of bytes, or one with a unit: `512K`, `50M`, `2G` (powers of 1024)."""
 
+Permissions = NewType("Permissions", int)
+"""Of a file. In YAML in base eight, as `0o660` or, as it always was, `0660`."""
 
 Network = NewType("Network", str)
 """A range of addresses (`10.0.0.0/8`, `fe80::/10`), or one address."""

@@ -17,7 +17,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from homeserver.config.option import JSON, Description, Duration, Network, Secret, Size, default_of, description_of
+from homeserver.config.option import (
+    JSON,
+    Description,
+    Duration,
+    Network,
+    Permissions,
+    Secret,
+    Size,
+    default_of,
+    description_of,
+)
 from homeserver.config.yaml_text import Place
 
 ENVIRONMENT_PREFIX = "MAHALLA_"
@@ -265,6 +275,8 @@ def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
         return Duration(_with_unit(found, DURATION_UNITS, "a duration such as 30s, 5m, 24h or 7d"))
     if kind is Size:
         return Size(_with_unit(found, SIZE_UNITS, "a size such as 512K, 50M or 2G"))
+    if kind is Permissions:
+        return _read_permissions(found)
     text = _read_text(found)
     if kind is Path:
         return reading.folder / text
@@ -285,6 +297,14 @@ def _read_bool(found: Any) -> bool:
     if isinstance(found, str) and found.lower() in WORDS_FOR_BOOL:
         return WORDS_FOR_BOOL[found.lower()]
     raise Unfit("want true or false")
+
+
+def _read_permissions(found: Any) -> Permissions:
+    if isinstance(found, str) and re.fullmatch(r"0[0-7]{3,4}", found):  # as the YAML of old would have it
+        return Permissions(int(found, 8))
+    if _is_plain_number(found) and isinstance(found, int):
+        return Permissions(found)
+    raise Unfit("want permissions such as 0o660")
 
 
 def _read_text(found: Any) -> str:
@@ -309,6 +329,8 @@ def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
 def spell_number(number: float, value_type: Any) -> str:
     """A number as people write it in the file: a duration or a size with the largest unit that it is a multiple of."""
     kind = without_none(value_type)
+    if kind is Permissions:
+        return f"0o{number:03o}"
     units = SPELT_DURATIONS if kind is Duration else SPELT_SIZES if kind is Size else {}
     for unit, factor in units.items():
         if number and number % factor == 0:

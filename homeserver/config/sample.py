@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from homeserver.config.load import REASONS, synapse_keys
-from homeserver.config.option import JSON, Duration, Network, Secret, Size, default_of, description_of
+from homeserver.config.option import JSON, Duration, Network, Permissions, Secret, Size, default_of, description_of
 from homeserver.config.read import environment_name, is_secret, spell_number, without_none
 from homeserver.config.whole import GROUPS
 from homeserver.config.yaml_text import Place
@@ -85,7 +85,7 @@ def spell(value: Any, value_type: Any) -> str:
     kind = without_none(value_type)
     if value is None:
         return "null"
-    if kind in (Duration, Size):
+    if kind in (Duration, Size, Permissions):
         return spell_number(value, kind)
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
@@ -176,6 +176,7 @@ TYPE_NAMES: dict[Any, str] = {
     Path: "path",
     Duration: "duration",
     Size: "size",
+    Permissions: "permissions",
     Secret: "text",
     Network: "address range",
     JSON: "anything",

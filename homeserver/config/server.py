@@ -11,7 +11,7 @@ from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
 from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
-from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
+from homeserver.config.option import JSON, Duration, Permissions, Secret, Size, option, required, section
 from homeserver.config.scanning import MediaScanning
 
 
@@ -128,9 +128,10 @@ class Listener:
 
     port: int | None = option(None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
-    mode: int = option(0o666, "The permissions of the Unix socket, as in `0o660`.", minimum=0, maximum=0o777)
+    mode: Permissions = option(Permissions(0o666), "The permissions of the Unix socket.", minimum=0, maximum=0o777)
     bind_addresses: tuple[str, ...] = option(
-        ("::", "0.0.0.0"), "The addresses to listen on. One that this machine does not have is an error, except `::`."
+        ("::", "0.0.0.0"),
+        "The addresses to listen on. One that this machine does not have is an error, except `::` and `::1`.",
     )
     type: Literal["http", "metrics", "manhole"] = option(
         "http", "`http`, or `metrics` for the figures alone. `manhole` has no effect."

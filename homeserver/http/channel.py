@@ -7,7 +7,8 @@ Laws:
 - Answers go out in the order of the requests. While one is worked on, what was read of the next waits, and no more is read.
 - What is malformed, too long or refused is answered once; what the client still sends is thrown away for a moment, that
   it may read the answer before the connection ends: closing at once would make its system throw the answer away.
-- A connection on which nothing comes while nothing is being answered is closed.
+- A connection on which nothing comes while nothing is being answered is closed. So is one whose request comes in drops: its
+  head has as long as silence has, and its body has to have become long (`held_bodies` sees to these) after a time.
 """
 
 import re
@@ -32,7 +33,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
-from homeserver.http.wire import CONTINUE, malformed, unknown_method
+from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
+from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
 
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
@@ -146,6 +148,9 @@ class MatrixChannel(Connection):
         self._lines: list[tuple[bytes, bytes]] = []
         """The headers of the request that is being read."""
         self._head_bytes = 0
+        self._body_bytes = 0
+        self._begun_at = 0.0
+        """When the first byte came of the request that is being read."""
         self._in_head = True
         self._active_at = 0.0
         self._timer: IDelayedCall | None = None
@@ -275,12 +280,14 @@ class MatrixChannel(Connection):
         if self._refused or parser is None:
             return
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
         uri, lines = self._uri, self._lines
         size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
-        is_bounded = len(lines) <= MOST_HEADERS and size <= self._max_header_bytes
+        if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
+            self._end_long_head()
+            return
         is_path = uri.startswith(b"/") or uri == b"*"
-        if not (is_bounded and is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
+        if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
         head = Head(parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), lines, dict(lines))
@@ -296,6 +303,7 @@ class MatrixChannel(Connection):
     def on_body(self, data: bytes) -> None:
         if self._refused:
             return
+        self._body_bytes += len(data)
         reading = self._reading
         if isinstance(reading, _Waiting):
             reading.pieces.append(data)
@@ -320,6 +328,8 @@ class MatrixChannel(Connection):
             return
         self._active_at = self._clock.seconds()
         if self._in_head:
+            if not self._head_bytes:
+                self._begun_at = self._active_at
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -332,7 +342,7 @@ class MatrixChannel(Connection):
             self._end(malformed())
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
-                self._end(malformed())
+                self._end_long_head()
 
     def _start(self, head: Head, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
@@ -381,6 +391,10 @@ class MatrixChannel(Connection):
         if self._thrown_away > LINGER_BYTES:
             self._close()
 
+    def _end_long_head(self) -> None:
+        is_address = 2 * len(self._uri) > self._max_header_bytes
+        self._end(too_long(self._max_header_bytes, is_address=is_address))
+
     def _end(self, answer: bytes) -> None:
         """Answer for the last time."""
         if self._refused:
@@ -395,13 +409,22 @@ class MatrixChannel(Connection):
 
     def _check_idle(self) -> None:
         self._timer = None
-        quiet = self._clock.seconds() - self._active_at
+        now = self._clock.seconds()
+        quiet = now - self._active_at
         if self._exchange is not None and self._reading is None:
             self._set_timer(self._idle_timeout, self._check_idle)
-        elif quiet < self._idle_timeout:
-            self._set_timer(self._idle_timeout - quiet, self._check_idle)
-        else:
+        elif quiet >= self._idle_timeout:
             self._close()
+        elif self._is_too_slow(now):
+            self._end(too_slow())
+        else:
+            self._set_timer(self._idle_timeout - quiet, self._check_idle)
+
+    def _is_too_slow(self, now: float) -> bool:
+        taken = now - self._begun_at
+        if self._in_head:
+            return self._head_bytes > 0 and taken >= self._idle_timeout
+        return self._body_bytes <= FREE_BYTES and taken >= MOST_SECONDS
 
     def _close(self) -> None:
         if self.transport is not None:

@@ -147,7 +147,8 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
             raise DeclarationError(f"{where}: the parameter {name} is neither a service nor a part of the request")
         elif name == "body":
             takes_file = hint is BinaryIO
-            decode_body = None if takes_file else _body_decoder(where, hint)
+            may_be_empty = parameter.default is not inspect.Parameter.empty
+            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty)
         else:
             default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
             described = _describe(where, name, hint, default, identifiers)
@@ -275,22 +276,25 @@ def _choice(choices: Mapping[str, object]) -> TextParser:
     return parse
 
 
-def _body_decoder(where: str, hint: Any) -> Callable[[bytes], object]:
+def _body_decoder(where: str, hint: Any, may_be_empty: bool) -> Callable[[bytes], object]:
     if hint is bytes:
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
     if is_struct or hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-        return _json_decoder(hint)
+        return _json_decoder(hint, may_be_empty)
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def _json_decoder(hint: Any) -> Callable[[bytes], object]:
+def _json_decoder(hint: Any, may_be_empty: bool) -> Callable[[bytes], object]:
+    """`may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`."""
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
     decoder = msgspec.json.Decoder(dict if is_raw else hint)
 
     def decode(body: bytes) -> object:
         if not body:
+            if not may_be_empty:
+                raise NotJson("The body is empty, and has to be a JSON object")
             body = b"{}"
         try:
             decoded: object = decoder.decode(body)
@@ -298,6 +302,8 @@ def _json_decoder(hint: Any) -> Callable[[bytes], object]:
             raise BadJson(str(error)) from None
         except RecursionError:
             raise BadJson("The JSON is nested too deeply") from None
+        except UnicodeDecodeError:
+            raise NotJson("The body is not valid UTF-8") from None
         except ValueError as error:
             raise NotJson(f"The body is not valid JSON: {error}") from None
         return msgspec.Raw(body) if is_raw else decoded

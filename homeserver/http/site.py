@@ -1,4 +1,4 @@
-"""The site: twisted.web's HTTP channel, without its tree of resources.
+"""The site: from a request to its answer, without a tree of resources.
 
 A request is routed as soon as its headers are there, so that a body too long is refused before it is read. A request
 that is whole runs as one coroutine. This is the only place where an exception becomes an answer:
@@ -10,8 +10,6 @@ that is whole runs as one coroutine. This is the only place where an exception b
 
 A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
 """
-
-# mypy: allow-untyped-calls
 
 import errno
 from collections.abc import Callable, Mapping, Sequence

@@ -44,6 +44,22 @@ def malformed() -> bytes:
     return _last_answer(HTTPStatus.BAD_REQUEST, "M_UNKNOWN", "This is not a well-formed HTTP request")
 
 
+def too_long(most: int, *, is_address: bool) -> bytes:
+    """The whole answer to more than `most` bytes before the body, most of them in the address or in headers."""
+    if is_address:
+        text = (
+            f"The address and headers may have {most} bytes together; keep a long filter with POST /filter, and name it"
+        )
+        return _last_answer(HTTPStatus.REQUEST_URI_TOO_LONG, "M_TOO_LARGE", text)
+    text = f"The headers may have {most} bytes, and be 100 at most"
+    return _last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
+
+
+def too_slow() -> bytes:
+    """The whole answer to a request that does not come to its end."""
+    return _last_answer(HTTPStatus.REQUEST_TIMEOUT, "M_UNKNOWN", "The request took too long to arrive")
+
+
 def unknown_method() -> bytes:
     """The whole answer to a method that HTTP does not have."""
     return _last_answer(HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "There is no such method")

@@ -125,6 +125,7 @@ class AccessTokens:
             consent=None if self._consents is None else self._consents.find_block(row),
             is_expired=self._validity.is_over(row.account_expires_ts),
             oauth_client=row.oauth_client,
+            device_made_ts=row.device_made_ts,
         )
         if row.user_id not in forgotten and _EVERYBODY not in forgotten:
             self._remember(token_hash, owner, self._holds_until(row, owner))

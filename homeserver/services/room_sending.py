@@ -277,7 +277,7 @@ def name_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
     """The name of a request that may come again. Raises InvalidParam."""
     if len(txn_id) > MAX_TXN_ID:
         raise InvalidParam(f"A transaction id has at most {MAX_TXN_ID} characters")
-    return SentTransaction(caller.user_id, caller.device_id or "", scope, txn_id)
+    return SentTransaction(caller.user_id, caller.device_id or "", scope, txn_id, caller.device_made_ts)
 
 
 def check_timestamp(caller: Requester, ts: int | None) -> int | None:

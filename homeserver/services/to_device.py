@@ -82,7 +82,9 @@ class ToDevice:
             caller.check_may_write()
         if caller.is_shadow_banned:
             messages = {user_id: devices for user_id, devices in messages.items() if user_id == caller.user_id}
-        sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
+        sent = SentTransaction(
+            caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
+        )
         now = self._now_ms()
         local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
         encoded = _encode(caller.user_id, type, local)

@@ -49,6 +49,20 @@ def test_a_name_is_enough(folder: Folder) -> None:
     assert config.signing_key_path == folder.path / "example.org.signing.key"
 
 
+@pytest.mark.parametrize("spelt", ["0660", "0o660", "432", '"0660"'])
+def test_permissions_are_in_base_eight(folder: Folder, spelt: str) -> None:
+    listener = "{path: hs.socket, mode: %s, type: http, resources: [{names: [client]}]}"
+    config = folder.load(f"server_name: a.b\nlisteners: [{listener % spelt}]").config
+    assert config.network.listeners[0].mode == 0o660
+    (wrong,) = folder.complaints(f"server_name: a.b\nlisteners: [{listener % 660}]")
+    assert "at most 0o777" in wrong
+
+
+def test_the_old_name_of_presence_says_where_it_went(folder: Folder) -> None:
+    (notice,) = folder.notices("server_name: a.b\nuse_presence: false")
+    assert "`presence.enabled`" in notice
+
+
 def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> None:
     loaded = folder.load(
         """

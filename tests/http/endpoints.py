@@ -53,7 +53,15 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", auth=Auth.USER, max_body=4096)
-async def put_tag(bell: Bell, caller: Requester, *, user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Any:
+async def put_tag(
+    bell: Bell,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    room_id: RoomID,
+    tag: str,
+    body: Tag = Tag(),  # noqa: B008 - it is frozen
+) -> Any:
     assert isinstance(bell, Bell)
     return {"caller": caller.user_id, "user": user_id, "room": room_id, "tag": tag, "order": body.order}
 

@@ -95,6 +95,33 @@ def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: U
     assert len(set(event_ids)) == 8
 
 
+def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(server: TestServer, alice: User) -> None:
+    """A program with a device id of its own that counts from 1 each time: no message is taken for one of the last time."""
+    bob = server.register("bob")
+    room_id = create(alice)
+    sign_in = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+        "device_id": "BOT",
+    }
+    answers = []
+    for text in ("first", "second"):
+        server.clock.advance(1)
+        bot = User(server, ok(server.post(f"{V3}/login", sign_in)))
+        answers.append(ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"])
+        assert ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"] == answers[-1]
+        to_bob = {"messages": {bob.user_id: {bob.device_id: {"text": text}}}}
+        ok(bot.put(f"{V3}/sendToDevice/org.example.x/1", to_bob))
+        # signed in once more on the device that is there, it is the same one
+        still = User(server, ok(server.post(f"{V3}/login", sign_in)))
+        assert ok(put_event(still, room_id, "m.room.message", {"body": "no"}, "1"))["event_id"] == answers[-1]
+        ok(still.post(f"{V3}/logout", {}))
+    assert answers[0] != answers[1]
+    news = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
+    assert [event["content"]["text"] for event in news] == ["first", "second"]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -230,6 +230,35 @@ def test_an_idle_connection_ends_but_a_long_poll_does_not(client: Client, bell: 
     assert poll.answer.json == {"text": "rung", "caller": "@alice:example.org"}
 
 
+HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nX-Slow: "
+
+
+@pytest.mark.parametrize(
+    ("begin", "least", "most"),
+    [(HALF_A_HEAD, 60, 120), (b"POST %s HTTP/1.1\r\nContent-Length: 60000\r\n\r\n" % OBJECT.encode(), 300, 360)],
+)
+def test_a_request_that_comes_in_drops_ends(client: Client, begin: bytes, least: int, most: int) -> None:
+    connection = client.connect()
+    begun = client.clock.seconds()
+    connection.send(begin)
+    while not connection.received() and client.clock.seconds() < begun + most:
+        connection.send(b"x")
+        client.clock.advance(15)
+    (answer,) = connection.answers()
+    assert (answer.status, answer.errcode) == (408, "M_UNKNOWN")
+    assert least <= client.clock.seconds() - begun < most
+
+
+def test_a_long_body_may_take_its_time(client: Client) -> None:
+    """As `held_bodies` allows it to."""
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode())
+    for _ in range(10):
+        client.clock.advance(29)
+        connection.send(b"x" * 300_000)
+    assert connection.answers()[0].status == 200
+
+
 def test_a_client_that_goes_away_ends_its_long_poll(client: Client, bell: Bell) -> None:
     pending = client.start("GET", SYNC, token="alice")
     assert len(bell.waiting) == 1
@@ -260,9 +289,6 @@ MALFORMED = [
     b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
     b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
-    b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 20_000 + b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000 + b"\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 ]
 
@@ -276,6 +302,24 @@ def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: b
     assert answer.headers["connection"] == "close"
     client.clock.advance(LINGER_SECONDS)
     assert connection.transport.disconnecting
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /?filter=" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /?filter=" + b"a" * 20_000, 414),
+        (b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000 + b"\r\n", 431),
+    ],
+)
+def test_a_head_that_is_too_long_is_told_so(client: Client, data: bytes, status: int) -> None:
+    connection = client.connect()
+    connection.send(data)
+    (answer,) = connection.answers()
+    assert (answer.status, answer.errcode) == (status, "M_TOO_LARGE")
+    assert "16384" in answer.json["error"]
     connection.close()
 
 

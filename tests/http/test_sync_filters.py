@@ -176,6 +176,19 @@ class TestLazyMembers:
         for _ in range(2):
             assert members(sync(alice, since, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
+    def test_who_goes_back_to_an_older_token_is_told_anew(self, people: list[User], room: str) -> None:
+        """An app is opened again before it had stored what it heard last."""
+        alice, _, carol, _ = people
+        stored = sync(alice, filter=LAZY)["next_batch"]
+        rooms.say(carol, room)
+        told = sync(alice, stored, LAZY)["next_batch"]
+        rooms.say(carol, room)
+        assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
+        again = sync(alice, stored, LAZY)
+        assert members(again["rooms"]["join"][room]) == {carol.user_id}
+        rooms.say(carol, room)
+        assert members(sync(alice, again["next_batch"], LAZY)["rooms"]["join"][room]) == set()
+
     def test_changes_in_a_gap_are_told_even_if_nobody_of_them_spoke(self, people: list[User], room: str) -> None:
         alice, bob, carol, dora = people
         since = sync(alice, filter=LAZY)["next_batch"]

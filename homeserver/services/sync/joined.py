@@ -105,8 +105,9 @@ class JoinedRooms:
         sent: set[Member] | None = None
         newly_sent: set[Member] = set()
         if lazy:
-            since = None if request.since is None else str(request.since)
-            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
+            since = request.since
+            text, at = (None, 0) if since is None else (str(since), since.position)
+            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, text, at)
         kept = set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
         more_than_messages = [work for work in works if _has_more_than_messages(work, kept)]
         if more_than_messages:

@@ -1,6 +1,10 @@
 """Which membership events a device has been sent already, so that lazy loading need not repeat them.
 
-What an answer carried counts as sent only when the device comes back with that answer's token: an answer may get lost.
+Laws:
+- What an answer carried counts as sent only when the device comes back with that answer's token: an answer may get lost.
+- A device that goes back to a token from before that knows only what it knew then, as an app does that is opened again before
+  it had stored what it heard last: it is told anew.
+
 spec: client-server-api#lazy-loading-room-members
 """
 
@@ -22,6 +26,8 @@ class _Device(msgspec.Struct, gc=False):
     confirmed: set[Member] = set()
     pending: set[Member] = set()
     pending_token: str = ""
+    confirmed_at: int = 0
+    """The place of the token with which members were confirmed last."""
 
 
 class LazyMembers:
@@ -33,12 +39,13 @@ class LazyMembers:
         self._remembered = 0
         self._devices: OrderedDict[tuple[UserID, DeviceID | None], _Device] = OrderedDict()
 
-    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None) -> set[Member]:
-        """What the device has for sure, now that it has come with this token."""
+    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None, at: int = 0) -> set[Member]:
+        """What the device has for sure, now that it has come with this token. `at`: its place, where it may be an old one."""
         key = (user_id, device_id)
-        if since is None:
-            self._forget(self._devices.pop(key, None))
         device = self._devices.get(key)
+        if device is not None and (since is None or at < device.confirmed_at):
+            self._forget(self._devices.pop(key))
+            device = None
         if device is None:
             device = self._devices[key] = _Device()
         self._devices.move_to_end(key)
@@ -47,6 +54,7 @@ class LazyMembers:
             if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
                 device.confirmed = set()
             device.confirmed |= device.pending
+            device.confirmed_at = at
         if device.pending:
             device.pending = set()
         self._remembered += len(device.confirmed) - before
@@ -61,6 +69,5 @@ class LazyMembers:
             device.pending = set(members)
             device.pending_token = token
 
-    def _forget(self, device: _Device | None) -> None:
-        if device is not None:
-            self._remembered -= len(device.confirmed)
+    def _forget(self, device: _Device) -> None:
+        self._remembered -= len(device.confirmed)
