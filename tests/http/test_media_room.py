@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from storage.database import Database
 from storage.object_store import ObjectStoreFailed
 from tests.helpers.images import opened, picture
+from tests.helpers.object_store import hanging_object_store
 from tests.helpers.server import TestServer, User
 
 UPLOAD = "/_matrix/media/v3/upload"
@@ -94,6 +96,18 @@ def test_without_the_object_store_files_cannot_be_had(alice: User, monkeypatch: 
 
     monkeypatch.setattr(alice.server.app.media.contents, "open", away)
     assert alice.get(DOWNLOAD + address).status == 503
+
+
+def test_a_store_that_never_answers_is_told_in_time(sqlite_database: Database, tmp_path: Path) -> None:
+    with hanging_object_store() as address:
+        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, time_limit: 1s}}"
+        alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register("alice")
+        began = time.monotonic()
+        answer = _upload(alice, b"tea")
+        assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
+        assert "cannot reach its files" in answer.json["error"]
+        assert time.monotonic() - began < 20
+    assert _files(tmp_path) == []
 
 
 def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
@@ -19,11 +20,12 @@ from storage.media import Content, MediaRow, MediaStore
 from storage.media_files import MediaFiles
 from storage.media_levelling import FOLDERS, Levelling, Trimming
 from storage.media_objects import MediaObjectStore
+from storage.object_calls import LEAST_BYTES, Call, ObjectCalls
 from storage.object_store import ObjectStore, ObjectStoreFailed
 from storage.s3 import PART_BYTES
-from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS, Role, SharedContents
+from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS, Role, SharedContents
 from storage.transaction import WriteTransaction
-from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+from tests.helpers.object_store import Bucket, RunningObjectStore, hanging_object_store, running_object_store
 
 TEA = b"green tea"
 LONG = bytes(range(256)) * (WHOLE_BYTES // 256 + 100)
@@ -63,6 +65,7 @@ class Node:
         store: ObjectStore,
         role: Role = "main",
         executor: Executor | None = None,
+        patience: float = 20.0,
         **further: Any,
     ) -> None:
         self.database = database
@@ -76,7 +79,8 @@ class Node:
             database,
             self.files,
             store,
-            executor or InlineExecutor(),
+            ObjectCalls(executor or InlineExecutor(), self.clock, patience),
+            ObjectCalls(executor or InlineExecutor(), self.clock, patience),
             self.clock,
             role=role,
             prefix="mahalla/",
@@ -285,10 +289,10 @@ async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
         def __init__(self, store: ObjectStore) -> None:
             self.store = store
 
-        def put(self, name: str, path: Path) -> None:
+        def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
             if digests[1].hex() in name:
                 raise ObjectStoreFailed("not this one")
-            self.store.put(name, path)
+            self.store.put(name, path, note)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.store, name)
@@ -370,6 +374,201 @@ class LaterExecutor:
             self.jobs.pop(0)()
 
 
+class ParallelExecutor:
+    """As many threads as there is work, where a call hangs for as long as `hanging` wants."""
+
+    def __init__(self, hanging: Callable[[], bool]) -> None:
+        self.hung: list[Callable[[], None]] = []
+        self._hanging = hanging
+
+    def submit(self, job: Callable[[], None]) -> None:
+        if self._hanging():
+            self.hung.append(job)
+        else:
+            job()
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        call()
+
+    def close(self) -> Deferred[None]:
+        raise AssertionError
+
+
+async def test_who_waits_for_a_store_that_hangs_is_told(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    """Others go on meanwhile, and nothing is left of what was given up, whatever comes of it."""
+    is_hanging = True
+    executor = ParallelExecutor(lambda: is_hanging)
+    node = Node(database, tmp_path, bucket.open(), executor=executor, patience=20.0)
+    uploading = Deferred.fromCoroutine(node.upload(TEA))
+    assert len(executor.hung) == 1
+    is_hanging = False
+    other = await node.upload(b"black tea", "b")
+    node.clock.advance(19.9)
+    assert not uploading.called
+    node.clock.advance(0.2)
+    with pytest.raises(ObjectStoreFailed, match="silent for 20 seconds"):
+        await uploading
+    assert set(await node.rows.get_media(["a", "b"])) == {"b"}
+    assert node.incoming() == []
+    executor.hung.pop()()  # a thread has come free: nobody waits for what was given up
+    assert len(bucket.names()) == 1
+    node.clock.advance(WRITING_SECONDS + 1)
+    assert await node.contents.do_take_away(10) == 1
+    assert await node.upload(TEA) != other
+
+
+async def test_what_comes_of_a_call_that_was_given_up_is_put_away(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """A file is brought back to the folder by a store that wakes up too late."""
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    digest = await node.upload(TEA)
+    node.lose_folder()
+    late = bucket.open()
+    node = Node(sqlite_database, tmp_path, cast(ObjectStore, WakingLate(late, lambda: node.clock.advance(21))))
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await node.read(digest)
+    assert node.kept() == node.incoming() == []
+    assert await Node(sqlite_database, tmp_path, late).read(digest) == TEA
+
+
+class WakingLate:
+    """A store that gives objects when the time is over, and then quickly."""
+
+    def __init__(self, store: ObjectStore, wait: Callable[[], None]) -> None:
+        self.store = store
+        self._wait = wait
+
+    def open(self, name: str, offset: int) -> Any:
+        self._wait()
+        return self.store.open(name, offset)
+
+
+async def test_what_moves_is_waited_for() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0)
+
+    def work(call: Call) -> str:
+        for _ in range(100):
+            call.note(LEAST_BYTES)
+            clock.advance(19)
+        return "done"
+
+    waiting = Deferred.fromCoroutine(calls.run(work))
+    clock.advance(10)  # for a thread
+    later.work()
+    assert await waiting == "done"
+
+    def drip(call: Call) -> str:
+        for _ in range(100):
+            call.note(10)
+            call.note(-10)  # it is sent again
+            clock.advance(1)
+        return "done"
+
+    waiting = Deferred.fromCoroutine(calls.run(drip))
+    later.work()
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await waiting
+    assert clock.getDelayedCalls() == []
+
+
+async def test_a_file_is_removed_though_the_store_hangs(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    """Whoever removes it does not wait, others are removed wholly, and the object goes later."""
+    is_hanging = False
+    executor = ParallelExecutor(lambda: is_hanging)
+    node = Node(database, tmp_path, bucket.open(), executor=executor)
+    digests = {name: await node.upload(name.encode(), name) for name in ("hung", "a", "b")}
+    is_hanging = True
+    assert await node.remove("hung", digests["hung"]) == {digests["hung"]}
+    assert (node.incoming(), len(node.kept()), len(bucket.names())) == ([], 2, 3)
+    is_hanging = False
+    for name in ("a", "b"):
+        assert await node.remove(name, digests[name]) == {digests[name]}
+    node.clock.advance(21)
+    assert [digests["hung"].hex() in name for name in bucket.names()] == [True]
+    assert await node.contents.do_take_away(10) == 1
+    assert bucket.names() == []
+    assert await node.contents.do_take_away(10) == 0
+
+
+async def test_an_object_that_cannot_be_taken_away_does_not_keep_the_others(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    store = Cut(bucket.open())
+    node = Node(database, tmp_path, store)
+    digests = sorted([await node.upload(b"%d" % number, str(number)) for number in range(6)])
+    store.is_cut = True
+    for number in range(6):
+        await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
+    store.is_cut = False
+    assert len(bucket.names()) == 6
+
+    class Refusing:
+        def __init__(self, hashes: Set[bytes]) -> None:
+            self.hashes = hashes
+
+        def remove(self, name: str, *, is_whole: bool) -> None:
+            if any(each.hex() in name for each in self.hashes):
+                raise ObjectStoreFailed("not this one")
+            store.remove(name, is_whole=is_whole)
+
+    refusing = Refusing(set(digests[:2]))
+    node = Node(database, tmp_path, cast(ObjectStore, refusing))
+    assert [await node.contents.do_take_away(2) for _ in range(4)] == [0, 2, 2, 0]
+    assert len(bucket.names()) == 2
+    refusing.hashes = set()
+    assert await node.contents.do_take_away(2) + await node.contents.do_take_away(2) == 2
+    assert bucket.names() == []
+
+
+async def test_a_store_that_takes_nothing_away_is_left_alone_for_a_while(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    store = Cut(bucket.open())
+    node = Node(sqlite_database, tmp_path, store)
+    for number in range(5):
+        await node.upload(b"%d" % number, str(number))
+    store.is_cut = True
+    for number in range(5):
+        await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
+    with capturedLogs() as told, pytest.raises(ObjectStoreFailed):
+        await node.contents.do_take_away(10)
+    assert len(told) == MOST_FAILURES - 1
+    store.is_cut = False
+    assert await node.contents.do_take_away(10) == 5
+
+
+def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4 << 20))
+    with hanging_object_store() as endpoint_url:
+        store = bucket.open(endpoint_url=endpoint_url, patience=0.2)
+        for call in (
+            lambda: store.put("a", tmp_path / "file", lambda _: None),
+            lambda: store.open("a", 0),
+            lambda: store.remove("a", is_whole=True),
+        ):
+            began = time.monotonic()
+            with pytest.raises(ObjectStoreFailed):
+                call()
+            assert time.monotonic() - began < 10
+
+
+def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PART_BYTES * 2))
+    call, sent = Call(), 0
+
+    def note(count: int) -> None:
+        nonlocal sent
+        sent += count
+        call.is_given_up = sent > PART_BYTES
+        call.note(count)
+
+    with pytest.raises(ObjectStoreFailed):
+        bucket.open().put("a", tmp_path / "file", note)
+    assert bucket.names() == bucket.unfinished() == []
+
+
 async def test_an_object_that_goes_away_meanwhile_is_written_anew(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -393,7 +592,7 @@ async def test_an_object_that_goes_away_meanwhile_is_written_anew(
 
 async def test_who_writes_for_long_is_believed_to_live(database: Database, bucket: Bucket, tmp_path: Path) -> None:
     later = LaterExecutor()
-    node = Node(database, tmp_path / "a", bucket.open(), executor=later)
+    node = Node(database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS)
     other = Node(database, tmp_path / "b", bucket.open())
     upload = Deferred.fromCoroutine(node.upload(TEA))
     for _ in range(20):
