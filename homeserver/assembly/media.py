@@ -121,7 +121,9 @@ class MediaParts:
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
-        self._locations = PhotoLocations(threads.photos) if storage.remove_photo_locations else None
+        self._locations = (
+            PhotoLocations(threads.photos, clock, PHOTO_PROCESSES) if storage.remove_photo_locations else None
+        )
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
         stores = stores_of(

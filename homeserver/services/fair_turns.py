@@ -4,6 +4,9 @@ part only, so that nobody keeps the others waiting."""
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+
 from federation.protocol.errors import MatrixError
 from federation.slots import Slots
 
@@ -19,12 +22,15 @@ class FairTurns:
         most_waiting: int,
         most_waiting_of_one: int,
         refusal: Callable[[], MatrixError],
+        longest: tuple[IReactorTime, float] | None = None,
     ) -> None:
-        """`most_of_one`: how much of `at_once` is done for one and the same. What waits beyond the other two is refused."""
+        """`most_of_one`: how much of `at_once` is done for one and the same. What waits beyond the other two is refused, and so is what
+        has waited longer than `longest`, in seconds."""
         self._slots: Slots[str] = Slots(at_once, most_of_one)
         self._most_waiting = most_waiting
         self._most_waiting_of_one = most_waiting_of_one
         self._refusal = refusal
+        self._longest = longest
         self._waiting = 0
 
     @asynccontextmanager
@@ -34,10 +40,34 @@ class FairTurns:
             raise self._refusal()
         self._waiting += 1
         try:
-            await self._slots.acquire(whose)
+            await self._acquire(whose)
         finally:
             self._waiting -= 1
         try:
             yield
         finally:
             self._slots.release(whose)
+
+    async def _acquire(self, whose: str) -> None:
+        if self._longest is None:
+            await self._slots.acquire(whose)
+            return
+        clock, seconds = self._longest
+        waiting = Deferred.fromCoroutine(self._slots.acquire(whose))
+        is_over = False
+
+        def give_up() -> None:
+            nonlocal is_over
+            is_over = True
+            waiting.cancel()
+
+        timer = clock.callLater(seconds, give_up)
+        try:
+            await waiting
+        except CancelledError:
+            if is_over:
+                raise self._refusal() from None
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()

@@ -449,6 +449,27 @@ def test_some_are_made_as_soon_as_a_picture_has_come(
         alice.server.app.media.close_workers()
 
 
+def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    images = LaterExecutor()
+    config = "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
+    server = TestServer(tmp_path, sqlite_database, config, images=images)
+    alice, bob = server.register("alice"), server.register("bob")
+    try:
+        for width in range(200, 210):
+            _upload(alice, picture(width, 200))
+        file = _upload(bob, picture(400, 200))
+        assert len(images.jobs) == 1  # in the background, one after the other
+        for _ in range(3):  # the second of hers was there before his
+            images.work()
+        assert len(list((tmp_path / "media_store" / "thumbnails").rglob("96x96-crop"))) == 3
+        images.jobs.clear()
+        assert _thumbnail(bob, file, 96, 96, "&method=crop").status == 200
+    finally:
+        server.app.media.close_workers()
+
+
 def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:
     alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register("alice")
     try:

@@ -173,7 +173,7 @@ class MediaRepository:
         await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
         with telling_of_the_store():
             if self._locations is not None:
-                await self._locations.remove(upload.body)
+                await self._locations.remove(upload.body, user_id)
             type = settle_type(said, upload.body)
 
             def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
