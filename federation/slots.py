@@ -1,7 +1,7 @@
 """Work by turns among those for whom it is done, so that nobody takes the room of the rest."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,7 +13,8 @@ class Slots(Generic[K]):
     """So much work at once for all together, of which one may hold up a part only. Who waits is let in by turns among
     those for whom somebody waits. For the reactor thread."""
 
-    def __init__(self, most: int, most_of_one: int) -> None:
+    def __init__(self, most: int, most_of_one: int | Callable[[K], int]) -> None:
+        """`most_of_one`: a number, or who has how much; when that has changed for somebody, `look_again`."""
         self._free = most
         self._most_of_one = most_of_one
         self._held: Counter[K] = Counter()
@@ -42,6 +43,10 @@ class Slots(Generic[K]):
             del self._held[whose]
         self._let_in()
 
+    def look_again(self) -> None:
+        """Somebody may hold more than before."""
+        self._let_in()
+
     def count_waiting(self, whose: K) -> int:
         """How much waits for a slot on somebody's behalf."""
         return len(self._waiting.get(whose, ()))
@@ -50,7 +55,7 @@ class Slots(Generic[K]):
         for whose in list(self._waiting):
             if not self._free:
                 return
-            if self._held[whose] >= self._most_of_one:
+            if self._held[whose] >= self._share(whose):
                 continue
             line = self._waiting.get(whose)
             if not line:
@@ -63,3 +68,6 @@ class Slots(Generic[K]):
             self._free -= 1
             self._held[whose] += 1
             mine.callback(None)
+
+    def _share(self, whose: K) -> int:
+        return self._most_of_one if isinstance(self._most_of_one, int) else self._most_of_one(whose)
