@@ -21,7 +21,8 @@ from federation.slots import Slots
 QUICK_AT_ONCE: Final = 40
 QUICK_OF_ONE: Final = 4
 SLOW_AT_ONCE: Final = 160
-SLOW_OF_ONE: Final = 8
+SLOW_OF_ONE: Final = 4
+"""With one more they are fewer than the connections to one server (`federation.outbound.pool`), which events need too."""
 LOOK_SECONDS: Final = 5.0
 QUICK_BYTES: Final = 5 << 20
 """Who has sent fewer since the last look is slow."""
