@@ -71,6 +71,8 @@ class ObjectCalls:
             elif late is not None and not isinstance(result, Failure):
                 late(result)
 
+        timer = self._clock.callLater(self._patience, lambda: check(0))
+
         def check(before: int) -> None:
             nonlocal timer
             if call.bytes - before >= LEAST_BYTES:
@@ -79,7 +81,6 @@ class ObjectCalls:
                 call.is_given_up = True
                 waiting.errback(ObjectStoreFailed(f"the object store was silent for {self._patience:g} seconds"))
 
-        timer = self._clock.callLater(self._patience, check, 0)
         self._executor.submit(job)
         try:
             return await waiting

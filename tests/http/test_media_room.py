@@ -138,7 +138,11 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
-    address = _upload(server.register("alice"), b"tea").json["content_uri"].removeprefix("mxc://")
+    alice = server.register("alice")
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    small, large = (
+        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://") for width in (40, 400)
+    )
 
     async def elsewhere(_hash: bytes, _type: str, _disposition: str) -> str:
         return "https://store.example/tea"
@@ -147,3 +151,11 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     path = f"/_matrix/media/v3/download/{address}"
     assert server.get(path).status == 200
     assert server.get(f"{path}?allow_redirect=true").status == 307
+    assert server.get(f"{path}?com.beeper.msc3860.allow_redirect=true").status == 307
+    size = "width=96&height=96&method=crop"
+    for file, status in ((small, 307), (large, 200)):  # one is its own thumbnail
+        path = f"/_matrix/media/v3/thumbnail/{file}?{size}"
+        assert server.get(path).status == 200
+        assert server.get(f"{path}&allow_redirect=true").status == status
+        assert alice.get(f"/_matrix/client/v1/media/thumbnail/{file}?{size}").status == status
+    server.app.media.close_workers()

@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.later import LaterExecutor
 from tests.helpers.scanned import PLUGIN, Held
 from tests.helpers.server import TestServer, User
 
@@ -261,21 +262,6 @@ def test_a_film_is_no_moving_picture(alice: User) -> None:
 
 
 # Processes, and who waits for them.
-
-
-class LaterExecutor(InlineExecutor):
-    """Does nothing until it is told to."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def work(self) -> None:
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
 
 
 async def _content(files: MediaFiles, data: bytes) -> Content:

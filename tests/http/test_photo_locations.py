@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Pending
 from tests.helpers.images import ORIENTATION, picture
+from tests.helpers.later import LaterExecutor
 from tests.helpers.server import TestServer, User
 
 PLACE = {1: "N", 2: (41.0, 18.0, 41.0), 3: "E", 4: (69.0, 14.0, 24.0), 27: b"ASCII\0\0\0GPS in Tashkent"}
@@ -258,20 +259,6 @@ def test_an_upload_where_nobody_wants_it(tmp_path: Path, sqlite_database: Databa
     assert fetched(alice, upload(alice, PHOTOS["jpeg"]).json["content_uri"]) == PHOTOS["jpeg"]
 
 
-class LaterExecutor(InlineExecutor):
-    """Does nothing until it is told to."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def work(self) -> None:
-        while self.jobs:
-            self.jobs.pop(0)()
-
-
 @pytest.fixture
 def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
     """A server where pictures take as long as a test wants."""
@@ -298,7 +285,7 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(slow: tuple[TestServe
     assert his.answer.status == 200
     assert len(executor.jobs) == 1
     assert not any(each.done for each in hers)
-    executor.work()
+    executor.work_all()
     assert [each.answer.status for each in hers] == [200] * 4
 
 
@@ -310,7 +297,7 @@ def test_who_waits_too_long_for_a_turn_is_told(slow: tuple[TestServer, LaterExec
     assert (second.answer.status, second.answer.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert second.answer.json["retry_after_ms"] > 0
     assert not first.done
-    executor.work()
+    executor.work_all()
     assert first.answer.status == 200
     assert upload_later(alice, executor) == 200
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
@@ -322,7 +309,7 @@ def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor])
     hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
     assert [each.answer.errcode for each in hers if each.done] == ["M_LIMIT_EXCEEDED"]
     his = begin(bob)
-    executor.work()
+    executor.work_all()
     assert his.answer.status == 200
     assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
 
@@ -330,7 +317,7 @@ def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor])
 def upload_later(user: User, executor: LaterExecutor) -> int:
     """Its status."""
     pending = begin(user)
-    executor.work()
+    executor.work_all()
     return pending.answer.status
 
 

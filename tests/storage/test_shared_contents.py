@@ -25,6 +25,7 @@ from storage.object_store import ObjectStore, ObjectStoreFailed
 from storage.s3 import PART_BYTES
 from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS, Role, SharedContents
 from storage.transaction import WriteTransaction
+from tests.helpers.later import LaterExecutor
 from tests.helpers.object_store import Bucket, RunningObjectStore, hanging_object_store, running_object_store
 
 TEA = b"green tea"
@@ -164,7 +165,12 @@ async def test_equal_contents_are_written_once(database: Database, bucket: Bucke
 
 
 @pytest.mark.parametrize(
-    "encryption", [{"encryption": "AES256"}, {"encryption": "customer", "customer_key": b"k" * 32}]
+    "encryption",
+    [
+        {"encryption": "AES256"},
+        {"encryption": "customer", "customer_key": b"k" * 32},
+        {"encryption": "aws:kms", "kms_key_id": "alias/files"},
+    ],
 )
 async def test_objects_are_encrypted_by_the_store(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path, encryption: dict[str, Any]
@@ -177,7 +183,8 @@ async def test_objects_are_encrypted_by_the_store(
     further = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32} if "customer_key" in encryption else {}
     head = bucket.client.head_object(Bucket=bucket.name, Key=name, **further)
     assert head["StorageClass"] == "STANDARD_IA"
-    assert head.get("ServerSideEncryption", "") == ("" if further else "AES256")
+    assert head.get("ServerSideEncryption", "") == ("" if further else encryption["encryption"])
+    assert head.get("SSEKMSKeyId", "").endswith(encryption.get("kms_key_id", ""))
 
 
 async def test_clients_may_be_sent_to_the_store(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
@@ -354,26 +361,6 @@ async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, buc
     assert node.kept() == node.incoming() == []
 
 
-class LaterExecutor:
-    """Does what it is given when it is told to."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def deliver(self, call: Callable[[], None]) -> None:
-        call()
-
-    def close(self) -> Deferred[None]:
-        raise AssertionError
-
-    def work(self) -> None:
-        while self.jobs:
-            self.jobs.pop(0)()
-
-
 class ParallelExecutor:
     """As many threads as there is work, where a call hangs for as long as `hanging` wants."""
 
@@ -456,7 +443,7 @@ async def test_what_moves_is_waited_for() -> None:
 
     waiting = Deferred.fromCoroutine(calls.run(work))
     clock.advance(10)  # for a thread
-    later.work()
+    later.work_all()
     assert await waiting == "done"
 
     def drip(call: Call) -> str:
@@ -467,7 +454,7 @@ async def test_what_moves_is_waited_for() -> None:
         return "done"
 
     waiting = Deferred.fromCoroutine(calls.run(drip))
-    later.work()
+    later.work_all()
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await waiting
     assert clock.getDelayedCalls() == []
@@ -599,7 +586,7 @@ async def test_who_writes_for_long_is_believed_to_live(database: Database, bucke
         for clock in (node.clock, other.clock):
             clock.advance(WRITING_SECONDS / 4)
         assert await other.contents.do_take_away(10) == 0
-    later.work()
+    later.work_all()
     assert await upload == hashlib.sha256(TEA).digest()
     assert len(bucket.names()) == 1
 

@@ -148,7 +148,8 @@ class MediaRepository:
             raise CannotOverwriteMedia
 
         def write(txn: WriteTransaction, content: Content) -> None:
-            if not self._store.set_content(txn, media_id, content, self._now_ms()):
+            now, authenticated = self._now_ms(), self._freeze.is_on
+            if not self._store.set_content(txn, media_id, content, now, authenticated=authenticated):
                 raise CannotOverwriteMedia
 
         kept = await self._keep(user_id, upload, name, write)
