@@ -47,7 +47,7 @@ WRITING_SECONDS: Final = 600.0
 """For so long who writes an object is believed to live, unless he says so again."""
 RENEW_SECONDS: Final = 120.0
 WHOLE_BYTES: Final = 8 << 20
-"""What is no longer is brought to the folder when it is asked for; longer ones are read where they are."""
+"""What is no longer is brought to the folder when it is asked for; longer ones are read where they are, and are long to write."""
 MOST_ATTEMPTS: Final = 5
 MOST_LATELY: Final = 1000
 MOST_FAILURES: Final = 3
@@ -163,7 +163,7 @@ class SharedContents:
         renewing.clock = self._clock
         renewing.start(RENEW_SECONDS, now=False)
         try:
-            await self._writing.run(lambda call: self._objects.put(name, path, call.note))
+            await self._writing.run(lambda call: self._objects.put(name, path, call.note), is_long=size > WHOLE_BYTES)
         finally:
             renewing.stop()
         return name

@@ -49,7 +49,7 @@ def stores_of(
         files,
         open_s3(s3_config_of(object_store)),
         ObjectCalls(reading, clock, patience),
-        ObjectCalls(writing, clock, patience),
+        ObjectCalls(writing, clock, patience, long_at_once=OBJECT_THREADS // 2),
         clock,
         role=object_store.role,
         prefix=object_store.prefix,

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Set
@@ -361,34 +362,76 @@ async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, buc
     assert node.kept() == node.incoming() == []
 
 
-class ParallelExecutor:
-    """As many threads as there is work, where a call hangs for as long as `hanging` wants."""
+class Threads:
+    """A thread for each call, which is waited for until it ends, or hangs."""
 
-    def __init__(self, hanging: Callable[[], bool]) -> None:
-        self.hung: list[Callable[[], None]] = []
-        self._hanging = hanging
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], None]] = []
+        self._stopped = threading.Event()
+        self._going_on = threading.Event()
 
     def submit(self, job: Callable[[], None]) -> None:
-        if self._hanging():
-            self.hung.append(job)
-        else:
+        def work() -> None:
             job()
+            self._stopped.set()
+
+        self._stopped.clear()
+        threading.Thread(target=work, daemon=True).start()
+        self._deliver()
 
     def deliver(self, call: Callable[[], None]) -> None:
-        call()
+        self._calls.append(call)
 
     def close(self) -> Deferred[None]:
         raise AssertionError
 
+    def hang(self) -> None:
+        """In a thread: until somebody says `go_on`."""
+        self._stopped.set()
+        assert self._going_on.wait(30)
+
+    def go_on(self) -> None:
+        self._stopped.clear()
+        self._going_on.set()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        assert self._stopped.wait(30)
+        while self._calls:
+            self._calls.pop(0)()
+
+
+class Hanging:
+    """A store that hangs when it is told to."""
+
+    def __init__(self, store: ObjectStore, threads: Threads) -> None:
+        self.is_hanging = False
+        self._store = store
+        self._threads = threads
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+
+        def call(*args: Any, **further: Any) -> Any:
+            if self.is_hanging:
+                self._threads.hang()
+            return found(*args, **further)
+
+        return call
+
+
+def hanging_node(database: Database, folder: Path, bucket: Bucket) -> tuple[Node, Hanging, Threads]:
+    threads = Threads()
+    store = Hanging(bucket.open(), threads)
+    return Node(database, folder, cast(ObjectStore, store), executor=threads), store, threads
+
 
 async def test_who_waits_for_a_store_that_hangs_is_told(database: Database, bucket: Bucket, tmp_path: Path) -> None:
     """Others go on meanwhile, and nothing is left of what was given up, whatever comes of it."""
-    is_hanging = True
-    executor = ParallelExecutor(lambda: is_hanging)
-    node = Node(database, tmp_path, bucket.open(), executor=executor, patience=20.0)
+    node, store, threads = hanging_node(database, tmp_path, bucket)
+    store.is_hanging = True
     uploading = Deferred.fromCoroutine(node.upload(TEA))
-    assert len(executor.hung) == 1
-    is_hanging = False
+    store.is_hanging = False
     other = await node.upload(b"black tea", "b")
     node.clock.advance(19.9)
     assert not uploading.called
@@ -397,8 +440,8 @@ async def test_who_waits_for_a_store_that_hangs_is_told(database: Database, buck
         await uploading
     assert set(await node.rows.get_media(["a", "b"])) == {"b"}
     assert node.incoming() == []
-    executor.hung.pop()()  # a thread has come free: nobody waits for what was given up
-    assert len(bucket.names()) == 1
+    threads.go_on()  # nobody waits for what comes of it
+    assert [name for name in bucket.names() if other.hex() not in name] == []
     node.clock.advance(WRITING_SECONDS + 1)
     assert await node.contents.do_take_away(10) == 1
     assert await node.upload(TEA) != other
@@ -460,16 +503,66 @@ async def test_what_moves_is_waited_for() -> None:
     assert clock.getDelayedCalls() == []
 
 
+async def test_who_waits_for_a_thread_waits_while_something_moves() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0)
+    first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
+    clock.advance(15)
+    later.jobs.pop(0)()
+    clock.advance(15)
+    later.jobs.pop(0)()
+    assert (await first, await second) == ("done", "done")
+
+    def fail(_: Call) -> str:
+        raise ObjectStoreFailed("no")
+
+    first, second = (Deferred.fromCoroutine(calls.run(work)) for work in (fail, lambda _: "done"))
+    clock.advance(15)
+    later.jobs.pop(0)()
+    with pytest.raises(ObjectStoreFailed, match="no"):
+        await first
+    clock.advance(5)  # of what failed nothing has moved
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await second
+
+
+async def test_short_calls_do_not_wait_for_long_ones() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0, long_at_once=2)
+    made: list[str] = []
+    long = [
+        Deferred.fromCoroutine(calls.run(lambda _, name=name: made.append(name), is_long=True))  # type: ignore[misc]
+        for name in "abcde"
+    ]
+    short = Deferred.fromCoroutine(calls.run(lambda _: made.append("short")))
+    assert len(later.jobs) == 3
+    later.jobs.pop()()
+    assert short.called
+    clock.advance(15)
+    later.jobs.pop(0)()  # a; c has its turn
+    assert len(later.jobs) == 2
+    clock.advance(24)  # b and c were not taken by a thread, nor d and e begun, and nothing has moved for long enough
+    assert [each.called for each in long] == [True] + [False] * 4
+    clock.advance(20)
+    assert all(each.called for each in long)
+    later.work_all()
+    assert made == ["short", "a"]
+    for each in long[1:]:
+        with pytest.raises(ObjectStoreFailed, match="silent"):
+            await each
+    again = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
+    later.work_all()
+    assert await again == "done"
+
+
 async def test_a_file_is_removed_though_the_store_hangs(database: Database, bucket: Bucket, tmp_path: Path) -> None:
     """Whoever removes it does not wait, others are removed wholly, and the object goes later."""
-    is_hanging = False
-    executor = ParallelExecutor(lambda: is_hanging)
-    node = Node(database, tmp_path, bucket.open(), executor=executor)
+    node, store, threads = hanging_node(database, tmp_path, bucket)
     digests = {name: await node.upload(name.encode(), name) for name in ("hung", "a", "b")}
-    is_hanging = True
+    store.is_hanging = True
     assert await node.remove("hung", digests["hung"]) == {digests["hung"]}
     assert (node.incoming(), len(node.kept()), len(bucket.names())) == ([], 2, 3)
-    is_hanging = False
+    store.is_hanging = False
     for name in ("a", "b"):
         assert await node.remove(name, digests[name]) == {digests[name]}
     node.clock.advance(21)
@@ -477,6 +570,7 @@ async def test_a_file_is_removed_though_the_store_hangs(database: Database, buck
     assert await node.contents.do_take_away(10) == 1
     assert bucket.names() == []
     assert await node.contents.do_take_away(10) == 0
+    threads.go_on()  # it is gone already
 
 
 async def test_an_object_that_cannot_be_taken_away_does_not_keep_the_others(
