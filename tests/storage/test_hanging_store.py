@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,8 +16,8 @@ from storage.database import Database
 from storage.object_calls import LEAST_BYTES, Call, ObjectCalls
 from storage.object_store import ObjectStore, ObjectStoreFailed
 from storage.s3 import PART_BYTES
-from storage.shared_contents import MOST_FAILURES, WRITING_SECONDS
-from tests.helpers.content_nodes import Cut, Node, hanging_node
+from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
+from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
 from tests.helpers.later import LaterExecutor
 from tests.helpers.object_store import Bucket, hanging_object_store
 
@@ -245,3 +246,47 @@ def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) ->
     with pytest.raises(ObjectStoreFailed):
         bucket.open().put("a", tmp_path / "file", note)
     assert bucket.names() == bucket.unfinished() == []
+
+
+class HangingStream:
+    """An object that hangs as it is read."""
+
+    def __init__(self, threads: Threads) -> None:
+        self.is_closed = False
+        self.is_read = False
+        self._threads = threads
+
+    def read(self, size: int = -1, /) -> bytes:
+        self.is_read = True
+        self._threads.hang()
+        self.is_read = False
+        return bytes(size)
+
+    def close(self) -> None:
+        assert not self.is_read, "who closes it would wait for what who reads waits for"
+        self.is_closed = True
+
+
+async def test_who_goes_away_while_the_store_hangs_does_not_wait(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """As when a client breaks off a download: the reactor must not stand still."""
+    await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(bytes(WHOLE_BYTES + 1))
+    threads = Threads()
+    stream = HangingStream(threads)
+    store = SimpleNamespace(open=lambda _name, _offset: stream)
+    node = Node(sqlite_database, tmp_path / "after", cast(ObjectStore, store), executor=threads)
+    opened = await node.contents.open(hashlib.sha256(bytes(WHOLE_BYTES + 1)).digest())
+    assert opened is not None
+    reading = Deferred.fromCoroutine(as_coroutine(opened.read(0, 10)))
+    opened.close()
+    assert not stream.is_closed
+    node.clock.advance(21)
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await reading
+    threads.go_on()
+    assert stream.is_closed
+
+
+async def as_coroutine(awaitable: Awaitable[bytes]) -> bytes:
+    return await awaitable
