@@ -176,7 +176,7 @@ class MediaParts:
             SecretText(random),
             self._locations,
             early_thumbnails.begin if storage.thumbnails_at_upload else None,
-            max_upload_size=storage.max_upload_size,
+            max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
             freeze=freeze,
