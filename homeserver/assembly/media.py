@@ -151,11 +151,17 @@ class MediaParts:
             self._workers,
             storage.max_image_pixels,
             IMAGE_PROCESSES,
+            clock,
             programs=storage.thumbnails_by_programs,
             sizes=sizes_of(storage),
         )
         early_thumbnails = EarlyThumbnails(
-            thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES, programs=storage.thumbnails_by_programs
+            thumbnails,
+            gate,
+            clock,
+            named_sizes_of(storage) or SPECIFIED_SIZES,
+            IMAGE_PROCESSES,
+            programs=storage.thumbnails_by_programs,
         )
         self.repository = MediaRepository(
             server_name,

@@ -15,11 +15,13 @@ from PIL import ExifTags, Image
 from twisted.internet.task import Clock
 
 from federation.protocol.errors import InvalidParam
+from homeserver.services.fair_turns import REMEMBERED_SECONDS
 from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
 from homeserver.services.media.photo_locations import (
     LONGEST_WAIT_SECONDS,
     MOST_WAITING_OF_ONE,
     SECONDS_A_FILE,
+    SLOW_SECONDS,
     PhotoLocations,
 )
 from storage.database import Database
@@ -287,6 +289,34 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(slow: tuple[TestServe
     assert not any(each.done for each in hers)
     executor.work_all()
     assert [each.answer.status for each in hers] == [200] * 4
+
+
+def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(slow: tuple[TestServer, LaterExecutor]) -> None:
+    """They share one of the two places from the second picture on."""
+    server, executor = slow
+    liars = [server.register(f"liar{number}") for number in range(6)]
+    for liar in liars:
+        begin(liar)
+    while executor.jobs:
+        server.clock.advance(SLOW_SECONDS + 1)
+        executor.jobs.pop(0)()
+    again = [begin(liar) for liar in liars for _ in range(3)]
+    assert len(executor.jobs) == 1
+    bob = server.register("bob")
+    for _ in range(3):
+        his = begin(bob)
+        assert len(executor.jobs) == 2
+        executor.jobs.pop()()  # his is looked at
+        executor.jobs.pop()()  # and changed
+        assert his.answer.status == 200
+    assert not any(each.done for each in again)
+    executor.work_all()
+    assert {each.answer.status for each in again} == {200}
+    server.clock.advance(REMEMBERED_SECONDS + 1)
+    for liar in liars:
+        begin(liar)
+    assert len(executor.jobs) == 2, "a while later they are as others"
+    executor.work_all()
 
 
 def test_who_waits_too_long_for_a_turn_is_told(slow: tuple[TestServer, LaterExecutor], tmp_path: Path) -> None:

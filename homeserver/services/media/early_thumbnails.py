@@ -1,5 +1,4 @@
-"""Thumbnails that are made before anybody asks: in the background, one picture after the other, so that who asks for one does not wait
-for those, by turns among those who upload.
+"""Thumbnails that are made before anybody asks: in the background, a picture of each who uploads at a time, by turns among them.
 
 What cannot be made, or has no room to wait, is made when somebody asks. spec: client-server-api#thumbnails
 """
@@ -8,12 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.errors import LimitExceeded, MatrixError
-from homeserver.services.fair_turns import FairTurns
+from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.media.repository import LONGEST_WAIT_MS
-from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
+from homeserver.services.media.thumbnails import SLOW_SECONDS, Thumbnails, ThumbnailSize
 from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
 
@@ -34,19 +34,27 @@ class EarlyThumbnails:
     log = Logger()
 
     def __init__(
-        self, thumbnails: Thumbnails, gate: ScanGate, sizes: Sequence[ThumbnailSize], *, programs: bool
+        self,
+        thumbnails: Thumbnails,
+        gate: ScanGate,
+        clock: IReactorTime,
+        sizes: Sequence[ThumbnailSize],
+        at_once: int,
+        *,
+        programs: bool,
     ) -> None:
-        """`programs`: also of films and documents, out of which other programs take pictures."""
+        """`at_once`: as of `thumbnails`. `programs`: also of films and documents, out of which other programs take pictures."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
         self._turns = FairTurns(
-            1,
-            1,
+            at_once,
+            max(1, at_once - 1),
             most_waiting=MOST_WAITING,
             most_waiting_of_one=MOST_WAITING_OF_ONE,
             refusal=lambda: LimitExceeded("Many pictures have come"),
+            times=Times(clock, SLOW_SECONDS),
         )
 
     def begin(self, content: Content, whose: str) -> None:

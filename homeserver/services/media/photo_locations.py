@@ -3,8 +3,8 @@
 The picture is not made anew, and no byte of it moves; what says the place is overwritten. Encrypted files do not begin as pictures
 do, and are left as they are.
 
-Whoever uploads waits for it, so pictures have turns among those who upload them, and each so much time: one that was made to take long
-keeps nobody else's waiting for longer than that.
+Whoever uploads waits for it, so pictures have turns among those who upload them, and each so much time: those that were made to take long
+keep nobody else's waiting.
 """
 
 import time
@@ -17,12 +17,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.errors import InvalidParam, LimitExceeded
-from homeserver.services.fair_turns import FairTurns
+from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
 from storage.executors import Executor, run_in
 from storage.media_spool import DiskSpool
 
 SECONDS_A_FILE: Final = 10.0
+SLOW_SECONDS: Final = 2.0
+"""Whose picture takes longer is slow."""
 LONGEST_WAIT_SECONDS: Final = 30.0
 """For a turn; then who uploads is told to try again."""
 MOST_WAITING: Final = 100
@@ -65,7 +67,7 @@ class PhotoLocations:
                 "Many pictures are being looked at, for where they were taken: upload this one again in a while",
                 retry_after_ms=5000,
             ),
-            longest=(clock, LONGEST_WAIT_SECONDS),
+            times=Times(clock, SLOW_SECONDS, LONGEST_WAIT_SECONDS),
         )
 
     async def remove(self, body: BinaryIO, whose: str) -> None:
