@@ -99,7 +99,14 @@ async def get_download(
     """A file, under its own name or another; or where it is. Administrators may look at what is held back."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
         raise Forbidden("Only administrators may look at what is held back")
-    asked = Asked(context.client_ip, True, timeout_ms, held_too=admin_unsafely_bypass_quarantine, allow_redirect=True)
+    asked = Asked(
+        context.client_ip,
+        True,
+        timeout_ms,
+        held_too=admin_unsafely_bypass_quarantine,
+        allow_redirect=True,
+        user_id=caller.user_id,
+    )
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -135,7 +142,7 @@ async def get_thumbnail(
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
     """A small picture of an image, or where it is, if that is the image itself."""
-    asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True)
+    asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id)
     return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)
 
 

@@ -13,9 +13,11 @@ from homeserver.services.media.transfer_lanes import (
     LOOK_SECONDS,
     QUICK_AT_ONCE,
     QUICK_BYTES,
+    QUICK_FOR_ONE,
     QUICK_OF_ONE,
     SLOW_AT_ONCE,
     SLOW_OF_ONE,
+    WAITING_FOR_ONE,
 )
 from storage.database import Database
 from tests.helpers.files_between import DOWNLOAD, METADATA, SIGNED
@@ -81,21 +83,33 @@ def ask(user: User, server: str, media_id: str, timeout_ms: int = 20_000) -> Pen
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers, begins: bool) -> None:
     wire.begins = begins
-    for server in range(MANY):
+    others = [bob.server.register(f"user{number}") for number in range(MANY)]
+    for server, user in enumerate(others):
         for number in range(QUICK_OF_ONE + 3):
-            ask(bob, f"slow{server}.example", f"f{number}")
+            ask(user, f"slow{server}.example", f"f{number}")
     assert len(wire.under_way()) == QUICK_AT_ONCE
     good = ask(bob, "good.example", "a")
     bob.server.clock.advance(LOOK_SECONDS)
     assert (good.answer.status, good.answer.body) == (200, b"good")
     # from now on there is room at once, however much the others are asked
     for _ in range(4):
-        for server in range(MANY):
-            ask(bob, f"slow{server}.example", f"g{len(wire.asked)}")
+        for server, user in enumerate(others):
+            ask(user, f"slow{server}.example", f"g{len(wire.asked)}")
         assert ask(bob, "good.example", f"a{len(wire.asked)}").answer.body == b"good"
         bob.server.clock.advance(LOOK_SECONDS)
     of_each = [wire.under_way().count(f"slow{server}.example") for server in range(MANY)]
     assert max(of_each) == SLOW_OF_ONE + 1
+
+
+def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers) -> None:
+    mallory = bob.server.register("mallory")
+    asked = [ask(mallory, f"slow{number}.example", "f") for number in range(QUICK_FOR_ONE + WAITING_FOR_ONE + 1)]
+    assert len(wire.under_way()) == QUICK_FOR_ONE
+    assert [each.answer.errcode for each in asked if each.done] == ["M_LIMIT_EXCEEDED"]
+    assert ask(bob, "good.example", "a").answer.body == b"good"
+    bob.server.clock.advance(LOOK_SECONDS)
+    assert len(wire.under_way()) == 2 * QUICK_FOR_ONE  # half of them slow
+    assert ask(bob, "good.example", "b").answer.body == b"good"
 
 
 def test_one_slow_server_holds_up_its_own_files_alone(bob: User, wire: SlowServers) -> None:

@@ -36,6 +36,8 @@ class Asked(msgspec.Struct, frozen=True):
     """Whether it is given out although it is held back: to administrators."""
     allow_redirect: bool = False
     """Whether the answer may be where the file is."""
+    user_id: str = ""
+    """Whose token it is; empty: nobody's."""
 
 
 class MediaDelivery:
@@ -119,6 +121,7 @@ class MediaDelivery:
             authenticated=asked.authenticated,
             allow_remote=asked.allow_remote,
             client_ip=asked.client_ip,
+            user_id=asked.user_id,
             held_too=asked.held_too,
         )
 

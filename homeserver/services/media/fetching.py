@@ -15,7 +15,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.protocol.errors import (
     Forbidden,
-    LimitExceeded,
     MatrixError,
     MediaTooLarge,
     NotFound,
@@ -31,8 +30,6 @@ from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.transfer_lanes import Lanes, Place
 from storage.media_spool import Spool
 
-MOST_WAITING: Final = 200
-"""Files of one server that wait for their turn."""
 SPOOL_BYTES: Final = 1 << 18
 """A file stays in memory up to here."""
 CHECK_SECONDS: Final = 30.0
@@ -83,14 +80,14 @@ class Fetching:
         self._coming: set[Key] = set()
         self._failed: dict[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = {}
 
-    async def fetch(self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep) -> None:
-        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that.
+    async def fetch(self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str) -> None:
+        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that. `whose`: who asks.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
         """
         key = (server, media_id)
         self._refuse_failed(key)
-        waiting = Deferred.fromCoroutine(self._work.run(key, lambda: self._fetch(key, timeout_ms, keep)))
+        waiting = Deferred.fromCoroutine(self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, whose)))
         is_late = False
 
         def give_up() -> None:
@@ -110,12 +107,10 @@ class Fetching:
             if timer.active():
                 timer.cancel()
 
-    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep) -> None:
+    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep, whose: str) -> None:
         server = key[0]
-        if self._lanes.count_waiting(server) >= MOST_WAITING:
-            raise LimitExceeded(f"Too many files of {server} are being fetched", retry_after_ms=5000)
         try:
-            place = await self._lanes.enter(server)
+            place = await self._lanes.enter(server, whose)
             try:
                 self._refuse_failed(key)
                 await self._receive(key, timeout_ms, keep, place)
