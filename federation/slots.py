@@ -1,7 +1,7 @@
 """Work by turns among those for whom it is done, so that nobody takes the room of the rest."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,11 +13,14 @@ class Slots(Generic[K]):
     """So much work at once for all together, of which one may hold up a part only. Who waits is let in by turns among
     those for whom somebody waits. For the reactor thread."""
 
-    def __init__(self, most: int, most_of_one: int) -> None:
+    def __init__(self, most: int, most_of_one: int | Callable[[K], bool]) -> None:
+        """`most_of_one`: a number, or whether somebody may hold another, asked when there is a slot. When the answer changes without a
+        `release`, `look_again`."""
         self._free = most
         self._most_of_one = most_of_one
         self._held: Counter[K] = Counter()
         self._waiting: OrderedDict[K, deque[Deferred[None]]] = OrderedDict()
+        self._is_letting_in = False
 
     async def acquire(self, whose: K) -> None:
         """Wait for a slot for work on somebody's behalf. A `release` follows."""
@@ -42,24 +45,41 @@ class Slots(Generic[K]):
             del self._held[whose]
         self._let_in()
 
+    def look_again(self) -> None:
+        """Somebody may hold more than before."""
+        self._let_in()
+
     def count_waiting(self, whose: K) -> int:
         """How much waits for a slot on somebody's behalf."""
         return len(self._waiting.get(whose, ()))
 
     def _let_in(self) -> None:
-        for whose in list(self._waiting):
-            if not self._free:
-                return
-            if self._held[whose] >= self._most_of_one:
-                continue
-            line = self._waiting.get(whose)
-            if not line:
-                continue  # whoever was let in before is done already, and let others in
-            mine = line.popleft()
-            if line:
-                self._waiting.move_to_end(whose)  # the others have their turn before it has another
-            else:
-                del self._waiting[whose]
-            self._free -= 1
-            self._held[whose] += 1
-            mine.callback(None)
+        if self._is_letting_in:
+            return  # whoever was let in is done already: who has let them in goes on, lest each be let in by the one before
+        self._is_letting_in = True
+        try:
+            while (mine := self._next()) is not None:
+                mine.callback(None)
+        finally:
+            self._is_letting_in = False
+
+    def _next(self) -> Deferred[None] | None:
+        """Whose turn it is, and who has a slot from now on."""
+        if not self._free:
+            return None
+        for whose, line in self._waiting.items():
+            if self._may_hold_more(whose):
+                mine = line.popleft()
+                if line:
+                    self._waiting.move_to_end(whose)  # the others have their turn before it has another
+                else:
+                    del self._waiting[whose]
+                self._free -= 1
+                self._held[whose] += 1
+                return mine
+        return None
+
+    def _may_hold_more(self, whose: K) -> bool:
+        if isinstance(self._most_of_one, int):
+            return self._held[whose] < self._most_of_one
+        return self._most_of_one(whose)

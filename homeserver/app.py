@@ -442,7 +442,7 @@ def build(
             slow_turns=federation.edge.slow_turns,
             token_in_query=config.sessions.accept_token_in_query,
         ),
-        body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
+        body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
     )
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validations, rooms.presence, accounts.last_seen

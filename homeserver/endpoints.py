@@ -17,8 +17,8 @@ from homeserver.admin import account_validity as admin_account_validity
 from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
+from homeserver.admin import chosen_media, destinations, federation_policy, register
 from homeserver.admin import consents as admin_consents
-from homeserver.admin import destinations, federation_policy, register
 from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
@@ -122,6 +122,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_consents,
     admin_external_ids,
     admin_media,
+    chosen_media,
     admin_media_scans,
     admin_pushers,
     admin_registration_tokens,

@@ -107,13 +107,17 @@ class MediaStore:
             ),
         )
 
-    def set_content(self, txn: WriteTransaction, media_id: str, content: Content, now_ms: int) -> bool:
-        """Fill a reservation; False when it is filled already, or gone. The file is as old as its content."""
+    def set_content(
+        self, txn: WriteTransaction, media_id: str, content: Content, now_ms: int, *, authenticated: bool
+    ) -> bool:
+        """Fill a reservation; False when it is filled already, or gone. The file is as old as its content, and only for those who
+        show a token if that is so of what comes now."""
         sql = (
-            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ? "
-            "WHERE media_id = ? AND hash IS NULL"
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ?, "
+            "authenticated = ? WHERE media_id = ? AND hash IS NULL"
         )
-        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, now_ms, media_id)) > 0
+        said = (content.hash, content.type, content.size, content.name)
+        return txn.execute(sql, (*said, now_ms, now_ms, int(authenticated), media_id)) > 0
 
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:

@@ -33,14 +33,27 @@ class Order(msgspec.Struct, frozen=True):
     descending: bool
 
 
-class Wished(msgspec.Struct, frozen=True):
-    """Which files: those that came in this span of time (milliseconds since 1970, the end not in it), and are longer than so many bytes."""
+class Wished(msgspec.Struct, frozen=True, kw_only=True):
+    """Which files. What is None is not looked at."""
 
-    from_ms: int
-    until_ms: int
-    larger_than: int
-    only_held: bool
-    """Only those that are held back."""
+    from_ms: int | None = None
+    """Those that came then (milliseconds since 1970) or later."""
+    until_ms: int | None = None
+    """Those that came before then."""
+    larger_than: int | None = None
+    """In bytes."""
+    held: bool | None = None
+    """Those that are held back, or those that are not."""
+    protected: bool | None = None
+    """Those that are protected, or those that are not. Copies of other servers' files are never."""
+    user_id: str | None = None
+    """Those that this user has uploaded; no copies."""
+    origin: str | None = None
+    """Copies of this server's files."""
+    room_id: str | None = None
+    """Those that events of this room show; pictures of members are not among them."""
+    only_there: bool = False
+    """Of these those that neither another room shows, nor a profile, nor account data."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -70,24 +83,44 @@ class MediaListStore:
         return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
 
     async def find_uploads(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[MediaRow]:
-        """Files of this server's users, in the order of their ids, the first after this one. This looks at every file."""
-        sql = (
-            f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> '' AND {_WISHED} AND media_id > ?"
-            " ORDER BY media_id LIMIT ?"
-        )
-        args = (*_wish(wished), after.media_id, limit)
-        rows = await self._database.read("find_uploads", lambda txn: txn.query(sql, args))
+        """Files of this server's users, in the order of their ids, the first after this one. Without a user or a room this looks at
+        every file."""
+        where, args = self._wish(wished, own=True)
+        sql = f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> ''{where} AND media_id > ? ORDER BY media_id LIMIT ?"
+        rows = await self._database.read("find_uploads", lambda txn: txn.query(sql, (*args, after.media_id, limit)))
         return [make_row(row) for row in rows]
 
     async def find_copies(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[RemoteMediaRow]:
-        """Copies of other servers' files, in the order of their addresses, the first after this one. This looks at every copy."""
-        sql = (
-            f"SELECT {COPY_COLUMNS} FROM remote_media WHERE {_WISHED} AND (origin, media_id) > (?, ?)"
-            " ORDER BY origin, media_id LIMIT ?"
-        )
-        args = (*_wish(wished), *after, limit)
-        rows = await self._database.read("find_media_copies", lambda txn: txn.query(sql, args))
+        """Copies of other servers' files, in the order of their addresses, the first after this one. Without a room this looks at every
+        copy, or every one of a server."""
+        where, args = self._wish(wished, own=False)
+        sql = f"SELECT {COPY_COLUMNS} FROM remote_media WHERE (origin, media_id) > (?, ?){where} ORDER BY origin, media_id LIMIT ?"
+        rows = await self._database.read("find_media_copies", lambda txn: txn.query(sql, (*after, *args, limit)))
         return [make_copy(row) for row in rows]
+
+    def _wish(self, wished: Wished, *, own: bool) -> tuple[str, list[str | int]]:
+        """Further conditions, and their arguments."""
+        conditions: list[tuple[str, str | int | None]] = [
+            ("created_ts >= ?", wished.from_ms),
+            ("created_ts < ?", wished.until_ms),
+            ("size > ?", wished.larger_than),
+            ("quarantined = ?", None if wished.held is None else int(wished.held)),
+        ]
+        elsewhere = _NOT_ELSEWHERE if wished.only_there else ""
+        if own:
+            in_room = f"media_id IN (SELECT k.media_id{_IN_ROOM}{elsewhere} AND k.origin = ?)"
+            conditions += [
+                ("protected = ?", None if wished.protected is None else int(wished.protected)),
+                ("user_id = ?", wished.user_id),
+            ]
+        else:
+            in_room = f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere} AND k.origin <> ?)"
+            conditions.append(("origin = ?", wished.origin))
+        given = [(sql, arg) for sql, arg in conditions if arg is not None]
+        where, args = "".join(f" AND {sql}" for sql, _ in given), [arg for _, arg in given]
+        if wished.room_id is None:
+            return where, args
+        return f"{where} AND {in_room}", [*args, wished.room_id, self._own]
 
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
@@ -121,11 +154,14 @@ class MediaListStore:
         return [MediaAddress(origin, media_id) for origin, media_id in rows]
 
 
-_WISHED: Final = "created_ts >= ? AND created_ts < ? AND size > ? AND quarantined >= ?"
-
-
-def _wish(wished: Wished) -> tuple[int, int, int, int]:
-    return wished.from_ms, wished.until_ms, wished.larger_than, int(wished.only_held)
+_IN_ROOM: Final = (
+    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid JOIN known_media AS k ON k.media_nid = e.media_nid"
+    f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}"
+)
+_NOT_ELSEWHERE: Final = (
+    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
+    " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
+)
 
 
 def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, limit: int) -> Page:
@@ -145,14 +181,8 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
 
 
 def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[MediaAddress]:
-    elsewhere = (
-        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
-        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
-    )
+    elsewhere = _NOT_ELSEWHERE if only_there else ""
     rows = txn.query(
-        "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
-        " JOIN known_media AS k ON k.media_nid = e.media_nid"
-        f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}{elsewhere if only_there else ''} ORDER BY k.origin, k.media_id",
-        (room_id,),
+        f"SELECT DISTINCT k.origin, k.media_id{_IN_ROOM}{elsewhere} ORDER BY k.origin, k.media_id", (room_id,)
     )
     return [MediaAddress(origin, media_id) for origin, media_id in rows]

@@ -84,9 +84,14 @@ class MediaObjectStore:
             [(hash,) for hash in sorted(hashes)],
         )
 
-    async def take_leaving(self, now_ms: int, limit: int) -> Sequence[LeavingObject]:
-        """At most so many objects that are to be taken away, those that were not written in time among them."""
-        return await self._database.write("take_leaving_media_objects", _take_leaving, now_ms, limit)
+    async def take_leaving(self, now_ms: int, after: str, limit: int) -> Sequence[LeavingObject]:
+        """At most so many objects that are to be taken away, those that were not written in time among them, in the order of their
+        names, the first after this one."""
+        return await self._database.write("take_leaving_media_objects", _take_leaving, now_ms, after, limit)
+
+    async def get_leaving_of(self, hashes: Set[bytes]) -> Sequence[LeavingObject]:
+        """Objects with these contents that are to be taken away."""
+        return await self._database.read("get_leaving_media_objects", _select_leaving_of, tuple(hashes))
 
     async def forget(self, names: Sequence[str]) -> None:
         """They are gone."""
@@ -125,9 +130,14 @@ def _renew(txn: WriteTransaction, name: str, until_ms: int) -> None:
     txn.execute("UPDATE media_objects SET until_ts = ? WHERE name = ? AND state = 'coming'", (until_ms, name))
 
 
-def _take_leaving(txn: WriteTransaction, now_ms: int, limit: int) -> Sequence[LeavingObject]:
+def _take_leaving(txn: WriteTransaction, now_ms: int, after: str, limit: int) -> Sequence[LeavingObject]:
     txn.execute("UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?", (now_ms,))
-    rows = txn.query("SELECT name, until_ts FROM media_objects WHERE state = 'leaving' LIMIT ?", (limit,))
+    sql = "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ? ORDER BY name LIMIT ?"
+    return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
+
+
+def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[LeavingObject]:
+    rows = txn.query_in("SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND hash IN {keys}", hashes)
     return [LeavingObject(row[0], row[1] == 0) for row in rows]
 
 

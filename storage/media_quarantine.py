@@ -9,7 +9,7 @@ Laws:
 - Each change has a number; who reads the changes in their order misses none.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -74,19 +74,19 @@ class QuarantineStore:
             was_to_come = self._take_note(txn, address) is not None
             if not was_to_come and not self._is_here(txn, address):
                 return None
-            hashes = self._hashes(txn, [address])
-            # 2 and 3: harmful, given free (storage/media_scans.py)
-            txn.execute_many(
-                "UPDATE media_scans SET state = 3 WHERE hash = ? AND state = 2", [(hash,) for hash in hashes]
-            )
-            return self._set(txn, hashes, None)
+            return self._free(txn, [address])
 
         return await self._database.write("free_media", write)
 
-    async def set_protected(self, media_id: str, *, protected: bool) -> bool:
-        """A file of this server may not be held back, nor go by itself; or may. False where there is no such file."""
+    async def set_all_free(self, addresses: Sequence[MediaAddress]) -> int:
+        """Give these files free, and all that have the same bytes; how many."""
+        return await self._database.write("free_some_media", self._free, addresses)
+
+    async def set_protected(self, media_ids: Set[str], *, protected: bool) -> int:
+        """Files of this server may not be held back, nor go by themselves; or may. How many of them there are."""
         sql = "UPDATE media SET protected = ? WHERE media_id = ?"
-        return await self._database.write("protect_media", lambda txn: txn.execute(sql, (int(protected), media_id)) > 0)
+        rows = [(int(protected), media_id) for media_id in sorted(media_ids)]
+        return await self._database.write("protect_media", lambda txn: sum(txn.execute(sql, row) for row in rows))
 
     async def get_changes(self, after: int, limit: int) -> tuple[Sequence[QuarantineChange], int]:
         """Changes after a number, and the number of the latest change."""
@@ -132,6 +132,12 @@ class QuarantineStore:
             [(*address, by, *address) for address in others],
         )
         return self._set(txn, self._hashes(txn, addresses), by)
+
+    def _free(self, txn: WriteTransaction, addresses: Sequence[MediaAddress]) -> int:
+        hashes = self._hashes(txn, addresses)
+        # 2 and 3: harmful, given free (storage/media_scans.py)
+        txn.execute_many("UPDATE media_scans SET state = 3 WHERE hash = ? AND state = 2", [(hash,) for hash in hashes])
+        return self._set(txn, hashes, None)
 
     def _take_note(self, txn: WriteTransaction, address: MediaAddress) -> str | None:
         """Who holds a copy back that was not here; it is no longer noted."""

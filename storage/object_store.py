@@ -1,5 +1,6 @@
 """What a store of objects can do, such as S3. Every call waits, so it belongs to a thread."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,6 +24,8 @@ class S3Config(msgspec.Struct, frozen=True):
     storage_class: str | None
     connections: int
     """How many threads use it."""
+    patience: float
+    """After so many seconds of silence a thread gives up at the latest."""
 
 
 class ObjectStoreFailed(OSError):
@@ -43,8 +46,11 @@ class ObjectStream(Protocol):
 class ObjectStore(Protocol):
     """A store of objects. All of it raises ObjectStoreFailed."""
 
-    def put(self, name: str, path: Path) -> None:
-        """Keep a file under a name. When it returns, the object is durable."""
+    def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
+        """Keep a file under a name. When it returns, the object is durable.
+
+        `note` hears how many bytes have gone, which are fewer than none where some go again; what it raises ends the writing.
+        """
 
     def open(self, name: str, offset: int) -> ObjectStream | None:
         """An object from there on; None when there is none."""

@@ -5,7 +5,7 @@ boto3 takes 50 MB and a second to load, so this module is imported only where su
 """
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import md5
 from pathlib import Path
@@ -21,8 +21,9 @@ from storage.object_store import ObjectStoreFailed, ObjectStream, S3Config
 
 PART_BYTES: Final = 16 << 20
 """What is longer is sent in parts, one after the other."""
-CONNECT_SECONDS: Final = 5
-READ_SECONDS: Final = 60
+ATTEMPTS: Final = 2
+"""A connection that was kept may be closed by now, so that the first is in vain."""
+CONNECT_SECONDS: Final = 5.0
 ADDRESS_SECONDS: Final = 300
 """For so long an address is good that is given out."""
 _NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
@@ -49,10 +50,10 @@ class S3:
                 aws_access_key_id=config.access_key_id,
                 aws_secret_access_key=config.secret_access_key,
                 config=Config(
-                    connect_timeout=CONNECT_SECONDS,
-                    read_timeout=READ_SECONDS,
+                    connect_timeout=min(CONNECT_SECONDS, config.patience / ATTEMPTS),
+                    read_timeout=config.patience / ATTEMPTS,
                     max_pool_connections=config.connections,
-                    retries={"mode": "standard", "total_max_attempts": 3},
+                    retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                     s3={"addressing_style": config.addressing_style},
                     signature_version="s3v4",
                     # Not every store knows the newer checksums, and what comes back is checked by its hash
@@ -61,10 +62,15 @@ class S3:
                 ),
             )
 
-    def put(self, name: str, path: Path) -> None:
+    def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
         with _failing():
             self._client.upload_file(
-                str(path), self._bucket, name, ExtraArgs={**self._further, **self._customer}, Config=self._transfer
+                str(path),
+                self._bucket,
+                name,
+                ExtraArgs={**self._further, **self._customer},
+                Callback=note,
+                Config=self._transfer,
             )
 
     def open(self, name: str, offset: int) -> ObjectStream | None:

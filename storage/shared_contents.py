@@ -12,9 +12,12 @@ Laws:
 - `main`: an upload is acknowledged when its object is whole and noted in the transaction of its row.
 - `second_copy`: it is acknowledged when the folder has it, however the store does. The job makes the object, what came last first.
 - What comes back from the store is checked by its hash before anybody has it, if it is brought back to the folder.
+- Nobody waits for a store that hangs (`storage.object_calls`). Reading has threads of its own. Removing a file waits for no store at
+  all: the journal has its object, which goes right after, or with a later walk of the job.
 """
 
-from collections.abc import AsyncIterator, Callable, Set
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,11 +31,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from storage.database import Database
-from storage.executors import Executor, run_in
 from storage.media_contents import OpenedContent
-from storage.media_files import KeptThumbnail, MediaFiles, ReadableBytes, StoredFile
-from storage.media_objects import MediaObjectStore, StoredObject
+from storage.media_files import KeptThumbnail, MediaFiles, ReadableBytes, Received, StoredFile
+from storage.media_objects import LeavingObject, MediaObjectStore, StoredObject
 from storage.media_spool import Spool
+from storage.object_calls import Call, ObjectCalls
 from storage.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
 from storage.transaction import WriteTransaction
 
@@ -44,9 +47,11 @@ WRITING_SECONDS: Final = 600.0
 """For so long who writes an object is believed to live, unless he says so again."""
 RENEW_SECONDS: Final = 120.0
 WHOLE_BYTES: Final = 8 << 20
-"""What is no longer is brought to the folder when it is asked for; longer ones are read where they are."""
+"""What is no longer is brought to the folder when it is asked for; longer ones are read where they are, and are long to write."""
 MOST_ATTEMPTS: Final = 5
 MOST_LATELY: Final = 1000
+MOST_FAILURES: Final = 3
+"""After so many in a row the store takes nothing away at the moment."""
 
 
 class _ObjectIsGone(Exception):
@@ -63,18 +68,20 @@ class SharedContents:
         database: Database,
         files: MediaFiles,
         objects: ObjectStore,
-        executor: Executor,
+        reading: ObjectCalls,
+        writing: ObjectCalls,
         clock: IReactorTime,
         *,
         role: Role,
         prefix: str,
         give_addresses: bool,
     ) -> None:
-        """`executor`: its threads talk with the store. `give_addresses`: clients may be sent to the store."""
+        """`reading`, `writing`: how the store is talked with. `give_addresses`: clients may be sent to the store."""
         self._database = database
         self._files = files
         self._objects = objects
-        self._executor = executor
+        self._reading = reading
+        self._writing = writing
         self._clock = clock
         self.role: Role = role
         self._prefix = prefix
@@ -82,6 +89,10 @@ class SharedContents:
         self._table = MediaObjectStore(database)
         self._coming_back: dict[bytes, list[Deferred[bool]]] = {}
         self._lately: set[bytes] = set()
+        self._gone: set[bytes] = set()
+        """Contents that were removed just now, and whose objects are still there."""
+        self._is_taking_away = False
+        self._taken_to = ""
 
     def spool(self, memory_bytes: int) -> Spool:
         return self._files.spool(memory_bytes)
@@ -152,7 +163,7 @@ class SharedContents:
         renewing.clock = self._clock
         renewing.start(RENEW_SECONDS, now=False)
         try:
-            await run_in(self._executor, lambda: self._objects.put(name, path))
+            await self._writing.run(lambda call: self._objects.put(name, path, call.note), is_long=size > WHOLE_BYTES)
         finally:
             renewing.stop()
         return name
@@ -175,7 +186,7 @@ class SharedContents:
         if found is None:
             return None
         if found.size > WHOLE_BYTES:
-            return _OpenedObject(self._objects, self._executor, found)
+            return _OpenedObject(self._objects, self._reading, found)
         return await self._files.open(hash) if await self.bring_back(found) else None
 
     @asynccontextmanager
@@ -194,7 +205,7 @@ class SharedContents:
         found = (await self._table.get_objects([hash])).get(hash)
         if found is None:
             return None
-        return await run_in(self._executor, lambda: self._objects.address(found.name, type, disposition))
+        return await self._reading.run(lambda _: self._objects.address(found.name, type, disposition))
 
     async def bring_back(self, found: StoredObject) -> bool:
         """Let the folder have a content, once for all who ask; whether it was there. Raises OSError."""
@@ -213,14 +224,10 @@ class SharedContents:
         return await mine
 
     async def _fetch(self, found: StoredObject) -> bool:
-        stream = await run_in(self._executor, lambda: self._objects.open(found.name, 0))
-        if stream is None:
+        received = await self._reading.run(partial(self._receive, found.name), late=self._discard_late)
+        if received is None:
             self.log.error("the object {name} is missing in the store", name=found.name)
             return False
-        try:
-            received = await run_in(self._executor, lambda: self._files.receive_now(stream))
-        finally:
-            stream.close()
         try:
             if received.hash != found.hash:
                 raise ObjectStoreFailed(f"the object {found.name} is not what was written")
@@ -229,6 +236,20 @@ class SharedContents:
             self._files.discard(received)
         await self._files.settle(stored)
         return True
+
+    def _receive(self, name: str, call: Call) -> Received | None:
+        """In a thread: an object as a file of the folder, which has no place yet; None when there is none."""
+        stream = self._objects.open(name, 0)
+        if stream is None:
+            return None
+        try:
+            return self._files.receive_now(_Heard(stream, call))
+        finally:
+            stream.close()
+
+    def _discard_late(self, received: Received | None) -> None:
+        if received is not None:
+            self._files.discard(received)
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
@@ -248,50 +269,120 @@ class SharedContents:
 
         removed = await self._files.remove_unused(hashes, lambda: self._database.write("forget_media", forget_both))
         if removed:
-            try:
-                await self.do_take_away(len(removed))
-            except ObjectStoreFailed as error:
-                self.log.warn("objects of files that were removed are taken away later: {error}", error=error)
+            self._take_away_soon(removed)
         return removed
 
-    async def do_take_away(self, limit: int) -> int:
-        """Take away objects that nobody has any more, and what was never finished; how many. A job does it."""
-        leaving = await self._table.take_leaving(int(self._clock.seconds() * 1000), limit)
+    def _take_away_soon(self, hashes: Set[bytes]) -> None:
+        """Take away the objects of contents that nobody has any more, and let nobody wait for that."""
+        self._gone |= hashes
+        if not self._is_taking_away:
+            self._is_taking_away = True
+            Deferred.fromCoroutine(self._take_away_gone()).addErrback(
+                lambda failure: self.log.failure("objects of files that were removed are taken away later", failure)
+            )
 
+    async def _take_away_gone(self) -> None:
+        try:
+            while self._gone:
+                hashes, self._gone = self._gone, set()
+                await self._take_away(await self._table.get_leaving_of(hashes))
+        except ObjectStoreFailed as error:
+            self.log.warn("objects of files that were removed are taken away later: {error}", error=error)
+            self._gone.clear()
+        finally:
+            self._is_taking_away = False
+
+    async def do_take_away(self, limit: int) -> int:
+        """Take away objects that nobody has any more, and what was never finished, in walks through all of them; how many. A job does
+        it. One that cannot be taken away is left for the next walk. Raises ObjectStoreFailed where the store takes none."""
+        leaving = await self._table.take_leaving(int(self._clock.seconds() * 1000), self._taken_to, limit)
+        self._taken_to = leaving[-1].name if len(leaving) == limit else ""
+        return await self._take_away(leaving)
+
+    async def _take_away(self, leaving: Sequence[LeavingObject]) -> int:
+        done = failures = 0
         for each in leaving:
-            await run_in(self._executor, partial(self._objects.remove, each.name, is_whole=each.is_whole))
+            try:
+                await self._remove(each)
+            except ObjectStoreFailed as error:
+                failures += 1
+                if failures == MOST_FAILURES:
+                    raise
+                self.log.warn("the object {name} is taken away later: {error}", name=each.name, error=error)
+                continue
+            failures = 0
+            done += 1
             await self._table.forget([each.name])
-        return len(leaving)
+        return done
+
+    async def _remove(self, leaving: LeavingObject) -> None:
+        await self._writing.run(lambda _: self._objects.remove(leaving.name, is_whole=leaving.is_whole))
+
+
+class _Heard:
+    """A stream of which the call knows how much has come."""
+
+    def __init__(self, stream: ObjectStream, call: Call) -> None:
+        self._stream = stream
+        self._call = call
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._call.note(len(data))
+        return data
 
 
 class _OpenedObject:
     """An object as a source: pieces in a row come out of one answer of the store."""
 
-    def __init__(self, objects: ObjectStore, executor: Executor, found: StoredObject) -> None:
+    def __init__(self, objects: ObjectStore, calls: ObjectCalls, found: StoredObject) -> None:
         self.size = found.size
         self._objects = objects
-        self._executor = executor
+        self._calls = calls
         self._name = found.name
         self._stream: ObjectStream | None = None
         self._position = 0
+        self._reading = threading.Lock()
+        self._is_closed = False
 
     async def read(self, offset: int, size: int) -> bytes:
-        return await run_in(self._executor, lambda: self._read(offset, size))
+        return await self._calls.run(lambda call: self._read(call, offset, size))
 
     def close(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+        """Whoever reads closes the stream in the end: doing it here would wait for what they wait for."""
+        self._is_closed = True
+        self._close_unless_read()
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def _close_unless_read(self) -> None:
+        if self._reading.acquire(blocking=False):
+            try:
+                self._close_stream()
+            finally:
+                self._reading.release()
+
+    def _read(self, call: Call, offset: int, size: int) -> bytes:
+        try:
+            with self._reading:
+                return self._read_alone(call, offset, size)
+        finally:
+            if self._is_closed:
+                self._close_unless_read()
+
+    def _read_alone(self, call: Call, offset: int, size: int) -> bytes:
         if self._stream is None or self._position != offset:
-            self.close()
+            self._close_stream()
             self._stream = self._objects.open(self._name, offset)
             self._position = offset
         if self._stream is None:
             raise ObjectStoreFailed(f"the object {self._name} is missing in the store")
+        stream = _Heard(self._stream, call)
         data = bytearray()
-        while len(data) < size and (piece := self._stream.read(size - len(data))):
+        while len(data) < size and (piece := stream.read(size - len(data))):
             data += piece
         self._position += len(data)
         return bytes(data)
+
+    def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()

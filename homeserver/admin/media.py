@@ -10,8 +10,7 @@ from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.scanning.administration import shown_scan
 from storage.media import MediaRow
-from storage.media_addresses import MediaAddress
-from storage.media_lists import ORDERS, Order, Wished
+from storage.media_lists import ORDERS, Order
 from storage.media_scans import ScanRow
 from storage.media_usage import Amount, UserUsage
 from storage.remote_media import RemoteMediaRow
@@ -21,8 +20,6 @@ _OURS: Final = "/_mahalla/admin/v1"
 MOST: Final = 10_000
 """Entries in one answer."""
 CHANGES: Final = 100
-LATEST: Final = 2**53 - 1
-"""No time, and no size, is beyond it."""
 From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
 Scans = Mapping[bytes, ScanRow]
@@ -46,7 +43,7 @@ async def get_users_media(
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
-    answer: dict[str, Any] = {"media": [_shown(row, scans) for row in page.rows], "total": page.count}
+    answer: dict[str, Any] = {"media": [shown_upload(row, scans) for row in page.rows], "total": page.count}
     if from_ + limit < page.count:
         answer["next_token"] = from_ + len(page.rows)
     return answer
@@ -77,8 +74,8 @@ async def get_media_info(media: MediaAdministration, *, server_name: ServerName,
     row = await media.get_file(server_name, media_id)
     scans = await media.get_scans([row])
     if isinstance(row, RemoteMediaRow):
-        return {"media_info": _shown_copy(row, scans)}
-    return {"media_info": {"media_origin": None, "filesystem_id": None, **_shown(row, scans)}}
+        return {"media_info": shown_copy(row, scans)}
+    return {"media_info": {"media_origin": None, "filesystem_id": None, **shown_upload(row, scans)}}
 
 
 @endpoint("DELETE", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
@@ -208,34 +205,6 @@ async def unprotect_media(media: MediaAdministration, *, media_id: str) -> Empty
 # How much there is, of what, and what was deleted.
 
 
-@endpoint("GET", f"{_OURS}/media", auth=Auth.ADMIN)
-async def get_all_media(
-    media: MediaAdministration,
-    *,
-    of: Literal["local", "remote"] = "local",
-    from_ts: int = 0,
-    until_ts: int = LATEST,
-    size_gt: int = -1,
-    quarantined: bool = False,
-    after: str = "",
-    limit: int = 100,
-) -> dict[str, Any]:
-    """Files of this server's users, or copies of other servers' files, by when they came and how long they are."""
-    _check_page(0, limit)
-    _check_numbers(from_ts=from_ts, until_ts=until_ts, size_gt=size_gt)
-    origin, _, media_id = after.partition("/")
-    wished = Wished(from_ts, until_ts, size_gt, quarantined)
-    found = await media.find_files(wished, MediaAddress(origin, media_id), limit, own=of == "local")
-    scans = await media.get_scans(found)
-    answer: dict[str, Any] = {
-        "media": [_shown_copy(row, scans) if isinstance(row, RemoteMediaRow) else _shown(row, scans) for row in found]
-    }
-    if len(found) == limit:
-        last = found[-1]
-        answer["next_token"] = f"{last.origin if isinstance(last, RemoteMediaRow) else ''}/{last.media_id}"
-    return answer
-
-
 @endpoint("GET", f"{_V1}/statistics/users/media", auth=Auth.ADMIN)
 async def get_media_statistics(
     media: MediaAdministration,
@@ -326,12 +295,6 @@ def _check_page(start: int, limit: int) -> None:
         raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
 
 
-def _check_numbers(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if not -1 <= number <= LATEST:
-            raise InvalidParam(f"{name} must be from -1 to {LATEST}")
-
-
 def _order(by: str | None, direction: Direction | None) -> Order:
     if by is None and direction is None:
         return Order("created_ts", descending=True)
@@ -348,7 +311,8 @@ def _amount(amount: Amount) -> Mapping[str, int]:
     return {"media_count": amount.count, "media_length": amount.size}
 
 
-def _shown(row: MediaRow, scans: Scans) -> dict[str, Any]:
+def shown_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
+    """A file of this server, as administrators see it."""
     content = row.content
     return {
         "media_id": row.media_id,
@@ -367,7 +331,8 @@ def _shown(row: MediaRow, scans: Scans) -> dict[str, Any]:
     }
 
 
-def _shown_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
+def shown_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
+    """The copy of another server's file, as administrators see it."""
     return {
         "media_origin": row.origin,
         "media_id": row.media_id,

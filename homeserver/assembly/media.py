@@ -51,13 +51,15 @@ PAGE_PROCESSES = 2
 
 class MediaThreads(msgspec.Struct, frozen=True):
     """Where files are read and written, and where somebody waits: for processes that make thumbnails, for those that look at photos
-    that are uploaded, for those that read pages, for the object store, and for scanners. None of these keeps another waiting."""
+    that are uploaded, for those that read pages, for what comes from the object store and what goes there, and for scanners. None of
+    these keeps another waiting."""
 
     files: Executor
     images: Executor
     photos: Executor
     pages: Executor
-    objects: Executor
+    objects_out: Executor
+    objects_in: Executor
     scans: Executor
 
 
@@ -69,7 +71,8 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
         images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
         photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, patience=1.0),
         pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, patience=1.0),
-        objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
+        objects_out=ThreadExecutor(reactor, "objects_out", object_threads, patience=2.0),
+        objects_in=ThreadExecutor(reactor, "objects_in", object_threads, patience=2.0),
         scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
     )
 
@@ -118,10 +121,14 @@ class MediaParts:
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
-        self._locations = PhotoLocations(threads.photos) if storage.remove_photo_locations else None
+        self._locations = (
+            PhotoLocations(threads.photos, clock, PHOTO_PROCESSES) if storage.remove_photo_locations else None
+        )
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
-        stores = stores_of(storage.media_object_store, clock, database, self.files, threads.objects)
+        stores = stores_of(
+            storage.media_object_store, clock, database, self.files, threads.objects_out, threads.objects_in
+        )
         self.contents = stores.contents
         self._store_jobs = stores.jobs
         server_name = federation.identity.server_name
@@ -144,11 +151,17 @@ class MediaParts:
             self._workers,
             storage.max_image_pixels,
             IMAGE_PROCESSES,
+            clock,
             programs=storage.thumbnails_by_programs,
             sizes=sizes_of(storage),
         )
         early_thumbnails = EarlyThumbnails(
-            thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES, programs=storage.thumbnails_by_programs
+            thumbnails,
+            gate,
+            clock,
+            named_sizes_of(storage) or SPECIFIED_SIZES,
+            IMAGE_PROCESSES,
+            programs=storage.thumbnails_by_programs,
         )
         self.repository = MediaRepository(
             server_name,
@@ -169,7 +182,7 @@ class MediaParts:
             SecretText(random),
             self._locations,
             early_thumbnails.begin if storage.thumbnails_at_upload else None,
-            max_upload_size=storage.max_upload_size,
+            max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
             freeze=freeze,
@@ -260,5 +273,6 @@ class MediaParts:
         await self._threads.images.close()
         await self._threads.photos.close()
         await self._threads.pages.close()
-        await self._threads.objects.close()
+        await self._threads.objects_out.close()
+        await self._threads.objects_in.close()
         await self._threads.scans.close()

@@ -17,11 +17,12 @@ from storage.media import MediaStore
 from storage.media_contents import Contents, LocalContents
 from storage.media_files import MediaFiles
 from storage.media_levelling import Levelling, Trimming
+from storage.object_calls import ObjectCalls
 from storage.object_store import ObjectStore, S3Config
 from storage.shared_contents import SharedContents
 
 OBJECT_THREADS = 8
-"""Which talk with the object store."""
+"""Which read from the object store; and so many which write to it."""
 
 
 class Stores(msgspec.Struct, frozen=True):
@@ -32,16 +33,23 @@ class Stores(msgspec.Struct, frozen=True):
 
 
 def stores_of(
-    object_store: MediaObjectStore, clock: IReactorTime, database: Database, files: MediaFiles, executor: Executor
+    object_store: MediaObjectStore,
+    clock: IReactorTime,
+    database: Database,
+    files: MediaFiles,
+    reading: Executor,
+    writing: Executor,
 ) -> Stores:
-    """The folder alone, or with an object store, which `executor` talks with. Raises ObjectStoreFailed."""
+    """The folder alone, or with an object store, which these read from and write to. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
         return Stores(LocalContents(database, files), (_sweep_job(database, files),))
+    patience = object_store.time_limit / 1000
     contents = SharedContents(
         database,
         files,
         open_s3(s3_config_of(object_store)),
-        executor,
+        ObjectCalls(reading, clock, patience),
+        ObjectCalls(writing, clock, patience, long_at_once=OBJECT_THREADS // 2),
         clock,
         role=object_store.role,
         prefix=object_store.prefix,
@@ -73,7 +81,8 @@ def s3_config_of(object_store: MediaObjectStore) -> S3Config:
         kms_key_id=object_store.kms_key_id,
         customer_key=None if object_store.customer_key is None else b64decode(object_store.customer_key),
         storage_class=object_store.storage_class,
-        connections=OBJECT_THREADS,
+        connections=2 * OBJECT_THREADS,
+        patience=object_store.time_limit / 1000,
     )
 
 

@@ -66,8 +66,8 @@ class ScanningParts:
         self.store = MediaScanStore(database, quarantine)
         self.gate: ScanGate = OpenGate()
         self.scanning: Scanning | None = None
-        self.largest_copy = NO_LIMIT
-        """Copies of other servers' files that are larger could not be given out."""
+        self.largest_copy = self.largest_upload = NO_LIMIT
+        """Copies of other servers' files, and files of this server's users, that are larger could not be given out."""
         self._rescans: Rescans | None = None
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
@@ -99,8 +99,9 @@ class ScanningParts:
                 time_limit_ms=scanning.time_limit,
                 upload_wait_ms=scanning.upload_wait,
             )
-            if "remote" in scanning.files and scanning.larger_files == "refuse":
-                self.largest_copy = scanning.max_size
+            if scanning.larger_files == "refuse":
+                self.largest_copy = scanning.max_size if "remote" in scanning.files else NO_LIMIT
+                self.largest_upload = scanning.max_size if "local" in scanning.files else NO_LIMIT
         self.administration = ScanAdministration(clock, own, self.store, self._rescans)
 
     def jobs(self) -> Sequence[Job]:

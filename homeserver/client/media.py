@@ -5,11 +5,11 @@ found there. Files are sent as they are read, never whole from memory.
 """
 
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, BodyLimit, Limit, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import Auth, BodyLimit, Limit, Names, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import EMPTY, Empty, Response
@@ -27,6 +27,7 @@ _UPLOADS = tuple(f"{old}/upload" for old in _OLD)
 _FILLS = tuple(f"{old}/upload{_ID}" for old in _OLD)
 _CONFIGS = (f"{_NEW}/config", *(f"{old}/config" for old in _OLD))
 DEFAULT_WAIT_MS = 20_000
+AllowRedirect = Annotated[bool, Names("allow_redirect", "com.beeper.msc3860.allow_redirect")]
 
 
 class Uploaded(msgspec.Struct, frozen=True):
@@ -98,7 +99,14 @@ async def get_download(
     """A file, under its own name or another; or where it is. Administrators may look at what is held back."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
         raise Forbidden("Only administrators may look at what is held back")
-    asked = Asked(context.client_ip, True, timeout_ms, held_too=admin_unsafely_bypass_quarantine, allow_redirect=True)
+    asked = Asked(
+        context.client_ip,
+        True,
+        timeout_ms,
+        held_too=admin_unsafely_bypass_quarantine,
+        allow_redirect=True,
+        user_id=caller.user_id,
+    )
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -112,7 +120,7 @@ async def get_public_download(
     file_name: str = "",
     timeout_ms: int = DEFAULT_WAIT_MS,
     allow_remote: bool = True,
-    allow_redirect: bool = False,
+    allow_redirect: AllowRedirect = False,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
     asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote, allow_redirect=allow_redirect)
@@ -133,8 +141,8 @@ async def get_thumbnail(
     animated: bool = False,
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
-    """A small picture of an image."""
-    asked = Asked(context.client_ip, True, timeout_ms)
+    """A small picture of an image, or where it is, if that is the image itself."""
+    asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id)
     return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)
 
 
@@ -151,7 +159,8 @@ async def get_public_thumbnail(
     animated: bool = False,
     timeout_ms: int = DEFAULT_WAIT_MS,
     allow_remote: bool = True,
+    allow_redirect: AllowRedirect = False,
 ) -> Response:
     """As `get_thumbnail`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote, allow_redirect=allow_redirect)
     return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)

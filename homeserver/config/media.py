@@ -53,6 +53,14 @@ class MediaObjectStore:
     cache_size: Size = option(
         Size(10 * 1024**3), "In the role `main`, how large the folder may be, about.", minimum=0, example="10G"
     )
+    time_limit: Duration = option(
+        Duration(20_000),
+        "For how long it may be silent: who waits for it so long is told that this server cannot reach its files, and what is to be "
+        "done unasked is done later. What moves is waited for.",
+        minimum=1000,
+        maximum=120_000,
+        example="20s",
+    )
     redirects: bool = option(
         False,
         "Whether clients and servers that allow it are sent to the store, with an address that is good for five minutes. Then what "

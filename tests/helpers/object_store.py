@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ class Bucket:
             "customer_key": None,
             "storage_class": None,
             "connections": 4,
+            "patience": 20.0,
         }
         return S3Config(**{**whole, **further})
 
@@ -91,6 +93,13 @@ class RunningObjectStore:
         name = f"files-{uuid4().hex}"
         client.create_bucket(Bucket=name)
         return Bucket(self.endpoint_url, name, client)
+
+
+@contextmanager
+def hanging_object_store() -> Iterator[str]:
+    """One that accepts connections and never answers; its address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @contextmanager

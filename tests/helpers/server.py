@@ -147,11 +147,13 @@ class TestServer:
         preview_web: PreviewWeb | None = None,
         web: Web | None = None,
         images: Executor | None = None,
+        photos: Executor | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
         `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `preview_web` to
-        linked pages, `web` to push gateways; by default to none. `images`: where thumbnails are made; by default at once.
+        linked pages, `web` to push gateways; by default to none. `images`: where thumbnails are made, and `photos`: where it is
+        looked for where they were taken; by default at once.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -177,9 +179,10 @@ class TestServer:
             media_threads=MediaThreads(
                 files=InlineExecutor(),
                 images=images if images is not None else InlineExecutor(),
-                photos=InlineExecutor(),
+                photos=photos if photos is not None else InlineExecutor(),
                 pages=InlineExecutor(),
-                objects=InlineExecutor(),
+                objects_out=InlineExecutor(),
+                objects_in=InlineExecutor(),
                 scans=InlineExecutor(),
             ),
             mail_thread=InlineExecutor(),

@@ -272,6 +272,19 @@ def test_files_may_be_frozen_since_a_day(
     assert [after.client.request("GET", DOWNLOAD + file, token=alice.token).status for file in files] == [200, 200]
 
 
+def test_what_was_announced_before_the_freeze_and_comes_after_it_is_frozen(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = before.register("alice")
+    file = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
+    after = TestServer(tmp_path, sqlite_database, seed=2)
+    filled = after.client.request("PUT", f"/_matrix/media/v3/upload/{file}", token=alice.token, body=b"x")
+    assert filled.status == 200
+    assert after.get(PUBLIC + file).errcode == "M_NOT_FOUND"
+    assert after.client.request("GET", DOWNLOAD + file, token=alice.token).body == b"x"
+
+
 def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     alice = before.register("alice")

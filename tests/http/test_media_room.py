@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from storage.database import Database
 from storage.object_store import ObjectStoreFailed
 from tests.helpers.images import opened, picture
+from tests.helpers.object_store import hanging_object_store
 from tests.helpers.server import TestServer, User
 
 UPLOAD = "/_matrix/media/v3/upload"
@@ -96,6 +98,18 @@ def test_without_the_object_store_files_cannot_be_had(alice: User, monkeypatch: 
     assert alice.get(DOWNLOAD + address).status == 503
 
 
+def test_a_store_that_never_answers_is_told_in_time(sqlite_database: Database, tmp_path: Path) -> None:
+    with hanging_object_store() as address:
+        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, time_limit: 1s}}"
+        alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register("alice")
+        began = time.monotonic()
+        answer = _upload(alice, b"tea")
+        assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
+        assert "cannot reach its files" in answer.json["error"]
+        assert time.monotonic() - began < 20
+    assert _files(tmp_path) == []
+
+
 def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path) -> None:
     connection = alice.server.client.connect()
     head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\nContent-Length: {len(LONG)}\r\n\r\n"
@@ -124,7 +138,11 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
-    address = _upload(server.register("alice"), b"tea").json["content_uri"].removeprefix("mxc://")
+    alice = server.register("alice")
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    small, large = (
+        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://") for width in (40, 400)
+    )
 
     async def elsewhere(_hash: bytes, _type: str, _disposition: str) -> str:
         return "https://store.example/tea"
@@ -133,3 +151,11 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     path = f"/_matrix/media/v3/download/{address}"
     assert server.get(path).status == 200
     assert server.get(f"{path}?allow_redirect=true").status == 307
+    assert server.get(f"{path}?com.beeper.msc3860.allow_redirect=true").status == 307
+    size = "width=96&height=96&method=crop"
+    for file, status in ((small, 307), (large, 200)):  # one is its own thumbnail
+        path = f"/_matrix/media/v3/thumbnail/{file}?{size}"
+        assert server.get(path).status == 200
+        assert server.get(f"{path}&allow_redirect=true").status == status
+        assert alice.get(f"/_matrix/client/v1/media/thumbnail/{file}?{size}").status == status
+    server.app.media.close_workers()

@@ -3,12 +3,13 @@
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 from federation.protocol.errors import CannotThumbnail, LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
@@ -31,6 +32,7 @@ from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.later import LaterExecutor
 from tests.helpers.scanned import PLUGIN, Held
 from tests.helpers.server import TestServer, User
 
@@ -263,21 +265,6 @@ def test_a_film_is_no_moving_picture(alice: User) -> None:
 # Processes, and who waits for them.
 
 
-class LaterExecutor(InlineExecutor):
-    """Does nothing until it is told to."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def work(self) -> None:
-        jobs, self.jobs = self.jobs, []
-        for job in jobs:
-            job()
-
-
 async def _content(files: MediaFiles, data: bytes) -> Content:
     stored = await files.add(io.BytesIO(data))
     await files.settle(stored)
@@ -289,7 +276,7 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_databa
     files.open_folder()
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
     for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
         content = await _content(files, picture(400 + number, 200))
@@ -326,7 +313,7 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Databa
     content = await _content(files, picture(400, 200))
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)) for _ in range(3)]
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
@@ -353,7 +340,7 @@ async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: 
     content = await _content(files, picture(400, 200))
     times = iter([0.0, SECONDS_A_JOB])  # the first takes too long
     workers = ImageWorkers(InlineExecutor(), clock=lambda: next(times, 0.0))
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     with pytest.raises(CannotThumbnail):
         await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)
     assert (await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)).type == "image/png"
@@ -447,6 +434,26 @@ def test_some_are_made_as_soon_as_a_picture_has_come(
         assert len([path for path in folder.rglob("*") if path.is_file()]) == 2 * len(names)
     finally:
         alice.server.app.media.close_workers()
+
+
+def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    images = LaterExecutor()
+    config = "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
+    server = TestServer(tmp_path, sqlite_database, config, images=images)
+    alice, bob = server.register("alice"), server.register("bob")
+    try:
+        for width in range(200, 210):
+            _upload(alice, picture(width, 200))
+        file = _upload(bob, picture(400, 200))
+        assert len(images.jobs) == 2  # one of each
+        images.work()
+        assert len(list((tmp_path / "media_store" / "thumbnails").rglob("96x96-crop"))) == 2
+        images.jobs.clear()
+        assert _thumbnail(bob, file, 96, 96, "&method=crop").status == 200
+    finally:
+        server.app.media.close_workers()
 
 
 def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:

@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from twisted.internet.task import Clock
 
+from federation.protocol.errors import InvalidParam
+from homeserver.services.fair_turns import REMEMBERED_SECONDS
 from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
+from homeserver.services.media.photo_locations import (
+    LONGEST_WAIT_SECONDS,
+    MOST_WAITING_OF_ONE,
+    SECONDS_A_FILE,
+    SLOW_SECONDS,
+    PhotoLocations,
+)
 from storage.database import Database
+from storage.executors import InlineExecutor
+from tests.helpers.http import Pending
 from tests.helpers.images import ORIENTATION, picture
+from tests.helpers.later import LaterExecutor
 from tests.helpers.server import TestServer, User
 
 PLACE = {1: "N", 2: (41.0, 18.0, 41.0), 3: "E", 4: (69.0, 14.0, 24.0), 27: b"ASCII\0\0\0GPS in Tashkent"}
@@ -244,3 +259,101 @@ def test_an_upload_where_it_is_wanted(tmp_path: Path, sqlite_database: Database,
 def test_an_upload_where_nobody_wants_it(tmp_path: Path, sqlite_database: Database) -> None:
     alice = TestServer(tmp_path, sqlite_database).register("alice")
     assert fetched(alice, upload(alice, PHOTOS["jpeg"]).json["content_uri"]) == PHOTOS["jpeg"]
+
+
+@pytest.fixture
+def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
+    """A server where pictures take as long as a test wants."""
+    executor = LaterExecutor()
+    server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", photos=executor)
+    yield server, executor
+    server.app.media.close_workers()
+
+
+def begin(user: User, data: bytes = PHOTOS["jpeg"]) -> Pending:
+    path = "/_matrix/media/v3/upload"
+    return user.server.client.start("POST", path, token=user.token, body=data, headers={"Content-Type": "image/jpeg"})
+
+
+def test_pictures_that_take_long_keep_nobody_elses_waiting(slow: tuple[TestServer, LaterExecutor]) -> None:
+    server, executor = slow
+    alice, bob = server.register("alice"), server.register("bob")
+    hers = [begin(alice) for _ in range(4)]
+    assert len(executor.jobs) == 1
+    his = begin(bob)
+    assert len(executor.jobs) == 2
+    executor.jobs.pop()()  # his is looked at
+    executor.jobs.pop()()  # and changed
+    assert his.answer.status == 200
+    assert len(executor.jobs) == 1
+    assert not any(each.done for each in hers)
+    executor.work_all()
+    assert [each.answer.status for each in hers] == [200] * 4
+
+
+def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(slow: tuple[TestServer, LaterExecutor]) -> None:
+    """They share one of the two places from the second picture on."""
+    server, executor = slow
+    liars = [server.register(f"liar{number}") for number in range(6)]
+    for liar in liars:
+        begin(liar)
+    while executor.jobs:
+        server.clock.advance(SLOW_SECONDS + 1)
+        executor.jobs.pop(0)()
+    again = [begin(liar) for liar in liars for _ in range(3)]
+    assert len(executor.jobs) == 1
+    bob = server.register("bob")
+    for _ in range(3):
+        his = begin(bob)
+        assert len(executor.jobs) == 2
+        executor.jobs.pop()()  # his is looked at
+        executor.jobs.pop()()  # and changed
+        assert his.answer.status == 200
+    assert not any(each.done for each in again)
+    executor.work_all()
+    assert {each.answer.status for each in again} == {200}
+    server.clock.advance(REMEMBERED_SECONDS + 1)
+    for liar in liars:
+        begin(liar)
+    assert len(executor.jobs) == 2, "a while later they are as others"
+    executor.work_all()
+
+
+def test_who_waits_too_long_for_a_turn_is_told(slow: tuple[TestServer, LaterExecutor], tmp_path: Path) -> None:
+    server, executor = slow
+    alice = server.register("alice")
+    first, second = begin(alice), begin(alice)
+    server.clock.advance(LONGEST_WAIT_SECONDS + 1)
+    assert (second.answer.status, second.answer.errcode) == (429, "M_LIMIT_EXCEEDED")
+    assert second.answer.json["retry_after_ms"] > 0
+    assert not first.done
+    executor.work_all()
+    assert first.answer.status == 200
+    assert upload_later(alice, executor) == 200
+    assert not list((tmp_path / "media_store" / "incoming").iterdir())
+
+
+def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor]) -> None:
+    server, executor = slow
+    alice, bob = server.register("alice"), server.register("bob")
+    hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
+    assert [each.answer.errcode for each in hers if each.done] == ["M_LIMIT_EXCEEDED"]
+    his = begin(bob)
+    executor.work_all()
+    assert his.answer.status == 200
+    assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
+
+
+def upload_later(user: User, executor: LaterExecutor) -> int:
+    """Its status."""
+    pending = begin(user)
+    executor.work_all()
+    return pending.answer.status
+
+
+async def test_a_picture_that_takes_too_long_is_refused() -> None:
+    seconds = count(0, int(SECONDS_A_FILE))
+    locations = PhotoLocations(InlineExecutor(), Clock(), 2, now=lambda: next(seconds))
+    with pytest.raises(InvalidParam):
+        await locations.remove(io.BytesIO(PHOTOS["jpeg"]), "@alice:example.org")
+    locations.close()

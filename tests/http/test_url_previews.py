@@ -15,6 +15,7 @@ from storage.database import Database
 from tests.helpers.files_between import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
+from tests.helpers.later import LaterExecutor
 from tests.helpers.linked_pages import LinkedPages
 from tests.helpers.server import TestServer, User
 
@@ -40,8 +41,8 @@ def _ask(user: User, url: str = PAGE, path: str = NEW) -> Answer:
     return user.get(f"{path}?url={quote(url, safe='')}")
 
 
-def _server(tmp_path: Path, database: Database, pages: LinkedPages, further: str) -> User:
-    return TestServer(tmp_path, database, ON + further, preview_web=pages).register("alice")
+def _server(tmp_path: Path, database: Database, pages: LinkedPages, further: str = "", **options: Any) -> User:
+    return TestServer(tmp_path, database, ON + further, preview_web=pages, **options).register("alice")
 
 
 def _kept(tmp_path: Path) -> list[Path]:
@@ -337,6 +338,27 @@ def test_who_asks_for_many_slow_ones_keeps_nobody_else_waiting(alice: User, page
         if not pages.slow[number].called:
             pages.slow[number].callback(None)
     assert {each.answer.status for each in asked} == {200}
+
+
+def test_pictures_that_take_long_keep_no_previews_of_others_waiting(
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages
+) -> None:
+    images = LaterExecutor()
+    alice = _server(tmp_path, sqlite_database, pages, images=images)
+    bob = alice.server.register("bob")
+    for number, name in enumerate("abcd"):
+        pages.put(f"https://slow.example/{name}.png", picture(30, 20 + number), "image/png")
+        pages.put(f"https://slow.example/{name}", f'<meta property="og:image" content="/{name}.png">')
+    asked = [
+        user.start("GET", f"{NEW}?url={quote(f'https://slow.example/{name}', safe='')}")
+        for user, name in ((alice, "a"), (alice, "b"), (alice, "c"), (bob, "d"))
+    ]
+    assert len(images.jobs) == 2  # one of hers, and his
+    images.jobs.pop()()
+    assert [each.done for each in asked] == [False, False, False, True]
+    images.work_all()
+    assert [each.answer.json["og:image:width"] for each in asked] == [30] * 4
+    alice.server.app.media.close_workers()
 
 
 def test_so_many_for_one_user(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> None:

@@ -22,6 +22,7 @@ from storage.media import Content, MediaRow, MediaStore
 from storage.media_files import MediaFiles
 from storage.media_levelling import Levelling
 from storage.media_objects import MediaObjectStore
+from storage.object_calls import ObjectCalls
 from storage.shared_contents import WRITING_SECONDS, Role, SharedContents
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
@@ -60,7 +61,8 @@ class Opened:
             self.database,
             self.files,
             self.store,
-            InlineExecutor(),
+            ObjectCalls(InlineExecutor(), self.clock, 20.0),
+            ObjectCalls(InlineExecutor(), self.clock, 20.0),
             self.clock,
             role=role,
             prefix="",

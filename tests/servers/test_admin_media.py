@@ -1,6 +1,7 @@
 """What administrators do with files: of two servers, so that copies are there too."""
 
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -253,7 +254,16 @@ def test_files_are_listed_by_their_day_and_size(people: tuple[User, User, User],
         token = page.get("next_token", "")
     assert [each["media_id"] for each in found] == sorted(_id(each) for each in (early, late, long))
     assert token == ""
-    for query in ("limit=0", "size_gt=-2", f"until_ts={2**60}", "of=all"):
+    for query in (
+        "limit=0",
+        "size_gt=-2",
+        f"until_ts={2**60}",
+        "of=all",
+        "after=x",
+        "after=x/.",
+        "user_id=x",
+        "room_id=x",
+    ):
         assert root.get(f"{OURS}?{query}").errcode == "M_INVALID_PARAM", query
     assert bob.get(OURS).errcode == "M_FORBIDDEN"
 
@@ -283,3 +293,146 @@ def test_old_files_are_deleted(people: tuple[User, User, User], network: Network
     assert root.post(f"{ADMIN}/purge_media_cache?before_ts={before}").json == {"deleted": 1}
     assert _statuses(bob, small, large, face, late, copy) == [404, 404, 404, 200, 200]  # it was fetched again
     assert root.get(f"{ADMIN}/media/{held}").status == 200
+
+
+@pytest.fixture
+def chosen(people: tuple[User, User, User], network: Network) -> dict[str, str]:
+    """Files of all kinds, by name, and `room`, `began`. Those named `old…` came a day before the others."""
+    alice, bob, root = people
+    files = {"old": upload(bob, b"old"), "old_long": upload(bob, b"old" * 100), "old_root": upload(root, b"root")}
+    theirs = {"old_theirs": upload(alice, b"theirs")}
+    bob.get(f"{DOWNLOAD}/{theirs['old_theirs']}")
+    began = int(network.clock.seconds() * 1000) + 1
+    network.clock.advance(DAY)
+    files |= {name: upload(bob, name.encode()) for name in ("new", "safe", "held", "shared")}
+    theirs["theirs"] = upload(alice, b"theirs, and longer")
+    bob.get(f"{DOWNLOAD}/{theirs['theirs']}")
+    room, other = create(bob), create(bob)
+    for name in ("old", "new", "shared"):
+        say(bob, room, f"mxc://{files[name]}")
+    say(bob, room, f"mxc://{theirs['theirs']}")
+    say(bob, other, f"mxc://{files['shared']}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    root.post(f"{ADMIN}/media/protect/{_id(files['safe'])}")
+    root.post(f"{ADMIN}/media/quarantine/{files['held']}")
+    return {**files, **theirs, "room": room, "began": str(began)}
+
+
+CHOICES: dict[str, tuple[dict[str, object], set[str]]] = {
+    "by user": ({"user_id": f"@root:{SOUTH}"}, {"old_root"}),
+    "by room": ({"room_id": "room"}, {"old", "new", "shared"}),
+    "by room alone": ({"room_id": "room", "only_in_room": True}, {"old", "new"}),
+    "by day": ({"until_ts": "began"}, {"old", "old_long", "old_root"}),
+    "by day and size": ({"until_ts": "began", "size_gt": 4}, {"old_long"}),
+    "by user, day and size": ({"user_id": f"@bob:{SOUTH}", "until_ts": "began", "size_gt": 3}, {"old_long"}),
+    "by room and day": ({"room_id": "room", "from_ts": "began"}, {"new", "shared"}),
+    "by user and room": ({"room_id": "room", "user_id": f"@root:{SOUTH}"}, set()),
+    "copies by room": ({"of": "remote", "room_id": "room"}, {"theirs"}),
+    "copies by day": ({"of": "remote", "until_ts": "began"}, {"old_theirs"}),
+    "copies by server and size": ({"of": "remote", "server_name": NORTH, "size_gt": 10}, {"theirs"}),
+    "copies of another server": ({"of": "remote", "server_name": "east.example"}, set()),
+}
+
+
+def _choice(name: str, files: dict[str, str]) -> dict[str, object]:
+    choice = {key: files["room"] if value == "room" else value for key, value in CHOICES[name][0].items()}
+    return {key: int(files["began"]) if value == "began" else value for key, value in choice.items()}
+
+
+def _query(choice: dict[str, object]) -> str:
+    return urlencode({key: str(value).lower() if value is True else value for key, value in choice.items()})
+
+
+def _addresses(files: dict[str, str], *names: str) -> set[str]:
+    return {f"mxc://{files[name]}" for name in names}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_a_choice_lists_can_be_held_back_given_free_and_deleted(
+    people: tuple[User, User, User], chosen: dict[str, str], name: str
+) -> None:
+    _, _, root = people
+    choice, wanted = _choice(name, chosen), CHOICES[name][1]
+    listed = root.get(f"{OURS}?{_query(choice)}").json["media"]
+    assert {each["media_id"] for each in listed} == {_id(chosen[each]) for each in wanted}
+    every = [each for each in chosen if each not in ("room", "began")]
+
+    def held() -> set[str]:
+        found = [root.get(f"{ADMIN}/media/{chosen[each]}") for each in every]
+        return {each for each, info in zip(every, found, strict=True) if info.json["media_info"]["quarantined_by"]}
+
+    answer = root.post(f"{OURS}/quarantine", choice).json
+    assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
+    assert held() == wanted | {"held"}
+    assert root.post(f"{OURS}/quarantine", choice).json == {"media": [], "total": 0}
+    assert root.post(f"{OURS}/delete", choice).json == {"media": [], "total": 0}, "what is held back stays"
+    answer = root.post(f"{OURS}/unquarantine", choice).json
+    assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
+    assert held() == {"held"}
+
+    answer = root.post(f"{OURS}/delete", choice).json
+    assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
+    assert {each for each in every if root.get(f"{ADMIN}/media/{chosen[each]}").status == 404} == wanted
+
+
+def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
+    people: tuple[User, User, User], chosen: dict[str, str]
+) -> None:
+    _, bob, root = people
+    mine = {"user_id": bob.user_id}
+    assert set(root.post(f"{OURS}/delete", {**mine, "quarantined": True}).json["media"]) == _addresses(chosen, "held")
+    kept = {"old", "old_long", "new", "shared"}
+    assert set(root.post(f"{OURS}/protect", {"room_id": chosen["room"]}).json["media"]) == _addresses(
+        chosen, "old", "new", "shared"
+    )
+    assert set(root.post(f"{OURS}/quarantine", mine).json["media"]) == _addresses(chosen, "old_long")
+    assert root.post(f"{OURS}/unquarantine", mine).json["total"] == 1
+    assert set(root.post(f"{OURS}/delete", mine).json["media"]) == _addresses(chosen, "old_long")
+    unprotected = root.post(f"{OURS}/unprotect", {**mine, "until_ts": int(chosen["began"])}).json
+    assert set(unprotected["media"]) == _addresses(chosen, "old")
+    left = root.post(f"{OURS}/delete", {**mine, "protected": True}).json
+    assert set(left["media"]) == _addresses(chosen, "safe", "new", "shared")
+    assert {each for each in kept if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200} == {"old"}
+
+
+def test_many_files_are_acted_on_a_page_at_a_time(people: tuple[User, User, User]) -> None:
+    _, bob, root = people
+    files = sorted(_id(upload(bob, b"%d" % number)) for number in range(5))
+    choice: dict[str, object] = {"user_id": bob.user_id, "limit": 2}
+    seen: list[str] = []
+    while True:
+        answer = root.post(f"{OURS}/quarantine", choice).json
+        seen += answer["media"]
+        if "next_token" not in answer:
+            break
+        choice["after"] = answer["next_token"]
+    assert seen == [f"mxc://{SOUTH}/{each}" for each in files]
+    choice = {"user_id": bob.user_id, "quarantined": True, "limit": 2}
+    assert [root.post(f"{OURS}/delete", choice).json["total"] for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) -> None:
+    _, bob, root = people
+    upload(bob, b"tea")
+    for act in ("delete", "quarantine", "unquarantine", "protect", "unprotect"):
+        assert root.post(f"{OURS}/{act}", {}).errcode == "M_MISSING_PARAM", act
+        assert bob.post(f"{OURS}/{act}", {"size_gt": 0}).errcode == "M_FORBIDDEN", act
+        for wrong in (
+            {"size_gte": 5},  # a name that is not known
+            {"size_gt": -2},
+            {"size_gt": 5, "limit": 0},
+            {"size_gt": 5, "limit": 1001},
+            {"size_gt": 5, "after": "x"},
+            {"until_ts": 2**60},
+            {"user_id": "bob"},
+            {"room_id": "\0"},
+            {"server_name": NORTH},
+            {"of": "remote", "user_id": bob.user_id},
+            {"of": "remote", "protected": True},
+            {"size_gt": 5, "only_in_room": True},
+        ):
+            answer = root.post(f"{OURS}/{act}", wrong)
+            assert (answer.status, answer.errcode in ("M_INVALID_PARAM", "M_BAD_JSON")) == (400, True), wrong
+    assert root.post(f"{OURS}/protect", {"of": "remote", "size_gt": 5}).errcode == "M_INVALID_PARAM"
+    assert len(root.get(OURS).json["media"]) == 1

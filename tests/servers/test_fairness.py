@@ -35,6 +35,23 @@ def test_so_many_at_once_and_the_others_in_their_order() -> None:
     assert all(each.called for each in asked)
 
 
+async def test_a_long_line_of_what_ends_at_once_is_no_deep_one() -> None:
+    slots: Slots[ServerName] = Slots(most=1, most_of_one=1)
+    await slots.acquire(NORTH)
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        await slots.acquire(NORTH)
+        done.append(number)
+        slots.release(NORTH)
+
+    working = [Deferred.fromCoroutine(work(number)) for number in range(5000)]
+    slots.release(NORTH)
+    for each in working:
+        await each
+    assert done == list(range(5000))
+
+
 async def test_one_server_holds_a_part_of_the_slots_and_the_others_have_turns() -> None:
     slots: Slots[ServerName] = Slots(most=3, most_of_one=2)
     norths = [Deferred.fromCoroutine(slots.acquire(NORTH)) for _ in range(5)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import ServerName
-from homeserver.services.media.fetching import AT_ONCE
+from homeserver.services.media.transfer_lanes import QUICK_OF_ONE
 from tests.helpers.files_between import (
     DAY,
     DOWNLOAD,
@@ -89,12 +89,12 @@ def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
 
 def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
     alice, bob = pair(network)
-    addresses = [upload(alice, f"{number}".encode()) for number in range(AT_ONCE + 3)]
+    addresses = [upload(alice, f"{number}".encode()) for number in range(QUICK_OF_ONE + 3)]
     network.hold()
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in addresses]
-    assert len(asked(network)) == AT_ONCE
+    assert len(asked(network)) == QUICK_OF_ONE
     network.deliver()
-    assert [each.answer.body for each in waiting] == [f"{number}".encode() for number in range(AT_ONCE + 3)]
+    assert [each.answer.body for each in waiting] == [f"{number}".encode() for number in range(QUICK_OF_ONE + 3)]
 
 
 def test_a_file_that_is_still_being_uploaded_is_waited_for(network: Network) -> None:

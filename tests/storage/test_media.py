@@ -34,11 +34,13 @@ async def test_a_reservation_is_filled_once(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, RESERVED)
     other = replace(CONTENT, hash=b"\x02" * 32)
-    assert await database.write("fill", store.set_content, "later", CONTENT, NOW + 5)
-    assert not await database.write("fill", store.set_content, "later", other, NOW + 6)
-    assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6)
+    assert await database.write("fill", store.set_content, "later", CONTENT, NOW + 5, authenticated=False)
+    assert not await database.write("fill", store.set_content, "later", other, NOW + 6, authenticated=True)
+    assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6, authenticated=True)
     row = (await store.get_media(["later"]))["later"]
-    assert row == replace(RESERVED, content=CONTENT, created_ts=NOW + 5, expires_ts=None, last_access_ts=NOW + 5)
+    assert row == replace(
+        RESERVED, content=CONTENT, created_ts=NOW + 5, expires_ts=None, last_access_ts=NOW + 5, authenticated=False
+    )
 
 
 async def test_reservations_count_until_they_end_or_are_filled(database: Database) -> None:
@@ -51,7 +53,7 @@ async def test_reservations_count_until_they_end_or_are_filled(database: Databas
         return await database.read("count", store.count_reserved, "@alice:example.org", now_ms)
 
     assert (await count(NOW), await count(NOW + 1000)) == (2, 0)
-    await database.write("fill", store.set_content, "b", CONTENT, NOW)
+    await database.write("fill", store.set_content, "b", CONTENT, NOW, authenticated=True)
     assert await count(NOW) == 1
 
 

@@ -203,11 +203,16 @@ async def test_files_are_found_by_time_and_size(database: Database) -> None:
     async def uploads(wished: Wished, after: str = "", limit: int = 9) -> list[str]:
         return [row.media_id for row in await lists.find_uploads(wished, MediaAddress("", after), limit)]
 
-    every = Wished(0, 2**53, -1, only_held=False)
+    every = Wished()
     assert await uploads(every) == ["m0", "m1", "m2", "m3"]
     assert await uploads(every, "m1", 1) == ["m2"]
-    assert await uploads(Wished(NOW + 1, NOW + 3, 1, only_held=False)) == ["m2"]
-    assert await uploads(Wished(0, 2**53, -1, only_held=True)) == ["m2"]
+    assert await uploads(Wished(from_ms=NOW + 1, until_ms=NOW + 3, larger_than=1)) == ["m2"]
+    assert await uploads(Wished(held=True)) == ["m2"]
+    assert await uploads(Wished(held=False, protected=False)) == ["m0", "m1", "m3"]
+    assert await uploads(Wished(protected=True)) == await uploads(Wished(user_id="@b:c")) == []
+    assert await uploads(Wished(user_id=ALICE, from_ms=NOW + 2)) == ["m2", "m3"]
+    found = await lists.find_copies(Wished(origin="1.example"), nothing, 9)
+    assert [row.media_id for row in found] == ["c1", "c3"]
     found = await lists.find_copies(every, nothing, 9)
     assert [row.media_id for row in found] == ["c0", "c2", "c1", "c3"]
     assert found[0] == await copies.get_copy("0.example", "c0")

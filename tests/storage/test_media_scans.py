@@ -115,7 +115,7 @@ async def test_what_is_harmful_is_held_back_with_all_that_has_the_same_bytes(fil
         await files.add(media_id, 1, user)
     await files.add("other", 2)
     await files.add("safe", 1, f"@root:{OWN}")
-    await files.quarantine.set_protected("safe", protected=True)
+    await files.quarantine.set_protected({"safe"}, protected=True)
     await files.add_copy("theirs", 1)
     assert await files.say(_verdict(1, ScanState.HARMFUL)) == [ALICE, BOB]
     assert await files.held_by("a", "b", "picture", "other", "safe") == [SCANNER] * 3 + [None] * 2

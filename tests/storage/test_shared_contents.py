@@ -1,124 +1,28 @@
 """Contents in an object store and in a folder: with a store that others wrote, and one that fails when it is told to."""
 
 import hashlib
-import io
 import os
 import urllib.request
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import Database
-from storage.executors import Executor, InlineExecutor
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_files import MediaFiles
-from storage.media_levelling import FOLDERS, Levelling, Trimming
+from storage.media_levelling import FOLDERS, Trimming
 from storage.media_objects import MediaObjectStore
 from storage.object_store import ObjectStore, ObjectStoreFailed
 from storage.s3 import PART_BYTES
-from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS, Role, SharedContents
-from storage.transaction import WriteTransaction
-from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS
+from tests.helpers.content_nodes import Cut, Node
+from tests.helpers.later import LaterExecutor
+from tests.helpers.object_store import Bucket
 
 TEA = b"green tea"
 LONG = bytes(range(256)) * (WHOLE_BYTES // 256 + 100)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
-        yield store
-
-
-@pytest.fixture
-def bucket(running: RunningObjectStore) -> Bucket:
-    return running.bucket()
-
-
-class Cut:
-    """A store that can be reached, or not; each call may be refused once."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self.store = store
-        self.is_cut = False
-
-    def __getattr__(self, name: str) -> Any:
-        if self.is_cut:
-            raise ObjectStoreFailed("there is no way there")
-        return getattr(self.store, name)
-
-
-class Node:
-    """One of several that share a database and a bucket."""
-
-    def __init__(
-        self,
-        database: Database,
-        folder: Path,
-        store: ObjectStore,
-        role: Role = "main",
-        executor: Executor | None = None,
-        **further: Any,
-    ) -> None:
-        self.database = database
-        self.rows = MediaStore(database)
-        self.clock = Clock()
-        self.folder = folder
-        self.clock.advance(1_700_000_000)
-        self.files = MediaFiles(folder, InlineExecutor())
-        self.files.open_folder()
-        self.contents = SharedContents(
-            database,
-            self.files,
-            store,
-            executor or InlineExecutor(),
-            self.clock,
-            role=role,
-            prefix="mahalla/",
-            **{"give_addresses": False, **further},
-        )
-        self.levelling = Levelling(database, self.contents, self.clock)
-
-    async def upload(self, data: bytes, media_id: str = "a") -> bytes:
-        """Its hash."""
-
-        def write(txn: WriteTransaction, digest: bytes, size: int) -> bytes:
-            content = Content(digest, size, "text/plain", None)
-            self.rows.add_media(txn, MediaRow(media_id, "@a:b", content, 0, None, 0, True))
-            return digest
-
-        return await self.contents.add(io.BytesIO(data), write)
-
-    async def remove(self, media_id: str, digest: bytes) -> Set[bytes] | None:
-        return await self.contents.remove_unused({digest}, lambda txn: self.forget(txn, media_id, digest))
-
-    def forget(self, txn: WriteTransaction, media_id: str, digest: bytes) -> Set[bytes]:
-        txn.execute("DELETE FROM media WHERE media_id = ?", (media_id,))
-        return {digest} if txn.query_one("SELECT 1 FROM media WHERE hash = ?", (digest,)) is None else set()
-
-    async def read(self, digest: bytes) -> bytes | None:
-        opened = await self.contents.open(digest)
-        if opened is None:
-            return None
-        try:
-            return b"".join([await opened.read(at, 1 << 20) for at in range(0, opened.size, 1 << 20)])
-        finally:
-            opened.close()
-
-    def lose_folder(self) -> None:
-        for path in self.kept():
-            path.unlink()
-
-    def kept(self) -> list[Path]:
-        return [path for path in (self.folder / "content").rglob("*") if path.is_file()]
-
-    def incoming(self) -> list[Path]:
-        return list((self.folder / "incoming").iterdir())
 
 
 async def test_what_one_node_takes_in_another_gives_out_and_removes(
@@ -160,7 +64,12 @@ async def test_equal_contents_are_written_once(database: Database, bucket: Bucke
 
 
 @pytest.mark.parametrize(
-    "encryption", [{"encryption": "AES256"}, {"encryption": "customer", "customer_key": b"k" * 32}]
+    "encryption",
+    [
+        {"encryption": "AES256"},
+        {"encryption": "customer", "customer_key": b"k" * 32},
+        {"encryption": "aws:kms", "kms_key_id": "alias/files"},
+    ],
 )
 async def test_objects_are_encrypted_by_the_store(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path, encryption: dict[str, Any]
@@ -173,7 +82,8 @@ async def test_objects_are_encrypted_by_the_store(
     further = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32} if "customer_key" in encryption else {}
     head = bucket.client.head_object(Bucket=bucket.name, Key=name, **further)
     assert head["StorageClass"] == "STANDARD_IA"
-    assert head.get("ServerSideEncryption", "") == ("" if further else "AES256")
+    assert head.get("ServerSideEncryption", "") == ("" if further else encryption["encryption"])
+    assert head.get("SSEKMSKeyId", "").endswith(encryption.get("kms_key_id", ""))
 
 
 async def test_clients_may_be_sent_to_the_store(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
@@ -285,10 +195,10 @@ async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
         def __init__(self, store: ObjectStore) -> None:
             self.store = store
 
-        def put(self, name: str, path: Path) -> None:
+        def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
             if digests[1].hex() in name:
                 raise ObjectStoreFailed("not this one")
-            self.store.put(name, path)
+            self.store.put(name, path, note)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.store, name)
@@ -350,26 +260,6 @@ async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, buc
     assert node.kept() == node.incoming() == []
 
 
-class LaterExecutor:
-    """Does what it is given when it is told to."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Callable[[], None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def deliver(self, call: Callable[[], None]) -> None:
-        call()
-
-    def close(self) -> Deferred[None]:
-        raise AssertionError
-
-    def work(self) -> None:
-        while self.jobs:
-            self.jobs.pop(0)()
-
-
 async def test_an_object_that_goes_away_meanwhile_is_written_anew(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -393,14 +283,14 @@ async def test_an_object_that_goes_away_meanwhile_is_written_anew(
 
 async def test_who_writes_for_long_is_believed_to_live(database: Database, bucket: Bucket, tmp_path: Path) -> None:
     later = LaterExecutor()
-    node = Node(database, tmp_path / "a", bucket.open(), executor=later)
+    node = Node(database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS)
     other = Node(database, tmp_path / "b", bucket.open())
     upload = Deferred.fromCoroutine(node.upload(TEA))
     for _ in range(20):
         for clock in (node.clock, other.clock):
             clock.advance(WRITING_SECONDS / 4)
         assert await other.contents.do_take_away(10) == 0
-    later.work()
+    later.work_all()
     assert await upload == hashlib.sha256(TEA).digest()
     assert len(bucket.names()) == 1
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+from msgspec.structs import replace
+
 from federation.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import RoomID, ServerName, UserID
@@ -21,6 +24,16 @@ from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 EARLIEST_MS: Final = 30_000_000_000
 """A time before it (1970) is one in seconds by mistake."""
 PART: Final = 1000
+
+
+class Acted(msgspec.Struct, frozen=True):
+    """What was done with files."""
+
+    addresses: Sequence[str]
+    count: int
+    """How many have changed; with those that have the same bytes."""
+    last: MediaAddress | None
+    """After which to go on; None where that was all."""
 
 
 class MediaAdministration:
@@ -126,7 +139,7 @@ class MediaAdministration:
 
     async def do_protect(self, media_id: str, *, protected: bool) -> None:
         """A file of this server is not to be held back, nor to go by itself; or may be. Raises NotFound."""
-        if not await self._quarantine.set_protected(media_id, protected=protected):
+        if not await self._quarantine.set_protected({media_id}, protected=protected):
             raise NotFound("There is no such file here")
 
     async def get_changes(self, after: int, limit: int) -> Sequence[QuarantineChange]:
@@ -189,6 +202,46 @@ class MediaAdministration:
             count += len(await self._removal.do_delete(found, Reason.ADMINISTRATOR, by, unread_since=before_ms))
         return count
 
+    # Many at once: a page of what is wished, after an address.
+
+    async def do_delete_chosen(
+        self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
+    ) -> Acted:
+        """Delete them; what is held back or protected stays, unless just that is wished. Raises LimitExceeded."""
+        held_too = bool(wished.held or wished.protected)
+        wished = replace(wished, held=bool(wished.held), protected=bool(wished.protected))
+        page, last = await self._choose(wished, after, limit, own)
+        deleted = await self._removal.do_delete(page, Reason.ADMINISTRATOR, by, held_too=held_too)
+        return Acted(_formatted(deleted), len(deleted), last)
+
+    async def do_hold_chosen(self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool) -> Acted:
+        """Hold those back that are not, and all that have the same bytes; protected ones are not held back."""
+        page, last = await self._choose(replace(wished, held=False, protected=False), after, limit, own)
+        return Acted(_formatted(page), await self._quarantine.set_held(page, by), last)
+
+    async def do_free_chosen(self, wished: Wished, after: MediaAddress, limit: int, *, own: bool) -> Acted:
+        """Give those free that are held back, and all that have the same bytes."""
+        page, last = await self._choose(replace(wished, held=True), after, limit, own)
+        return Acted(_formatted(page), await self._quarantine.set_all_free(page), last)
+
+    async def do_protect_chosen(self, wished: Wished, after: MediaAddress, limit: int, *, protected: bool) -> Acted:
+        """Files of this server are not to be held back, nor to go by themselves; or may be."""
+        page, last = await self._choose(replace(wished, protected=not protected), after, limit, own=True)
+        ids = {address.media_id for address in page}
+        return Acted(_formatted(page), await self._quarantine.set_protected(ids, protected=protected), last)
+
+    async def _choose(
+        self, wished: Wished, after: MediaAddress, limit: int, own: bool
+    ) -> tuple[Sequence[MediaAddress], MediaAddress | None]:
+        """Addresses, and the last where there may be more."""
+        found = [self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)]
+        return found, found[-1] if len(found) == limit else None
+
+    def address_of(self, row: MediaRow | RemoteMediaRow) -> MediaAddress:
+        """Where a file is."""
+        origin = row.origin if isinstance(row, RemoteMediaRow) else self._identity.server_name
+        return MediaAddress(origin, row.media_id)
+
     def check_own(self, server: ServerName) -> None:
         """Raises InvalidParam for a file of another server."""
         if server != self._identity.server_name:
@@ -213,6 +266,10 @@ class MediaAdministration:
 def _check_time(before_ms: int) -> None:
     if before_ms < EARLIEST_MS:
         raise InvalidParam("before_ts must be in milliseconds since 1970")
+
+
+def _formatted(addresses: Iterable[MediaAddress]) -> Sequence[str]:
+    return [_format(address) for address in addresses]
 
 
 def _format(address: MediaAddress) -> str:

@@ -36,6 +36,8 @@ class Asked(msgspec.Struct, frozen=True):
     """Whether it is given out although it is held back: to administrators."""
     allow_redirect: bool = False
     """Whether the answer may be where the file is."""
+    user_id: str = ""
+    """Whose token it is; empty: nobody's."""
 
 
 class MediaDelivery:
@@ -68,9 +70,7 @@ class MediaDelivery:
         async def answer(file: OwnedContent) -> Response:
             content = file.content
             headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
-            return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(
-                content, headers
-            )
+            return await self._content(content, headers, asked)
 
         return await self._deliver(server_name, media_id, asked, answer)
 
@@ -87,7 +87,7 @@ class MediaDelivery:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
 
         async def answer(file: OwnedContent) -> Response:
-            return await self._thumbnail(file, size, method, animated=animated, public=not asked.authenticated)
+            return await self._thumbnail(file, size, method, asked, animated=animated)
 
         return await self._deliver(server_name, media_id, asked, answer)
 
@@ -121,6 +121,7 @@ class MediaDelivery:
             authenticated=asked.authenticated,
             allow_remote=asked.allow_remote,
             client_ip=asked.client_ip,
+            user_id=asked.user_id,
             held_too=asked.held_too,
         )
 
@@ -148,15 +149,20 @@ class MediaDelivery:
         await place.check_visible(server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too)
 
     async def _thumbnail(
-        self, file: OwnedContent, size: tuple[int, int], method: Method, *, animated: bool, public: bool
+        self, file: OwnedContent, size: tuple[int, int], method: Method, asked: Asked, *, animated: bool
     ) -> Response:
         content = file.content
         found = await self._thumbnails.get(content, *size, method, file.whose, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
-        headers = file_headers(found.type, name, public=public)
+        headers = file_headers(found.type, name, public=not asked.authenticated)
         if found.file is None:
-            return await self._file(content, headers)
+            return await self._content(content, headers, asked)
         return Response(headers=headers, body=found.file)
+
+    async def _content(self, content: Content, headers: Mapping[str, str], asked: Asked) -> Response:
+        """A content, or where it is."""
+        redirected = await self._redirect(content, headers) if asked.allow_redirect else None
+        return redirected or await self._file(content, headers)
 
     async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
         """To where the file is, if it is anywhere else; never kept by a cache, since that is for minutes only."""

@@ -1,19 +1,19 @@
-"""Thumbnails that are made before anybody asks: in the background, one picture after the other, so that who asks for one does not wait
-for those.
+"""Thumbnails that are made before anybody asks: in the background, a picture of each who uploads at a time, by turns among them.
 
 What cannot be made, or has no room to wait, is made when somebody asks. spec: client-server-api#thumbnails
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import LimitExceeded, MatrixError
+from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.media.repository import LONGEST_WAIT_MS
-from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
+from homeserver.services.media.thumbnails import SLOW_SECONDS, Thumbnails, ThumbnailSize
 from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
 
@@ -25,6 +25,7 @@ SPECIFIED_SIZES: Final = (
     ThumbnailSize(800, 600, "scale"),
 )
 MOST_WAITING: Final = 100
+MOST_WAITING_OF_ONE: Final = 20
 
 
 class EarlyThumbnails:
@@ -33,39 +34,43 @@ class EarlyThumbnails:
     log = Logger()
 
     def __init__(
-        self, thumbnails: Thumbnails, gate: ScanGate, sizes: Sequence[ThumbnailSize], *, programs: bool
+        self,
+        thumbnails: Thumbnails,
+        gate: ScanGate,
+        clock: IReactorTime,
+        sizes: Sequence[ThumbnailSize],
+        at_once: int,
+        *,
+        programs: bool,
     ) -> None:
-        """`programs`: also of films and documents, out of which other programs take pictures."""
+        """`at_once`: as of `thumbnails`. `programs`: also of films and documents, out of which other programs take pictures."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
-        self._waiting: deque[tuple[Content, str]] = deque()
-        self._is_working = False
+        self._turns = FairTurns(
+            at_once,
+            max(1, at_once - 1),
+            most_waiting=MOST_WAITING,
+            most_waiting_of_one=MOST_WAITING_OF_ONE,
+            refusal=lambda: LimitExceeded("Many pictures have come"),
+            times=Times(clock, SLOW_SECONDS),
+        )
 
     def begin(self, content: Content, whose: str) -> None:
         """A file has come; its thumbnails are made soon, if there can be any, and there is room."""
-        if not content.type.lower().startswith(self._types) or len(self._waiting) >= MOST_WAITING:
-            return
-        self._waiting.append((content, whose))
-        if not self._is_working:
-            self._is_working = True
-            Deferred.fromCoroutine(self._work())
-
-    async def _work(self) -> None:
-        while self._waiting:
-            try:
-                await self._make(*self._waiting.popleft())
-            except Exception:
-                self.log.failure("cannot make the thumbnails of a file that has come")
-        self._is_working = False
+        if content.type.lower().startswith(self._types):
+            Deferred.fromCoroutine(self._make(content, whose)).addErrback(
+                lambda failure: self.log.failure("cannot make the thumbnails of a file that has come", failure)
+            )
 
     async def _make(self, content: Content, whose: str) -> None:
         try:
             await self._gate.check("local", content, LONGEST_WAIT_MS, whose)  # before anything decodes it
-            for size in self._sizes:
-                made = await self._thumbnails.get(content, *size, whose, animated=False)
-                if made.file is not None:
-                    made.file.source.close()
+            async with self._turns.turn(whose):
+                for size in self._sizes:
+                    made = await self._thumbnails.get(content, *size, whose, animated=False)
+                    if made.file is not None:
+                        made.file.source.close()
         except MatrixError as error:
             self.log.debug("no thumbnails of a file that has come: {error}", error=error.text)

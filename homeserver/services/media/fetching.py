@@ -1,4 +1,4 @@
-"""Files of other servers on their way here: each fetched once, however many ask for it, and so many at a time.
+"""Files of other servers on their way here: each fetched once, however many ask for it, and so many at a time (`transfer_lanes`).
 
 Laws:
 - Bytes go to a file on the disk of the store as they come. Nothing that another server does takes more memory or time than
@@ -10,13 +10,11 @@ Laws:
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.protocol.errors import (
     Forbidden,
-    LimitExceeded,
     MatrixError,
     MediaTooLarge,
     NotFound,
@@ -29,13 +27,9 @@ from federation.remote.media import FileHeaders, RemoteFileTooLarge, RemoteMedia
 from federation.requests import RefusedByRemote
 from federation.shared_work import SharedWork
 from homeserver.services.media.store_errors import telling_of_the_store
+from homeserver.services.media.transfer_lanes import Lanes, Place
 from storage.media_spool import Spool
 
-AT_ONCE: Final = 4
-"""Files of one server on their way."""
-AT_ONCE_IN_ALL: Final = 40
-MOST_WAITING: Final = 200
-"""Files of one server that wait for their turn."""
 SPOOL_BYTES: Final = 1 << 18
 """A file stays in memory up to here."""
 CHECK_SECONDS: Final = 30.0
@@ -51,13 +45,6 @@ MAX_REMEMBERED: Final = 10_000
 Key = tuple[ServerName, str]
 Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
 """Keeps a file that has come; when it returns the file is on disk."""
-
-
-class _Place(msgspec.Struct):
-    """A server that is asked for files."""
-
-    line: DeferredSemaphore = msgspec.field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
-    users: int = 0
 
 
 class _ArrivingFile:
@@ -88,20 +75,19 @@ class Fetching:
         self._clock = clock
         self._spool = spool
         self._max_bytes = max_bytes
-        self._all = DeferredSemaphore(AT_ONCE_IN_ALL)
-        self._places: dict[ServerName, _Place] = {}
+        self._lanes = Lanes(clock)
         self._work: SharedWork[Key, None] = SharedWork()
         self._coming: set[Key] = set()
         self._failed: dict[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = {}
 
-    async def fetch(self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep) -> None:
-        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that.
+    async def fetch(self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str) -> None:
+        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that. `whose`: who asks.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
         """
         key = (server, media_id)
         self._refuse_failed(key)
-        waiting = Deferred.fromCoroutine(self._work.run(key, lambda: self._fetch(key, timeout_ms, keep)))
+        waiting = Deferred.fromCoroutine(self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, whose)))
         is_late = False
 
         def give_up() -> None:
@@ -121,30 +107,19 @@ class Fetching:
             if timer.active():
                 timer.cancel()
 
-    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep) -> None:
+    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep, whose: str) -> None:
         server = key[0]
-        place = self._places.setdefault(server, _Place())
-        if place.users >= AT_ONCE + MOST_WAITING:
-            raise LimitExceeded(f"Too many files of {server} are being fetched", retry_after_ms=5000)
-        place.users += 1
         try:
-            await place.line.acquire()
+            place = await self._lanes.enter(server, whose)
             try:
-                await self._all.acquire()
-                try:
-                    self._refuse_failed(key)
-                    await self._receive(key, timeout_ms, keep)
-                finally:
-                    self._all.release()
+                self._refuse_failed(key)
+                await self._receive(key, timeout_ms, keep, place)
             finally:
-                place.line.release()
+                place.leave()
         finally:
             self._coming.discard(key)
-            place.users -= 1
-            if not place.users:
-                del self._places[server]
 
-    async def _receive(self, key: Key, timeout_ms: int, keep: Keep) -> None:
+    async def _receive(self, key: Key, timeout_ms: int, keep: Keep, place: Place) -> None:
         server, media_id = key
         arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._coming.add(key))
         seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
@@ -153,12 +128,15 @@ class Fetching:
                 server, media_id, arriving, timeout_ms=timeout_ms, seconds=seconds, max_bytes=self._max_bytes
             )
         )
+        place.begin(lambda: arriving.received, task.cancel)
         watch = _Watch(self._clock, arriving, task, timeout_ms / 1000)
         try:
             try:
                 with telling_of_the_store():
                     headers = await task
             except CancelledError as error:
+                if place.is_taken_away and not arriving.has_begun:
+                    raise NotYetUploaded("The other server has not begun to send the file, and others wait") from error
                 raise self._remember(key, OtherServerFailed(f"{server} sends the file too slowly")) from error
             except RefusedByRemote as error:
                 raise self._answer_to(key, error) from error

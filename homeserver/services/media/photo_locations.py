@@ -2,6 +2,9 @@
 
 The picture is not made anew, and no byte of it moves; what says the place is overwritten. Encrypted files do not begin as pictures
 do, and are left as they are.
+
+Whoever uploads waits for it, so pictures have turns among those who upload them, and each so much time: those that were made to take long
+keep nobody else's waiting.
 """
 
 import time
@@ -10,14 +13,22 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, LimitExceeded
+from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
 from storage.executors import Executor, run_in
 from storage.media_spool import DiskSpool
 
-SECONDS_A_FILE: Final = 20.0
+SECONDS_A_FILE: Final = 10.0
+SLOW_SECONDS: Final = 2.0
+"""Whose picture takes longer is slow."""
+LONGEST_WAIT_SECONDS: Final = 30.0
+"""For a turn; then who uploads is told to try again."""
+MOST_WAITING: Final = 100
+MOST_WAITING_OF_ONE: Final = 20
 BEGINNINGS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 """Of pictures; a HEIC or an AVIF has its name four bytes later."""
 
@@ -37,14 +48,30 @@ class PhotoLocations:
 
     log = Logger()
 
-    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        clock: IReactorTime,
+        at_once: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`at_once`: how many are looked at at the same time, as many as the executor has threads."""
         self._executor = executor
-        self._processes = WorkerProcesses(
-            executor, Path(__file__).with_name("location_worker.py"), SECONDS_A_FILE, clock
+        self._processes = WorkerProcesses(executor, Path(__file__).with_name("location_worker.py"), SECONDS_A_FILE, now)
+        self._turns = FairTurns(
+            at_once,
+            max(1, at_once - 1),
+            most_waiting=MOST_WAITING,
+            most_waiting_of_one=MOST_WAITING_OF_ONE,
+            refusal=lambda: LimitExceeded(
+                "Many pictures are being looked at, for where they were taken: upload this one again in a while",
+                retry_after_ms=5000,
+            ),
+            times=Times(clock, SLOW_SECONDS, LONGEST_WAIT_SECONDS),
         )
 
-    async def remove(self, body: BinaryIO) -> None:
-        """Overwrite in a file what says where it was taken, and leave it at its beginning.
+    async def remove(self, body: BinaryIO, whose: str) -> None:
+        """Overwrite in a file what says where it was taken, and leave it at its beginning. `whose`: who uploads it.
 
         Raises `InvalidParam` for a picture whose notes cannot be understood, `LimitExceeded`, OSError.
         """
@@ -52,6 +79,10 @@ class PhotoLocations:
         body.seek(0)
         if not head.startswith(BEGINNINGS) and head[4:8] != b"ftyp":
             return
+        async with self._turns.turn(whose):
+            await self._remove(body)
+
+    async def _remove(self, body: BinaryIO) -> None:
         path = body.path if isinstance(body, DiskSpool) else None
         sent = body.read() if path is None else b""
         try:

@@ -78,12 +78,13 @@ class RemoteCopies:
         authenticated: bool,
         allow_remote: bool,
         client_ip: str,
+        user_id: str,
         held_too: bool = False,
     ) -> OwnedContent:
         """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check` do, and InvalidParam.
 
-        `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched. `held_too`:
-        also one that is held back.
+        `authenticated`: whether who asks has shown a token; `user_id`: whose it is, if anybody's. `allow_remote`: whether it may be
+        fetched. `held_too`: also one that is held back.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
@@ -98,7 +99,8 @@ class RemoteCopies:
                 raise NotFound("There is no copy of this file here")
             if self._freeze.is_on and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
-            row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
+            address = address_key(client_ip)
+            row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address, user_id or address)
         row = self._check(row, authenticated=authenticated, held_too=held_too)
         if not held_too:
             await self._gate.check("remote", row.content, timeout_ms, server)
@@ -118,13 +120,15 @@ class RemoteCopies:
             raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
         return row
 
-    async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
+    async def _fetch(
+        self, server: ServerName, media_id: str, timeout_ms: int, address: str, whose: str
+    ) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
         async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._keep(server, media_id, headers, body)
 
-        await self._fetching.fetch(server, media_id, timeout_ms, keep)
+        await self._fetching.fetch(server, media_id, timeout_ms, keep, whose)
         row = await self._store.get_copy(server, media_id)
         if row is not None:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)

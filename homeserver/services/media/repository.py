@@ -148,7 +148,8 @@ class MediaRepository:
             raise CannotOverwriteMedia
 
         def write(txn: WriteTransaction, content: Content) -> None:
-            if not self._store.set_content(txn, media_id, content, self._now_ms()):
+            now, authenticated = self._now_ms(), self._freeze.is_on
+            if not self._store.set_content(txn, media_id, content, now, authenticated=authenticated):
                 raise CannotOverwriteMedia
 
         kept = await self._keep(user_id, upload, name, write)
@@ -173,7 +174,7 @@ class MediaRepository:
         await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
         with telling_of_the_store():
             if self._locations is not None:
-                await self._locations.remove(upload.body)
+                await self._locations.remove(upload.body, user_id)
             type = settle_type(said, upload.body)
 
             def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:

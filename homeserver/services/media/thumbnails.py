@@ -1,6 +1,7 @@
 """Thumbnails: made when somebody asks, and kept beside the content.
 
-They are made by turns among those whose files they are, since a picture may be made to take long. Sizes are rounded up along a
+They are made by turns among those whose files they are, since a picture may be made to take long; those of whom one did lately share a
+part of the turns. Sizes are rounded up along a
 ladder, or to one of those that the configuration names, so that the many sizes that screens ask for share a few files. A thumbnail
 is at least as large as what was asked for, and never larger than the original. What is kept is read as somebody takes it, so it needs
 no memory.
@@ -15,12 +16,13 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.protocol.errors import CannotThumbnail, InvalidParam, LimitExceeded, NotFound, TooLarge
 from homeserver.http.answers import File, MemorySource, Source
-from homeserver.services.fair_turns import FairTurns
+from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
 from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
@@ -33,6 +35,8 @@ MOST_KEPT: Final = 40
 REMEMBERED_SECONDS: Final = 86_400
 """So long it is remembered that a file is no image: another version of what reads it may find one."""
 
+SLOW_SECONDS: Final = 5.0
+"""Whose picture takes longer is slow."""
 MOST_WAITING: Final = 1000
 """Thumbnails that wait to be made."""
 MOST_WAITING_OF_ONE: Final = 100
@@ -88,6 +92,7 @@ class Thumbnails:
         workers: ImageWorkers,
         max_pixels: int,
         at_once: int,
+        clock: IReactorTime,
         *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
@@ -107,6 +112,7 @@ class Thumbnails:
             most_waiting=MOST_WAITING,
             most_waiting_of_one=MOST_WAITING_OF_ONE,
             refusal=lambda: LimitExceeded("Too many thumbnails are being made at this moment", retry_after_ms=2000),
+            times=Times(clock, SLOW_SECONDS),
         )
         self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
 

@@ -33,7 +33,7 @@ from storage.media_contents import Contents
 from storage.media_quarantine import QuarantineStore
 from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
-from storage.url_previews import NOBODY, PreviewRow, URLPreviewStore
+from storage.url_previews import PreviewRow, URLPreviewStore
 
 AT_ONCE: Final = 10
 MOST_OF_ONE: Final = 5
@@ -112,26 +112,26 @@ class URLPreviews:
     async def _make(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
         async with self._turns.turn(user_id):
             try:
-                row = await self._preview(url, sites)
+                row = await self._preview(url, user_id, sites)
             except OutboundError as error:
                 self.log.info("no preview of {url}: {error}", url=url, error=str(error))
                 row = PreviewRow(url, None, None, self._now_ms() + FAILED_MS)
         await self._store.put_preview(row)
         return row
 
-    async def _preview(self, url: str, sites: SiteReader) -> PreviewRow:
+    async def _preview(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
         spool = self._contents.spool(SPOOL_BYTES)
         try:
             found = await sites.read(url, spool)
             properties: Properties = {}
             picture: tuple[str, Content, tuple[int, int]] | None = None
             if found.is_picture:
-                picture = await self._keep_picture(url, spool, found.type)
+                picture = await self._keep_picture(url, user_id, spool, found.type)
             elif found.page is not None:
                 said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
                 properties.update(said.properties)
                 if said.image is not None:
-                    picture = await self._picture_of(url, said.image, sites)
+                    picture = await self._picture_of(url, user_id, said.image, sites)
         finally:
             spool.close()
         if not properties and found.page is None:
@@ -158,20 +158,23 @@ class URLPreviews:
         return PageSays({**more.properties, **said.properties}, said.image or more.image)
 
     async def _picture_of(
-        self, url: str, address: str, sites: SiteReader
+        self, url: str, user_id: UserID, address: str, sites: SiteReader
     ) -> tuple[str, Content, tuple[int, int]] | None:
         spool = self._contents.spool(SPOOL_BYTES)
         try:
             found = await sites.read(address, spool)
-            return await self._keep_picture(url, spool, found.type) if found.is_picture else None
+            return await self._keep_picture(url, user_id, spool, found.type) if found.is_picture else None
         except OutboundError as error:
             self.log.info("no picture for the preview of {url}: {error}", url=url, error=str(error))
             return None
         finally:
             spool.close()
 
-    async def _keep_picture(self, url: str, spool: Spool, type: str) -> tuple[str, Content, tuple[int, int]] | None:
-        """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all, or
+    async def _keep_picture(
+        self, url: str, user_id: UserID, spool: Spool, type: str
+    ) -> tuple[str, Content, tuple[int, int]] | None:
+        """Make a file of a picture; its id, what it is and its size in pixels. It is scanned and measured when it is the turn of who
+        asks: a page may have pictures that take long. None where it is no picture after all, or
         none that the scanners let through in time, or held back."""
         spool.seek(0)
         new_id = self._texts.media_id()
@@ -192,8 +195,8 @@ class URLPreviews:
         except _HeldBack:
             return None
         try:
-            await self._gate.check("previews", content, SCAN_MS, NOBODY)  # before anything decodes it
-            size = await self._thumbnails.measure(content, NOBODY)
+            await self._gate.check("previews", content, SCAN_MS, user_id)  # before anything decodes it
+            size = await self._thumbnails.measure(content, user_id)
         except MatrixError:
             await self._remove([(media_id, content.hash)])
             return None

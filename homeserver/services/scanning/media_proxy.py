@@ -205,7 +205,8 @@ class MediaProxy:
 
 
 def _asked(caller: Requester | None, context: RequestContext, *, held_too: bool = False) -> Asked:
-    return Asked(context.client_ip, caller is not None, WAIT_MS, held_too=held_too)
+    user_id = "" if caller is None else caller.user_id
+    return Asked(context.client_ip, caller is not None, WAIT_MS, held_too=held_too, user_id=user_id)
 
 
 async def _verdict(checking: Coroutine[Any, Any, object]) -> tuple[bool, str]:

@@ -1,0 +1,26 @@
+"""Threads that do nothing until a test tells them to."""
+
+from collections.abc import Callable
+
+from storage.executors import InlineExecutor
+
+
+class LaterExecutor(InlineExecutor):
+    """What it is given waits in `jobs`."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def work(self) -> None:
+        """Do what waits now, and not what comes of it."""
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+    def work_all(self) -> None:
+        """Do all, and what comes of it."""
+        while self.jobs:
+            self.jobs.pop(0)()

@@ -1,0 +1,172 @@
+"""Servers that send files slowly, or never: they keep nobody waiting for those of the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from homeserver.services.media.transfer_lanes import (
+    LOOK_SECONDS,
+    QUICK_AT_ONCE,
+    QUICK_BYTES,
+    QUICK_FOR_ONE,
+    QUICK_OF_ONE,
+    SLOW_AT_ONCE,
+    SLOW_OF_ONE,
+    WAITING_FOR_ONE,
+)
+from storage.database import Database
+from tests.helpers.files_between import DOWNLOAD, METADATA, SIGNED
+from tests.helpers.http import Pending
+from tests.helpers.server import TestServer, User
+
+HEADERS = {"content-type": "multipart/mixed; boundary=x"}
+BEGINNING = b"--x\r\n" + METADATA + b"\r\n--x\r\n\r\n"
+MANY = 10
+
+
+class SlowServers:
+    """The wire to servers of which those named `slow` send as much of their files as a test says, and the others at once."""
+
+    def __init__(self) -> None:
+        self.begins = True
+        self.sending: dict[tuple[str, str], Callable[[bytes], None]] = {}
+        self.asked: list[str] = []
+        self.ends: dict[tuple[str, str], Deferred[None]] = {}
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        if request.take is None or not request.uri.startswith(SIGNED):
+            raise RemoteError(destination, "there is no such server", retryable=True)
+        self.asked.append(destination)
+        if not destination.startswith("slow"):
+            give = request.take(200, HEADERS)
+            assert give is not None
+            give(BEGINNING + b"good\r\n--x--")
+            return WireAnswer(200, HEADERS, b"")
+        key = (destination, request.uri.rpartition("/")[2].partition("?")[0])
+        self.ends[key] = Deferred()
+        if self.begins:
+            give = request.take(200, HEADERS)
+            assert give is not None
+            give(BEGINNING)
+            self.sending[key] = give
+        try:
+            await self.ends[key]
+        finally:
+            self.sending.pop(key, None)
+            del self.ends[key]
+        return WireAnswer(200, HEADERS, b"")
+
+    def under_way(self) -> list[str]:
+        """The servers that are sending, or being waited for."""
+        return [server for server, _ in self.ends]
+
+
+@pytest.fixture
+def wire() -> SlowServers:
+    return SlowServers()
+
+
+@pytest.fixture
+def bob(tmp_path: Path, sqlite_database: Database, wire: SlowServers) -> User:
+    return TestServer(tmp_path, sqlite_database, "max_upload_size: 500M\n", wire=wire).register("bob")
+
+
+def ask(user: User, server: str, media_id: str, timeout_ms: int = 20_000) -> Pending:
+    return user.start("GET", f"{DOWNLOAD}/{server}/{media_id}?timeout_ms={timeout_ms}")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers, begins: bool) -> None:
+    wire.begins = begins
+    others = [bob.server.register(f"user{number}") for number in range(MANY)]
+    for server, user in enumerate(others):
+        for number in range(QUICK_OF_ONE + 3):
+            ask(user, f"slow{server}.example", f"f{number}")
+    assert len(wire.under_way()) == QUICK_AT_ONCE
+    good = ask(bob, "good.example", "a")
+    bob.server.clock.advance(LOOK_SECONDS)
+    assert (good.answer.status, good.answer.body) == (200, b"good")
+    # from now on there is room at once, however much the others are asked
+    for _ in range(4):
+        for server, user in enumerate(others):
+            ask(user, f"slow{server}.example", f"g{len(wire.asked)}")
+        assert ask(bob, "good.example", f"a{len(wire.asked)}").answer.body == b"good"
+        bob.server.clock.advance(LOOK_SECONDS)
+    of_each = [wire.under_way().count(f"slow{server}.example") for server in range(MANY)]
+    assert max(of_each) == SLOW_OF_ONE + 1
+
+
+def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers) -> None:
+    mallory = bob.server.register("mallory")
+    asked = [ask(mallory, f"slow{number}.example", "f") for number in range(QUICK_FOR_ONE + WAITING_FOR_ONE + 1)]
+    assert len(wire.under_way()) == QUICK_FOR_ONE
+    assert [each.answer.errcode for each in asked if each.done] == ["M_LIMIT_EXCEEDED"]
+    assert ask(bob, "good.example", "a").answer.body == b"good"
+    bob.server.clock.advance(LOOK_SECONDS)
+    assert len(wire.under_way()) == 2 * QUICK_FOR_ONE  # half of them slow
+    assert ask(bob, "good.example", "b").answer.body == b"good"
+
+
+def test_one_slow_server_holds_up_its_own_files_alone(bob: User, wire: SlowServers) -> None:
+    """And of these the slowest is given up first, so that the next is tried."""
+    first = [ask(bob, "slow.example", f"f{number}", 60_000) for number in range(SLOW_OF_ONE)]
+    assert len(wire.under_way()) == QUICK_OF_ONE
+    for _ in range(SLOW_OF_ONE - QUICK_OF_ONE):
+        bob.server.clock.advance(LOOK_SECONDS)
+        assert len(wire.under_way()) <= SLOW_OF_ONE
+    bob.server.clock.advance(LOOK_SECONDS)
+    for key, give in wire.sending.items():
+        give(b"x" * (1000 if key[1] == "f3" else 2000))
+    late = ask(bob, "slow.example", "late")
+    wire.sending["slow.example", "late"](b"x" * 5000)
+    bob.server.clock.advance(LOOK_SECONDS)
+    assert [number for number, each in enumerate(first) if each.done] == [3]
+    assert (first[3].answer.status, first[3].answer.errcode) == (502, "M_UNKNOWN")
+    assert "slowly" in first[3].answer.json["error"]
+    wire.sending["slow.example", "late"](b"\r\n--x--")
+    wire.ends["slow.example", "late"].callback(None)
+    assert len(late.answer.body) == 5000
+
+
+def test_what_did_not_begin_and_is_given_up_for_others_may_be_asked_for_again(bob: User, wire: SlowServers) -> None:
+    wire.begins = False
+    asked = [ask(bob, "slow.example", f"f{number}", 60_000) for number in range(SLOW_OF_ONE + 1)]
+    for _ in range(SLOW_OF_ONE + 1 - QUICK_OF_ONE + 1):
+        bob.server.clock.advance(LOOK_SECONDS)
+    (number,) = [number for number, each in enumerate(asked) if each.done]
+    assert (asked[number].answer.status, asked[number].answer.errcode) == (504, "M_NOT_YET_UPLOADED")
+    ask(bob, "slow.example", f"f{number}")
+    assert len(wire.under_way()) == SLOW_OF_ONE + 1
+
+
+def test_so_many_are_slow_and_no_more(bob: User, wire: SlowServers) -> None:
+    servers, began = SLOW_AT_ONCE // QUICK_OF_ONE + 10, bob.server.clock.seconds()
+    for server in range(servers):
+        for number in range(QUICK_OF_ONE):
+            ask(bob, f"slow{server}.example", f"f{number}")
+    while len(wire.asked) < servers * QUICK_OF_ONE and bob.server.clock.seconds() < began + 60:
+        bob.server.clock.advance(LOOK_SECONDS)
+    assert len(wire.asked) == servers * QUICK_OF_ONE, "all were asked"
+    bob.server.clock.advance(LOOK_SECONDS)
+    assert len(wire.under_way()) == SLOW_AT_ONCE
+    assert ask(bob, "good.example", "a").answer.body == b"good"
+
+
+def test_a_quick_transfer_keeps_its_place(bob: User, wire: SlowServers) -> None:
+    long = ask(bob, "slow.example", "long")
+    for _ in range(10):
+        for _ in range(QUICK_BYTES >> 20):
+            wire.sending["slow.example", "long"](b"x" * (1 << 20) + b"y")
+        bob.server.clock.advance(LOOK_SECONDS)
+    for number in range(QUICK_OF_ONE - 1):
+        ask(bob, "slow.example", f"f{number}")
+    ask(bob, "slow.example", "waiting")
+    assert len(wire.under_way()) == QUICK_OF_ONE  # it is one of these
+    wire.sending["slow.example", "long"](b"\r\n--x--")
+    wire.ends["slow.example", "long"].callback(None)
+    assert len(long.answer.body) > 10 * QUICK_BYTES

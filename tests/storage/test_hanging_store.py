@@ -1,0 +1,292 @@
+"""An object store that hangs, or fails for some files: nobody else waits, and nothing is lost."""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Set
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+
+from storage.database import Database
+from storage.object_calls import LEAST_BYTES, Call, ObjectCalls
+from storage.object_store import ObjectStore, ObjectStoreFailed
+from storage.s3 import PART_BYTES
+from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
+from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
+from tests.helpers.later import LaterExecutor
+from tests.helpers.object_store import Bucket, hanging_object_store
+
+TEA = b"green tea"
+
+
+async def test_who_waits_for_a_store_that_hangs_is_told(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    """Others go on meanwhile, and nothing is left of what was given up, whatever comes of it."""
+    node, store, threads = hanging_node(database, tmp_path, bucket)
+    store.is_hanging = True
+    uploading = Deferred.fromCoroutine(node.upload(TEA))
+    store.is_hanging = False
+    other = await node.upload(b"black tea", "b")
+    node.clock.advance(19.9)
+    assert not uploading.called
+    node.clock.advance(0.2)
+    with pytest.raises(ObjectStoreFailed, match="silent for 20 seconds"):
+        await uploading
+    assert set(await node.rows.get_media(["a", "b"])) == {"b"}
+    assert node.incoming() == []
+    threads.go_on()  # nobody waits for what comes of it
+    assert [name for name in bucket.names() if other.hex() not in name] == []
+    node.clock.advance(WRITING_SECONDS + 1)
+    assert await node.contents.do_take_away(10) == 1
+    assert await node.upload(TEA) != other
+
+
+async def test_what_comes_of_a_call_that_was_given_up_is_put_away(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """A file is brought back to the folder by a store that wakes up too late."""
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    digest = await node.upload(TEA)
+    node.lose_folder()
+    late = bucket.open()
+    node = Node(sqlite_database, tmp_path, cast(ObjectStore, WakingLate(late, lambda: node.clock.advance(21))))
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await node.read(digest)
+    assert node.kept() == node.incoming() == []
+    assert await Node(sqlite_database, tmp_path, late).read(digest) == TEA
+
+
+class WakingLate:
+    """A store that gives objects when the time is over, and then quickly."""
+
+    def __init__(self, store: ObjectStore, wait: Callable[[], None]) -> None:
+        self.store = store
+        self._wait = wait
+
+    def open(self, name: str, offset: int) -> Any:
+        self._wait()
+        return self.store.open(name, offset)
+
+
+async def test_what_moves_is_waited_for() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0)
+
+    def work(call: Call) -> str:
+        for _ in range(100):
+            call.note(LEAST_BYTES)
+            clock.advance(19)
+        return "done"
+
+    waiting = Deferred.fromCoroutine(calls.run(work))
+    clock.advance(10)  # for a thread
+    later.work_all()
+    assert await waiting == "done"
+
+    def drip(call: Call) -> str:
+        for _ in range(100):
+            call.note(10)
+            call.note(-10)  # it is sent again
+            clock.advance(1)
+        return "done"
+
+    waiting = Deferred.fromCoroutine(calls.run(drip))
+    later.work_all()
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await waiting
+    assert clock.getDelayedCalls() == []
+
+
+async def test_who_waits_for_a_thread_waits_while_something_moves() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0)
+    first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
+    clock.advance(15)
+    later.jobs.pop(0)()
+    clock.advance(15)
+    later.jobs.pop(0)()
+    assert (await first, await second) == ("done", "done")
+
+    def fail(_: Call) -> str:
+        raise ObjectStoreFailed("no")
+
+    first, second = (Deferred.fromCoroutine(calls.run(work)) for work in (fail, lambda _: "done"))
+    clock.advance(15)
+    later.jobs.pop(0)()
+    with pytest.raises(ObjectStoreFailed, match="no"):
+        await first
+    clock.advance(5)  # of what failed nothing has moved
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await second
+
+
+async def test_short_calls_do_not_wait_for_long_ones() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0, long_at_once=2)
+    made: list[str] = []
+    long = [
+        Deferred.fromCoroutine(calls.run(lambda _, name=name: made.append(name), is_long=True))  # type: ignore[misc]
+        for name in "abcde"
+    ]
+    short = Deferred.fromCoroutine(calls.run(lambda _: made.append("short")))
+    assert len(later.jobs) == 3
+    later.jobs.pop()()
+    assert short.called
+    clock.advance(15)
+    later.jobs.pop(0)()  # a; c has its turn
+    assert len(later.jobs) == 2
+    clock.advance(24)  # b and c were not taken by a thread, nor d and e begun, and nothing has moved for long enough
+    assert [each.called for each in long] == [True] + [False] * 4
+    clock.advance(20)
+    assert all(each.called for each in long)
+    later.work_all()
+    assert made == ["short", "a"]
+    for each in long[1:]:
+        with pytest.raises(ObjectStoreFailed, match="silent"):
+            await each
+    again = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
+    later.work_all()
+    assert await again == "done"
+
+
+async def test_a_file_is_removed_though_the_store_hangs(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    """Whoever removes it does not wait, others are removed wholly, and the object goes later."""
+    node, store, threads = hanging_node(database, tmp_path, bucket)
+    digests = {name: await node.upload(name.encode(), name) for name in ("hung", "a", "b")}
+    store.is_hanging = True
+    assert await node.remove("hung", digests["hung"]) == {digests["hung"]}
+    assert (node.incoming(), len(node.kept()), len(bucket.names())) == ([], 2, 3)
+    store.is_hanging = False
+    for name in ("a", "b"):
+        assert await node.remove(name, digests[name]) == {digests[name]}
+    node.clock.advance(21)
+    assert [digests["hung"].hex() in name for name in bucket.names()] == [True]
+    assert await node.contents.do_take_away(10) == 1
+    assert bucket.names() == []
+    assert await node.contents.do_take_away(10) == 0
+    threads.go_on()  # it is gone already
+
+
+async def test_an_object_that_cannot_be_taken_away_does_not_keep_the_others(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    store = Cut(bucket.open())
+    node = Node(database, tmp_path, store)
+    digests = sorted([await node.upload(b"%d" % number, str(number)) for number in range(6)])
+    store.is_cut = True
+    for number in range(6):
+        await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
+    store.is_cut = False
+    assert len(bucket.names()) == 6
+
+    class Refusing:
+        def __init__(self, hashes: Set[bytes]) -> None:
+            self.hashes = hashes
+
+        def remove(self, name: str, *, is_whole: bool) -> None:
+            if any(each.hex() in name for each in self.hashes):
+                raise ObjectStoreFailed("not this one")
+            store.remove(name, is_whole=is_whole)
+
+    refusing = Refusing(set(digests[:2]))
+    node = Node(database, tmp_path, cast(ObjectStore, refusing))
+    assert [await node.contents.do_take_away(2) for _ in range(4)] == [0, 2, 2, 0]
+    assert len(bucket.names()) == 2
+    refusing.hashes = set()
+    assert await node.contents.do_take_away(2) + await node.contents.do_take_away(2) == 2
+    assert bucket.names() == []
+
+
+async def test_a_store_that_takes_nothing_away_is_left_alone_for_a_while(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    store = Cut(bucket.open())
+    node = Node(sqlite_database, tmp_path, store)
+    for number in range(5):
+        await node.upload(b"%d" % number, str(number))
+    store.is_cut = True
+    for number in range(5):
+        await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
+    with capturedLogs() as told, pytest.raises(ObjectStoreFailed):
+        await node.contents.do_take_away(10)
+    assert len(told) == MOST_FAILURES - 1
+    store.is_cut = False
+    assert await node.contents.do_take_away(10) == 5
+
+
+def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4 << 20))
+    with hanging_object_store() as endpoint_url:
+        store = bucket.open(endpoint_url=endpoint_url, patience=0.2)
+        for call in (
+            lambda: store.put("a", tmp_path / "file", lambda _: None),
+            lambda: store.open("a", 0),
+            lambda: store.remove("a", is_whole=True),
+        ):
+            began = time.monotonic()
+            with pytest.raises(ObjectStoreFailed):
+                call()
+            assert time.monotonic() - began < 10
+
+
+def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PART_BYTES * 2))
+    call, sent = Call(), 0
+
+    def note(count: int) -> None:
+        nonlocal sent
+        sent += count
+        call.is_given_up = sent > PART_BYTES
+        call.note(count)
+
+    with pytest.raises(ObjectStoreFailed):
+        bucket.open().put("a", tmp_path / "file", note)
+    assert bucket.names() == bucket.unfinished() == []
+
+
+class HangingStream:
+    """An object that hangs as it is read."""
+
+    def __init__(self, threads: Threads) -> None:
+        self.is_closed = False
+        self.is_read = False
+        self._threads = threads
+
+    def read(self, size: int = -1, /) -> bytes:
+        self.is_read = True
+        self._threads.hang()
+        self.is_read = False
+        return bytes(size)
+
+    def close(self) -> None:
+        assert not self.is_read, "who closes it would wait for what who reads waits for"
+        self.is_closed = True
+
+
+async def test_who_goes_away_while_the_store_hangs_does_not_wait(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """As when a client breaks off a download: the reactor must not stand still."""
+    await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(bytes(WHOLE_BYTES + 1))
+    threads = Threads()
+    stream = HangingStream(threads)
+    store = SimpleNamespace(open=lambda _name, _offset: stream)
+    node = Node(sqlite_database, tmp_path / "after", cast(ObjectStore, store), executor=threads)
+    opened = await node.contents.open(hashlib.sha256(bytes(WHOLE_BYTES + 1)).digest())
+    assert opened is not None
+    reading = Deferred.fromCoroutine(as_coroutine(opened.read(0, 10)))
+    opened.close()
+    assert not stream.is_closed
+    node.clock.advance(21)
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await reading
+    threads.go_on()
+    assert stream.is_closed
+
+
+async def as_coroutine(awaitable: Awaitable[bytes]) -> bytes:
+    return await awaitable
