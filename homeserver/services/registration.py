@@ -27,6 +27,7 @@ from federation.protocol.errors import (
     ThreepidInUse,
     UserInUse,
     UserLocked,
+    UserSuspended,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.hooks import Plugins
@@ -262,7 +263,7 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `UserLocked`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a
+        `WeakPassword`, `UserLocked`, `UserSuspended`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a
         repeated request also as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         wish = replace(wish, address=address)
@@ -292,13 +293,16 @@ class Registration:
         return await self._make(wish, confirmation)
 
     async def _check_guest(self, token: str, username: str | None) -> None:
-        """Raises `Forbidden` unless it is the token of whoever has this name, and `UserLocked`. That they are a guest is seen in
-        the write: who repeats a request is none any more."""
+        """Raises `Forbidden` unless it is the token of whoever has this name, `UserLocked`, and `UserSuspended`: a suspended
+        account changes nothing of itself. That they are a guest is seen in the write: who repeats a request is none any more."""
         owner = await self._sessions.get_owner(token)
         if owner is None or username is None or localpart_of(owner) != username.lower():
             raise Forbidden("username and guest_access_token are not those of one guest")
-        if (await self._accounts.get_accounts([owner]))[owner].locked:
+        account = (await self._accounts.get_accounts([owner]))[owner]
+        if account.locked:
             raise UserLocked(soft_logout=True)
+        if account.suspended:
+            raise UserSuspended
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
         """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
