@@ -159,7 +159,8 @@ class SAMLLogout:
         browsing = {
             user_id
             for user_id, origin in self._browser_sessions.get_origins_by_session(txn, means.beginning)
-            if means.has(msgspec.json.decode(origin, type=Origin).session or "")
+            if (came := msgspec.json.decode(origin, type=Origin)).provider == self._provider_id
+            and means.has(came.session or "")
         }
         for user_id in {row.user_id for row in rows} | browsing:
             self._sessions.remove_ways_in(txn, user_id)
