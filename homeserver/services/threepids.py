@@ -29,6 +29,14 @@ class KeepsByAddress(Protocol):
         ...
 
 
+class Bindings(Protocol):
+    """By which addresses people are found elsewhere."""
+
+    def note_removed(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
+        """In the write that takes an address from the account: nobody is to find the user by it any more."""
+        ...
+
+
 class Threepids:
     """Keeps addresses. `changes`: people may change theirs."""
 
@@ -40,16 +48,18 @@ class Threepids:
         accounts: Accounts,
         validations: ThreepidValidation,
         kept_by_address: Sequence[KeepsByAddress] = (),
+        bindings: Bindings | None = None,
         *,
         changes: bool,
     ) -> None:
-        """`kept_by_address`: what an address that goes takes with it."""
+        """`kept_by_address`: what an address that goes takes with it; `bindings`: where others find people by it."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
         self._accounts = accounts
         self._validations = validations
         self._kept_by_address = tuple(kept_by_address)
+        self._bindings = bindings
         self._changes = changes
 
     async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
@@ -100,6 +110,8 @@ class Threepids:
     def _remove(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str, by: UserID | None = None
     ) -> None:
+        if self._bindings is not None:
+            self._bindings.note_removed(txn, user_id, medium, address)
         if self._store.remove_threepid(txn, user_id, medium, address):
             what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
             note(txn, user_id, what, self._now_ms(), by=by)
