@@ -134,25 +134,24 @@ class Threepids:
         if set(addresses) - {row.address for row in await self.get_threepids(user_id)}:
             await self._database.write("add_vouched_threepids", write)
 
-    async def do_replace(self, user_id: UserID, addresses: Sequence[str], *, by: UserID) -> None:
-        """Give an account these e-mail addresses instead of those that it has; an administrator vouches for them. Raises
-        `ThreepidInUse`."""
+    async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
+        """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
+        for them. Raises `ThreepidInUse`."""
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
             known = {
-                row.address
-                for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
-                if row.medium == EMAIL
+                (row.medium, row.address) for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
             }
-            for address in sorted(known - set(addresses)):
-                self._remove(txn, user_id, EMAIL, address, by)
-            for address in dict.fromkeys(addresses):
-                if address in known:
+            for medium, address in sorted(known - set(addresses)):
+                self._remove(txn, user_id, medium, address, by)
+            for medium, address in dict.fromkeys(addresses):
+                if (medium, address) in known:
                     continue
-                if not self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+                if not self._store.add_threepid(txn, ThreepidRow(medium, address, user_id, now, now)):
                     raise ThreepidInUse
-                note(txn, user_id, Happened.ADDRESS_ADDED, now, by=by)
+                what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
+                note(txn, user_id, what, now, by=by)
 
         await self._database.write("replace_threepids", write)
 
