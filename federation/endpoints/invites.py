@@ -72,9 +72,7 @@ async def exchange_third_party_invite(
 
 
 @endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, resource="federation")
-async def third_party_bound(
-    invitations: Invitations, context: RequestContext, *, body: BoundAddress
-) -> dict[str, Any]:
+async def third_party_bound(invitations: Invitations, context: RequestContext, *, body: BoundAddress) -> dict[str, Any]:
     """An identity server tells that an address is one of our users'. Anybody may say so: the invites prove themselves, and who
     tells of some that do not is heard no more for a while."""
     await invitations.do_bind(parse_user_id(body.mxid), body, context.client_ip)

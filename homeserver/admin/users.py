@@ -223,9 +223,7 @@ def _changes(body: PutUser) -> Changes:
         logout_devices=body.logout_devices,
         display_name=body.displayname if body.displayname is UNSET else body.displayname or "",
         avatar_url=body.avatar_url if body.avatar_url is UNSET else body.avatar_url or "",
-        addresses=UNSET
-        if body.threepids is UNSET
-        else [(each.medium, each.address) for each in body.threepids],
+        addresses=UNSET if body.threepids is UNSET else [(each.medium, each.address) for each in body.threepids],
         external_ids=UNSET
         if body.external_ids is UNSET
         else links_of([(each.auth_provider, each.external_id) for each in body.external_ids]),

@@ -32,4 +32,5 @@ def administration_of_users(
         people.deactivation,
         accounts.last_seen,
         accounts.policy_consents,
+        rooms.unshown,
     )

@@ -82,6 +82,7 @@ class PeopleParts:
                 PushOutcomeStore(database),
                 accounts.validity_store,
                 KeyBackupStore(database),
+                rooms.unshown_store,
             ],
             bindings=self.bindings,
         )

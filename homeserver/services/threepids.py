@@ -140,9 +140,7 @@ class Threepids:
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
-            known = {
-                (row.medium, row.address) for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
-            }
+            known = {(row.medium, row.address) for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])}
             for medium, address in sorted(known - set(addresses)):
                 self._remove(txn, user_id, medium, address, by)
             for medium, address in dict.fromkeys(addresses):

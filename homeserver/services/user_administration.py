@@ -26,6 +26,7 @@ from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME, Profiles
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.threepid_validation import EMAIL, MSISDN
 from homeserver.services.threepids import MOST_ADDRESSES, Threepids
+from homeserver.services.unshown_rooms import UnshownRooms
 from homeserver.services.upstream.links import UpstreamLinks
 from storage.accounts import AccountRow
 from storage.devices import DeviceStore
@@ -89,6 +90,7 @@ class UserAdministration:
         deactivation: Deactivation,
         last_seen: LastSeen,
         consents: PolicyConsentStore,
+        unshown: UnshownRooms,
     ) -> None:
         self._identity = identity
         self._store = store
@@ -102,6 +104,7 @@ class UserAdministration:
         self._deactivation = deactivation
         self._last_seen = last_seen
         self._consents = consents
+        self._unshown = unshown
 
     @property
     def approves(self) -> bool:
@@ -182,8 +185,8 @@ class UserAdministration:
         await self._registration.check_username(username, privileged=True)
 
     async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
-        """Let what somebody sends go nowhere, or go its way again; what they have made of their profile in the meantime is forgotten
-        then. Raises `InvalidParam` for one's own account, and as `get_details`."""
+        """Let what somebody sends go nowhere, or go its way again; what they have made of their profile and of rooms in
+        the meantime is forgotten then. Raises `InvalidParam` for one's own account, and as `get_details`."""
         self._check_local(user_id)
         if user_id == by:
             raise InvalidParam("Administrators do not ban themselves")
@@ -191,6 +194,7 @@ class UserAdministration:
         def forget(txn: WriteTransaction) -> None:
             if not banned:
                 self._profiles.forget_unshown(txn, user_id)
+                self._unshown.forget(txn, user_id)
 
         await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by, also=forget)
 
