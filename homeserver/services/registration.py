@@ -11,13 +11,12 @@ spec: client-server-api#post_matrixclientv3register
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
-from federation.policy import ServerPatterns
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     Exclusive,
@@ -36,16 +35,15 @@ from homeserver.services.approvals import Approvals, Newcomers
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
+from homeserver.services.registration_rules import RegistrationRules, flows_of
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.threepid_validation import EMAIL, Proof
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import (
-    DUMMY,
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
-    RECAPTCHA,
     REGISTRATION_TOKEN,
     TERMS,
     parse_proof,
@@ -95,31 +93,6 @@ class NoNewcomers:
 
     async def welcome(self, user_id: UserID) -> None:
         """Nothing was noted."""
-
-
-class RegistrationRules(msgspec.Struct, frozen=True):
-    """Who may make an account."""
-
-    enabled: bool = False
-    without_verification: bool = False
-    requires_token: bool = False
-    captcha: bool = False
-    """Whether people solve a riddle."""
-    email: Literal["none", "optional", "required"] = "none"
-    """Whether people give an e-mail address."""
-    phone: Literal["none", "optional", "required"] = "none"
-    """Whether people give a telephone number."""
-    terms: bool = False
-    """Whether people agree to documents."""
-    needs_approval: bool = False
-    """Whether new accounts wait until an administrator has approved them; those that administrators make do not."""
-    guests: bool = False
-    names_can_be_asked: bool = True
-    """False: a question whether a name is free is always answered with yes."""
-    reserved_names: ServerPatterns | None = None
-    """Local parts that only administrators give."""
-    underscore_names: bool = False
-    """Whether a name may begin with an underscore, as those of bridges do."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -202,7 +175,7 @@ class Registration:
         self._newcomers: Newcomers = NoNewcomers()
         self._addresses: Addresses | None = None
         self.server_name = server_name
-        self._flows = _flows(rules)
+        self._flows = flows_of(rules)
 
     def greet_with(self, newcomers: Newcomers) -> None:
         """From now on let this be done for new accounts; guests are none."""
@@ -487,17 +460,3 @@ class Registration:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
-
-
-def _flows(rules: RegistrationRules) -> list[list[str]]:
-    """The ways to an account, as stages in their order; none where no rule lets people in."""
-    first = [*([REGISTRATION_TOKEN] if rules.requires_token else []), *([RECAPTCHA] if rules.captcha else [])]
-    terms = [TERMS] if rules.terms else []
-    media = ((EMAIL_IDENTITY, rules.email), (MSISDN_IDENTITY, rules.phone))
-    required = [stage for stage, rule in media if rule == "required"]
-    optional = [stage for stage, rule in media if rule == "optional"]
-    if not first and not required and not rules.without_verification:
-        return []
-    shortest = [*first, *terms, *required]
-    further = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
-    return [shortest or [DUMMY], *([*shortest, *stages] for stages in further)]

@@ -8,7 +8,8 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import Rate
 from homeserver.services.passwords import PasswordPolicy
-from homeserver.services.registration import RegistrationRules, Wish
+from homeserver.services.registration import Wish
+from homeserver.services.registration_rules import RegistrationRules
 from homeserver.services.shared_secret_registration import compute_mac
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
@@ -182,7 +183,11 @@ async def test_a_locked_guest_does_not_become_a_user(sqlite_database: Database) 
 async def test_a_suspended_guest_does_not_become_a_user(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
-    wanted = {"username": guest.id[1:].partition(":")[0], "password": "wonderland", "guest_access_token": guest.token}
+    wanted: dict[str, Any] = {
+        "username": guest.id[1:].partition(":")[0],
+        "password": "wonderland",
+        "guest_access_token": guest.token,
+    }
     session = server.request("POST", "register", wanted).json["session"]
     wanted["auth"] = {**DUMMY, "session": session}
     await server.accounts.do_set_flags(UserID(guest.id), suspended=True)

@@ -172,7 +172,8 @@ def visibility(user: User, room_id: str) -> str:
 def room_of(user: User, alias: str) -> str | None:
     answer = user.get(f"{V3}/directory/room/%23{alias}:example.org")
     assert answer.status in (200, 404)
-    return answer.json.get("room_id")
+    told: str | None = answer.json.get("room_id")
+    return told
 
 
 def aliases_of(user: User, room_id: str) -> list[str]:

@@ -275,7 +275,7 @@ def open_envelope(text: str) -> bytes:
         raise SAMLError(f"it is no XML: {error}") from None
     bodies = envelope.findall(f"{{{SOAP_ENVELOPE}}}Body")
     if (
-        envelope.getroottree().docinfo.doctype
+        envelope.getroottree().docinfo.internalDTD is not None
         or envelope.tag != f"{{{SOAP_ENVELOPE}}}Envelope"
         or len(bodies) != 1
         or [child.tag for child in bodies[0]] != [f"{{{SAML_PROTOCOL}}}LogoutRequest"]
