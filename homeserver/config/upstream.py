@@ -72,6 +72,13 @@ class ClaimTemplates:
         example="'{{ user.email }}'",
         check=_check_template,
     )
+    groups_template: str | None = option(
+        None,
+        "The groups, one in a line, as `attribute_requirements` then finds them by the attribute `groups`; for a claim that is no"
+        " list of names, or stands within another.",
+        example="\"{{ user.realm_access.roles | join('\\n') }}\"",
+        check=_check_template,
+    )
     picture_claim: str | None = option(None, "The claim with the address of a picture.", example="picture")
     picture_template: str | None = option(
         None, "Or a template for it.", example="'{{ user.picture }}'", check=_check_template
