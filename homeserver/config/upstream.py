@@ -278,7 +278,8 @@ class SSO:
     )
     update_profile_information: bool = option(
         False,
-        "Whether name and picture, and e-mail addresses that are new, are taken over at each sign-in, and not for new accounts only.",
+        "Whether name, picture and e-mail addresses are taken over at each sign-in, and not for new accounts only: also that an address"
+        " which the provider said before is another one now.",
     )
 
 

@@ -111,6 +111,8 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses that somebody else has confirmed; those that are another's are left out."""
+    vouched_by: str | None = None
+    """The identity provider that has."""
     by: UserID | None = None
     """The administrator who makes the account."""
     address: str | None = None
@@ -397,7 +399,7 @@ class Registration:
                     self._add_proved(txn, account, parse_proof(proved), wish)
             self._uia.set_result(txn, confirmation, account.user_id)
         for address in wish.emails:
-            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts)
+            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, wish.vouched_by)
             if self._threepids.add_threepid(txn, row):
                 self._note_address(txn, account, address, wish)
         if also is not None:

@@ -118,21 +118,26 @@ class Threepids:
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_add_vouched(self, user_id: UserID, addresses: Sequence[str]) -> None:
-        """Give an account e-mail addresses for which an identity provider vouches; those of others are left out, and what would be
-        too many."""
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
+        """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before;
+        those of others are left out, and what would be too many. Where it says none, all stay."""
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
             rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
+            gone = [row for row in rows if row.vouched_by == provider and row.address not in addresses]
+            for row in gone:
+                self._remove(txn, user_id, row.medium, row.address)
             known = {row.address for row in rows if row.medium == EMAIL}
-            new = [address for address in addresses if address not in known][: max(0, MOST_ADDRESSES - len(rows))]
-            for address in new:
-                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+            free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
+            for address in [address for address in addresses if address not in known][:free]:
+                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider)):
                     note(txn, user_id, Happened.ADDRESS_ADDED, now)
 
-        if set(addresses) - {row.address for row in await self.get_threepids(user_id)}:
-            await self._database.write("add_vouched_threepids", write)
+        known = await self.get_threepids(user_id)
+        vouched = {row.address for row in known if row.vouched_by == provider}
+        if addresses and (vouched - set(addresses) or set(addresses) - {row.address for row in known}):
+            await self._database.write("set_vouched_threepids", write)
 
     async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
         """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
