@@ -61,6 +61,11 @@ class UnshownRoomStore:
         )
         txn.execute(sql, (user_id, alias, room_nid))
 
+    async def remove_alias(self, user_id: str, alias: str) -> None:
+        """Let an alias point again to what it points to for others."""
+        sql = "DELETE FROM unshown_aliases WHERE user_id = ? AND alias = ?"
+        await self._database.write("remove_unshown_alias", lambda txn: txn.execute(sql, (user_id, alias)))
+
     async def get_successor(self, user_id: str, room_nid: int) -> int | None:
         """The room by which the user has replaced one."""
 

@@ -123,6 +123,7 @@ class RoomDirectory:
             await self._aliases.add_alias(row)
         except AliasTaken:
             raise AliasExists(f"The alias {alias} exists already") from None
+        await self._unshown.do_forget_alias(caller, alias)
 
     async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
         """Take an alias away: by who made it, an administrator, or who may change the room's canonical alias."""
@@ -139,6 +140,7 @@ class RoomDirectory:
             await self._unshown.do_move_alias(caller.user_id, alias, None)
             return
         await self._aliases.remove_alias(alias)
+        await self._unshown.do_forget_alias(caller, alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
         """This server's aliases of a room that the caller is in, or that all may read. Raises Forbidden."""

@@ -75,6 +75,11 @@ class UnshownRooms:
         """As `do_move_alias`, in a write."""
         self._store.set_alias(txn, user_id, alias, room_nid)
 
+    async def do_forget_alias(self, caller: Requester, alias: str) -> None:
+        """The caller has made or removed an alias for all: what they had made of one of that name before is no more."""
+        if caller.is_shadow_banned:
+            await self._store.remove_alias(caller.user_id, alias)
+
     async def find_successor(self, user_id: UserID, room_nid: int) -> int | None:
         """The room by which the user has replaced one."""
         return await self._store.get_successor(user_id, room_nid)

@@ -261,6 +261,16 @@ def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory:
     assert room_of(mallory, "den") == room_of(alice, "den") == room_id
 
 
+def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) -> None:
+    own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))["room_id"]
+    new = ok(mallory.post(f"{room_path(own)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    assert (room_of(mallory, "den"), room_of(alice, "den")) == (new, own)
+    ok(mallory.delete(f"{V3}/directory/room/%23den:example.org"))
+    assert room_of(mallory, "den") == room_of(alice, "den") is None
+    theirs = create(alice, room_alias_name="den")
+    assert room_of(mallory, "den") == theirs
+
+
 def test_what_is_set_already_is_the_event_that_there_is(alice: User, mallory: User) -> None:
     room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
     join(mallory, room_id)
