@@ -124,7 +124,7 @@ class AccountStore:
         guest (any more)."""
         sql = (
             "UPDATE accounts SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
-            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0"
+            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0 AND suspended = 0"
         )
         values = (account.password_hash, account.awaiting_ts, account.awaiting_languages, account.user_id)
         if not txn.execute(sql, values):

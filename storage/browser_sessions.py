@@ -4,6 +4,7 @@ is swept."""
 import msgspec
 
 from storage.database import Database
+from storage.engine import end_of_beginning
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -18,6 +19,10 @@ class BrowserSessionRow(msgspec.Struct, frozen=True):
     origin: str | None = None
     """JSON: the sign-in at an identity provider by which they came, if any."""
     account_expires_ts: int | None = None
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    session: str | None = None
 
 
 class BrowserSessionStore:
@@ -55,9 +60,11 @@ class BrowserSessionStore:
         origin: str | None = None,
     ) -> None:
         """Begin one."""
+        session = None if origin is None else msgspec.json.decode(origin, type=_Origin).session
         txn.execute(
-            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts, origin) VALUES (?, ?, ?, ?, ?)",
-            (token_hash, user_id, proved_ts, expires_ts, origin),
+            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts, origin, session)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (token_hash, user_id, proved_ts, expires_ts, origin, session),
         )
 
     def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> bool:
@@ -67,8 +74,8 @@ class BrowserSessionStore:
     def get_origins_by_session(self, txn: Transaction, beginning: str) -> list[tuple[str, str]]:
         """Who came by a sign-in whose name (`session` of their `origin`) begins so, with the `origin`; a beginning has letters,
         digits and dots."""
-        sql = "SELECT user_id, origin FROM browser_sessions WHERE origin LIKE ?"
-        return [(row[0], row[1]) for row in txn.query(sql, (f'%"session":"{beginning}%',))]
+        sql = "SELECT user_id, origin FROM browser_sessions WHERE session >= ? AND session < ?"
+        return [(row[0], row[1]) for row in txn.query(sql, (beginning, end_of_beginning(beginning)))]
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End all of a user's."""

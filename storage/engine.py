@@ -23,6 +23,12 @@ LARGEST_CHUNK = 512
 """How many keys go into one statement of `query_in`."""
 
 
+def end_of_beginning(beginning: str) -> str:
+    """The text before which all texts end that begin so: `column >= beginning AND column < end` finds them by an index, as `LIKE`
+    does not. `beginning`: not empty, its last character is not the last one that there is."""
+    return beginning[:-1] + chr(ord(beginning[-1]) + 1)
+
+
 class DatabaseUnavailable(Exception):
     """The database did not do what it was asked (lost, full, closed, too slow); nothing of this write was acknowledged.
 

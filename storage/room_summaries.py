@@ -99,8 +99,11 @@ class RoomSummaryStore:
         limit: int,
         only_federating: bool,
         after: tuple[int, int] | None = None,
+        made_by: str | None = None,
     ) -> list[SummaryRow]:
         """This server's public directory, the largest rooms first.
+
+        `made_by`: a user who sees what they have made of it (`unshown_rooms`).
 
         `term` is looked for in name, topic and alias, whatever the case; `room_types` None means all, a None in it
         rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before; `after` that of
@@ -108,12 +111,12 @@ class RoomSummaryStore:
         """
         types = None if room_types is None else list(room_types)
         return await self._database.read(
-            "get_public_rooms", _select_public, term, types, before, after, limit, only_federating
+            "get_public_rooms", _select_public, term, types, before, after, limit, only_federating, made_by
         )
 
-    async def count_public_rooms(self) -> int:
-        """How many rooms stand in this server's public directory."""
-        return await self._database.read("count_public_rooms", _count_public)
+    async def count_public_rooms(self, made_by: str | None = None) -> int:
+        """How many rooms stand in this server's public directory; `made_by`: as in `get_public_rooms`."""
+        return await self._database.read("count_public_rooms", _count_public, made_by)
 
 
 def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str, SQLValue]) -> None:
@@ -151,9 +154,10 @@ def _select_public(
     after: tuple[int, int] | None,
     limit: int,
     only_federating: bool,
+    made_by: str | None,
 ) -> list[SummaryRow]:
-    conditions = ["r.is_public = 1", "r.joined_count > 0"]
-    args: list[SQLValue] = []
+    is_listed, args = _listed(made_by)
+    conditions = [is_listed, "r.joined_count > 0"]
     if only_federating:
         conditions.append("s.federates = 1")
     if room_types is not None:
@@ -188,8 +192,17 @@ def _mentions(row: SummaryRow, wanted: str) -> bool:
     return any(text is not None and wanted in text.casefold() for text in (row.name, row.topic, row.canonical_alias))
 
 
-def _count_public(txn: Transaction) -> int:
-    row = txn.query_one("SELECT count(*) FROM rooms WHERE is_public = 1 AND joined_count > 0")
+def _listed(made_by: str | None) -> tuple[str, list[SQLValue]]:
+    """The condition that a room stands in the directory, with its arguments."""
+    if made_by is None:
+        return "r.is_public = 1", []
+    made = "SELECT u.room_nid FROM unshown_listings u WHERE u.user_id = ? AND u.is_public ="
+    return f"(r.is_public = 1 OR r.room_nid IN ({made} 1)) AND r.room_nid NOT IN ({made} 0)", [made_by, made_by]
+
+
+def _count_public(txn: Transaction, made_by: str | None) -> int:
+    is_listed, args = _listed(made_by)
+    row = txn.query_one(f"SELECT count(*) FROM rooms AS r WHERE {is_listed} AND r.joined_count > 0", args)
     assert row is not None
     count: int = row[0]
     return count

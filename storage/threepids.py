@@ -23,6 +23,8 @@ class ThreepidRow(msgspec.Struct, frozen=True):
     user_id: str
     validated_ts: int
     added_ts: int
+    vouched_by: str | None = None
+    """The identity provider that has said so."""
 
 
 class ValidationRow(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ class ValidationRow(msgspec.Struct, frozen=True):
     """How often somebody has typed a code."""
 
 
-_THREEPID = "medium, address, user_id, validated_ts, added_ts"
+_THREEPID = "medium, address, user_id, validated_ts, added_ts, vouched_by"
 _VALIDATION = (
     "sid, purpose, medium, address, client_secret, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
 )
@@ -78,8 +80,8 @@ class ThreepidStore:
 
     def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
         """Give an account an address; False where it is another's. One's own is left as it is."""
-        values = (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)
-        sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        values = (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts, row.vouched_by)
+        sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if txn.execute(sql, values):
             # whom no letter about the end of their account could reach gets it now (storage/account_validity.py)
             txn.execute(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from storage.database import Database
+from storage.engine import end_of_beginning
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -55,10 +56,10 @@ class UpstreamSessionStore:
 
     def get_sessions_beginning(self, txn: Transaction, provider: str, beginning: str) -> list[UpstreamSessionRow]:
         """The devices of sign-ins whose names begin so; a beginning has letters, digits and dots."""
-        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE provider = ? AND session LIKE ?"
+        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE provider = ? AND session >= ? AND session < ?"
         return [
             UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
-            for row in txn.query(sql, (provider, f"{beginning}%"))
+            for row in txn.query(sql, (provider, beginning, end_of_beginning(beginning)))
         ]
 
     def begin_session(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:

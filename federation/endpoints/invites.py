@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Peer, endpoint
+from federation.protocol.endpoint import Auth, Peer, RequestContext, endpoint
 from federation.protocol.ids import EventID, RoomID, parse_user_id
 from federation.rooms.invitations import BoundAddress, Invitations
 
@@ -71,8 +71,9 @@ async def exchange_third_party_invite(
     return {}
 
 
-@endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, limit=Limit.THREEPID, resource="federation")
-async def third_party_bound(invitations: Invitations, *, body: BoundAddress) -> dict[str, Any]:
-    """An identity server tells that an address is one of our users'. Anybody may say so: the invites prove themselves."""
-    await invitations.do_bind(parse_user_id(body.mxid), body)
+@endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, resource="federation")
+async def third_party_bound(invitations: Invitations, context: RequestContext, *, body: BoundAddress) -> dict[str, Any]:
+    """An identity server tells that an address is one of our users'. Anybody may say so: the invites prove themselves, and who
+    tells of some that do not is heard no more for a while."""
+    await invitations.do_bind(parse_user_id(body.mxid), body, context.client_ip)
     return {}

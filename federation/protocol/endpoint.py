@@ -71,6 +71,7 @@ class Limit(Enum):
     INVITE = "rc_invites.per_issuer"
     INVITE_ROOM = "rc_invites.per_room"
     INVITE_USER = "rc_invites.per_user"
+    FALSE_PROMISE = "rc_invites.false_promises"
     THIRD_PARTY_INVITE = "rc_third_party_invite"
     MEDIA_CREATE = "rc_media_create"
     MEDIA_SCAN = "rc_media_scan"

@@ -161,15 +161,15 @@ class RoomEngine:
         self._enqueue(room_id, request)
         return await request.done
 
-    async def check(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
-        """Return where `send` would add these events now, as far as this server itself decides it; nothing is added. Raises as `send`
-        does, but for AlreadySent."""
+    async def check(self, room_id: RoomID, drafts: Sequence[Draft]) -> Sequence[Event | StoredEvent]:
+        """What `send` would add now, as far as this server itself decides it, or for a draft that changes nothing what there is;
+        nothing is added. Raises as `send` does, but for AlreadySent."""
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
             raise Forbidden("You are not in this room")
         if snapshot.head.partial_join is not None:
             await self._wait_for_members(snapshot, drafts)
-        await Chain(snapshot, self._events, self._identity, self._classify).add(drafts, self._now_ms())
+        return await Chain(snapshot, self._events, self._identity, self._classify).add(drafts, self._now_ms())
 
     async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
         """The room, once all of its state is here. Raises NotFound, StateIncomplete."""

@@ -87,6 +87,14 @@ class InviteGate(Protocol):
         """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
         ...
 
+    def check_may_claim(self, ip: str) -> None:
+        """Whether what is said from this address, of invites that were promised, is listened to. Raises LimitExceeded."""
+        ...
+
+    def note_false_claim(self, ip: str) -> None:
+        """One was not true."""
+        ...
+
 
 class Invitations:
     """Sends and receives invites. For the reactor thread."""
@@ -170,14 +178,16 @@ class Invitations:
         promise = await self._redeem(snapshot, wanted.get("content"))
         await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
 
-    async def do_bind(self, target: UserID, address: BoundAddress) -> None:
+    async def do_bind(self, target: UserID, address: BoundAddress, ip: str) -> None:
         """One of our users has proved that an address is theirs to which invites were promised: turn them into invites.
 
-        What fails of it is logged: whoever tells us of the address can do nothing about it. Raises NotFound.
+        What fails of it is logged: whoever tells us of the address can do nothing about it; and it counts against the address
+        `ip` from which it was said. Raises NotFound, LimitExceeded.
         spec: server-server-api#put_matrixfederationv13pidonbind
         """
         if not self._identity.is_local(target):
             raise NotFound("The user is not one of this server")
+        self._gate.check_may_claim(ip)
         asked: set[ServerName] = set()
         for invite in address.invites[:MAX_PROMISES]:
             if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
@@ -189,6 +199,7 @@ class Invitations:
             try:
                 await self._claim(target, invite)
             except (MatrixError, RemoteError) as error:
+                self._gate.note_false_claim(ip)
                 self._log.info("an invite promised to an address is lost: {error}", error=error)
 
     async def _claim(self, target: UserID, invite: PromisedInvite) -> None:

@@ -11,11 +11,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
-from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.threepid_validation import EMAIL
 from homeserver.services.user_administration import Changes, Details, UserAdministration, links_of
+from storage.policy_consents import ConsentRow
 from storage.user_lists import ListedUser, UserFilter, UserOrder
 
 _V2 = "/_synapse/admin/v2/users"
@@ -205,22 +204,26 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
         "last_seen_ts": details.last_seen_ts,
         "appservice_id": account.appservice_id,
         "consent_server_notice_sent": None,
-        "consent_version": None,
-        "consent_ts": None,
+        **_agreed(details.consents),
         "user_type": account.user_type,
         **({"approved": account.awaiting_ts is None} if users.approves else {}),
     }
 
 
+def _agreed(consents: Sequence[ConsentRow]) -> dict[str, Any]:
+    """What somebody has agreed to last, and when. One text for all documents that they agreed to then: tools know of one."""
+    last = max((row.ts for row in consents), default=None)
+    versions = {row.version: None for row in sorted(consents, key=lambda row: row.policy_id) if row.ts == last}
+    return {"consent_version": ", ".join(versions) or None, "consent_ts": last}
+
+
 def _changes(body: PutUser) -> Changes:
-    if body.threepids is not UNSET and any(each.medium != EMAIL for each in body.threepids):
-        raise InvalidParam("This server knows people by e-mail addresses only; medium is email")
     return Changes(
         password=body.password,
         logout_devices=body.logout_devices,
         display_name=body.displayname if body.displayname is UNSET else body.displayname or "",
         avatar_url=body.avatar_url if body.avatar_url is UNSET else body.avatar_url or "",
-        addresses=UNSET if body.threepids is UNSET else [each.address for each in body.threepids],
+        addresses=UNSET if body.threepids is UNSET else [(each.medium, each.address) for each in body.threepids],
         external_ids=UNSET
         if body.external_ids is UNSET
         else links_of([(each.auth_provider, each.external_id) for each in body.external_ids]),

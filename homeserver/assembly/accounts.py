@@ -27,7 +27,8 @@ from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.policies import policies_of
 from homeserver.services.pushers.gateways import Web
-from homeserver.services.registration import Registration, RegistrationRules
+from homeserver.services.registration import Registration
+from homeserver.services.registration_rules import RegistrationRules
 from homeserver.services.registration_tokens import RegistrationTokens
 from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText

@@ -31,4 +31,6 @@ def administration_of_users(
         accounts.approvals,
         people.deactivation,
         accounts.last_seen,
+        accounts.policy_consents,
+        rooms.unshown,
     )

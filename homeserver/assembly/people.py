@@ -82,6 +82,7 @@ class PeopleParts:
                 PushOutcomeStore(database),
                 accounts.validity_store,
                 KeyBackupStore(database),
+                rooms.unshown_store,
             ],
             bindings=self.bindings,
         )
@@ -114,6 +115,7 @@ class PeopleParts:
             self.accounts,
             mail.validations,
             kept_by_address=[accounts.pusher_store],
+            bindings=self.bindings,
             changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)
@@ -152,7 +154,7 @@ class PeopleParts:
             Job("carry_profiles", self._propagation.do_resume, 60.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
-            Job("unbind_closed_accounts", self.bindings.do_unbind_closed, 60.0),
+            Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
         )
 

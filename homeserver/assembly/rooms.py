@@ -80,6 +80,7 @@ from homeserver.services.sync.sync import Sync, SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
+from homeserver.services.unshown_rooms import UnshownRooms
 from storage.account_data import AccountDataStore
 from storage.aliases import AliasStore
 from storage.auth_chains import AuthChainStore
@@ -103,6 +104,7 @@ from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.sticky_events import StickyEventStore
 from storage.timelines import TimelineStore
+from storage.unshown_rooms import UnshownRoomStore
 
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
@@ -135,6 +137,8 @@ class RoomParts:
         membership_store = MembershipStore(database)
         self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
+        self.unshown_store = UnshownRoomStore(database)
+        self.unshown = unshown = UnshownRooms(database, self.unshown_store, alias_store, room_store)
         self.receipt_store = receipt_store = ReceiptStore(database)
         self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
@@ -243,7 +247,7 @@ class RoomParts:
             self.memberships,
             membership_store,
             room_store,
-            alias_store,
+            unshown,
             self.profiles,
             limiter,
             identity,
@@ -258,7 +262,7 @@ class RoomParts:
         )
         self.creation = RoomCreation(
             self.engine,
-            alias_store,
+            unshown,
             self.profiles,
             self.room_memberships,
             limiter,
@@ -278,7 +282,7 @@ class RoomParts:
         self.sending = RoomSending(
             self.engine,
             self.events,
-            alias_store,
+            unshown,
             self.room_memberships,
             guests,
             relation_store,
@@ -310,6 +314,7 @@ class RoomParts:
             self.reading,
             self.servers,
             self.elsewhere,
+            unshown,
             identity,
             now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
@@ -324,7 +329,7 @@ class RoomParts:
             Replacements(self.engine, self.events, self.writer, now_ms),
             room_store,
             membership_store,
-            alias_store,
+            unshown,
             SpaceStore(database),
             self.reading,
             self.profiles,
@@ -402,6 +407,7 @@ class RoomParts:
                 self.events,
                 self.reading,
                 room_store,
+                unshown,
                 self.memberships,
                 timeline_store,
                 client_events,

@@ -59,7 +59,7 @@ class WebParts:
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
         self._application_passwords = accounts.application_passwords
-        self.cookies = Cookies(config.name.public_baseurl)
+        self.cookies = Cookies(config.name.public_baseurl, identity.key)
         self.pages = Pages(mail.languages, config.server_name, mail.branding)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(

@@ -15,10 +15,12 @@ _LISTED = ("/_matrix/client/v3/directory/list/room/{room_id}", "/_matrix/client/
 _PUBLIC = ("/_matrix/client/v3/publicRooms", "/_matrix/client/r0/publicRooms")
 
 
-@endpoint("GET", *_ALIAS, auth=Auth.NONE)
-async def get_room_id_by_alias(directory: RoomDirectory, *, room_alias: RoomAlias) -> dict[str, Any]:
+@endpoint("GET", *_ALIAS, auth=Auth.OPTIONAL)
+async def get_room_id_by_alias(
+    directory: RoomDirectory, caller: Requester | None, *, room_alias: RoomAlias
+) -> dict[str, Any]:
     """The room that an alias stands for."""
-    room_id, servers = await directory.get_alias(room_alias)
+    room_id, servers = await directory.get_alias(caller, room_alias)
     return {"room_id": room_id, "servers": list(servers)}
 
 
@@ -56,10 +58,12 @@ async def get_local_aliases(directory: RoomDirectory, caller: Requester, *, room
     return {"aliases": await directory.get_aliases_of_room(caller, room_id)}
 
 
-@endpoint("GET", *_LISTED, auth=Auth.NONE)
-async def get_room_visibility_on_directory(directory: RoomDirectory, *, room_id: RoomID) -> dict[str, str]:
+@endpoint("GET", *_LISTED, auth=Auth.OPTIONAL)
+async def get_room_visibility_on_directory(
+    directory: RoomDirectory, caller: Requester | None, *, room_id: RoomID
+) -> dict[str, str]:
     """Whether a room stands in the directory."""
-    return {"visibility": await directory.get_visibility(room_id)}
+    return {"visibility": await directory.get_visibility(caller, room_id)}
 
 
 class VisibilityBody(msgspec.Struct, frozen=True):

@@ -66,7 +66,7 @@ async def join_room_or_alias(
     memberships: RoomMemberships, caller: Requester, *, room_id_or_alias: str, body: Join = Join(), via: Servers = None
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
-    room_id, servers = await memberships.resolve(_check(room_id_or_alias), via)
+    room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
     return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed, servers)}
 
 
@@ -86,7 +86,7 @@ async def knock_room(
     via: Servers = None,
 ) -> dict[str, str]:
     """Ask to be let into a room."""
-    room_id, servers = await memberships.resolve(_check(room_id_or_alias), via)
+    room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
     return {"room_id": await memberships.do_knock(caller, room_id, body.reason, servers)}
 
 

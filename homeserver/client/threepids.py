@@ -83,11 +83,19 @@ async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, ob
     }
 
 
-@endpoint("POST", "/_matrix/client/v3/account/3pid/add", "/_matrix/client/r0/account/3pid/add", auth=Auth.USER)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/add",
+    "/_matrix/client/r0/account/3pid/add",
+    auth=Auth.USER,
+    while_suspended=True,
+    before_consent=False,
+)
 async def post_threepid_add(
     threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
 ) -> Empty:
-    """Add an address that was confirmed."""
+    """Add an address that was confirmed. Who is suspended may add some, and remove none, so that they can be written to.
+    spec: client-server-api#account-suspension"""
     await threepids.do_add(caller, body.sid, body.client_secret, body.auth, context.client_ip)
     return EMPTY
 

@@ -56,11 +56,17 @@ class JoinLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteLimits:
-    """Three buckets for invitations."""
+    """Four buckets for invitations."""
 
     per_room: RateLimit = limit(0.3, 10, "Invitations to one room.")
     per_user: RateLimit = limit(0.003, 5, "Invitations that one user receives.")
     per_issuer: RateLimit = limit(0.3, 10, "Invitations that one user sends.")
+    false_promises: RateLimit = limit(
+        0.05,
+        20,
+        "Claims that an invitation was promised to an e-mail address of a user, which turn out false, by address of who makes them."
+        " What identity servers say truly does not count.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,13 @@ class ClaimTemplates:
         example="'{{ user.email }}'",
         check=_check_template,
     )
+    groups_template: str | None = option(
+        None,
+        "The groups, one in a line, as `attribute_requirements` then finds them by the attribute `groups`; for a claim that is no"
+        " list of names, or stands within another.",
+        example="\"{{ user.realm_access.roles | join('\\n') }}\"",
+        check=_check_template,
+    )
     picture_claim: str | None = option(None, "The claim with the address of a picture.", example="picture")
     picture_template: str | None = option(
         None, "Or a template for it.", example="'{{ user.picture }}'", check=_check_template
@@ -271,7 +278,8 @@ class SSO:
     )
     update_profile_information: bool = option(
         False,
-        "Whether name and picture, and e-mail addresses that are new, are taken over at each sign-in, and not for new accounts only.",
+        "Whether name, picture and e-mail addresses are taken over at each sign-in, and not for new accounts only: also that an address"
+        " which the provider said before is another one now.",
     )
 
 

@@ -11,8 +11,12 @@ import msgspec
 Write = Callable[[str], object]
 WriteSoon = Callable[[Callable[[], str]], object]
 
-_SECRET_WORDS: Final = ("token", "password", "secret", "sid", "code")
-_SECRETS: Final = re.compile(rf"(?<=[?&])([^=&]*(?:{'|'.join(_SECRET_WORDS)})[^=&]*)=[^&]*", re.IGNORECASE)
+_SECRET_WORDS: Final = ("token", "password", "secret", "sid", "code", "ticket", "signature", "session")
+_WORDS: Final = "|".join(_SECRET_WORDS)
+_SECRETS: Final = re.compile(
+    rf"(?<=[?&])(?:([^=&]*(?:{_WORDS})[^=&]*)=[^&]*|([^=&]*)=[^&]*(?:{_WORDS})[^&]*)", re.IGNORECASE
+)
+"""A field that is called so, or that has an address with such a field in it (`next`)."""
 
 
 class AccessRecord(msgspec.Struct, frozen=True, gc=False):
@@ -125,4 +129,4 @@ def without_secrets(uri: str) -> str:
     query = query.lower()
     if not any(map(query.__contains__, _SECRET_WORDS)):
         return uri  # most have none, and the search for the fields that have takes ten times as long
-    return _SECRETS.sub(r"\1=…", uri)
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}=…", uri)

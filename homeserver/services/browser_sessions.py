@@ -1,7 +1,7 @@
 """Who is signed in, in a browser, to the server's own pages.
 
 Laws:
-- The cookie is random, is kept as a hash, and is new with each sign-in: no session is taken over that somebody else began.
+- The cookie is random and signed, is kept as a hash, and is new with each sign-in: no session is taken over that somebody else began.
 - A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a closed account end it;
   an account past its day has none.
 - No script reads the cookie, no other site sends it with a form, and over https no other host can set it.

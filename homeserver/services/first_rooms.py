@@ -39,7 +39,7 @@ class FirstRooms:
         caller = Requester(user_id, None, 0, rate_limited=False)
         for room in self._rooms:
             try:
-                room_id, servers = await self._memberships.resolve(room, None)
+                room_id, servers = await self._memberships.resolve(caller, room, None)
                 await self._memberships.do_join(caller, room_id, None, servers=servers)
             except MatrixError as error:
                 self._log.warn(

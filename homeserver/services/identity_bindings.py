@@ -2,8 +2,9 @@
 
 Laws:
 - No identity server is asked but that of the configuration, and for an unbinding the one where the binding was made.
-- What was bound is remembered until it is unbound: with the address, or with the account. What cannot be unbound when the account
-  ends is tried again, less and less often, for a month.
+- What was bound is remembered until it is unbound: when its owner asks for it, with the address, or with the account. That it is to
+  be is noted before the identity server is asked, with what takes the address away in one write; what cannot be unbound then is
+  tried again, less and less often, for a month.
 - Of what the identity server says, clients hear what concerns the address. Its other codes would mean something else in an answer of
   this server: `M_UNKNOWN_TOKEN` that their session here has ended.
 
@@ -39,7 +40,7 @@ LONGEST_ADDRESS: Final = 255
 FIRST_PAUSE_MS: Final = 5 * 60_000
 LONGEST_PAUSE_MS: Final = 24 * 3600_000
 MOST_ATTEMPTS: Final = 38
-"""At unbinding what a closed account had bound: a month of them."""
+"""At unbinding: a month of them."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
 _PASSED_ON: Final = frozenset(
     {
@@ -123,40 +124,36 @@ class IdentityBindings:
 
     async def do_unbind(self, user_id: UserID, medium: str, address: str, id_server: str | None) -> str:
         """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`: None for wherever it was bound.
-        Raises `IdentityServerRefused`, `OtherServerFailed`."""
-        rows = [
-            row
-            for row in await self._store.get_bindings(user_id)
-            if row.medium == medium and row.address.lower() == address.strip().lower()
-        ]
-        if id_server is not None:
-            rows = [row for row in rows if row.id_server == id_server]
+        Raises `IdentityServerRefused`, `OtherServerFailed`: `do_unbind_due` tries again then."""
+        rows = await self._store.claim(user_id, self._now() + FIRST_PAUSE_MS, medium, address, id_server)
         results = [await self._unbind(row) for row in rows]
         return SUCCESS if results and all(results) else NO_SUPPORT
 
     async def try_unbind(self, user_id: UserID, medium: str | None = None, address: str = "") -> str:
         """Unbind an address, or all; `SUCCESS` where nothing is left bound that this server knows of. Raises nothing for what the
-        identity server does."""
-        rows = await self._store.get_bindings(user_id)
-        if medium is not None:
-            rows = [row for row in rows if row.medium == medium and row.address.lower() == address.strip().lower()]
-            if not rows:
-                return NO_SUPPORT
+        identity server does: `do_unbind_due` tries again."""
+        rows = await self._store.claim(user_id, self._now() + FIRST_PAUSE_MS, medium, address, None)
+        if medium is not None and not rows:
+            return NO_SUPPORT
         try:
             for row in rows:
                 if not await self._unbind(row):
                     return NO_SUPPORT
         except MatrixError as error:
-            self.log.warn("an address of {user} stays bound: {why}", user=user_id, why=error.text)
+            self.log.warn("an address of {user} stays bound for now: {why}", user=user_id, why=error.text)
             return NO_SUPPORT
         return SUCCESS
 
     def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In the write that closes an account: let `do_unbind_closed` go on, unless `try_unbind` does it all before."""
+        """In the write that closes an account: let `do_unbind_due` go on, unless `try_unbind` does it all before."""
         self._store.set_due(txn, user_id, self._now() + FIRST_PAUSE_MS)
 
-    async def do_unbind_closed(self, limit: int) -> int:
-        """Unbind up to `limit` addresses of closed accounts; how many were tried. Fewer: nothing is left to do for now, or the identity
+    def note_removed(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
+        """In the write that takes an address from an account: let `do_unbind_due` unbind it."""
+        self._store.set_due(txn, user_id, self._now(), medium, address)
+
+    async def do_unbind_due(self, limit: int) -> int:
+        """Unbind up to `limit` addresses that are to be; how many were tried. Fewer: nothing is left to do for now, or the identity
         server is away, for which the others wait too."""
         done = 0
         while done < limit:
@@ -178,9 +175,9 @@ class IdentityBindings:
     async def _note_failure(self, row: BindingRow, why: str) -> None:
         is_last = row.attempts + 1 >= MOST_ATTEMPTS
         if is_last:
-            await self._store.remove_binding(row)
+            await self._store.give_up(row)
         self.log.warn(
-            "an address of {user}, whose account is closed, stays bound at {server}{end}: {why}",
+            "an address of {user} stays bound at {server}{end}: {why}",
             user=row.user_id,
             server=row.id_server,
             end=", and is given up" if is_last else "",
@@ -207,7 +204,7 @@ class IdentityBindings:
             except (msgspec.DecodeError, RecursionError):
                 return False
         _check(answer)
-        await self._store.remove_binding(row)
+        await self._store.remove_unbound(row)
         return True
 
     def _now(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InviteBlocked, NotFound
 from federation.protocol.ids import RoomID, UserID
-from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.invite_permissions import InvitePermissions, Verdict
 from storage.accounts import AccountRow, AccountStore
 
@@ -53,6 +53,14 @@ class InvitePolicy:
             raise Forbidden("This user does not want to be invited by you")
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
+
+    def check_may_claim(self, ip: str) -> None:
+        """As `InviteGate.check_may_claim`."""
+        self._limiter.check_only(Limit.FALSE_PROMISE, address_key(ip))
+
+    def note_false_claim(self, ip: str) -> None:
+        """As `InviteGate.note_false_claim`."""
+        self._limiter.count(Limit.FALSE_PROMISE, address_key(ip))
 
 
 def _check_exists(user_id: UserID, account: AccountRow | None) -> None:

@@ -34,6 +34,7 @@ from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events, typing_event, visible_receipts
 from homeserver.services.typing import Typing
+from homeserver.services.unshown_rooms import UnshownRooms
 from storage.account_data import AccountDataStore
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptStore
@@ -56,6 +57,7 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     events: RoomEvents
     reading: RoomReading
     rooms: RoomStore
+    unshown: UnshownRooms
     memberships: Memberships
     timelines: TimelineStore
     client_events: ClientEvents
@@ -155,7 +157,7 @@ class OldSync:
         room_nid = reader.snapshot.room.room_nid
         kept = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
         entries = kept.get(room_id, {})
-        is_public = (await parts.rooms.get_public_flags([room_nid])).get(room_nid, False)
+        is_public = await parts.unshown.is_listed(caller, room_nid)
         answer: dict[str, Any] = {
             "room_id": room_id,
             "messages": {**messages, "end": str(now)},

@@ -11,13 +11,12 @@ spec: client-server-api#post_matrixclientv3register
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
-from federation.policy import ServerPatterns
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     Exclusive,
@@ -27,6 +26,7 @@ from federation.protocol.errors import (
     ThreepidInUse,
     UserInUse,
     UserLocked,
+    UserSuspended,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.hooks import Plugins
@@ -35,16 +35,15 @@ from homeserver.services.approvals import Approvals, Newcomers
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
+from homeserver.services.registration_rules import RegistrationRules, flows_of
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.threepid_validation import EMAIL, Proof
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import (
-    DUMMY,
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
-    RECAPTCHA,
     REGISTRATION_TOKEN,
     TERMS,
     parse_proof,
@@ -96,31 +95,6 @@ class NoNewcomers:
         """Nothing was noted."""
 
 
-class RegistrationRules(msgspec.Struct, frozen=True):
-    """Who may make an account."""
-
-    enabled: bool = False
-    without_verification: bool = False
-    requires_token: bool = False
-    captcha: bool = False
-    """Whether people solve a riddle."""
-    email: Literal["none", "optional", "required"] = "none"
-    """Whether people give an e-mail address."""
-    phone: Literal["none", "optional", "required"] = "none"
-    """Whether people give a telephone number."""
-    terms: bool = False
-    """Whether people agree to documents."""
-    needs_approval: bool = False
-    """Whether new accounts wait until an administrator has approved them; those that administrators make do not."""
-    guests: bool = False
-    names_can_be_asked: bool = True
-    """False: a question whether a name is free is always answered with yes."""
-    reserved_names: ServerPatterns | None = None
-    """Local parts that only administrators give."""
-    underscore_names: bool = False
-    """Whether a name may begin with an underscore, as those of bridges do."""
-
-
 class Wish(msgspec.Struct, frozen=True):
     """What somebody asks for."""
 
@@ -137,6 +111,8 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses that somebody else has confirmed; those that are another's are left out."""
+    vouched_by: str | None = None
+    """The identity provider that has."""
     by: UserID | None = None
     """The administrator who makes the account."""
     address: str | None = None
@@ -201,7 +177,7 @@ class Registration:
         self._newcomers: Newcomers = NoNewcomers()
         self._addresses: Addresses | None = None
         self.server_name = server_name
-        self._flows = _flows(rules)
+        self._flows = flows_of(rules)
 
     def greet_with(self, newcomers: Newcomers) -> None:
         """From now on let this be done for new accounts; guests are none."""
@@ -262,7 +238,7 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `UserLocked`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a
+        `WeakPassword`, `UserLocked`, `UserSuspended`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a
         repeated request also as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         wish = replace(wish, address=address)
@@ -292,13 +268,16 @@ class Registration:
         return await self._make(wish, confirmation)
 
     async def _check_guest(self, token: str, username: str | None) -> None:
-        """Raises `Forbidden` unless it is the token of whoever has this name, and `UserLocked`. That they are a guest is seen in
-        the write: who repeats a request is none any more."""
+        """Raises `Forbidden` unless it is the token of whoever has this name, `UserLocked`, and `UserSuspended`: a suspended
+        account changes nothing of itself. That they are a guest is seen in the write: who repeats a request is none any more."""
         owner = await self._sessions.get_owner(token)
         if owner is None or username is None or localpart_of(owner) != username.lower():
             raise Forbidden("username and guest_access_token are not those of one guest")
-        if (await self._accounts.get_accounts([owner]))[owner].locked:
+        account = (await self._accounts.get_accounts([owner]))[owner]
+        if account.locked:
             raise UserLocked(soft_logout=True)
+        if account.suspended:
+            raise UserSuspended
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
         """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
@@ -420,7 +399,7 @@ class Registration:
                     self._add_proved(txn, account, parse_proof(proved), wish)
             self._uia.set_result(txn, confirmation, account.user_id)
         for address in wish.emails:
-            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts)
+            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, wish.vouched_by)
             if self._threepids.add_threepid(txn, row):
                 self._note_address(txn, account, address, wish)
         if also is not None:
@@ -483,17 +462,3 @@ class Registration:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
-
-
-def _flows(rules: RegistrationRules) -> list[list[str]]:
-    """The ways to an account, as stages in their order; none where no rule lets people in."""
-    first = [*([REGISTRATION_TOKEN] if rules.requires_token else []), *([RECAPTCHA] if rules.captcha else [])]
-    terms = [TERMS] if rules.terms else []
-    media = ((EMAIL_IDENTITY, rules.email), (MSISDN_IDENTITY, rules.phone))
-    required = [stage for stage, rule in media if rule == "required"]
-    optional = [stage for stage, rule in media if rule == "optional"]
-    if not first and not required and not rules.without_verification:
-        return []
-    shortest = [*first, *terms, *required]
-    further = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
-    return [shortest or [DUMMY], *([*shortest, *stages] for stages in further)]

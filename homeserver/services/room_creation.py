@@ -30,7 +30,8 @@ from homeserver.services.profiles import Profiles
 from homeserver.services.room_directory import AliasNamespaces
 from homeserver.services.room_memberships import RoomMemberships, member_content
 from homeserver.services.secret_text import SecretText
-from storage.aliases import AliasRow, AliasStore, AliasTaken, add_alias
+from homeserver.services.unshown_rooms import UnshownRooms
+from storage.aliases import AliasRow, AliasTaken, add_alias
 from storage.rooms import RoomRow, set_public
 from storage.transaction import WriteTransaction
 
@@ -88,7 +89,7 @@ class RoomCreation:
     def __init__(
         self,
         engine: RoomEngine,
-        aliases: AliasStore,
+        unshown: UnshownRooms,
         profiles: Profiles,
         memberships: RoomMemberships,
         limiter: RateLimiter,
@@ -108,7 +109,7 @@ class RoomCreation:
         `federates_by_default`: who says nothing about it gets a room that people of other servers can join; who invites one
         of them has said it."""
         self._engine = engine
-        self._aliases = aliases
+        self._unshown = unshown
         self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
@@ -141,15 +142,21 @@ class RoomCreation:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
             await self._memberships.check_inviting(caller, invites)
-        if caller.is_shadow_banned:
+        is_unshown = caller.is_shadow_banned
+        moves_alias = is_unshown and alias is not None and await self._unshown.is_removed(caller, alias)
+        if is_unshown:
             invites = []
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
 
         def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
-            if alias is not None:
+            if moves_alias and alias is not None:
+                self._unshown.move_alias_in(txn, caller.user_id, alias, room.room_nid)
+            elif alias is not None:
                 add_alias(txn, AliasRow(alias, room.room_nid, caller.user_id, now))
-            if wish.visibility == "public" and not caller.is_shadow_banned:
+            if wish.visibility == "public" and is_unshown:
+                self._unshown.list_in(txn, caller.user_id, room.room_nid, True)
+            elif wish.visibility == "public":
                 set_public(txn, room.room_nid, True)
 
         room_id = None
@@ -191,7 +198,7 @@ class RoomCreation:
             raise InvalidParam("room_alias_name is what stands between # and : in the alias")
         alias = parse_room_alias(f"#{wish.room_alias_name}:{self._identity.server_name}")
         self._namespaces.check_alias(caller, alias)
-        if await self._aliases.get_aliases([alias]):
+        if await self._unshown.get_aliases(caller, [alias]):
             raise RoomInUse(f"The alias {alias} is taken")
         return alias
 

@@ -21,6 +21,7 @@ from federation.rooms.servers import RoomServers, longest_in
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.room_reading import RoomReading
+from homeserver.services.unshown_rooms import UnshownRooms
 from storage.aliases import AliasRow, AliasStore, AliasTaken
 from storage.room_summaries import RoomSummaryStore
 from storage.rooms import RoomStore
@@ -60,6 +61,7 @@ class RoomDirectory:
         reading: RoomReading,
         servers: RoomServers,
         elsewhere: Elsewhere,
+        unshown: UnshownRooms,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
@@ -74,6 +76,7 @@ class RoomDirectory:
         self._readable_elsewhere = readable_elsewhere
         self._servers = servers
         self._elsewhere = elsewhere
+        self._unshown = unshown
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
         self._shown = shown
@@ -85,15 +88,18 @@ class RoomDirectory:
         self._identity = identity
         self._now_ms = now_ms
 
-    async def get_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+    async def get_alias(self, caller: Requester | None, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """The room that an alias stands for, and servers that are in it. Raises NotFound, Forbidden, OtherServerFailed."""
         if not self._identity.is_local(alias):
             return await self._elsewhere.directory.get_alias(alias)
-        return await self.get_own_alias(alias)
+        return await self._find(caller, alias)
 
     async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """The room of an alias of this server, and the servers that are longest in it, this one first. Raises NotFound."""
-        row = (await self._aliases.get_aliases([alias])).get(alias)
+        return await self._find(None, alias)
+
+    async def _find(self, caller: Requester | None, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
@@ -109,15 +115,19 @@ class RoomDirectory:
             snapshot = await self._reading.check_joined(caller.user_id, room_id)
         else:
             snapshot = await self._engine.get_snapshot(room_id)
+        if caller.is_shadow_banned and await self._unshown.is_removed(caller, alias):
+            await self._unshown.do_move_alias(caller.user_id, alias, snapshot.room.room_nid)
+            return
         row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
         try:
             await self._aliases.add_alias(row)
         except AliasTaken:
             raise AliasExists(f"The alias {alias} exists already") from None
+        await self._unshown.do_forget_alias(caller, alias)
 
     async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
         """Take an alias away: by who made it, an administrator, or who may change the room's canonical alias."""
-        row = (await self._aliases.get_aliases([alias])).get(alias)
+        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not exist")
         controls = not caller.is_admin and self._namespaces.check_alias(caller, alias)
@@ -126,18 +136,21 @@ class RoomDirectory:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
                 raise Forbidden("You may only remove aliases that you made, or of rooms whose aliases you may change")
+        if caller.is_shadow_banned and row.creator != caller.user_id:  # others would miss it
+            await self._unshown.do_move_alias(caller.user_id, alias, None)
+            return
         await self._aliases.remove_alias(alias)
+        await self._unshown.do_forget_alias(caller, alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
         """This server's aliases of a room that the caller is in, or that all may read. Raises Forbidden."""
         snapshot = await self._reading.check_may_look(caller.user_id, room_id)
-        return [row.alias for row in await self._aliases.get_aliases_of_room(snapshot.room.room_nid)]
+        return await self._unshown.get_aliases_of_room(caller, snapshot.room.room_nid)
 
-    async def get_visibility(self, room_id: RoomID) -> str:
+    async def get_visibility(self, caller: Requester | None, room_id: RoomID) -> str:
         """Whether the room stands in the directory: public or private. Raises NotFound."""
         snapshot = await self._engine.get_snapshot(room_id)
-        flags = await self._rooms.get_public_flags([snapshot.room.room_nid])
-        return "public" if flags[snapshot.room.room_nid] else "private"
+        return "public" if await self._unshown.is_listed(caller, snapshot.room.room_nid) else "private"
 
     async def do_set_visibility(self, caller: Requester, room_id: RoomID, visibility: str) -> None:
         """List a room in the directory or take it out: for who may change its aliases. Raises NotFound, Forbidden."""
@@ -145,6 +158,7 @@ class RoomDirectory:
         if not caller.is_admin and not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
             raise Forbidden("You may not change whether this room is listed")
         if caller.is_shadow_banned:  # others would read the names of their rooms, or miss a room
+            await self._unshown.do_list(caller.user_id, snapshot.room.room_nid, visibility == "public")
             return
         await self._rooms.set_public(snapshot.room.room_nid, visibility == "public")
 
@@ -171,7 +185,7 @@ class RoomDirectory:
             page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
             types = None if room_types is None else tuple(room_types)
             return await self._elsewhere.directory.get_public_rooms(server, DirectoryQuery(page, since, term, types))
-        return await self._page(limit, since, term, room_types, only_federating=False)
+        return await self._page(limit, since, term, room_types, caller, only_federating=False)
 
     async def get_public_rooms_for_others(self, query: DirectoryQuery) -> dict[str, Any]:
         """A page of the directory, for another server. Raises Forbidden, InvalidParam."""
@@ -187,7 +201,7 @@ class RoomDirectory:
             raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
         # 0: as many as there may be
         return await self._page(
-            query.limit or MAX_PAGE, query.since, query.term, query.room_types, only_federating=True
+            query.limit or MAX_PAGE, query.since, query.term, query.room_types, None, only_federating=True
         )
 
     async def _page(
@@ -196,9 +210,11 @@ class RoomDirectory:
         since: str | None,
         term: str | None,
         room_types: Sequence[str | None] | None,
+        caller: Requester | None,
         *,
         only_federating: bool,
     ) -> dict[str, Any]:
+        made_by = caller.user_id if caller is not None and caller.is_shadow_banned else None
         page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
         place = _parse_since(since) if since else None
         rows = await self._summaries.get_public_rooms(
@@ -208,13 +224,14 @@ class RoomDirectory:
             after=place.room if place is not None and place.backwards else None,
             limit=page + 1,
             only_federating=only_federating,
+            made_by=made_by,
         )
         more = len(rows) > page
         backwards = place is not None and place.backwards
         rows = rows[-page:] if backwards else rows[:page]
         answer: dict[str, Any] = {
             "chunk": [describe_room(row) for row in rows],
-            "total_room_count_estimate": await self._summaries.count_public_rooms(),
+            "total_room_count_estimate": await self._summaries.count_public_rooms(made_by),
         }
         if rows and (more or backwards):
             answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"

@@ -24,7 +24,7 @@ from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.rooms_elsewhere import RoomsElsewhere
-from storage.aliases import AliasStore
+from homeserver.services.unshown_rooms import UnshownRooms
 from storage.memberships import MembershipStore
 from storage.rooms import RoomStore
 
@@ -57,7 +57,7 @@ class RoomMemberships:
         memberships: Memberships,
         membership_store: MembershipStore,
         rooms: RoomStore,
-        aliases: AliasStore,
+        unshown: UnshownRooms,
         profiles: Profiles,
         limiter: RateLimiter,
         identity: ServerIdentity,
@@ -77,7 +77,7 @@ class RoomMemberships:
         self._memberships = memberships
         self._membership_store = membership_store
         self._rooms = rooms
-        self._aliases = aliases
+        self._unshown = unshown
         self._profiles = profiles
         self._limiter = limiter
         self._identity = identity
@@ -90,7 +90,9 @@ class RoomMemberships:
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
 
-    async def resolve(self, room_id_or_alias: str, servers: Sequence[str] | None) -> tuple[RoomID, Sequence[str]]:
+    async def resolve(
+        self, caller: Requester | None, room_id_or_alias: str, servers: Sequence[str] | None
+    ) -> tuple[RoomID, Sequence[str]]:
         """The room that an id or an alias stands for, and servers that may be in it. Raises NotFound, OtherServerFailed."""
         servers = (servers or ())[:MAX_SERVERS]
         if not room_id_or_alias.startswith("#"):
@@ -99,7 +101,7 @@ class RoomMemberships:
         if not self._identity.is_local(alias):
             room_id, told = await self._elsewhere.resolve(alias)
             return room_id, [*servers, domain_of(alias), *told]
-        row = (await self._aliases.get_aliases([alias])).get(alias)
+        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         return RoomID((await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid].room_id), servers

@@ -48,7 +48,7 @@ class RoomPreviews:
         """
         if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
             raise InvalidParam("This is neither a room id nor a room alias")
-        room_id, servers = await self._room_memberships.resolve(room_id_or_alias, via)
+        room_id, servers = await self._room_memberships.resolve(caller, room_id_or_alias, via)
         user_id = None if caller is None else caller.user_id
         known = (await self._spaces.load([room_id])).get(room_id)
         summary: dict[str, Any] | None = None

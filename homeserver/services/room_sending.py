@@ -28,11 +28,11 @@ from federation.protocol.ids import EventID, RoomID, UserID, is_event_id, is_roo
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation, relation_in
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
 from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.room_memberships import RoomMemberships
-from storage.aliases import AliasStore
+from homeserver.services.unshown_rooms import UnshownRooms
 from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
 from storage.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
 
@@ -48,7 +48,7 @@ class RoomSending:
         self,
         engine: RoomEngine,
         events: RoomEvents,
-        aliases: AliasStore,
+        unshown: UnshownRooms,
         memberships: RoomMemberships,
         guests: GuestAccess,
         relations: RelationStore,
@@ -57,7 +57,7 @@ class RoomSending:
     ) -> None:
         self._engine = engine
         self._events = events
-        self._aliases = aliases
+        self._unshown = unshown
         self._memberships = memberships
         self._guests = guests
         self._relations = relations
@@ -159,7 +159,7 @@ class RoomSending:
             if self._memberships.needs_another_server(state_key, content) and not pretends:
                 return await self._memberships.do_invite_elsewhere(caller, room_id, UserID(state_key), content)
         if type == "m.room.canonical_alias":
-            await self._check_aliases(room_id, content)
+            await self._check_aliases(caller, room_id, content)
         draft = Draft(
             type,
             caller.user_id,
@@ -171,7 +171,9 @@ class RoomSending:
             unless_same=sticky_ms is None,
         )
         if pretends:
-            await self._engine.check(room_id, [draft])
+            (made,) = await self._engine.check(room_id, [draft])
+            if isinstance(made, StoredEvent):  # that is what it is already
+                return made.event.event_id
             return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
         event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
@@ -239,7 +241,7 @@ class RoomSending:
                 raise UserSuspended("While your account is suspended you may only redact your own events")
             caller.check_may_write()
 
-    async def _check_aliases(self, room_id: RoomID, content: Mapping[str, Any]) -> None:
+    async def _check_aliases(self, caller: Requester, room_id: RoomID, content: Mapping[str, Any]) -> None:
         """Aliases that are new in the event have to point to the room. spec: client-server-api#mroomcanonical_alias"""
         alias, others = content.get("alias"), content.get("alt_aliases") or []
         if not isinstance(others, list) or not all(isinstance(name, str) for name in (*others, alias or "")):
@@ -251,7 +253,7 @@ class RoomSending:
         snapshot = await self._engine.get_snapshot(room_id)
         present = await snapshot.state.get(CANONICAL_ALIAS)
         before = set() if present is None else _named(present.event.content)
-        rows = await self._aliases.get_aliases(named - before)
+        rows = await self._unshown.get_aliases(caller, named - before)
         wrong = [name for name in named - before if name not in rows or rows[name].room_nid != snapshot.room.room_nid]
         if wrong:
             raise BadAlias(f"These aliases do not point to this room: {', '.join(sorted(map(str, wrong)))}")

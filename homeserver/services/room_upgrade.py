@@ -4,7 +4,8 @@ Laws:
 - The new room with its state, the end of the old one, aliases and the listing in the directory are one write.
 - What concerns other rooms (the links of spaces) and is too much for that write (many bans) follows. Each step of it can be
   done again, and a repeated request does just that: it answers with the room that there is.
-- A shadow-banned account gets the new room alone: nothing of it concerns others.
+- A shadow-banned account gets the new room alone, and the aliases and the listing move in its eyes: nothing of it concerns others. What it
+  asks for once more it has already, as others.
 
 spec: client-server-api#room-upgrades
 """
@@ -44,7 +45,8 @@ from homeserver.services.successors import (
     quiet_levels,
     split_aliases,
 )
-from storage.aliases import AliasStore, move_aliases
+from homeserver.services.unshown_rooms import UnshownRooms
+from storage.aliases import move_aliases
 from storage.memberships import MembershipStore
 from storage.rooms import RoomRow, RoomStore, move_public
 from storage.spaces import SpaceStore
@@ -69,7 +71,7 @@ class RoomUpgrade:
         replacements: Replacements,
         rooms: RoomStore,
         membership_store: MembershipStore,
-        aliases: AliasStore,
+        unshown: UnshownRooms,
         spaces: SpaceStore,
         reading: RoomReading,
         profiles: Profiles,
@@ -82,7 +84,7 @@ class RoomUpgrade:
         self._replacements = replacements
         self._rooms = rooms
         self._membership_store = membership_store
-        self._aliases = aliases
+        self._unshown = unshown
         self._spaces = spaces
         self._reading = reading
         self._profiles = profiles
@@ -104,12 +106,14 @@ class RoomUpgrade:
         old = await self._engine.get_whole(room_id)
         creators = [parse_user_id(user_id) for user_id in additional_creators] if version.creators_privileged else []
         if caller.is_shadow_banned:
-            alone = await self._make_beside(caller.user_id, old, version, creators)
+            alone = await self._find_beside(caller.user_id, old, version)
+            if alone is None:
+                alone = await self._make_beside(caller, old, version, creators)
             await self._personal_settings.do_copy(caller.user_id, alone)
             return alone.room_id
         new = await self._find_earlier(caller.user_id, old, version)
         if new is None:
-            new = await self._replace(caller.user_id, room_id, version, creators)
+            new = await self._replace(caller, room_id, version, creators)
         await self._ban_others(caller.user_id, old, new)
         await self._move_links(caller.user_id, old, new)
         await self._personal_settings.do_copy(caller.user_id, new)
@@ -126,13 +130,13 @@ class RoomUpgrade:
         return new if create.sender == user_id and predecessor_of(create) == old.room_id else None
 
     async def _replace(
-        self, user_id: UserID, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
+        self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
-            return await self._first_events(user_id, old, version, creators)
+            return await self._first_events(caller, old, version, creators)
 
         async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
-            return await self._last_events(user_id, old, new_id)
+            return await self._last_events(caller, old, new_id)
 
         def move(txn: WriteTransaction, old: RoomRow, new: RoomRow) -> None:
             move_aliases(txn, old.room_nid, new.room_nid)
@@ -143,14 +147,29 @@ class RoomUpgrade:
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
 
+    async def _find_beside(self, user_id: UserID, old: RoomSnapshot, version: RoomVersion) -> RoomSnapshot | None:
+        """As `_find_earlier`, for a shadow-banned account."""
+        room_nid = await self._unshown.find_successor(user_id, old.room.room_nid)
+        if room_nid is None:
+            return None
+        room = (await self._rooms.get_rooms_by_nid([room_nid])).get(room_nid)
+        new = None if room is None else await self._engine.find_snapshot(RoomID(room.room_id))
+        return new if new is not None and new.version is version else None
+
     async def _make_beside(
-        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         """The new room alone, for a shadow-banned account: it has what it asked for, and nobody hears of it. Aliases, links and the old
-        room stay as they are."""
-        drafts = await self._first_events(user_id, old, version, creators)
+        room stay as they are, but in its own eyes."""
+        drafts = await self._first_events(caller, old, version, creators)
+        aliases = await self._moved_aliases(caller, old)
+        is_listed = await self._unshown.is_listed(caller, old.room.room_nid)
+
+        def move(txn: WriteTransaction, new: RoomRow) -> None:
+            self._unshown.replace_in(txn, caller.user_id, old.room.room_nid, new.room_nid, aliases, is_listed=is_listed)
+
         try:
-            new, _ = await self._engine.create(version, self._new_id(version), drafts)
+            new, _ = await self._engine.create(version, self._new_id(version), drafts, move)
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
         return new
@@ -162,14 +181,15 @@ class RoomUpgrade:
         return RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
 
     async def _first_events(
-        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> list[Draft]:
         """Of the new room. The power levels come last: before them the creator may do everything, whatever they say."""
+        user_id = caller.user_id
         names = (await self._profiles.get_names([user_id])).get(user_id)
         create = await old.create_event()
         last_event = old.head.extremities[0][1] if old.head.extremities else None
         levels = power_levels(await _levels(old), version, user_id, creators)
-        aliases = await self._moved_aliases(old)
+        aliases = await self._moved_aliases(caller, old)
         canonical, _ = split_aliases(await _content(old, _CANONICAL_ALIAS), aliases)
         return [
             Draft("m.room.create", user_id, create_content(create, version, user_id, last_event, creators), ""),
@@ -180,12 +200,13 @@ class RoomUpgrade:
             Draft("m.room.power_levels", user_id, levels, ""),
         ]
 
-    async def _last_events(self, user_id: UserID, old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
+    async def _last_events(self, caller: Requester, old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
         """Of the old room; all but the first where the user may."""
+        user_id = caller.user_id
         content = {"body": "This room has been replaced", "replacement_room": new_id}
         drafts = [Draft(TOMBSTONE, user_id, content, "")]
         canonical = await _content(old, _CANONICAL_ALIAS)
-        moved, left = split_aliases(canonical, await self._moved_aliases(old))
+        moved, left = split_aliases(canonical, await self._moved_aliases(caller, old))
         if moved:
             drafts.append(Draft("m.room.canonical_alias", user_id, left, ""))
         levels = quiet_levels(await _levels(old))
@@ -218,8 +239,8 @@ class RoomUpgrade:
             drafts.append(Draft("m.room.member", user_id, content, row.user_id))
         return drafts
 
-    async def _moved_aliases(self, old: RoomSnapshot) -> list[str]:
-        return [row.alias for row in await self._aliases.get_aliases_of_room(old.room.room_nid)]
+    async def _moved_aliases(self, caller: Requester, old: RoomSnapshot) -> list[str]:
+        return await self._unshown.get_aliases_of_room(caller, old.room.room_nid)
 
     async def _ban_others(self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot) -> None:
         """Take over the bans that the first write had no room for; nobody is banned again of whom the new room decided."""

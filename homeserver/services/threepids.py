@@ -29,6 +29,14 @@ class KeepsByAddress(Protocol):
         ...
 
 
+class Bindings(Protocol):
+    """By which addresses people are found elsewhere."""
+
+    def note_removed(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
+        """In the write that takes an address from the account: nobody is to find the user by it any more."""
+        ...
+
+
 class Threepids:
     """Keeps addresses. `changes`: people may change theirs."""
 
@@ -40,16 +48,18 @@ class Threepids:
         accounts: Accounts,
         validations: ThreepidValidation,
         kept_by_address: Sequence[KeepsByAddress] = (),
+        bindings: Bindings | None = None,
         *,
         changes: bool,
     ) -> None:
-        """`kept_by_address`: what an address that goes takes with it."""
+        """`kept_by_address`: what an address that goes takes with it; `bindings`: where others find people by it."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
         self._accounts = accounts
         self._validations = validations
         self._kept_by_address = tuple(kept_by_address)
+        self._bindings = bindings
         self._changes = changes
 
     async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
@@ -100,47 +110,51 @@ class Threepids:
     def _remove(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str, by: UserID | None = None
     ) -> None:
+        if self._bindings is not None:
+            self._bindings.note_removed(txn, user_id, medium, address)
         if self._store.remove_threepid(txn, user_id, medium, address):
             what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
             note(txn, user_id, what, self._now_ms(), by=by)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_add_vouched(self, user_id: UserID, addresses: Sequence[str]) -> None:
-        """Give an account e-mail addresses for which an identity provider vouches; those of others are left out, and what would be
-        too many."""
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
+        """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before;
+        those of others are left out, and what would be too many. Where it says none, all stay."""
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
             rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
+            gone = [row for row in rows if row.vouched_by == provider and row.address not in addresses]
+            for row in gone:
+                self._remove(txn, user_id, row.medium, row.address)
             known = {row.address for row in rows if row.medium == EMAIL}
-            new = [address for address in addresses if address not in known][: max(0, MOST_ADDRESSES - len(rows))]
-            for address in new:
-                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+            free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
+            for address in [address for address in addresses if address not in known][:free]:
+                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider)):
                     note(txn, user_id, Happened.ADDRESS_ADDED, now)
 
-        if set(addresses) - {row.address for row in await self.get_threepids(user_id)}:
-            await self._database.write("add_vouched_threepids", write)
+        known = await self.get_threepids(user_id)
+        vouched = {row.address for row in known if row.vouched_by == provider}
+        if addresses and (vouched - set(addresses) or set(addresses) - {row.address for row in known}):
+            await self._database.write("set_vouched_threepids", write)
 
-    async def do_replace(self, user_id: UserID, addresses: Sequence[str], *, by: UserID) -> None:
-        """Give an account these e-mail addresses instead of those that it has; an administrator vouches for them. Raises
-        `ThreepidInUse`."""
+    async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
+        """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
+        for them. Raises `ThreepidInUse`."""
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
-            known = {
-                row.address
-                for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
-                if row.medium == EMAIL
-            }
-            for address in sorted(known - set(addresses)):
-                self._remove(txn, user_id, EMAIL, address, by)
-            for address in dict.fromkeys(addresses):
-                if address in known:
+            known = {(row.medium, row.address) for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])}
+            for medium, address in sorted(known - set(addresses)):
+                self._remove(txn, user_id, medium, address, by)
+            for medium, address in dict.fromkeys(addresses):
+                if (medium, address) in known:
                     continue
-                if not self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+                if not self._store.add_threepid(txn, ThreepidRow(medium, address, user_id, now, now)):
                     raise ThreepidInUse
-                note(txn, user_id, Happened.ADDRESS_ADDED, now, by=by)
+                what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
+                note(txn, user_id, what, now, by=by)
 
         await self._database.write("replace_threepids", write)
 

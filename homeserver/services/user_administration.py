@@ -21,14 +21,17 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.email_validation import parse_email_address
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.passwords import LONGEST_PASSWORD
+from homeserver.services.phone_validation import digits_of, parse_phone_number
 from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME, Profiles
 from homeserver.services.registration import Registration, Wish
-from homeserver.services.threepid_validation import EMAIL
+from homeserver.services.threepid_validation import EMAIL, MSISDN
 from homeserver.services.threepids import MOST_ADDRESSES, Threepids
+from homeserver.services.unshown_rooms import UnshownRooms
 from homeserver.services.upstream.links import UpstreamLinks
 from storage.accounts import AccountRow
 from storage.devices import DeviceStore
 from storage.external_ids import ExternalIdRow
+from storage.policy_consents import ConsentRow, PolicyConsentStore
 from storage.threepids import ThreepidRow
 from storage.transaction import WriteTransaction
 from storage.user_lists import UserFilter, UserListStore, UserOrder, UserPage
@@ -47,8 +50,8 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     display_name: str | UnsetType = UNSET
     """Empty: none."""
     avatar_url: str | UnsetType = UNSET
-    addresses: Sequence[str] | UnsetType = UNSET
-    """E-mail addresses, all of them."""
+    addresses: Sequence[tuple[str, str]] | UnsetType = UNSET
+    """E-mail addresses and telephone numbers, all of them: each with its medium."""
     external_ids: Mapping[str, str] | UnsetType = UNSET
     """Who it is for identity providers, by provider, all of them."""
     is_admin: bool | UnsetType = UNSET
@@ -66,6 +69,7 @@ class Details(msgspec.Struct, frozen=True):
     avatar_url: str | None
     addresses: Sequence[ThreepidRow]
     links: Sequence[ExternalIdRow]
+    consents: Sequence[ConsentRow]
     last_seen_ts: int | None
 
 
@@ -85,6 +89,8 @@ class UserAdministration:
         approvals: Approvals,
         deactivation: Deactivation,
         last_seen: LastSeen,
+        consents: PolicyConsentStore,
+        unshown: UnshownRooms,
     ) -> None:
         self._identity = identity
         self._store = store
@@ -97,6 +103,8 @@ class UserAdministration:
         self._approvals = approvals
         self._deactivation = deactivation
         self._last_seen = last_seen
+        self._consents = consents
+        self._unshown = unshown
 
     @property
     def approves(self) -> bool:
@@ -125,6 +133,7 @@ class UserAdministration:
             avatar,
             await self._threepids.get_threepids(user_id),
             await self._links.get_links(user_id),
+            (await self._consents.get_consents([user_id])).get(user_id, []),
             max((each.last_seen_ts for each in devices if each.last_seen_ts is not None), default=None),
         )
 
@@ -176,8 +185,8 @@ class UserAdministration:
         await self._registration.check_username(username, privileged=True)
 
     async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
-        """Let what somebody sends go nowhere, or go its way again; what they have made of their profile in the meantime is forgotten
-        then. Raises `InvalidParam` for one's own account, and as `get_details`."""
+        """Let what somebody sends go nowhere, or go its way again; what they have made of their profile and of rooms in
+        the meantime is forgotten then. Raises `InvalidParam` for one's own account, and as `get_details`."""
         self._check_local(user_id)
         if user_id == by:
             raise InvalidParam("Administrators do not ban themselves")
@@ -185,6 +194,7 @@ class UserAdministration:
         def forget(txn: WriteTransaction) -> None:
             if not banned:
                 self._profiles.forget_unshown(txn, user_id)
+                self._unshown.forget(txn, user_id)
 
         await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by, also=forget)
 
@@ -216,8 +226,8 @@ class UserAdministration:
         addresses = [] if changes.addresses is UNSET else changes.addresses
         if len(addresses) > MOST_ADDRESSES:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
-        for address in addresses:
-            if await self._threepids.get_owner(EMAIL, parse_email_address(address)) not in (None, user_id):
+        for medium, address in _parse_addresses(addresses):
+            if await self._threepids.get_owner(medium, address) not in (None, user_id):
                 raise ThreepidInUse
 
     async def _change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
@@ -225,8 +235,7 @@ class UserAdministration:
             if value is not UNSET:
                 await self._profiles.do_set_shown(user_id, field, value)
         if changes.addresses is not UNSET:
-            addresses = [parse_email_address(address) for address in changes.addresses]
-            await self._threepids.do_replace(user_id, addresses, by=by)
+            await self._threepids.do_replace(user_id, _parse_addresses(changes.addresses), by=by)
         if changes.external_ids is not UNSET:
             await self._links.do_replace(user_id, changes.external_ids, by=by)
         if changes.is_admin is not UNSET or changes.locked is not UNSET:
@@ -254,14 +263,14 @@ class UserAdministration:
 def _is_already(details: Details, changes: Changes) -> bool:
     """Whether an account is what is asked for."""
     account = details.account
-    addresses = changes.addresses if changes.addresses is UNSET else sorted(map(parse_email_address, changes.addresses))
+    addresses = changes.addresses if changes.addresses is UNSET else sorted(_parse_addresses(changes.addresses))
     links = changes.external_ids if changes.external_ids is UNSET else dict(changes.external_ids)
     asked = (
         (changes.password, UNSET),
         (changes.deactivated, account.deactivated_ts is not None),
         (changes.display_name, details.display_name or ""),
         (changes.avatar_url, details.avatar_url or ""),
-        (addresses, sorted(row.address for row in details.addresses)),
+        (addresses, sorted((row.medium, row.address) for row in details.addresses)),
         (links, {row.provider: row.subject for row in details.links}),
         (changes.is_admin, account.is_admin),
         (changes.locked, account.locked),
@@ -279,8 +288,25 @@ def _wish(user_id: UserID, changes: Changes, by: UserID) -> Wish:
         is_admin=changes.is_admin is True,
         user_type=None if changes.user_type is UNSET else changes.user_type,
         display_name=None if changes.display_name is UNSET else changes.display_name or None,
-        emails=() if changes.addresses is UNSET else tuple(map(parse_email_address, changes.addresses)),
+        emails=()
+        if changes.addresses is UNSET
+        else tuple(address for medium, address in _parse_addresses(changes.addresses) if medium == EMAIL),
     )
+
+
+def _parse_addresses(entries: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """Each as it is kept. Numbers are those of E.164, with or without the `+`. Raises `InvalidParam`."""
+    parsed = []
+    for medium, address in entries:
+        match medium:
+            case "email":
+                parsed.append((EMAIL, parse_email_address(address)))
+            case "msisdn":
+                number = parse_phone_number("", f"+{address.strip().removeprefix('+')}")
+                parsed.append((MSISDN, digits_of(number)))
+            case _:
+                raise InvalidParam("medium is email or msisdn")
+    return list(dict.fromkeys(parsed))
 
 
 def links_of(entries: Sequence[tuple[str, str]]) -> Mapping[str, str]:

@@ -263,6 +263,8 @@ class AccountPage:
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        if session.is_suspended:
+            raise UserSuspended
         await self._threepids.do_remove(session.user_id, EMAIL, fields.get("address", ""))
         return _done("address_removed")
 
@@ -285,6 +287,8 @@ class AccountPage:
         return _done("number")
 
     async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        if session.is_suspended:
+            raise UserSuspended
         await self._threepids.do_remove(session.user_id, MSISDN, fields.get("number", ""))
         return _done("number_removed")
 

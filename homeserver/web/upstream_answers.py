@@ -28,6 +28,7 @@ from homeserver.web.upstream import HELD_PATH, UpstreamPages, read_form
 
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
 MAX_LOGOUT: Final = 65536
+SOAP: Final = "text/xml"
 MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
 """Base64 in a form is longer than what it says."""
 
@@ -146,12 +147,25 @@ async def get_saml_logout(
 async def post_saml_logout(
     pages: UpstreamPages, logout: SAMLLogout, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The same with a form. spec: saml-bindings-2.0-os section 3.5"""
+    """The same with a form; or in an envelope, by the provider itself. spec: saml-bindings-2.0-os sections 3.5, 3.2"""
+    if (context.header("content-type") or "").partition(";")[0].strip().lower() == SOAP:
+        return await _answer_envelope(logout, body)
     form = read_form(body)
     if "SAMLRequest" not in form:
         return see_other(sign_in_link(own_path(form.get("RelayState", ""), HOME)))
     message = LogoutMessage(form["SAMLRequest"], form.get("RelayState"))
     return await pages.sign_out(context, logout, message)
+
+
+async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
+    """Who refuses an envelope says so with the status alone. spec: saml-bindings-2.0-os section 3.2.3.3"""
+    headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
+    try:
+        answer = await logout.do_end(LogoutMessage(body.decode("utf-8", "replace"), is_soap=True))
+    except Refused as refused:
+        logout.log.warn("a request to sign out is refused: {why}", why=str(refused))
+        return Response(HTTPStatus.FORBIDDEN, headers, b"")
+    return Response(HTTPStatus.OK, headers, (answer or "").encode())
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE)

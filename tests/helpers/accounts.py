@@ -41,7 +41,8 @@ from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.passwords import PasswordPolicy, Passwords
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profiles import Profiles
-from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules, ReservedNames
+from homeserver.services.registration import NoReservedNames, Registration, ReservedNames
+from homeserver.services.registration_rules import RegistrationRules
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import UserID
+from federation.protocol.signing import SigningKey
 from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in_choices import ProviderButton, SignInChoices
 from homeserver.web.forms import TOKEN_FIELD
 from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH, SignInPage, sign_in_link
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -35,6 +38,8 @@ FOREIGN_PATHS = [
     "/" + "a" * 5000,
     "/\u2028a",
 ]
+KEY = SigningKey("a", b"k" * 32)
+PLAIN = RequestContext("1", "GET", "/", "::1", "")
 WAYS_OUT = ["password", "everywhere", "locked", "deactivated", "a day"]
 
 
@@ -237,9 +242,57 @@ def test_other_services_have_buttons(server: TestServer) -> None:
 
 
 def test_requests_say_whether_they_are_secure_where_nothing_else_does() -> None:
-    cookies = Cookies(None)
-    secure = RequestContext("1", "GET", "/", "::1", "", is_secure=True)
+    cookies = Cookies(None, KEY)
+    secure, plain = (RequestContext("1", "GET", "/", "::1", "", is_secure=is_secure) for is_secure in (True, False))
     assert cookies.make(secure, "a", "b" * 16).startswith("__Host-a=")
-    plain = RequestContext("1", "GET", "/", "::1", "", cookies=(("a", "<script>"), ("b", "c" * 20)))
-    assert cookies.find(plain, "a") is None
-    assert cookies.find(plain, "b") == "c" * 20
+    assert cookies.find(sends(plain, cookies.make(plain, "b", "c" * 20)), "b") == "c" * 20
+    assert cookies.find(sends(plain, cookies.make(secure, "b", "c" * 20)), "b") is None
+    assert cookies.find(sends(plain, "a=<script>"), "a") is None
+
+
+def sends(context: RequestContext, *headers: str) -> RequestContext:
+    """A request of a browser to which these cookies were set."""
+    pairs = [header.partition(";")[0].partition("=") for header in headers]
+    return replace(context, cookies=tuple((name, value) for name, _, value in pairs))
+
+
+def test_a_cookie_is_one_that_this_server_has_set() -> None:
+    cookies = Cookies(None, KEY)
+    header = cookies.make(PLAIN, "a", "b" * 20)
+    name, _, value = header.partition(";")[0].partition("=")
+    assert cookies.find(sends(PLAIN, header), "a") == "b" * 20
+    for number, character in enumerate(value):
+        changed = value[:number] + ("x" if character != "x" else "y") + value[number + 1 :]
+        # the last character has two bits of nothing in it; they are compared too
+        assert cookies.find(sends(PLAIN, f"{name}={changed}"), "a") is None, number
+    said, _, signature = value.partition(".")
+    for forged in (said, f"{said}.", f".{signature}", f"{said}.{signature}=", f"{said}.{signature}{signature}"):
+        assert cookies.find(sends(PLAIN, f"a={forged}"), "a") is None, forged
+    # of another cookie, and of a server with another key: of this one before its key was replaced, too
+    assert cookies.find(sends(PLAIN, f"c={value}"), "c") is None
+    assert Cookies(None, SigningKey("a", b"l" * 32)).find(sends(PLAIN, header), "a") is None
+    # what another host of the domain has laid beside it hides nothing
+    assert cookies.find(sends(PLAIN, f"a={'x' * 20}.{signature}", header), "a") == "b" * 20
+
+
+def test_a_session_whose_cookie_is_not_signed_is_signed_in_to_once_more(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of before cookies were signed."""
+    server.register("alice")
+    browser = Browser(server)
+    sign_in(browser)
+    whole = browser.cookies["mahalla_session"]
+    browser.cookies["mahalla_session"] = whole.partition(".")[0]
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it was looked up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BrowserSessionStore, "get_browser_session_in", fail)
+        browser.open("/_mahalla/account")
+    assert browser.status == 200
+    assert browser.path.startswith(SIGN_IN_PATH)
+    browser.send(SIGN_IN_PATH, name="alice", password="wonderland")
+    assert (browser.status, browser.path) == (200, "/_mahalla/account")
+    assert browser.cookies["mahalla_session"] != whole

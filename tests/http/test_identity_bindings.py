@@ -11,7 +11,11 @@ from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.protocol.request_signing import encode_request, parse_authorization
 from federation.protocol.signing import SigningKey
+from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
@@ -167,17 +171,17 @@ def close(user: User) -> Any:
     return ended.json["id_server_unbind_result"]
 
 
-def unbind_closed(server: TestServer, minutes: int) -> int:
+def unbind_due(server: TestServer, minutes: int) -> int:
     """Let so much time go by, then do the job."""
     server.clock.advance(60 * minutes)
-    return server.run(server.app.people.bindings.do_unbind_closed(10))
+    return server.run(server.app.people.bindings.do_unbind_due(10))
 
 
 def test_nobody_is_found_whose_account_ended(server: TestServer, alice: User, identity: IdentityServer) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     assert close(alice) == "success"
     assert identity.bound == []
-    assert unbind_closed(server, 60) == 0
+    assert unbind_due(server, 60) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,12 +195,12 @@ def test_what_could_not_be_unbound_at_the_end_is_later(
         assert each.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = trouble
     assert close(alice) == "no-support"
-    tries = [unbind_closed(server, minutes) for minutes in (4, 1, 4, 1, 9, 1, 19, 1)]
+    tries = [unbind_due(server, minutes) for minutes in (4, 1, 4, 1, 9, 1, 19, 1)]
     assert tries == [0, 1, 0, 1, 0, 1, 0, 1]  # after 5, 5, 10, 20 minutes
     identity.answer = None
-    assert unbind_closed(server, 40) == 1
+    assert unbind_due(server, 40) == 1
     assert [each["mxid"] for each in identity.bound] == [bob.user_id]  # whose account is open
-    assert unbind_closed(server, 24 * 60) == 0
+    assert unbind_due(server, 24 * 60) == 0
 
 
 def test_trying_to_unbind_has_an_end(server: TestServer, alice: User, identity: IdentityServer) -> None:
@@ -204,7 +208,7 @@ def test_trying_to_unbind_has_an_end(server: TestServer, alice: User, identity: 
     identity.answer = OutboundError("it is down")
     close(alice)
     tried = 0
-    while unbind_closed(server, 24 * 60):
+    while unbind_due(server, 24 * 60):
         tried += 1
         assert tried < 50
     assert tried > 30
@@ -218,11 +222,80 @@ def test_an_identity_server_that_is_away_is_not_asked_for_each(server: TestServe
     for each in people:
         close(each)
     identity.asked.clear()
-    assert unbind_closed(server, 5) == 1
+    assert unbind_due(server, 5) == 1
     assert len(identity.asked) == 1
     identity.answer = None
-    assert unbind_closed(server, 5) == 3
+    assert unbind_due(server, 5) == 3
     assert identity.bound == []
+
+
+AWAY = OutboundError("it is down")
+
+
+@pytest.mark.parametrize("way", ["deleted", "account page", "administrator", "unbound"])
+def test_an_address_that_goes_is_unbound_once_the_identity_server_is_back(
+    server: TestServer, database: Database, alice: User, identity: IdentityServer, way: str
+) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    row = ThreepidRow(ADDRESS["medium"], ADDRESS["address"], alice.user_id, 1, 1)
+    server.run(database.write("t", ThreepidStore(database).add_threepid, row))
+    identity.answer = AWAY
+    match way:
+        case "deleted":
+            assert alice.post(f"{V3}/3pid/delete", ADDRESS).json == {"id_server_unbind_result": "no-support"}
+        case "account page":
+            browser = Browser(server)
+            browser.open("/_mahalla/account")
+            browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+            form = next(form for form in browser.page.forms if form.fields.get("do") == "remove_address")
+            browser.post(form.action, form.fields)
+        case "administrator":
+            root = server.register("root")
+            server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+            assert root.put(f"/_synapse/admin/v2/users/{alice.user_id}", {"threepids": []}).status == 200
+        case _:
+            assert alice.post(f"{V3}/3pid/unbind", ADDRESS).status == 502
+    known = alice.get(f"{V3}/3pid").json["threepids"]
+    assert len(known) == (1 if way == "unbound" else 0)
+    assert unbind_due(server, 5) == 1
+    assert len(identity.bound) == 1
+    identity.answer = None
+    assert unbind_due(server, 10) == 1
+    assert identity.bound == []
+    assert unbind_due(server, 24 * 60) == 0
+
+
+def test_an_address_that_is_bound_again_stays_so(server: TestServer, alice: User, identity: IdentityServer) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = AWAY
+    alice.post(f"{V3}/3pid/delete", ADDRESS)
+    identity.answer = None
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    assert unbind_due(server, 24 * 60) == 0
+    assert identity.bound != []
+    assert unbind(alice) == "success"
+
+
+def test_what_is_given_up_can_be_asked_for_again(server: TestServer, alice: User, identity: IdentityServer) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = AWAY
+    alice.post(f"{V3}/3pid/delete", ADDRESS)
+    tried = 0
+    while unbind_due(server, 24 * 60):
+        tried += 1
+        assert tried < 50
+    identity.answer = None
+    assert unbind(alice) == "success"
+    assert identity.bound == []
+
+
+async def test_what_is_bound_while_the_account_ends_is_unbound(database: Database) -> None:
+    store, accounts = IdentityBindingStore(database), AccountStore(database)
+    await database.write("t", accounts.add_account, AccountRow("@a:example.org", None, 1))
+    await database.write("t", lambda txn: accounts.set_deactivated(txn, "@a:example.org", 2, erase=False))
+    row = BindingRow("@a:example.org", "email", "a@example.com", HOST)
+    await store.add_binding(row)
+    assert await store.take_due(3, lambda _: 1) == row
 
 
 def test_bindings_are_counted_by_user(tmp_path: Path, sqlite_database: Database, identity: IdentityServer) -> None:

@@ -91,6 +91,13 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
         ("/a?b=1&loginToken=secret", "/a?b=1&loginToken=…"),
         ("/a?client_secret=s&sid=1", "/a?client_secret=…&sid=…"),
         ("/access_token=1", "/access_token=1"),
+        ("/cas/ticket?flow=a&ticket=ST-1", "/cas/ticket?flow=a&ticket=…"),
+        ("/consent?user=%40a&signature=x", "/consent?user=%40a&signature=…"),
+        ("/web?session=abc", "/web?session=…"),
+        # what the sign-in page leads on to
+        ("/sign_in?a=1&next=%2Faccount%3Fclient_secret%3Dx&b=2", "/sign_in?a=1&next=…&b=2"),
+        ("/sign_in?next=/account?sid=1&b=2", "/sign_in?next=…&b=2"),
+        ("/a?=token&b=1", "/a?=…&b=1"),
     ],
 )
 def test_secrets_of_a_query_are_hidden(uri: str, logged: str) -> None:

@@ -205,6 +205,27 @@ def test_groups_are_required(tmp_path: Path, sqlite_database: Database, provider
         assert text in come_back(provider, server, **ALICE, groups=groups).words
 
 
+def test_groups_are_made_by_a_template(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    template = "{{ user.realm_access.roles | map(attribute='name') | join('\\n') }}"
+    further = (
+        CONFIG
+        + "  attribute_requirements: [{attribute: groups, value: staff}]\n"
+        + TEMPLATES
+        + f'      groups_template: "{template}"\n'
+    )
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    for roles, text in (
+        (None, "not among those"),
+        ([], "not among those"),
+        ([{"name": "not staff"}, {"name": "pupils"}], "not among those"),
+        (7, FAILED),
+        ([{"name": "pupils"}, {"name": "staff"}], "Go on to"),
+    ):
+        realm = {} if roles is None else {"realm_access": {"roles": roles}}
+        # the claim of that name does not count
+        assert text in come_back(provider, server, **ALICE, groups=["staff"], **realm).words, roles
+
+
 def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -> None:
     name = "Ünal \u202e& <b>co</b>"
     browser = come_back(provider, server, sub="9", preferred_username=name, name=["a"], email=7, picture={})

@@ -8,9 +8,10 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import Rate
 from homeserver.services.passwords import PasswordPolicy
-from homeserver.services.registration import RegistrationRules, Wish
+from homeserver.services.registration import Wish
+from homeserver.services.registration_rules import RegistrationRules
 from homeserver.services.shared_secret_registration import compute_mac
-from storage.accounts import AccountRow
+from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.registration_tokens import RegistrationTokenRow
 from tests.helpers.accounts import SHARED_SECRET, AccountsServer, User
@@ -177,6 +178,32 @@ async def test_a_locked_guest_does_not_become_a_user(sqlite_database: Database) 
     wanted = {"username": guest.id[1:].partition(":")[0], "password": "wonderland", "guest_access_token": guest.token}
     refused = server.request("POST", "register", {**wanted, "auth": DUMMY})
     assert (refused.status, refused.errcode) == (401, "M_USER_LOCKED")
+
+
+async def test_a_suspended_guest_does_not_become_a_user(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
+    wanted: dict[str, Any] = {
+        "username": guest.id[1:].partition(":")[0],
+        "password": "wonderland",
+        "guest_access_token": guest.token,
+    }
+    session = server.request("POST", "register", wanted).json["session"]
+    wanted["auth"] = {**DUMMY, "session": session}
+    await server.accounts.do_set_flags(UserID(guest.id), suspended=True)
+    for _ in range(2):
+        refused = server.request("POST", "register", wanted)
+        assert (refused.status, refused.errcode) == (403, "M_USER_SUSPENDED")
+    assert guest.get("account/whoami").json["is_guest"] is True
+    await server.accounts.do_set_flags(UserID(guest.id), suspended=False)
+    assert server.request("POST", "register", wanted).json["user_id"] == guest.id
+
+
+async def test_who_is_suspended_while_a_guest_becomes_a_user_stays_a_guest(database: Database) -> None:
+    """The write sees it, too."""
+    store = AccountStore(database)
+    await database.write("t", store.add_account, AccountRow("@1:example.org", None, 1, is_guest=True, suspended=True))
+    assert await database.write("t", store.set_upgraded, AccountRow("@1:example.org", "hash", 2)) is False
 
 
 def test_guests(sqlite_database: Database) -> None:

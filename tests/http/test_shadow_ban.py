@@ -2,6 +2,8 @@
 
 import pytest
 
+from storage.database import Database
+from storage.unshown_rooms import UnshownRoomStore
 from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, everything_said, join, ok, put_event, put_state, redact, room_path, say
@@ -154,32 +156,137 @@ def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServe
     assert "Buy This" not in str(alice.get(f"{V3}/sync").json)
 
 
-def test_no_room_is_put_before_others(alice: User, mallory: User) -> None:
+def listed(user: User) -> list[str]:
+    """The directory, as both requests for it tell it."""
+    asked, queried = ok(user.get(f"{V3}/publicRooms")), ok(user.post(f"{V3}/publicRooms", {}))
+    assert asked == queried
+    assert asked["total_room_count_estimate"] == len(asked["chunk"])
+    return [room["room_id"] for room in asked["chunk"]]
+
+
+def visibility(user: User, room_id: str) -> str:
+    told: str = ok(user.get(f"{V3}/directory/list/room/{room_id}"))["visibility"]
+    return told
+
+
+def room_of(user: User, alias: str) -> str | None:
+    answer = user.get(f"{V3}/directory/room/%23{alias}:example.org")
+    assert answer.status in (200, 404)
+    told: str | None = answer.json.get("room_id")
+    return told
+
+
+def aliases_of(user: User, room_id: str) -> list[str]:
+    told: list[str] = ok(user.get(f"{room_path(room_id)}/aliases"))["aliases"]
+    return told
+
+
+def test_a_directory_is_as_they_have_made_it_in_their_eyes(alice: User, mallory: User, root: User) -> None:
     wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
-    room_id = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
-    ok(mallory.put(f"{V3}/directory/list/room/{room_id}", {"visibility": "public"}))
-    assert ok(alice.get(f"{V3}/publicRooms"))["chunk"] == []
+    made = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
+    later = create(mallory)
     theirs = create(alice, power_level_content_override={"users": {mallory.user_id: 100}}, **PUBLIC)
     join(mallory, theirs)
-    ok(mallory.put(f"{V3}/directory/list/room/{theirs}", {"visibility": "private"}))
-    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [theirs]
+    assert (visibility(mallory, made), visibility(mallory, later)) == ("public", "private")
+    for room_id, value in ((later, "public"), (theirs, "private")):
+        ok(mallory.put(f"{V3}/directory/list/room/{room_id}", {"visibility": value}))
+        assert visibility(mallory, room_id) == value
+    assert set(listed(mallory)) == {made, later}
+    found = ok(mallory.post(f"{V3}/publicRooms", {"filter": {"generic_search_term": "buy"}}))["chunk"]
+    assert [room["room_id"] for room in found] == [made]
+    page = ok(mallory.get(f"{V3}/publicRooms?limit=1"))
+    then = ok(mallory.get(f"{V3}/publicRooms?limit=1&since={page['next_batch']}"))
+    assert {room["room_id"] for room in (*page["chunk"], *then["chunk"])} == {made, later}
+    assert listed(alice) == [theirs]
+    assert [visibility(alice, room_id) for room_id in (made, later, theirs)] == ["private", "private", "public"]
+    ok(mallory.put(f"{V3}/directory/list/room/{theirs}", {"visibility": "public"}))
+    assert listed(mallory)[0] == theirs
+    assert root.delete(path_of(mallory)).status == 200
+    assert listed(mallory) == listed(alice) == [theirs]
 
 
-def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User) -> None:
+def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User) -> None:
     levels = {"users": {mallory.user_id: 150}}
     room_id = create(alice, room_alias_name="den", power_level_content_override=levels, **PUBLIC)
     join(mallory, room_id)
     before = ok(alice.get(f"{V3}/sync"))["next_batch"]
-    new = ok(mallory.post(f"{room_path(room_id)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    upgrade = f"{room_path(room_id)}/upgrade"
+    new = ok(mallory.post(upgrade, {"new_version": "11"}))["replacement_room"]
     assert members(mallory, new) == {mallory.user_id: "join"}
     assert mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"] == room_id
+    # what it asks for once more it has, as others
+    assert ok(mallory.post(upgrade, {"new_version": "11"}))["replacement_room"] == new
+    # aliases and the listing have moved in its eyes
+    assert (room_of(mallory, "den"), aliases_of(mallory, new), aliases_of(mallory, room_id)) == (
+        new,
+        ["#den:example.org"],
+        [],
+    )
+    assert ok(mallory.post(f"{V3}/join/%23den:example.org"))["room_id"] == new
+    assert ok(put_state(mallory, new, "m.room.canonical_alias", {"alias": "#den:example.org"}))
+    assert (listed(mallory), visibility(mallory, room_id), visibility(mallory, new)) == ([new], "private", "public")
+    another = ok(mallory.post(upgrade, {"new_version": "10"}))["replacement_room"]
+    assert another not in (new, room_id)
+    # and in nobody else's
     assert "rooms" not in ok(alice.get(f"{V3}/sync?since={before}"))
     assert alice.get(f"{room_path(room_id)}/state/m.room.tombstone").status == 404
-    assert ok(alice.get(f"{V3}/directory/room/%23den:example.org"))["room_id"] == room_id
-    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [room_id]
+    assert (room_of(alice, "den"), aliases_of(alice, room_id), listed(alice)) == (
+        room_id,
+        ["#den:example.org"],
+        [room_id],
+    )
     low = create(alice, preset="public_chat")
     join(mallory, low)
     assert mallory.post(f"{room_path(low)}/upgrade", {"new_version": "11"}).status == 403
+    assert root.delete(path_of(mallory)).status == 200
+    assert (room_of(mallory, "den"), listed(mallory)) == (room_id, [room_id])
+
+
+def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory: User) -> None:
+    levels = {"users": {mallory.user_id: 100}}
+    room_id = create(alice, room_alias_name="den", power_level_content_override=levels, preset="public_chat")
+    join(mallory, room_id)
+    den = f"{V3}/directory/room/%23den:example.org"
+    ok(mallory.delete(den))
+    assert (room_of(mallory, "den"), aliases_of(mallory, room_id)) == (None, [])
+    assert mallory.delete(den).status == 404
+    assert mallory.post(f"{V3}/join/%23den:example.org").status == 404
+    assert (room_of(alice, "den"), aliases_of(alice, room_id)) == (room_id, ["#den:example.org"])
+    own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den"}))["room_id"]
+    assert room_of(mallory, "den") == own
+    taken = mallory.put(den, {"room_id": room_id})
+    assert (taken.status, taken.errcode) == (409, "M_UNKNOWN")
+    ok(mallory.delete(den))
+    ok(mallory.put(den, {"room_id": room_id}))
+    assert room_of(mallory, "den") == room_of(alice, "den") == room_id
+
+
+def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) -> None:
+    own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))["room_id"]
+    new = ok(mallory.post(f"{room_path(own)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    assert (room_of(mallory, "den"), room_of(alice, "den")) == (new, own)
+    ok(mallory.delete(f"{V3}/directory/room/%23den:example.org"))
+    assert room_of(mallory, "den") == room_of(alice, "den") is None
+    theirs = create(alice, room_alias_name="den")
+    assert room_of(mallory, "den") == theirs
+
+
+def test_what_is_set_already_is_the_event_that_there_is(alice: User, mallory: User) -> None:
+    room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
+    join(mallory, room_id)
+    theirs = ok(put_state(alice, room_id, "m.room.topic", {"topic": "tea"}))["event_id"]
+    assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "tea"}))["event_id"] == theirs
+
+
+def test_nothing_of_it_is_left_of_an_account_that_ends(
+    server: TestServer, sqlite_database: Database, mallory: User
+) -> None:
+    room_id = ok(mallory.post(f"{V3}/createRoom", {"visibility": "public"}))["room_id"]
+    nid = server.run(server.app.rooms.room_store.get_rooms([room_id]))[room_id].room_nid
+    store = UnshownRoomStore(sqlite_database)
+    assert server.run(store.get_listings(mallory.user_id, [nid])) == {nid: True}
+    server.run(server.app.people.deactivation.do_deactivate(mallory.user_id, erase=False))
+    assert server.run(store.get_listings(mallory.user_id, [nid])) == {}
 
 
 def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:

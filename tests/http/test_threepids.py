@@ -144,6 +144,20 @@ def test_a_forgotten_password(server: TestServer) -> None:
     assert server.post(f"{V3}/login", {**login, "password": "looking glass"}).status == 200
 
 
+def test_who_is_suspended_adds_addresses_and_removes_none(server: TestServer) -> None:
+    alice = server.register("alice")
+    add(server, alice)
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, suspended=True))
+    add(server, alice, "second@example.com")
+    known = [row["address"] for row in alice.get(f"{V3}/account/3pid").json["threepids"]]
+    assert known == ["alice@example.com", "second@example.com"]
+    for address in known:
+        body = {"medium": "email", "address": address}
+        refused = alice.post(f"{V3}/account/3pid/delete", body)
+        assert (refused.status, refused.errcode) == (403, "M_USER_SUSPENDED")
+        assert alice.post(f"{V3}/account/3pid/unbind", body).errcode == "M_USER_SUSPENDED"
+
+
 def test_a_letter_serves_its_own_purpose(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from storage.database import Database
+from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
@@ -98,15 +99,21 @@ def test_a_name_may_be_taken_over_each_time(
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), sub="2", preferred_username="bob", email="bob@example.com"))
     redeem(server, browser)
-    for name, email in (
-        ("Alice", "a@example.com"),
-        ("Alice the Great", "A2@example.com"),
-        ("Alice the Great", "bob@example.com"),
+    own = ThreepidRow("email", "own@example.com", "@alice:example.org", 1, 1)
+    for name, email, has in (
+        ("Alice", "a@example.com", ["a@example.com"]),
+        ("Alice the Great", "A2@example.com", ["own@example.com", "a2@example.com"]),
+        ("Alice the Great", None, ["own@example.com", "a2@example.com"]),
+        ("Alice the Great", "bob@example.com", ["own@example.com"]),  # it is Bob's
+        ("Alice the Great", "own@example.com", ["own@example.com"]),
+        ("Alice the Great", "a3@example.com", ["own@example.com", "a3@example.com"]),
     ):
         browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name, "email": email}))
         alice = redeem(server, browser)  # a client of the white list, so no question
-    threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
-    assert [each["address"] for each in threepids] == ["a2@example.com", "a@example.com"]
+        threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
+        assert [each["address"] for each in threepids] == has
+        # what she has confirmed herself is not the provider's to take away
+        server.run(sqlite_database.write("t", ThreepidStore(sqlite_database).add_threepid, own))
     profile = f"/_matrix/client/v3/profile/{alice.user_id}"
     assert server.get(profile).json["displayname"] == "Alice the Great"
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))

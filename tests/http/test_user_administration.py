@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from storage.database import Database
+from storage.policy_consents import PolicyConsentStore
 from tests.helpers.http import Answer
 from tests.helpers.openid import CONFIG as PROVIDER
 from tests.helpers.server import START, TestServer, User
@@ -52,6 +53,41 @@ def records(root: User, name: str) -> list[tuple[str, str | None]]:
     """Newest first."""
     answer = root.get(f"/_mahalla/admin/v1/users/@{name}:example.org/audit").json
     return [(record["event"], record["by"]) for record in answer["records"]]
+
+
+def threepids(root: User, name: str) -> list[tuple[str, str]]:
+    return sorted((each["medium"], each["address"]) for each in root.get(of(name)).json["threepids"])
+
+
+def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> None:
+    mail, number = {"medium": "email", "address": "a@x.org"}, {"medium": "msisdn", "address": "+998 90 123-45-67"}
+    made = root.put(of("alice"), {"password": "wonderland", "threepids": [mail, number, number]})
+    assert made.status == 201, made.body
+    assert threepids(root, "alice") == [("email", "a@x.org"), ("msisdn", "998901234567")]
+    assert root.put(of("bob"), {"threepids": [number]}).errcode == "M_THREEPID_IN_USE"
+    kept = {"medium": "msisdn", "address": "998901234567"}
+    assert root.put(of("alice"), {"threepids": [kept]}).status == 200  # the whole set: the address goes
+    assert threepids(root, "alice") == [("msisdn", "998901234567")]
+    assert records(root, "alice")[0] == ("address_removed", root.user_id)
+    identifier = {"type": "m.id.thirdparty", "medium": "msisdn", "address": "998901234567"}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    assert server.post("/_matrix/client/v3/login", body).json["user_id"] == "@alice:example.org"
+    assert root.put(of("alice"), {"threepids": []}).status == 200
+    assert threepids(root, "alice") == []
+    assert records(root, "alice")[0] == ("number_removed", root.user_id)
+    assert root.put(of("bob"), {"threepids": [kept]}).status == 201
+
+
+def test_what_somebody_has_agreed_to_is_told(server: TestServer, database: Database, root: User) -> None:
+    alice = server.register("alice")
+    told = root.get(of("alice")).json
+    assert (told["consent_version"], told["consent_ts"]) == (None, None)
+    now = int(server.clock.seconds() * 1000)
+    consents = PolicyConsentStore(database)
+    for versions, ts in (({"terms": "1.0"}, now - 1), ({"terms": "1.1", "privacy": "2.0"}, now)):
+        server.run(database.write("t", consents.add_consents, alice.user_id, versions, ts))
+    told = root.get(of("alice")).json
+    assert (told["consent_version"], told["consent_ts"]) == ("2.0, 1.1", now)
 
 
 def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User) -> None:
@@ -183,7 +219,9 @@ def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
         ({"threepids": [{"medium": "email"}]}, 400),
         ({"threepids": [{"medium": "email", "address": "no address"}]}, 400),
         ({"threepids": [{"medium": "email", "address": "taken@example.com"}]}, 400),
-        ({"threepids": [{"medium": "msisdn", "address": "998901234567"}]}, 400),
+        ({"threepids": [{"medium": "msisdn", "address": "12345"}]}, 400),
+        ({"threepids": [{"medium": "msisdn", "address": "+998 90 123 45 67 89 01 23 45 67"}]}, 400),
+        ({"threepids": [{"medium": "fax", "address": "998901234567"}]}, 400),
         ({"external_ids": [{"auth_provider": "oidc-town"}]}, 400),
         ({"external_ids": [{"auth_provider": "nobody", "external_id": "1"}]}, 400),
         ({"external_ids": [{"auth_provider": "oidc-town", "external_id": "taken"}]}, 409),

@@ -9,6 +9,7 @@ import pytest
 from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
 from storage.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids import ThreepidRow
 from tests.helpers.browser import Browser
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
@@ -101,6 +102,21 @@ def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser
     press(browser, "name", name="Mallory")
     assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
     assert server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
+
+
+def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Browser) -> None:
+    store, threepids = server.app.accounts.store, server.app.mail.threepids
+    for medium, address in (("email", "alice@example.org"), ("msisdn", "998901234567")):
+        row = ThreepidRow(medium, address, "@alice:example.org", 1, 1)
+        server.run(server.app.database.write("t", threepids.add_threepid, row))
+    sign_in(browser)
+    server.run(server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True))
+    for removal in ("remove_address", "remove_number"):
+        browser.open(ACCOUNT)
+        press(browser, removal)
+        assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+    known = server.run(threepids.get_threepids(["@alice:example.org"]))["@alice:example.org"]
+    assert len(known) == 2
 
 
 def test_a_password_is_changed(program: Program, browser: Browser) -> None:

@@ -76,6 +76,32 @@ def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(network: Ne
     ok(membership(wanda, create(wanda), "invite", bob))
 
 
+def test_who_says_what_is_true_is_heard_however_much_it_is(network: Network) -> None:
+    """An identity server is one address for all of its people."""
+    north = network.add(NORTH)
+    alice = north.register("alice")
+    for number in range(8):
+        target, room_id = north.register(f"bob{number}"), create(alice)
+        set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
+        assert north.put(PATH, told(room_id, alice, target)).status == 200
+        assert members(alice, room_id)[target.user_id] == "invite"
+
+
+def test_who_tells_lies_is_heard_no_more_for_a_while(network: Network) -> None:
+    limits = "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n"
+    north = network.add(NORTH, limits)
+    alice, bob = north.register("alice"), north.register("bob")
+    room_id = create(alice)
+    set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
+    lie, truth = told(room_id, alice, bob, token="u"), told(room_id, alice, bob)
+    assert [north.put(PATH, lie).status for _ in range(4)] == [200, 200, 200, 429]
+    assert north.put(PATH, truth).errcode == "M_LIMIT_EXCEEDED"
+    assert bob.user_id not in members(alice, room_id)
+    network.clock.advance(10)
+    assert north.put(PATH, truth).status == 200
+    assert members(alice, room_id)[bob.user_id] == "invite"
+
+
 def test_of_somebody_elsewhere_nothing_is_heard(people: tuple[User, User], network: Network) -> None:
     alice, bob = people
     said = {**told("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}

@@ -1,8 +1,13 @@
 """Devices and browsers that were signed in with sign-ins at a provider, found by how those are called."""
 
+from collections.abc import Sequence
+from typing import cast
+
 from storage.accounts import AccountRow, AccountStore
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
+from storage.engine import Row, SQLValue
+from storage.transaction import Transaction
 from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
@@ -41,5 +46,33 @@ async def test_people_in_browsers_are_found_by_the_beginning(database: Database)
         await database.write("t", accounts.add_account, AccountRow(user_id, None, 1))
     for number, (user_id, origin) in enumerate(origins):
         await database.write("t", store.add_browser_session, bytes([number]), user_id, 1, 2, origin)
-    for beginning, found in (("aa.", origins[:1]), ("aa.11.", origins[:1]), ("bb.", origins[1:2]), ("cc.", [])):
+    for beginning, found in (
+        ("aa.", origins[:1]),
+        ("aa.11.", origins[:1]),
+        ("bb.", origins[1:2]),
+        ("cc.", []),
+        ("a.", []),
+    ):
         assert await database.read("t", store.get_origins_by_session, beginning) == found
+
+
+async def test_nobody_looks_through_all_of_them(sqlite_database: Database) -> None:
+    """Who signs out at a provider is found by an index, devices and browsers."""
+
+    def plans(txn: Transaction) -> str:
+        asked: list[str] = []
+
+        class Asked:
+            def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
+                asked.extend(str(row) for row in txn.query(f"EXPLAIN QUERY PLAN {sql}", args))
+                return []
+
+        transaction = cast(Transaction, Asked())
+        BrowserSessionStore(sqlite_database).get_origins_by_session(transaction, "aa.")
+        UpstreamSessionStore(sqlite_database).get_sessions_beginning(transaction, "saml", "aa.")
+        return "\n".join(asked)
+
+    plan = await sqlite_database.read("t", plans)
+    assert "SCAN" not in plan
+    assert "browser_sessions_by_session (session>? AND session<?)" in plan
+    assert "upstream_sessions_by_session (provider=? AND session>? AND session<?)" in plan

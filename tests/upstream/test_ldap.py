@@ -123,6 +123,10 @@ def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) 
     slapd.set("fay", cn="Fay Wray")
     signed_in(server, "fay")
     assert server.get(f"/_matrix/client/v3/profile/{fay.user_id}").json["displayname"] == "Fay Wray"
+    for address in ("fay@example.org", "wray@example.org"):
+        slapd.set("fay", mail=address)
+        threepids = signed_in(server, "fay").get("/_matrix/client/v3/account/3pid").json["threepids"]
+        assert [each["address"] for each in threepids] == [address]
 
 
 def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:

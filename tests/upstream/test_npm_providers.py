@@ -20,6 +20,7 @@ from twisted.logger import capturedLogs
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.engine import DatabaseUnavailable
+from tests.helpers.http import Answer
 from tests.helpers.identity_providers import (
     BASE,
     HAS_NPM,
@@ -334,6 +335,53 @@ def test_a_request_in_a_form(server: TestServer, providers: OutsideServer) -> No
     traveller.home.post(f"/{LOGOUT}", fields)
     assert "SAMLResponse=" in traveller.home.location
     assert alice.get(WHOAMI).status == 401
+
+
+ENVELOPE = (
+    '<?xml version="1.0" encoding="UTF-8"?>'
+    '<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/"><soap:Body>{}</soap:Body></soap:Envelope>'
+)
+
+
+def envelope(server: TestServer, text: str, content_type: str = "text/xml; charset=utf-8") -> Answer:
+    """What the provider sends from server to server; it comes with no browser of anybody."""
+    headers = {"Content-Type": content_type, "SOAPAction": "http://www.oasis-open.org/committees/security"}
+    return server.client.request("POST", f"/{LOGOUT}", body=text.encode(), headers=headers)
+
+
+@needs_saml
+def test_a_request_from_server_to_server(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    traveller.go(f"{providers.url}/saml/logout_by_form")
+    request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
+    unsigned = re.sub(r"<(\w+:)?Signature.*</(\w+:)?Signature>", "", request, flags=re.DOTALL)
+    assert unsigned != request
+    whole = ENVELOPE.format(request)
+    doctype = '<!DOCTYPE a [<!ENTITY b "alice">]>'
+    for wrong in (
+        request,
+        ENVELOPE.format(""),
+        ENVELOPE.format(unsigned),
+        ENVELOPE.format(unsigned + request),
+        ENVELOPE.format(request + request),
+        ENVELOPE.format(request.replace(">alice<", ">admin<")),
+        whole.replace("?>", f"?>{doctype}", 1),
+        whole.replace("?>", f"?>{doctype}", 1).replace(">alice<", ">&b;<"),
+        whole.replace("schemas.xmlsoap.org", "example.org"),
+        "<",
+        "",
+    ):
+        refused = envelope(server, wrong)
+        assert (refused.status, refused.body, alice.get(WHOAMI).status) == (403, b"", 200), wrong[:300]
+    answer = envelope(server, whole)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/xml")
+    (told,) = fromstring(answer.body).findall("{http://schemas.xmlsoap.org/soap/envelope/}Body/*")
+    assert told.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
+    assert told.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
+    assert b"urn:oasis:names:tc:SAML:2.0:status:Success" in answer.body
+    assert alice.get(WHOAMI).status == 401
+    assert envelope(server, whole).status == 200  # told once more, it is as it was
+    assert b"bindings:SOAP" in server.get("/_synapse/client/saml2/metadata.xml").body
 
 
 @needs_saml

@@ -39,8 +39,8 @@ class Profiles(Protocol):
 class Addresses(Protocol):
     """Where e-mail addresses of people are kept."""
 
-    async def do_add_vouched(self, user_id: UserID, addresses: Sequence[str]) -> None:
-        """Give an account addresses for which a provider vouches, as far as they are nobody else's."""
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
+        """Give an account those for which this provider vouches, instead of those for which it did before."""
         ...
 
 
@@ -140,7 +140,13 @@ class UpstreamAccounts:
             if not self._links.add_link(txn, self._link(info, identity, user_id)):
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
 
-        wish = Wish(username=username, display_name=identity.display_name, emails=identity.emails, languages=languages)
+        wish = Wish(
+            username=username,
+            display_name=identity.display_name,
+            emails=identity.emails,
+            vouched_by=info.provider_id,
+            languages=languages,
+        )
         user_id = await self._registration.do_register_vouched(wish, link)
         self.log.info("{user_id} was made for {provider}", user_id=user_id, provider=info.provider_id)
         if identity.picture is not None:
@@ -157,8 +163,8 @@ class UpstreamAccounts:
         except MatrixError:
             return None
 
-    async def do_update(self, user_id: UserID, identity: UpstreamIdentity) -> None:
-        """Take name and picture over, and addresses that are new. Raises nothing: who is signed in stays so."""
+    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> None:
+        """Take name, picture and addresses over. Raises nothing: who is signed in stays so."""
         if identity.display_name is not None:
             try:
                 await self._profiles.do_set_display_name(user_id, identity.display_name)
@@ -167,7 +173,7 @@ class UpstreamAccounts:
         if identity.picture is not None:
             await self._pictures.do_take_over(user_id, identity.picture)
         if identity.emails:
-            await self._addresses.do_add_vouched(user_id, identity.emails)
+            await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))

@@ -16,14 +16,18 @@ from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, Final
 
-from saml2 import BINDING_HTTP_POST, BINDING_HTTP_REDIRECT, SAMLError
+from lxml import etree
+from saml2 import BINDING_HTTP_POST, BINDING_HTTP_REDIRECT, BINDING_SOAP, SAMLError
 from saml2.client import Saml2Client
 from saml2.config import SPConfig
 from saml2.metadata import create_metadata_string
+from saml2.pack import make_soap_enveloped_saml_thingy
 from saml2.request import LogoutRequest
 from saml2.response import AuthnResponse
 from saml2.s_utils import success_status_factory
 from saml2.saml import NAMEID_FORMAT_PERSISTENT, NameID
+from saml2.samlp import NAMESPACE as SAML_PROTOCOL
+from saml2.schema.soapenv import NAMESPACE as SOAP_ENVELOPE
 from saml2.sigver import SIGNER_ALGS, extract_rsa_key_from_x509_cert, pem_format
 from saml2.time_util import str_to_time
 from saml2.validate import validate_on_or_after
@@ -160,7 +164,9 @@ class PySAML2:
                 expires=timegm(str_to_time(content.issue_instant)) + REQUEST_SECONDS,
                 name=str(content.name_id.text).strip(),
                 indexes=[str(each.text).strip() for each in content.session_index],
-                answer=_answer_to(client, idp, content, message.relay_state),
+                answer=_envelope_with_answer(client, content)
+                if message.is_soap
+                else _answer_to(client, idp, content, message.relay_state),
             )
         except Exception as error:  # the library raises whatever it likes, and a request is anybody's
             raise Refused(
@@ -213,13 +219,14 @@ def _logout_place(client: Saml2Client, idp: str) -> str | None:
 
 def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
     beside = message.beside
-    binding = BINDING_HTTP_POST if beside is None else BINDING_HTTP_REDIRECT
+    binding = BINDING_SOAP if message.is_soap else BINDING_HTTP_POST if beside is None else BINDING_HTTP_REDIRECT
     receivers = client.config.endpoint("single_logout_service", binding, "sp")
     request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
-    data = b64decode(message.request)
     if beside is not None:
         _check_beside(client, idp, beside)
-    text = data if beside is None else inflate(data)
+        text = inflate(b64decode(message.request))
+    else:
+        text = open_envelope(message.request) if message.is_soap else b64decode(message.request)
     request.loads(text, binding, origdoc=text, must=beside is None)
     content = request.message
     if not request.verify() or not content.destination:
@@ -255,6 +262,34 @@ def inflate(data: bytes) -> bytes:
     return text
 
 
+def open_envelope(text: str) -> bytes:
+    """The request in a SOAP envelope, with the prefixes of names as they are: the signature is over them, and the library would write
+    others. Raises `SAMLError`.
+
+    spec: saml-bindings-2.0-os section 3.2
+    """
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        envelope = etree.fromstring(text.encode(), parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise SAMLError(f"it is no XML: {error}") from None
+    bodies = envelope.findall(f"{{{SOAP_ENVELOPE}}}Body")
+    if (
+        envelope.getroottree().docinfo.internalDTD is not None
+        or envelope.tag != f"{{{SOAP_ENVELOPE}}}Envelope"
+        or len(bodies) != 1
+        or [child.tag for child in bodies[0]] != [f"{{{SAML_PROTOCOL}}}LogoutRequest"]
+    ):
+        raise SAMLError("it is no envelope with one request to sign out")
+    return etree.tostring(bodies[0][0], with_tail=False)
+
+
+def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
+    sign = bool(client.logout_responses_signed)
+    response = client.create_logout_response(request, [BINDING_SOAP], success_status_factory(), sign=sign)
+    return str(make_soap_enveloped_saml_thingy(str(response)))
+
+
 def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | None) -> str | None:
     place = _logout_place(client, idp)
     if place is None:
@@ -277,6 +312,7 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
         "single_logout_service": [
             (base_url + LOGOUT_PATH, BINDING_HTTP_REDIRECT),
             (base_url + LOGOUT_PATH, BINDING_HTTP_POST),
+            (base_url + LOGOUT_PATH, BINDING_SOAP),
         ],
         **_mapping(own.get("endpoints")),
     }

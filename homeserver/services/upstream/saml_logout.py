@@ -57,16 +57,19 @@ class BesideSignature(msgspec.Struct, frozen=True):
 
 
 class LogoutMessage(msgspec.Struct, frozen=True):
-    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where it came in a form."""
+    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where it came in a form; `is_soap`: it is
+    the envelope that the provider itself has sent."""
 
     request: str
     relay_state: str | None = None
     beside: BesideSignature | None = None
+    is_soap: bool = False
 
 
 class Logout(msgspec.Struct, frozen=True):
     """What a provider wants to end. `indexes`: which sessions of the person, all where there are none; `expires`: when the request
-    is too old, in seconds since 1970; `answer`: where the browser goes with our answer, None where the provider wants none."""
+    is too old, in seconds since 1970; `answer`: where the browser goes with our answer, None where the provider wants none; to an
+    envelope, the envelope with the answer."""
 
     request_id: str
     expires: float
@@ -134,7 +137,7 @@ class SAMLLogout:
             return None
 
     async def do_end(self, message: LogoutMessage) -> str | None:
-        """The provider says that somebody has signed out there; where the browser goes with our answer. Raises `Refused`."""
+        """The provider says that somebody has signed out there; our answer, as `Logout.answer`. Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise Refused(Reason.UNKNOWN_PROVIDER)
@@ -159,7 +162,8 @@ class SAMLLogout:
         browsing = {
             user_id
             for user_id, origin in self._browser_sessions.get_origins_by_session(txn, means.beginning)
-            if means.has(msgspec.json.decode(origin, type=Origin).session or "")
+            if (came := msgspec.json.decode(origin, type=Origin)).provider == self._provider_id
+            and means.has(came.session or "")
         }
         for user_id in {row.user_id for row in rows} | browsing:
             self._sessions.remove_ways_in(txn, user_id)

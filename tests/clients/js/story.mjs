@@ -80,10 +80,11 @@ if (threads === "true") {
     assert.ok(bobsRoom.getThread(root.event_id).hasCurrentUserParticipated);
 }
 const reaction = { "m.relates_to": { rel_type: "m.annotation", event_id: root.event_id, key: "👍" } };
-await bob.sendEvent(roomId, "m.reaction", reaction);
+const reacted = await bob.sendEvent(roomId, "m.reaction", reaction);
 await assert.rejects(bob.sendEvent(roomId, "m.reaction", reaction), { errcode: "M_DUPLICATE_ANNOTATION" });
 
-// Receipts and typing.
+// Receipts and typing. What Bob sent stands before what he is to read, or it is what Alice's client takes him to have read last.
+await until(alice, "the reaction", () => alicesRoom.findEventById(reacted.event_id));
 const last = await alice.sendTextMessage(roomId, "read me");
 const lastOfBob = await until(bob, "a message to be read", () => bobsRoom.findEventById(last.event_id));
 await bob.sendReadReceipt(lastOfBob);

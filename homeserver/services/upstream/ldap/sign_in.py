@@ -118,7 +118,7 @@ class DirectoryPasswords:
             raise as_error(refused) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
-            await self._accounts.do_update(user_id, identity)
+            await self._accounts.do_update(directory.info, user_id, identity)
         return user_id
 
 

@@ -47,6 +47,7 @@ class ClaimReader:
             "localpart": templates.localpart_template,
             "display_name": templates.display_name_template,
             "email": templates.email_template,
+            "groups": templates.groups_template,
             "picture": picture if picture is not None else _template_of(templates.picture_claim),
         }
         self._templates = {
@@ -55,7 +56,7 @@ class ClaimReader:
 
     def read(self, claims: Mapping[str, Any], session: str | None) -> UpstreamIdentity:
         """The person. Raises `Refused` where it is not said who it is."""
-        texts = {name: self._render(name, claims) for name in self._templates}
+        texts = {name: self._render(name, claims) for name in self._templates if name != "groups"}
         email = texts.get("email") if claims.get("email_verified") is not False else None
         picture = texts.get("picture")
         return UpstreamIdentity(
@@ -68,12 +69,20 @@ class ClaimReader:
             confirm_localpart=self._config.confirm_localpart,
         )
 
+    def with_groups(self, claims: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The claims with `groups` as the template for it makes them, where there is one. Raises `Refused`."""
+        if "groups" not in self._templates:
+            return claims
+        lines = (self._render("groups", claims) or "").splitlines()
+        return {**claims, "groups": [group for line in lines if (group := line.strip())]}
+
     def _render(self, name: str, claims: Mapping[str, Any]) -> str | None:
         try:
             text = self._templates[name].render(user=claims).strip()
         except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise Refused(Reason.PROVIDER_FAILED, f"the template for {name} fails with these claims: {error}") from None
-        return text[:LONGEST_TEXT] or None
+        # a list that is cut could end with the name of another group; claims are bounded where they are fetched
+        return (text if name == "groups" else text[:LONGEST_TEXT]) or None
 
 
 def _template_of(claim: str | None) -> str | None:

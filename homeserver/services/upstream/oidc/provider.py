@@ -130,7 +130,7 @@ class OIDC:
             raise Refused(Reason.PROVIDER_FAILED, "there is no code in the answer")
         tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
-        check_requirements(self._config.attribute_requirements, claims)
+        check_requirements(self._config.attribute_requirements, self._reader.with_groups(claims))
         said = claims.get("auth_time")
         # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
         proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
