@@ -206,7 +206,7 @@ class AuthChainStore:
 
     def remove_room(self, txn: WriteTransaction, room_nid: int) -> None:
         """Forget the auth chains of a room, before its events are removed."""
-        of_room = "SELECT event_nid FROM events WHERE room_nid = ?"
+        of_room = "SELECT event_nid FROM events WHERE room_nid = ? AND state_key IS NOT NULL"
         txn.execute(
             "DELETE FROM auth_chain_links WHERE chain IN"
             f" (SELECT chain FROM auth_chain_places WHERE event_nid IN ({of_room}))",

@@ -1,0 +1,268 @@
+"""Messages go by age: what is older than its room keeps it is shown nowhere, and then it is gone. proposal: MSC1763"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database, SQLiteConfig
+from storage.sqlite import SQLiteConnection
+from storage.transaction import Transaction
+from tests.helpers.databases import open_inline
+from tests.helpers.server import START, TestServer, User
+from tests.helpers.syncing import sync
+from tests.helpers.talk import (
+    V3,
+    create,
+    join,
+    messages,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
+
+DAY = 86_400
+RULES = """retention: {enabled: true, allowed_lifetime_min: 1h, allowed_lifetime_max: 30d}
+media_deletion: {grace_period: 1h}
+"""
+SECRET = "zanjabil"
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, RULES)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def keep_for(user: User, room_id: str, seconds: float | None) -> None:
+    set_state(user, room_id, "m.room.retention", {} if seconds is None else {"max_lifetime": int(seconds * 1000)})
+
+
+def purge(server: TestServer) -> int:
+    """Do what the job does; how many messages it has purged."""
+    return sum(server.run(expiry.do_step(1000)) for expiry in server.app.retention.expiries)
+
+
+def settle(server: TestServer) -> None:
+    while server.run(server.app.retention.record.do_settle(100)):
+        pass
+
+
+def index(server: TestServer) -> None:
+    while server.run(server.app.finding.indexing.do_step(1000)):
+        pass
+
+
+def search(user: User, term: str) -> Any:
+    body = {"search_categories": {"room_events": {"search_term": term, "event_context": {}}}}
+    return ok(user.post(f"{V3}/search", body))["search_categories"]["room_events"]
+
+
+def sliding(user: User, room_id: str) -> Sequence[Any]:
+    body = {"room_subscriptions": {room_id: {"timeline_limit": 20, "required_state": []}}}
+    path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+    return list(ok(user.post(path, body))["rooms"][room_id]["timeline"])
+
+
+# Which lifetime counts.
+
+
+@pytest.mark.parametrize(
+    ("default", "content", "gone_after", "kept_until"),
+    [
+        (None, None, None, 300 * DAY),
+        ("7d", None, 7 * DAY, 7 * DAY),
+        ("7d", {"max_lifetime": 2 * DAY * 1000}, 2 * DAY, 2 * DAY),
+        (None, {"max_lifetime": 1000}, 3600, 3600),
+        (None, {"max_lifetime": 90 * DAY * 1000}, 30 * DAY, 30 * DAY),
+        ("7d", {"min_lifetime": 1000}, 30 * DAY, 30 * DAY),
+        ("7d", {}, 7 * DAY, 7 * DAY),
+        ("7d", {"max_lifetime": "soon"}, 7 * DAY, 7 * DAY),
+        ("7d", {"max_lifetime": -1}, 7 * DAY, 7 * DAY),
+        ("7d", {"max_lifetime": 1000, "min_lifetime": 2000}, 7 * DAY, 7 * DAY),
+        ("90d", None, 30 * DAY, 30 * DAY),
+    ],
+)
+def test_how_long_messages_are_kept(
+    tmp_path: Path,
+    sqlite_database: Database,
+    default: str | None,
+    content: dict[str, Any] | None,
+    gone_after: int | None,
+    kept_until: int,
+) -> None:
+    rules = RULES
+    if default is not None:
+        rules = rules.replace("enabled: true", f"enabled: true, default_policy: {{max_lifetime: {default}}}")
+    server = TestServer(tmp_path, sqlite_database, rules)
+    alice = server.register("alice")
+    room_id = create(alice)
+    if content is not None:
+        set_state(alice, room_id, "m.room.retention", content)
+    event_id = say(alice, room_id, SECRET)
+    server.clock.advance(kept_until)
+    assert alice.get(room_path(room_id, "event", event_id)).status == 200
+    if gone_after is not None:
+        server.clock.advance(0.001)
+        assert refused(alice.get(room_path(room_id, "event", event_id))) == (404, "M_NOT_FOUND")
+        assert purge(server) == 1
+    assert purge(server) == 0
+
+
+def test_what_the_room_says_now_counts_for_all_that_was_said(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    event_id = say(alice, room_id, "old")
+    server.clock.advance(2 * DAY)
+    path = room_path(room_id, "event", event_id)
+    assert alice.get(path).status == 200
+    keep_for(alice, room_id, DAY)
+    assert alice.get(path).status == 404
+    keep_for(alice, room_id, 3 * DAY)
+    assert alice.get(path).status == 200
+    keep_for(alice, room_id, DAY)
+    state_event = alice.get(room_path(room_id, "state", "m.room.retention", "")).json
+    assert state_event == {"max_lifetime": DAY * 1000}
+    retention_id = next(
+        event["event_id"] for event in ok(alice.get(room_path(room_id, "state"))) if event["type"] == "m.room.retention"
+    )
+    ok(alice.put(room_path(room_id, "redact", retention_id, "r1"), {}))
+    assert alice.get(path).status == 200
+
+
+# Nobody is shown what is too old, before and after it is deleted.
+
+
+def shown_anywhere(server: TestServer, user: User, room_id: str, said: Sequence[str], since: str) -> dict[str, bool]:
+    """On which ways of reading something of what was said, all with SECRET in it, comes to the user."""
+    index(server)
+    root = said[0]
+    state = next(e for e in ok(user.get(room_path(room_id, "state"))) if e["type"] == "m.room.retention")
+    around = room_path(room_id, "context", state["event_id"], limit=50)
+    found: dict[str, Any] = {
+        "first sync": sync(user),
+        "sync since": sync(user, since),
+        "sync of filtered": sync(user, None, {"room": {"timeline": {"types": ["m.room.message"]}}}),
+        "federation format": sync(user, None, {"event_format": "federation"}),
+        "sliding": sliding(user, room_id),
+        "messages": messages(user, room_id, "b", limit=100),
+        "messages forwards": messages(user, room_id, "f", limit=100),
+        "initial sync": ok(user.get(room_path(room_id, "initialSync"))),
+        "all initial sync": ok(user.get(f"{V3}/initialSync")),
+        "events": ok(user.get(f"{V3}/events?from={since}&timeout=0")),
+        "event": user.get(room_path(room_id, "event", root)).json,
+        "old event": user.get(f"{V3}/events/{root}").json,
+        "context": user.get(room_path(room_id, "context", root)).json,
+        "context of state": ok(user.get(around)),
+        "relations": user.get(f"/_matrix/client/v1/rooms/{room_id}/relations/{root}").json,
+        "threads": ok(user.get(f"/_matrix/client/v1/rooms/{room_id}/threads")),
+        "search": search(user, SECRET)["results"],
+        "notifications": ok(user.get(f"{V3}/notifications")),
+    }
+    shown = {name: SECRET in repr(answer) for name, answer in found.items()}
+    by_time = f"/_matrix/client/v1/rooms/{room_id}/timestamp_to_event?dir=b&ts={int((START + 60) * 1000)}"
+    shown["by time"] = user.get(by_time).json.get("event_id") in said
+    shown["search count"] = search(user, SECRET)["count"] > 0
+    return shown
+
+
+def talk(user: User, room_id: str) -> list[str]:
+    """Something said, an answer in a thread, and something that refers to it; all with SECRET in it."""
+    root = say(user, room_id, f"{SECRET} bob")
+    events = [root]
+    for kind in ("m.thread", "m.reference"):
+        relation = {"m.relates_to": {"rel_type": kind, "event_id": root}}
+        content = {"msgtype": "m.text", "body": f"{SECRET} {kind}", **relation}
+        events.append(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
+    return events
+
+
+def test_on_no_way_of_reading(server: TestServer, alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    keep_for(alice, room_id, DAY)
+    since = str(sync(bob)["next_batch"])
+    said = talk(alice, room_id)
+    before = shown_anywhere(server, bob, room_id, said, since)
+    assert before == dict.fromkeys(before, True)
+    server.clock.advance(DAY + 1)
+    nowhere = dict.fromkeys(before, False)
+    assert shown_anywhere(server, bob, room_id, said, since) == nowhere
+    assert purge(server) == 3
+    assert shown_anywhere(server, bob, room_id, said, since) == nowhere
+    keep_for(alice, room_id, 20 * DAY)  # what is gone does not come back
+    assert shown_anywhere(server, bob, room_id, said, since) == nowhere
+
+
+# What is deleted is gone.
+
+
+def find_tables(txn: Transaction, word: str) -> list[str]:
+    """The tables that have the word in any of their columns."""
+    if isinstance(txn._connection, SQLiteConnection):
+        names = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+    else:
+        names = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+    tables = [name for (name,) in txn.query(names)]
+    assert len(tables) > 100
+    return [name for name in tables if word in repr([_plain(row) for row in txn.query(f"SELECT * FROM {name}")])]
+
+
+def _plain(row: Sequence[Any]) -> list[Any]:
+    return [bytes(value) if isinstance(value, memoryview) else value for value in row]
+
+
+def test_nothing_is_left_of_it_in_the_database(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database, RULES)
+    alice, bob = server.register("alice"), server.register("bob")
+    server.app.calls.delayed_events.start()
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    keep_for(alice, room_id, DAY)
+    said = talk(alice, room_id)
+    edit = {"m.relates_to": {"rel_type": "m.replace", "event_id": said[0]}, "m.new_content": {"body": f"{SECRET} new"}}
+    ok(put_event(alice, room_id, "m.room.message", {"msgtype": "m.text", "body": SECRET, **edit}))
+    taken_back = {"reason": SECRET, "org.matrix.msc3912.with_relations": ["m.reference"]}
+    ok(redact(alice, room_id, said[1], **taken_back))
+    late = room_path(room_id, "send", "m.room.message", "late", **{"org.matrix.msc4140.delay": 1000})
+    ok(alice.put(late, {"msgtype": "m.text", "body": f"{SECRET} late"}))
+    for seconds in (1.5, 0, 0, 0.5):
+        server.clock.advance(seconds)
+    index(server)
+    kept = say(alice, room_id, "later")
+    here = server.run(database.read("find", find_tables, SECRET))
+    assert {"delayed_events", "events", "related_redactions", "searchable_events"} <= set(here)
+    server.clock.advance(DAY)
+    assert purge(server) == 6
+    settle(server)
+    assert server.run(database.read("find", find_tables, SECRET)) == []
+    assert alice.get(room_path(room_id, "event", kept)).status == 200
+
+
+def test_nothing_is_left_of_it_in_the_file(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    database = open_inline(sqlite)
+    server = TestServer(tmp_path, database, RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    for number in range(50):
+        say(alice, room_id, f"{SECRET} {number} " + "long " * (number * 50))
+    index(server)
+    server.clock.advance(DAY + 1)
+    assert purge(server) == 50
+    settle(server)
+    server.run(server.app.stop())
+    assert SECRET.encode() not in Path(sqlite.path).read_bytes()
