@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from storage.sqlite import SQLiteConnection
 from storage.transaction import Transaction
@@ -266,3 +267,194 @@ def test_nothing_is_left_of_it_in_the_file(tmp_path: Path, sqlite: SQLiteConfig)
     settle(server)
     server.run(server.app.stop())
     assert SECRET.encode() not in Path(sqlite.path).read_bytes()
+
+
+def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    for number in range(5):
+        say(alice, room_id, f"before {number}")
+    server.clock.advance(10 * DAY)
+    for number in range(40):
+        say(alice, room_id, f"{SECRET} {number}")
+        if number % 10 == 0:
+            set_state(alice, room_id, "m.room.topic", {"topic": str(number)})
+    keep_for(alice, room_id, DAY)
+    server.clock.advance(DAY + 1)
+    last = say(alice, room_id, "after")
+
+    def page_through(dir: str, limit: int) -> list[str]:
+        found: list[str] = []
+        query: dict[str, Any] = {}
+        for _ in range(100):
+            page = messages(alice, room_id, dir, limit=limit, **query)
+            found += [event["event_id"] for event in page["chunk"]]
+            if "end" not in page:
+                return found
+            query["from_"] = page["end"]
+        raise AssertionError("the pages have no end")
+
+    everything = page_through("f", 100)
+    assert len(everything) == 6 + 4 + 1 + 1
+    for is_purged in (False, True):
+        assert page_through("f", 3) == everything
+        assert page_through("b", 2) == everything[::-1]
+        first = sync(alice, None, {"room": {"timeline": {"limit": 5}}})["rooms"]["join"][room_id]
+        shown = [event["event_id"] for event in first["timeline"]["events"]]
+        assert shown == everything[-len(shown) :]
+        older = messages(alice, room_id, "b", from_=first["timeline"]["prev_batch"], limit=100)["chunk"]
+        assert [event["event_id"] for event in older] == everything[: -len(shown)][::-1]
+        assert (first["state"]["events"] != []) is True
+        if not is_purged:
+            assert purge(server) == 45
+    assert everything[-1] == last
+
+
+def test_what_is_unread_is_counted_without_what_is_gone(server: TestServer, alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    keep_for(alice, room_id, DAY)
+    called = {"msgtype": "m.text", "body": "bob", "m.mentions": {"user_ids": [bob.user_id]}}
+    ok(put_event(alice, room_id, "m.room.message", called))
+    server.clock.advance(DAY / 2)
+    say(alice, room_id, "hello")
+
+    def unread() -> Any:
+        return sync(bob)["rooms"]["join"][room_id]["unread_notifications"]
+
+    assert unread() == {"notification_count": 2, "highlight_count": 1}
+    server.clock.advance(DAY / 2 + 1)
+    assert purge(server) == 1
+    assert unread() == {"notification_count": 1, "highlight_count": 0}
+
+
+def test_a_file_goes_with_the_last_message_that_shows_it(server: TestServer, alice: User) -> None:
+    room_id, other = create(alice), create(alice)
+    keep_for(alice, room_id, DAY)
+    for name in ("gone", "kept"):
+        address = upload(alice, name)
+        ok(put_event(alice, room_id, "m.room.message", {"msgtype": "m.file", "body": name, "url": address}))
+    ok(put_event(alice, other, "m.room.message", {"msgtype": "m.file", "body": "kept", "url": address}))
+    attached = upload(alice, "attached")
+    path = room_path(room_id, "send", "m.room.encrypted", "enc", **{"org.matrix.msc3911.attach_media": attached})
+    follow(server)
+    ok(alice.put(path, {"ciphertext": "…"}))
+    server.clock.advance(DAY + 1)
+    purge(server)
+    follow(server)
+    server.clock.advance(3600)
+    upkeep = server.app.media.upkeep
+    assert server.run(upkeep.removal.do_remove_unreferenced(1000)) == 2
+    deletions = server.run(upkeep.removal.get_deletions(None, 10))
+    assert {each.reason for each in deletions} == {"retention"}
+    assert alice.get(f"/_matrix/client/v1/media/download/{address.removeprefix('mxc://')}").status == 200
+
+
+def upload(user: User, text: str) -> str:
+    answer = user.server.client.request(
+        "POST", "/_matrix/media/v3/upload", token=user.token, body=text.encode(), headers={"Content-Type": "text/plain"}
+    )
+    return str(ok(answer)["content_uri"])
+
+
+def follow(server: TestServer) -> None:
+    server.clock.advance(61)
+    while server.run(server.app.media.upkeep.references.do_follow(1000)):
+        pass
+
+
+# How often, and what is told of it.
+
+
+def test_each_room_is_looked_through_by_the_job_that_is_for_it(tmp_path: Path, sqlite_database: Database) -> None:
+    jobs = "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d, interval: 1d}]"
+    server = TestServer(tmp_path, sqlite_database, f"retention: {{enabled: true, {jobs}}}\n")
+    alice = server.register("alice")
+    for days in (1, 2, 3, 5, 6):
+        room_id = create(alice)
+        keep_for(alice, room_id, days * DAY)
+        say(alice, room_id, SECRET)
+    server.clock.advance(7 * DAY)
+    short, long, others = server.app.retention.expiries
+    assert [server.run(job.do_step(100)) for job in (short, long, others)] == [2, 1, 2]
+    names = [job.name for job in server.app.retention.jobs]
+    assert names[-3:] == ["purge_old_messages_1", "purge_old_messages_2", "purge_old_messages"]
+    assert [job.interval for job in server.app.retention.jobs[-3:]] == [300.0, 86_400.0, 3600.0]
+
+
+def test_a_step_has_its_bound(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    for _ in range(7):
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    (expiry,) = server.app.retention.expiries
+    assert [server.run(expiry.do_step(3)) for _ in range(4)] == [3, 3, 1, 0]
+
+
+CONFIGURATION = "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"
+
+
+def test_clients_can_ask_for_the_rules(tmp_path: Path, sqlite_database: Database) -> None:
+    policy = "default_policy: {min_lifetime: 1d, max_lifetime: 90d}"
+    server = TestServer(tmp_path, sqlite_database, RULES.replace("true,", f"true, {policy},", 1))
+    alice = server.register("alice")
+    assert ok(alice.get(CONFIGURATION)) == {
+        "policies": {"*": {"min_lifetime": DAY * 1000, "max_lifetime": 30 * DAY * 1000}},
+        "limits": {"max_lifetime": {"min": 3600 * 1000, "max": 30 * DAY * 1000}},
+    }
+    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc1763"] is True
+    assert refused(server.get(CONFIGURATION)) == (401, "M_MISSING_TOKEN")
+
+
+def test_without_rules_messages_stay_and_clients_are_told_so(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, 1)
+    event_id = say(alice, room_id, SECRET)
+    server.clock.advance(100 * DAY)
+    assert alice.get(room_path(room_id, "event", event_id)).status == 200
+    assert server.app.retention.expiries == []
+    assert refused(alice.get(CONFIGURATION)) == (404, "M_UNRECOGNIZED")
+    assert "org.matrix.msc1763" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_a_room_said_before_counts_after_a_restart(tmp_path: Path, sqlite: SQLiteConfig, is_known: bool) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    event_id = say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    if not is_known:  # as an upgrade leaves it: it is read from the state
+        unread = "UPDATE room_lifetimes SET position = 0, max_lifetime = NULL"
+        server.run(server.app.database.write("unread", lambda txn: txn.execute(unread)))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    answer = again.client.request("GET", room_path(room_id, "event", event_id), token=alice.token)
+    assert answer.status == 404
+
+
+def test_another_node_hears_of_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    one = TestServer(tmp_path, open_inline(sqlite), RULES)
+    two = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2)
+    alice = one.register("alice")
+    room_id = create(alice)
+    event_id = say(alice, room_id, SECRET)
+    path = room_path(room_id, "event", event_id)
+
+    def asked_of_two() -> int:
+        two.clock.advance(one.clock.seconds() - two.clock.seconds())
+        two.run(two.app.database.poll())
+        return two.client.request("GET", path, token=alice.token).status
+
+    one.clock.advance(DAY + 1)
+    assert asked_of_two() == 200
+    keep_for(alice, room_id, DAY)
+    assert asked_of_two() == 404
+    assert purge(one) == 1
+    keep_for(alice, room_id, 2 * DAY)
+    assert asked_of_two() == 404
+    (stored,) = two.run(two.app.rooms.events.get_anywhere([EventID(event_id)])).values()
+    assert stored.event.content == {}
