@@ -293,7 +293,7 @@ def build(
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
-    retention = RetentionParts(config.rooms, database, identity, accounts, rooms)
+    retention = RetentionParts(config, database, identity, accounts, rooms)
     exploring = ExploringParts(
         database,
         identity,

@@ -7,7 +7,7 @@ from federation.rooms.purging import Purging
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.retention import PurgeJob
-from homeserver.config.rooms import Rooms
+from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.services.retention.expiry import MessageExpiry
 from homeserver.services.retention.forgotten_rooms import ForgottenRooms
@@ -29,7 +29,7 @@ class RetentionParts:
 
     def __init__(
         self,
-        config: Rooms,
+        config: Config,
         database: Database,
         identity: ServerIdentity,
         accounts: AccountParts,
@@ -41,7 +41,7 @@ class RetentionParts:
         self.purges = HistoryPurges(
             purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms
         )
-        retention = config.retention
+        retention = config.rooms.retention
         rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None
         self.offered = RetentionConfiguration(
             default_min=retention.default_policy.min_lifetime,
@@ -73,9 +73,9 @@ class RetentionParts:
                 self.expiries.append(expiry)
                 self.jobs.append(Job(name, expiry.do_step, seconds))
         self.forgotten: ForgottenRooms | None = None
-        if config.forgotten_room_retention_period is not None:
+        if config.rooms.forgotten_room_retention_period is not None:
             self.forgotten = ForgottenRooms(
-                purges, accounts.secret_text, now_ms, period_ms=config.forgotten_room_retention_period
+                purges, accounts.secret_text, now_ms, period_ms=config.rooms.forgotten_room_retention_period
             )
             self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
 

@@ -108,3 +108,17 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
     assert "secret" not in repr(answer)
     assert room.alice.get("/_matrix/client/v3/notifications").json["notifications"] == []
     assert await purge(room.north) == 4
+
+
+async def test_what_claims_to_be_from_the_future_grows_old_too(network: Network) -> None:
+    room, _ = await keeping(network)
+    assert await purge(room.north) == 3
+    future = int((network.clock.seconds() + DAY / 2) * 1000)
+    event = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "for longer"}, ts=future
+    )
+    await room.south.push(NORTH, [event.pdu])
+    assert texts(room.alice, room.room_id) == ["for longer"]
+    network.clock.advance(DAY + 1)
+    assert await purge(room.north) == 1
+    assert texts(room.alice, room.room_id) == []

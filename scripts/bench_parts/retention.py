@@ -1,0 +1,91 @@
+"""What it costs readers that messages go by age, in one process without a network: without rules, with rules, and in a room most of
+which is purged; and what a purge costs.
+
+Microseconds of this process, with everything that is read in memory.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
+from tests.helpers.talk import create, join, messages, ok, say, set_state
+
+ROUNDS, TIMES = 7, 30
+MESSAGES = 5000
+DAY = 86_400
+RULES = "retention: {enabled: true}\n"
+
+
+def best(name: str, work: Callable[[], object]) -> None:
+    """Say what one costs in the best of some rounds."""
+    work()
+    found = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        for _ in range(TIMES):
+            work()
+        found.append((time.process_time() - started) / TIMES)
+    sys.stdout.write(f"{name:<60} {min(found) * 1e6:>10.1f} µs\n")
+
+
+def read_once(bob: User, path: str) -> None:
+    ok(bob.get(path))
+
+
+def read(what: str, bob: User, room_id: str) -> None:
+    """Measure the ways of reading a room."""
+    since = str(sync(bob)["next_batch"])
+    say(bob, room_id, "new")
+    path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit="
+    for name, way in (
+        ("/sync of one new message", f"/_matrix/client/v3/sync?since={since}"),
+        ("the first /sync, 10 events", "/_matrix/client/v3/sync"),
+        ("/messages, 10 events", f"{path}10"),
+        ("/messages, 100 events", f"{path}100"),
+    ):
+        best(f"{name}, {what}", partial(read_once, bob, way))
+
+
+def measure(place: Path, template: Path, what: str, rules: str) -> None:
+    """Measure one server, and one with rules after a purge too."""
+    place.mkdir()
+    server = TestServer(place, open_inline(copy_sqlite(template, place)), rules)
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    set_state(alice, room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
+    for number in range(MESSAGES):
+        say(alice, room_id, f"message {number} of those that are to be read, and to go later")
+    read(what, bob, room_id)
+    if not rules:
+        return
+    server.clock.advance(DAY + 1)
+    for number in range(100):
+        say(alice, room_id, f"later message {number}")
+    (expiry,) = server.app.retention.expiries
+    started = time.process_time()
+    done = sum(iter(lambda: server.run(expiry.do_step(1000)), 0))
+    taken = (time.process_time() - started) / done
+    sys.stdout.write(f"{f'to purge a message, of {done}':<60} {taken * 1e6:>10.1f} µs\n")
+    read("after a purge", bob, room_id)
+    best("/messages from the beginning, after a purge", lambda: messages(bob, room_id, "f", limit=20))
+
+
+def main() -> int:
+    """Measure, and print."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        template = make_sqlite_template(folder)
+        measure(folder / "without", template, "without rules", "")
+        measure(folder / "with", template, "with rules", RULES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
