@@ -59,14 +59,15 @@ class RetentionParts:
         ]
         self.expiries: list[MessageExpiry] = []
         if rooms.lifetimes is not None:
-            for number, job in enumerate((*retention.purge_jobs, None)):
+            intervals = retention.purge_jobs or ()
+            for number, job in enumerate((*intervals, None)):
                 expiry = MessageExpiry(
                     rooms.lifetimes,
                     RoomLifetimeStore(database),
                     messages,
                     purging,
                     now_ms,
-                    _is_for(retention.purge_jobs, number),
+                    _is_for(intervals, number),
                 )
                 seconds = USUAL_INTERVAL if job is None else job.interval / 1000
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"

@@ -48,7 +48,7 @@ class Retention:
     allowed_lifetime_max: Duration | None = option(
         None, "Rooms that want to keep their messages longer keep them so long.", minimum=0, example="5y"
     )
-    purge_jobs: tuple[PurgeJob, ...] = option(
+    purge_jobs: tuple[PurgeJob, ...] | None = option(
         (),
         "How often what is not shown any more is deleted: for each room by the first of these that is for a lifetime such as its own; "
         "without one, each hour.",
@@ -64,7 +64,7 @@ def complaints_of(retention: Retention) -> list[tuple[tuple[str | int, ...], str
     policy = retention.default_policy
     if _is_above(policy.min_lifetime, policy.max_lifetime):
         found.append((("default_policy", "min_lifetime"), "may not be more than `max_lifetime`"))
-    for at, job in enumerate(retention.purge_jobs):
+    for at, job in enumerate(retention.purge_jobs or ()):
         if _is_above(job.shortest_max_lifetime, job.longest_max_lifetime):
             found.append((("purge_jobs", at, "shortest_max_lifetime"), "may not be more than `longest_max_lifetime`"))
     return found

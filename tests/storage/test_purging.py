@@ -128,8 +128,8 @@ async def test_files_lose_their_references_and_the_record_says_why(database: Dat
         "INSERT INTO media (media_id, user_id, hash, type, size, created_ts, last_access_ts, authenticated)"
         " VALUES (?, ?, ?, '', 1, 1, 1, 1)"
     )
-    for nid in (1, 3):
-        await database.write("file", lambda txn, nid=nid: txn.execute(sql, (f"x{nid}", ALICE, bytes(32))))
+    files = [(f"x{nid}", ALICE, bytes(32)) for nid in (1, 3)]
+    await database.write("files", lambda txn: txn.execute_many(sql, files))
     for nid, cause in ((1, Cause.RETENTION), (3, Cause.PURGE)):
         await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
