@@ -188,10 +188,11 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
 
 
 def move_purge(txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int) -> None:
-    """It has looked at messages up to that one, and purged so many more."""
+    """It has looked at messages up to that one, and purged so many more. Where another node is further already, it stays so."""
+    txn.execute("UPDATE history_purges SET messages = messages + ? WHERE purge_id = ?", (messages, purge.purge_id))
     txn.execute(
-        "UPDATE history_purges SET after_ts = ?, after_nid = ?, messages = messages + ? WHERE purge_id = ?",
-        (*after, messages, purge.purge_id),
+        "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
+        (*after, purge.purge_id, *after),
     )
 
 

@@ -52,7 +52,7 @@ class RetentionParts:
         self.record = PurgedRecord(messages, SearchStore(database), now_ms)
         self.services: Sequence[object] = (self.purges, self.record, self.offered)
         self.jobs = [
-            Job("purge_histories", self.purges.do_step, 5.0),
+            Job("purge_histories", self.purges.do_step, 15.0),
             Job("forget_history_purges", self.purges.do_forget, 3600.0),
             Job(SETTLE, self.record.do_settle, 86_400.0),
             Job("forget_purged_messages", self.record.do_forget, 3600.0),

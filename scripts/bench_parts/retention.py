@@ -60,8 +60,11 @@ def measure(place: Path, template: Path, what: str, rules: str) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     set_state(alice, room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
+    started = time.process_time()
     for number in range(MESSAGES):
         say(alice, room_id, f"message {number} of those that are to be read, and to go later")
+    taken = (time.process_time() - started) / MESSAGES
+    sys.stdout.write(f"{f'to send a message, {what}':<60} {taken * 1e6:>10.1f} µs\n")
     read(what, bob, room_id)
     if not rules:
         return

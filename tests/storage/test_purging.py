@@ -180,7 +180,8 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
         await store.add(_purge("second", 1))
     await store.add(_purge("third", 2))
     assert await store.get_active() == first
-    await database.write("move", move_purge, first, (5, 6), 3)
+    await database.write("move", move_purge, first, (5, 6), 2)
+    await database.write("move", move_purge, first, (5, 4), 1)  # a node that is behind
     moved = await store.get("first")
     assert moved is not None
     assert (moved.after, moved.messages, moved.finished_ts) == ((5, 6), 3, None)
