@@ -23,10 +23,12 @@ async def ask(side: Side, to: str, template: str, *values: str, **query: str) ->
 
 
 async def keeping(network: Network, version: str = "11", rules: str = RULES) -> tuple[Shared, list[EventID]]:
-    """A room that wants its messages to be kept for a day, and three that are older. The north has the rules."""
+    """A room that wants its messages to be kept for a day, and three that are older, and a redaction. The north has the rules."""
     room = await shared(network, version, {NORTH: rules})
     set_state(room.alice, room.room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
     said = [say(room.alice, room.room_id, f"secret {number}") for number in range(3)]
+    path = f"/_matrix/client/v3/rooms/{room.room_id}/redact/{said[0]}/taken-back"
+    said.append(EventID(room.alice.put(path, {"reason": "secret"}).json["event_id"]))
     network.clock.advance(DAY + 1)
     return room, said
 
@@ -40,11 +42,14 @@ async def test_other_servers_are_given_what_is_left_and_take_it(network: Network
     room, said = await keeping(network, version)
     for is_purged in (False, True):
         if is_purged:
-            assert await purge(room.north) == 3
+            assert await purge(room.north) == 4
         (pdu,) = await ask(room.south, NORTH, "event/{}", said[1])
         assert (pdu["content"], pdu["type"], set(pdu["signatures"])) == ({}, "m.room.message", {NORTH})
-        pdus = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=said[2], limit="3")
-        assert [pdu["content"] for pdu in pdus] == [{}] * 3
+        pdus = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=said[3], limit="4")
+        assert [(pdu["type"], "secret" in repr(pdu)) for pdu in pdus] == [
+            ("m.room.redaction", False),
+            *[("m.room.message", False)] * 3,
+        ]
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
@@ -58,20 +63,21 @@ async def test_other_servers_are_given_what_is_left_and_take_it(network: Network
 async def test_what_is_gone_is_not_brought_back(network: Network, version: str) -> None:
     room, said = await keeping(network, version)
     whole = [await room.pdu(event_id) for event_id in said]
-    assert await purge(room.north) == 3
+    assert await purge(room.north) == 4
     await room.south.push(NORTH, whole)
     network.clock.advance(1)
     for event_id in said:
         stored = await room.north.find(room.room_id, event_id)
         assert stored is not None
-        assert (stored.event.content, stored.flags & EventFlag.PURGED) == ({}, EventFlag.PURGED)
+        assert stored.flags & EventFlag.PURGED
+        assert "secret" not in repr(stored.event.pdu)
     assert await purge(room.north) == 0
     assert texts(room.alice, room.room_id) == []
 
 
 async def test_the_room_goes_on_upon_what_was_purged(network: Network) -> None:
     room, _ = await keeping(network)
-    assert await purge(room.north) == 3
+    assert await purge(room.north) == 4
     answer = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "still here"})
     await room.south.push(NORTH, [answer.pdu])
     assert texts(room.alice, room.room_id) == ["still here"]
@@ -88,7 +94,7 @@ async def test_what_is_fetched_from_the_past_and_too_old_is_not_shown(network: N
     east = Side(network.add(EAST, RULES))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
-    for purged in (3, 0):
+    for purged in (4, 0):
         assert texts(carol, room.room_id) == ["new"]
         assert await purge(east) == purged
     for event_id in said:
@@ -107,12 +113,12 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
     answer = room.alice.get(f"/_matrix/client/v3/sync?since={since}").json
     assert "secret" not in repr(answer)
     assert room.alice.get("/_matrix/client/v3/notifications").json["notifications"] == []
-    assert await purge(room.north) == 4
+    assert await purge(room.north) == 5
 
 
 async def test_what_claims_to_be_from_the_future_grows_old_too(network: Network) -> None:
     room, _ = await keeping(network)
-    assert await purge(room.north) == 3
+    assert await purge(room.north) == 4
     future = int((network.clock.seconds() + DAY / 2) * 1000)
     event = await room.south.build_next(
         room.room_id, room.bob.user_id, "m.room.message", {"body": "for longer"}, ts=future
