@@ -10,7 +10,7 @@ from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from storage.sqlite import SQLiteConnection
 from storage.transaction import Transaction
-from tests.helpers.databases import open_inline
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import (
@@ -458,3 +458,43 @@ def test_another_node_hears_of_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     assert asked_of_two() == 404
     (stored,) = two.run(two.app.rooms.events.get_anywhere([EventID(event_id)])).values()
     assert stored.event.content == {}
+
+
+def test_a_restart_goes_on_with_what_is_left(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    for _ in range(7):
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    assert server.run(server.app.retention.expiries[0].do_step(3)) == 3
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(again) == 4
+    settle(again)
+    assert again.run(again.app.database.read("find", find_tables, SECRET)) == []
+
+
+def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
+    counts: list[dict[str, int]] = []
+    for rules in ("", RULES):
+        folder = tmp_path / str(len(counts))
+        folder.mkdir()
+        counter = QueryCounter()
+        server = TestServer(folder, open_inline(copy_sqlite(sqlite_template, folder), counter), rules)
+        alice = server.register("alice")
+        rooms = [create(alice) for _ in range(5)]
+        for room_id in rooms:
+            keep_for(alice, room_id, DAY)
+            say(alice, room_id, SECRET)
+        everything = {"room": {"timeline": {"limit": 50}}}
+        sync(alice, None, everything)
+        counter.clear()
+        since = str(sync(alice, None, everything)["next_batch"])
+        say(alice, rooms[0], SECRET)
+        sync(alice, since, everything)
+        for room_id in rooms:
+            messages(alice, room_id, limit=50)
+        counts.append(dict(counter.queries))
+    assert counts[0] == counts[1]
