@@ -59,6 +59,12 @@ class Visibility:
         if self._lifetimes is not None and events:
             oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
             events = [event for event in events if not is_expired(event.event, oldest)]
+        return await self.filter_of_any_age(user_id, own, events)
+
+    async def filter_of_any_age(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """As `filter`, with messages that are kept no longer: for who asks for the state at an event, not for the event."""
         if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
             events = [event for event in events if event.is_shown]
         if own is None or own.membership != "join":

@@ -309,6 +309,19 @@ def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> No
     assert everything[-1] == last
 
 
+def test_who_was_there_is_told_however_old_the_messages_are(server: TestServer, alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    keep_for(alice, room_id, DAY)
+    say(alice, room_id, SECRET)
+    token = messages(alice, room_id, "b", limit=1)["start"]
+    join(bob, room_id)
+    server.clock.advance(DAY + 1)
+    for _ in range(2):
+        members = ok(alice.get(room_path(room_id, "members", at=token)))["chunk"]
+        assert [each["state_key"] for each in members] == [alice.user_id]
+        purge(server)
+
+
 def test_what_is_unread_is_counted_without_what_is_gone(server: TestServer, alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

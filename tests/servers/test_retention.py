@@ -75,8 +75,9 @@ async def test_what_is_gone_is_not_brought_back(network: Network, version: str) 
     assert texts(room.alice, room.room_id) == []
 
 
-async def test_the_room_goes_on_upon_what_was_purged(network: Network) -> None:
-    room, _ = await keeping(network)
+@pytest.mark.parametrize("version", ["1", "11"])
+async def test_the_room_goes_on_upon_what_was_purged(network: Network, version: str) -> None:
+    room, _ = await keeping(network, version)
     assert await purge(room.north) == 4
     answer = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "still here"})
     await room.south.push(NORTH, [answer.pdu])
