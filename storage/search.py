@@ -201,12 +201,16 @@ class SearchStore:
 
     async def settle(self, pages: int) -> bool:
         """Take out of the database's file what is left of removed texts in the index, about so many pages; whether there is more."""
-        return await self._database.write("settle_texts", self._settle, pages)
+        more = await self._database.write("settle_texts", self._settle, pages)
+        if more is False:
+            await self._database.empty_log()
+        return bool(more)
 
-    def _settle(self, txn: WriteTransaction, pages: int) -> bool:
+    def _settle(self, txn: WriteTransaction, pages: int) -> bool | None:
+        """Whether there is more; None where there was nothing to do."""
         note = select_note(txn, SETTLE)
         if note in (None, _DONE):
-            return False
+            return None
         more = self._index.settle(txn, pages, anew=note == _BEGUN)
         put_note(txn, SETTLE, _GOES_ON if more else _DONE)
         return more

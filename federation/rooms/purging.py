@@ -46,3 +46,7 @@ class Purging:
             return count
 
         return await self._database.write("purge_messages", write)
+
+    async def end(self) -> None:
+        """For now no more is to be purged: what was leaves the log beside the database too, unless somebody is in the way."""
+        await self._database.empty_log()

@@ -263,10 +263,13 @@ def test_nothing_is_left_of_it_in_the_file(tmp_path: Path, sqlite: SQLiteConfig)
         say(alice, room_id, f"{SECRET} {number} " + "long " * (number * 50))
     index(server)
     server.clock.advance(DAY + 1)
+    files = [Path(sqlite.path), Path(f"{sqlite.path}-wal")]
+    assert any(SECRET.encode() in file.read_bytes() for file in files)
     assert purge(server) == 50
     settle(server)
+    assert not any(SECRET.encode() in file.read_bytes() for file in files)
     server.run(server.app.stop())
-    assert SECRET.encode() not in Path(sqlite.path).read_bytes()
+    assert SECRET.encode() not in files[0].read_bytes()
 
 
 def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> None:

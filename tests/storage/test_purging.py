@@ -10,6 +10,7 @@ from storage.purging import Cause, PurgedMessages, PurgingStore
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations
 from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
+from storage.sqlite import SQLiteEngine
 from storage.streams import Change, Topic
 from storage.timelines import START, Direction, Place, TimelineStore
 
@@ -212,3 +213,20 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert active is not None
     assert (active.room_nid, active.cause, active.with_own) == (1, "forgotten", True)
     assert not await store.begin_forgotten(NOW, NOW, "again")
+
+
+async def test_the_log_is_emptied_unless_somebody_reads(sqlite_database: Database) -> None:
+    engine = sqlite_database.engine
+    assert isinstance(engine, SQLiteEngine)
+    log = engine.path.with_name(f"{engine.path.name}-wal")
+    await sqlite_database.write("fill", fill)
+    assert log.stat().st_size > 0
+    reader = engine.connect_reader()
+    reader.begin_snapshot()
+    reader.query("SELECT 1 FROM rooms", ())
+    await sqlite_database.write("more", add_room, 3)
+    assert not await sqlite_database.empty_log()
+    reader.end()
+    reader.close()
+    assert await sqlite_database.empty_log()
+    assert log.stat().st_size == 0

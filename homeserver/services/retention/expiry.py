@@ -41,6 +41,8 @@ class MessageExpiry:
         self._is_for = is_for
         self._upto = 0
         """The number of the last room that was looked at."""
+        self._has_purged = False
+        """Something, since it began with the first room."""
 
     async def do_step(self, limit: int) -> int:
         """Purge up to so many messages; how many it were. After the last room it begins anew the next time."""
@@ -56,10 +58,14 @@ class MessageExpiry:
             }
             for room_nid in await self._store.find_rooms(oldest) if oldest else ():
                 done += await self._purge(room_nid, oldest[room_nid], limit - done)
+                self._has_purged = True
                 if done >= limit:
                     return done
             if len(rooms) < ROOMS_AT_ONCE:
                 self._upto = 0
+                if self._has_purged:
+                    self._has_purged = False
+                    await self._purging.end()
                 return done
             self._upto = rooms[-1]
 

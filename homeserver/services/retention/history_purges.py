@@ -113,6 +113,7 @@ class HistoryPurges:
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
         within = [each for each in found if purge.before_ts is None or each.origin_server_ts < purge.before_ts]
         if not within:
+            await self._purging.end()
             await self._store.set_finished(purge.purge_id, self._now_ms(), None)
             return 0
         last = within[-1]
