@@ -43,10 +43,12 @@ class EventFlag:
     """A message whose content is gone for good, by its age or since an administrator said so: shown to nobody any more."""
 
 
-IS_SHOWN: Final = f"(flags & {EventFlag.TIMELINE | EventFlag.PURGED}) = {EventFlag.TIMELINE}"
-"""That an event stands in the timeline and was not purged; the words are those of the index `shown_by_depth`."""
-IS_UNSHOWN: Final = IS_SHOWN.replace("=", "<>")
-IS_UNPURGED_MESSAGE: Final = f"state_key IS NULL AND (flags & {EventFlag.PURGED}) = 0"
+_STANDING = EventFlag.TIMELINE | EventFlag.PURGED
+IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
+"""That an event stands in the timeline and was not purged; the words are those of the index `shown_by_depth`. They are no
+equation, which PostgreSQL would take for a condition that few events meet."""
+IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
+IS_UNPURGED_MESSAGE: Final = f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
 """As in the index `messages_by_time`."""
 
 

@@ -3,12 +3,12 @@
 -- The bit 2048 of `flags`: the content is gone for good, and the event is shown to nobody any more. Of each event one index of
 -- each pair has a row. What is left to purge is found by `messages_by_time` alone: who is purged leaves it
 DROP INDEX events_by_depth;
-CREATE INDEX shown_by_depth ON events (room_nid, depth, event_nid) WHERE (flags & 2064) = 16;
+CREATE INDEX shown_by_depth ON events (room_nid, depth, event_nid) WHERE (flags & 2064) NOT IN (0, 2048, 2064);
 CREATE INDEX unshown_by_depth ON events (room_nid, depth, event_nid) WHERE (flags & 2064) <> 16;
 DROP INDEX events_by_time;
 CREATE INDEX state_by_time ON events (room_nid, origin_server_ts, event_nid) WHERE state_key IS NOT NULL;
 CREATE INDEX messages_by_time ON events (room_nid, origin_server_ts, event_nid)
-    WHERE state_key IS NULL AND (flags & 2048) = 0;
+    WHERE state_key IS NULL AND (flags & 2048) <> 2048;
 
 -- What m.room.retention says, of rooms that have or had it
 CREATE TABLE room_lifetimes (
