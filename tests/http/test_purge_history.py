@@ -44,7 +44,10 @@ def work(server: TestServer) -> None:
 
 
 def status(root: User, purge_id: str) -> dict[str, Any]:
-    return dict(ok(root.get(f"{STATUS}/{purge_id}")))
+    told = dict(ok(root.get(f"{STATUS}/{purge_id}")))
+    assert told.pop("by") == root.user_id
+    assert told.pop("created_ts") >= START * 1000
+    return told
 
 
 def begin(root: User, room_id: str, **body: Any) -> str:

@@ -15,13 +15,13 @@ from federation.rooms.purging import Purging
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.secret_text import SecretText
 from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
-from storage.purging import Cause, Message, PurgingStore
+from storage.purging import DAY_MS, Cause, Message, PurgingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
-REMEMBERED_MS: Final = 30 * 24 * 3_600_000
+REMEMBERED_MS: Final = 365 * DAY_MS
 """For how long it is told how a purge ended."""
 
 
@@ -90,11 +90,12 @@ class HistoryPurges:
         purge = await self._store.get(purge_id)
         if purge is None:
             raise NotFound("There is no such purge")
+        known = {"messages": purge.messages, "by": purge.by_user_id, "created_ts": purge.created_ts}
         if purge.finished_ts is None:
-            return {"status": "active", "messages": purge.messages}
+            return {"status": "active", **known}
         if purge.error is not None:
-            return {"status": "failed", "error": purge.error, "messages": purge.messages}
-        return {"status": "complete", "messages": purge.messages}
+            return {"status": "failed", "error": purge.error, **known}
+        return {"status": "complete", **known}
 
     async def do_step(self, limit: int) -> int:
         """Look at so many messages of purges that go on; how many it were."""
