@@ -230,3 +230,15 @@ async def test_the_log_is_emptied_unless_somebody_reads(sqlite_database: Databas
     reader.close()
     assert await sqlite_database.empty_log()
     assert log.stat().st_size == 0
+
+
+@pytest.mark.parametrize("flags", [EventFlag.OUTLIER, EventFlag.REJECTED, EventFlag.SOFT_FAILED])
+async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: int) -> None:
+    store = PurgingStore(database)
+    await database.write("room", add_room)
+    await database.write("event", add_event, 1, flags=flags)
+    assert await store.find_rooms({1: 2}) == [1]
+    assert await database.write("purge", store.purge, 1, pruned(1), Cause.RETENTION, NOW) == 1
+    assert await store.find_rooms({1: 2}) == []
+    (row,) = (await EventStore(database).get_events([1])).values()
+    assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
