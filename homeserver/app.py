@@ -17,7 +17,6 @@ from federation.identity import ServerIdentity
 from federation.member_lists import Fetch
 from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
-from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.remote.directory import DirectoryRequests
 from federation.remote.media import Follow
@@ -39,9 +38,11 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.oauth import OAuthParts
+from homeserver.assembly.offers import offers_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
-from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
+from homeserver.assembly.retention import RetentionParts
+from homeserver.assembly.rooms import RoomParts
 from homeserver.assembly.search import SearchParts
 from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
@@ -59,16 +60,13 @@ from homeserver.nodes import OtherNodes
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
-from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
-from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
-from homeserver.services.threepid_validation import ADD
 from storage.database import Database
 from storage.executors import Executor
 
@@ -92,6 +90,7 @@ class Server:
         media: MediaParts,
         mail: MailParts,
         finding: SearchParts,
+        retention: RetentionParts,
         calls: CallParts,
         federation: FederationParts,
         incoming: IncomingParts,
@@ -113,6 +112,7 @@ class Server:
         self.media = media
         self.mail = mail
         self.finding = finding
+        self.retention = retention
         self.calls = calls
         self.federation = federation
         self.incoming = incoming
@@ -293,6 +293,7 @@ def build(
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    retention = RetentionParts(config, database, identity, accounts, rooms)
     exploring = ExploringParts(
         database,
         identity,
@@ -401,22 +402,8 @@ def build(
         *pages.services,
         *oauth.services,
         *upstream.services,
-        Capabilities(
-            default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
-            passwords_can_change=bool(config.sessions.password_config.enabled),
-            fixed_profile_fields=fixed_profile_fields(config),
-            rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
-            or accounts.phones.is_possible(ADD),
-            login_tokens=config.sessions.login_via_existing_session.enabled,
-            longest_delay_ms=config.rooms.max_event_delay_duration,
-            url_previews=config.previews.url_preview_enabled,
-        ),
-        OfferedFeatures(
-            delayed_events=config.rooms.max_event_delay_duration is not None,
-            older_qr_codes=config.sessions.oauth.qr_code == "everybody" and oauth.metadata.document is not None,
-            encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
-        ),
+        *offers_of(config, accounts, mail, oauth),
+        *retention.services,
         rtc,
         ClientDiscovery(
             name.public_baseurl,
@@ -450,6 +437,7 @@ def build(
     CacheMetrics(registry, rooms.caches)
     all_jobs = [
         *finding.jobs,
+        *retention.jobs,
         *calls.jobs(),
         *people.jobs(),
         *incoming.jobs(),
@@ -475,6 +463,7 @@ def build(
         files,
         mail,
         finding,
+        retention,
         calls,
         federation,
         incoming,

@@ -22,6 +22,7 @@ from homeserver.admin import consents as admin_consents
 from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
+from homeserver.admin import purges as admin_purges
 from homeserver.admin import pushers as admin_pushers
 from homeserver.admin import registration_tokens as admin_registration_tokens
 from homeserver.admin import user_actions as admin_user_actions
@@ -57,6 +58,7 @@ from homeserver.client import (
     relations,
     rendezvous,
     reports,
+    retention,
     room_creation,
     room_directory,
     room_events,
@@ -124,6 +126,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_media,
     chosen_media,
     admin_media_scans,
+    admin_purges,
     admin_pushers,
     admin_registration_tokens,
     admin_user_actions,
@@ -178,6 +181,7 @@ SOURCES: tuple[ModuleType, ...] = (
     renew_account,
     reports,
     reset_password,
+    retention,
     room_creation,
     room_directory,
     room_events,

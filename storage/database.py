@@ -115,6 +115,11 @@ class Database:
         result: T = await write.deferred
         return result
 
+    async def empty_log(self) -> bool:
+        """Leave nothing of what was written before in the log beside the database (SQLite's; PostgreSQL's is the operator's), as
+        after a purge. False where others were in the way; it can be tried again."""
+        return await self._read_in_pool("empty_log", lambda _txn: self.engine.empty_log(), (), False)
+
     async def catch_up(self) -> int:
         """Let the streams know of what other processes wrote; the position up to which all can be read."""
         await self.write("catch_up", _nothing)

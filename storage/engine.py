@@ -141,5 +141,9 @@ class Engine(Protocol):
     def check(self, connection: Connection) -> None:
         """Raises UnsuitableDatabase when it is too old or was set up in a way that would lead to errors later."""
 
+    def empty_log(self) -> bool:
+        """Leave nothing of what was written before in the log beside the database, where that is this program's task; False where
+        others were in the way."""
+
     def backup_before_migration(self, version: int) -> str | None:
         """Copy the database aside, where that is this program's task; where the copy is."""

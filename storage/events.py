@@ -1,6 +1,6 @@
 """Events as they are stored: rows of plain values, read in batches.
 
-Nothing about a stored event changes but by a redaction, which takes its content away.
+Nothing about a stored event changes but by a redaction or a purge, which take its content away.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +39,17 @@ class EventFlag:
     """With its arrival the current state changed in more, or in something else, than what it sets: forks were resolved."""
     MENDED: Final = 1024
     """The state after it has more than its past gives: what could be proved later only."""
+    PURGED: Final = 2048
+    """A message whose content is gone for good, by its age or since an administrator said so: shown to nobody any more."""
+
+
+_STANDING = EventFlag.TIMELINE | EventFlag.PURGED
+IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
+"""That an event stands in the timeline and was not purged; the words are those of the index `shown_by_depth`. They are no
+equation, which PostgreSQL would take for a condition that few events meet."""
+IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
+IS_UNPURGED_MESSAGE: Final = f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
+"""As in the index `messages_by_time`."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +71,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     replaces: int | None
     """Number of the state entry that this state event took the place of."""
     redacted_by: int | None
+    """Number of the redaction that took its content away; its own where none did, and it was purged."""
     pdu: bytes
     """Canonical JSON."""
     current_root: bytes | None = None
@@ -84,6 +96,16 @@ class Waiting(msgspec.Struct, frozen=True):
     """By id of the target the numbers of the redactions that name it."""
     backward: frozenset[str]
     """Those of the events that stored events of the room name as previous."""
+
+
+class LostContent(msgspec.Struct, frozen=True):
+    """Which events lost their content."""
+
+    redacted: Sequence[str]
+    """Their ids."""
+    redaction_nid: int
+    """The highest number of the redactions that took it."""
+    purged_rooms: frozenset[int]
 
 
 _COLUMNS = (
@@ -112,9 +134,9 @@ class EventStore:
         """What events of a room set in its state, by id: for many of them, without their content."""
         return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
 
-    async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
-        """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
-        return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
+    async def get_lost_since(self, redaction_nid: int, position: int) -> "LostContent":
+        """What was redacted by redactions that are numbered above one, and in which rooms something was purged after a position."""
+        return await self._database.read_quickly("get_lost_since", _select_lost, redaction_nid, position)
 
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
         """What in the room has been waiting for events that now arrive. Two queries."""
@@ -184,11 +206,13 @@ def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Wa
     return Waiting(redactions, frozenset(event_id for (event_id,) in backward))
 
 
-def _select_redacted(txn: Transaction, redaction_nid: int) -> tuple[list[str], int]:
+def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostContent:
     rows = txn.query(
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid", (redaction_nid,)
     )
-    return [redacts for redacts, _ in rows], rows[-1][1] if rows else redaction_nid
+    rooms = txn.query("SELECT room_nid FROM purged_messages WHERE position > ?", (position,))
+    latest = rows[-1][1] if rows else redaction_nid
+    return LostContent([redacts for redacts, _ in rows], latest, frozenset(nid for (nid,) in rooms))
 
 
 def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:

@@ -27,6 +27,8 @@ from storage.transaction import Transaction, WriteTransaction
 _MEMBER, _ROOM_AVATAR, _ENCRYPTED = "m.room.member", "m.room.avatar", "m.room.encrypted"
 _EVENTS: Final = "SELECT event_nid, room_nid, type, sender, pdu, redacted_by FROM events"
 _TIMELINE: Final = int(EventFlag.TIMELINE)
+UNREFERENCED: Final = "unreferenced"
+"""The cause where a reference was taken back, or its place was taken by another."""
 PART: Final = 2 * MOST
 """References of a room, or files of a user, that are looked at at once; more than one event has."""
 
@@ -124,13 +126,15 @@ def remove_settings(txn: WriteTransaction, user_id: str, kind: Setting) -> None:
     note_rechecks(txn, Recheck.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
 
 
-def note_rechecks(txn: WriteTransaction, kind: Recheck, nids: Iterable[int], user_id: str = "") -> None:
-    """References may have gone with these."""
-    rows = [(int(kind), nid, user_id) for nid in nids]
+def note_rechecks(
+    txn: WriteTransaction, kind: Recheck, nids: Iterable[int], user_id: str = "", *, cause: str = UNREFERENCED
+) -> None:
+    """References may have gone with these. `cause`: why, for the record of what is deleted then."""
+    rows = [(int(kind), nid, user_id, cause) for nid in nids]
     if rows:
         txn.execute_many(
-            "INSERT INTO media_rechecks (kind, nid, user_id, upto) VALUES (?, ?, ?, 0)"
-            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0",
+            "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause) VALUES (?, ?, ?, 0, ?)"
+            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0, cause = excluded.cause",
             rows,
         )
 
@@ -192,6 +196,19 @@ def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
     note_rechecks(txn, Recheck.EVENT, [event_nid])
 
 
+def note_purged(txn: WriteTransaction, room_nid: int, event_nids: Collection[int], cause: str) -> None:
+    """Messages of a room are about to lose their content for good, and why: as `note_redaction`. Messages without files cost no write."""
+    rows = txn.query_in(f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids)
+    mentions = [each for each in _mentions(txn, [row for row in rows if b"mxc:" in bytes(row[4])]) if each.addresses]
+    put_batch(txn, MentionBatch(0, 0, mentions))
+    with_files = txn.query_in(
+        "SELECT event_nid FROM media_in_events WHERE room_nid = ? AND event_nid IN {keys}",
+        event_nids,
+        before=(room_nid,),
+    )
+    note_rechecks(txn, Recheck.EVENT, _column(with_files), cause=cause)
+
+
 def number_media(txn: WriteTransaction, addresses: Collection[MediaAddress]) -> Mapping[MediaAddress, int]:
     """The numbers of files, new ones where they have none yet."""
     wanted = sorted(addresses)
@@ -217,14 +234,17 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     """Look at some of what was noted, `limit` at most; how many it were. A large room, and somebody who has uploaded much,
     takes several times. `upto_event`: which events have been looked at; those above it wait."""
     rows = txn.query(
-        "SELECT kind, nid, user_id, upto FROM media_rechecks WHERE kind <> 0 OR nid <= ?"
+        "SELECT kind, nid, user_id, upto, cause FROM media_rechecks WHERE kind <> 0 OR nid <= ?"
         " ORDER BY kind, nid, user_id LIMIT ?",
         (upto_event, limit),
     )
     lost: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
-    lost |= _recheck_events(txn, [nid for kind, nid, *_ in rows if kind == Recheck.EVENT])
-    done = [(kind, nid, user_id) for kind, nid, user_id, _ in rows if kind in (Recheck.FILE, Recheck.EVENT)]
-    for kind, nid, user_id, upto in rows:
+    by_cause: dict[str, set[int]] = {UNREFERENCED: lost}
+    for cause in dict.fromkeys(row[4] for row in rows if row[0] == Recheck.EVENT):
+        events = [nid for kind, nid, _, _, why in rows if kind == Recheck.EVENT and why == cause]
+        by_cause.setdefault(cause, set()).update(_recheck_events(txn, events))
+    done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind in (Recheck.FILE, Recheck.EVENT)]
+    for kind, nid, user_id, upto, _ in rows:
         if kind == Recheck.ROOM:
             sql = "SELECT event_nid, media_nid FROM media_in_events WHERE room_nid = ? AND event_nid > ?"
             found = txn.query(f"{sql} ORDER BY event_nid LIMIT {PART}", (nid, upto))
@@ -244,12 +264,12 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
             txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
             break
     condition, args = referred_sql(own)
-    for part in _chunks(sorted(lost)):
+    for cause, part in [(cause, part) for cause, nids in by_cause.items() for part in _chunks(sorted(nids))]:
         places = ", ".join("?" * len(part))
         txn.execute(
-            f"UPDATE known_media AS k SET unreferenced_ts = ? WHERE media_nid IN ({places})"
+            f"UPDATE known_media AS k SET unreferenced_ts = ?, cause = ? WHERE media_nid IN ({places})"
             f" AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?) AND NOT {condition}",
-            (now_ms, *part, own, *args),
+            (now_ms, cause, *part, own, *args),
         )
     txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
     return len(rows)

@@ -30,6 +30,12 @@ class Reason(Enum):
     """Why a file was deleted."""
 
     UNREFERENCED = "unreferenced"
+    RETENTION = "retention"
+    """The last message with it was older than its room keeps them."""
+    PURGE = "purge"
+    """The last message with it was purged by an administrator."""
+    FORGOTTEN = "forgotten"
+    """The last message with it was in a room that nobody of this server remembers."""
     UNREAD = "unread"
     AGE = "age"
     UPLOADER = "uploader"
@@ -153,17 +159,19 @@ class MediaRemovalStore:
             return NOTHING
         condition, args = referred_sql(self._own)
         sql = (
-            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid FROM known_media AS k"
+            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
-        free: list[MediaAddress] = []
+        free: dict[Reason, list[MediaAddress]] = {}
         for file in files:
             row = txn.query_one(sql, (*args, *file.address, before_ms))
             if row is not None and row[0]:
                 txn.execute("UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],))
             elif row is not None:
-                free.append(file.address)
-        return self.remove(txn, free, Reason.UNREFERENCED, now_ms)
+                free.setdefault(Reason(row[2]), []).append(file.address)
+        removed = [self.remove(txn, addresses, reason, now_ms) for reason, addresses in free.items()]
+        unused = {hash for each in removed for hash in each.unused}
+        return Removed([address for each in removed for address in each.addresses], unused)
 
     def remove(
         self,

@@ -397,6 +397,9 @@ class PostgresEngine:
                 "CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
             )
 
+    def empty_log(self) -> bool:
+        return True  # it has none beside itself that is this program's task
+
     def backup_before_migration(self, version: int) -> str | None:
         return None  # the operator's own backups of the server; a migration that fails is undone
 

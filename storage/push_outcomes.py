@@ -137,6 +137,21 @@ def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int,
     )
 
 
+def remove_outcomes(txn: WriteTransaction, room_nid: int, events: Mapping[int, int]) -> None:
+    """Remove what events of a room, by number with their positions, were to whomever."""
+    if not events:
+        return
+    # by the users whose rows there may be: the table has no order by rooms
+    rows = txn.query_in(
+        "SELECT o.user_id, o.room_nid, o.position FROM memberships AS m JOIN push_outcomes AS o ON o.user_id = m.user_id"
+        " AND o.room_nid = m.room_nid AND o.position >= ? AND o.position <= ?"
+        " WHERE m.room_nid = ? AND m.is_local = 1 AND o.event_nid IN {keys}",
+        events,
+        before=(min(events.values()), max(events.values()), room_nid),
+    )
+    txn.execute_many("DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?", rows)
+
+
 def _within(source: _Source, ignored: Sequence[str]) -> str:
     """What the events have to be. Takes the room, the bounds of the span, and the senders who do not count."""
     return (

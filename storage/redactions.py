@@ -8,6 +8,7 @@ from storage.media_references import note_redaction
 from storage.memberships import put_memberships, select_memberships
 from storage.relations import remove_relation
 from storage.room_effects import StateEffect
+from storage.room_lifetimes import set_lifetime
 from storage.room_summaries import set_summary_fields
 from storage.spaces import remove_child_of_event
 from storage.sticky_events import remove_sticky_event
@@ -44,6 +45,8 @@ def redact_event(
         return
     if redaction.effect.summary:
         set_summary_fields(txn, room_nid, redaction.effect.summary)
+    if redaction.effect.lifetime is not None:
+        set_lifetime(txn, room_nid, redaction.effect.lifetime.max_lifetime)
     child = redaction.effect.child
     if child is not None:
         remove_child_of_event(txn, room_nid, redaction.target_nid, child.child_id)

@@ -156,6 +156,11 @@ def remove_relation(txn: WriteTransaction, event_nid: int) -> None:
     txn.execute("DELETE FROM relations WHERE event_nid = ?", (event_nid,))
 
 
+def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+    """The same for several."""
+    txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in event_nids])
+
+
 def _select_children(
     txn: Transaction, event_nids: list[int], reader: str, ignored: list[str]
 ) -> dict[int, list[Children]]:

@@ -1,5 +1,5 @@
 """What changes of a room's current state mean for the tables that are kept beside it: memberships and their counts, other
-servers in the room, the summary, the children of a space.
+servers in the room, the summary, the children of a space, how long messages are kept.
 
 This file knows no rule of Matrix: what an event says comes as plain values.
 """
@@ -12,6 +12,7 @@ from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
 from storage.media_references import Recheck, note_rechecks
 from storage.memberships import MembershipRow, put_memberships, select_memberships
+from storage.room_lifetimes import set_lifetime
 from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
 from storage.spaces import NewChild, set_children
@@ -30,12 +31,19 @@ class NewMembership(msgspec.Struct, frozen=True):
     avatar_url: str | None
 
 
+class NewLifetime(msgspec.Struct, frozen=True):
+    """What an `m.room.retention` says."""
+
+    max_lifetime: int | None
+
+
 class StateEffect(msgspec.Struct, frozen=True):
     """What a state event means for the tables that are kept beside the state while it is the current one."""
 
     membership: NewMembership | None = None
     summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)
     child: NewChild | None = None
+    lifetime: NewLifetime | None = None
 
 
 NO_EFFECT = StateEffect()
@@ -48,12 +56,16 @@ def apply_effects(
     summary: dict[str, SQLValue] = {}
     members: dict[str, tuple[int, int, NewMembership]] = {}
     children: dict[int, NewChild] = {}
+    lifetime: NewLifetime | None = None
     for nid, position, effect in effects:
         summary.update(effect.summary)
         if effect.child is not None:
             children[nid] = effect.child
         if effect.membership is not None:
             members[effect.membership.user_id] = (nid, position, effect.membership)
+        lifetime = effect.lifetime or lifetime
+    if lifetime is not None:
+        set_lifetime(txn, room_nid, lifetime.max_lifetime)
     if summary:
         set_summary_fields(txn, room_nid, summary)
     if children:

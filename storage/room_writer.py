@@ -325,7 +325,8 @@ class RoomWriter:
                     row.type,
                     row.state_key,
                     row.sender,
-                    row.origin_server_ts,
+                    # what claims to be from the future would never grow old
+                    min(row.origin_server_ts, now_ms),
                     row.flags,
                     row.state_root,
                     row.replaces,

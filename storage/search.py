@@ -8,17 +8,23 @@ Laws:
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_events
+from storage.job_notes import put_note, select_note
 from storage.relations import REPLACE
 from storage.text_index import IndexedText, Term, make_text_index
 from storage.transaction import Transaction, WriteTransaction
 
 _TIMELINE = int(EventFlag.TIMELINE)
+
+SETTLE: Final = "settle_texts"
+"""The job that takes what is left of removed texts out of the index, and its note."""
+_BEGUN, _GOES_ON, _DONE = "begun", "goes on", "done"
 
 
 class TextRow(msgspec.Struct, frozen=True):
@@ -147,14 +153,22 @@ class SearchStore:
             for event_nid, text_nid, room_nid, position, ts, sender, words in txn.query(sql, all_args)
         ]
 
-    def put_texts(self, txn: WriteTransaction, touched: Iterable[int], rows: Sequence[TextRow]) -> None:
-        """These are the texts of the touched events; those that are not among the rows have none (any more)."""
+    def put_texts(self, txn: WriteTransaction, touched: Iterable[int], rows: Sequence[TextRow]) -> bool:
+        """These are the texts of the touched events; those that are not among the rows have none (any more). Whether any had one."""
         old = txn.query_in(
             "SELECT event_nid, room_nid, words FROM searchable_events WHERE event_nid IN {keys}", touched
         )
         if old:
             self._index.remove(txn, [IndexedText(*row) for row in old])
             txn.execute_many("DELETE FROM searchable_events WHERE event_nid = ?", [(row[0],) for row in old])
+        # they may have been purged since they were read
+        gone = _column(
+            txn.query_in(
+                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}} AND (flags & {EventFlag.PURGED}) <> 0",
+                {nid for row in rows for nid in (row.event_nid, row.text_nid)},
+            )
+        )
+        rows = [row for row in rows if gone.isdisjoint((row.event_nid, row.text_nid))]
         if rows:
             txn.execute_many(
                 "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind, sender, words)"
@@ -174,6 +188,32 @@ class SearchStore:
                 ],
             )
             self._index.add(txn, [IndexedText(row.event_nid, row.room_nid, row.words) for row in rows])
+        return bool(old)
+
+    def remove_texts(self, txn: WriteTransaction, event_nids: Collection[int]) -> None:
+        """These events say nothing any more. What was found by them is looked at once more: an edit of it is gone."""
+        edited = "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        edits = _column(txn.query_in(edited, event_nids)).difference(event_nids)
+        if self.put_texts(txn, [*event_nids, *edits], ()):
+            put_note(txn, SETTLE, _BEGUN)
+        if edits:
+            note_placed(txn, edits)
+
+    async def settle(self, pages: int) -> bool:
+        """Take out of the database's file what is left of removed texts in the index, about so many pages; whether there is more."""
+        more = await self._database.write("settle_texts", self._settle, pages)
+        if more is False:
+            await self._database.empty_log()
+        return bool(more)
+
+    def _settle(self, txn: WriteTransaction, pages: int) -> bool | None:
+        """Whether there is more; None where there was nothing to do."""
+        note = select_note(txn, SETTLE)
+        if note in (None, _DONE):
+            return None
+        more = self._index.settle(txn, pages, anew=note == _BEGUN)
+        put_note(txn, SETTLE, _GOES_ON if more else _DONE)
+        return more
 
     def clear(self, txn: WriteTransaction) -> None:
         """Forget all texts."""

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -18,6 +18,8 @@ SAVE_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
 
+LOG_PATIENCE: Final = 0.2
+"""Seconds that the emptying of the log waits for readers: writers wait with it."""
 
 _OUTAGES = frozenset(
     {
@@ -198,6 +200,14 @@ class SQLiteEngine:
         if sqlite3.sqlite_version_info < (3, 37):
             raise UnsuitableDatabase(f"SQLite 3.37 or later is needed; this Python has {sqlite3.sqlite_version}")
 
+    def empty_log(self) -> bool:
+        connection = self._connect(timeout=LOG_PATIENCE)
+        try:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+        return not busy
+
     def backup_before_migration(self, version: int) -> str | None:
         copy = Path(f"{self._config.path}.before-schema-{version}")
         connection = self._connect_writer()
@@ -219,12 +229,12 @@ class SQLiteEngine:
         connection.execute("PRAGMA secure_delete = ON")
         return SQLiteConnection(connection)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
         config = self._config
         # Connections pass from thread to thread, but never serve two at a time.
         connection = sqlite3.connect(
             config.path,
-            timeout=config.busy_timeout,
+            timeout=config.busy_timeout if timeout is None else timeout,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=1024,

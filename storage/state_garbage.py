@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
+from storage.events import IS_SHOWN, IS_UNSHOWN
 from storage.partial_rooms import select_partial_roots
 from storage.radix_tree import get_child_ids
 from storage.transaction import WriteTransaction
@@ -33,10 +34,12 @@ _START = """
     INSERT INTO state_collections (room_nid, cycle, progress) VALUES (?, ?, ?)
     ON CONFLICT (room_nid) DO UPDATE SET cycle = excluded.cycle, progress = excluded.progress
 """
-_SELECT_EVENTS = """
-    SELECT depth, event_nid, state_root, current_root FROM events
-    WHERE room_nid = ? AND (depth, event_nid) > (?, ?) ORDER BY depth, event_nid LIMIT ?
+_PART = """
+    SELECT * FROM (SELECT depth, event_nid, state_root, current_root FROM events
+    WHERE room_nid = ? AND (depth, event_nid) > (?, ?) AND {} ORDER BY depth, event_nid LIMIT ?) AS part
 """
+# what is shown and what is not have an index each
+_SELECT_EVENTS = f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)} ORDER BY depth, event_nid LIMIT ?"
 _SELECT_UNMARKED = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys} AND cycle < ?"
 _SELECT_NODES = "SELECT node, cycle FROM state_nodes WHERE room_nid = ? AND node > ? ORDER BY node LIMIT ?"
 
@@ -109,7 +112,8 @@ class StateCollector:
 
     def _read_events(self, txn: WriteTransaction, room_nid: int, progress: _Progress) -> _Progress:
         """Lay the roots of the next events on the stack."""
-        rows = txn.query(_SELECT_EVENTS, (room_nid, progress.depth, progress.event_nid, self._nodes))
+        args = (room_nid, progress.depth, progress.event_nid, self._nodes)
+        rows = txn.query(_SELECT_EVENTS, (*args, *args, self._nodes))
         if not rows:
             return replace(progress, events_read=True)
         depth, event_nid, *_ = rows[-1]

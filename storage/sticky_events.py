@@ -114,6 +114,11 @@ def remove_sticky_event(txn: WriteTransaction, event_nid: int) -> None:
     txn.execute("DELETE FROM sticky_events WHERE event_nid = ?", (event_nid,))
 
 
+def remove_sticky_events(txn: WriteTransaction, event_nids: Sequence[int]) -> None:
+    """The same for several."""
+    txn.execute_many("DELETE FROM sticky_events WHERE event_nid = ?", [(nid,) for nid in event_nids])
+
+
 def _row(row: tuple[int, int, str, int, int, int]) -> StickyRow:
     nid, room_nid, sender, position, expires_ts, waits = row
     return StickyRow(nid, room_nid, sender, position, expires_ts, bool(waits))

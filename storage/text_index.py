@@ -47,6 +47,10 @@ class TextIndex(Protocol):
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Forget texts, as they were added, that are about to leave `searchable_events`."""
 
+    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+        """Go on to take out of the database's file what is left there of texts that were forgotten, about so many pages;
+        whether there is more to do. `anew`: texts were forgotten since it was begun."""
+
     def clear(self, txn: WriteTransaction) -> None:
         """Forget all, and empty `searchable_events`."""
 
@@ -88,6 +92,15 @@ class SQLiteTextIndex:
             [(text.event_nid, _keyed(text)) for text in texts],
         )
 
+    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+        # FTS5 notes what is deleted beside the words, which stay until all parts of the index have become one.
+        # spec: https://www.sqlite.org/fts5.html#the_merge_command (what is less than two changes was nothing)
+        before = _total_changes(txn)
+        txn.execute(
+            "INSERT INTO searchable_text (searchable_text, rank) VALUES ('merge', ?)", (-pages if anew else pages,)
+        )
+        return _total_changes(txn) - before >= 2
+
     def clear(self, txn: WriteTransaction) -> None:
         txn.execute("INSERT INTO searchable_text (searchable_text) VALUES ('delete-all')")
         txn.execute("DELETE FROM searchable_events")
@@ -125,6 +138,10 @@ class PostgresTextIndex:
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """There is nothing to do."""
 
+    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+        """VACUUM does it."""
+        return False
+
     def clear(self, txn: WriteTransaction) -> None:
         txn.execute("TRUNCATE searchable_events")
 
@@ -149,6 +166,12 @@ class PostgresTextIndex:
 def make_text_index(engine: str) -> TextIndex:
     """The one of this database."""
     return SQLiteTextIndex() if engine == "sqlite" else PostgresTextIndex()
+
+
+def _total_changes(txn: WriteTransaction) -> int:
+    row = txn.query_one("SELECT total_changes()")
+    assert row is not None
+    return int(row[0])
 
 
 def _keyed(text: IndexedText) -> str:

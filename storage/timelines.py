@@ -1,7 +1,8 @@
 """A room's events in order: by arrival (for synchronisation) and by depth (for reading back).
 
 Arrival is the position in the one sequence; what was fetched from the past has none and never shows as new. The order by
-depth is (depth, event_nid), over everything that stands in the timeline.
+depth is (depth, event_nid), over everything that stands in the timeline. What was purged keeps its arrival, since states and
+tokens are told by it, and is in no page.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,10 +11,8 @@ from enum import Enum
 import msgspec
 
 from storage.database import Database
-from storage.events import EventFlag
+from storage.events import IS_SHOWN, IS_UNPURGED_MESSAGE
 from storage.transaction import Transaction, WriteTransaction
-
-_TIMELINE = int(EventFlag.TIMELINE)
 
 
 class Direction(Enum):
@@ -144,7 +143,7 @@ def _select_page(
     if end is not None:
         args += [end.depth, end.event_nid]
     rows = txn.query(
-        f"SELECT depth, event_nid FROM events WHERE room_nid = ? AND {bounds} AND (flags & {_TIMELINE}) <> 0"
+        f"SELECT depth, event_nid FROM events WHERE room_nid = ? AND {bounds} AND {IS_SHOWN}"
         f" ORDER BY depth {order}, event_nid {order} LIMIT ?",
         (*args, limit),
     )
@@ -156,11 +155,15 @@ def _select_by_time(
 ) -> list[tuple[int, int]]:
     bound, side, order = (">=", ">", "ASC") if direction is Direction.FORWARDS else ("<=", "<", "DESC")
     further = "" if place is None else f" AND (origin_server_ts, event_nid) {side} (?, ?)"
-    rows = txn.query(
-        f"SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?{further}"
-        f" AND (flags & {_TIMELINE}) <> 0 ORDER BY origin_server_ts {order}, event_nid {order} LIMIT ?",
-        (room_nid, ts, *(place or ()), limit),
-    )
+    ordered = f"ORDER BY origin_server_ts {order}, event_nid {order} LIMIT ?"
+    args = (room_nid, ts, *(place or ()), limit)
+    # messages and state have an index each
+    parts = [
+        f"SELECT * FROM (SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?"
+        f"{further} AND {IS_SHOWN} AND {kind} {ordered}) AS part{number}"
+        for number, kind in enumerate((IS_UNPURGED_MESSAGE, "state_key IS NOT NULL"))
+    ]
+    rows = txn.query(f"{' UNION ALL '.join(parts)} {ordered}", (*args, *args, limit))
     return [(sent, nid) for sent, nid in rows]
 
 

@@ -1,4 +1,5 @@
-"""What a state event means for the tables kept beside the state: memberships, the room's summary, a space's children.
+"""What a state event means for the tables kept beside the state: memberships, the room's summary, a space's children, how
+long messages are kept.
 
 Content comes from anyone, so what is not of the right form counts as absent.
 """
@@ -13,11 +14,12 @@ from federation.identity import ServerIdentity
 from federation.protocol.events import Event, load_event
 from federation.protocol.ids import EventID, RoomID, UserID, is_room_id
 from federation.protocol.join_rules import read_allowed_rooms
+from federation.protocol.retention import RETENTION, read_max_lifetime
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine import SQLValue
 from storage.events import EventStore
-from storage.room_effects import NewMembership, StateEffect
+from storage.room_effects import NewLifetime, NewMembership, StateEffect
 from storage.rooms import RoomRow
 from storage.spaces import NewChild
 
@@ -68,6 +70,8 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
         if event.content.get("m.federate") is False:
             summary["federates"] = 0
         return StateEffect(summary=summary)
+    if event.type == RETENTION.type:
+        return StateEffect(lifetime=NewLifetime(read_max_lifetime(event.content)))
     if event.type in _SUMMARY:
         column, name = _SUMMARY[event.type]
         fields: dict[str, SQLValue] = {column: _text(event.content, name)}
@@ -87,7 +91,9 @@ def effect_of_absence(event: Event, identity: ServerIdentity) -> StateEffect:
     if member is not None:
         member = replace(member, membership="leave", display_name=None, avatar_url=None)
     child = None if effect.child is None else replace(effect.child, is_link=False)
-    return StateEffect(member, {column: 1 if column == "federates" else None for column in effect.summary}, child)
+    summary = {column: 1 if column == "federates" else None for column in effect.summary}
+    lifetime = None if effect.lifetime is None else NewLifetime(None)
+    return StateEffect(member, summary, child, lifetime)
 
 
 def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewMembership | None:

@@ -1,6 +1,6 @@
 """Events as the rest of the server reads them: parsed, cached, with the bytes that clients get.
 
-The cache holds what never changes. The two exceptions, a redaction and an outlier that finds its place, are heard of on
+The cache holds what never changes. The exceptions, a redaction, a purge, and an outlier that finds its place, are heard of on
 the stream and drop the event.
 """
 
@@ -16,6 +16,7 @@ from federation.protocol.events import Event, client_form_prefix, load_event
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.events import EventFlag, EventRow, EventStore
+from storage.purging import PurgedMessages
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Change, Streams, Topic
 
@@ -89,8 +90,13 @@ class StoredEvent:
 
     @property
     def in_timeline(self) -> bool:
-        """Accepted, and neither outlier nor soft-failed: what readers may see."""
+        """Accepted, and neither outlier nor soft-failed."""
         return bool(self.flags & EventFlag.TIMELINE)
+
+    @property
+    def is_shown(self) -> bool:
+        """What readers may see: it stands in the timeline, and was not purged."""
+        return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
 
     @property
     def resolved(self) -> bool:
@@ -126,7 +132,7 @@ class RoomEvents:
         self._latest_nid = 0
         """The highest number of an event that this node has heard of: redactions of other nodes are above it."""
         self._log = Logger()
-        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.PLACED)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.PLACED, Topic.PURGED)
         streams.watch(self._heed_others)
 
     def __len__(self) -> int:
@@ -225,29 +231,38 @@ class RoomEvents:
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
                     self._put(StoredEvent(event, change.detail))
-            elif change.topic in (Topic.REDACTED, Topic.PLACED):
+            elif change.topic in (Topic.REDACTED, Topic.PLACED, Topic.PURGED):
                 self._changes_heard += 1
                 if isinstance(change.detail, int):
-                    dropped = self._cache.pop(change.detail, None)
-                    if dropped is not None:
-                        self._nids.pop(dropped.event.event_id, None)
+                    self._drop([change.detail])
+                elif isinstance(change.detail, PurgedMessages):
+                    self._drop(change.detail.nids)
                 else:  # another node's: of which event is not known here
                     self._cache.clear()
                     self._nids.clear()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node has written: it may have redacted events that are kept here, or placed outliers."""
+    def _drop(self, nids: Iterable[int]) -> None:
+        for nid in nids:
+            dropped = self._cache.pop(nid, None)
+            if dropped is not None:
+                self._nids.pop(dropped.event.event_id, None)
+
+    def _heed_others(self, after: int, _upto: int) -> None:
+        """Another node has written: it may have redacted or purged events that are kept here, or placed outliers."""
         self._changes_heard += 1
         for nid in [nid for nid, event in self._cache.items() if event.is_outlier]:
             self.forget([self._cache[nid].event.event_id])
-        Deferred.fromCoroutine(self._forget_redacted()).addErrback(
+        Deferred.fromCoroutine(self._forget_redacted(after)).addErrback(
             lambda failure: self._log.failure("what other nodes redacted is not known", failure)
         )
 
-    async def _forget_redacted(self) -> None:
-        redacted, self._latest_nid = await self._store.get_redacted_since(self._latest_nid)
+    async def _forget_redacted(self, after: int) -> None:
+        lost = await self._store.get_lost_since(self._latest_nid, after)
+        self._latest_nid = lost.redaction_nid
         self._changes_heard += 1
-        self.forget(EventID(event_id) for event_id in redacted)
+        self.forget(EventID(event_id) for event_id in lost.redacted)
+        if lost.purged_rooms:
+            self._drop([nid for nid, event in self._cache.items() if event.room_nid in lost.purged_rooms])
 
 
 def entries_before(event: StoredEvent, after: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:

@@ -15,14 +15,17 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
+from federation.protocol.retention import is_expired
 from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
 
-_TIMELINE: Final = EventFlag.TIMELINE
-_is_shown: Final = EventFlag.TIMELINE.__and__
+_STANDING: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
+_SHOWN: Final = frozenset({EventFlag.TIMELINE})
+"""What `_STANDING` says of events that stand in the timeline and were not purged."""
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
 MAX_DEPTH: Final = 2**53 - 1
@@ -41,25 +44,39 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 class Visibility:
     """Filters pages of events for a user."""
 
-    def __init__(self, trees: StateTreeStore, events: RoomEvents) -> None:
+    def __init__(self, trees: StateTreeStore, events: RoomEvents, lifetimes: Lifetimes | None = None) -> None:
+        """Without `lifetimes` messages are shown for ever."""
         self._trees = trees
         self._events = events
+        self._lifetimes = lifetimes
 
     async def filter(self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]) -> list[Seen]:
         """Those of the events (of one room) that the user may see, in the given order.
 
-        `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
+        `own` is the user's present membership of the room. Events that do not stand in the timeline are left out, and
+        messages that are kept no longer.
         """
+        if self._lifetimes is not None and events:
+            oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
+            events = [event for event in events if not is_expired(event.event, oldest)]
+        return await self.filter_of_any_age(user_id, own, events)
+
+    async def filter_of_any_age(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """As `filter`, with messages that are kept no longer: for who asks for the state at an event, not for the event."""
+        if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+            events = [event for event in events if event.is_shown]
         if own is None or own.membership != "join":
-            return await self._filter_by_state(user_id, own, [event for event in events if event.flags & _TIMELINE])
+            return await self._filter_by_state(user_id, own, events)
         # since the latest change of their membership they have been in the room: they see all, whatever its settings
         since = own.position
         positions = list(map(_position, events))
-        if None not in positions and min(positions, default=0) > since and all(map(_is_shown, map(_flags, events))):
+        if None not in positions and min(positions, default=0) > since:
             return list(map(Seen, events, repeat("join")))
-        page = [Seen(event, "join") for event in events if event.flags & _TIMELINE and (event.position or 0) > since]
+        page = [Seen(event, "join") for event in events if (event.position or 0) > since]
         later = {each.event.nid: each for each in page}
-        before = [event for event in events if event.flags & _TIMELINE and event.nid not in later]
+        before = [event for event in events if event.nid not in later]
         seen = later | {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}
         return [seen[event.nid] for event in events if event.nid in seen]
 

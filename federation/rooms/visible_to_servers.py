@@ -1,7 +1,8 @@
 """Which of a room's events another server may see: those that any of its users may see.
 
 A server that has been in the room since before an event sees it without any look-up. For older events the history visibility
-counts, and only where that shows little the memberships of the server's users: for a whole page at once.
+counts, and only where that shows little the memberships of the server's users: for a whole page at once. Messages that are older
+than their room keeps them are shown whole to no server.
 
 spec: client-server-api#room-history-visibility, server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -11,12 +12,14 @@ from typing import Final
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName
+from federation.protocol.retention import is_expired
 from federation.protocol.visibility import (
     HISTORY_VISIBILITY,
     HistoryVisibility,
     is_visible_to_server,
     read_visibility,
 )
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
 from storage.memberships import MembershipStore
@@ -30,8 +33,14 @@ class ServerVisibility:
     """Looks at pages of events for another server. For the reactor thread."""
 
     def __init__(
-        self, trees: StateTreeStore, events: RoomEvents, membership_store: MembershipStore, servers: RoomServers
+        self,
+        trees: StateTreeStore,
+        events: RoomEvents,
+        membership_store: MembershipStore,
+        servers: RoomServers,
+        lifetimes: Lifetimes | None = None,
     ) -> None:
+        self._lifetimes = lifetimes
         self._trees = trees
         self._events = events
         self._membership_store = membership_store
@@ -39,6 +48,13 @@ class ServerVisibility:
 
     async def see(self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]) -> list[bool]:
         """Which of the events (of one room) a server, which is in the room now, may see whole."""
+        seen = await self._see(server, room_nid, events)
+        if self._lifetimes is None:
+            return seen
+        oldest = await self._lifetimes.oldest_shown(room_nid)
+        return [visible and not is_expired(stored.event, oldest) for stored, visible in zip(events, seen, strict=True)]
+
+    async def _see(self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]) -> list[bool]:
         since = (await self._servers.in_room(room_nid)).get(server)
         if since is None:
             return [False] * len(events)  # it has left since it asked

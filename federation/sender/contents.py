@@ -11,10 +11,13 @@ from typing import Any, Final
 
 from federation.identity import ServerIdentity
 from federation.own_devices import OwnDevices, encode_edu
+from federation.protocol.events import encode_event_json
 from federation.protocol.ids import RoomID
+from federation.protocol.redaction import redact
 from federation.remote.transactions import MAX_EDUS, MAX_PDUS, Transaction
 from federation.rooms.engine import RoomEngine
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.lifetimes import Lifetimes
+from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.destination import Destination, Pending, QueuedEvent
@@ -65,6 +68,7 @@ class Contents:
         to_device: OutgoingToDeviceStore,
         devices: OwnDevices,
         sticky: StickyEvents,
+        lifetimes: Lifetimes | None,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
     ) -> None:
@@ -76,6 +80,7 @@ class Contents:
         self._to_device = to_device
         self._devices = devices
         self._sticky = sticky
+        self._lifetimes = lifetimes
         self._identity = identity
         self._now_ms = now_ms
 
@@ -101,17 +106,25 @@ class Contents:
         to_device_upto = await self._take_to_device(destination, taken, edus)
         await self._take_users(destination, taken, edus)
         stored = await self._events.get_events(nids)
+        pdus = [await self._form_of(stored[nid]) for nid in nids if nid in stored]
         rooms = await self._rooms.get_rooms_by_nid({key[0] for key in destination.receipts})
         # from here on nothing is waited for
         receipts_from = _take_receipts(destination, edus, {nid: row.room_id for nid, row in rooms.items()})
         _take_notices(destination, edus)
         return Pending(
-            Transaction(txn_id, self._now_ms(), [stored[nid].pdu for nid in nids if nid in stored], edus.encoded),
+            Transaction(txn_id, self._now_ms(), pdus, edus.encoded),
             taken.all_rooms(),
             taken.users,
             to_device_upto,
             receipts_from,
         )
+
+    async def _form_of(self, stored: StoredEvent) -> bytes:
+        """The PDU; what is older than its room keeps it goes out without its content."""
+        if self._lifetimes is None or await self._lifetimes.shows(stored):
+            return stored.pdu
+        version = stored.event.version
+        return encode_event_json(version, redact(version, stored.event.pdu))
 
     async def _take_missed(self, destination: Destination, taken: "_Taken", upto: int) -> list[int]:
         """The events to tell of rooms that the server missed something of: of one room at least, if there is any."""

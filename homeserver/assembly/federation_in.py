@@ -123,7 +123,7 @@ class IncomingParts:
             rooms.chains,
             TimelineStore(database),
             federation.access,
-            ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers),
+            ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers, rooms.lifetimes),
         )
         self.audit = StateAudit(
             StateAuditStore(database),

@@ -61,6 +61,7 @@ class FederationOutParts:
             outgoing,
             self.own_devices,
             rooms.sticky_events,
+            rooms.lifetimes,
             identity,
             now_ms,
         )

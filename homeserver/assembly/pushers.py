@@ -84,6 +84,7 @@ class PusherParts:
             Gateways(clock, web, metrics),
             rooms.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,
+            rooms.lifetimes,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )

@@ -27,6 +27,7 @@ from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.cache_sizes import CacheSizes
+from homeserver.assembly.lifetimes import lifetimes_of
 from homeserver.assembly.presence import presence_of
 from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
@@ -167,7 +168,8 @@ class RoomParts:
         self.store = room_store
         self.membership_store = membership_store
         self.trees = trees
-        self.visibility = visibility = Visibility(trees, self.events)
+        self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
+        self.visibility = visibility = Visibility(trees, self.events, self.lifetimes)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
@@ -188,7 +190,7 @@ class RoomParts:
         )
         self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
         self.push_decisions = PushDecisions(
-            self.engine, membership_store, past, push.rules, ignored, self.permissions, push.threads
+            self.engine, membership_store, past, push.rules, ignored, self.permissions, push.threads, self.lifetimes
         )
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
@@ -212,6 +214,7 @@ class RoomParts:
             self.permissions,
             client_events,
             streams,
+            self.lifetimes,
         )
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships

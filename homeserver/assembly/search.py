@@ -52,6 +52,7 @@ class SearchParts:
             rooms.visibility,
             rooms.reading,
             answers,
+            rooms.lifetimes,
             enabled=search.enable_search,
         )
         user_directory = search.user_directory

@@ -21,6 +21,7 @@ from homeserver.config.option import description_of
 from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.registration_files import complaints_of
+from homeserver.config.retention import complaints_of as retention_complaints
 from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
@@ -231,6 +232,7 @@ def _check_together(config: Config) -> list[Problem]:
                 "may not be more than `destination_max_retry_interval`",
             )
         )
+    problems += [Problem(("retention", *place), text) for place, text in retention_complaints(config.rooms.retention)]
     problems += _check_member_list(config.federation.federation_member_list)
     registration = config.registration
     if (

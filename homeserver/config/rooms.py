@@ -6,6 +6,7 @@ from typing import Literal
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.config.option import JSON, Duration, option, section
+from homeserver.config.retention import Retention
 
 
 def _check_room_version(version: str) -> str | None:
@@ -50,6 +51,13 @@ class Rooms:
     )
     filter_timeline_limit: int = option(
         100, "The most events of a room in one answer to /sync, whatever its filter says; -1: no bound.", minimum=-1
+    )
+    retention: Retention = section(Retention, "How long messages are kept; see docs/retention.md.")
+    forgotten_room_retention_period: Duration | None = option(
+        None,
+        "How long after the last user of this server has forgotten a room its messages are deleted for good; without it, never.",
+        minimum=0,
+        example="28d",
     )
 
 

@@ -341,7 +341,7 @@ class RoomReading:
             return self._engine.view(reader.snapshot.room.room_nid, None)
         nid = page[0][1]
         event = (await self._events.get_events([nid]))[nid]
-        if not await self._visibility.filter(user_id, reader.own, [event]):
+        if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
 

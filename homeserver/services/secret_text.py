@@ -113,6 +113,10 @@ class SecretText:
         """24 letters, 136 bits: who knows it may manage a delayed event."""
         return self._text(ascii_letters, 24)
 
+    def purge_id(self) -> str:
+        """24 letters: the name of a purge."""
+        return self._text(ascii_letters, 24)
+
     def nonce(self) -> str:
         """128 hexadecimal digits."""
         return self._random(64).hex()

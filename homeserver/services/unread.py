@@ -20,6 +20,7 @@ from federation.rooms.past_memberships import PastMemberships
 from homeserver.services.push.own_rules import OwnRules
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
+from storage.purging import PurgedMessages
 from storage.push_attention import AttentionHistory
 from storage.push_outcomes import HIGHLIGHTED, MAIN, PushOutcomeStore, ReadUpTo, flags_outcome
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
@@ -133,7 +134,7 @@ class UnreadCounts:
         self._recent: OrderedDict[int, _Recent] = OrderedDict()
         self._dropped_upto = streams.current()
         self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED)
         streams.watch(self._heed_others)
 
     async def get_counts(
@@ -261,7 +262,11 @@ class UnreadCounts:
             elif isinstance(row, ReceiptRow | MembershipRow):
                 self._changes_heard += 1
                 self._counts.pop((row.user_id, row.room_nid), None)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
+            elif isinstance(row, PurgedMessages):
+                # what lost its content may have been counted
+                self._changes_heard += 1
+                self._forget_before(row.room_nid, change.position)
+            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.PURGED):
                 self._heed_others(change.position, change.position)
         if any(change.topic is Topic.REDACTED and change.position not in redactions for change in changes):
             # by another node, or by a redaction that is no news: in which room is not known here

@@ -317,6 +317,34 @@ def test_the_first_pause_is_not_longer_than_the_longest(folder: Folder) -> None:
     assert folder.load(config).notices == ()
 
 
+def test_lifetimes_that_contradict_each_other(folder: Folder) -> None:
+    config = "\n".join(
+        (
+            "server_name: a.b",
+            "retention:",
+            "  enabled: true",
+            "  default_policy: {min_lifetime: 2d, max_lifetime: 1d}",
+            "  allowed_lifetime_min: 10d",
+            "  allowed_lifetime_max: 1d",
+            "  purge_jobs:",
+            "    - {shortest_max_lifetime: 3d, longest_max_lifetime: 1d, interval: 1d}",
+        )
+    )
+    assert folder.complaints(config) == [
+        "homeserver.yaml:4: retention.default_policy.min_lifetime: may not be more than `max_lifetime`",
+        "homeserver.yaml:5: retention.allowed_lifetime_min: may not be more than `allowed_lifetime_max`",
+        "homeserver.yaml:8: retention.purge_jobs[0].shortest_max_lifetime: may not be more than `longest_max_lifetime`",
+    ]
+
+
+def test_rules_of_retention_as_synapse_has_them(folder: Folder) -> None:
+    config = (
+        "server_name: a.b\nforgotten_room_retention_period: 28d\nretention: {enabled: true, default_policy: null,"
+        " allowed_lifetime_min: 1d, allowed_lifetime_max: 1y, purge_jobs: null}"
+    )
+    assert folder.load(config).notices == ()
+
+
 def test_that_redacted_content_is_gone_at_once_is_said(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
     assert notice == (

@@ -60,6 +60,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory, our_database: PostgresConfig 
         pytest.skip(NOT_INSTALLED)
     town = Town(tmp_path_factory.mktemp("town"), python)
     try:
-        yield Pair(town.start_ours(our_database), town.start_synapse())
+        yield Pair(town.start_ours(our_database, retention={"enabled": True}), town.start_synapse())
     finally:
         town.end()

@@ -45,3 +45,36 @@ def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(pair:
     found = until(find)
     around = until(lambda: guest.ask("GET", f"/rooms/{quote(room_id)}/context/{quote(found)}?limit=4").json)
     assert around["event"]["event_id"] == found
+
+
+@pytest.mark.parametrize("version", ["1", "10", "12"])
+def test_what_is_too_old_goes_out_without_its_content(pair: Pair, version: str) -> None:
+    alice, bob = pair.people()
+    room_id = alice.create(preset="public_chat", room_version=version)
+    said = [alice.say(room_id, f"secret {number}") for number in range(20)]
+    alice.set_state(room_id, "m.room.retention", {"max_lifetime": 1})
+    until(lambda: alice.said(room_id) == [])
+    assert bob.join(room_id, alice.server.name).status == 200
+
+    def read() -> list[str]:
+        return [event["event_id"] for event in bob.history(room_id) if event["type"] == "m.room.message"]
+
+    until(lambda: read() == said[::-1])
+    assert "secret" not in repr(bob.history(room_id))
+    alice.set_state(room_id, "m.room.retention", {"max_lifetime": 3_600_000})
+    answer = bob.say(room_id, "and now?")
+    until(lambda: alice.event(room_id, answer))
+    again = alice.say(room_id, "now this")
+    until(lambda: bob.event(room_id, again))
+
+
+def test_what_another_server_keeps_longer_is_not_shown_here(pair: Pair) -> None:
+    alice, bob = pair.people()
+    room_id = bob.create(preset="public_chat")
+    for number in range(20):
+        bob.say(room_id, f"secret {number}")
+    bob.set_state(room_id, "m.room.retention", {"max_lifetime": 1})
+    assert alice.join(room_id, bob.server.name).status == 200
+    until(lambda: any(event["type"] == "m.room.create" for event in alice.history(room_id)))
+    assert alice.said(room_id) == []
+    assert len(bob.said(room_id)) == 20

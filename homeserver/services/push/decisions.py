@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from federation.protocol.ids import UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS
@@ -35,6 +36,7 @@ class PushDecisions:
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
         threads: ThreadSubscriptionStore,
+        lifetimes: Lifetimes | None,
     ) -> None:
         self._engine = engine
         self._memberships = memberships
@@ -43,21 +45,22 @@ class PushDecisions:
         self._ignored = ignored
         self._permissions = permissions
         self._threads = threads
+        self._lifetimes = lifetimes
 
     async def get_actions(self, stored: StoredEvent, user_ids: Collection[UserID]) -> Mapping[UserID, Actions]:
         """What the event is to do for each of these local users; whom it tells nothing is missing from the answer.
 
         Nobody is told of their own events, of those of users whom they ignore, of redacted ones, of what is no news (what was
-        fetched from the past, or not accepted), nor of rooms that they are not in now or were not in then; whom the event
-        itself invites is told of it, also into a room that this server is not in (`OutsideMemberships.find_event`), unless they
-        want no invites of its sender.
+        fetched from the past, not accepted, or older than the room keeps it), nor of rooms that they are not in now or were not
+        in then; whom the event itself invites is told of it, also into a room that this server is not in
+        (`OutsideMemberships.find_event`), unless they want no invites of its sender.
 
         Costs at most five queries whatever the number of users, and none of them where rules, ignored users and the room are
         in memory but that for the memberships of those who may be told: who has muted the room costs nothing. A set of rules is
         asked once for all users who have it, unless the event names them. The room's members and power levels are those of now.
         """
         event = stored.event
-        if not _is_news(stored):
+        if not await self._is_news(stored):
             return {}
         rules = await self._rules.of_users([user for user in user_ids if user != event.sender])
         if not rules:
@@ -107,7 +110,9 @@ class PushDecisions:
         found: list[StoredEvent] = []
         for stored in events:
             sender = stored.event.sender
-            if sender == user or sender in ignored or not _is_news(stored) or not await self._concerns(stored, row):
+            if sender == user or sender in ignored:
+                continue
+            if not await self._is_news(stored) or not await self._concerns(stored, row):
                 continue
             if surroundings is None:
                 surroundings = await self._surroundings_of(stored)
@@ -150,6 +155,7 @@ class PushDecisions:
             and not await self._permissions.hides(row)
         )
 
-
-def _is_news(stored: StoredEvent) -> bool:
-    return stored.position is not None and stored.redacted_by is None and stored.in_timeline
+    async def _is_news(self, stored: StoredEvent) -> bool:
+        if stored.position is None or stored.redacted_by is not None or not stored.in_timeline:
+            return False
+        return self._lifetimes is None or await self._lifetimes.shows(stored)

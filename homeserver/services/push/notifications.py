@@ -4,7 +4,7 @@ Laws:
 - Newest first. A page looks at the user's rooms in the order of their newest events, and at no more of them once all the others
   are older than what it has found.
 - What is no longer theirs to see is not in it: rooms that they have left, what came before they (last) joined, redacted events,
-  and what users whom they ignore sent.
+  what is older than its room keeps it, and what users whom they ignore sent.
 - Whether an event notified, and was highlighted, is what was decided when it came. Its further actions (a sound) are those
   of the user's rules of today.
 
@@ -18,6 +18,7 @@ from typing import Any, Final
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import is_outside
 from federation.rooms.past_memberships import PastMemberships
@@ -63,6 +64,7 @@ class Notifications:
         permissions: InvitePermissions,
         client_events: ClientEvents,
         streams: Streams,
+        lifetimes: Lifetimes | None,
     ) -> None:
         self._outcomes = outcomes
         self._recency = recency
@@ -77,6 +79,7 @@ class Notifications:
         self._permissions = permissions
         self._client_events = client_events
         self._streams = streams
+        self._lifetimes = lifetimes
 
     async def get(self, caller: Requester, from_: str | None, limit: int, only: str | None) -> Mapping[str, Any]:
         """A page. Raises InvalidParam."""
@@ -130,7 +133,12 @@ class Notifications:
     ) -> list[Mapping[str, Any]]:
         rules = await self._rules.of_user(caller.user_id)
         stored = await self._events.get_events(each.event_nid for each in found)
-        shown = [(each, stored[each.event_nid]) for each in found if each.event_nid in stored]
+        shown = [
+            (each, stored[each.event_nid])
+            for each in found
+            if each.event_nid in stored
+            and (self._lifetimes is None or await self._lifetimes.shows(stored[each.event_nid]))
+        ]
         joined = {each.room_nid: own[each.room_nid] for each in found if own[each.room_nid].membership == "join"}
         marks = await self._unread.read_marks(caller.user_id, joined.values())
         forms = await self._client_events.present(

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.badges import Badges
@@ -119,6 +120,7 @@ class Deliveries:
         gateways: Gateways,
         now_ms: Callable[[], int],
         draw: Draws,
+        lifetimes: Lifetimes | None,
         *,
         with_content: bool,
         jitter_seconds: float,
@@ -132,6 +134,7 @@ class Deliveries:
         self._gateways = gateways
         self._now_ms = now_ms
         self._draw = draw
+        self._lifetimes = lifetimes
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
         self._lines: dict[int, Line] = {}
@@ -334,6 +337,8 @@ class Deliveries:
         if told.outside is None:
             stored = (await self._events.get_events([told.stored.nid])).get(told.stored.nid)
             if stored is None or stored.redacted_by is not None:
+                return None
+            if self._lifetimes is not None and not await self._lifetimes.shows(stored):
                 return None
             told.stored = stored
         names = await self._names.get(told)

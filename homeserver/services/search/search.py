@@ -22,6 +22,7 @@ from federation.protocol.errors import Forbidden, InvalidParam, MatrixError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.engine import RoomEngine
+from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen, Visibility
@@ -97,6 +98,7 @@ class MessageSearch:
         visibility: Visibility,
         reading: RoomReading,
         answers: SearchAnswers,
+        lifetimes: Lifetimes | None,
         *,
         enabled: bool,
     ) -> None:
@@ -109,6 +111,7 @@ class MessageSearch:
         self._visibility = visibility
         self._reading = reading
         self._answers = answers
+        self._lifetimes = lifetimes
         self._enabled = enabled
         self._gate = DeferredSemaphore(AT_ONCE)
 
@@ -215,11 +218,22 @@ class MessageSearch:
             for group in search.criteria.groupings.group_by
         }
         answer = await self._answers.make(search.caller, search.criteria, search.terms, shown, groups)
-        sure = {hit.event_nid for hit in hits if _is_surely_seen(search.own.get(hit.room_nid), hit)}
+        oldest = await self._oldest_shown({hit.room_nid for hit in hits})
+        sure = {
+            hit.event_nid
+            for hit in hits
+            if hit.ts >= oldest.get(hit.room_nid, 0) and _is_surely_seen(search.own.get(hit.room_nid), hit)
+        }
         answer["count"] = len(sure | {each.hit.event_nid for each in found})
         if next_batch is not None:
             answer["next_batch"] = format_cursor(next_batch)
         return {"search_categories": {"room_events": answer}}
+
+    async def _oldest_shown(self, room_nids: Iterable[int]) -> Mapping[int, int]:
+        """Of rooms that do not keep messages for ever, the time of the oldest that may still be shown."""
+        if self._lifetimes is None:
+            return {}
+        return {nid: await self._lifetimes.oldest_shown(nid) for nid in room_nids}
 
     def _go_on(
         self,

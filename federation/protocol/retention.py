@@ -1,0 +1,61 @@
+"""How long the messages of a room are kept: what a room says of it, what a server allows, and what counts then.
+
+Milliseconds since an event's `origin_server_ts`. State is not subject to it. proposal: MSC1763
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.events import Event, StateKey
+
+RETENTION: Final = StateKey("m.room.retention", "")
+LONGEST: Final = 2**53 - 1
+UNBOUNDED: Final = LONGEST + 1
+"""A lifetime that never ends, for a room that sets none: longer than any that it could set."""
+
+
+class RetentionRules(msgspec.Struct, frozen=True):
+    """What the server says. None: nothing."""
+
+    default_max: int | None = None
+    """For rooms that say nothing."""
+    shortest: int | None = None
+    longest: int | None = None
+    """The bounds of what rooms say."""
+
+    def effective(self, of_room: int | None) -> int:
+        """The lifetime of a room's messages, by what the room says (None: nothing that counts).
+
+        A room that wants no bound has the longest that is allowed.
+        """
+        wanted = self.default_max if of_room is None else of_room
+        if wanted is None:
+            return UNBOUNDED
+        if self.shortest is not None and wanted < self.shortest:
+            return self.shortest
+        return wanted if self.longest is None else min(wanted, self.longest)
+
+
+def read_max_lifetime(content: Mapping[str, Any]) -> int | None:
+    """What an m.room.retention says: UNBOUNDED where it has a lower bound alone; None where it has none, such as a redacted
+    one, or is not of the right form."""
+    longest, least = content.get("max_lifetime"), content.get("min_lifetime")
+    if not all(value is None or is_lifetime(value) for value in (longest, least)):
+        return None
+    if longest is None and least is None:
+        return None
+    if longest is not None and least is not None and longest < least:
+        return None
+    return UNBOUNDED if longest is None else int(longest)
+
+
+def is_lifetime(value: object) -> bool:
+    """Whether it can be one: a whole number, not negative, that JSON can carry."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LONGEST
+
+
+def is_expired(event: Event, oldest: int) -> bool:
+    """Whether it is a message that was sent before the oldest that is still to be shown."""
+    return event.state_key is None and event.origin_server_ts < oldest

@@ -1,0 +1,52 @@
+"""Purges messages of rooms: what stays of each is what a redaction would leave, by the rules of the room's version.
+
+proposal: MSC1763
+"""
+
+from collections.abc import Callable, Sequence
+
+from federation.protocol.events import encode_event_json, load_event
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.redaction import redact
+from federation.protocol.room_versions import ROOM_VERSIONS
+from storage.database import Database
+from storage.purging import Cause, Message, PurgingStore
+from storage.rooms import RoomStore
+from storage.transaction import WriteTransaction
+
+AlsoWrite = Callable[[WriteTransaction, int], None]
+"""What is written with a purge, told how many messages lost their content."""
+
+
+class Purging:
+    """Takes the content of messages away."""
+
+    def __init__(self, database: Database, store: PurgingStore, rooms: RoomStore, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._store = store
+        self._rooms = rooms
+        self._now_ms = now_ms
+
+    async def purge(
+        self, room_nid: int, messages: Sequence[Message], cause: Cause, also: AlsoWrite | None = None
+    ) -> int:
+        """Purge these messages of a room, in one write; how many had not been purged meanwhile."""
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
+        pruned: dict[int, bytes] = {}
+        for message in messages:
+            event = load_event(version, EventID(message.event_id), room_id, message.pdu)
+            pruned[message.event_nid] = encode_event_json(version, redact(version, event.pdu))
+        now = self._now_ms()
+
+        def write(txn: WriteTransaction) -> int:
+            count = self._store.purge(txn, room_nid, pruned, cause, now)
+            if also is not None:
+                also(txn, count)
+            return count
+
+        return await self._database.write("purge_messages", write)
+
+    async def end(self) -> None:
+        """For now no more is to be purged: what was leaves the log beside the database too, unless somebody is in the way."""
+        await self._database.empty_log()

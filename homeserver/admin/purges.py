@@ -1,0 +1,65 @@
+"""Purging the history of rooms, and what was deleted for good. The paths under `/_synapse` are those of Synapse's administration API."""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.errors import BadJson, InvalidParam
+from federation.protocol.ids import EventID, RoomID
+from homeserver.services.retention.history_purges import HistoryPurges
+from homeserver.services.retention.record import PurgedRecord
+
+_V1: Final = "/_synapse/admin/v1"
+MOST: Final = 1000
+"""Entries in one answer."""
+Time = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+From = Annotated[str | None, Names("from")]
+
+
+class Purge(msgspec.Struct, frozen=True):
+    """The body of a request to purge."""
+
+    purge_up_to_ts: Time | None = None
+    purge_up_to_event_id: EventID | None = None
+    delete_local_events: bool = False
+
+
+@endpoint("POST", f"{_V1}/purge_history/{{room_id}}", auth=Auth.ADMIN)
+async def purge_history(purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: Purge) -> dict[str, str]:
+    """Begin to delete what stands above an event, or else was sent before a time; what users of this server have said stays, unless
+    `delete_local_events` says otherwise. Raises NotFound, BadJson, MatrixError."""
+    return await _begin(purges, caller, room_id, body.purge_up_to_event_id, body)
+
+
+@endpoint("POST", f"{_V1}/purge_history/{{room_id}}/{{event_id}}", auth=Auth.ADMIN)
+async def purge_history_before(
+    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, event_id: EventID, body: Purge
+) -> dict[str, str]:
+    """The same, with the event in the path; it stays itself."""
+    return await _begin(purges, caller, room_id, event_id, body)
+
+
+async def _begin(
+    purges: HistoryPurges, caller: Requester, room_id: RoomID, event_id: EventID | None, body: Purge
+) -> dict[str, str]:
+    if event_id is None and body.purge_up_to_ts is None:
+        raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is needed")
+    purge_id = await purges.do_begin(
+        room_id, event_id, body.purge_up_to_ts, with_own=body.delete_local_events, by=caller.user_id
+    )
+    return {"purge_id": purge_id}
+
+
+@endpoint("GET", f"{_V1}/purge_history_status/{{purge_id}}", auth=Auth.ADMIN)
+async def get_purge_status(purges: HistoryPurges, *, purge_id: str) -> dict[str, Any]:
+    """What has become of it: `active`, `complete` or `failed`, and how many messages lost their content. Raises NotFound."""
+    return await purges.get_status(purge_id)
+
+
+@endpoint("GET", "/_mahalla/admin/v1/purged_messages", auth=Auth.ADMIN)
+async def get_purged_messages(record: PurgedRecord, *, from_: From = None, limit: int = 100) -> dict[str, Any]:
+    """How many messages were deleted for good, by day and room and why (retention, purge, forgotten), the latest day first."""
+    if not 1 <= limit <= MOST:
+        raise InvalidParam(f"limit is between 1 and {MOST}")
+    return await record.get_page(from_, limit)

@@ -1,0 +1,36 @@
+"""What clients are told that this server can do, as far as its configuration decides."""
+
+from federation.protocol.room_versions import ROOM_VERSIONS
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.mail import MailParts
+from homeserver.assembly.oauth import OAuthParts
+from homeserver.assembly.rooms import ENCRYPTED_PRESETS, fixed_profile_fields
+from homeserver.config.whole import Config
+from homeserver.services.capabilities import Capabilities
+from homeserver.services.offered_features import OfferedFeatures
+from homeserver.services.threepid_validation import ADD
+
+
+def offers_of(
+    config: Config, accounts: AccountParts, mail: MailParts, oauth: OAuthParts
+) -> tuple[Capabilities, OfferedFeatures]:
+    """Capabilities, and unstable features."""
+    return (
+        Capabilities(
+            default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
+            passwords_can_change=bool(config.sessions.password_config.enabled),
+            fixed_profile_fields=fixed_profile_fields(config),
+            rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
+            or accounts.phones.is_possible(ADD),
+            login_tokens=config.sessions.login_via_existing_session.enabled,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
+            url_previews=config.previews.url_preview_enabled,
+        ),
+        OfferedFeatures(
+            delayed_events=config.rooms.max_event_delay_duration is not None,
+            older_qr_codes=config.sessions.oauth.qr_code == "everybody" and oauth.metadata.document is not None,
+            encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
+            retention=config.rooms.retention.enabled,
+        ),
+    )

@@ -1,0 +1,80 @@
+"""Deletes for good what is older than its room keeps it: a job for each of the intervals that the operator wants.
+
+What is that old is shown to nobody any more already (`federation/rooms/lifetimes.py`), so nothing depends on when this comes by.
+
+proposal: MSC1763
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from federation.protocol.retention import UNBOUNDED
+from federation.rooms.lifetimes import Lifetimes
+from federation.rooms.purging import Purging
+from storage.purging import Cause, PurgingStore
+from storage.room_lifetimes import RoomLifetimeStore
+
+ROOMS_AT_ONCE: Final = 500
+"""Rooms that are asked together whether anything in them is too old."""
+AT_ONCE: Final = 100
+"""Messages that are purged in one write: the writer is held for some milliseconds."""
+
+
+class MessageExpiry:
+    """The steps of a job that goes through the rooms."""
+
+    def __init__(
+        self,
+        lifetimes: Lifetimes,
+        rooms: RoomLifetimeStore,
+        store: PurgingStore,
+        purging: Purging,
+        now_ms: Callable[[], int],
+        is_for: Callable[[int], bool],
+    ) -> None:
+        """`is_for`: whether rooms with this lifetime are looked through by this job."""
+        self._lifetimes = lifetimes
+        self._rooms = rooms
+        self._store = store
+        self._purging = purging
+        self._now_ms = now_ms
+        self._is_for = is_for
+        self._upto = 0
+        """The number of the last room that was looked at."""
+        self._has_purged = False
+        """Something, since it began with the first room."""
+
+    async def do_step(self, limit: int) -> int:
+        """Purge up to so many messages; how many it were. After the last room it begins anew the next time."""
+        done = 0
+        while True:
+            rooms = await self._rooms.get_rooms(self._upto, ROOMS_AT_ONCE)
+            lifetimes = await self._lifetimes.get(rooms)
+            now = self._now_ms()
+            oldest = {
+                nid: now - lifetime
+                for nid, lifetime in lifetimes.items()
+                if lifetime < UNBOUNDED and self._is_for(lifetime)
+            }
+            for room_nid in await self._store.find_rooms(oldest) if oldest else ():
+                done += await self._purge(room_nid, oldest[room_nid], limit - done)
+                self._has_purged = True
+                if done >= limit:
+                    return done
+            if len(rooms) < ROOMS_AT_ONCE:
+                self._upto = 0
+                if self._has_purged:
+                    self._has_purged = False
+                    await self._purging.end()
+                return done
+            self._upto = rooms[-1]
+
+    async def _purge(self, room_nid: int, before_ms: int, limit: int) -> int:
+        done = 0
+        while done < limit:
+            messages = await self._store.get_older(room_nid, before_ms, min(AT_ONCE, limit - done))
+            if not messages:
+                break
+            await self._purging.purge(room_nid, messages, Cause.RETENTION)
+            done += len(messages)
+        return done

@@ -1,0 +1,138 @@
+"""Purges the history of a room where an administrator asks for it, as a job that a restart goes on with.
+
+Laws:
+- State stays, and so does the newest message. What goes is gone for everybody here; other servers keep theirs.
+- A room has one purge at a time; they are done one after the other.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.ids import EventID, RoomID, UserID
+from federation.rooms.purging import Purging
+from federation.rooms.room_events import RoomEvents
+from homeserver.services.secret_text import SecretText
+from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.purging import DAY_MS, Cause, Message, PurgingStore
+from storage.rooms import RoomStore
+from storage.transaction import WriteTransaction
+
+AT_ONCE: Final = 100
+"""Messages that are purged in one write."""
+REMEMBERED_MS: Final = 365 * DAY_MS
+"""For how long it is told how a purge ended."""
+
+
+class HistoryPurges:
+    """Begins purges, tells of them, and does them in steps."""
+
+    def __init__(
+        self,
+        store: HistoryPurgeStore,
+        messages: PurgingStore,
+        purging: Purging,
+        rooms: RoomStore,
+        events: RoomEvents,
+        identity: ServerIdentity,
+        secret_text: SecretText,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._messages = messages
+        self._purging = purging
+        self._rooms = rooms
+        self._events = events
+        self._identity = identity
+        self._secret_text = secret_text
+        self._now_ms = now_ms
+
+    async def do_begin(
+        self, room_id: RoomID, event_id: EventID | None, before_ts: int | None, *, with_own: bool, by: UserID
+    ) -> str:
+        """Begin to purge what stands above an event, or else what was sent before a time; the id of the purge.
+
+        `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
+        """
+        room = await self._rooms.get_room(room_id)
+        if room is None:
+            raise NotFound("This server does not know the room")
+        depth = None
+        if event_id is not None:
+            event = (await self._events.get_anywhere([event_id])).get(event_id)
+            if event is None:
+                raise NotFound("This server does not know the event")
+            if event.room_nid != room.room_nid:
+                raise MatrixError("The event is of another room")
+            depth, before_ts = event.depth, None
+        purge = HistoryPurge(
+            self._secret_text.purge_id(),
+            room.room_nid,
+            Cause.PURGE.value,
+            before_ts,
+            depth,
+            with_own,
+            await self._store.get_newest_message(room.room_nid),
+            BEFORE_ALL,
+            0,
+            by,
+            self._now_ms(),
+        )
+        try:
+            await self._store.add(purge)
+        except PurgeUnderWay:
+            raise MatrixError("The history of this room is being purged already") from None
+        return purge.purge_id
+
+    async def get_status(self, purge_id: str) -> dict[str, Any]:
+        """What has become of a purge. Raises NotFound."""
+        purge = await self._store.get(purge_id)
+        if purge is None:
+            raise NotFound("There is no such purge")
+        known = {"messages": purge.messages, "by": purge.by_user_id, "created_ts": purge.created_ts}
+        if purge.finished_ts is None:
+            return {"status": "active", **known}
+        if purge.error is not None:
+            return {"status": "failed", "error": purge.error, **known}
+        return {"status": "complete", **known}
+
+    async def do_step(self, limit: int) -> int:
+        """Look at so many messages of purges that go on; how many it were."""
+        done = 0
+        while done < limit:
+            purge = await self._store.get_active()
+            if purge is None:
+                break
+            try:
+                done += await self._go_on(purge, min(AT_ONCE, limit - done))
+            except MatrixError as error:  # a stored event that cannot be read: it would be met again and again
+                await self._store.set_finished(purge.purge_id, self._now_ms(), error.text)
+        return done
+
+    async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
+        found = await self._messages.get_following(purge.room_nid, purge.after, limit)
+        within = [each for each in found if purge.before_ts is None or each.origin_server_ts < purge.before_ts]
+        if not within:
+            await self._purging.end()
+            await self._store.set_finished(purge.purge_id, self._now_ms(), None)
+            return 0
+        last = within[-1]
+
+        def note(txn: WriteTransaction, count: int) -> None:
+            move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
+
+        wanted = [each for each in within if self._is_wanted(purge, each)]
+        await self._purging.purge(purge.room_nid, wanted, Cause(purge.cause), note)
+        return len(within)
+
+    def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
+        if message.event_nid == purge.kept_nid:
+            return False
+        if purge.before_depth is not None and message.depth >= purge.before_depth:
+            return False
+        return purge.with_own or not self._identity.is_local(UserID(message.sender))
+
+    async def do_forget(self, limit: int) -> int:
+        """Forget how purges ended long ago; how many these were."""
+        return await self._store.remove_finished(self._now_ms() - REMEMBERED_MS, limit)

@@ -1,0 +1,116 @@
+"""What it costs readers that messages go by age, in one process without a network: without rules, with rules, and in a room most of
+which is purged; and what a purge costs.
+
+Microseconds of this process, with everything that is read in memory.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from federation.protocol.ids import EventID
+from federation.rooms.room_events import StoredEvent
+from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
+from tests.helpers.talk import create, join, messages, ok, say, set_state
+
+ROUNDS, TIMES = 15, 30
+MESSAGES = 5000
+DAY = 86_400
+RULES = "retention: {enabled: true}\n"
+
+
+def best(name: str, work: Callable[[], object], times: int = TIMES) -> None:
+    """Say what one costs in the best of some rounds."""
+    work()
+    found = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        for _ in range(times):
+            work()
+        found.append((time.process_time() - started) / times)
+    sys.stdout.write(f"{name:<60} {min(found) * 1e6:>10.1f} µs\n")
+
+
+def look(what: str, server: TestServer, bob: User, room_id: str) -> None:
+    """Measure the filter through which every page goes, alone."""
+    rooms = server.app.rooms
+    ids = [EventID(event["event_id"]) for event in messages(bob, room_id, limit=100)["chunk"]]
+    events = list(server.run(rooms.events.get_anywhere(ids)).values())
+    (own,) = server.run(rooms.memberships.of_user(bob.user_id)).values()
+
+    def see(page: Sequence[StoredEvent]) -> None:
+        step = rooms.visibility.filter(bob.user_id, own, page)
+        try:
+            step.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("it had to wait for something")
+
+    for number in (1, 10, 100):
+        best(f"to decide who sees {number} events, {what}", partial(see, events[:number]), times=1000)
+
+
+def read_once(bob: User, path: str) -> None:
+    ok(bob.get(path))
+
+
+def read(what: str, bob: User, room_id: str) -> None:
+    """Measure the ways of reading a room."""
+    since = str(sync(bob)["next_batch"])
+    say(bob, room_id, "new")
+    path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit="
+    for name, way in (
+        ("/sync of one new message", f"/_matrix/client/v3/sync?since={since}"),
+        ("the first /sync, 10 events", "/_matrix/client/v3/sync"),
+        ("/messages, 10 events", f"{path}10"),
+        ("/messages, 100 events", f"{path}100"),
+    ):
+        best(f"{name}, {what}", partial(read_once, bob, way))
+
+
+def measure(place: Path, template: Path, what: str, rules: str) -> None:
+    """Measure one server, and one with rules after a purge too."""
+    place.mkdir()
+    server = TestServer(place, open_inline(copy_sqlite(template, place)), rules)
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    set_state(alice, room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
+    started = time.process_time()
+    for number in range(MESSAGES):
+        say(alice, room_id, f"message {number} of those that are to be read, and to go later")
+    taken = (time.process_time() - started) / MESSAGES
+    sys.stdout.write(f"{f'to send a message, {what}':<60} {taken * 1e6:>10.1f} µs\n")
+    look(what, server, bob, room_id)
+    read(what, bob, room_id)
+    if not rules:
+        return
+    server.clock.advance(DAY + 1)
+    for number in range(100):
+        say(alice, room_id, f"later message {number}")
+    (expiry,) = server.app.retention.expiries
+    started = time.process_time()
+    done = sum(iter(lambda: server.run(expiry.do_step(1000)), 0))
+    taken = (time.process_time() - started) / done
+    sys.stdout.write(f"{f'to purge a message, of {done}':<60} {taken * 1e6:>10.1f} µs\n")
+    read("after a purge", bob, room_id)
+    best("/messages from the beginning, after a purge", lambda: messages(bob, room_id, "f", limit=20))
+
+
+def main() -> int:
+    """Measure, and print."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        template = make_sqlite_template(folder)
+        measure(folder / "without", template, "without rules", "")
+        measure(folder / "with", template, "with rules", RULES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Messages lose their content for good: in their own row, and in all that was made of it.
+
+Laws:
+- What stays of an event is what a redaction leaves, under the same id: others go on to stand upon it, servers that ask are given
+  that, and who sends the whole again is told that it is known.
+- One write takes a message's content from every table that has a copy, and notes how many it took, and why.
+- What is still to be purged is found by an index that who is purged leaves (`messages_by_time`): an interrupted purge goes on by
+  looking again, and what comes late, or is placed late, is found like the rest.
+- State is not touched.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from storage.database import Database
+from storage.engine import Row
+from storage.events import IS_UNPURGED_MESSAGE, EventFlag
+from storage.media_references import note_purged
+from storage.push_outcomes import remove_outcomes
+from storage.relations import remove_relations
+from storage.search import SearchStore
+from storage.sticky_events import remove_sticky_events
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+DAY_MS: Final = 24 * 3_600_000
+_COUNTED: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
+_KEPT_FLAGS: Final = (2**31 - 1) ^ _COUNTED
+
+
+class Cause(Enum):
+    """Why messages lose their content."""
+
+    RETENTION = "retention"
+    """They are older than their room keeps them."""
+    PURGE = "purge"
+    """An administrator purges the history of the room."""
+    FORGOTTEN = "forgotten"
+    """Nobody of this server remembers the room."""
+
+
+class PurgedMessages(msgspec.Struct, frozen=True):
+    """Messages that have lost their content."""
+
+    room_nid: int
+    nids: Sequence[int]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message that may be purged."""
+
+    event_nid: int
+    event_id: str
+    depth: int
+    origin_server_ts: int
+    sender: str
+    pdu: bytes
+
+
+class PurgedDay(msgspec.Struct, frozen=True):
+    """How many messages of a room were purged on a day."""
+
+    day: int
+    """Since 1970, in UTC."""
+    room_nid: int
+    cause: str
+    room_id: str
+    messages: int
+
+
+_COLUMNS: Final = "event_nid, event_id, depth, origin_server_ts, sender, pdu"
+_SELECT: Final = f"SELECT {_COLUMNS} FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
+_ORDERED: Final = "ORDER BY origin_server_ts, event_nid LIMIT ?"
+
+
+class PurgingStore:
+    """Finds messages to purge, and purges them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._texts = SearchStore(database)
+
+    async def find_rooms(self, oldest: Mapping[int, int]) -> Sequence[int]:
+        """Those of the rooms that have messages which were sent before the room's time."""
+
+        def read(txn: Transaction) -> Sequence[int]:
+            # in an order, though one is enough: else PostgreSQL hopes to meet one soon without an index
+            sql = (
+                f"SELECT event_nid FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
+                " AND origin_server_ts < ? ORDER BY origin_server_ts, event_nid LIMIT 1"
+            )
+            found = txn.query_each(sql, list(oldest.items()))
+            return [nid for nid, rows in zip(oldest, found, strict=True) if rows]
+
+        return await self._database.read("find_rooms_to_purge", read)
+
+    async def get_older(self, room_nid: int, before_ms: int, limit: int) -> Sequence[Message]:
+        """Messages of a room that were sent before a time, the oldest first, so many at most."""
+
+        def read(txn: Transaction) -> Sequence[Message]:
+            sql = f"{_SELECT} AND origin_server_ts < ? {_ORDERED}"
+            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, limit))]
+
+        return await self._database.read("get_older_messages", read)
+
+    async def get_following(self, room_nid: int, after: tuple[int, int], limit: int) -> Sequence[Message]:
+        """Messages of a room after one, by time and number, so many at most."""
+
+        def read(txn: Transaction) -> Sequence[Message]:
+            sql = f"{_SELECT} AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            return [_message(row) for row in txn.query(sql, (room_nid, *after, limit))]
+
+        return await self._database.read("get_following_messages", read)
+
+    async def get_days(self, after: tuple[int, int, str] | None, limit: int) -> Sequence[PurgedDay]:
+        """What was purged, by day, room and cause, the latest day first; `after`: day, room and cause of the last that was told."""
+
+        def read(txn: Transaction) -> Sequence[PurgedDay]:
+            day, room_nid, cause = after or (2**40, 0, "")
+            rows = txn.query(
+                "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purged_messages AS p"
+                " JOIN rooms AS r ON r.room_nid = p.room_nid WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
+                " ORDER BY p.day DESC, p.room_nid DESC, p.cause DESC LIMIT ?",
+                (day, room_nid, cause, limit),
+            )
+            return [PurgedDay(*row) for row in rows]
+
+        return await self._database.read("get_purged_days", read)
+
+    async def remove_days(self, before_ms: int, limit: int) -> int:
+        """Forget what was noted of days long ago; how many rows that were."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = "SELECT room_nid, day, cause FROM purged_messages WHERE day < ? ORDER BY day LIMIT ?"
+            rows = txn.query(sql, (before_ms // DAY_MS, limit))
+            txn.execute_many("DELETE FROM purged_messages WHERE room_nid = ? AND day = ? AND cause = ?", rows)
+            return len(rows)
+
+        return await self._database.write("forget_purged_days", write)
+
+    def purge(
+        self, txn: WriteTransaction, room_nid: int, pruned: Mapping[int, bytes], cause: Cause, now_ms: int
+    ) -> int:
+        """Purge messages of a room: by number what stays of each. How many had not been purged before."""
+        rows = txn.query_in(
+            f"SELECT event_nid, event_id, position, flags FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
+            " AND event_nid IN {keys}",
+            pruned,
+            before=(room_nid,),
+        )
+        nids = [nid for nid, *_ in rows]
+        if not nids:
+            return 0
+        note_purged(txn, room_nid, nids, cause.value)
+        txn.execute_many(
+            f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
+            f" flags = (flags & {_KEPT_FLAGS}) | {EventFlag.PURGED}, thread_root = NULL WHERE event_nid = ?",
+            [(pruned[nid], nid) for nid in nids],
+        )
+        self._texts.remove_texts(txn, nids)
+        remove_relations(txn, nids)
+        remove_sticky_events(txn, nids)
+        remove_outcomes(
+            txn,
+            room_nid,
+            {nid: position for nid, _, position, flags in rows if position and flags & EventFlag.OUTCOMES},
+        )
+        _remove_copies(txn, [event_id for _, event_id, *_ in rows])
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (room_nid, day, cause) DO UPDATE SET position = excluded.position,"
+            " messages = purged_messages.messages + excluded.messages",
+            (room_nid, now_ms // DAY_MS, cause.value, len(nids), position),
+        )
+        txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, nids)))
+        return len(nids)
+
+
+def _remove_copies(txn: WriteTransaction, event_ids: Collection[str]) -> None:
+    """What else was noted of what they said: the reasons of redactions, what was sent late."""
+    keys = [(event_id,) for event_id in event_ids]
+    txn.execute_many("UPDATE related_redactions SET reason = NULL WHERE target = ? AND reason IS NOT NULL", keys)
+    txn.execute_many("UPDATE delayed_events SET content = ? WHERE event_id = ?", [(b"{}", *key) for key in keys])
+
+
+def _message(row: Row) -> Message:
+    nid, event_id, depth, sent, sender, pdu = row
+    return Message(nid, event_id, depth, sent, sender, bytes(pdu))

@@ -1,0 +1,49 @@
+"""A server on which messages go by age, and what tests do with it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from storage.sqlite import SQLiteConnection
+from storage.transaction import Transaction
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import set_state
+
+DAY = 86_400
+RULES = """retention: {enabled: true, allowed_lifetime_min: 1h, allowed_lifetime_max: 30d}
+media_deletion: {grace_period: 1h}
+"""
+SECRET = "zanjabil"
+
+
+def keep_for(user: User, room_id: str, seconds: float | None) -> None:
+    set_state(user, room_id, "m.room.retention", {} if seconds is None else {"max_lifetime": int(seconds * 1000)})
+
+
+def purge(server: TestServer) -> int:
+    """Do what the job does; how many messages it has purged."""
+    return sum(server.run(expiry.do_step(1000)) for expiry in server.app.retention.expiries)
+
+
+def settle(server: TestServer) -> None:
+    while server.run(server.app.retention.record.do_settle(100)):
+        pass
+
+
+def index(server: TestServer) -> None:
+    while server.run(server.app.finding.indexing.do_step(1000)):
+        pass
+
+
+def find_tables(txn: Transaction, word: str) -> list[str]:
+    """The tables that have the word in any of their columns."""
+    if isinstance(txn._connection, SQLiteConnection):
+        names = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+    else:
+        names = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+    tables = [name for (name,) in txn.query(names)]
+    assert len(tables) > 100
+    return [name for name in tables if word in repr([_plain(row) for row in txn.query(f"SELECT * FROM {name}")])]
+
+
+def _plain(row: Sequence[Any]) -> list[Any]:
+    return [bytes(value) if isinstance(value, memoryview) else value for value in row]

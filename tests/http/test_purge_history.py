@@ -1,0 +1,163 @@
+"""Administrators purge the history of rooms; rooms that nobody remembers lose theirs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.protocol.ids import EventID
+from storage.database import Database, SQLiteConfig
+from tests.helpers.databases import open_inline
+from tests.helpers.server import START, TestServer, User
+from tests.helpers.talk import create, everything_said, invite, join, leave, membership, ok, refused, room_path, say
+
+PURGE = "/_synapse/admin/v1/purge_history"
+STATUS = "/_synapse/admin/v1/purge_history_status"
+RECORD = "/_mahalla/admin/v1/purged_messages"
+DAY = 86_400
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, "forgotten_room_retention_period: 28d\n")
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def root(server: TestServer) -> User:
+    return make_root(server)
+
+
+def make_root(server: TestServer) -> User:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
+
+
+def work(server: TestServer) -> None:
+    while server.run(server.app.retention.purges.do_step(10)):
+        pass
+
+
+def status(root: User, purge_id: str) -> dict[str, Any]:
+    told = dict(ok(root.get(f"{STATUS}/{purge_id}")))
+    assert told.pop("by") == root.user_id
+    assert told.pop("created_ts") >= START * 1000
+    return told
+
+
+def begin(root: User, room_id: str, **body: Any) -> str:
+    return str(ok(root.post(f"{PURGE}/{room_id}", body))["purge_id"])
+
+
+def test_what_was_said_before_a_time(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    old = say(alice, room_id, "one")
+    server.clock.advance(60)
+    say(alice, room_id, "two")
+    say(alice, room_id, "three")
+    purge_id = begin(root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True)
+    assert status(root, purge_id) == {"status": "active", "messages": 0}
+    work(server)
+    assert status(root, purge_id) == {"status": "complete", "messages": 1}
+    assert everything_said(alice, room_id) == ["two", "three"]
+    assert alice.get(room_path(room_id, "event", old)).status == 404
+    (stored,) = server.run(server.app.rooms.events.get_anywhere([EventID(old)])).values()
+    assert stored.event.content == {}
+    day = {"day": "2023-11-14", "room_id": room_id, "cause": "purge", "messages": 1}
+    assert ok(root.get(RECORD)) == {"purged": [day]}
+
+
+def test_what_stands_above_an_event(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    for text in ("one", "two"):
+        say(alice, room_id, text)
+    limit = say(alice, room_id, "three")
+    purge_id = str(ok(root.post(f"{PURGE}/{room_id}/{limit}", {"delete_local_events": True}))["purge_id"])
+    work(server)
+    assert status(root, purge_id)["messages"] == 2
+    assert everything_said(alice, room_id) == ["three"]
+    assert len(ok(alice.get(room_path(room_id, "state")))) == 6
+
+
+def test_the_newest_message_stays_and_so_does_what_our_users_said(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    for text in ("one", "two"):
+        say(alice, room_id, text)
+    later = int((START + 60) * 1000)
+    begin(root, room_id, purge_up_to_ts=later)
+    work(server)
+    assert everything_said(alice, room_id) == ["one", "two"]
+    begin(root, room_id, purge_up_to_ts=later, delete_local_events=True)
+    work(server)
+    assert everything_said(alice, room_id) == ["two"]
+    say(alice, room_id, "three")
+    assert everything_said(alice, room_id) == ["two", "three"]
+
+
+def test_refusals(server: TestServer, alice: User, root: User) -> None:
+    room_id, other = create(alice), create(alice)
+    event_id = say(alice, other, "elsewhere")
+    assert refused(root.post(f"{PURGE}/{room_id}", {})) == (400, "M_BAD_JSON")
+    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": "soon"})) == (400, "M_BAD_JSON")
+    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 2**60})) == (400, "M_BAD_JSON")
+    assert refused(root.post(f"{PURGE}/!none:example.org", {"purge_up_to_ts": 1})) == (404, "M_NOT_FOUND")
+    assert refused(root.post(f"{PURGE}/{room_id}/$none")) == (404, "M_NOT_FOUND")
+    assert refused(root.post(f"{PURGE}/{room_id}/{event_id}")) == (400, "M_UNKNOWN")
+    assert refused(root.get(f"{STATUS}/none")) == (404, "M_NOT_FOUND")
+    assert refused(alice.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (403, "M_FORBIDDEN")
+    assert refused(root.get(f"{RECORD}?from=x")) == (400, "M_INVALID_PARAM")
+    assert refused(root.get(f"{RECORD}?limit=0")) == (400, "M_INVALID_PARAM")
+    begin(root, room_id, purge_up_to_ts=1)
+    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (400, "M_UNKNOWN")
+    begin(root, other, purge_up_to_ts=1)
+    work(server)
+    begin(root, room_id, purge_up_to_ts=1)
+
+
+def test_a_restart_goes_on_with_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite))
+    alice, root = server.register("alice"), make_root(server)
+    room_id = create(alice)
+    for number in range(25):
+        say(alice, room_id, str(number))
+    purge_id = begin(root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True)
+    assert server.run(server.app.retention.purges.do_step(10)) == 10
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), seed=2)
+    ours = {each.user_id: User(again, vars_of(each)) for each in (alice, root)}
+    assert status(ours[root.user_id], purge_id) == {"status": "active", "messages": 10}
+    work(again)
+    assert status(ours[root.user_id], purge_id) == {"status": "complete", "messages": 24}
+    assert everything_said(ours[alice.user_id], room_id) == ["24"]
+
+
+def vars_of(user: User) -> dict[str, str]:
+    return {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+
+
+def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: User) -> None:
+    room_id, kept = create(alice), create(alice)
+    bob = server.register("bob")
+    for each in (room_id, kept):
+        invite(alice, each, bob)
+        join(bob, each)
+        say(alice, each, "secret")
+        leave(alice, each)
+        leave(bob, each)
+        ok(membership(alice, each, "forget"))
+    ok(membership(bob, room_id, "forget"))
+    forgotten = server.app.retention.forgotten
+    assert forgotten is not None
+    for seconds, messages in ((0, 0), (27 * DAY, 0), (DAY, 1), (DAY, 1)):
+        server.clock.advance(seconds)
+        server.run(forgotten.do_step(1000))
+        work(server)
+        found = ok(root.get(RECORD))["purged"]
+        assert sum(each["messages"] for each in found) == messages
+    assert (found[0]["room_id"], found[0]["cause"]) == (room_id, "forgotten")
+    assert everything_said(bob, kept) == ["secret"]

@@ -1,0 +1,158 @@
+"""How often messages are looked through that go by age, what clients are told of the rules, restarts, other nodes. proposal: MSC1763"""
+
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.ids import EventID
+from storage.database import Database, SQLiteConfig
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
+from tests.helpers.retention import DAY, RULES, SECRET, find_tables, keep_for, purge, settle
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
+from tests.helpers.talk import create, messages, ok, refused, room_path, say
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, RULES)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+def test_each_room_is_looked_through_by_the_job_that_is_for_it(tmp_path: Path, sqlite_database: Database) -> None:
+    jobs = "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d, interval: 1d}]"
+    server = TestServer(tmp_path, sqlite_database, f"retention: {{enabled: true, {jobs}}}\n")
+    alice = server.register("alice")
+    for days in (1, 2, 3, 5, 6):
+        room_id = create(alice)
+        keep_for(alice, room_id, days * DAY)
+        say(alice, room_id, SECRET)
+    server.clock.advance(7 * DAY)
+    short, long, others = server.app.retention.expiries
+    assert [server.run(job.do_step(100)) for job in (short, long, others)] == [2, 1, 2]
+    names = [job.name for job in server.app.retention.jobs]
+    assert names[-3:] == ["purge_old_messages_1", "purge_old_messages_2", "purge_old_messages"]
+    assert [job.interval for job in server.app.retention.jobs[-3:]] == [300.0, 86_400.0, 3600.0]
+
+
+def test_a_step_has_its_bound(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    for _ in range(7):
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    (expiry,) = server.app.retention.expiries
+    assert [server.run(expiry.do_step(3)) for _ in range(4)] == [3, 3, 1, 0]
+
+
+CONFIGURATION = "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"
+
+
+def test_clients_can_ask_for_the_rules(tmp_path: Path, sqlite_database: Database) -> None:
+    policy = "default_policy: {min_lifetime: 1d, max_lifetime: 90d}"
+    server = TestServer(tmp_path, sqlite_database, RULES.replace("true,", f"true, {policy},", 1))
+    alice = server.register("alice")
+    assert ok(alice.get(CONFIGURATION)) == {
+        "policies": {"*": {"min_lifetime": DAY * 1000, "max_lifetime": 30 * DAY * 1000}},
+        "limits": {"max_lifetime": {"min": 3600 * 1000, "max": 30 * DAY * 1000}},
+    }
+    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc1763"] is True
+    assert refused(server.get(CONFIGURATION)) == (401, "M_MISSING_TOKEN")
+
+
+def test_without_rules_messages_stay_and_clients_are_told_so(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, 1)
+    event_id = say(alice, room_id, SECRET)
+    server.clock.advance(100 * DAY)
+    assert alice.get(room_path(room_id, "event", event_id)).status == 200
+    assert server.app.retention.expiries == []
+    assert refused(alice.get(CONFIGURATION)) == (404, "M_UNRECOGNIZED")
+    assert "org.matrix.msc1763" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_a_room_said_before_counts_after_a_restart(tmp_path: Path, sqlite: SQLiteConfig, is_known: bool) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    event_id = say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    if not is_known:  # as an upgrade leaves it: it is read from the state
+        unread = "UPDATE room_lifetimes SET position = 0, max_lifetime = NULL"
+        server.run(server.app.database.write("unread", lambda txn: txn.execute(unread)))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    answer = again.client.request("GET", room_path(room_id, "event", event_id), token=alice.token)
+    assert answer.status == 404
+
+
+def test_another_node_hears_of_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    one = TestServer(tmp_path, open_inline(sqlite), RULES)
+    two = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2)
+    alice = one.register("alice")
+    room_id = create(alice)
+    event_id = say(alice, room_id, SECRET)
+    path = room_path(room_id, "event", event_id)
+
+    def asked_of_two() -> int:
+        two.clock.advance(one.clock.seconds() - two.clock.seconds())
+        two.run(two.app.database.poll())
+        return two.client.request("GET", path, token=alice.token).status
+
+    one.clock.advance(DAY + 1)
+    assert asked_of_two() == 200
+    keep_for(alice, room_id, DAY)
+    assert asked_of_two() == 404
+    assert purge(one) == 1
+    keep_for(alice, room_id, 2 * DAY)
+    assert asked_of_two() == 404
+    (stored,) = two.run(two.app.rooms.events.get_anywhere([EventID(event_id)])).values()
+    assert stored.event.content == {}
+
+
+def test_a_restart_goes_on_with_what_is_left(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    for _ in range(7):
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    assert server.run(server.app.retention.expiries[0].do_step(3)) == 3
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(again) == 4
+    settle(again)
+    assert again.run(again.app.database.read("find", find_tables, SECRET)) == []
+
+
+def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
+    counts: list[dict[str, int]] = []
+    for rules in ("", RULES):
+        folder = tmp_path / str(len(counts))
+        folder.mkdir()
+        counter = QueryCounter()
+        server = TestServer(folder, open_inline(copy_sqlite(sqlite_template, folder), counter), rules)
+        alice = server.register("alice")
+        rooms = [create(alice) for _ in range(5)]
+        for room_id in rooms:
+            keep_for(alice, room_id, DAY)
+            say(alice, room_id, SECRET)
+        everything = {"room": {"timeline": {"limit": 50}}}
+        sync(alice, None, everything)
+        counter.clear()
+        since = str(sync(alice, None, everything)["next_batch"])
+        say(alice, rooms[0], SECRET)
+        sync(alice, since, everything)
+        for room_id in rooms:
+            messages(alice, room_id, limit=50)
+        counts.append(dict(counter.queries))
+    assert counts[0] == counts[1]

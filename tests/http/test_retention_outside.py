@@ -1,0 +1,59 @@
+"""What is older than its room keeps it is not told to push gateways, nor whole to servers that were away. proposal: MSC1763"""
+
+from pathlib import Path
+
+from federation.outbound.errors import OutboundError
+from storage.database import Database
+from tests.helpers.federated import create_room, say, set_state
+from tests.helpers.gateway import Gateway, set_pusher
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.server import TestServer
+
+HOUR = 3600
+RULES = "retention: {enabled: true}\n"
+
+
+def pass_time(server: TestServer, seconds: int, step: int = 60) -> None:
+    for _ in range(seconds // step):
+        server.clock.advance(step)
+        settle(server)
+
+
+def test_a_push_that_waits_too_long_is_not_sent(tmp_path: Path, sqlite_database: Database) -> None:
+    gateway = Gateway()
+    server = TestServer(tmp_path, sqlite_database, RULES, web=gateway)
+    server.app.pushers.start()
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create_room(bob)
+    assert alice.post(f"/_matrix/client/v3/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    set_state(bob, room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "secret")
+    pass_time(server, 2 * HOUR)
+    newer = say(bob, room_id, "new")
+    gateway.failure = None
+    pass_time(server, HOUR // 2)
+    assert gateway.events == [newer]
+    assert "secret" not in repr(gateway.taken)
+
+
+async def test_a_server_that_was_away_is_told_without_the_content(tmp_path: Path, sqlite_database: Database) -> None:
+    peer, wire = "peer.example", RecordingWire()
+    server = TestServer(tmp_path, sqlite_database, RULES, wire=wire)
+    server.app.federation_out.sender.start()
+    alice = server.register("alice")
+    room_id = create_room(alice)
+    set_state(alice, room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
+    await pretend_member(server, room_id, f"@bob:{peer}")
+    wire.down = {peer}
+    say(alice, room_id, "secret")
+    pass_time(server, 2 * HOUR)
+    before = len(wire.transactions(peer))
+    say(alice, room_id, "new")
+    wire.down = set()
+    pass_time(server, 3 * HOUR)
+    told = [pdu for _, body in wire.transactions(peer)[before:] for pdu in body["pdus"]]
+    texts = [pdu["content"].get("body") for pdu in told if pdu["type"] == "m.room.message"]
+    assert texts == [None, "new"]
+    assert "secret" not in repr(told)

@@ -1,0 +1,244 @@
+"""What a purge takes and what it leaves, on both databases."""
+
+import pytest
+
+from storage.database import Database, Transaction, WriteTransaction
+from storage.events import EventFlag, EventStore
+from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.media_references import do_rechecks
+from storage.purging import Cause, PurgedMessages, PurgingStore
+from storage.push_outcomes import add_outcomes
+from storage.relations import Relation, RelationRow, add_relations
+from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
+from storage.sqlite import SQLiteEngine
+from storage.streams import Change, Topic
+from storage.timelines import START, Direction, Place, TimelineStore
+
+OWN, ALICE, BOB = "example.org", "@alice:example.org", "@bob:example.org"
+DAY = 86_400_000
+NOW = 1000 * DAY
+SHOWN = EventFlag.TIMELINE
+
+
+def add_event(txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN) -> None:
+    """An event with its number as its depth, position and time."""
+    txn.execute(
+        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags, event_id, type, state_key, sender,"
+        " pdu, thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, 'm.room.message', ?, ?, ?, '$1')",
+        (
+            nid,
+            room,
+            nid,
+            nid,
+            nid,
+            flags,
+            f"${nid}",
+            state,
+            ALICE,
+            b'{"content":{"url":"mxc://example.org/x%d"}}' % nid,
+        ),
+    )
+
+
+def add_room(txn: WriteTransaction, nid: int = 1) -> None:
+    txn.execute(
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (?, ?, '11', 1, '[]', 1, 1)",
+        (nid, f"!{nid}:example.org"),
+    )
+    for user_id in (ALICE, BOB):
+        txn.execute(
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+            " VALUES (?, ?, 'join', 1, ?, 1, 1)",
+            (nid, user_id, user_id),
+        )
+
+
+def fill(txn: WriteTransaction) -> None:
+    """Ten events, the even ones state; two rooms."""
+    add_room(txn)
+    add_room(txn, 2)
+    for nid in range(1, 11):
+        add_event(txn, nid, state=None if nid % 2 else f"s{nid}", flags=SHOWN | (0 if nid % 2 == 0 else 8 | 64))
+    add_event(txn, 11, room=2)
+    add_outcomes(txn, [(user_id, 1, nid, nid, 3) for user_id in (ALICE, BOB) for nid in (1, 3, 5)])
+    child = RelationRow(Relation("m.thread", "$1"), 3, "$3", 1, 3, "m.room.message", ALICE, 3)
+    add_relations(txn, [child])
+    txn.allocate("event", 11)
+    txn.next_position(11)
+
+
+def pruned(*nids: int) -> dict[int, bytes]:
+    return dict.fromkeys(nids, b'{"content":{}}')
+
+
+def rows_of(txn: Transaction, sql: str) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in txn.query(sql)]
+
+
+async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database) -> None:
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend, Topic.PURGED)
+    store = PurgingStore(database)
+    await database.write("fill", fill)
+    assert await store.find_rooms({1: 4, 2: 4}) == [1]
+    older = await store.get_older(1, 6, 10)
+    assert [(each.event_nid, each.sender, each.depth) for each in older] == [
+        (1, ALICE, 1),
+        (3, ALICE, 3),
+        (5, ALICE, 5),
+    ]
+
+    # state, another room's, and what is not there are left alone
+    asked = pruned(1, 2, 3, 11, 99)
+    assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 2
+    assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 0
+
+    events = await EventStore(database).get_events(range(1, 12))
+    assert {nid for nid, row in events.items() if row.pdu == b'{"content":{}}'} == {1, 3}
+    assert [(events[nid].flags, events[nid].redacted_by, events[nid].thread_root) for nid in (1, 3)] == [
+        (SHOWN | EventFlag.PURGED, 1, None),
+        (SHOWN | EventFlag.PURGED, 3, None),
+    ]
+    outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
+    assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
+    assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
+    assert [each.event_nid for each in await store.get_older(1, 6, 10)] == [5]
+    assert await store.find_rooms({1: 4, 2: 4}) == []
+    (change,) = heard
+    assert change.detail == PurgedMessages(1, [1, 3])
+
+
+async def test_pages_and_times_go_on_without_what_was_purged(database: Database) -> None:
+    store, timelines = PurgingStore(database), TimelineStore(database)
+    await database.write("fill", fill)
+    await database.write("purge", store.purge, 1, pruned(1, 5, 7), Cause.PURGE, NOW)
+    left = [2, 3, 4, 6, 8, 9, 10]
+    page = await timelines.get_page(1, START, None, Direction.FORWARDS, 20)
+    assert page == [(Place(nid, nid), nid) for nid in left]
+    back = await timelines.get_page(1, Place(7, 7), None, Direction.BACKWARDS, 3)
+    assert [nid for _, nid in back] == [6, 4, 3]
+    assert await timelines.get_by_time(1, 5, Direction.FORWARDS, None, 3) == [(6, 6), (8, 8), (9, 9)]
+    assert await timelines.get_by_time(1, 8, Direction.BACKWARDS, (8, 8), 3) == [(6, 6), (4, 4), (3, 3)]
+
+
+async def test_files_lose_their_references_and_the_record_says_why(database: Database) -> None:
+    store = PurgingStore(database)
+    await database.write("fill", fill)
+    sql = (
+        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts, last_access_ts, authenticated)"
+        " VALUES (?, ?, ?, '', 1, 1, 1, 1)"
+    )
+    files = [(f"x{nid}", ALICE, bytes(32)) for nid in (1, 3)]
+    await database.write("files", lambda txn: txn.execute_many(sql, files))
+    for nid, cause in ((1, Cause.RETENTION), (3, Cause.PURGE)):
+        await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
+    await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
+    known = "SELECT media_id, cause FROM known_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
+    assert await database.read("read", rows_of, known) == [("x1", "retention"), ("x3", "purge")]
+    days = [(each.day, each.room_id, each.cause, each.messages) for each in await store.get_days(None, 10)]
+    assert days == [(1000, "!1:example.org", "retention", 1), (1000, "!1:example.org", "purge", 1)]
+    (first,) = await store.get_days(None, 1)
+    (second,) = await store.get_days((first.day, first.room_nid, first.cause), 1)
+    assert [first.cause, second.cause] == ["retention", "purge"]
+    assert await store.remove_days(1001 * DAY, 10) == 2
+
+
+async def test_other_nodes_hear_in_which_rooms(database: Database) -> None:
+    store, events = PurgingStore(database), EventStore(database)
+    await database.write("fill", fill)
+    before = database.streams.current()
+    await database.write("purge", store.purge, 1, pruned(1), Cause.PURGE, NOW)
+    assert (await events.get_lost_since(0, before)).purged_rooms == {1}
+    assert (await events.get_lost_since(0, database.streams.current())).purged_rooms == frozenset()
+
+
+async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
+    store = RoomLifetimeStore(database)
+    await database.write("fill", fill)
+    await database.write("set", set_lifetime, 1, 5)
+    rows, upto = await store.get_since(0)
+    assert rows == [RoomLifetime(1, 5)]
+    await database.write("set", set_lifetime, 2, 7)
+    await database.write("set", set_lifetime, 1, None)
+    rows, upto = await store.get_since(upto)
+    assert rows == [RoomLifetime(2, 7), RoomLifetime(1, None)]
+    assert await store.get_since(upto) == ([], upto)
+    assert await store.get_rooms(0, 1) == [1]
+    assert await store.get_rooms(1, 5) == [2]
+
+
+def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
+    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW)
+
+
+async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
+    store = HistoryPurgeStore(database)
+    first = _purge("first", 1)
+    await store.add(first)
+    assert await store.get("first") == first
+    with pytest.raises(PurgeUnderWay):
+        await store.add(_purge("second", 1))
+    await store.add(_purge("third", 2))
+    assert await store.get_active() == first
+    await database.write("move", move_purge, first, (5, 6), 2)
+    await database.write("move", move_purge, first, (5, 4), 1)  # a node that is behind
+    moved = await store.get("first")
+    assert moved is not None
+    assert (moved.after, moved.messages, moved.finished_ts) == ((5, 6), 3, None)
+    await store.set_finished("first", NOW + 1, "why")
+    await store.add(_purge("second", 1))
+    ended = await store.get("first")
+    assert ended is not None
+    assert (ended.finished_ts, ended.error) == (NOW + 1, "why")
+    assert await store.remove_finished(NOW + 2, 10) == 1
+    assert await store.get("first") is None
+
+
+async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
+    store = HistoryPurgeStore(database)
+    await database.write("fill", fill)
+    forget = "UPDATE memberships SET forgotten = ?, membership = 'leave' WHERE room_nid = 1"
+    await database.write("forget", lambda txn: txn.execute(forget, (1,)))
+    assert (await store.note_forgotten(0, 1, NOW)).count == 1
+    assert (await store.note_forgotten(1, 10, NOW)).count == 1
+    assert not await store.begin_forgotten(NOW - 1, NOW, "early")
+    await database.write("remember", lambda txn: txn.execute(forget, (0,)))
+    assert await store.begin_forgotten(NOW, NOW, "none")  # it was looked at
+    assert await store.get_active() is None
+    await database.write("forget", lambda txn: txn.execute(forget, (1,)))
+    await store.note_forgotten(0, 10, NOW)
+    assert await store.begin_forgotten(NOW, NOW, "purge")
+    active = await store.get_active()
+    assert active is not None
+    assert (active.room_nid, active.cause, active.with_own) == (1, "forgotten", True)
+    assert not await store.begin_forgotten(NOW, NOW, "again")
+
+
+async def test_the_log_is_emptied_unless_somebody_reads(sqlite_database: Database) -> None:
+    engine = sqlite_database.engine
+    assert isinstance(engine, SQLiteEngine)
+    log = engine.path.with_name(f"{engine.path.name}-wal")
+    await sqlite_database.write("fill", fill)
+    assert log.stat().st_size > 0
+    reader = engine.connect_reader()
+    reader.begin_snapshot()
+    reader.query("SELECT 1 FROM rooms", ())
+    await sqlite_database.write("more", add_room, 3)
+    assert not await sqlite_database.empty_log()
+    reader.end()
+    reader.close()
+    assert await sqlite_database.empty_log()
+    assert log.stat().st_size == 0
+
+
+@pytest.mark.parametrize("flags", [EventFlag.OUTLIER, EventFlag.REJECTED, EventFlag.SOFT_FAILED])
+async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: int) -> None:
+    store = PurgingStore(database)
+    await database.write("room", add_room)
+    await database.write("event", add_event, 1, flags=flags)
+    assert await store.find_rooms({1: 2}) == [1]
+    assert await database.write("purge", store.purge, 1, pruned(1), Cause.RETENTION, NOW) == 1
+    assert await store.find_rooms({1: 2}) == []
+    (row,) = (await EventStore(database).get_events([1])).values()
+    assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
