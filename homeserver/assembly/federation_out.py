@@ -27,7 +27,7 @@ from homeserver.services.secret_text import RandomBytes
 from homeserver.services.told_notices import ToldNotices
 from storage.database import Database
 from storage.destination_lists import DestinationListStore
-from storage.destinations import DestinationStore
+from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
@@ -82,7 +82,7 @@ class FederationOutParts:
         self.sender = Sender(
             clock,
             database.streams,
-            LeaseStore(database, "federation"),
+            LeaseStore(database, LEASE),
             store,
             outgoing,
             log,
