@@ -10,6 +10,7 @@ from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
 from federation.sender.deliveries import Deliveries, Pauses
+from federation.sender.greetings import Greetings
 from federation.sender.heard import HeardPeers
 from federation.sender.sender import Sender
 from homeserver.assembly.accounts import AccountParts
@@ -64,13 +65,14 @@ class FederationOutParts:
             identity,
             now_ms,
         )
+        transactions = Transactions(federation.requests, identity)
         self.deliveries = Deliveries(
             clock,
             database,
             store,
             outgoing,
             contents,
-            Transactions(federation.requests, identity),
+            transactions,
             federation.policy,
             now_ms,
             Pauses(
@@ -96,6 +98,7 @@ class FederationOutParts:
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
         )
+        self.greetings = Greetings(federation.policy, transactions, now_ms)
         self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
