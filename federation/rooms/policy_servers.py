@@ -112,12 +112,13 @@ class PolicyServers:
         return heard.said.get(event.event_id, False)
 
     async def judge(
-        self, room_nid: int, events: Collection[Event], named: Event | None
+        self, room_nid: int, events: Collection[Event], named: Event | None, let_in: Collection[EventID]
     ) -> Mapping[EventID, bool | None]:
         """`is_approved` for some of these events, as far as that can be said without their place in the room; None: it can be
         said later.
 
-        Of servers that are not in the room, nothing but joins is asked about so: they could make us ask about anything.
+        Of servers that are not in the room, nothing is asked about so but joins, knocks and departures that the room as it is now
+        lets them have (`let_in`): they could make us ask about anything.
         """
         server = await self._find(room_nid, named)
         if server is None:
@@ -127,7 +128,7 @@ class PolicyServers:
             event
             for event in events
             if self._policy.allows_event(event)
-            and (domain_of(event.sender) in there or event.membership == "join")
+            and (domain_of(event.sender) in there or event.event_id in let_in)
             and needs_signature(event)
         ]
         heard = await self._hear(room_nid, server, asked, until=self._now_ms() + BEGUN_WITHIN_MS)

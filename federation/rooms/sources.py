@@ -21,8 +21,9 @@ LacksKeys = Callable[[Event], bool]
 """Whether a signature of the event could not be checked just now, since its key cannot be had."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
-Judge = Callable[[int, Collection[Event], Event | None], Awaitable[Mapping[EventID, bool | None]]]
-"""The same for many events, as far as that can be said before their turn in the room; None: it can be said later."""
+Judge = Callable[[int, Collection[Event], Event | None, Collection[EventID]], Awaitable[Mapping[EventID, bool | None]]]
+"""The same for many events, as far as that can be said before their turn in the room; None: it can be said later. Last: which of
+them the room lets a server have that is not in it."""
 
 
 class Questions(msgspec.Struct, frozen=True):
