@@ -164,7 +164,8 @@ class Receiver:
                 continue  # it gets its outcome later
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
-        await self._questions.prepare(events.values())
+        if len(events) > 1:
+            await self._questions.prepare(events.values())
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
@@ -321,6 +322,8 @@ class Receiver:
             ours = PartOf.OUR_STATE
             lasting = [other for other in believed if known.noted.get(other.event.event_id, ours) is ours]
             current = await self._with_cited(snapshot, current, lasting)
+            if current == before:
+                current = None  # which is asked already
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
