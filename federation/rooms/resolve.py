@@ -77,11 +77,12 @@ class StateResolver:
 
     async def load(self, room_nid: int, state: StateChange, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
         """Entries of a state, as far as they exist."""
+        wanted = list(keys)
         if not state.entries:
-            found = await self._trees.get_entries(room_nid, state.root, keys)
+            found = await self._trees.get_entries(room_nid, state.root, wanted)
             stored = await self._events.get_events(found.values())
-            return {key: stored[nid] for key, nid in found.items()}
-        nids = await self._entries(room_nid, state, keys)
+            return {key: stored[found[key]] for key in wanted if key in found}
+        nids = await self._entries(room_nid, state, wanted)
         events = await self._events.get_events(nid for nid in nids.values() if nid is not None)
         return {key: events[nid] for key, nid in nids.items() if nid is not None}
 
