@@ -22,7 +22,7 @@ from federation.protocol.event_auth import auth_events_needed, check_auth
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import (
@@ -429,7 +429,7 @@ async def _lets_in(snapshot: RoomSnapshot, event: Event, signers: Collection[Ser
 
 async def _named_policy(snapshot: RoomSnapshot) -> Event | None:
     """The event that names the room's policy server."""
-    stored = await snapshot.state.get(POLICY)
+    stored = find_naming(await snapshot.state.load(NAMING))
     return None if stored is None else stored.event
 
 

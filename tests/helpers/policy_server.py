@@ -25,6 +25,7 @@ class Judge:
         self.version = version
         self.name = name
         self.key = KEY
+        self.path = SIGN
         self.is_away = False
         self.left: int | None = None
         """So many events more it looks at before it says that these are too many."""
@@ -35,7 +36,7 @@ class Judge:
 
     def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
         """Takes the place of the server in the network."""
-        if request.uri != SIGN:
+        if request.uri != self.path:
             return None
         assert destination == self.name
         pdu = msgspec.json.decode(request.body)

@@ -4,21 +4,15 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, create_room, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, say, set_state, shared, texts
 from tests.helpers.handshakes import join_via
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, Judge, message_path, named
 from tests.helpers.talk import ok, room_path
-
-
-async def by_bob(room: Shared, text: str) -> Event:
-    """A message that the north does not have yet."""
-    content = {"msgtype": "m.text", "body": text}
-    return await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", content)
 
 
 async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(network: Network) -> None:
@@ -26,7 +20,7 @@ async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(n
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
-    signed = await by_bob(room, "signed")
+    signed = await room.by_bob("signed")
     unsigned = say(room.bob, room.room_id, "unsigned")
     network.mend(NORTH, SOUTH)
     network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
@@ -46,7 +40,7 @@ async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    other = await by_bob(room, "by bob")
+    other = await room.by_bob("by bob")
     network.forge(SOUTH, judge.answer_late)
     network.hold()
     body = {"msgtype": "m.text", "body": "by alice"}
@@ -72,7 +66,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    other = await by_bob(room, "changed")
+    other = await room.by_bob("changed")
     changed = {**other.pdu, "content": {"body": "by whom?"}}
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -85,7 +79,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
     receiving = Deferred.fromCoroutine(receive(room.room_id, [changed]))
     assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
 
-    signed = await by_bob(room, "signed")
+    signed = await room.by_bob("signed")
     (outcome,) = await receive(room.room_id, [judge.vouch(signed.pdu)])
     assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
 
@@ -113,7 +107,7 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     while not [letter for letter in network.held() if letter.request.uri == SIGN]:
         network.deliver(most=1)
 
-    signed = await by_bob(room, "signed")
+    signed = await room.by_bob("signed")
     (outcome,) = await room.north.federation.receiver.receive(room.room_id, [judge.vouch(signed.pdu)])
     assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
 
@@ -128,7 +122,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    outlier, signed = await by_bob(room, "first of all"), await by_bob(room, "signed")
+    outlier, signed = await room.by_bob("first of all"), await room.by_bob("signed")
     receiver = room.north.federation.receiver
     await receiver.receive_outliers(room.room_id, [outlier])
     network.forge(SOUTH, judge.answer_late)

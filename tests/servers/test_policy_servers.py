@@ -1,5 +1,6 @@
 """Rooms with a policy server: what it does not sign is not sent, and not shown where others send it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from tests.helpers.policy_server import SIGN, Judge, message_path, named
 from tests.helpers.server import User
 from tests.helpers.talk import ok, room_path
 
+KEYS = named()["public_keys"]
 SPAM = {"msgtype": "m.text", "body": "spam"}
 
 
@@ -40,6 +42,30 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
 
     set_state(room.alice, room.room_id, "m.room.policy", {})
     say(room.alice, room.room_id, "spam")
+
+
+@pytest.mark.parametrize("keys", [{"public_key": KEYS["ed25519"]}, {"public_keys": KEYS}])
+async def test_a_room_of_before_names_it_by_another_event(network: Network, keys: Mapping[str, Any]) -> None:
+    """Proposal: MSC4284"""
+    room = await shared(network)
+    judge = Judge("11")
+    judge.path = "/_matrix/policy/unstable/org.matrix.msc4284/sign"
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "org.matrix.msc4284.policy", {"via": SOUTH, **keys})
+    assert judge.asked == [], "it has no say about the event that names it"
+
+    said = say(room.alice, room.room_id, "salom")
+    assert KEY_ID in (await room.pdu(said))["signatures"][SOUTH]
+    assert room.alice.put(message_path(room.room_id), SPAM).status == 403
+    spam, ham = await room.by_bob("spam"), await room.by_bob("by bob")
+    await room.south.push(NORTH, [spam.pdu, ham.pdu])
+    assert sorted(texts(room.alice, room.room_id)) == ["by bob", "salom"]
+
+    # the event of now counts where it is, be it to say that there is none any more
+    asked = len(judge.asked)
+    set_state(room.alice, room.room_id, "m.room.policy", {})
+    say(room.alice, room.room_id, "spam")
+    assert len(judge.asked) == asked
 
 
 async def test_an_event_of_others_without_its_signature_is_not_shown(network: Network) -> None:
