@@ -329,7 +329,9 @@ class Receiver:
         create = await snapshot.create_event()
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
-        sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id, said)
+        sources = StoredSources(
+            self._questions, snapshot.room, auth, judged, current, signers, create, said, snapshot.state
+        )
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if event.event_id in manner.refused and checked.verdict in SHOWN:
             checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)

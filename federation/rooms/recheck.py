@@ -208,7 +208,7 @@ class Recheck:
             before,
             None if row.is_past else current,
             required_signers(event),
-            create.event_id,
+            create,
             Judged(None if named is None else named.event),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
@@ -235,13 +235,13 @@ class _Sources(StoredSources):
         before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
-        create_id: EventID | None,
+        create: Event | None,
         judged: Judged,
         *,
         was_approved: bool,
     ) -> None:
         """`was_approved`: what lets events pass besides the room's rules let it pass when it came."""
-        super().__init__(questions, room, auth, before, current, signers, create_id, judged)
+        super().__init__(questions, room, auth, before, current, signers, create, judged)
         self._was_approved = was_approved
 
     async def is_approved(self, event: Event) -> bool:
