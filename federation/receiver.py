@@ -169,15 +169,18 @@ class Transactions:
             if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
                 results[event.event_id] = {"error": outcome.error.text}
         waiting = [
-            event
+            (event, outcome.is_unjudged)
             for event, outcome in zip(events, outcomes, strict=True)
             if must_wait(outcome) and not outcome.is_of_the_past
         ]
-        if waiting:
+        for is_unjudged in (True, False):  # most of the others follow those
+            those = [event for event, kind in waiting if kind is is_unjudged]
+            if not those:
+                continue
             try:
-                await self._inbox.add(snapshot.room, origin, waiting)
+                await self._inbox.add(snapshot.room, origin, those, is_unjudged=is_unjudged)
             except InboxFull:  # not acknowledged; and no reason to refuse the rest of what the server sends
-                results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in waiting)
+                results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in those)
         return results
 
 

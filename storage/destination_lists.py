@@ -1,15 +1,15 @@
 """How this server stands with others that it sends to, page by page: for administrators."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from storage.database import Database
+from storage.destinations import LEASE
 from storage.transaction import Transaction
 
-Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts"]
-
+Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
 
 _STANDINGS: Final = (
     "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
@@ -36,6 +36,8 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     device_lists_missed: int = 0
     messages_to_devices: int = 0
     """That wait for it."""
+    told_upto: int = 0
+    """It has been told of every event that concerns it up to this position of the stream."""
 
 
 class DestinationRoom(msgspec.Struct, frozen=True):
@@ -75,12 +77,15 @@ def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
     """All servers, as far as the table of those that cannot be reached says."""
     found = {row[0]: DestinationSummary(*row) for row in txn.query(_STANDINGS)}
     names = txn.query(
-        "SELECT server FROM room_servers UNION SELECT server FROM destination_rooms"
+        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers UNION SELECT server FROM destination_rooms"
         " UNION SELECT server FROM destination_users UNION SELECT server FROM outgoing_to_device"
     )
     for (server,) in names:
         found.setdefault(server, DestinationSummary(server))
-    return found
+    first_missed: dict[str, int] = dict(
+        txn.query("SELECT server, MIN(position) FROM destination_rooms GROUP BY server")
+    )
+    return _with_told(txn, found, first_missed)
 
 
 def _select_page(
@@ -91,6 +96,7 @@ def _select_page(
         "retry_last_ts": lambda row: (row.tried_ts, row.server),
         "retry_interval": lambda row: (row.pause_ms, row.server),
         "failure_ts": lambda row: (row.failing_since_ts or 0, row.server),
+        "told_upto": lambda row: (row.told_upto, row.server),
     }
     matching = [row for server, row in _select_all(txn).items() if term in server]
     page = sorted(matching, key=keys[order], reverse=backwards)[offset : offset + limit]
@@ -101,12 +107,32 @@ def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
     row = txn.query_one(f"{_STANDINGS} WHERE server = ?", (server,))
     if row is None:
         row = txn.query_one(
-            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
+            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM partial_servers WHERE server = ?"
+            " UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
             " UNION ALL SELECT server FROM destination_users WHERE server = ?"
             " UNION ALL SELECT server FROM outgoing_to_device WHERE server = ? LIMIT 1",
-            (server,) * 4,
+            (server,) * 5,
         )
-    return None if row is None else _with_counts(txn, [DestinationSummary(*row)])[0]
+    if row is None:
+        return None
+    first_missed: dict[str, int] = dict(
+        txn.query("SELECT server, MIN(position) FROM destination_rooms WHERE server = ? GROUP BY server", (server,))
+    )
+    return _with_counts(txn, list(_with_told(txn, {server: DestinationSummary(*row)}, first_missed).values()))[0]
+
+
+def _with_told(
+    txn: Transaction, rows: Mapping[str, DestinationSummary], first_missed: Mapping[str, int]
+) -> dict[str, DestinationSummary]:
+    """`first_missed`: the position of the first event that a server has not been told, where there is one."""
+    lease = txn.query_one("SELECT position FROM leases WHERE name = ?", (LEASE,))
+    told_upto = 0 if lease is None else int(lease[0])
+    return {
+        server: msgspec.structs.replace(
+            row, told_upto=min(told_upto, first_missed[server] - 1) if server in first_missed else told_upto
+        )
+        for server, row in rows.items()
+    }
 
 
 def _with_counts(txn: Transaction, rows: Sequence[DestinationSummary]) -> list[DestinationSummary]:
@@ -136,7 +162,13 @@ def _select_rooms(
     missed: dict[int, int] = dict(
         txn.query("SELECT room_nid, position FROM destination_rooms WHERE server = ?", (server,))
     )
-    since: dict[int, int] = dict(txn.query("SELECT room_nid, since FROM room_servers WHERE server = ?", (server,)))
+    since: dict[int, int] = dict(
+        txn.query(
+            "SELECT p.room_nid, r.position FROM partial_servers AS p JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers WHERE server = ?",
+            (server, server),
+        )
+    )
     ids = txn.query_in("SELECT room_nid, room_id FROM rooms WHERE room_nid IN {keys}", {*missed, *since})
     rooms = [
         DestinationRoom(room_id, missed[nid] if nid in missed else since[nid], nid in missed) for nid, room_id in ids

@@ -3,10 +3,11 @@
 Laws:
 - There is no row for a message: a server that can be reached needs no row at all, and one that cannot has a row for each
   room of which it has missed something.
-- Up to the position of the lease "federation" (`leases.py`) nothing is left to tell but what these tables say.
+- Up to the position of the lease `LEASE` (`leases.py`) nothing is left to tell but what these tables say.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,8 @@ from storage.database import Database
 from storage.events import EventFlag
 from storage.transaction import Transaction, WriteTransaction
 
+LEASE: Final = "federation"
+"""The name of the sender's lease."""
 _TO_SEND = int(EventFlag.TO_SEND)
 
 

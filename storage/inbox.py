@@ -1,15 +1,24 @@
-"""Events from other servers that wait for what this server lacks: acknowledged, so kept until they are taken in or given up."""
+"""Events from other servers that wait for what this server lacks: acknowledged, so kept until they are taken in or given up.
+
+A server has so many places here. Events that wait for the word of their room's policy server, and what comes into the room after
+them, have some of these only, and in one room fewer yet: a policy server that never has time keeps other rooms out of nothing.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
-MOST_OF_ONE_SERVER: Final = 2000
-"""Events that wait on behalf of one server."""
+
+class Places(msgspec.Struct, frozen=True):
+    """How many events may wait on behalf of one server."""
+
+    all: int = 2000
+    unjudged: int = 1000
+    """Of these, for the word of policy servers."""
+    unjudged_of_room: int = 200
 
 
 class InboxFull(Exception):
@@ -38,13 +47,19 @@ class InboxRow(msgspec.Struct, frozen=True):
 class InboxStore:
     """The table `inbox`."""
 
-    def __init__(self, database: Database, *, most_of_one_server: int = MOST_OF_ONE_SERVER) -> None:
+    def __init__(self, database: Database, places: Places | None = None) -> None:
         self._database = database
-        self._most_of_one_server = most_of_one_server
+        self._places = places or Places()
 
-    async def add(self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int) -> None:
-        """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept."""
-        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts)
+    async def add(
+        self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int, *, is_unjudged: bool
+    ) -> None:
+        """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept.
+
+        `is_unjudged`: they wait for the word of the room's policy server. Where others of this server in the room do, it is taken
+        for granted: most events follow the ones before.
+        """
+        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, is_unjudged)
 
     async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
         """What waits in a room: first what was tried least often, then what came first."""
@@ -67,17 +82,34 @@ class InboxStore:
         await self._database.write("note_inbox_attempt", _note_attempt, list(inbox_nids))
 
     def _add(
-        self, txn: WriteTransaction, room_nid: int, origin: str, rows: list[NewInboxRow], received_ts: int
+        self,
+        txn: WriteTransaction,
+        room_nid: int,
+        origin: str,
+        rows: list[NewInboxRow],
+        received_ts: int,
+        is_unjudged: bool,
     ) -> None:
-        row = txn.query_one("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
-        assert row is not None
-        if row[0] + len(rows) > self._most_of_one_server:
+        (waiting,) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))[0]
+        unjudged, of_room = txn.query(
+            "SELECT count(*), count(CASE WHEN room_nid = ? THEN 1 END) FROM inbox WHERE origin = ? AND is_unjudged = 1",
+            (room_nid, origin),
+        )[0]
+        is_unjudged = is_unjudged or of_room > 0
+        places, more = self._places, len(rows)
+        is_full = waiting + more > places.all
+        if is_unjudged:
+            is_full |= unjudged + more > places.unjudged or of_room + more > places.unjudged_of_room
+        if is_full:
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(rows))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
-            [(first + at, room_nid, received_ts, row.event_id, origin, row.pdu) for at, row in enumerate(rows)],
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, is_unjudged)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                (first + at, room_nid, received_ts, row.event_id, origin, row.pdu, int(is_unjudged))
+                for at, row in enumerate(rows)
+            ],
         )
 
 

@@ -87,6 +87,8 @@ class Streams:
         self._current = current
         self._subscribers: tuple[tuple[Subscriber, frozenset[Topic]], ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
+        self._hearers: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
+        """Who hears of commits with just these topics, as far as there were some."""
 
     def current(self) -> int:
         """The highest position below which all is committed and published."""
@@ -97,9 +99,11 @@ class Streams:
         returned ends that."""
         entry = (subscriber, frozenset(topics or Topic))
         self._subscribers += (entry,)
+        self._hearers = {}
 
         def unsubscribe() -> None:
             self._subscribers = tuple(other for other in self._subscribers if other is not entry)
+            self._hearers = {}
 
         return unsubscribe
 
@@ -113,10 +117,12 @@ class Streams:
         self._current = max(self._current, head)
         if not ordered:
             return
-        topics = {change.topic for change in ordered}
-        for subscriber, wanted in self._subscribers:
-            if wanted.isdisjoint(topics):
-                continue
+        topics = frozenset([change.topic for change in ordered])
+        hearers = self._hearers.get(topics)
+        if hearers is None:
+            hearers = tuple(each for each, wanted in self._subscribers if not wanted.isdisjoint(topics))
+            self._hearers[topics] = hearers
+        for subscriber in hearers:
             try:
                 subscriber(ordered)
             except Exception:

@@ -1,10 +1,12 @@
 """Policy servers: which one a room has, and whether it has signed an event.
 
+Rooms from before v1.18 name it by another event, and it signs at another path (MSC4284).
+
 spec: server-server-api#policy-servers
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -14,7 +16,15 @@ from federation.protocol.ids import KeyID, ServerName, is_server_name
 from federation.protocol.signing import add_signature, is_signature_valid, parse_public_key, signatures_of
 
 POLICY: Final = StateKey("m.room.policy", "")
+OLD_POLICY: Final = StateKey("org.matrix.msc4284.policy", "")
+NAMING: Final = (POLICY, OLD_POLICY)
+"""The entries of a room's state that may name its policy server: the first of them that is there counts."""
+SIGN_PATHS: Final[Mapping[StateKey, str]] = {
+    POLICY: "/_matrix/policy/v1/sign",
+    OLD_POLICY: "/_matrix/policy/unstable/org.matrix.msc4284/sign",
+}
 KEY_ID: Final = KeyID("ed25519:policy_server")
+T = TypeVar("T")
 
 
 class PolicyServer(msgspec.Struct, frozen=True):
@@ -22,25 +32,33 @@ class PolicyServer(msgspec.Struct, frozen=True):
 
     server_name: ServerName
     public_key: bytes
+    named_by: StateKey = POLICY
+
+
+def find_naming(state: Mapping[StateKey, T]) -> T | None:
+    """Of these entries of a room's state, that which counts as naming its policy server."""
+    return next((state[key] for key in NAMING if key in state), None)
 
 
 def read_policy_server(event: Event | None) -> PolicyServer | None:
-    """What the room's `m.room.policy` says; None where there is none, or it is not valid."""
+    """What an event says that names a policy server; None where there is none, or it is not valid."""
     if event is None:
         return None
     via, keys = event.content.get("via"), event.content.get("public_keys")
     key = keys.get("ed25519") if isinstance(keys, Mapping) else None
+    if key is None and event.key == OLD_POLICY:
+        key = event.content.get("public_key")
     if not isinstance(via, str) or not is_server_name(via) or not isinstance(key, str):
         return None
     try:
-        return PolicyServer(ServerName(via), parse_public_key(KEY_ID, key))
+        return PolicyServer(ServerName(via), parse_public_key(KEY_ID, key), event.key)
     except InvalidParam:
         return None
 
 
-def needs_signature(event: Event) -> bool:
-    """Whether a policy server has a say about an event: about all but that which names it."""
-    return event.state_key is None or event.key != POLICY
+def needs_signature(event: Event, server: PolicyServer) -> bool:
+    """Whether a policy server has a say about an event: about all but that which names it, or another in its place."""
+    return event.state_key is None or event.key not in (POLICY, server.named_by)
 
 
 def is_signed_by_policy_server(event: Event, server: PolicyServer, signature: str | None = None) -> bool:

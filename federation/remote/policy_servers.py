@@ -3,8 +3,7 @@
 import msgspec
 
 from federation.protocol.events import Event, encode_pdu
-from federation.protocol.ids import ServerName
-from federation.protocol.policy_server import KEY_ID
+from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of
 from federation.requests import Requests
 
@@ -19,10 +18,10 @@ class RemotePolicyServers:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
-    async def sign(self, server: ServerName, event: Event) -> str | None:
+    async def sign(self, server: PolicyServer, event: Event) -> str | None:
         """Its signature, not checked yet; None where the answer has none. Raises RemoteError, Forbidden (the policy)."""
         body = msgspec.Raw(encode_pdu(event))
         answer = await self._requests.post(
-            server, "/_matrix/policy/v1/sign", body, seconds=SECONDS, max_bytes=ANSWER_BYTES
+            server.server_name, SIGN_PATHS[server.named_by], body, seconds=SECONDS, max_bytes=ANSWER_BYTES
         )
-        return signatures_of({"signatures": answer}, server).get(KEY_ID)
+        return signatures_of({"signatures": answer}, server.server_name).get(KEY_ID)

@@ -27,7 +27,7 @@ from federation.protocol.events import (
     load_event,
 )
 from federation.protocol.ids import EventID, UserID
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.power_levels import PowerLevels, check_new_levels
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat
@@ -146,7 +146,7 @@ class Chain:
                     raise TargetInChain(built.redacts)  # what it asks after may just be going
             await draft.check(self.built)
         if self._vouch is not None:
-            named = (await self._load([POLICY])).get(POLICY)
+            named = find_naming(await self._load(NAMING))
             event = await self._vouch(self._snapshot.room.room_nid, event, named)
         redaction = await self._redaction(event, state, create)
         await self._append(event, state, keys, draft, redaction)

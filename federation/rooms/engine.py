@@ -20,7 +20,7 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
 from federation.rooms.drafts import Draft
@@ -117,7 +117,7 @@ class RoomEngine:
         """An event that is built outside of the queue, with what it needs. Raises MatrixError, RemoteError."""
         if self._vouch is None:
             return event
-        named = await snapshot.state.get(POLICY)
+        named = find_naming(await snapshot.state.load(NAMING))
         return await self._vouch(snapshot.room.room_nid, event, None if named is None else named.event)
 
     def __len__(self) -> int:

@@ -80,10 +80,15 @@ class Inbox:
         self._stopped = False
         self._log = Logger()
 
-    async def add(self, room: RoomRow, origin: ServerName, events: Sequence[Event]) -> None:
-        """Keep events until they have their place. Raises InboxFull: then none of them is kept."""
+    async def add(
+        self, room: RoomRow, origin: ServerName, events: Sequence[Event], *, is_unjudged: bool = False
+    ) -> None:
+        """Keep events until they have their place. Raises InboxFull: then none of them is kept.
+
+        `is_unjudged`: they wait for the word of the room's policy server.
+        """
         rows = [NewInboxRow(event.event_id, encode_pdu(event)) for event in events]
-        await self._store.add(room.room_nid, origin, rows, self._now_ms())
+        await self._store.add(room.room_nid, origin, rows, self._now_ms(), is_unjudged=is_unjudged)
         self.wake(room.room_nid)
 
     def start(self) -> None:

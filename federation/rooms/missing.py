@@ -24,7 +24,7 @@ from federation.policy import Policy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import RoomVersion
 from federation.remote.events import Pdu, RemoteEvents
 from federation.rooms.batch import Outcome, dropped, sort_by_reference
@@ -199,7 +199,7 @@ class MissingEvents:
 
     async def _judge(self, snapshot: RoomSnapshot, pool: Pool) -> bool:
         """Ask the room's policy server about all that is to be shown as the past; whether it could be asked."""
-        named = await snapshot.state.get(POLICY)
+        named = find_naming(await snapshot.state.load(NAMING))
         if named is None:
             return True
         try:

@@ -28,6 +28,7 @@ from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
+from federation.rooms.state_view import StateView
 from storage.database import Database
 from storage.events import EventFlag, EventRow, select_flags
 from storage.redactions import Redaction
@@ -132,8 +133,8 @@ class Placements:
                     effective.append(redaction)
         return effective
 
-    async def _levels(self, room: RoomRow, before: StateChange) -> PowerLevels | None:
-        state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS])
+    async def _levels(self, room: RoomRow, before: StateChange, at_hand: StateView | None = None) -> PowerLevels | None:
+        state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS], at_hand)
         if CREATE not in state:
             return None
         power, create = state.get(POWER_LEVELS), state[CREATE].event
@@ -145,7 +146,7 @@ class Placements:
         if event.membership is not None and event.state_key is not None:
             before = (await self._resolver.load(room_nid, arrival.before, [event.key])).get(event.key)
             member_count += joins(event, None if before is None else before.event)
-        return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before))
+        return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before, snapshot.state))
 
     async def may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
         """Whether a redaction upon a state takes content of that user away."""

@@ -99,25 +99,26 @@ class PolicyServers:
         self._pauses: dict[ServerName, _Pause] = {}
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
-        """Whether an event of another server may be shown. `named`: the room's `m.room.policy`, as it is now.
+        """Whether an event of another server may be shown. `named`: what names the room's policy server now.
 
         Nothing is that the policy of this server does not take in.
         """
         if not self._policy.allows_event(event):
             return False
         server = await self._find(room_nid, named)
-        if server is None or not needs_signature(event):
+        if server is None or not needs_signature(event, server):
             return True
         heard = await self._hear(room_nid, server, [event])
         return heard.said.get(event.event_id, False)
 
     async def judge(
-        self, room_nid: int, events: Collection[Event], named: Event | None
+        self, room_nid: int, events: Collection[Event], named: Event | None, let_in: Collection[EventID]
     ) -> Mapping[EventID, bool | None]:
         """`is_approved` for some of these events, as far as that can be said without their place in the room; None: it can be
         said later.
 
-        Of servers that are not in the room, nothing but joins is asked about so: they could make us ask about anything.
+        Of servers that are not in the room, nothing is asked about so but joins, knocks and departures that the room as it is now
+        lets them have (`let_in`): they could make us ask about anything.
         """
         server = await self._find(room_nid, named)
         if server is None:
@@ -127,8 +128,8 @@ class PolicyServers:
             event
             for event in events
             if self._policy.allows_event(event)
-            and (domain_of(event.sender) in there or event.membership == "join")
-            and needs_signature(event)
+            and (domain_of(event.sender) in there or event.event_id in let_in)
+            and needs_signature(event, server)
         ]
         heard = await self._hear(room_nid, server, asked, until=self._now_ms() + BEGUN_WITHIN_MS)
         unsaid = None if heard.comes_later else False
@@ -139,7 +140,7 @@ class PolicyServers:
         server = await self._find(room_nid, named)
         if server is None:
             return set()
-        asked = [event for event in events if needs_signature(event)]
+        asked = [event for event in events if needs_signature(event, server)]
         heard = await self._hear(room_nid, server, asked)
         if heard.silence is not None:
             raise heard.silence
@@ -148,7 +149,7 @@ class PolicyServers:
     async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
         """An event of ours with the signature that it needs. Raises MatrixError (its refusal), RemoteError."""
         server = await self._find(room_nid, named)
-        if server is None or not needs_signature(event):
+        if server is None or not needs_signature(event, server):
             return event
         return with_policy_signature(event, server, await self._ask(server, event))
 
@@ -211,7 +212,7 @@ class PolicyServers:
                 raise LimitExceeded(retry_after_ms=left)
             raise RemoteError(name, "the policy server did not answer a moment ago", retryable=True)
         try:
-            signature = await self._remote.sign(name, event)
+            signature = await self._remote.sign(server, event)
         except RefusedByRemote as error:
             if error.status == 429:
                 self._pause(name, error.retry_after_ms, was_told=True)
@@ -223,7 +224,9 @@ class PolicyServers:
         except RemoteError:
             self._pause(name)
             raise
-        if signature is None or not is_signed_by_policy_server(event, server, signature):
+        if signature is None:
+            raise RefusedByPolicyServer("M_FORBIDDEN", f"The policy server {name} did not sign the event")
+        if not is_signed_by_policy_server(event, server, signature):
             raise RefusedByPolicyServer(
                 "M_FORBIDDEN", f"The policy server {name} signs with another key than the room's"
             )

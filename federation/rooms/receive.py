@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from federation.protocol.auth_rules import AuthError
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
+from federation.protocol.event_auth import auth_events_needed, check_auth
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import (
@@ -38,7 +40,7 @@ from federation.rooms.placement import Arrival, Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
-from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import NO_JUDGE, Judged, Questions, StoredSources
 from federation.rooms.templates import MEMBER
 from federation.rooms.unproved import UnprovedStates
@@ -49,6 +51,8 @@ from storage.unproved_state import PartOf
 MAX_PDUS = 500
 """How many PDUs are taken at once; a transaction has 50 at most."""
 MAX_TRIES = 20
+OWN_DOING = frozenset({"join", "knock", "leave"})
+"""What users do of themselves, whose servers need not be in the room."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -160,7 +164,8 @@ class Receiver:
                 continue  # it gets its outcome later
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
-        await self._questions.prepare(events.values())
+        if len(events) > 1:
+            await self._questions.prepare(events.values())
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
@@ -177,19 +182,44 @@ class Receiver:
         named = await _named_policy(snapshot)
         if named is None:
             return NO_JUDGE
-        events: list[Event] = []
+        new: list[Event] = []
+        let_in: set[EventID] = set()
+        for event, signed_by in await self._find_new(snapshot, candidates, signers):
+            new.append(event)
+            if event.membership in OWN_DOING and await _lets_in(snapshot, event, signed_by):
+                let_in.add(event.event_id)
+        judged = await self._questions.judge(snapshot.room.room_nid, new, named, let_in)
+        allowed = {event_id: said for event_id, said in judged.items() if said is not None}
+        return Judged(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
+
+    async def _find_new(
+        self,
+        snapshot: RoomSnapshot,
+        candidates: Sequence[Candidate],
+        signers: Mapping[EventID, Collection[ServerName]],
+    ) -> list[tuple[Event, Collection[ServerName]]]:
+        """The events that have no place yet and are signed by whom they must be, with the content that counts; and whose signatures
+        each has."""
+        events: dict[EventID, Event] = {}
         for candidate in candidates:
             try:
                 event = candidate.read()
-                check_signed(event, signers.get(event.event_id, ()))
-                events.append(as_hashed(event))
             except MatrixError:
                 continue  # it gets its outcome later
-        known = await self._events.get_by_id(snapshot.room.room_nid, [event.event_id for event in events])
-        new = [event for event in events if event.event_id not in known or known[event.event_id].is_outlier]
-        judged = await self._questions.judge(snapshot.room.room_nid, new, named)
-        allowed = {event_id: said for event_id, said in judged.items() if said is not None}
-        return Judged(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
+            events[event.event_id] = event
+        known = await self._events.get_by_id(snapshot.room.room_nid, events)
+        new: list[tuple[Event, Collection[ServerName]]] = []
+        for event_id, event in events.items():
+            stored, signed_by = known.get(event_id), signers.get(event_id, ())
+            if stored is None:
+                try:
+                    check_signed(event, signed_by)
+                    new.append((as_hashed(event), signed_by))
+                except MatrixError:
+                    continue  # it gets its outcome later
+            elif stored.is_outlier:  # it was checked when it was stored
+                new.append((stored.event, required_signers(stored.event)))
+        return new
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
         try:
@@ -292,12 +322,16 @@ class Receiver:
             ours = PartOf.OUR_STATE
             lasting = [other for other in believed if known.noted.get(other.event.event_id, ours) is ours]
             current = await self._with_cited(snapshot, current, lasting)
+            if current == before:
+                current = None  # which is asked already
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
-        sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id, said)
+        sources = StoredSources(
+            self._questions, snapshot.room, auth, judged, current, signers, create, said, snapshot.state
+        )
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if event.event_id in manner.refused and checked.verdict in SHOWN:
             checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)
@@ -382,9 +416,22 @@ class Receiver:
         return entries
 
 
+async def _lets_in(snapshot: RoomSnapshot, event: Event, signers: Collection[ServerName]) -> bool:
+    """Whether the room as it is now lets a user of any server join, knock or leave so."""
+    if event.state_key != event.sender:
+        return False
+    stored = await snapshot.state.load(auth_events_needed(event.version, event) | {CREATE})
+    state = {key: each.event for key, each in stored.items()}
+    try:
+        check_auth(event, state, create=await snapshot.create_event(), signed_by=signers)
+    except AuthError:
+        return False
+    return True
+
+
 async def _named_policy(snapshot: RoomSnapshot) -> Event | None:
     """The event that names the room's policy server."""
-    stored = await snapshot.state.get(POLICY)
+    stored = find_naming(await snapshot.state.load(NAMING))
     return None if stored is None else stored.event
 
 

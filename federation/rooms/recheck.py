@@ -11,7 +11,7 @@ import msgspec
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.policy_server import POLICY
+from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
 from federation.rooms.placement import Placements
 from federation.rooms.resolve import StateResolver
@@ -200,8 +200,7 @@ class Recheck:
             return Verdict.REJECT  # events are stored after what they cite
         current = await self.current(snapshot, walk) if walk.extremities else walk.before_join
         create = await snapshot.create_event()
-        now = await self._resolver.load(snapshot.room.room_nid, current, [POLICY])
-        named = now[POLICY].event if POLICY in now else None
+        named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
         sources = _Sources(
             self._questions,
             snapshot.room,
@@ -209,8 +208,8 @@ class Recheck:
             before,
             None if row.is_past else current,
             required_signers(event),
-            create.event_id,
-            Judged(named),
+            create,
+            Judged(None if named is None else named.event),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
@@ -236,13 +235,13 @@ class _Sources(StoredSources):
         before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
-        create_id: EventID | None,
+        create: Event | None,
         judged: Judged,
         *,
         was_approved: bool,
     ) -> None:
         """`was_approved`: what lets events pass besides the room's rules let it pass when it came."""
-        super().__init__(questions, room, auth, before, current, signers, create_id, judged)
+        super().__init__(questions, room, auth, before, current, signers, create, judged)
         self._was_approved = was_approved
 
     async def is_approved(self, event: Event) -> bool:

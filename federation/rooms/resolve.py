@@ -24,6 +24,7 @@ from federation.protocol.state_resolution import (
     resolve_conflicts,
 )
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.state_view import StateView
 from storage.auth_chains import AuthChainStore
 from storage.database import Database, Transaction
 from storage.events import select_state_keys
@@ -75,9 +76,18 @@ class StateResolver:
             self._resolved.move_to_end(name)
         return known
 
-    async def load(self, room_nid: int, state: StateChange, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
-        """Entries of a state, as far as they exist."""
-        nids = await self._entries(room_nid, state, keys)
+    async def load(
+        self, room_nid: int, state: StateChange, keys: Iterable[StateKey], at_hand: StateView | None = None
+    ) -> dict[StateKey, StoredEvent]:
+        """Entries of a state, as far as they exist. `at_hand`: a state of the room of which entries may be in memory."""
+        wanted = list(keys)
+        if not state.entries:
+            if at_hand is not None and at_hand.root == state.root:
+                return await at_hand.load(wanted)
+            found = await self._trees.get_entries(room_nid, state.root, wanted)
+            stored = await self._events.get_events(found.values())
+            return {key: stored[found[key]] for key in wanted if key in found}
+        nids = await self._entries(room_nid, state, wanted)
         events = await self._events.get_events(nid for nid in nids.values() if nid is not None)
         return {key: events[nid] for key, nid in nids.items() if nid is not None}
 

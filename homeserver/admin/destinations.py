@@ -1,7 +1,8 @@
 """How this server stands with others that it sends to. The paths are those of Synapse's administration API.
 
-Beside Synapse's fields there are the error, why the policy refuses the server, and how much has not been told yet. Which event a
-server has had last is not kept, so `last_successful_stream_ordering` is null.
+Beside Synapse's fields there are the error, why the policy refuses the server, and how much has not been told yet.
+`last_successful_stream_ordering` says up to which position of the stream the server has been told of every event that
+concerns it.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -33,7 +34,7 @@ async def get_destinations(
 ) -> dict[str, Any]:
     """The servers that share rooms with this one, or have something waiting; `destination`: a part of their names."""
     _check_page(from_, limit)
-    order: Order = "destination" if order_by == "last_successful_stream_ordering" else order_by
+    order: Order = "told_upto" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
     answer: dict[str, Any] = {"destinations": [_shown(row, destinations) for row in rows], "total": count}
     return _with_next(answer, from_ + len(rows), count)
@@ -88,7 +89,7 @@ def _shown(row: DestinationSummary, destinations: Destinations) -> dict[str, Any
         "retry_last_ts": row.tried_ts,
         "retry_interval": row.pause_ms,
         "failure_ts": row.failing_since_ts,
-        "last_successful_stream_ordering": None,
+        "last_successful_stream_ordering": row.told_upto,
         "error": row.error,
         "refused": destinations.find_refusal(ServerName(row.server)),
         "rooms_missed": row.rooms_missed,

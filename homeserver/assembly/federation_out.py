@@ -10,6 +10,7 @@ from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
 from federation.sender.deliveries import Deliveries, Pauses
+from federation.sender.greetings import Greetings
 from federation.sender.heard import HeardPeers
 from federation.sender.sender import Sender
 from homeserver.assembly.accounts import AccountParts
@@ -27,7 +28,7 @@ from homeserver.services.secret_text import RandomBytes
 from homeserver.services.told_notices import ToldNotices
 from storage.database import Database
 from storage.destination_lists import DestinationListStore
-from storage.destinations import DestinationStore
+from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
@@ -65,13 +66,14 @@ class FederationOutParts:
             identity,
             now_ms,
         )
+        transactions = Transactions(federation.requests, identity)
         self.deliveries = Deliveries(
             clock,
             database,
             store,
             outgoing,
             contents,
-            Transactions(federation.requests, identity),
+            transactions,
             federation.policy,
             now_ms,
             Pauses(
@@ -83,7 +85,7 @@ class FederationOutParts:
         self.sender = Sender(
             clock,
             database.streams,
-            LeaseStore(database, "federation"),
+            LeaseStore(database, LEASE),
             store,
             outgoing,
             log,
@@ -97,6 +99,7 @@ class FederationOutParts:
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
         )
+        self.greetings = Greetings(federation.policy, transactions, now_ms)
         self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)

@@ -4,7 +4,8 @@ A bucket of `burst_count` tokens refills by `per_second`. Only the time when it 
 a bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
@@ -12,7 +13,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import LimitExceeded
+from federation.protocol.errors import LimitExceeded, MatrixError
 
 MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""
@@ -50,6 +51,16 @@ class RateLimiter:
         """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it fails."""
         self._check(limit, key, 1, rate, counts=False)
 
+    @contextmanager
+    def counting(self, limit: Limit, key: str) -> Iterator[None]:
+        """Count an action that may be refused yet, by a MatrixError: then it does not count. Raises LimitExceeded."""
+        self.check(limit, key)
+        try:
+            yield
+        except MatrixError:
+            self._give_back(limit, key)
+            raise
+
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count what has happened already, though it be more than there was room for: for what is known only then."""
         rate = rate or self._rates.get(limit)
@@ -77,6 +88,11 @@ class RateLimiter:
         buckets[key] = full_at
         if len(buckets) > self._max_buckets:
             self._forget(limit, now)
+
+    def _give_back(self, limit: Limit, key: str) -> None:
+        buckets = self._full_at.get(limit, {})
+        if key in buckets:  # else it is full already
+            buckets[key] -= 1 / self._rates[limit].per_second
 
     def forget(self, limit: Limit, key: str) -> None:
         """Fill a bucket: after a good password, failures before it no longer count."""

@@ -4,6 +4,7 @@ spec: client-server-api#room-membership
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
@@ -118,19 +119,37 @@ class RoomMemberships:
 
         Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
-        content = await self._content("join", caller.user_id, _told(caller, reason))
         snapshot = await self._residence.find(room_id)
+        if snapshot is None or await self._present(caller.user_id, snapshot) != "join":
+            content = await self._content("join", caller.user_id, _told(caller, reason))
+            with self.counting_join(caller, room_id):
+                snapshot = await self._come_in(caller, room_id, snapshot, content, signed, servers)
+        await self._personal_settings.do_copy(caller.user_id, snapshot)
+        return room_id
+
+    def counting_join(self, caller: Requester, room_id: RoomID) -> AbstractContextManager[None]:
+        """Count a join among those of its room, unless it is refused: else anybody could keep others out. Raises LimitExceeded."""
+        return self._limiter.counting(Limit.JOIN_ROOM, room_id) if caller.rate_limited else nullcontext()
+
+    async def _come_in(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        snapshot: RoomSnapshot | None,
+        content: dict[str, Any],
+        signed: Mapping[str, Any] | None,
+        servers: Sequence[str],
+    ) -> RoomSnapshot:
+        """Join a room, wherever it is: the snapshot is None where this server is not in it."""
         if snapshot is None:
             if await self._elsewhere.do_join(caller, room_id, content, servers):
-                await self.settle(caller.user_id, room_id)
-                return room_id
+                return await self._engine.get_snapshot(room_id)
             snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
         if present != "join" and not await self._enter_in_part(caller, snapshot, present, content, signed, servers):
             snapshot = await self._engine.get_whole(room_id)
             await self._enter(caller, snapshot, present, content, signed, servers)
-        await self._personal_settings.do_copy(caller.user_id, snapshot)
-        return room_id
+        return snapshot
 
     async def _enter_in_part(
         self,
@@ -205,6 +224,12 @@ class RoomMemberships:
             case "invite":
                 await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
+
+    async def is_join(self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]) -> bool:
+        """Whether a state event that changes a membership brings its sender into the room."""
+        if target != caller.user_id or content.get("membership") != "join":
+            return False
+        return await self._present(caller.user_id, await self._engine.get_snapshot(room_id)) != "join"
 
     async def find_quiet_change(
         self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]
@@ -345,8 +370,6 @@ class RoomMemberships:
 
     async def _check_joining(self, caller: Requester, snapshot: RoomSnapshot, present: str | None) -> dict[str, str]:
         """What joining needs besides authorization; what it adds to the content of the event."""
-        if caller.rate_limited:
-            self._limiter.check(Limit.JOIN_ROOM, snapshot.room_id)
         if caller.is_guest:
             await self._guests.check_may_join(snapshot)
         if present == "invite":

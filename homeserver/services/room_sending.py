@@ -8,6 +8,7 @@ spec: client-server-api#sending-events-to-a-room
 
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from hashlib import sha256
 from typing import Any, Final
 
@@ -175,7 +176,9 @@ class RoomSending:
             if isinstance(made, StoredEvent):  # that is what it is already
                 return made.event.event_id
             return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
-        event = (await self._engine.send(room_id, [draft]))[0].event
+        is_join = type == "m.room.member" and await self._memberships.is_join(caller, room_id, state_key, content)
+        with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
+            event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
             await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
         elif type == "m.room.member" and event.membership in ("leave", "ban"):

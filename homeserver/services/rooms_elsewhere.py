@@ -54,7 +54,6 @@ class RoomsElsewhere:
             raise GuestAccessForbidden("Guests may only join rooms that this server is in")
         if caller.rate_limited:
             self._limiter.check(Limit.JOIN_REMOTE, caller.user_id)
-            self._limiter.check(Limit.JOIN_ROOM, room_id)
         candidates = await self._candidates(caller.user_id, room_id, servers)
         return await self._elsewhere.memberships.join(room_id, caller.user_id, content, candidates)
 

@@ -11,6 +11,7 @@ from federation.protocol.errors import BadJson
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID, UserID, is_user_id
 from federation.protocol.join_rules import lets_members_in, takes_knocks
+from federation.protocol.policy_server import OLD_POLICY, POLICY
 from federation.protocol.power_levels import LEVEL_DEFAULTS, PowerLevels, level_entries, parse_level
 from federation.protocol.room_versions import RoomVersion
 from federation.protocol.space_hierarchy import CHILD, PARENT
@@ -25,7 +26,8 @@ COPIED: Final = tuple(
         "m.room.guest_access",
         "m.room.encryption",
         "m.room.server_acl",
-        "m.room.policy",
+        POLICY.type,
+        OLD_POLICY.type,
         "m.room.name",
         "m.room.topic",
         "m.room.avatar",

@@ -205,6 +205,11 @@ class Shared:
         """An event that the north has."""
         return await self.north.pdu(self.room_id, event_id)
 
+    async def by_bob(self, text: str) -> Event:
+        """A message that nobody has yet."""
+        content = {"msgtype": "m.text", "body": text}
+        return await self.south.build_next(self.room_id, self.bob.user_id, "m.room.message", content)
+
 
 async def shared(
     network: Network, version: str = "11", config: Mapping[str, str] | None = None, **options: Any

@@ -20,6 +20,7 @@ from federation.member_lists import Fetch
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
+from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
 from federation.wire import WireAnswer, WireRequest
 from homeserver.services.pushers.gateways import Web
@@ -67,12 +68,16 @@ class Network:
         folder.mkdir()
         return self._build(folder, name, self._open_database(), further_config, fetch, web, follow)
 
-    def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
-        """A server again, upon its database: as after a crash, but for what it would still have sent."""
+    def rebuild(
+        self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing, key: SigningKey | None = None
+    ) -> TestServer:
+        """A server again, upon its database: as after a crash, but for what it would still have sent. `key`: it signs with
+        another from now on."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
-        return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
+        database = self.servers[name].app.database
+        return self._build(self._folder / name, name, database, further_config, fetch, key=key)
 
     def _build(
         self,
@@ -83,6 +88,7 @@ class Network:
         fetch: Fetch,
         web: Web | None = None,
         follow: Follow = follow_nowhere,
+        key: SigningKey | None = None,
     ) -> TestServer:
         server = TestServer(
             folder,
@@ -95,6 +101,7 @@ class Network:
             fetch=fetch,
             follow=follow,
             web=web,
+            key=key,
         )
         self.servers[name] = server
         if self._sends:

@@ -164,7 +164,9 @@ class RoomParts:
         """A policy server that dislikes one word."""
         return named is None or "spam" not in str(event.content.get("body"))
 
-    async def judge(self, room_nid: int, events: Collection[Event], named: Event | None) -> Mapping[EventID, bool]:
+    async def judge(
+        self, room_nid: int, events: Collection[Event], named: Event | None, let_in: Collection[EventID]
+    ) -> Mapping[EventID, bool]:
         """It does not say anything before an event has its turn."""
         return {}
 

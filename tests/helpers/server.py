@@ -148,6 +148,7 @@ class TestServer:
         web: Web | None = None,
         images: Executor | None = None,
         photos: Executor | None = None,
+        key: SigningKey | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
@@ -171,9 +172,8 @@ class TestServer:
             self.config,
             self.clock,
             database,
-            key=SigningKey(
-                "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
-            ),
+            key=key
+            or SigningKey("a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]),
             threads=InlineThreads(),
             directory_threads=InlineThreads(),
             media_threads=MediaThreads(

@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import LimitExceeded
+from federation.protocol.errors import Forbidden, LimitExceeded
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
@@ -79,6 +79,18 @@ def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
         limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
     limiter.forget(Limit.LOGIN_FAILED, "@a:b")
     limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+
+
+def test_what_is_refused_in_the_end_does_not_count() -> None:
+    limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
+    for _ in range(5):
+        with pytest.raises(Forbidden), limiter.counting(Limit.JOIN_ROOM, "!r"):
+            raise Forbidden
+    for _ in range(2):
+        with limiter.counting(Limit.JOIN_ROOM, "!r"):
+            pass
+    with pytest.raises(LimitExceeded):
+        limiter.check(Limit.JOIN_ROOM, "!r")
 
 
 def test_a_rate_of_ones_own_replaces_the_usual_one() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID
+from federation.protocol.signing import SigningKey, encode_base64
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -234,3 +235,31 @@ async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -
     shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"]["events"]
     assert [event["content"].get("body") for event in shown] == [None, "beside the join"]
     assert texts(carol, room_id) == ["beside the join", "long ago"]
+
+
+async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    say(room.alice, room.room_id, "by the old key")
+    network.settle()
+    network.clock.advance(60)
+    old, now_ms = room.north.federation.identity.key, int(network.clock.seconds() * 1000)
+    said = f'{{key: "{encode_base64(old.public_key)}", expired_ts: {now_ms}}}'
+    network.clock.advance(60)
+    north = network.rebuild(
+        NORTH, f'old_signing_keys: {{"{old.key_id}": {said}}}\n', key=SigningKey("b_test", b"another key".ljust(32))
+    )
+    alice = User(
+        north, {"user_id": room.alice.user_id, "access_token": room.alice.token, "device_id": room.alice.device_id}
+    )
+    say(alice, room.room_id, "by the new key")
+    network.settle()
+    assert texts(room.bob, room.room_id)[:2] == ["by the new key", "by the old key"]
+    say(room.bob, room.room_id, "from the south")
+    network.settle()
+    assert texts(alice, room.room_id)[0] == "from the south"
+
+    carol = network.add(EAST).register("carol")
+    assert carol.post(f"/_matrix/client/v3/join/{room.room_id}?via={SOUTH}").status == 200
+    network.settle()
+    assert texts(carol, room.room_id) == ["from the south", "by the new key", "by the old key"]

@@ -1,4 +1,4 @@
-"""What it costs to let somebody into a large room, and to enter one."""
+"""What it costs to let somebody into a large room, to enter one, and to hear of what is said there."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from storage.database import Database
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
-from tests.helpers.talk import create, get_state, ok
+from tests.helpers.talk import create, get_state, ok, room_path, say
 
 MEMBERS = 2000
 FEW = 60
@@ -87,4 +87,23 @@ async def test_nor_does_a_room_that_is_told_whole(tmp_path: Path, sqlite_templat
     assert asked == ["make_join", "send_join"]
     assert costs.north.queries.total() < 2 * FEW, costs.north.queries
     assert costs.south.queries.total() < 2 * FEW, costs.south.queries
+    await costs.close()
+
+
+@pytest.mark.parametrize("members", [2, FEW])
+async def test_a_message_costs_one_write_and_few_queries_however_many_are_in_the_room(
+    tmp_path: Path, sqlite_template: Path, members: int
+) -> None:
+    costs = Costs(tmp_path, sqlite_template)
+    room_id = RoomID(await costs.make_room(people(members)))
+    ok(join_via(costs.bob, room_id, NORTH))
+    costs.network.start_sending()
+    for number in range(3):
+        costs.south.clear()
+        event_id = say(costs.alice, room_id, f"{number}")
+        costs.network.settle()
+
+    assert costs.south.writes == {"place_event": 1}
+    assert costs.south.queries.total() <= 8, costs.south.queries
+    assert ok(costs.bob.get(room_path(room_id, "event", event_id)))["content"]["body"] == "2"
     await costs.close()

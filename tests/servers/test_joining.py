@@ -8,7 +8,20 @@ import pytest
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Letter, Network
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, invite, join, leave, membership, ok, refused, room_path, say
+from tests.helpers.talk import (
+    V3,
+    create,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    put_state,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 
 VERSIONS = ("1", "6", "10", "11", "12")
 
@@ -270,6 +283,27 @@ def test_where_too_many_come_at_once_people_are_told_when_to_come_again(network:
 
     network.clock.advance(10)
     ok(join_via(carol, room_id, NORTH))
+
+
+def test_joins_that_are_refused_do_not_count_among_those_of_a_room(network: Network) -> None:
+    limit = "rc_joins_per_room: {per_second: 0.01, burst_count: 2}\n"
+    alice = network.add(NORTH, limit).register("alice")
+    south = network.add(SOUTH, limit)
+    bob, carol = south.register("bob"), south.register("carol")
+    dan = alice.server.register("dan")
+    room_id = create(alice)
+    for _ in range(3):
+        assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
+        assert refused(join_via(dan, room_id)) == (403, "M_FORBIDDEN")
+        by_state = put_state(dan, room_id, "m.room.member", {"membership": "join"}, dan.user_id)
+        assert refused(by_state) == (403, "M_FORBIDDEN")
+
+    set_state(alice, room_id, "m.room.join_rules", {"join_rule": "public"})
+    ok(join_via(bob, room_id, NORTH))
+    ok(put_state(dan, room_id, "m.room.member", {"membership": "join"}, dan.user_id))
+    assert refused(join_via(alice.server.register("eve"), room_id)) == (429, "M_LIMIT_EXCEEDED")
+    ok(join_via(carol, room_id))
+    assert refused(join_via(south.register("frank"), room_id)) == (429, "M_LIMIT_EXCEEDED")
 
 
 def test_guests_do_not_join_elsewhere(network: Network) -> None:

@@ -14,7 +14,7 @@ from federation.rooms.inbox import FIRST_REST, MAX_AGE_MS, Inbox
 from federation.rooms.missing import MAX_ROUNDS
 from federation.wire import WireAnswer, WireRequest
 from homeserver.observe.federation import FederationMetrics
-from storage.inbox import InboxStore
+from storage.inbox import InboxStore, Places
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
 
@@ -274,7 +274,7 @@ async def test_news_of_the_room_end_a_rest(network: Network) -> None:
 async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Network) -> None:
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
-    store = InboxStore(app.database, most_of_one_server=3)
+    store = InboxStore(app.database, Places(all=3))
     inbox = Inbox(store, app.rooms.store, app.incoming.missing, network.clock, metrics)
     parts = app.federation
     transactions = Transactions(

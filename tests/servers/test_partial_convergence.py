@@ -19,7 +19,7 @@ from federation.rooms.join_answers import FEW_SERVERS
 from storage.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
-from tests.servers.test_convergence import IN_SUITE, NAMES, Towns
+from tests.servers.test_convergence import NAMES, Towns
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
 EXTRAS = 12
@@ -102,7 +102,7 @@ TestLargeTowns.settings = settings(
     max_examples=RUNS,
     stateful_step_count=20,
     deadline=None,
-    derandomize=IN_SUITE,
+    derandomize=False,
     phases=(Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )

@@ -5,84 +5,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.internet.defer import Deferred
 
-from federation.protocol.errors import RemoteError
-from federation.protocol.events import Event, encode_reference, parse_event
-from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.protocol.ids import RoomID, UserID
 from federation.protocol.policy_server import KEY_ID
-from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.protocol.signing import SigningKey, add_signature, encode_base64
-from federation.rooms.check import Verdict
-from federation.wire import WireAnswer, WireRequest
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
+from federation.protocol.signing import SigningKey
+from storage.inbox import Places
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import is_whole, large_room
-from tests.helpers.network import Fate, Network
+from tests.helpers.network import Network
+from tests.helpers.policy_server import SIGN, Judge, message_path, named
 from tests.helpers.server import User
 from tests.helpers.talk import ok, room_path
 
-KEY = SigningKey("policy_server", b"p" * 32)
-SIGN = "/_matrix/policy/v1/sign"
-
-
-class Judge:
-    """The south, say, as a policy server: it signs what is not spam."""
-
-    def __init__(self, version: str, name: str = SOUTH) -> None:
-        self.version = version
-        self.name = name
-        self.key = KEY
-        self.is_away = False
-        self.left: int | None = None
-        """So many events more it looks at before it says that these are too many."""
-        self.wait_ms = 1_000
-        """So long nobody is to ask again then."""
-        self.refusals = 0
-        self.asked: list[dict[str, Any]] = []
-
-    def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
-        """Takes the place of the server in the network."""
-        if request.uri != SIGN:
-            return None
-        assert destination == self.name
-        pdu = msgspec.json.decode(request.body)
-        if self.left == 0:
-            self.refusals += 1
-            refusal = {"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast", "retry_after_ms": self.wait_ms}
-            return WireAnswer(429, {}, msgspec.json.encode(refusal))
-        self.asked.append(pdu)
-        if self.is_away:
-            raise RemoteError(destination, "away", retryable=True)
-        if self.left is not None:
-            self.left -= 1
-        if "spam" in str(pdu["content"]):
-            refusal = {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"}
-            return WireAnswer(400, {}, msgspec.json.encode(refusal))
-        return WireAnswer(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
-
-    def answer_late(self, request: WireRequest, answer: WireAnswer) -> WireAnswer:
-        """Takes the place of the server's own answer, once that has come."""
-        return self.answer(ServerName(self.name), request) or answer
-
-    def sign(self, pdu: Mapping[str, Any]) -> str:
-        """Its signature."""
-        version = ROOM_VERSIONS[self.version]
-        return self.key.sign(encode_reference(version, parse_event(version, pdu).pdu))
-
-    def vouch(self, pdu: Mapping[str, Any]) -> dict[str, Any]:
-        """The event with its signature."""
-        return add_signature(pdu, self.name, KEY_ID, self.sign(pdu))
-
-
-def named(key: SigningKey = KEY, via: str = SOUTH) -> dict[str, Any]:
-    return {"via": via, "public_keys": {"ed25519": encode_base64(key.public_key)}}
-
-
-def message_path(room_id: str, txn_id: str = "m") -> str:
-    return f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{txn_id}"
-
-
+KEYS = named()["public_keys"]
 SPAM = {"msgtype": "m.text", "body": "spam"}
 
 
@@ -106,6 +42,30 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
 
     set_state(room.alice, room.room_id, "m.room.policy", {})
     say(room.alice, room.room_id, "spam")
+
+
+@pytest.mark.parametrize("keys", [{"public_key": KEYS["ed25519"]}, {"public_keys": KEYS}])
+async def test_a_room_of_before_names_it_by_another_event(network: Network, keys: Mapping[str, Any]) -> None:
+    """Proposal: MSC4284"""
+    room = await shared(network)
+    judge = Judge("11")
+    judge.path = "/_matrix/policy/unstable/org.matrix.msc4284/sign"
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "org.matrix.msc4284.policy", {"via": SOUTH, **keys})
+    assert judge.asked == [], "it has no say about the event that names it"
+
+    said = say(room.alice, room.room_id, "salom")
+    assert KEY_ID in (await room.pdu(said))["signatures"][SOUTH]
+    assert room.alice.put(message_path(room.room_id), SPAM).status == 403
+    spam, ham = await room.by_bob("spam"), await room.by_bob("by bob")
+    await room.south.push(NORTH, [spam.pdu, ham.pdu])
+    assert sorted(texts(room.alice, room.room_id)) == ["by bob", "salom"]
+
+    # the event of now counts where it is, be it to say that there is none any more
+    asked = len(judge.asked)
+    set_state(room.alice, room.room_id, "m.room.policy", {})
+    say(room.alice, room.room_id, "spam")
+    assert len(judge.asked) == asked
 
 
 async def test_an_event_of_others_without_its_signature_is_not_shown(network: Network) -> None:
@@ -243,6 +203,40 @@ async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> Non
     assert texts(room.alice, room.room_id) == ["6", "5", "4", "3", "2", "1", "0"]
 
 
+async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    other = create_room(room.alice)
+    ok(join_via(room.bob, other, NORTH))
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.cut(NORTH, SOUTH)
+    places = Places()
+    said = [say(room.bob, room.room_id, f"{number}") for number in range(places.unjudged_of_room + 50)]
+    before, after = say(room.bob, other, "before"), say(room.bob, other, "after")
+    network.mend(NORTH, SOUTH)
+    network.liars.append(judge.answer)
+    judge.left, judge.wait_ms = 0, 3_600_000
+
+    answers: dict[str, Any] = {}
+    for start in range(0, len(said), 50):
+        pdus = [await room.south.pdu(room.room_id, event_id) for event_id in said[start : start + 50]]
+        answers |= (await room.south.push(NORTH, pdus))["pdus"]
+    assert [event_id for event_id in said if "error" in answers[event_id]] == said[places.unjudged_of_room :]
+    assert await room.south.push(NORTH, [await room.south.pdu(other, after)]) == {"pdus": {after: {}}}
+    assert texts(room.alice, other)[:2] == ["after", "before"]
+    assert before
+
+    judge.left = None
+    network.clock.advance(3_600)
+    await room.south.push(NORTH, [await room.south.pdu(room.room_id, say(room.bob, room.room_id, "last"))])
+    for _ in range(5):
+        network.clock.advance(3_600)
+    assert texts(room.alice, room.room_id)[: len(said) + 1] == [
+        "last",
+        *(f"{number}" for number in reversed(range(len(said)))),
+    ]
+
+
 async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
@@ -253,40 +247,6 @@ async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(netwo
     answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
 
     assert (answer.status, answer.json["retry_after_ms"]) == (429, 1_000)
-
-
-async def test_one_that_is_slow_holds_up_who_sends_for_a_few_seconds_only(network: Network) -> None:
-    room = await shared(network)
-    judge = Judge("11")
-    other = create_room(room.alice)
-    ok(join_via(room.bob, other, NORTH))
-    set_state(room.alice, room.room_id, "m.room.policy", named())
-    network.cut(NORTH, SOUTH)
-    said = [say(room.bob, room.room_id, f"{number:02}") for number in range(20)]
-    pdus = [await room.south.pdu(room.room_id, event_id) for event_id in said]
-    elsewhere = await room.south.pdu(other, say(room.bob, other, "elsewhere"))
-    network.mend(NORTH, SOUTH)
-    network.forge(SOUTH, judge.answer_late)
-    network.hold()
-    receive = room.north.server.app.incoming.transactions.receive
-    first, second = (
-        Deferred.fromCoroutine(receive(ServerName(SOUTH), txn_id, sent, []))
-        for txn_id, sent in (("a", pdus), ("b", [elsewhere]))
-    )
-
-    def answer_in(seconds: float) -> None:
-        network.clock.advance(seconds)
-        network.deliver(most=5)
-
-    answer_in(4)
-
-    assert msgspec.json.decode(await first) == {"pdus": {event_id: {} for event_id in said}}
-    assert second.called
-    assert texts(room.alice, other) == ["elsewhere"]
-    for _ in range(20):
-        answer_in(4)
-    assert texts(room.alice, room.room_id) == [f"{number:02}" for number in reversed(range(20))]
-    assert len(judge.asked) == 20
 
 
 async def test_what_is_here_already_is_not_asked_about_again(network: Network) -> None:
@@ -327,59 +287,6 @@ async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network
     assert texts(carol, room_id) == ["salom"]
     said = [msgspec.json.encode(pdu, order="sorted") for pdu in judge.asked]
     assert len(said) == len(set(said)) > 1, "what it has said of an event is not asked again"
-
-
-async def by_bob(room: Shared, text: str) -> Event:
-    """A message that the north does not have yet."""
-    content = {"msgtype": "m.text", "body": text}
-    return await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", content)
-
-
-async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(network: Network) -> None:
-    room = await shared(network)
-    judge = Judge("11")
-    set_state(room.alice, room.room_id, "m.room.policy", named())
-    network.cut(NORTH, SOUTH)
-    signed = await by_bob(room, "signed")
-    unsigned = say(room.bob, room.room_id, "unsigned")
-    network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
-
-    pdu = await room.south.pdu(room.room_id, unsigned)
-    late = Deferred.fromCoroutine(room.south.push(NORTH, [pdu]))
-    await room.north.federation.receiver.receive(room.room_id, [judge.vouch(signed.pdu)])
-    assert texts(room.alice, room.room_id) == ["signed"]
-    assert not late.called
-
-    network.clock.advance(6)
-    assert await late == {"pdus": {unsigned: {}}}
-    assert texts(room.alice, room.room_id) == ["signed"]
-
-
-async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_for_all(network: Network) -> None:
-    room = await shared(network)
-    judge = Judge("11")
-    set_state(room.alice, room.room_id, "m.room.policy", named())
-    other = await by_bob(room, "by bob")
-    network.forge(SOUTH, judge.answer_late)
-    network.hold()
-    body = {"msgtype": "m.text", "body": "by alice"}
-    first, second, third = (room.alice.start("PUT", message_path(room.room_id, txn), body) for txn in "abc")
-    received = Deferred.fromCoroutine(room.north.federation.receiver.receive(room.room_id, [judge.vouch(other.pdu)]))
-    fourth = room.alice.start("PUT", message_path(room.room_id, "d"), body)
-
-    answered = []
-    for _ in range(2):
-        network.clock.advance(2)
-        assert network.deliver(most=1) == 1
-        answered.append([each.done for each in (first, second, third, fourth)])
-    assert answered == [[True, False, False, False], [True, True, False, False]]
-    assert received.called
-
-    network.deliver()
-    assert third.done
-    assert fourth.done
-    assert len(texts(room.alice, room.room_id)) == 5
 
 
 async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Judge]:
@@ -424,30 +331,3 @@ async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network
     network.deliver()
 
     assert texts(bob, room_id) == said
-
-
-async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(network: Network) -> None:
-    room = await shared(network)
-    judge = Judge("11")
-    set_state(room.alice, room.room_id, "m.room.policy", named())
-    other = await by_bob(room, "changed")
-    changed = {**other.pdu, "content": {"body": "by whom?"}}
-    east = Side(network.add(EAST))
-    carol = east.server.register("carol")
-    network.forge(SOUTH, judge.answer_late)
-    network.hold()
-    receive = room.north.federation.receiver.receive
-    joining = carol.start("POST", f"/_matrix/client/v3/join/{room.room_id}?via={NORTH}", {})
-    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
-        network.deliver(most=1)
-    receiving = Deferred.fromCoroutine(receive(room.room_id, [changed]))
-    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
-
-    signed = await by_bob(room, "signed")
-    (outcome,) = await receive(room.room_id, [judge.vouch(signed.pdu)])
-    assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
-
-    network.deliver()
-    (outcome,) = await receiving
-    assert outcome.verdict is Verdict.REDACT
-    assert joining.answer.status == 200

@@ -10,6 +10,7 @@ from tests.helpers.federated import NORTH, SOUTH, Shared, say, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
+from tests.servers.test_sending import make_admin
 
 OPEN = make_rules(None)
 BLOCKED = make_rules(None, [SOUTH])
@@ -95,6 +96,31 @@ async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Netw
     assert SOUTH not in await DestinationStore(network.servers[NORTH].app.database).get_backlogs()
 
 
+@pytest.mark.parametrize(
+    ("refusal", "text"),
+    [
+        (BLOCKED, "blocked here"),
+        (make_rules(["west.example"]), "not among those"),
+        (OFF, "switched off"),
+        (LISTED, "missing or out of date"),
+    ],
+    ids=["blocked", "others allowed", "off", "no list"],
+)
+async def test_administrators_see_why_a_server_waits(network: Network, refusal: PolicyRules, text: str) -> None:
+    room = await sending(network)
+    path = f"/_synapse/admin/v1/federation/destinations/{SOUTH}"
+    admin = make_admin(network.servers[NORTH])
+    change(network, refusal)
+    assert text in admin.get(path).json["refused"]
+    say(room.alice, room.room_id, "while refused")
+    network.settle()
+    shown = admin.get(path).json
+    assert (text in shown["refused"], shown["rooms_missed"]) == (True, 1)
+
+    admin = again(network, admin, "federation: {enabled: false}\n")
+    assert "switched off" in admin.get(path).json["refused"]
+
+
 @pytest.mark.parametrize("refusal", [OFF, LISTED], ids=["off", "no list"])
 async def test_messages_to_devices_wait_where_the_refusal_may_pass(network: Network, refusal: PolicyRules) -> None:
     room = await sending(network)
@@ -167,3 +193,21 @@ async def test_who_could_not_be_reached_and_then_was_refused_hears_it_all(networ
 
     change(network, OPEN)
     assert texts(room.bob, room.room_id)[:2] == ["while refused", "while away"]
+
+
+async def test_what_the_refused_server_kept_back_comes_at_once(network: Network) -> None:
+    room = await sending(network)
+    change(network, BLOCKED)
+    say(room.bob, room.room_id, "from the south")
+    for _ in range(5):  # it leaves us alone for longer and longer
+        network.clock.advance(3600)
+        network.settle()
+    assert "from the south" not in texts(room.alice, room.room_id)
+
+    network.clock.advance(100)
+    change(network, OPEN)
+    assert texts(room.alice, room.room_id)[0] == "from the south"
+
+    before = requests_to(network, SOUTH)
+    change(network, OPEN)
+    assert requests_to(network, SOUTH) == before, "it is told once"

@@ -305,12 +305,14 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
     admin = make_admin(home.server)
     home.say("one")
     home.settle()
+    home.server.clock.advance(10)
+    told = home.server.app.database.streams.current()
     well = {
         "destination": PEER,
         "retry_last_ts": 0,
         "retry_interval": 0,
         "failure_ts": None,
-        "last_successful_stream_ordering": None,
+        "last_successful_stream_ordering": told,
         "error": None,
         "refused": None,
         "rooms_missed": 0,
@@ -337,11 +339,14 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
     page = admin.get(f"{DESTINATIONS}?order_by=failure_ts&dir=b&limit=1").json
     assert page == {"destinations": [trouble], "total": 2, "next_token": "1"}
     rooms = admin.get(f"{DESTINATIONS}/{PEER}/rooms").json
-    assert [(room["room_id"], room["is_behind"]) for room in rooms["rooms"]] == [(home.room_id, True)]
+    (row,) = rooms["rooms"]
+    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > told) == (home.room_id, True, True)
 
     home.wire.down.clear()
     home.server.clock.advance(5)
     home.settle()
+    home.server.clock.advance(10)
+    well = {**well, "last_successful_stream_ordering": home.server.app.database.streams.current()}
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
     home.server.app.federation.policy.change(make_rules(None, [PEER]))

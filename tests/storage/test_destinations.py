@@ -5,11 +5,13 @@ import pytest
 from storage.cross_signing import CrossSigningKey, CrossSigningStore
 from storage.database import Database
 from storage.destination_lists import DestinationListStore, DestinationRoom, DestinationSummary
-from storage.destinations import Backlog, DestinationRow, DestinationStore
+from storage.destinations import LEASE, Backlog, DestinationRow, DestinationStore
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore
 from storage.device_list_log import MOST_KEPT, DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
+from storage.leases import LeaseStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.partial_rooms import begin_partial
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
 from storage.remote_devices import RemoteDeviceStore
@@ -50,18 +52,22 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     await store.add_failure(DestinationRow(PEER, 15, 25, 6000, "slow"), Backlog())
     await database.write("test", store.set_reached, PEER, 30)
     await database.write("test", waiting.add_messages, {third: b"x"})
+    lease = LeaseStore(database, LEASE)
+    await lease.take("me", 0, 1, by_force=True)
+    await lease.renew("me", 1, 300)
 
-    first = DestinationSummary(away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1)
+    first = DestinationSummary(away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1, told_upto=99)
     every = [
         first,
-        DestinationSummary(OTHER),
-        DestinationSummary(PEER),
-        DestinationSummary(third, messages_to_devices=1),
+        DestinationSummary(OTHER, told_upto=300),
+        DestinationSummary(PEER, told_upto=300),
+        DestinationSummary(third, messages_to_devices=1, told_upto=300),
     ]
     assert await lists.get_page("", "destination", False, 0, 10) == (every, 4)
     assert await lists.get_page("", "destination", True, 1, 2) == ([every[2], every[1]], 4)
     for order in ("retry_last_ts", "retry_interval", "failure_ts"):
         assert await lists.get_page("", order, True, 0, 1) == ([first], 4)
+    assert await lists.get_page("", "told_upto", False, 0, 1) == ([first], 4)
     assert await lists.get_page("e", "failure_ts", True, 9, 1) == ([], 4)
     assert await lists.get_page("way", "destination", False, 0, 10) == ([first], 1)
     assert await lists.get_one(away) == first
@@ -70,6 +76,19 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     assert await lists.get_one("nobody.example") is None
     assert await lists.get_rooms(away, False, 0, 10) == ([DestinationRoom("!room:example.org", 100, True)], 1)
     assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 20, False)], 1)
+
+
+async def test_servers_of_a_room_that_is_here_in_part_are_listed_too(database: Database) -> None:
+    lists = DestinationListStore(database)
+    room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
+    await database.write("test", begin_partial, room, 5, 30, PEER, [PEER, OTHER])
+
+    assert await lists.get_page("", "destination", False, 0, 10) == (
+        [DestinationSummary(OTHER), DestinationSummary(PEER)],
+        2,
+    )
+    assert await lists.get_one(OTHER) == DestinationSummary(OTHER)
+    assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 30, False)], 1)
 
 
 async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(database: Database) -> None:

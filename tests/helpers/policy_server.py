@@ -1,0 +1,76 @@
+"""A policy server, played by a test in the place of a server of the network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.events import encode_reference, parse_event
+from federation.protocol.ids import ServerName
+from federation.protocol.policy_server import KEY_ID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.signing import SigningKey, add_signature, encode_base64
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.federated import SOUTH
+
+KEY = SigningKey("policy_server", b"p" * 32)
+SIGN = "/_matrix/policy/v1/sign"
+
+
+class Judge:
+    """The south, say, as a policy server: it signs what is not spam."""
+
+    def __init__(self, version: str, name: str = SOUTH) -> None:
+        self.version = version
+        self.name = name
+        self.key = KEY
+        self.path = SIGN
+        self.is_away = False
+        self.left: int | None = None
+        """So many events more it looks at before it says that these are too many."""
+        self.wait_ms = 1_000
+        """So long nobody is to ask again then."""
+        self.refusals = 0
+        self.asked: list[dict[str, Any]] = []
+
+    def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        """Takes the place of the server in the network."""
+        if request.uri != self.path:
+            return None
+        assert destination == self.name
+        pdu = msgspec.json.decode(request.body)
+        if self.left == 0:
+            self.refusals += 1
+            refusal = {"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast", "retry_after_ms": self.wait_ms}
+            return WireAnswer(429, {}, msgspec.json.encode(refusal))
+        self.asked.append(pdu)
+        if self.is_away:
+            raise RemoteError(destination, "away", retryable=True)
+        if self.left is not None:
+            self.left -= 1
+        if "spam" in str(pdu["content"]):
+            refusal = {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"}
+            return WireAnswer(400, {}, msgspec.json.encode(refusal))
+        return WireAnswer(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
+
+    def answer_late(self, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        """Takes the place of the server's own answer, once that has come."""
+        return self.answer(ServerName(self.name), request) or answer
+
+    def sign(self, pdu: Mapping[str, Any]) -> str:
+        """Its signature."""
+        version = ROOM_VERSIONS[self.version]
+        return self.key.sign(encode_reference(version, parse_event(version, pdu).pdu))
+
+    def vouch(self, pdu: Mapping[str, Any]) -> dict[str, Any]:
+        """The event with its signature."""
+        return add_signature(pdu, self.name, KEY_ID, self.sign(pdu))
+
+
+def named(key: SigningKey = KEY, via: str = SOUTH) -> dict[str, Any]:
+    return {"via": via, "public_keys": {"ed25519": encode_base64(key.public_key)}}
+
+
+def message_path(room_id: str, txn_id: str = "m") -> str:
+    return f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{txn_id}"
