@@ -49,22 +49,18 @@ def log_changes(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | 
     """Note changes of one user, numbered from `first` on."""
     prev_id = select_stream_id(txn, user_id)
     for stream_id, device_id in enumerate(device_ids, first):
-        txn.execute(
+        txn.execute_later(
             "INSERT INTO device_list_log (user_id, stream_id, prev_id, device_id) VALUES (?, ?, ?, ?)",
             (user_id, stream_id, prev_id, device_id),
         )
         if device_id is not None:
             prev_id = stream_id
-    oldest = txn.query_one(
-        "SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?",
-        (user_id, MOST_KEPT),
+    # what the list as a whole is known by stays
+    txn.execute_later(
+        "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <> ? AND stream_id <="
+        " (SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?)",
+        (user_id, prev_id, user_id, MOST_KEPT),
     )
-    if oldest is not None:
-        # what the list as a whole is known by stays
-        txn.execute(
-            "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <= ? AND stream_id <> ?",
-            (user_id, oldest[0], prev_id),
-        )
 
 
 def select_stream_id(txn: Transaction, user_id: str) -> int:

@@ -25,7 +25,8 @@ from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from storage.cross_signing import KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, select_counts
+from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
+from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
@@ -125,18 +126,16 @@ class DeviceKeys:
 
     def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: CheckedKeys) -> KeyCounts:
         """Write what `parse_upload` gave; what the device has then. Raises InvalidParam, UnknownToken."""
-        if not self._keys.has_device(txn, user_id, device_id):
+        is_there, identity = self._keys.get_identity(txn, user_id, device_id)
+        if not is_there:
             raise UnknownToken("The session has ended")
-        if keys.identity is not None:
+        if keys.identity is not None and keys.identity != identity:
             self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
+        remembered_from_ts = self._now_ms() - REMEMBERED_MS
         try:
-            if keys.one_time:
-                self._keys.add_one_time_keys(txn, user_id, device_id, keys.one_time, self._now_ms() - REMEMBERED_MS)
-            if keys.fallback:
-                self._keys.set_fallback_keys(txn, user_id, device_id, keys.fallback)
+            counts = self._keys.put_keys(txn, user_id, device_id, keys.one_time, keys.fallback, remembered_from_ts)
         except KeyExists as error:
             raise InvalidParam(f"The device has another key named {error}") from None
-        counts = select_counts(txn, user_id, device_id)
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
         if counts.fallback > MOST_FALLBACK_KEYS:
@@ -154,16 +153,39 @@ class DeviceKeys:
             counts = with_zero(await self._keys.get_counts(user_id, device_id))
             if heard == self._counts_heard:
                 break
-        self._counts.setdefault(user_id, {})[device_id] = counts
-        if len(self._counts) > self._capacity:
-            self._counts.popitem(last=False)
+        self._note(user_id, device_id, counts)
         return counts
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
                 self._counts_heard += 1
-                self._counts.pop(change.user_id, None)
+                detail = change.detail
+                if isinstance(detail, KeysLeft):
+                    self._note(change.user_id, detail.device_id, with_zero(detail.counts))
+                elif isinstance(detail, KeysClaimed):
+                    self._note_claims(change.user_id, detail)
+                else:
+                    self._counts.pop(change.user_id, None)
+
+    def _note(self, user_id: str, device_id: str, counts: KeyCounts) -> None:
+        self._counts.setdefault(user_id, {})[device_id] = counts
+        self._counts.move_to_end(user_id)
+        if len(self._counts) > self._capacity:
+            self._counts.popitem(last=False)
+
+    def _note_claims(self, user_id: str, claimed: KeysClaimed) -> None:
+        """Count down what is known; what is not stays unknown."""
+        known = self._counts.get(user_id)
+        if known is None:
+            return
+        for device_id, algorithm in claimed.taken:
+            counts = known.get(device_id)
+            if counts is not None:
+                left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
+                if not left[algorithm]:
+                    del left[algorithm]
+                known[device_id] = with_zero(replace(counts, one_time=left))
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node may have given keys out."""

@@ -26,10 +26,10 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
 
     def add(txn: WriteTransaction, first: int, number: int) -> None:
         new = {(ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index for index in range(first, first + number)}
-        keys.add_one_time_keys(txn, ALICE, DEVICE, new, 0)
+        keys.put_keys(txn, ALICE, DEVICE, new, {}, 0)
 
     await threaded_database.write(
-        "add", lambda txn: keys.set_fallback_keys(txn, ALICE, DEVICE, {(ALGORITHM, "f"): b"{}"})
+        "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, {}, {(ALGORITHM, "f"): b"{}"}, 0)
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = KeyWish(ALICE, DEVICE, ALGORITHM)
