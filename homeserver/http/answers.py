@@ -1,7 +1,8 @@
 """What a handler may answer, and how it becomes bytes, once.
 
 A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.Raw` are JSON that is encoded already;
-`Response` says everything itself, and its body may be a `File`, which is sent as it is read.
+`Response` says everything itself, and its body may be a `File`, which is sent as it is read, or `Pieces`, which are sent as they are
+made.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.answers import File as File
+from federation.protocol.answers import Pieces as Pieces
 from federation.protocol.answers import Response as Response
 from federation.protocol.answers import Source as Source
 from federation.protocol.errors import LimitExceeded, MatrixError

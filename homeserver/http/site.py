@@ -14,7 +14,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 # mypy: allow-untyped-calls
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
@@ -36,7 +36,7 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.answers import File, Response, encode_body, error_response
+from homeserver.http.answers import File, Pieces, Response, encode_body, error_response
 from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
@@ -44,7 +44,7 @@ from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
-from homeserver.http.streaming import Interrupted, Stream
+from homeserver.http.streaming import Interrupted, Stream, pieces_of
 from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
@@ -230,6 +230,8 @@ class MatrixRequest:
             self._caller = info.caller
             if isinstance(response.body, File):
                 await self._respond_file(response, response.body)
+            elif isinstance(response.body, Pieces):
+                await self._respond_pieces(response, response.body)
             else:
                 self._respond(response)
         except MatrixError as error:
@@ -365,23 +367,43 @@ class MatrixRequest:
                 if found is not None:
                     status, part = HTTPStatus.PARTIAL_CONTENT, found
                     block += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.end - 1, file.size)
-            await self._stream(status, block, file, part)
+            head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
+            end = part.start if self._head_.method == "HEAD" else part.end
+            await self._stream(status, head, pieces_of(file.source, part.start, end))
         finally:
             file.source.close()
 
-    async def _stream(self, status: int, block: bytes, file: File, part: Part) -> None:
+    async def _respond_pieces(self, response: Response, body: Pieces) -> None:
+        """Answer with what is made as it is sent. What is one piece is answered at once, and says how long it is."""
+        first = await anext(body.pieces, b"")
+        second = await anext(body.pieces, None)
+        if second is None:
+            self._respond(Response(response.status, response.headers, first))
+            return
         if self._lost:
             return
-        channel = self._channel
-        head = self._head(status, block, part.end - part.start)
-        stream = self._sending = Stream(channel, self._site.clock, file.source)
+        block, _ = header_lines(response.headers)
+        in_chunks = self._head_.takes_chunks
+        if not in_chunks:
+            self._channel.persistent = False
+        head = self._head(response.status, block, b"Transfer-Encoding: chunked\r\n" if in_chunks else b"")
+        if self._head_.method == "HEAD":
+            self._channel.send(head)
+            self._ended(response.status, 0)
+        else:
+            await self._stream(response.status, head, _chain((first, second), body.pieces), in_chunks=in_chunks)
+
+    async def _stream(self, status: int, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False) -> None:
+        if self._lost:
+            return
+        stream = self._sending = Stream(self._channel, self._site.clock)
         try:
-            await stream.run(head, part.start, part.start if self._head_.method == "HEAD" else part.end)
+            await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
             # The head has promised more: only the end of the connection can tell the client.
             if not isinstance(error, (Interrupted, CancelledError)):
-                self._site.log.failure("the file for {request_id} cannot be read", request_id=self._request_id)
-            channel.abort()
+                self._site.log.failure("the answer to {request_id} cannot be read", request_id=self._request_id)
+            self._channel.abort()
             return
         self._ended(status, stream.sent)
 
@@ -396,15 +418,15 @@ class MatrixRequest:
         """Write the whole answer at once."""
         if self._lost:
             return
-        head = self._head(status, block, len(body))
+        length = b"" if status in NO_BODY else b"Content-Length: %d\r\n" % len(body)
+        head = self._head(status, block, length)
         has_body = self._head_.method != "HEAD" and status not in NO_BODY
         self._channel.send(head + body if has_body else head)
         self._ended(status, len(body) if has_body else 0)
 
-    def _head(self, status: int, block: bytes, length: int) -> bytes:
-        parts = [status_line(status), self._site.date_header(), block]
-        if status not in NO_BODY:
-            parts.append(b"Content-Length: %d\r\n" % length)
+    def _head(self, status: int, block: bytes, length: bytes) -> bytes:
+        """`length`: the line that says where the body ends."""
+        parts = [status_line(status), self._site.date_header(), block, length]
         if not self._channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
@@ -497,3 +519,10 @@ class Site(ServerFactory):
 def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
     pairs = (pair.partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
     return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)
+
+
+async def _chain(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece

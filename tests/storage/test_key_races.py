@@ -58,7 +58,7 @@ async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> Non
     )
     etags = [answer.etag for answer in answers]
     assert len(set(etags)) == UPLOADS, "each upload changed something, so each has an etag of its own"
-    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, None)}
+    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, ("", ""), 100)}
     assert len(kept) == UPLOADS + 1
     assert kept["shared"].first_message_index == 1, "the best of them"
     backup = await backups.get_backup(ALICE, None)
