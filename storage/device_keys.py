@@ -67,6 +67,24 @@ class KeysClaimed(msgspec.Struct, frozen=True):
     """Device and algorithm."""
 
 
+class NewKeys(msgspec.Struct, frozen=True):
+    """Keys of one device to be published: those of its identity as canonical JSON, one-time and fallback keys by name, of the
+    latter one an algorithm."""
+
+    identity: bytes | None
+    one_time: Mapping[KeyName, bytes]
+    fallback: Mapping[KeyName, bytes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.identity is None and not self.one_time and not self.fallback
+
+
+class NoSuchDevice(Exception):
+    """The device has gone: its request was on its way."""
+
+
 class DeviceKeyStore:
     """The tables of keys of devices."""
 
@@ -80,15 +98,6 @@ class DeviceKeyStore:
     async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
         """Take a key for each of the wishes, as far as there are keys."""
         return await self._database.write("claim_keys", _claim, wishes, now_ms)
-
-    def get_identity(self, txn: Transaction, user_id: str, device_id: str) -> tuple[bool, bytes | None]:
-        """Whether there is such a device (it may have gone while its request was on its way), and its identity keys."""
-        row = txn.query_one(
-            "SELECT k.keys FROM devices AS d LEFT JOIN device_keys AS k ON k.user_id = d.user_id"
-            " AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?",
-            (user_id, device_id),
-        )
-        return (False, None) if row is None else (True, row[0])
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
         """Publish identity keys that are others than before."""
@@ -104,21 +113,23 @@ class DeviceKeyStore:
         txn: WriteTransaction,
         user_id: str,
         device_id: str,
-        one_time: Mapping[KeyName, bytes],
-        fallback: Mapping[KeyName, bytes],
+        keys: NewKeys,
         remembered_from_ts: int,
     ) -> KeyCounts:
-        """Add one-time keys by (algorithm, id), where the same one again is no error, nor new; set fallback keys, one an
-        algorithm, of which a new one counts as unused. What the device has left then. Raises KeyExists.
+        """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query. Raises
+        NoSuchDevice, KeyExists.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
         standing = _select_standing(txn, user_id, device_id)
-        added = add_keys(txn, user_id, device_id, standing.blocks, one_time)
+        if keys.identity is not None and keys.identity != standing.identity:
+            self.set_device_keys(txn, user_id, device_id, keys.identity)
+        added = add_keys(txn, user_id, device_id, standing.blocks, keys.one_time)
         if added:
             forget_taken(txn, user_id, device_id, standing.blocks, remembered_from_ts)
         unused = dict(standing.unused_fallback)
-        for (algorithm, key_id), content in fallback.items():
+        for (algorithm, key_id), content in keys.fallback.items():
             if standing.fallback_keys.get(algorithm) == (key_id, content):
                 continue
             unused[algorithm] = True
@@ -129,7 +140,7 @@ class DeviceKeyStore:
                 (user_id, device_id, algorithm, key_id, content),
             )
         counts = _counts(standing.one_time, added, unused)
-        if added or fallback:
+        if added or keys.fallback:
             _announce(txn, user_id, KeysLeft(device_id, counts))
         return counts
 
@@ -169,6 +180,7 @@ def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, l
 class _Standing(msgspec.Struct, frozen=True):
     """What a device has before an upload."""
 
+    identity: bytes | None
     blocks: Sequence[KeyBlock]
     one_time: Mapping[str, int]
     fallback_keys: Mapping[str, tuple[str, bytes]]
@@ -180,15 +192,21 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
     rows = txn.query(
         f"SELECT {BLOCK_COLUMNS}, NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT algorithm, NULL, used, 0, 0, key_id, content FROM fallback_keys"
-        " WHERE user_id = ? AND device_id = ?",
-        (user_id, device_id, user_id, device_id),
+        " WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT NULL, NULL, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
+        " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?",
+        (user_id, device_id) * 3,
     )
+    devices = [row for row in rows if row[0] is None]
+    if not devices:
+        raise NoSuchDevice
     blocks = [KeyBlock(*row[:-1]) for row in rows if row[1] is not None]
     one_time: dict[str, int] = {}
     for block in blocks:
         one_time[block.algorithm] = one_time.get(block.algorithm, 0) + block.left
-    fallback = [row for row in rows if row[1] is None]
+    fallback = [row for row in rows if row[0] is not None and row[1] is None]
     return _Standing(
+        devices[0][6],
         blocks,
         one_time,
         {row[0]: (row[5], row[6]) for row in fallback},

@@ -25,7 +25,7 @@ from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from storage.cross_signing import KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
+from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft, NewKeys, NoSuchDevice
 from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
@@ -58,20 +58,7 @@ class KeyUpload(msgspec.Struct, frozen=True):
     )
 
 
-class CheckedKeys(msgspec.Struct, frozen=True):
-    """Keys of one device that may be written: canonical JSON, one-time and fallback keys by (algorithm, id)."""
-
-    identity: bytes | None
-    one_time: Mapping[tuple[str, str], bytes]
-    fallback: Mapping[tuple[str, str], bytes]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return self.identity is None and not self.one_time and not self.fallback
-
-
-def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> CheckedKeys:
+def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
     """The keys of an upload for that device. Raises InvalidParam, BadJson."""
     identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
     if identity is not None and len(identity) > LARGEST_IDENTITY:
@@ -79,7 +66,7 @@ def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> CheckedKeys
     fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
     if len({algorithm for algorithm, _ in fallback}) != len(fallback):
         raise InvalidParam("A device has one fallback key an algorithm")
-    return CheckedKeys(identity, _named(upload.one_time_keys), fallback)
+    return NewKeys(identity, _named(upload.one_time_keys), fallback)
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
@@ -124,16 +111,12 @@ class DeviceKeys:
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
         return with_zero(counts).one_time
 
-    def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: CheckedKeys) -> KeyCounts:
+    def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: NewKeys) -> KeyCounts:
         """Write what `parse_upload` gave; what the device has then. Raises InvalidParam, UnknownToken."""
-        is_there, identity = self._keys.get_identity(txn, user_id, device_id)
-        if not is_there:
-            raise UnknownToken("The session has ended")
-        if keys.identity is not None and keys.identity != identity:
-            self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
-        remembered_from_ts = self._now_ms() - REMEMBERED_MS
         try:
-            counts = self._keys.put_keys(txn, user_id, device_id, keys.one_time, keys.fallback, remembered_from_ts)
+            counts = self._keys.put_keys(txn, user_id, device_id, keys, self._now_ms() - REMEMBERED_MS)
+        except NoSuchDevice:
+            raise UnknownToken("The session has ended") from None
         except KeyExists as error:
             raise InvalidParam(f"The device has another key named {error}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:

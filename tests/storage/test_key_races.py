@@ -7,7 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
 from storage.database import Database
-from storage.device_keys import ClaimedKey, DeviceKeyStore, KeyWish
+from storage.device_keys import ClaimedKey, DeviceKeyStore, KeyWish, NewKeys
+from storage.devices import DeviceRow, DeviceStore
 from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore
 from storage.transaction import WriteTransaction
 
@@ -26,10 +27,12 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
 
     def add(txn: WriteTransaction, first: int, number: int) -> None:
         new = {(ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index for index in range(first, first + number)}
-        keys.put_keys(txn, ALICE, DEVICE, new, {}, 0)
+        keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, new, {}), 0)
 
+    device = DeviceRow(ALICE, DEVICE, None, 0)
+    await threaded_database.write("add_device", DeviceStore(threaded_database).add_device, device)
     await threaded_database.write(
-        "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, {}, {(ALGORITHM, "f"): b"{}"}, 0)
+        "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0)
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = KeyWish(ALICE, DEVICE, ALGORITHM)

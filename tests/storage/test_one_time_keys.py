@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish
+from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish, NewKeys
+from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Engine
 from storage.migrate import SCHEMA, migrate
 from storage.one_time_keys import DIGEST_BYTES, KeyExists
@@ -29,6 +30,7 @@ class Device:
     def __init__(self, database: Database, device_id: str = DEVICE) -> None:
         self._database = database
         self._store = DeviceKeyStore(database)
+        self._devices = DeviceStore(database)
         self._device_id = device_id
         self.now = 1000
 
@@ -37,7 +39,8 @@ class Device:
 
         def put(txn: WriteTransaction) -> KeyCounts:
             named = {(algorithm, key_id): key for key_id, key in keys.items()}
-            return self._store.put_keys(txn, ALICE, self._device_id, named, {}, remembered_from)
+            self._devices.add_device(txn, DeviceRow(ALICE, self._device_id, None, 0))
+            return self._store.put_keys(txn, ALICE, self._device_id, NewKeys(None, named, {}), remembered_from)
 
         counts = await self._database.write("upload", put)
         assert counts == await self._store.get_counts(ALICE, self._device_id)

@@ -158,9 +158,9 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
         assert stepped.results[name] == result
     for number, outcome in enumerate(outcomes):
         if outcome.startswith("breaks"):
-            refused = stepped.database.engine.errors
+            refused: tuple[type[Exception], ...] = (stepped.database.engine.errors,)
             if outcome == "breaks later" and len(outcomes) == 1:
-                refused = (refused, DatabaseUnavailable)  # it went with the commit
+                refused += (DatabaseUnavailable,)  # it went with the commit
             assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
 
 
