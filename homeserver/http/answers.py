@@ -6,6 +6,7 @@ made.
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -39,6 +40,22 @@ class MemorySource:
     def close(self) -> None:
         self._data = b""
 
+
+OTHER_SERVER_FAILED: Final = Response(
+    HTTPStatus.BAD_GATEWAY,
+    {},
+    {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"},
+)
+DATABASE_AWAY: Final = Response(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    {"Retry-After": "1"},
+    {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"},
+)
+GIVEN_UP: Final = Response(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    {},
+    {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"},
+)
 
 _encoder = msgspec.json.Encoder()
 

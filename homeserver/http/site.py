@@ -16,11 +16,9 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 import errno
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
-from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 from wsgiref.handlers import format_date_time
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
@@ -35,22 +33,30 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.answers import File, Pieces, Response, encode_body, error_response
+from homeserver.http.answers import (
+    DATABASE_AWAY,
+    GIVEN_UP,
+    OTHER_SERVER_FAILED,
+    File,
+    Pieces,
+    Response,
+    encode_body,
+    error_response,
+)
 from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
+from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
-from homeserver.http.streaming import Interrupted, Stream, pieces_of
+from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
 from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine import DatabaseUnavailable
-from storage.media_spool import Spool
 
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
@@ -59,22 +65,6 @@ _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
-
-
-class SiteOptions(msgspec.Struct, frozen=True):
-    """How one listener answers."""
-
-    resources: frozenset[str] | None = None
-    """Which groups of endpoints are served; None: all."""
-    x_forwarded: bool = False
-    trusted_proxies: Networks = ()
-    request_id_header: str | None = None
-    compress: bool = False
-    idle_timeout: int = 60
-    """Seconds without a byte, while no request is being answered."""
-    max_header_bytes: int = 16384
-    spool: Callable[[int], Spool] = SpooledTemporaryFile
-    """Where long bodies wait, beyond so many bytes."""
 
 
 class MatrixRequest:
@@ -205,7 +195,7 @@ class MatrixRequest:
         site = self._site
         self._started_at = site.clock.seconds()
         site.metrics.started()
-        self._request_id = self._given_id() or site.next_request_id()
+        self._request_id = site.options.find_request_id(self._head_) or site.next_request_id()
         self._client_ip = self._find_client_ip()
 
     def _refuse_body(self, refusal: MatrixError) -> None:
@@ -240,8 +230,7 @@ class MatrixRequest:
         except RemoteError as error:
             self._caller = info.caller
             self._site.log.info("another server failed: {error}", error=str(error))
-            body = {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"}
-            self._respond(Response(HTTPStatus.BAD_GATEWAY, {}, body))
+            self._respond(OTHER_SERVER_FAILED)
         except DatabaseUnavailable as error:
             self._caller = info.caller
             self._site.log.error(
@@ -249,12 +238,10 @@ class MatrixRequest:
                 request_id=self._request_id,
                 error=str(error).strip(),
             )
-            body = {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"}
-            self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}, body))
+            self._respond(DATABASE_AWAY)
         except CancelledError:
             if not self._lost:
-                body = {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"}
-                self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {}, body))
+                self._respond(GIVEN_UP)
         except Exception:
             self._caller = info.caller
             self._respond_bug()
@@ -302,21 +289,7 @@ class MatrixRequest:
         return self._channel.is_secure
 
     def _find_client_ip(self) -> str:
-        options = self._site.options
-        if options.x_forwarded:
-            headers = self._head_.get(b"x-forwarded-for")
-            if headers:
-                found = forwarded_address([value.decode("latin-1") for value in headers], options.trusted_proxies)
-                if found is not None:
-                    return found
-        return self._channel.peer_address
-
-    def _given_id(self) -> str | None:
-        name = self._site.options.request_id_header
-        if name is None:
-            return None
-        text = self._head_.last.get(name.lower().encode(), b"").decode("latin-1")
-        return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
+        return self._site.options.find_client_ip(self._head_, self._channel.peer_address)
 
     # Answers.
 
@@ -391,7 +364,7 @@ class MatrixRequest:
             self._channel.send(head)
             self._ended(response.status, 0)
         else:
-            await self._stream(response.status, head, _chain((first, second), body.pieces), in_chunks=in_chunks)
+            await self._stream(response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks)
 
     async def _stream(self, status: int, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False) -> None:
         if self._lost:
@@ -519,10 +492,3 @@ class Site(ServerFactory):
 def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
     pairs = (pair.partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
     return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)
-
-
-async def _chain(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for piece in first:
-        yield piece
-    async for piece in rest:
-        yield piece

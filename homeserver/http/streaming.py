@@ -3,7 +3,7 @@
 A client that takes nothing for `STALL_SECONDS` is cut off: it would keep a file open for as long as it likes.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -103,4 +103,12 @@ async def pieces_of(source: Source, start: int, end: int) -> AsyncIterator[bytes
         if not piece:
             raise Interrupted
         position += len(piece)
+        yield piece
+
+
+async def chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Some pieces, and then others."""
+    for piece in first:
+        yield piece
+    async for piece in rest:
         yield piece
