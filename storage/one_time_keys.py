@@ -166,8 +166,11 @@ def _pack(keys: Mapping[str, bytes]) -> tuple[int, bytes]:
 
 def _unpack(slot: bytes) -> tuple[str, bytes]:
     """The id and the content of one key."""
-    ((key_id, content),) = _slot.decode(b"{%b}" % slot).items()
-    return key_id, bytes(content)
+    name, _, content = slot.partition(b'":')
+    if b"\\" not in name:
+        return name[1:].decode(), content.rstrip(b" ")
+    ((key_id, raw),) = _slot.decode(b"{%b}" % slot).items()
+    return key_id, bytes(raw)
 
 
 def _digest(content: bytes) -> bytes:

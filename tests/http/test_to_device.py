@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from homeserver.services.sync.recent_messages import MOST_BYTES
-from storage.database import Database, SQLiteConfig
+from homeserver.services.to_device import MOST_MESSAGES
+from storage.database import Database, SQLiteConfig, WriteTransaction
+from storage.devices import DeviceRow, DeviceStore
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -143,6 +145,21 @@ def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob:
         answer = alice.put(f"{V3}/sendToDevice/m.test/large-{to[1:4]}", body)
         assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
+
+
+def test_one_request_reaches_so_many_devices_at_most(server: TestServer, alice: User, bob: User) -> None:
+    devices = DeviceStore(server.app.database)
+
+    def add(txn: WriteTransaction, numbers: range) -> None:
+        for number in numbers:
+            devices.add_device(txn, DeviceRow(bob.user_id, f"D{number}", None, 0))
+
+    server.run(server.app.database.write("add", add, range(1, MOST_MESSAGES)))
+    body: dict[str, Any] = {"messages": {bob.user_id: {"*": {"n": 0}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    server.run(server.app.database.write("add", add, range(MOST_MESSAGES, MOST_MESSAGES + 1)))
+    assert alice.put(f"{V3}/sendToDevice/m.test/2", body).errcode == "M_INVALID_PARAM"
+    assert len(sync(bob)["to_device"]["events"]) == 1, "nothing of what was refused"
 
 
 def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User, bob: User) -> None:
