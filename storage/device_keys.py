@@ -16,7 +16,7 @@ from storage.devices import announce_device_list
 from storage.engine import Row
 from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, forget_taken, take_keys
 from storage.streams import Change, Topic
-from storage.transaction import Transaction, WriteTransaction
+from storage.transaction import POSITION, Transaction, WriteTransaction
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -91,9 +91,9 @@ class DeviceKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
-        """What the device has left."""
-        return await self._database.read_quickly("get_key_counts", select_counts, user_id, device_id)
+    async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
+        """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
+        return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
     async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
         """Take a key for each of the wishes, as far as there are keys."""
@@ -152,16 +152,18 @@ class DeviceKeyStore:
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
 
 
-def select_counts(txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
-    """The form of `get_counts` for use inside a transaction."""
+def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
         "SELECT algorithm, sum(number - taken), NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
         " AND used_up = 0 GROUP BY algorithm"
-        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?",
-        (user_id, device_id, user_id, device_id),
+        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT NULL, value, NULL FROM counters WHERE name = ?",
+        (user_id, device_id, user_id, device_id, POSITION),
     )
-    one_time = {algorithm: int(count) for algorithm, count, used in rows if used is None}
-    return _counts(one_time, {}, {algorithm: not used for algorithm, _, used in rows if used is not None})
+    position = sum(int(value) for algorithm, value, _ in rows if algorithm is None)
+    one_time = {algorithm: int(count) for algorithm, count, used in rows if algorithm is not None and used is None}
+    fallback = {algorithm: not used for algorithm, _, used in rows if used is not None}
+    return _counts(one_time, {}, fallback), position
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:

@@ -89,7 +89,8 @@ class DeviceKeys:
     ) -> None:
         """`capacity`: of how many users' devices the counts are kept in memory."""
         self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
+        self._counts: OrderedDict[str, dict[str, tuple[KeyCounts, int]]] = OrderedDict()
+        """By user and device, with the position up to which all changes are in it."""
         self._counts_heard = 0
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
@@ -130,14 +131,13 @@ class DeviceKeys:
         known = self._counts.get(user_id, {}).get(device_id)
         if known is not None:
             self._counts.move_to_end(user_id)
-            return known
+            return known[0]
         while True:
             heard = self._counts_heard
-            counts = with_zero(await self._keys.get_counts(user_id, device_id))
+            counts, position = await self._keys.get_counts(user_id, device_id)
             if heard == self._counts_heard:
                 break
-        self._note(user_id, device_id, counts)
-        return counts
+        return self._note(user_id, device_id, counts, position)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -145,30 +145,30 @@ class DeviceKeys:
                 self._counts_heard += 1
                 detail = change.detail
                 if isinstance(detail, KeysLeft):
-                    self._note(change.user_id, detail.device_id, with_zero(detail.counts))
+                    self._note(change.user_id, detail.device_id, detail.counts, change.position)
                 elif isinstance(detail, KeysClaimed):
-                    self._note_claims(change.user_id, detail)
+                    self._note_claims(change.user_id, detail, change.position)
                 else:
                     self._counts.pop(change.user_id, None)
 
-    def _note(self, user_id: str, device_id: str, counts: KeyCounts) -> None:
-        self._counts.setdefault(user_id, {})[device_id] = counts
+    def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
+        known = with_zero(counts)
+        self._counts.setdefault(user_id, {})[device_id] = known, position
         self._counts.move_to_end(user_id)
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
+        return known
 
-    def _note_claims(self, user_id: str, claimed: KeysClaimed) -> None:
-        """Count down what is known; what is not stays unknown."""
-        known = self._counts.get(user_id)
-        if known is None:
-            return
+    def _note_claims(self, user_id: str, claimed: KeysClaimed, position: int) -> None:
+        """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
+        devices = self._counts.get(user_id, {})
         for device_id, algorithm in claimed.taken:
-            counts = known.get(device_id)
-            if counts is not None:
+            counts, upto = devices.get(device_id, (None, 0))
+            if counts is not None and upto < position:
                 left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
                 if not left[algorithm]:
                     del left[algorithm]
-                known[device_id] = with_zero(replace(counts, one_time=left))
+                devices[device_id] = with_zero(replace(counts, one_time=left)), position
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node may have given keys out."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.device_keys import KeyUpload
-from storage.database import Database
-from storage.device_keys import DeviceKeyStore
+from homeserver.services.device_keys import DeviceKeys, KeyUpload
+from storage.database import Database, SQLiteConfig
+from storage.device_keys import DeviceKeyStore, KeyWish
+from storage.streams import Change
+from tests.helpers.databases import open_inline
 from tests.helpers.keys import (
     V3,
     claim,
@@ -415,8 +417,32 @@ def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
                 assert devices[0].post(f"{V3}/delete_devices", body).status == 200
                 devices[1] = User(server, server.post(f"{V3}/login", login).json)
         for each in devices:
-            left = server.run(store.get_counts(bob.user_id, each.device_id))
+            left, _ = server.run(store.get_counts(bob.user_id, each.device_id))
             answer = sync(each)
             counts = {"signed_curve25519": 0, **left.one_time}
             assert answer["device_one_time_keys_count"] == counts
             assert answer["device_unused_fallback_key_types"] == left.unused_fallback
+
+
+def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
+    server: TestServer, sqlite: SQLiteConfig, bob: User
+) -> None:
+    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more than they were told."""
+    upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
+    database = server.app.database
+    store = DeviceKeyStore(database)
+    meanwhile = open_inline(sqlite)
+    told: list[Change] = []
+    meanwhile.streams.subscribe(told.extend)
+    wish = KeyWish(bob.user_id, bob.device_id, "signed_curve25519")
+    readers: list[DeviceKeys] = []
+    for left in (2, 1, 0):
+        server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
+        readers.append(DeviceKeys(database, store, lambda: 0, capacity=10))
+        counts = server.run(readers[-1].get_counts(bob.user_id, bob.device_id))
+        assert counts.one_time == {wish.algorithm: left}, "it has read, and not heard"
+        database.streams.publish(told, told[-1].position)
+        told.clear()
+        for reader in readers:
+            assert server.run(reader.get_counts(bob.user_id, bob.device_id)).one_time == {wish.algorithm: left}
+    server.run(meanwhile.close())

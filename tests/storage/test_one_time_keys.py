@@ -43,7 +43,7 @@ class Device:
             return self._store.put_keys(txn, ALICE, self._device_id, NewKeys(None, named, {}), remembered_from)
 
         counts = await self._database.write("upload", put)
-        assert counts == await self._store.get_counts(ALICE, self._device_id)
+        assert counts == (await self._store.get_counts(ALICE, self._device_id))[0]
         return counts.one_time.get(algorithm, 0)
 
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
