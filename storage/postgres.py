@@ -9,7 +9,7 @@ one sequence are committed in their order, and writers never wait for each other
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, islice
@@ -39,8 +39,8 @@ MIGRATION_LOCK = WRITE_LOCK + 1
 PREPARE_WRITES = (
     f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
     "PREPARE read_counters AS SELECT name, value FROM counters; "
-    "PREPARE save_counters (text[], bigint[]) AS INSERT INTO counters (name, value) SELECT * FROM unnest($1, $2)"
-    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
+    "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
 )
 """What every batch does, planned once."""
 
@@ -179,7 +179,7 @@ def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
 class PostgresConnection:
     """A connection to the server. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_cursor", "_info", "_prepared", "_saved_at", "_waiting", "_writes")
+    __slots__ = ("_connection", "_counters", "_cursor", "_info", "_prepared", "_saved_at", "_waiting", "_writes")
 
     def __init__(self, opened: connection) -> None:
         self._connection = opened
@@ -190,6 +190,8 @@ class PostgresConnection:
         # Where among them the savepoint is set, if it is there.
         self._saved_at: int | None = None
         self._prepared = Prepared()
+        # The names of counters that are there.
+        self._counters: Collection[str] = ()
         self._writes = False
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
@@ -280,7 +282,9 @@ class PostgresConnection:
             self._cursor.execute(PREPARE_WRITES)
             self._writes = True
         self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
-        return dict(self._cursor.fetchall())
+        counters = dict(self._cursor.fetchall())
+        self._counters = frozenset(counters)
+        return counters
 
     def begin_migration(self) -> None:
         self._cursor.execute(
@@ -312,9 +316,9 @@ class PostgresConnection:
 
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
-        if counters:
-            names, values = list(counters), list(counters.values())
-            self._waiting.append(self._cursor.mogrify("EXECUTE save_counters (%s, %s)", (names, values)))
+        for name, value in counters.items():
+            save = "EXECUTE save_counter (%s, %s)" if name in self._counters else "EXECUTE add_counter (%s, %s)"
+            self._waiting.append(self._cursor.mogrify(save, (name, value)))
         self._cursor.execute(self._take(b"COMMIT"))
         if self._cursor.statusmessage != "COMMIT":
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
