@@ -30,10 +30,17 @@ class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     """The event as the device gets it."""
 
 
-class NewMessages(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic TO_DEVICE tells: messages to the user by device, in order."""
+class NewMessage(DeviceMessage, frozen=True, gc=False):
+    """One that was sent just now."""
 
-    messages: Sequence[tuple[str, DeviceMessage]]
+    user_id: str
+    device_id: str
+
+
+class NewMessages(msgspec.Struct, frozen=True, gc=False):
+    """What a change of the topic TO_DEVICE tells: messages to devices of one user, in order."""
+
+    messages: Sequence[NewMessage]
 
 
 class ToDeviceStore:
@@ -83,17 +90,17 @@ class ToDeviceStore:
         """Add messages by (user, device), each at a position of its own."""
         rows = []
         looked_at = []  # to count what waits for every device at every message would cost too much
-        by_user: dict[str, list[tuple[str, DeviceMessage]]] = {}
+        by_user: dict[str, list[NewMessage]] = {}
         position = txn.next_position(max(1, sum(map(len, messages.values()))))
         for (user_id, device_id), contents in messages.items():
             for content in contents:
                 rows.append((user_id, device_id, position, content))
                 if position % LOOK_EVERY == 0:
                     looked_at.append((user_id, device_id))
-                by_user.setdefault(user_id, []).append((device_id, DeviceMessage(position, content)))
+                by_user.setdefault(user_id, []).append(NewMessage(position, content, user_id, device_id))
                 position += 1
         for user_id, new in by_user.items():
-            txn.announce(Change(new[-1][1].position, Topic.TO_DEVICE, user_id=user_id, detail=NewMessages(new)))
+            txn.announce(Change(new[-1].position, Topic.TO_DEVICE, user_id=user_id, detail=NewMessages(new)))
         txn.insert_rows("to_device_messages", ("user_id", "device_id", "position", "content"), rows)
         for user_id, device_id in looked_at:
             newest_to_go = txn.query_one(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
-from storage.to_device import DeviceMessage, NewMessages
+from storage.to_device import DeviceMessage, NewMessage, NewMessages
 
 MOST_BYTES: Final = 8 << 20
 """Of contents."""
@@ -25,7 +25,7 @@ class RecentMessages:
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
         self._by_device: dict[DeviceKey, deque[DeviceMessage]] = {}
-        self._order: deque[tuple[DeviceKey, DeviceMessage]] = deque()
+        self._order: deque[NewMessage] = deque()
         self._bytes = 0
         streams.subscribe(self._hear, Topic.TO_DEVICE)
         streams.watch(self._heed_others)
@@ -51,15 +51,18 @@ class RecentMessages:
             if not isinstance(change.detail, NewMessages):
                 self._clear(change.position)
                 continue
-            for device_id, message in change.detail.messages:
-                key = (change.user_id, device_id)
-                self._by_device.setdefault(key, deque()).append(message)
-                self._order.append((key, message))
+            for message in change.detail.messages:
+                key = (message.user_id, message.device_id)
+                waiting = self._by_device.get(key)
+                if waiting is None:
+                    waiting = self._by_device[key] = deque()
+                waiting.append(message)
+                self._order.append(message)
                 self._bytes += len(message.content)
         while self._bytes > self._most_bytes or len(self._order) > MOST_MESSAGES:
-            key, message = self._order.popleft()
+            message = self._order.popleft()
             self._bytes -= len(message.content)
-            self.forget(key, message.position)
+            self.forget((message.user_id, message.device_id), message.position)
             self._complete_from = max(self._complete_from, message.position)
 
     def _heed_others(self, _after: int, upto: int) -> None:
