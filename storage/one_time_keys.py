@@ -1,6 +1,7 @@
 """One-time keys, in blocks: what a device uploads together is one row, and is given out from the first on.
 
-A key that was given out stays in its block until all of the block were given out and some time has passed: so an upload that is
+A key that was given out stays in its block until all of the block were given out and some time has passed, or many later blocks
+were used up: so an upload that is
 repeated because its answer was lost does not bring it back, though others came in between.
 
 Laws:
@@ -20,6 +21,10 @@ from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
+MOST_REMEMBERED: Final = 300
+"""Blocks of a device that are used up: an upload looks at all of them."""
+FORGOTTEN_AT_ONCE: Final = 500
+"""Blocks, by one upload."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -100,13 +105,14 @@ def add_keys(
 def forget_taken(
     txn: WriteTransaction, user_id: str, device_id: str, blocks: Iterable[KeyBlock], before_ts: int
 ) -> None:
-    """Forget those of these blocks whose keys were all given out before then."""
-    for block in blocks:
-        if block.left == 0 and block.claimed_ts < before_ts:
-            txn.execute_later(
-                "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid = ?",
-                (user_id, device_id, block.algorithm, block.block_nid),
-            )
+    """Forget those of these blocks whose keys were all given out before then, and beyond so many of them the oldest."""
+    used_up = sorted((block for block in blocks if block.left == 0), key=lambda block: block.claimed_ts, reverse=True)
+    gone = [block for at, block in enumerate(used_up) if at >= MOST_REMEMBERED or block.claimed_ts < before_ts]
+    for block in gone[:FORGOTTEN_AT_ONCE]:
+        txn.execute_later(
+            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid = ?",
+            (user_id, device_id, block.algorithm, block.block_nid),
+        )
 
 
 def take_keys(

@@ -12,7 +12,7 @@ from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Engine
 from storage.migrate import SCHEMA, migrate
-from storage.one_time_keys import DIGEST_BYTES, KeyExists
+from storage.one_time_keys import DIGEST_BYTES, MOST_REMEMBERED, KeyExists
 from tests.helpers.databases import PostgresTemplates, open_inline
 
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
@@ -114,6 +114,19 @@ async def test_what_was_given_out_is_forgotten_after_a_time(device: Device, data
         "count", lambda txn: txn.query("SELECT names FROM one_time_key_blocks ORDER BY block_nid")
     )
     assert [names for (names,) in rows] == ['["c"]', '["d"]']
+
+
+async def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(device: Device, database: Database) -> None:
+    """A device of which a key is claimed again and again, and that uploads one each time."""
+    for number in range(MOST_REMEMBERED + 5):
+        device.now += 1
+        assert await device.upload(keys(f"k{number}")) == 1
+        assert await device.claim() == (f"k{number}", content(f"k{number}"))
+    await device.upload(keys("last"))
+    rows = await database.read("count", lambda txn: txn.query("SELECT count(*) FROM one_time_key_blocks"))
+    assert rows == [(MOST_REMEMBERED + 1,)]
+    assert await device.upload(keys("k5", f"k{MOST_REMEMBERED + 4}")) == 1, "they were given out"
+    assert await device.upload(keys("k4")) == 2, "it was forgotten"
 
 
 async def test_two_keys_of_one_name_are_refused_until_the_first_was_given_out(device: Device) -> None:
