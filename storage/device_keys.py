@@ -1,27 +1,22 @@
 """What devices publish of themselves for end-to-end encryption: identity keys, one-time keys, fallback keys.
 
 Laws:
-- A one-time key is given out once: it is taken in one write, and writes run one after another, on all nodes. What was
-  given out is remembered for a time: a client that did not get the answer to an upload sends the same keys again, maybe
-  after others, and they must not be given out again.
-- Keys are given out in the order in which they came: clients forget the oldest. spec: client-server-api#post_matrixclientv3keysclaim
+- A one-time key is given out once (`storage/one_time_keys.py`); a fallback key where there is none left.
 - However many keys are asked for, a claim is a fixed number of statements for each few hundred of them.
+- Whoever hears of a change of what is left need not ask for it: the change says what it is.
 - A change of identity keys is a change of the user's list of devices.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
-from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.devices import announce_device_list
 from storage.engine import Row
+from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, forget_taken, take_keys
 from storage.streams import Change, Topic
-from storage.transaction import Transaction, WriteTransaction
-
-DIGEST_BYTES: Final = 16
+from storage.transaction import POSITION, Transaction, WriteTransaction
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -58,11 +53,36 @@ class KeyCounts(msgspec.Struct, frozen=True):
     """How many fallback keys it has, used or not."""
 
 
-class KeyExists(Exception):
-    """Another one-time key has this id."""
+class KeysLeft(msgspec.Struct, frozen=True):
+    """What a change of the topic KEY_COUNT tells: what the device has left."""
 
-    def __init__(self, algorithm: str, key_id: str) -> None:
-        super().__init__(f"{algorithm}:{key_id}")
+    device_id: str
+    counts: KeyCounts
+
+
+class KeysClaimed(msgspec.Struct, frozen=True):
+    """What a change of the topic KEY_COUNT tells: of which devices of the user a one-time key was given out, by algorithm."""
+
+    taken: Sequence[tuple[str, str]]
+    """Device and algorithm."""
+
+
+class NewKeys(msgspec.Struct, frozen=True):
+    """Keys of one device to be published: those of its identity as canonical JSON, one-time and fallback keys by name, of the
+    latter one an algorithm."""
+
+    identity: bytes | None
+    one_time: Mapping[KeyName, bytes]
+    fallback: Mapping[KeyName, bytes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.identity is None and not self.one_time and not self.fallback
+
+
+class NoSuchDevice(Exception):
+    """The device has gone: its request was on its way."""
 
 
 class DeviceKeyStore:
@@ -71,122 +91,79 @@ class DeviceKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
-        """What the device has left."""
-        return await self._database.read_quickly("get_key_counts", select_counts, user_id, device_id)
+    async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
+        """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
+        return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
     async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
         """Take a key for each of the wishes, as far as there are keys."""
         return await self._database.write("claim_keys", _claim, wishes, now_ms)
 
-    def has_device(self, txn: Transaction, user_id: str, device_id: str) -> bool:
-        """Whether there is such a device: it may have gone while its request was on its way."""
-        sql = "SELECT 1 FROM devices WHERE user_id = ? AND device_id = ?"
-        return txn.query_one(sql, (user_id, device_id)) is not None
-
-    def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> bool:
-        """Publish identity keys; False where they are the same as before."""
-        before = txn.query_one("SELECT keys FROM device_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
-        if before is not None and before[0] == keys:
-            return False
-        txn.execute(
+    def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
+        """Publish identity keys that are others than before."""
+        txn.execute_later(
             "INSERT INTO device_keys (user_id, device_id, keys) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys",
             (user_id, device_id, keys),
         )
         announce_device_list(txn, user_id, [device_id])
-        return True
 
-    def add_one_time_keys(
+    def put_keys(
         self,
         txn: WriteTransaction,
         user_id: str,
         device_id: str,
-        keys: Mapping[tuple[str, str], bytes],
+        keys: NewKeys,
         remembered_from_ts: int,
-    ) -> None:
-        """Add keys by (algorithm, id). The same one again is no error, nor is it new. Raises KeyExists.
+    ) -> KeyCounts:
+        """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query. Raises
+        NoSuchDevice, KeyExists.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
-        key_ids = {key_id for _, key_id in keys}
-        present = {
-            (algorithm, key_id): content
-            for algorithm, key_id, content in txn.query_in(
-                "SELECT algorithm, key_id, content FROM one_time_keys WHERE user_id = ? AND device_id = ?"
-                " AND key_id IN {keys}",
-                key_ids,
-                before=(user_id, device_id),
-            )
-        }
-        claimed = {
-            ((algorithm, key_id), bytes(digest))
-            for algorithm, key_id, digest in txn.query_in(
-                "SELECT algorithm, key_id, digest FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ?"
-                " AND key_id IN {keys}",
-                key_ids,
-                before=(user_id, device_id),
-            )
-        }
-        new = []
-        for name, content in keys.items():
-            if name in present:
-                if present[name] != content:
-                    raise KeyExists(*name)
-            elif (name, _digest(content)) not in claimed:
-                new.append((name, content))
-        if not new:
-            return
-        txn.execute(
-            "DELETE FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ? AND claimed_ts < ?",
-            (user_id, device_id, remembered_from_ts),
-        )
-        _announce_count(txn, user_id)
-        first = txn.allocate("one_time_key", len(new))
-        txn.insert_rows(
-            "one_time_keys",
-            ("user_id", "device_id", "algorithm", "key_nid", "key_id", "content"),
-            [
-                (user_id, device_id, algorithm, first + index, key_id, content)
-                for index, ((algorithm, key_id), content) in enumerate(new)
-            ],
-        )
-
-    def set_fallback_keys(
-        self, txn: WriteTransaction, user_id: str, device_id: str, keys: Mapping[tuple[str, str], bytes]
-    ) -> None:
-        """Set fallback keys by (algorithm, id), one an algorithm. A new one counts as unused."""
-        _announce_count(txn, user_id)
-        for (algorithm, key_id), content in keys.items():
-            txn.execute(
+        standing = _select_standing(txn, user_id, device_id)
+        if keys.identity is not None and keys.identity != standing.identity:
+            self.set_device_keys(txn, user_id, device_id, keys.identity)
+        added = add_keys(txn, user_id, device_id, standing.blocks, keys.one_time)
+        if added:
+            forget_taken(txn, user_id, device_id, standing.blocks, remembered_from_ts)
+        unused = dict(standing.unused_fallback)
+        for (algorithm, key_id), content in keys.fallback.items():
+            if standing.fallback_keys.get(algorithm) == (key_id, content):
+                continue
+            unused[algorithm] = True
+            txn.execute_later(
                 "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)"
                 " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET"
-                " used = CASE WHEN fallback_keys.key_id = excluded.key_id AND fallback_keys.content = excluded.content"
-                " THEN fallback_keys.used ELSE 0 END, key_id = excluded.key_id, content = excluded.content",
+                " used = 0, key_id = excluded.key_id, content = excluded.content",
                 (user_id, device_id, algorithm, key_id, content),
             )
+        counts = _counts(standing.one_time, added, unused)
+        if added or keys.fallback:
+            _announce(txn, user_id, KeysLeft(device_id, counts))
+        return counts
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Remove all keys of devices that go."""
         rows = [(user_id, device_id) for device_id in device_ids]
-        for table in ("device_keys", "one_time_keys", "claimed_one_time_keys", "fallback_keys"):
+        for table in ("device_keys", "one_time_key_blocks", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
 
 
-def select_counts(txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
-    """The form of `get_counts` for use inside a transaction."""
+def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
-        "SELECT algorithm, count(*), NULL FROM one_time_keys WHERE user_id = ? AND device_id = ? GROUP BY algorithm"
-        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ? ORDER BY algorithm",
-        (user_id, device_id, user_id, device_id),
+        "SELECT algorithm, sum(number - taken), NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        " AND used_up = 0 GROUP BY algorithm"
+        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT NULL, value, NULL FROM counters WHERE name = ?",
+        (user_id, device_id, user_id, device_id, POSITION),
     )
-    fallback = [(algorithm, used) for algorithm, _, used in rows if used is not None]
-    return KeyCounts(
-        {algorithm: count for algorithm, count, used in rows if used is None},
-        [algorithm for algorithm, used in fallback if not used],
-        len(fallback),
-    )
+    position = sum(int(value) for algorithm, value, _ in rows if algorithm is None)
+    one_time = {algorithm: int(count) for algorithm, count, used in rows if algorithm is not None and used is None}
+    fallback = {algorithm: not used for algorithm, _, used in rows if used is not None}
+    return _counts(one_time, {}, fallback), position
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
@@ -202,31 +179,69 @@ def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, l
     return found
 
 
+class _Standing(msgspec.Struct, frozen=True):
+    """What a device has before an upload."""
+
+    identity: bytes | None
+    blocks: Sequence[KeyBlock]
+    one_time: Mapping[str, int]
+    fallback_keys: Mapping[str, tuple[str, bytes]]
+    unused_fallback: Mapping[str, bool]
+    """By algorithm, whether nobody has used it yet."""
+
+
+def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standing:
+    rows = txn.query(
+        f"SELECT {BLOCK_COLUMNS}, NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT algorithm, NULL, used, 0, 0, key_id, content FROM fallback_keys"
+        " WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT NULL, NULL, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
+        " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?",
+        (user_id, device_id) * 3,
+    )
+    devices = [row for row in rows if row[0] is None]
+    if not devices:
+        raise NoSuchDevice
+    blocks = [KeyBlock(*row[:-1]) for row in rows if row[1] is not None]
+    one_time: dict[str, int] = {}
+    for block in blocks:
+        one_time[block.algorithm] = one_time.get(block.algorithm, 0) + block.left
+    fallback = [row for row in rows if row[0] is not None and row[1] is None]
+    return _Standing(
+        devices[0][6],
+        blocks,
+        one_time,
+        {row[0]: (row[5], row[6]) for row in fallback},
+        {row[0]: not row[2] for row in fallback},
+    )
+
+
+def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:
+    sums = {
+        algorithm: one_time.get(algorithm, 0) + added.get(algorithm, 0) for algorithm in one_time.keys() | added.keys()
+    }
+    return KeyCounts(
+        {algorithm: sums[algorithm] for algorithm in sorted(sums) if sums[algorithm]},
+        [algorithm for algorithm in sorted(fallback) if fallback[algorithm]],
+        len(fallback),
+    )
+
+
 def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dict[KeyWish, ClaimedKey]:
     claimed: dict[KeyWish, ClaimedKey] = {}
-    taken = _query_wishes(
-        txn,
-        wishes,
-        # the oldest are found once: PostgreSQL would look for each of them three times
-        ", oldest AS MATERIALIZED (SELECT w.user_id, w.device_id, w.algorithm, (SELECT min(k.key_nid)"
-        " FROM one_time_keys AS k WHERE k.user_id = w.user_id AND k.device_id = w.device_id"
-        " AND k.algorithm = w.algorithm) FROM wishes AS w)"
-        " DELETE FROM one_time_keys WHERE (user_id, device_id, algorithm, key_nid) IN (SELECT * FROM oldest)"
-        " RETURNING user_id, device_id, algorithm, key_id, content",
-    )
-    for user_id, device_id, algorithm, key_id, content in taken:
+    by_user: dict[str, list[tuple[str, str]]] = {}
+    for user_id, device_id, algorithm, key_id, content in take_keys(txn, [_row(wish) for wish in wishes], now_ms):
         claimed[KeyWish(user_id, device_id, algorithm)] = ClaimedKey(key_id, content, is_fallback=False)
-    if taken:
-        txn.insert_rows(
-            "claimed_one_time_keys",
-            ("user_id", "device_id", "algorithm", "key_id", "digest", "claimed_ts"),
-            [(*row[:4], _digest(row[4]), now_ms) for row in taken],
-        )
+        by_user.setdefault(user_id, []).append((device_id, algorithm))
+    position = txn.next_position(len(by_user))
+    for at, (user_id, taken) in enumerate(by_user.items(), position):
+        txn.announce(Change(at, Topic.KEY_COUNT, user_id=user_id, detail=KeysClaimed(taken)))
     rest = [wish for wish in wishes if wish not in claimed]
     if rest:
-        claimed |= _use_fallback_keys(txn, rest)
-    for user_id in sorted({wish.user_id for wish in claimed}):
-        _announce_count(txn, user_id)
+        by_fallback = _use_fallback_keys(txn, rest)
+        claimed |= by_fallback
+        for user_id in sorted({wish.user_id for wish in by_fallback}):
+            _announce(txn, user_id, None)
     return claimed
 
 
@@ -254,13 +269,12 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict
 
 def _query_wishes(txn: Transaction, wishes: Sequence[KeyWish], sql: str) -> list[Row]:
     """Run a statement that reads the table `wishes`."""
-    rows = [(wish.user_id, wish.device_id, wish.algorithm) for wish in wishes]
-    return txn.query_with("wishes", ("user_id", "device_id", "algorithm"), rows, sql)
+    return txn.query_with("wishes", ("user_id", "device_id", "algorithm"), [_row(wish) for wish in wishes], sql)
 
 
-def _digest(content: bytes) -> bytes:
-    return sha256(content).digest()[:DIGEST_BYTES]
+def _row(wish: KeyWish) -> tuple[str, str, str]:
+    return wish.user_id, wish.device_id, wish.algorithm
 
 
-def _announce_count(txn: WriteTransaction, user_id: str) -> None:
-    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_id=user_id))
+def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft | None) -> None:
+    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_id=user_id, detail=detail))

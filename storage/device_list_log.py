@@ -15,6 +15,9 @@ from storage.transaction import Transaction, WriteTransaction
 
 MOST_KEPT: Final = 100
 """Of a user."""
+_LATEST: Final = (
+    "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL ORDER BY stream_id DESC LIMIT 1"
+)
 
 
 class LoggedChange(msgspec.Struct, frozen=True):
@@ -47,33 +50,24 @@ class DeviceListLog:
 
 def log_changes(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None], first: int) -> None:
     """Note changes of one user, numbered from `first` on."""
-    prev_id = select_stream_id(txn, user_id)
     for stream_id, device_id in enumerate(device_ids, first):
-        txn.execute(
-            "INSERT INTO device_list_log (user_id, stream_id, prev_id, device_id) VALUES (?, ?, ?, ?)",
-            (user_id, stream_id, prev_id, device_id),
+        txn.execute_later(
+            "INSERT INTO device_list_log (user_id, stream_id, prev_id, device_id)"
+            f" SELECT ?, ?, coalesce(({_LATEST}), 0), ?",
+            (user_id, stream_id, user_id, device_id),
         )
-        if device_id is not None:
-            prev_id = stream_id
-    oldest = txn.query_one(
-        "SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?",
-        (user_id, MOST_KEPT),
+    # what the list as a whole is known by stays
+    txn.execute_later(
+        "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <="
+        " (SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
+        f" AND stream_id <> coalesce(({_LATEST}), 0)",
+        (user_id, user_id, MOST_KEPT, user_id),
     )
-    if oldest is not None:
-        # what the list as a whole is known by stays
-        txn.execute(
-            "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <= ? AND stream_id <> ?",
-            (user_id, oldest[0], prev_id),
-        )
 
 
 def select_stream_id(txn: Transaction, user_id: str) -> int:
     """The number of the user's latest change of a device; 0 if there was none."""
-    row = txn.query_one(
-        "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL"
-        " ORDER BY stream_id DESC LIMIT 1",
-        (user_id,),
-    )
+    row = txn.query_one(_LATEST, (user_id,))
     return 0 if row is None else int(row[0])
 
 

@@ -191,7 +191,7 @@ def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequen
     if device_ids:
         log_changes(txn, user_id, device_ids, first)
     position = first + max(0, len(device_ids) - 1)
-    txn.execute(
+    txn.execute_later(
         "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
         (user_id, position),

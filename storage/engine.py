@@ -53,10 +53,20 @@ class Connection(Protocol):
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         """`rows` is not empty and not longer than LARGEST_CHUNK."""
 
-    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+    def query_with(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[SQLValue]],
+        sql: str,
+        args: Sequence[SQLValue],
+    ) -> list[Row]:
         """`rows` is not empty and not longer than LARGEST_CHUNK; a column has text, or whole numbers."""
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
+    def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
+        """One statement, whose result nobody needs, after those before and before those that come."""
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
         """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type BIGINT only."""
@@ -77,13 +87,13 @@ class Connection(Protocol):
         """Set the savepoint to which `undo` goes back."""
 
     def keep(self) -> None:
-        """Forget the savepoint, keep what was done since."""
+        """Forget the savepoint, keep what was done since. Raises what a statement raises that had waited until now."""
 
     def undo(self) -> None:
         """Undo what was done since the savepoint."""
 
     def commit(self, counters: dict[str, int]) -> None:
-        """Write the changed counters and commit. When this returns, all is durable."""
+        """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
 
     def rollback(self) -> None: ...
     def end(self) -> None:

@@ -92,11 +92,17 @@ class KeyBackupStore:
         """Remove some keys of versions that were deleted; how many."""
         return await self._database.write("sweep_key_backups", _sweep, limit)
 
+    async def get_key(self, user_id: str, version: int, room_id: str, session_id: str) -> BackedUpKey | None:
+        """The key of one session."""
+        return await self._database.read_quickly(
+            "get_backed_up_key", _select_key, user_id, version, room_id, session_id
+        )
+
     async def get_keys(
-        self, user_id: str, version: int, room_id: str | None, session_id: str | None
+        self, user_id: str, version: int, room_id: str | None, after: tuple[str, str], limit: int
     ) -> Sequence[BackedUpKey]:
-        """Keys of a version: all, those of a room, or of one session."""
-        return await self._database.read("get_backed_up_keys", _select_keys, user_id, version, room_id, session_id)
+        """The next keys of a version after that room and session, in order: of all of it, or of one room. Raises NoSuchBackup."""
+        return await self._database.read("get_backed_up_keys", _select_keys, user_id, version, room_id, after, limit)
 
     async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
         """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup, BackupFull."""
@@ -198,11 +204,22 @@ def _where(user_id: str, version: int, room_id: str | None, session_id: str | No
     return sql, args
 
 
-def _select_keys(
-    txn: Transaction, user_id: str, version: int, room_id: str | None, session_id: str | None
-) -> list[BackedUpKey]:
+def _select_key(txn: Transaction, user_id: str, version: int, room_id: str, session_id: str) -> BackedUpKey | None:
     where, args = _where(user_id, version, room_id, session_id)
-    rows = txn.query(f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where}", args)
+    row = txn.query_one(f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where}", args)
+    return None if row is None else _key(row)
+
+
+def _select_keys(
+    txn: Transaction, user_id: str, version: int, room_id: str | None, after: tuple[str, str], limit: int
+) -> list[BackedUpKey]:
+    _find(txn, user_id, version)  # else a part of it would pass for the whole
+    where, args = _where(user_id, version, room_id, None)
+    rows = txn.query(
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
+        " ORDER BY room_id, session_id LIMIT ?",
+        (*args, *after, limit),
+    )
     return [_key(row) for row in rows]
 
 

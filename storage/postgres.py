@@ -1,15 +1,15 @@
 """PostgreSQL: the database that several nodes share. For PostgreSQL 13 and later, by psycopg2.
 
-Connections are in autocommit mode and transactions are begun by hand, so that BEGIN, SAVEPOINT and RELEASE travel in
-the same message as the statement that follows: a batch of writes costs one round trip more at its begin and one at its
-end, not two for each write.
+Connections are in autocommit mode and transactions are begun by hand, so that BEGIN, SAVEPOINT, RELEASE and statements of
+whose result nothing is needed travel in the same message as what follows: a batch of writes costs one round trip more at its
+begin and one at its end, not two for each write.
 
 An advisory lock is held from begin to commit of every batch: nodes write one after the other, and so positions of the
 one sequence are committed in their order, and writers never wait for each other's rows in a circle.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, islice
@@ -39,8 +39,8 @@ MIGRATION_LOCK = WRITE_LOCK + 1
 PREPARE_WRITES = (
     f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
     "PREPARE read_counters AS SELECT name, value FROM counters; "
-    "PREPARE save_counters (text[], bigint[]) AS INSERT INTO counters (name, value) SELECT * FROM unnest($1, $2)"
-    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
+    "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
 )
 """What every batch does, planned once."""
 
@@ -179,15 +179,19 @@ def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
 class PostgresConnection:
     """A connection to the server. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_cursor", "_info", "_prefix", "_prepared", "_writes")
+    __slots__ = ("_connection", "_counters", "_cursor", "_info", "_prepared", "_saved_at", "_waiting", "_writes")
 
     def __init__(self, opened: connection) -> None:
         self._connection = opened
         self._cursor = opened.cursor()
         self._info = opened.info
-        # Statements without results that travel with the next one.
-        self._prefix = ""
+        # Statements of whose results nothing is needed: they travel with the next one.
+        self._waiting: list[bytes] = []
+        # Where among them the savepoint is set, if it is there.
+        self._saved_at: int | None = None
         self._prepared = Prepared()
+        # The names of counters that are there.
+        self._counters: Collection[str] = ()
         self._writes = False
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
@@ -211,14 +215,25 @@ class PostgresConnection:
             found[number - 1].append(tuple(row))
         return found
 
-    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+    def query_with(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[SQLValue]],
+        sql: str,
+        args: Sequence[SQLValue],
+    ) -> list[Row]:
         table = f"SELECT * FROM unnest({_arrays(_column_types(rows[0]))})"
-        self._run(f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}", _columns(rows))
+        self._run(f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}", (*_columns(rows), *_adapt(args)))
         return self._cursor.fetchall()
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         self._run(sql, _adapt(args))
         return self._cursor.rowcount
+
+    def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
+        adapted = _adapt(args)
+        self._waiting.append(self._cursor.mogrify(self._find(sql, adapted), adapted))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(_adapt, rows))
@@ -230,9 +245,8 @@ class PostgresConnection:
             return
         together = first + list(islice(coming, AT_ONCE))
         while together:
-            statements = [self._cursor.mogrify(self._find(sql, args), args) for args in together]
+            self._waiting += [self._cursor.mogrify(self._find(sql, args), args) for args in together]
             self._flush()
-            self._cursor.execute(b"; ".join(statements))
             together = list(islice(coming, AT_ONCE))
 
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
@@ -240,19 +254,21 @@ class PostgresConnection:
         if len(rows) < FEWEST_COPIED:
             self.execute_many(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows)
             return
-        self._flush()
         data = _encode_rows(len(columns), rows)
-        self._cursor.copy_expert(f"COPY {table} ({names}) FROM STDIN BINARY", BytesIO(data), len(data))
+        self._cursor.copy_expert(
+            self._take(f"COPY {table} ({names}) FROM STDIN BINARY".encode()), BytesIO(data), len(data)
+        )
 
     def execute_script(self, sql: str) -> None:
         self._flush()
         self._cursor.execute(sql)
 
     def begin_snapshot(self) -> None:
-        self._prefix = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+        self._forget()
+        self._waiting.append(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def end(self) -> None:
-        self._prefix = ""
+        self._forget()
         if self._connection.closed == 0 and self._info.transaction_status in (
             TRANSACTION_STATUS_INTRANS,
             TRANSACTION_STATUS_INERROR,
@@ -261,12 +277,14 @@ class PostgresConnection:
 
     def begin_write(self) -> dict[str, int]:
         # The counters are read by a statement of its own, which sees what was committed while the lock was waited for.
-        self._prefix = ""
+        self._forget()
         if not self._writes:
             self._cursor.execute(PREPARE_WRITES)
             self._writes = True
         self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
-        return dict(self._cursor.fetchall())
+        counters = dict(self._cursor.fetchall())
+        self._counters = frozenset(counters)
+        return counters
 
     def begin_migration(self) -> None:
         self._cursor.execute(
@@ -275,32 +293,39 @@ class PostgresConnection:
         )
 
     def save(self) -> None:
-        self._prefix += "SAVEPOINT one; "
+        self._saved_at = len(self._waiting)
+        self._waiting.append(b"SAVEPOINT one")
 
     def keep(self) -> None:
-        if self._prefix.endswith("SAVEPOINT one; "):
-            self._prefix = self._prefix.removesuffix("SAVEPOINT one; ")  # nothing was done in it
+        if self._saved_at is not None and self._saved_at == len(self._waiting) - 1:
+            self._waiting.pop()  # nothing was done in it
         else:
-            self._prefix += "RELEASE SAVEPOINT one; "
+            is_done = not self._waiting
+            self._waiting.append(b"RELEASE SAVEPOINT one")
+            if not is_done:
+                self._flush()  # what fails in it has to fail now
+        self._saved_at = None
 
     def undo(self) -> None:
-        if self._prefix.endswith("SAVEPOINT one; "):
-            self._prefix = self._prefix.removesuffix("SAVEPOINT one; ")
+        if self._saved_at is not None:
+            del self._waiting[self._saved_at :]
+            self._saved_at = None
         else:
+            self._waiting.clear()
             self._cursor.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
-        text, self._prefix = self._prefix.encode(), ""
-        if counters:
-            text += self._cursor.mogrify("EXECUTE save_counters (%s, %s); ", (list(counters), list(counters.values())))
-        self._cursor.execute(text + b"COMMIT")
+        for name, value in counters.items():
+            save = "EXECUTE save_counter (%s, %s)" if name in self._counters else "EXECUTE add_counter (%s, %s)"
+            self._waiting.append(self._cursor.mogrify(save, (name, value)))
+        self._cursor.execute(self._take(b"COMMIT"))
         if self._cursor.statusmessage != "COMMIT":
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
             raise DatabaseUnavailable("the transaction had failed before its commit")
 
     def rollback(self) -> None:
-        self._prefix = ""
+        self._forget()
         if self._connection.closed == 0:
             self._cursor.execute("ROLLBACK")
 
@@ -323,25 +348,32 @@ class PostgresConnection:
         """The text that runs a statement; prepares it first where that is due."""
         before, text = self._prepared.find(sql, args)
         if before:
-            self._prefix += before
+            self._waiting.append(before.encode())
             self._flush()
             self._prepared.keep(sql, args, text)
         return text
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
         text = self._find(sql, args)
-        if self._prefix:
-            # The prefix is spent only once the text is complete: an argument that cannot be sent leaves it.
-            message = self._prefix.encode() + self._cursor.mogrify(text, args)
-            self._prefix = ""
-            self._cursor.execute(message)
+        if self._waiting:
+            # What waits is spent only once the text is complete: an argument that cannot be sent leaves it.
+            self._cursor.execute(self._take(self._cursor.mogrify(text, args)))
         else:
             self._cursor.execute(text, args)
 
+    def _take(self, last: bytes) -> bytes:
+        """What waits and then that, as one message; nothing waits any more."""
+        message = b"; ".join((*self._waiting, last))
+        self._forget()
+        return message
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._saved_at = None
+
     def _flush(self) -> None:
-        if self._prefix:
-            prefix, self._prefix = self._prefix, ""
-            self._cursor.execute(prefix)
+        if self._waiting:
+            self._cursor.execute(self._take(self._waiting.pop()))
 
 
 class PostgresEngine:

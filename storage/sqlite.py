@@ -7,6 +7,7 @@ begun by hand (`isolation_level=None`), so that none is open that nobody asked f
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -82,16 +83,26 @@ class SQLiteConnection:
         execute = self._execute
         return [execute(sql, args).fetchall() for args in rows]
 
-    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+    def query_with(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[SQLValue]],
+        sql: str,
+        args: Sequence[SQLValue],
+    ) -> list[Row]:
         # filled up with the last row to a power of two, so that few statements have to be prepared
         size = min(1 << (len(rows) - 1).bit_length(), LARGEST_CHUNK)
         filled = [*rows, *[rows[-1]] * (size - len(rows))]
         values = ", ".join([f"({', '.join('?' * len(columns))})"] * size)
         statement = f"WITH {name} ({', '.join(columns)}) AS (VALUES {values}) {sql}"
-        return self._execute(statement, [value for row in filled for value in row]).fetchall()
+        return self._execute(statement, [*chain.from_iterable(filled), *args]).fetchall()
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         return self._execute(sql, args).rowcount
+
+    def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
+        self._execute(sql, args)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)

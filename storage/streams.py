@@ -42,8 +42,10 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
+    """`detail` is the `NewMessages`."""
     KEY_COUNT = "key_count"
-    """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
+    """A device of the user has more or fewer one-time keys, or a fallback key was set or used; `detail` is `KeysLeft` or
+    `KeysClaimed`, or None."""
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"

@@ -6,12 +6,13 @@ senders, whose request is for other devices as well, and a device that comes bac
 Where many are to go at once, a floor is set below which nothing is read any more, and a job removes them in small steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from storage.database import Database
+from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -27,6 +28,19 @@ class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     position: int
     content: bytes
     """The event as the device gets it."""
+
+
+class NewMessage(DeviceMessage, frozen=True, gc=False):
+    """One that was sent just now."""
+
+    user_id: str
+    device_id: str
+
+
+class NewMessages(msgspec.Struct, frozen=True, gc=False):
+    """What a change of the topic TO_DEVICE tells: messages to devices of one user, in order."""
+
+    messages: Sequence[NewMessage]
 
 
 class ToDeviceStore:
@@ -47,21 +61,46 @@ class ToDeviceStore:
         """The device has all up to that position."""
         await self._database.write("remove_to_device", _delete, user_id, device_id, upto)
 
+    async def remove_few_messages(self, user_id: str, device_id: str, upto: int) -> None:
+        """As `remove_messages`, where no more than REMOVED_AT_ONCE are known to be there."""
+        await self._database.write("remove_to_device", _delete_all, user_id, device_id, upto)
+
+    def get_recipients(self, txn: Transaction, sent: SentTransaction, user_ids: Iterable[str]) -> dict[str, list[str]]:
+        """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent."""
+        users = tuple(user_ids)
+        if not users:
+            rows = txn.query("SELECT NULL, NULL FROM sent_transactions WHERE request = ?", (sent.compute_key(),))
+        else:
+            rows = txn.query_in(
+                "SELECT user_id, device_id FROM devices WHERE user_id IN {keys}"
+                " UNION ALL SELECT NULL, NULL FROM sent_transactions WHERE request = ?",
+                users,
+                after=(sent.compute_key(),),
+            )
+        devices: dict[str, list[str]] = {}
+        for user_id, device_id in rows:
+            if user_id is None:
+                response = select_response(txn, sent)
+                assert response is not None
+                raise AlreadySent(sent, response)
+            devices.setdefault(user_id, []).append(device_id)
+        return devices
+
     def add_messages(self, txn: WriteTransaction, messages: Mapping[tuple[str, str], Sequence[bytes]]) -> None:
         """Add messages by (user, device), each at a position of its own."""
         rows = []
         looked_at = []  # to count what waits for every device at every message would cost too much
-        latest: dict[str, int] = {}
+        by_user: dict[str, list[NewMessage]] = {}
         position = txn.next_position(max(1, sum(map(len, messages.values()))))
         for (user_id, device_id), contents in messages.items():
             for content in contents:
                 rows.append((user_id, device_id, position, content))
                 if position % LOOK_EVERY == 0:
                     looked_at.append((user_id, device_id))
-                latest[user_id] = position
+                by_user.setdefault(user_id, []).append(NewMessage(position, content, user_id, device_id))
                 position += 1
-        for user_id, at in latest.items():
-            txn.announce(Change(at, Topic.TO_DEVICE, user_id=user_id))
+        for user_id, new in by_user.items():
+            txn.announce(Change(new[-1].position, Topic.TO_DEVICE, user_id=user_id, detail=NewMessages(new)))
         txn.insert_rows("to_device_messages", ("user_id", "device_id", "position", "content"), rows)
         for user_id, device_id in looked_at:
             newest_to_go = txn.query_one(
@@ -114,14 +153,18 @@ def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> N
         (user_id, device_id, upto, REMOVED_AT_ONCE),
     )
     if further is None:
-        txn.execute(
-            "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
-            (user_id, device_id, upto),
-        )
+        _delete_all(txn, user_id, device_id, upto)
         return
     txn.execute(
         "INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?) ON CONFLICT (user_id, device_id)"
         " DO UPDATE SET position = excluded.position WHERE to_device_floors.position < excluded.position",
+        (user_id, device_id, upto),
+    )
+
+
+def _delete_all(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+    txn.execute_later(
+        "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
         (user_id, device_id, upto),
     )
 

@@ -70,15 +70,22 @@ class Transaction:
             found += self._connection.query_each(sql, rows[start : start + LARGEST_CHUNK])
         return found
 
-    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+    def query_with(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[SQLValue]],
+        sql: str,
+        args: Sequence[SQLValue] = (),
+    ) -> list[Row]:
         """The rows of `sql`, which follows upon `WITH name (columns) AS (…)`: a table of these rows, in bounded chunks.
 
-        Each column has text in every row, or a whole number in every row.
+        `args` are those of `sql`. Each column has text in every row, or a whole number in every row.
         """
         found: list[Row] = []
         for start in range(0, len(rows), LARGEST_CHUNK):
             self.queries += 1
-            found += self._connection.query_with(name, columns, rows[start : start + LARGEST_CHUNK], sql)
+            found += self._connection.query_with(name, columns, rows[start : start + LARGEST_CHUNK], sql, args)
         return found
 
 
@@ -97,6 +104,14 @@ class WriteTransaction(Transaction):
         """Run one statement; the number of rows that it changed."""
         self.queries += 1
         return self._connection.execute(sql, args)
+
+    def execute_later(self, sql: str, args: Sequence[SQLValue] = ()) -> None:
+        """Run one statement of which nothing needs to be known and that cannot be refused (no key of it may be there already).
+
+        PostgreSQL gets it with the next one, or with the commit: it costs no round trip.
+        """
+        self.queries += 1
+        self._connection.execute_later(sql, args)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch."""

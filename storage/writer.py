@@ -188,6 +188,8 @@ class Writer:
             write.result = write.context.run(write.fn, txn)
             if not connection.transaction_is_whole():
                 raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
+            if not alone:
+                connection.keep()
         except BaseException as error:
             # Whatever it is, the caller gets it; the writer's thread goes on.
             if not connection.transaction_is_open() or (
@@ -207,8 +209,6 @@ class Writer:
         else:
             write.changes = txn.changes
             write.callbacks = txn.callbacks
-            if not alone:
-                connection.keep()
         write.queries = txn.queries
         write.took = self._clock() - began
 

@@ -74,6 +74,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.recent_messages import RecentMessages
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
@@ -391,7 +392,13 @@ class RoomParts:
             current_states,
             ignored,
             self.permissions,
-            DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
+            DeviceNewsReader(
+                accounts.to_device_store,
+                RecentMessages(database.streams),
+                self.device_keys,
+                self.device_lists,
+                recent,
+            ),
             PresenceReader(
                 self.presence,
                 self.memberships,

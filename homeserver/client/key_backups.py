@@ -3,7 +3,7 @@
 from typing import Any
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.answers import EMPTY, Empty, Response
 from homeserver.services.key_backups import AllKeys, BackupDefinition, KeyBackups, RoomKeys, SessionKey
 
 MAX_BODY = 16 * 1024 * 1024
@@ -53,9 +53,9 @@ async def delete_room_keys_version(backups: KeyBackups, caller: Requester, *, ve
 
 
 @endpoint("GET", *_paths("keys"), auth=Auth.USER)
-async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str) -> dict[str, Any]:
+async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str) -> Response:
     """All keys."""
-    return await backups.get_keys(caller.user_id, version)
+    return await backups.get_all_keys(caller.user_id, version)
 
 
 @endpoint("PUT", *_paths("keys"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
@@ -72,11 +72,9 @@ async def delete_room_keys(backups: KeyBackups, caller: Requester, *, version: s
 
 
 @endpoint("GET", *_paths("keys/{room_id}"), auth=Auth.USER)
-async def get_room_keys_by_room_id(
-    backups: KeyBackups, caller: Requester, *, room_id: str, version: str
-) -> dict[str, Any]:
+async def get_room_keys_by_room_id(backups: KeyBackups, caller: Requester, *, room_id: str, version: str) -> Response:
     """Keys of a room."""
-    return await backups.get_keys(caller.user_id, version, room_id)
+    return await backups.get_room_keys(caller.user_id, version, room_id)
 
 
 @endpoint("PUT", *_paths("keys/{room_id}"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
@@ -100,7 +98,7 @@ async def get_room_keys_by_session_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, version: str
 ) -> dict[str, Any]:
     """The key of a session."""
-    return await backups.get_keys(caller.user_id, version, room_id, session_id)
+    return await backups.get_key(caller.user_id, version, room_id, session_id)
 
 
 @endpoint("PUT", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, while_suspended=True, max_body=256 * 1024)

@@ -1,15 +1,18 @@
 """What a handler may answer, and how it becomes bytes, once.
 
 A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.Raw` are JSON that is encoded already;
-`Response` says everything itself, and its body may be a `File`, which is sent as it is read.
+`Response` says everything itself, and its body may be a `File`, which is sent as it is read, or `Pieces`, which are sent as they are
+made.
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
 
 from federation.protocol.answers import File as File
+from federation.protocol.answers import Pieces as Pieces
 from federation.protocol.answers import Response as Response
 from federation.protocol.answers import Source as Source
 from federation.protocol.errors import LimitExceeded, MatrixError
@@ -37,6 +40,22 @@ class MemorySource:
     def close(self) -> None:
         self._data = b""
 
+
+OTHER_SERVER_FAILED: Final = Response(
+    HTTPStatus.BAD_GATEWAY,
+    {},
+    {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"},
+)
+DATABASE_AWAY: Final = Response(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    {"Retry-After": "1"},
+    {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"},
+)
+GIVEN_UP: Final = Response(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    {},
+    {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"},
+)
 
 _encoder = msgspec.json.Encoder()
 

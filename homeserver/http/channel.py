@@ -54,6 +54,8 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     method: str
     uri: bytes
     keep_alive: bool
+    takes_chunks: bool
+    """A body may come in chunks that each say how long they are; else only the end of the connection ends it (HTTP/1.0)."""
     lines: list[tuple[bytes, bytes]]
     """The headers as they came."""
     last: dict[bytes, bytes]
@@ -290,7 +292,10 @@ class MatrixChannel(Connection):
         if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
-        head = Head(parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), lines, dict(lines))
+        takes_chunks = parser.get_http_version() == "1.1"
+        head = Head(
+            parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
+        )
         given = head.last.get(b"content-length")
         length = None if given is None else int(given)
         if self._exchange is None and not self._waiting:

@@ -12,13 +12,11 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 """
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
-from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 from wsgiref.handlers import format_date_time
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
@@ -33,22 +31,30 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.answers import File, Response, encode_body, error_response
+from homeserver.http.answers import (
+    DATABASE_AWAY,
+    GIVEN_UP,
+    OTHER_SERVER_FAILED,
+    File,
+    Pieces,
+    Response,
+    encode_body,
+    error_response,
+)
 from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
+from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
-from homeserver.http.streaming import Interrupted, Stream
+from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
 from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine import DatabaseUnavailable
-from storage.media_spool import Spool
 
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
@@ -57,22 +63,6 @@ _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
-
-
-class SiteOptions(msgspec.Struct, frozen=True):
-    """How one listener answers."""
-
-    resources: frozenset[str] | None = None
-    """Which groups of endpoints are served; None: all."""
-    x_forwarded: bool = False
-    trusted_proxies: Networks = ()
-    request_id_header: str | None = None
-    compress: bool = False
-    idle_timeout: int = 60
-    """Seconds without a byte, while no request is being answered."""
-    max_header_bytes: int = 16384
-    spool: Callable[[int], Spool] = SpooledTemporaryFile
-    """Where long bodies wait, beyond so many bytes."""
 
 
 class MatrixRequest:
@@ -203,7 +193,7 @@ class MatrixRequest:
         site = self._site
         self._started_at = site.clock.seconds()
         site.metrics.started()
-        self._request_id = self._given_id() or site.next_request_id()
+        self._request_id = site.options.find_request_id(self._head_) or site.next_request_id()
         self._client_ip = self._find_client_ip()
 
     def _refuse_body(self, refusal: MatrixError) -> None:
@@ -228,6 +218,8 @@ class MatrixRequest:
             self._caller = info.caller
             if isinstance(response.body, File):
                 await self._respond_file(response, response.body)
+            elif isinstance(response.body, Pieces):
+                await self._respond_pieces(response, response.body)
             else:
                 self._respond(response)
         except MatrixError as error:
@@ -236,8 +228,7 @@ class MatrixRequest:
         except RemoteError as error:
             self._caller = info.caller
             self._site.log.info("another server failed: {error}", error=str(error))
-            body = {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"}
-            self._respond(Response(HTTPStatus.BAD_GATEWAY, {}, body))
+            self._respond(OTHER_SERVER_FAILED)
         except DatabaseUnavailable as error:
             self._caller = info.caller
             self._site.log.error(
@@ -245,12 +236,10 @@ class MatrixRequest:
                 request_id=self._request_id,
                 error=str(error).strip(),
             )
-            body = {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"}
-            self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}, body))
+            self._respond(DATABASE_AWAY)
         except CancelledError:
             if not self._lost:
-                body = {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"}
-                self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {}, body))
+                self._respond(GIVEN_UP)
         except Exception:
             self._caller = info.caller
             self._respond_bug()
@@ -298,21 +287,7 @@ class MatrixRequest:
         return self._channel.is_secure
 
     def _find_client_ip(self) -> str:
-        options = self._site.options
-        if options.x_forwarded:
-            headers = self._head_.get(b"x-forwarded-for")
-            if headers:
-                found = forwarded_address([value.decode("latin-1") for value in headers], options.trusted_proxies)
-                if found is not None:
-                    return found
-        return self._channel.peer_address
-
-    def _given_id(self) -> str | None:
-        name = self._site.options.request_id_header
-        if name is None:
-            return None
-        text = self._head_.last.get(name.lower().encode(), b"").decode("latin-1")
-        return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
+        return self._site.options.find_client_ip(self._head_, self._channel.peer_address)
 
     # Answers.
 
@@ -363,23 +338,43 @@ class MatrixRequest:
                 if found is not None:
                     status, part = HTTPStatus.PARTIAL_CONTENT, found
                     block += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.end - 1, file.size)
-            await self._stream(status, block, file, part)
+            head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
+            end = part.start if self._head_.method == "HEAD" else part.end
+            await self._stream(status, head, pieces_of(file.source, part.start, end))
         finally:
             file.source.close()
 
-    async def _stream(self, status: int, block: bytes, file: File, part: Part) -> None:
+    async def _respond_pieces(self, response: Response, body: Pieces) -> None:
+        """Answer with what is made as it is sent. What is one piece is answered at once, and says how long it is."""
+        first = await anext(body.pieces, b"")
+        second = await anext(body.pieces, None)
+        if second is None:
+            self._respond(Response(response.status, response.headers, first))
+            return
         if self._lost:
             return
-        channel = self._channel
-        head = self._head(status, block, part.end - part.start)
-        stream = self._sending = Stream(channel, self._site.clock, file.source)
+        block, _ = header_lines(response.headers)
+        in_chunks = self._head_.takes_chunks
+        if not in_chunks:
+            self._channel.persistent = False
+        head = self._head(response.status, block, b"Transfer-Encoding: chunked\r\n" if in_chunks else b"")
+        if self._head_.method == "HEAD":
+            self._channel.send(head)
+            self._ended(response.status, 0)
+        else:
+            await self._stream(response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks)
+
+    async def _stream(self, status: int, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False) -> None:
+        if self._lost:
+            return
+        stream = self._sending = Stream(self._channel, self._site.clock)
         try:
-            await stream.run(head, part.start, part.start if self._head_.method == "HEAD" else part.end)
+            await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
             # The head has promised more: only the end of the connection can tell the client.
             if not isinstance(error, (Interrupted, CancelledError)):
-                self._site.log.failure("the file for {request_id} cannot be read", request_id=self._request_id)
-            channel.abort()
+                self._site.log.failure("the answer to {request_id} cannot be read", request_id=self._request_id)
+            self._channel.abort()
             return
         self._ended(status, stream.sent)
 
@@ -394,15 +389,15 @@ class MatrixRequest:
         """Write the whole answer at once."""
         if self._lost:
             return
-        head = self._head(status, block, len(body))
+        length = b"" if status in NO_BODY else b"Content-Length: %d\r\n" % len(body)
+        head = self._head(status, block, length)
         has_body = self._head_.method != "HEAD" and status not in NO_BODY
         self._channel.send(head + body if has_body else head)
         self._ended(status, len(body) if has_body else 0)
 
-    def _head(self, status: int, block: bytes, length: int) -> bytes:
-        parts = [status_line(status), self._site.date_header(), block]
-        if status not in NO_BODY:
-            parts.append(b"Content-Length: %d\r\n" % length)
+    def _head(self, status: int, block: bytes, length: bytes) -> bytes:
+        """`length`: the line that says where the body ends."""
+        parts = [status_line(status), self._site.date_header(), block, length]
         if not self._channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")

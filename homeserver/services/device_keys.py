@@ -25,7 +25,8 @@ from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from storage.cross_signing import KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, select_counts
+from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft, NewKeys, NoSuchDevice
+from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
@@ -57,20 +58,7 @@ class KeyUpload(msgspec.Struct, frozen=True):
     )
 
 
-class CheckedKeys(msgspec.Struct, frozen=True):
-    """Keys of one device that may be written: canonical JSON, one-time and fallback keys by (algorithm, id)."""
-
-    identity: bytes | None
-    one_time: Mapping[tuple[str, str], bytes]
-    fallback: Mapping[tuple[str, str], bytes]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return self.identity is None and not self.one_time and not self.fallback
-
-
-def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> CheckedKeys:
+def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
     """The keys of an upload for that device. Raises InvalidParam, BadJson."""
     identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
     if identity is not None and len(identity) > LARGEST_IDENTITY:
@@ -78,7 +66,7 @@ def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> CheckedKeys
     fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
     if len({algorithm for algorithm, _ in fallback}) != len(fallback):
         raise InvalidParam("A device has one fallback key an algorithm")
-    return CheckedKeys(identity, _named(upload.one_time_keys), fallback)
+    return NewKeys(identity, _named(upload.one_time_keys), fallback)
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
@@ -101,7 +89,8 @@ class DeviceKeys:
     ) -> None:
         """`capacity`: of how many users' devices the counts are kept in memory."""
         self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
+        self._counts: OrderedDict[str, dict[str, tuple[KeyCounts, int]]] = OrderedDict()
+        """By user and device, with the position up to which all changes are in it."""
         self._counts_heard = 0
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
@@ -123,20 +112,14 @@ class DeviceKeys:
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
         return with_zero(counts).one_time
 
-    def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: CheckedKeys) -> KeyCounts:
+    def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: NewKeys) -> KeyCounts:
         """Write what `parse_upload` gave; what the device has then. Raises InvalidParam, UnknownToken."""
-        if not self._keys.has_device(txn, user_id, device_id):
-            raise UnknownToken("The session has ended")
-        if keys.identity is not None:
-            self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
         try:
-            if keys.one_time:
-                self._keys.add_one_time_keys(txn, user_id, device_id, keys.one_time, self._now_ms() - REMEMBERED_MS)
-            if keys.fallback:
-                self._keys.set_fallback_keys(txn, user_id, device_id, keys.fallback)
+            counts = self._keys.put_keys(txn, user_id, device_id, keys, self._now_ms() - REMEMBERED_MS)
+        except NoSuchDevice:
+            raise UnknownToken("The session has ended") from None
         except KeyExists as error:
             raise InvalidParam(f"The device has another key named {error}") from None
-        counts = select_counts(txn, user_id, device_id)
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
         if counts.fallback > MOST_FALLBACK_KEYS:
@@ -148,22 +131,44 @@ class DeviceKeys:
         known = self._counts.get(user_id, {}).get(device_id)
         if known is not None:
             self._counts.move_to_end(user_id)
-            return known
+            return known[0]
         while True:
             heard = self._counts_heard
-            counts = with_zero(await self._keys.get_counts(user_id, device_id))
+            counts, position = await self._keys.get_counts(user_id, device_id)
             if heard == self._counts_heard:
                 break
-        self._counts.setdefault(user_id, {})[device_id] = counts
-        if len(self._counts) > self._capacity:
-            self._counts.popitem(last=False)
-        return counts
+        return self._note(user_id, device_id, counts, position)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
                 self._counts_heard += 1
-                self._counts.pop(change.user_id, None)
+                detail = change.detail
+                if isinstance(detail, KeysLeft):
+                    self._note(change.user_id, detail.device_id, detail.counts, change.position)
+                elif isinstance(detail, KeysClaimed):
+                    self._note_claims(change.user_id, detail, change.position)
+                else:
+                    self._counts.pop(change.user_id, None)
+
+    def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
+        known = with_zero(counts)
+        self._counts.setdefault(user_id, {})[device_id] = known, position
+        self._counts.move_to_end(user_id)
+        if len(self._counts) > self._capacity:
+            self._counts.popitem(last=False)
+        return known
+
+    def _note_claims(self, user_id: str, claimed: KeysClaimed, position: int) -> None:
+        """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
+        devices = self._counts.get(user_id, {})
+        for device_id, algorithm in claimed.taken:
+            counts, upto = devices.get(device_id, (None, 0))
+            if counts is not None and upto < position:
+                left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
+                if not left[algorithm]:
+                    del left[algorithm]
+                devices[device_id] = with_zero(replace(counts, one_time=left)), position
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node may have given keys out."""

@@ -3,17 +3,22 @@
 spec: client-server-api#server-side-key-backups
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 
+from federation.protocol.answers import Pieces, Response
 from federation.protocol.errors import InvalidParam, NotFound, TooLarge, WrongRoomKeysVersion
 from federation.protocol.ids import UserID, is_room_id
 from storage.key_backups import BackedUpKey, BackupFull, BackupRow, KeyBackupStore, NoSuchBackup, NotCurrentBackup
 
 LARGEST_VERSION_DIGITS: Final = 18
 LONGEST_SESSION_ID: Final = 255
+LARGEST_KEY: Final = 64 << 10
+"""Bytes of the data of one session: as much as an event may have."""
+KEYS_AT_ONCE: Final = 200
+"""That are read together, and leave as one piece of a long answer."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -87,22 +92,63 @@ class KeyBackups:
         """Remove some keys of versions that were deleted; how many."""
         return await self._store.sweep(limit)
 
-    async def get_keys(
-        self, user_id: UserID, version: str, room_id: str | None = None, session_id: str | None = None
-    ) -> dict[str, Any]:
-        """Keys in the form of the path: by room and session, by session, or one. Raises NotFound."""
+    async def get_key(self, user_id: UserID, version: str, room_id: str, session_id: str) -> dict[str, Any]:
+        """The key of one session. Raises NotFound."""
         backup = await self._find(user_id, version)
-        keys = await self._store.get_keys(user_id, backup.version, room_id, session_id)
-        if session_id is not None:
-            if not keys:
-                raise NotFound("The backup has no key of this session")
-            return _present(keys[0])
-        rooms: dict[str, dict[str, dict[str, Any]]] = {}
-        for key in keys:
-            rooms.setdefault(key.room_id, {"sessions": {}})["sessions"][key.session_id] = _present(key)
-        if room_id is not None:
-            return rooms.get(room_id, {"sessions": {}})
-        return {"rooms": rooms}
+        key = await self._store.get_key(user_id, backup.version, room_id, session_id)
+        if key is None:
+            raise NotFound("The backup has no key of this session")
+        return _present(key)
+
+    async def get_room_keys(self, user_id: UserID, version: str, room_id: str) -> Response:
+        """The keys of a room by session. Raises NotFound."""
+        backup = await self._find(user_id, version)
+        return Response(body=Pieces(self._sessions(user_id, backup.version, room_id)))
+
+    async def get_all_keys(self, user_id: UserID, version: str) -> Response:
+        """All keys by room and session: there may be hundreds of thousands, so they are read as they are sent. Raises NotFound."""
+        backup = await self._find(user_id, version)
+        return Response(body=Pieces(self._rooms(user_id, backup.version)))
+
+    async def _sessions(self, user_id: UserID, version: int, room_id: str) -> AsyncIterator[bytes]:
+        piece, comma = b'{"sessions":{', b""
+        async for keys in self._read(user_id, version, room_id):
+            if comma:
+                yield piece
+                piece = comma
+            piece += b",".join(map(_member, keys))
+            comma = b","
+        yield piece + b"}}"
+
+    async def _rooms(self, user_id: UserID, version: int) -> AsyncIterator[bytes]:
+        piece = b'{"rooms":{'
+        room_id: str | None = None
+        async for keys in self._read(user_id, version, None):
+            parts = [piece]
+            if room_id is not None:
+                yield piece
+                parts = []
+            for key in keys:
+                if key.room_id == room_id:
+                    parts += (b",", _member(key))
+                else:
+                    end = b"" if room_id is None else b"}},"
+                    room_id = key.room_id
+                    parts += (end, msgspec.json.encode(room_id), b':{"sessions":{', _member(key))
+            piece = b"".join(parts)
+        yield piece + (b"}}" if room_id is None else b"}}}}")
+
+    async def _read(self, user_id: UserID, version: int, room_id: str | None) -> AsyncIterator[Sequence[BackedUpKey]]:
+        """The keys in order, some at a time. Raises NotFound where the backup is deleted meanwhile."""
+        after = ("", "")
+        while True:
+            with _translated():
+                keys = await self._store.get_keys(user_id, version, room_id, after, KEYS_AT_ONCE)
+            if keys:
+                yield keys
+                after = (keys[-1].room_id, keys[-1].session_id)
+            if len(keys) < KEYS_AT_ONCE:
+                return
 
     async def do_put_keys(
         self, user_id: UserID, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
@@ -155,14 +201,10 @@ def _stored(rooms: Mapping[str, Mapping[str, SessionKey]]) -> Iterable[BackedUpK
         for session_id, key in sessions.items():
             if len(session_id) > LONGEST_SESSION_ID or "\0" in session_id:
                 raise InvalidParam("The id of a session is too long")
-            yield BackedUpKey(
-                room_id,
-                session_id,
-                key.first_message_index,
-                key.forwarded_count,
-                key.is_verified,
-                msgspec.json.encode(key.session_data),
-            )
+            data = msgspec.json.encode(key.session_data)
+            if len(data) > LARGEST_KEY:
+                raise TooLarge(f"The data of a session may have {LARGEST_KEY} bytes")
+            yield BackedUpKey(room_id, session_id, key.first_message_index, key.forwarded_count, key.is_verified, data)
 
 
 def _present(key: BackedUpKey) -> dict[str, Any]:
@@ -172,6 +214,11 @@ def _present(key: BackedUpKey) -> dict[str, Any]:
         "is_verified": key.is_verified,
         "session_data": msgspec.Raw(key.session_data),
     }
+
+
+def _member(key: BackedUpKey) -> bytes:
+    """The key by its session, as it stands in an object."""
+    return b"%b:%b" % (msgspec.json.encode(key.session_id), msgspec.json.encode(_present(key)))
 
 
 def _state(backup: BackupRow) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from federation.protocol.ids import ServerName, UserID, domain_of, is_server_nam
 from storage.database import Database
 from storage.devices import DeviceStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
 from storage.to_device import ToDeviceStore
 from storage.transaction import WriteTransaction
 
@@ -94,8 +94,9 @@ class ToDevice:
         outgoing = self._for_others(caller.user_id, type, others)
 
         def write(txn: WriteTransaction) -> None:
-            add_transaction(txn, sent, None, ANSWER, now)
-            self._deliver(txn, local, encoded)
+            devices = self._store.get_recipients(txn, sent, local)
+            add_new_transaction(txn, sent, ANSWER, now)
+            self._deliver(txn, devices, encoded)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
 
@@ -125,7 +126,7 @@ class ToDevice:
 
         def write(txn: WriteTransaction) -> None:
             if self._outgoing.add_received(txn, message.sender, message.message_id, now):
-                self._deliver(txn, local, encoded)
+                self._deliver(txn, self._devices.get_device_ids_in(txn, local), encoded)
 
         await self._database.write("receive_to_device", write)
 
@@ -137,10 +138,12 @@ class ToDevice:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
-    def _deliver(self, txn: WriteTransaction, local: Iterable[str], encoded: Mapping[tuple[str, str], bytes]) -> None:
-        """Put messages by user and device to those devices that exist. Raises InvalidParam."""
+    def _deliver(
+        self, txn: WriteTransaction, existing: Mapping[str, Iterable[str]], encoded: Mapping[tuple[str, str], bytes]
+    ) -> None:
+        """Put messages by user and device to those devices that exist, which are given by user. Raises InvalidParam."""
         waiting: dict[tuple[str, str], list[bytes]] = {}
-        for user_id, device_ids in self._devices.get_device_ids_in(txn, local).items():
+        for user_id, device_ids in existing.items():
             for device_id in device_ids:
                 contents = [encoded[user_id, name] for name in (device_id, ALL_DEVICES) if (user_id, name) in encoded]
                 if contents:

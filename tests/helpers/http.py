@@ -116,10 +116,29 @@ class Connection:
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
             if status == 100:
                 continue
-            length = 0 if len(answers) < heads else int(headers.get("content-length", "0"))
-            answers.append(Answer(status, headers, rest[:length]))
-            rest = rest[length:]
+            has_body = len(answers) >= heads
+            if "content-length" not in headers and headers.get("connection") == "close":
+                body, rest = rest, b""
+            elif headers.get("transfer-encoding") == "chunked" and has_body:
+                body, rest = _unchunk(rest)
+            else:
+                length = int(headers.get("content-length", "0")) if has_body else 0
+                body, rest = rest[:length], rest[length:]
+            answers.append(Answer(status, headers, body))
         return answers
+
+
+def _unchunk(data: bytes) -> tuple[bytes, bytes]:
+    """A body in chunks, and what follows it."""
+    body = b""
+    while True:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        body += data[:length]
+        assert data[length : length + 2] == b"\r\n", "the answer is not whole"
+        data = data[length + 2 :]
+        if not length:
+            return body, data
 
 
 class Pending:

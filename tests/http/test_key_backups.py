@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.key_backups import KEYS_AT_ONCE, LARGEST_KEY
 from storage.key_backups import KeyBackupStore
 from tests.helpers.server import TestServer, User
 
@@ -69,6 +70,34 @@ def test_keys_in_all_forms(alice: User, version: str) -> None:
     assert alice.delete(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == {"etag": "4", "count": 2}
     assert alice.delete(f"{KEYS}/keys/{ROOM}?version={version}").json == {"etag": "5", "count": 1}
     assert alice.delete(f"{KEYS}/keys?version={version}").json == {"etag": "6", "count": 0}
+
+
+@pytest.mark.parametrize("number", [1, KEYS_AT_ONCE, KEYS_AT_ONCE + 1, 2 * KEYS_AT_ONCE + 50])
+def test_a_long_backup_comes_in_pieces_and_whole(alice: User, version: str, number: int) -> None:
+    rooms: dict[str, Any] = {}
+    for at in range(number):
+        room_id = f"!r{at % 3}:example.org" if at % 2 else ROOM
+        rooms.setdefault(room_id, {"sessions": {}})["sessions"][f'q"{at}'] = key(at, data=str(at))
+    assert alice.put(f"{KEYS}/keys?version={version}", {"rooms": rooms}).status == 200
+    answer = alice.get(f"{KEYS}/keys?version={version}")
+    assert answer.json == {"rooms": rooms}
+    assert ("transfer-encoding" in answer.headers) == (number > KEYS_AT_ONCE)
+    for room_id, room in rooms.items():
+        assert alice.get(f"{KEYS}/keys/{room_id}?version={version}").json == room
+    assert alice.get(f"{KEYS}/keys/{OTHER}?version={version}").json == {"sessions": {}}
+
+
+def test_an_empty_backup(alice: User, version: str) -> None:
+    assert alice.get(f"{KEYS}/keys?version={version}").json == {"rooms": {}}
+    assert alice.get(f"{KEYS}/keys?version=77").errcode == "M_NOT_FOUND"
+    assert alice.get(f"{KEYS}/keys/{ROOM}?version=77").errcode == "M_NOT_FOUND"
+
+
+def test_the_data_of_a_session_is_bounded(alice: User, version: str) -> None:
+    rooms = {ROOM: {"sessions": {"s1": key(), "s2": key(data="x" * LARGEST_KEY)}}}
+    answer = alice.put(f"{KEYS}/keys?version={version}", {"rooms": rooms})
+    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert alice.get(f"{KEYS}/keys?version={version}").json == {"rooms": {}}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from storage.sqlite import SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, upload
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
 
@@ -51,15 +51,37 @@ def test_a_question_for_keys_is_one_read_the_first_time_and_then_none(
     assert not counter.queries
 
 
+@pytest.mark.parametrize("number", [1, 25])
+def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
+    server: TestServer, counter: QueryCounter, number: int
+) -> None:
+    """One write of one question and four statements, and whoever shares the rooms is told without a query."""
+    alice, bob = people(server, 2)
+    for _ in range(number):
+        encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+        room = {"preset": "public_chat", "initial_state": [encryption]}
+        room_id = alice.post(f"{V3}/createRoom", room).json["room_id"]
+        assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
+    since = sync(bob)["next_batch"]
+    upload(alice, device_keys=identity_keys(alice, 3)[1])
+    since = sync(bob, since)["next_batch"]
+    counter.clear()
+    upload(alice, device_keys=identity_keys(alice, 4)[1])
+    assert dict(counter.queries) == {"upload_keys": 5}
+    counter.clear()
+    assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]
+    assert not counter.queries
+
+
 @pytest.mark.parametrize("number", [1, 40])
-def test_a_claim_is_one_write_of_two_statements(server: TestServer, counter: QueryCounter, number: int) -> None:
+def test_a_claim_is_one_statement(server: TestServer, counter: QueryCounter, number: int) -> None:
     asking = server.register("asking")
     users = people(server, number)
     claim(asking, users[0])
     counter.clear()
     wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in users}
     claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
-    assert dict(counter.queries) == {"claim_keys": 2}
+    assert dict(counter.queries) == {"claim_keys": 1}
     assert len(claimed) == number
 
 

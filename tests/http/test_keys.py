@@ -1,14 +1,21 @@
 """Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of in /sync."""
 
+from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.device_keys import KeyUpload
-from storage.database import Database
+from homeserver.services.device_keys import DeviceKeys, KeyUpload
+from storage.database import Database, SQLiteConfig
+from storage.device_keys import DeviceKeyStore, KeyWish
+from storage.streams import Change
+from tests.helpers.databases import open_inline
 from tests.helpers.keys import (
     V3,
     claim,
@@ -366,3 +373,76 @@ def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None
     failures = answer.json["failures"][alice.user_id]
     assert set(failures) == {alice.device_id, "NONE"}
     assert query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"] == device["signatures"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["keys", "other keys", "fallback", "claim", "claim other", "sync", "elsewhere", "leave"]),
+            st.sampled_from([0, 1]),
+        ),
+        max_size=20,
+    )
+)
+def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
+    server: TestServer, steps: list[tuple[str, int]]
+) -> None:
+    """The counts of two devices of one user, after uploads and claims, also those that another node did."""
+    names = iter(f"k{number}" for number in count())
+    alice, bob = server.register(f"alice{uuid4().hex}"), server.register(f"bob{uuid4().hex}")
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+    }
+    devices = [bob, User(server, server.post(f"{V3}/login", login).json)]
+    store = DeviceKeyStore(server.app.database)
+    for step, at in steps:
+        device = devices[at]
+        wish = {bob.user_id: {device.device_id: "other" if step == "claim other" else "signed_curve25519"}}
+        match step:
+            case "keys":
+                upload(device, one_time_keys=one_time_keys(next(names), next(names)))
+            case "other keys":
+                upload(device, one_time_keys={f"other:{next(names)}": "key", f"signed_curve25519:{next(names)}": "key"})
+            case "fallback":
+                upload(device, fallback_keys={f"signed_curve25519:{next(names)}": {"key": "f", "fallback": True}})
+            case "claim" | "claim other":
+                assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200
+            case "elsewhere":
+                server.app.database.streams.advance_to(server.app.database.streams.current() + 1)
+            case "leave":
+                body = {"auth": {**login, "user": bob.user_id}, "devices": [devices[1].device_id]}
+                assert devices[0].post(f"{V3}/delete_devices", body).status == 200
+                devices[1] = User(server, server.post(f"{V3}/login", login).json)
+        for each in devices:
+            left, _ = server.run(store.get_counts(bob.user_id, each.device_id))
+            answer = sync(each)
+            counts = {"signed_curve25519": 0, **left.one_time}
+            assert answer["device_one_time_keys_count"] == counts
+            assert answer["device_unused_fallback_key_types"] == left.unused_fallback
+
+
+def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
+    server: TestServer, sqlite: SQLiteConfig, bob: User
+) -> None:
+    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more than they were told."""
+    upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
+    database = server.app.database
+    store = DeviceKeyStore(database)
+    meanwhile = open_inline(sqlite)
+    told: list[Change] = []
+    meanwhile.streams.subscribe(told.extend)
+    wish = KeyWish(bob.user_id, bob.device_id, "signed_curve25519")
+    readers: list[DeviceKeys] = []
+    for left in (2, 1, 0):
+        server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
+        readers.append(DeviceKeys(database, store, lambda: 0, capacity=10))
+        counts = server.run(readers[-1].get_counts(bob.user_id, bob.device_id))
+        assert counts.one_time == {wish.algorithm: left}, "it has read, and not heard"
+        database.streams.publish(told, told[-1].position)
+        told.clear()
+        for reader in readers:
+            assert server.run(reader.get_counts(bob.user_id, bob.device_id)).one_time == {wish.algorithm: left}
+    server.run(meanwhile.close())

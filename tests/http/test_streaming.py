@@ -1,12 +1,13 @@
 """Answers that are sent as they are read: whole, in part, or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.endpoint import Auth, endpoint
-from homeserver.http.answers import File, MemorySource, Response
+from federation.protocol.errors import NotFound
+from homeserver.http.answers import File, MemorySource, Pieces, Response
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
 from tests.helpers.http import Client, Connection, client_for
@@ -43,6 +44,16 @@ async def get_file(shelf: Shelf) -> Response:
     return Response(headers=HEADERS, body=File(shelf, len(DATA), "v1"))
 
 
+@endpoint("GET", "/pieces/{number}", auth=Auth.NONE)
+async def get_pieces(shelf: Shelf, *, number: int) -> Response:
+    async def make() -> AsyncIterator[bytes]:
+        for start in range(number):
+            yield await shelf.read(start * 10, 10)
+            yield b""
+
+    return Response(body=Pieces(make()))
+
+
 @endpoint("GET", "/short", auth=Auth.NONE)
 async def get_short() -> Response:
     return Response(headers=HEADERS, body=File(MemorySource(b"0123456789"), 10, "v2"))
@@ -57,7 +68,7 @@ def shelf() -> Iterator[Shelf]:
 
 @pytest.fixture
 def client(shelf: Shelf) -> Client:
-    return client_for([get_file, get_short], {Shelf: shelf})
+    return client_for([get_file, get_pieces, get_short], {Shelf: shelf})
 
 
 def _ask(client: Client, path: str = "/file", further: str = "", method: str = "GET") -> Connection:
@@ -285,3 +296,77 @@ def test_conditions_of_an_empty_file() -> None:
         with pytest.raises(Unsatisfiable):
             part_of(asked, None, '"x"', 0)
     assert not is_held([], '"x"')
+
+
+# As it is made.
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
+def test_what_is_made_as_it_is_sent_comes_whole(client: Client, shelf: Shelf, number: int) -> None:
+    connection = client.connect()
+    request = f"GET /pieces/{number} HTTP/1.1\r\nHost: x\r\n\r\nGET /short HTTP/1.1\r\nHost: x\r\n\r\n"
+    connection.send(request.encode())
+    first, second = connection.answers()
+    assert (first.status, first.body) == (200, DATA[: number * 10])
+    assert first.headers["content-type"] == "application/json"
+    assert shelf.reads == number
+    assert second.body == b"0123456789", "the connection goes on"
+    assert [record.sent for record in client.access_log.records] == [number * 10, 10]
+
+
+def test_an_old_client_gets_it_up_to_the_end_of_the_connection(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"GET /pieces/5 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    (answer,) = connection.answers()
+    assert (answer.body, answer.headers["connection"]) == (DATA[:50], "close")
+    assert "transfer-encoding" not in answer.headers
+    assert connection.transport.disconnecting
+
+
+def test_head_of_what_is_made_has_no_body(client: Client) -> None:
+    connection = _ask(client, "/pieces/5", method="HEAD")
+    (answer,) = connection.answers(heads=1)
+    assert (answer.status, answer.body) == (200, b"")
+
+
+def test_nothing_more_is_made_while_the_client_takes_nothing(client: Client, shelf: Shelf) -> None:
+    shelf.waits = Deferred()
+    connection = _ask(client, "/pieces/9")
+    waits, shelf.waits = shelf.waits, None
+    _fill_soon = connection.transport.write
+
+    def fill(data: bytes) -> None:
+        _fill_soon(data)
+        connection.transport.producer.pauseProducing()  # type: ignore[union-attr]
+
+    connection.transport.write = fill  # type: ignore[method-assign]
+    waits.callback(None)
+    made = shelf.reads
+    assert made < 9
+    connection.transport.write = _fill_soon  # type: ignore[method-assign]
+    _empty(connection)
+    (answer,) = connection.answers()
+    assert (answer.body, shelf.reads) == (DATA[:90], 9)
+
+
+def test_a_failure_before_the_first_piece_is_the_answer(client: Client, shelf: Shelf) -> None:
+    shelf.error = NotFound("there is nothing")
+    answer = client.request("GET", "/pieces/5")
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+
+
+def test_a_failure_in_the_midst_ends_the_connection(client: Client, shelf: Shelf) -> None:
+    shelf.waits = Deferred()
+    connection = _ask(client, "/pieces/9")
+    waits, shelf.waits = shelf.waits, None
+    written = connection.transport.write
+
+    def fail(data: bytes) -> None:
+        written(data)
+        shelf.error = NotFound("it was deleted")
+
+    connection.transport.write = fail  # type: ignore[method-assign]
+    waits.callback(None)
+    assert b"HTTP/1.1 200" in connection.received()
+    assert not connection.received().endswith(b"0\r\n\r\n"), "nobody takes it for whole"
+    assert connection.transport.disconnected or connection.transport.disconnecting

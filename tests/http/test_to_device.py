@@ -3,12 +3,21 @@
 spec: client-server-api#send-to-device-messaging
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 
-from storage.database import Database
+from homeserver.services.sync.recent_messages import MOST_BYTES
+from homeserver.services.to_device import MOST_MESSAGES
+from storage.database import Database, SQLiteConfig, WriteTransaction
+from storage.devices import DeviceRow, DeviceStore
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
 
@@ -138,6 +147,21 @@ def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob:
     assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
 
 
+def test_one_request_reaches_so_many_devices_at_most(server: TestServer, alice: User, bob: User) -> None:
+    devices = DeviceStore(server.app.database)
+
+    def add(txn: WriteTransaction, numbers: range) -> None:
+        for number in numbers:
+            devices.add_device(txn, DeviceRow(bob.user_id, f"D{number}", None, 0))
+
+    server.run(server.app.database.write("add", add, range(1, MOST_MESSAGES)))
+    body: dict[str, Any] = {"messages": {bob.user_id: {"*": {"n": 0}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    server.run(server.app.database.write("add", add, range(MOST_MESSAGES, MOST_MESSAGES + 1)))
+    assert alice.put(f"{V3}/sendToDevice/m.test/2", body).errcode == "M_INVALID_PARAM"
+    assert len(sync(bob)["to_device"]["events"]) == 1, "nothing of what was refused"
+
+
 def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User, bob: User) -> None:
     login = {
         "type": "m.login.password",
@@ -172,3 +196,100 @@ def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: 
     assert bob.post(f"{V3}/logout", {}).status == 200
     again = User(server, server.post(f"{V3}/login", login).json)
     assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"
+
+
+def numbers_of(answer: Any) -> list[int]:
+    return [event["content"]["n"] for event in answer["to_device"]["events"]]
+
+
+def test_a_device_that_keeps_up_asks_nothing_of_the_database(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    counter = QueryCounter()
+    database = open_inline(sqlite, counter)
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    since = sync(bob)["next_batch"]
+    for number in range(4):
+        send_numbers(alice, bob, range(number * 2, number * 2 + 2))
+        counter.clear()
+        answer = sync(bob, since)
+        assert numbers_of(answer) == [number * 2, number * 2 + 1]
+        assert dict(counter.queries) == ({"remove_to_device": 1} if number else {}), "but to remove what has arrived"
+        since = answer["next_batch"]
+    counter.clear()
+    assert numbers_of(sync(bob, since)) == []
+    assert dict(counter.queries) == {"remove_to_device": 1}
+    rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
+    assert rows == [(0,)]
+    Deferred.fromCoroutine(database.close())
+
+
+def test_a_wake_is_answered_from_memory_and_a_later_token_removes(server: TestServer, alice: User, bob: User) -> None:
+    since = sync(bob)["next_batch"]
+    pending = server.client.start("GET", f"{V3}/sync?since={since}&timeout=30000", token=bob.token)
+    assert not pending.done
+    send_numbers(alice, bob, range(1))
+    server.clock.advance(0)
+    woken = pending.answer.json
+    assert numbers_of(woken) == [0]
+    assert numbers_of(sync(bob, since)) == [0], "the answer may have been lost"
+    assert numbers_of(sync(bob, woken["next_batch"])) == []
+    assert numbers_of(sync(bob)) == [], "it has arrived"
+
+
+def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:
+    """The messages of half a megabyte more than is kept: read and from memory they come once, in order."""
+    since = sync(bob)["next_batch"]
+    filler = "x" * 60_000
+    sent = (MOST_BYTES + (1 << 19)) // len(filler)
+    for number in range(sent):
+        body = {"messages": {bob.user_id: {bob.device_id: {"n": number, "filler": filler}}}}
+        assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+    heard: list[int] = []
+    while found := numbers_of(answer := sync(bob, since)):
+        heard += found
+        since = answer["next_batch"]
+    assert heard == list(range(sent))
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[list[TestServer]]:
+    """Two nodes on one database."""
+    databases = [open_inline(sqlite), open_inline(sqlite)]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    yield [TestServer(*place, seed=seed) for seed, place in enumerate(zip(folders, databases, strict=True), 1)]
+    for database in databases:
+        Deferred.fromCoroutine(database.close())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["send", "sync", "again", "first", "elsewhere"]), max_size=16))
+def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[TestServer], steps: list[str]) -> None:
+    """Either node takes a request; a token that was used serves again, as where the answer was lost."""
+    alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
+    sent, arrived, here = 0, 0, 0
+    since = sync(bob)["next_batch"]
+    heard: list[int] = []
+    for step in [*steps, "sync", "sync"]:
+        node = alice.server = bob.server = nodes[here]
+        match step:
+            case "send":
+                send_numbers(alice, bob, range(sent, sent + 1))
+                sent += 1
+            case "sync":
+                arrived = len(heard)
+                answer = sync(bob, since)
+                heard += numbers_of(answer)
+                since = answer["next_batch"]
+            case "again":
+                assert numbers_of(sync(bob, since)) == list(range(len(heard), sent))
+                arrived = len(heard)
+            case "first":
+                assert numbers_of(sync(bob)) == list(range(arrived, sent)), "what has not been acknowledged"
+            case _:
+                here = 1 - here
+                node = nodes[here]
+                node.run(node.app.database.catch_up())
+        assert heard == list(range(len(heard)))
+    assert heard == list(range(sent))

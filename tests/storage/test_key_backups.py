@@ -62,3 +62,16 @@ async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -
     while await store.sweep(100):
         pass
     assert await left(database) == other.key_count == 2
+
+
+async def test_a_backup_that_is_deleted_while_it_is_read_does_not_pass_for_whole(database: Database) -> None:
+    store = KeyBackupStore(database)
+    version = await store.add_backup(USER, "a", b"{}")
+    await store.put_keys(USER, version, keys(5))
+    first = await store.get_keys(USER, version, None, ("", ""), 3)
+    end = (first[-1].room_id, first[-1].session_id)
+    rest = await store.get_keys(USER, version, None, end, 3)
+    assert [*first, *rest] == sorted(keys(5), key=lambda key: (key.room_id, key.session_id))
+    await store.remove_backup(USER, version)
+    with pytest.raises(NoSuchBackup):
+        await store.get_keys(USER, version, None, end, 3)

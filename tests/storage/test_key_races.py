@@ -7,7 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
 from storage.database import Database
-from storage.device_keys import ClaimedKey, DeviceKeyStore, KeyWish
+from storage.device_keys import ClaimedKey, DeviceKeyStore, KeyWish, NewKeys
+from storage.devices import DeviceRow, DeviceStore
 from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore
 from storage.transaction import WriteTransaction
 
@@ -26,10 +27,12 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
 
     def add(txn: WriteTransaction, first: int, number: int) -> None:
         new = {(ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index for index in range(first, first + number)}
-        keys.add_one_time_keys(txn, ALICE, DEVICE, new, 0)
+        keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, new, {}), 0)
 
+    device = DeviceRow(ALICE, DEVICE, None, 0)
+    await threaded_database.write("add_device", DeviceStore(threaded_database).add_device, device)
     await threaded_database.write(
-        "add", lambda txn: keys.set_fallback_keys(txn, ALICE, DEVICE, {(ALGORITHM, "f"): b"{}"})
+        "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0)
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = KeyWish(ALICE, DEVICE, ALGORITHM)
@@ -40,7 +43,7 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
     given = [key.key_id for key in claimed if not key.is_fallback]
     assert len(claimed) == CLAIMERS
     assert len(set(given)) == len(given), "a key was given twice"
-    left = (await keys.get_counts(ALICE, DEVICE)).one_time.get(ALGORITHM, 0)
+    left = (await keys.get_counts(ALICE, DEVICE))[0].one_time.get(ALGORITHM, 0)
     assert len(given) + left == KEYS, "a key was lost"
 
 
@@ -58,7 +61,7 @@ async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> Non
     )
     etags = [answer.etag for answer in answers]
     assert len(set(etags)) == UPLOADS, "each upload changed something, so each has an etag of its own"
-    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, None)}
+    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, ("", ""), 100)}
     assert len(kept) == UPLOADS + 1
     assert kept["shared"].first_message_index == 1, "the best of them"
     backup = await backups.get_backup(ALICE, None)

@@ -78,6 +78,22 @@ def twice(txn: WriteTransaction) -> None:
         txn.execute("INSERT INTO jobs (name, progress) VALUES ('twice', '')")
 
 
+def put_later(name: str) -> Callable[[WriteTransaction], None]:
+    """Nothing is asked of the database before the write has ended; a second one of the name breaks a rule then."""
+
+    def fn(txn: WriteTransaction) -> None:
+        txn.execute_later("INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, "10 % of it; done"))
+        for _ in range(2):
+            txn.announce(Change(txn.next_position(), Topic.PROFILE, user_id=name))
+
+    return fn
+
+
+def raise_later(txn: WriteTransaction) -> None:
+    txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('undone', '')")
+    raise ValueError
+
+
 def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
     for name in "abcdefgh":
         stepped.queue(name, put(name))
@@ -98,10 +114,14 @@ def test_a_batch_is_bounded(stepped: Stepped) -> None:
     assert len(stepped.names()) == 300
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(outcomes=st.lists(st.sampled_from(["good", "raises", "breaks", "idle"]), min_size=1, max_size=9))
+OUTCOMES = ["good", "good later", "raises", "raises later", "breaks", "breaks later", "idle"]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9))
 def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]) -> None:
     stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
+    stepped.queue("first", put("the first"))
     stepped.step()
     heard: list[Change] = []
     end = stepped.database.streams.subscribe(heard.extend)
@@ -114,15 +134,22 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
             case "raises":
                 stepped.queue(name, put(name, fail=True))
                 expected[name] = ValueError
+            case "good later":
+                stepped.queue(name, put_later(name))
+            case "raises later":
+                stepped.queue(name, raise_later)
+                expected[name] = ValueError
             case "breaks":
                 stepped.queue(name, twice)
+            case "breaks later":
+                stepped.queue(name, put_later("the first"))
             case _:
                 stepped.queue(name, lambda _: None)
                 expected[name] = None
     stepped.step()
     end()
-    good = [f"{number}good" for number, outcome in enumerate(outcomes) if outcome == "good"]
-    assert stepped.names() == good
+    good = [f"{number}{outcome}" for number, outcome in enumerate(outcomes) if outcome.startswith("good")]
+    assert stepped.names() == [*good, "the first"]
     assert [change.user_id for change in heard] == [name for name in good for _ in range(2)]
     positions = [change.position for change in heard]
     assert positions == sorted(set(positions))
@@ -130,8 +157,11 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
     for name, result in expected.items():
         assert stepped.results[name] == result
     for number, outcome in enumerate(outcomes):
-        if outcome == "breaks":
-            assert issubclass(stepped.results[f"{number}{outcome}"], stepped.database.engine.errors)  # type: ignore[arg-type]
+        if outcome.startswith("breaks"):
+            refused: tuple[type[Exception], ...] = (stepped.database.engine.errors,)
+            if outcome == "breaks later" and len(outcomes) == 1:
+                refused += (DatabaseUnavailable,)  # it went with the commit
+            assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
 
 
 def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:

@@ -17,10 +17,11 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sync.recent_messages import RecentMessages
 from homeserver.services.sync.request import Range, SyncRequest
 from storage.device_keys import KeyCounts
 from storage.streams import Topic
-from storage.to_device import DeviceMessage, ToDeviceStore
+from storage.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 
 NO_KEYS: Final = KeyCounts({}, ())
 MESSAGES_AN_ANSWER: Final = 100
@@ -62,12 +63,20 @@ class Waiting(NamedTuple):
 class DeviceNewsReader:
     """Reads what is new for devices."""
 
-    def __init__(self, to_device: ToDeviceStore, keys: DeviceKeys, lists: DeviceLists, recent: RecentChanges) -> None:
+    def __init__(
+        self,
+        to_device: ToDeviceStore,
+        messages: RecentMessages,
+        keys: DeviceKeys,
+        lists: DeviceLists,
+        recent: RecentChanges,
+    ) -> None:
         self._to_device = to_device
+        self._messages = messages
         self._keys = keys
         self._lists = lists
         self._recent = recent
-        # up to where nothing waits any more for a device, as far as this node knows
+        # up to where nothing is kept any more for a device, as far as this node knows
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: Range) -> Waiting:
@@ -84,15 +93,20 @@ class DeviceNewsReader:
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_AN_ANSWER
-        messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
-        if messages and messages[0].position <= arrived:
-            # the device has these: it came back with a token of after them
-            await self._to_device.remove_messages(user_id, device_id, arrived)
-            messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
+        known = None if clean is None or request.since is None else self._messages.since(key, clean)
+        if known is None:
+            messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
+            if messages and messages[0].position <= arrived:
+                # the device has these: it came back with a token of after them
+                await self._to_device.remove_messages(user_id, device_id, arrived)
+                messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
+            self._note_clean(key, arrived)
+        else:
+            await self._remove(key, known, arrived)
+            messages = [message for message in known if arrived < message.position <= span.upto][:limit]
         if not messages:
             self._note_clean(key, span.upto)
             return Waiting((), span.upto)
-        self._clean.pop(key, None)
         if len(messages) < limit:
             return Waiting(messages, span.upto)
         if request.since is not None and fetched is None:
@@ -117,12 +131,25 @@ class DeviceNewsReader:
         if caller.device_id is None:
             return DeviceNews()
         key = (caller.user_id, caller.device_id)
-        if request.since is not None and key not in self._clean:
+        if request.since is not None:
             position = request.since.position
-            if await self._to_device.get_messages(*key, 0, position, 1):
+            clean = self._clean.get(key)
+            known = None if clean is None else self._messages.since(key, clean)
+            if known is not None:
+                await self._remove(key, known, position)
+            elif await self._to_device.get_messages(*key, 0, position, 1):
                 await self._to_device.remove_messages(*key, position)
             self._note_clean(key, position)
         return DeviceNews(counts=await self._keys.get_counts(*key))
+
+    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[DeviceMessage], arrived: int) -> None:
+        """The device has those of the messages up to that position."""
+        has = sum(message.position <= arrived for message in known)
+        if has:
+            remove = self._to_device.remove_few_messages if has <= REMOVED_AT_ONCE else self._to_device.remove_messages
+            await remove(*key, arrived)
+            self._messages.forget(key, arrived)
+            self._note_clean(key, arrived)
 
     def _note_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
         self._clean[key] = position

@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { sdk, until } from "./sdk.mjs";
 import {
-    account, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, killServer, lay, passwordOf, recover,
-    say, statusFor, step, verifyByEmoji,
+    account, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, killServer, killServerAtRandom, lay, passwordOf,
+    recover, say, statusFor, step, verifyByEmoji,
 } from "./people.mjs";
 
 const [url, prefix] = process.argv.slice(2);
@@ -42,7 +42,7 @@ await bob.getCrypto().forceDiscardSession(roomId);
 const meanwhile = (async () => {
     for (let number = 0; number < 10; number++) await say(bob, roomId, `meanwhile ${number}`, [alice, carol]);
 })();
-await Promise.all([alice.getCrypto().forceDiscardSession(roomId), killServer()]);
+await Promise.all([alice.getCrypto().forceDiscardSession(roomId), killServerAtRandom(500)]);
 await say(alice, roomId, "with a new session while the server starts", [bob, carol]);
 await meanwhile;
 

@@ -2,6 +2,7 @@
 //
 // A story prints every request as story.mjs does. A line {"ask": "kill" | "stop" | "start", "server": NUMBER} is for who runs
 // it, who answers by a line on stdin once it is done: the server was killed and is starting again, is gone, or is starting.
+import { randomInt } from "node:crypto";
 import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
 import { cryptoApi, fetchAndNote, sdk, until } from "./sdk.mjs";
@@ -25,6 +26,13 @@ async function ask(what, server) {
     await lines.next();
 }
 export const killServer = (server = 0) => ask("kill", server);
+// At some moment within that time, which is told: what went wrong then can be looked for there.
+export async function killServerAtRandom(milliseconds, server = 0) {
+    const moment = randomInt(milliseconds);
+    step(`the kill comes after ${moment} ms`);
+    await sleep(moment);
+    await killServer(server);
+}
 export const stopServer = (server) => ask("stop", server);
 export const startServer = (server) => ask("start", server);
 

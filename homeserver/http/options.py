@@ -1,0 +1,43 @@
+"""How one listener answers."""
+
+from collections.abc import Callable
+from tempfile import SpooledTemporaryFile
+
+import msgspec
+
+from homeserver.http.addresses import Networks, forwarded_address
+from homeserver.http.channel import Head
+from storage.media_spool import Spool
+
+
+class SiteOptions(msgspec.Struct, frozen=True):
+    """How one listener answers."""
+
+    resources: frozenset[str] | None = None
+    """Which groups of endpoints are served; None: all."""
+    x_forwarded: bool = False
+    trusted_proxies: Networks = ()
+    request_id_header: str | None = None
+    compress: bool = False
+    idle_timeout: int = 60
+    """Seconds without a byte, while no request is being answered."""
+    max_header_bytes: int = 16384
+    spool: Callable[[int], Spool] = SpooledTemporaryFile
+    """Where long bodies wait, beyond so many bytes."""
+
+    def find_client_ip(self, head: Head, peer_address: str) -> str:
+        """Whence a request comes: what a proxy says of it, where proxies are trusted."""
+        if self.x_forwarded:
+            headers = head.get(b"x-forwarded-for")
+            if headers:
+                found = forwarded_address([value.decode("latin-1") for value in headers], self.trusted_proxies)
+                if found is not None:
+                    return found
+        return peer_address
+
+    def find_request_id(self, head: Head) -> str | None:
+        """The id that the proxy has given to a request."""
+        if self.request_id_header is None:
+            return None
+        text = head.last.get(self.request_id_header.lower().encode(), b"").decode("latin-1")
+        return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None

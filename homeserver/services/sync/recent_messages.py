@@ -1,0 +1,76 @@
+"""The latest messages to devices, in memory: a device that keeps up gets them without a question to the database.
+
+They are in the database all the same, until the device has them. For the reactor thread.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from storage.streams import Change, Streams, Topic
+from storage.to_device import DeviceMessage, NewMessage, NewMessages
+
+MOST_BYTES: Final = 8 << 20
+"""Of contents."""
+MOST_MESSAGES: Final = 50_000
+
+DeviceKey = tuple[str, str]
+"""User and device."""
+
+
+class RecentMessages:
+    """What was sent to devices of late by this node."""
+
+    def __init__(self, streams: Streams, *, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._complete_from = streams.current()
+        self._by_device: dict[DeviceKey, deque[DeviceMessage]] = {}
+        self._order: deque[NewMessage] = deque()
+        self._bytes = 0
+        streams.subscribe(self._hear, Topic.TO_DEVICE)
+        streams.watch(self._heed_others)
+
+    def since(self, device: DeviceKey, position: int) -> Sequence[DeviceMessage] | None:
+        """All messages to the device after the position, in order; None if that reaches further back than is kept."""
+        if position < self._complete_from:
+            return None
+        return [message for message in self._by_device.get(device, ()) if message.position > position]
+
+    def forget(self, device: DeviceKey, upto: int) -> None:
+        """The device has all up to that position."""
+        messages = self._by_device.get(device)
+        while messages and messages[0].position <= upto:
+            messages.popleft()
+        if messages is not None and not messages:
+            del self._by_device[device]
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is not Topic.TO_DEVICE or change.user_id is None:
+                continue
+            if not isinstance(change.detail, NewMessages):
+                self._clear(change.position)
+                continue
+            for message in change.detail.messages:
+                key = (message.user_id, message.device_id)
+                waiting = self._by_device.get(key)
+                if waiting is None:
+                    waiting = self._by_device[key] = deque()
+                waiting.append(message)
+                self._order.append(message)
+                self._bytes += len(message.content)
+        while self._bytes > self._most_bytes or len(self._order) > MOST_MESSAGES:
+            message = self._order.popleft()
+            self._bytes -= len(message.content)
+            self.forget((message.user_id, message.device_id), message.position)
+            self._complete_from = max(self._complete_from, message.position)
+
+    def _heed_others(self, _after: int, upto: int) -> None:
+        """Another node wrote: to whom is not known here."""
+        self._clear(upto)
+
+    def _clear(self, upto: int) -> None:
+        self._by_device.clear()
+        self._order.clear()
+        self._bytes = 0
+        self._complete_from = max(self._complete_from, upto)
