@@ -12,6 +12,8 @@ from storage.database import Database
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 
 @pytest.fixture
 def alice(server: TestServer) -> User:

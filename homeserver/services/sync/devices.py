@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
@@ -110,6 +111,23 @@ class DeviceNewsReader:
             return DeviceNews(messages, counts=counts)
         lists = await self._lists.get_changes(caller.user_id, span.since, span.upto)
         return DeviceNews(messages, lists, counts)
+
+    def nothing_waits(self, caller: Requester, span: Range) -> bool:
+        """Whether no message waits for the device at the end of the stretch, none having come in it; False too where that
+        is not known from memory."""
+        if caller.device_id is None:
+            return True
+        key = (caller.user_id, caller.device_id)
+        clean = self._clean.get(key)
+        if clean is None or clean < span.since:
+            return False
+        if clean < span.upto:
+            self._note_clean(key, span.upto)
+        return True
+
+    async def get_counts(self, caller: Requester) -> KeyCounts:
+        """What keys the device has left."""
+        return NO_KEYS if caller.device_id is None else await self._keys.get_counts(caller.user_id, caller.device_id)
 
     async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
         """For who has heard of everything: only what keys the device has left."""
