@@ -274,11 +274,13 @@ class MatrixChannel(Connection):
         parser = self._parser
         if self._refused or parser is None:
             return
+        uri, lines, fed = self._uri, self._lines, self._head_bytes
         self._in_head = False
         self._head_bytes = 0
-        uri, lines = self._uri, self._lines
-        size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
-        is_bounded = len(lines) <= MOST_HEADERS and size <= self._max_header_bytes
+        is_bounded = len(lines) <= MOST_HEADERS
+        if not 0 < fed <= self._max_header_bytes:  # it came with what is before or after it
+            size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
+            is_bounded = is_bounded and size <= self._max_header_bytes
         is_path = uri.startswith(b"/") or uri == b"*"
         if not (is_bounded and is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())

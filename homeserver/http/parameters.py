@@ -280,11 +280,12 @@ def _body_decoder(where: str, hint: Any) -> Callable[[bytes], object]:
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
     if is_struct or hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-        return _json_decoder(hint)
+        return json_decoder(hint)
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def _json_decoder(hint: Any) -> Callable[[bytes], object]:
+def json_decoder(hint: Any) -> Callable[[bytes], Any]:
+    """What makes a body of that type of bytes. It raises BadJson, NotJson."""
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
     decoder = msgspec.json.Decoder(dict if is_raw else hint)

@@ -57,6 +57,8 @@ SPOOL_BYTES: Final = 1 << 20
 UNROUTED_MAX_BODY: Final = 65536
 _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
+_OK: Final = HTTPStatus.OK
+"""To ask the class for it is a call of a function, in Python 3.11."""
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
@@ -205,7 +207,8 @@ class MatrixRequest:
         site = self._site
         self._started_at = site.clock.seconds()
         site.metrics.started()
-        self._request_id = self._given_id() or site.next_request_id()
+        given = None if site.options.request_id_header is None else self._given_id(site.options.request_id_header)
+        self._request_id = given or site.next_request_id()
         self._client_ip = self._find_client_ip()
 
     def _refuse_body(self, refusal: MatrixError) -> None:
@@ -218,15 +221,11 @@ class MatrixRequest:
         self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
-        declaration = match.route.declaration
-        info = RequestInfo(self._request_id, declaration.name)
+        info = RequestInfo(self._request_id, match.route.name)
         CURRENT.set(info)
         try:
             answer = await self._site.router.call(match, self._incoming())
-            if isinstance(answer, Response):
-                response = answer
-            else:
-                response = Response(HTTPStatus.OK, _NO_HEADERS, encode_body(answer))
+            response = answer if isinstance(answer, Response) else Response(_OK, _NO_HEADERS, answer)
             self._caller = info.caller
             if isinstance(response.body, File):
                 await self._respond_file(response, response.body)
@@ -309,10 +308,7 @@ class MatrixRequest:
                     return found
         return self._channel.peer_address
 
-    def _given_id(self) -> str | None:
-        name = self._site.options.request_id_header
-        if name is None:
-            return None
+    def _given_id(self, name: str) -> str | None:
         text = self._head_.last.get(name.lower().encode(), b"").decode("latin-1")
         return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
 
@@ -423,7 +419,7 @@ class MatrixRequest:
             caller=self._caller,
             method=self._head_.method,
             uri=self._head_.uri.decode("latin-1"),
-            endpoint="" if route is None else route.declaration.name,
+            endpoint="" if route is None else route.name,
             long_poll=route is not None and route.declaration.long_poll,
             status=status,
             seconds=self._site.clock.seconds() - self._started_at,
