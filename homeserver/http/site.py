@@ -59,6 +59,8 @@ _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _OK: Final = HTTPStatus.OK
 """To ask the class for it is a call of a function, in Python 3.11."""
+_OF_DAY: Final = len("00:00:00 GMT")
+"""So much of a date is the time of the day."""
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
@@ -455,6 +457,7 @@ class Site(ServerFactory):
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
         self._date = (0, b"")
+        self._day = (0, b"")
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
@@ -486,7 +489,11 @@ class Site(ServerFactory):
         """The `Date` header, made once a second."""
         now = int(self.clock.seconds())
         if self._date[0] != now or not self._date[1]:
-            self._date = (now, f"Date: {format_date_time(now)}\r\n".encode())
+            day, second = divmod(now, 86400)
+            if self._day[0] != day or not self._day[1]:
+                self._day = (day, f"Date: {format_date_time(now)[:-_OF_DAY]}".encode())
+            minute, second = divmod(second, 60)
+            self._date = (now, b"%b%02d:%02d:%02d GMT\r\n" % (self._day[1], *divmod(minute, 60), second))
         return self._date[1]
 
 

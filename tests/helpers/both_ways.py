@@ -15,7 +15,7 @@ from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.sync.messages import MessagesAlone
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRequest
 from homeserver.services.sync.sync import Sync
 
 
@@ -28,8 +28,8 @@ def both_ways() -> Iterator[list[object]]:
     compute_v3, compute_sliding = Sync._compute, SlidingSync._compute
     made: list[object] = []
 
-    async def read(self: MessagesAlone, request: SyncRequest, span: Range) -> tuple[dict[str, Any], bool] | None:
-        answer = await read_v3(self, request, span) if is_short else None
+    async def read(self: MessagesAlone, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
+        answer = await read_v3(self, request, now) if is_short else None
         made.append(answer)
         return answer
 

@@ -2,12 +2,14 @@
 
 import gzip
 import re
+from email.utils import formatdate
 from ipaddress import ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
@@ -378,3 +380,13 @@ def test_health_and_metrics() -> None:
     assert "mahalla_http_requests_in_flight 2.0" in text
     pending.disconnect()
     assert "mahalla_http_requests_in_flight 1.0" in client.request("GET", "/metrics").body.decode()
+
+
+@given(st.lists(st.integers(0, 3 * 86400), min_size=1, max_size=5))
+def test_the_date_is_that_of_the_clock(steps: list[int]) -> None:
+    clock = Clock()
+    site = client_for([endpoints], {Bell: Bell()}, clock=clock).site
+    clock.advance(1_700_000_000)
+    for step in steps:
+        clock.advance(step)
+        assert site.date_header() == f"Date: {formatdate(clock.seconds(), usegmt=True)}\r\n".encode()

@@ -11,6 +11,7 @@ Laws:
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +35,8 @@ from storage.sliding_connections import ConnectionKey
 
 MOST_ROOMS: Final = 100_000
 """Of so many rooms in the views of all clients something is remembered; of one room some 100 bytes."""
+
+_room_nid: Final = attrgetter("room_nid")
 
 
 class View(msgspec.Struct, frozen=True, gc=False):
@@ -139,13 +142,13 @@ class MessagesInView:
             config, sent = view.configs.get(nid), view.state.rooms.get(nid)
             if config is None or sent is None or sent.upto != LIVE or not sent.covers(config):
                 return None
-            if not was_whole(partial, nid, since):
+            if partial and not was_whole(partial, nid, since):
                 return None
             own.append(row)
         return own
 
     async def _make_works(self, view: View, own: Sequence[MembershipRow]) -> list[RoomWork]:
-        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in own])
+        rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
         return [
             RoomWork(
                 room := rooms[row.room_nid],

@@ -71,11 +71,12 @@ def joined_section(
 
 def _thread_keys(filter: RoomEventFilter) -> list[str]:
     """Under which names the client wants the counts of threads, if it wants them (MSC3773)."""
-    asked = {
-        "unread_thread_notifications": filter.unread_thread_notifications,
-        "org.matrix.msc3773.unread_thread_notifications": filter.unstable_thread_notifications,
-    }
-    return [name for name, is_asked in asked.items() if is_asked]
+    names = []
+    if filter.unread_thread_notifications:
+        names.append("unread_thread_notifications")
+    if filter.unstable_thread_notifications:
+        names.append("org.matrix.msc3773.unread_thread_notifications")
+    return names
 
 
 def _unread_json(count: Unread) -> dict[str, int]:

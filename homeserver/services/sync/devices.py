@@ -8,7 +8,7 @@ spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensio
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -43,12 +43,16 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     def to_json(self) -> dict[str, Any]:
         """As members of the answer."""
         return {
-            "to_device": {"events": [msgspec.Raw(message.content) for message in self.messages]},
+            "to_device": {"events": _contents(self.messages) if self.messages else ()},
             "device_lists": self.lists,
             "device_one_time_keys_count": self.counts.one_time,
             "device_unused_fallback_key_types": self.counts.unused_fallback,
             "org.matrix.msc2732.device_unused_fallback_key_types": self.counts.unused_fallback,
         }
+
+
+def _contents(messages: Iterable[DeviceMessage]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(message.content) for message in messages]
 
 
 class Waiting(NamedTuple):

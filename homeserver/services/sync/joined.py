@@ -219,7 +219,7 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
-            work.resolved = any(map(_resolved, work.arrived))
+            work.resolved = not all(map(_leaves_state, work.arrived)) and any(map(_resolved, work.arrived))
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
     async def _fill_timeline(

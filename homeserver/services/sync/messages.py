@@ -7,7 +7,8 @@ Laws:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms, was_whole
@@ -18,10 +19,12 @@ from homeserver.services.sync.answer import frame, has_news, joined_section
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
-from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
+
+_room_nid: Final = attrgetter("room_nid")
+_own: Final = attrgetter("own")
 
 
 class MessagesAlone:
@@ -30,7 +33,6 @@ class MessagesAlone:
     def __init__(
         self,
         recent: RecentChanges,
-        typing: Typing,
         memberships: Memberships,
         rooms: RoomStore,
         partial: PartialRooms,
@@ -40,7 +42,6 @@ class MessagesAlone:
         unread: UnreadCounts,
     ) -> None:
         self._recent = recent
-        self._typing = typing
         self._memberships = memberships
         self._rooms = rooms
         self._partial = partial
@@ -49,13 +50,14 @@ class MessagesAlone:
         self._joined = joined
         self._unread = unread
 
-    async def read(self, request: SyncRequest, span: Range) -> tuple[dict[str, Any], bool] | None:
-        """The answer up to the end of the stretch, and whether there is anything in it. None: it takes more than messages."""
+    async def read(self, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
+        """The answer of now, and whether there is anything in it. None: it takes more than messages."""
         since, user_id = request.since, request.caller.user_id
         if since is None or request.full_state or since.to_device is not None:
             return None
-        if since.ephemeral != self._typing.position:
+        if since.ephemeral != now.ephemeral:
             return None  # somebody types, or has come or gone
+        span = Range(since.position, now.position)
         changed = self._recent.messages_since(user_id, span.since)
         if changed is None:
             return None
@@ -65,22 +67,21 @@ class MessagesAlone:
             row = rows.get(nid)
             if row is None:
                 continue
-            if row.position > span.since or not was_whole(partial, nid, span.since):
+            if row.position > span.since or (partial and not was_whole(partial, nid, span.since)):
                 return None
             if row.membership == "join":
                 own.append(row)
         if not self._devices.nothing_waits(request.caller, span):
             return None
         devices = DeviceNews(counts=await self._devices.get_counts(request.caller))
-        token = SyncToken(span.upto, since.ephemeral)
-        rooms = await self._read_rooms(request, span, token, own) if own else {}
-        return frame(token, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
+        rooms = await self._read_rooms(request, span, now, own) if own else {}
+        return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
 
     async def _read_rooms(
         self, request: SyncRequest, span: Range, token: SyncToken, own: Sequence[MembershipRow]
     ) -> dict[str, dict[str, Any]]:
         user_id, wanted = request.caller.user_id, request.filter.room
-        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in own])
+        rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
         ignored = await self._ignored.of_user(user_id)
         works = [
             RoomWork(room, row, span.since, whole_state=False)
@@ -89,5 +90,5 @@ class MessagesAlone:
         ]
         await self._joined.fill(request, works, span, token, ignored)
         works = [work for work in works if has_news(work, ignored)]
-        counts = await self._unread.get_counts(user_id, [work.own for work in works], ignored)
+        counts = await self._unread.get_counts(user_id, list(map(_own, works)), ignored)
         return joined_section(request, works, await self._joined.to_json(request, works), counts)

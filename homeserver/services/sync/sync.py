@@ -95,7 +95,6 @@ class Sync:
         self._catch_up = catch_up
         self._messages = MessagesAlone(
             parts.recent,
-            parts.typing,
             parts.memberships,
             parts.rooms,
             parts.partial,
@@ -140,14 +139,15 @@ class Sync:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
         since = request.since
-        if since is not None and not request.full_state and since == self._now():
+        now = self._now()
+        if since is not None and not request.full_state and since == now:
             # nothing has happened to anybody
             news = await parts.devices.read_nothing_new(request)
             return frame(since, news, [], [], {}), False
-        span = Range(0 if request.since is None else request.since.position, self._streams.current())
-        usual = await self._messages.read(request, span)
+        usual = await self._messages.read(request, now)
         if usual is not None:
             return usual
+        span = Range(0 if since is None else since.position, self._streams.current())
         messages, upto, fetched = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
         token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
