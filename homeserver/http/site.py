@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
-from wsgiref.handlers import format_date_time
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -45,7 +44,7 @@ from homeserver.http.first_step import begin
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream
-from homeserver.http.wire import NO_BODY, header_lines, status_line
+from homeserver.http.wire import NO_BODY, DateLine, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
@@ -59,8 +58,6 @@ _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _OK: Final = HTTPStatus.OK
 """To ask the class for it is a call of a function, in Python 3.11."""
-_OF_DAY: Final = len("00:00:00 GMT")
-"""So much of a date is the time of the day."""
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
@@ -400,7 +397,7 @@ class MatrixRequest:
         self._ended(status, len(body) if has_body else 0)
 
     def _head(self, status: int, block: bytes, length: int) -> bytes:
-        parts = [status_line(status), self._site.date_header(), block]
+        parts = [status_line(status), self._site.date.at(self._site.clock.seconds()), block]
         if status not in NO_BODY:
             parts.append(b"Content-Length: %d\r\n" % length)
         if not self._channel.persistent:
@@ -456,8 +453,7 @@ class Site(ServerFactory):
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
-        self._date = (0, b"")
-        self._day = (0, b"")
+        self.date = DateLine()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
@@ -484,17 +480,6 @@ class Site(ServerFactory):
             record.endpoint or "none", record.method if record.endpoint else "other", record.status, record.seconds
         )
         self._access_log.write(record)
-
-    def date_header(self) -> bytes:
-        """The `Date` header, made once a second."""
-        now = int(self.clock.seconds())
-        if self._date[0] != now or not self._date[1]:
-            day, second = divmod(now, 86400)
-            if self._day[0] != day or not self._day[1]:
-                self._day = (day, f"Date: {format_date_time(now)[:-_OF_DAY]}".encode())
-            minute, second = divmod(second, 60)
-            self._date = (now, b"%b%02d:%02d:%02d GMT\r\n" % (self._day[1], *divmod(minute, 60), second))
-        return self._date[1]
 
 
 def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
