@@ -92,4 +92,4 @@ def _of_state(state: ConnectionState) -> tuple[object, ...]:
 
 def _of_view(view: View | None) -> tuple[object, ...]:
     assert view is not None
-    return view.token, dict(view.configs), dict(view.counts), view.labels
+    return view.token, dict(view.configs), view.shown, view.labels

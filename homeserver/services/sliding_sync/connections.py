@@ -54,7 +54,10 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 
     def covers(self, config: RoomConfig) -> bool:
         """Whether who was sent this lacks nothing of what the other asks for."""
-        return config.timeline_limit <= self.timeline_limit and self.required_state.covers(config.required_state)
+        if config.timeline_limit > self.timeline_limit:
+            return False
+        # mostly it is the same object
+        return self.required_state is config.required_state or self.required_state.covers(config.required_state)
 
 
 class ConnectionState:

@@ -49,8 +49,8 @@ class View(msgspec.Struct, frozen=True, gc=False):
     lists: Mapping[str, ListRequest]
     subscriptions: Mapping[str, RoomConfig]
     extensions: Extensions
-    counts: Mapping[str, int]
-    """How many rooms each list shows."""
+    shown: Mapping[str, Any]
+    """The lists as they are in the answer: they show as many rooms after a message as before."""
     labels: Labels
     configs: Mapping[int, RoomConfig]
     """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
@@ -89,8 +89,11 @@ class MessagesInView:
 
     def keep(self, key: ConnectionKey, view: View) -> None:
         """The client has this in view from now on."""
-        former = self._views.pop(key, None)
+        former = self._views.get(key)
         self._views[key] = view
+        self._views.move_to_end(key)
+        if former is not None and former.configs is view.configs:
+            return
         self._weight += _weigh(view) - (0 if former is None else _weigh(former))
         while self._weight > MOST_ROOMS and len(self._views) > 1:
             self._weight -= _weigh(self._views.popitem(last=False)[1])
@@ -122,7 +125,7 @@ class MessagesInView:
             for work in works:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()
-        body = {"lists": lists_json(view.counts), "rooms": entries, "extensions": extensions}
+        body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
         return Told(body, bool(entries), state, newly_sent, replace(view, token=now, state=state))
 
     async def _find_own(self, user_id: UserID, view: View, changed: Set[int]) -> list[MembershipRow] | None:
@@ -175,15 +178,15 @@ def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, sta
         request.lists,
         request.subscriptions,
         request.extensions,
-        selection.counts,
+        lists_json(selection),
         selection.labels,
         _staying(request, selection),
     )
 
 
-def lists_json(counts: Mapping[str, int]) -> dict[str, Any]:
+def lists_json(selection: Selection) -> dict[str, Any]:
     """The lists as they go into the answer."""
-    return {name: {"count": count} for name, count in counts.items()}
+    return {name: {"count": count} for name, count in selection.counts.items()}
 
 
 def _staying(request: SlidingRequest, selection: Selection) -> Mapping[int, RoomConfig]:

@@ -54,6 +54,8 @@ class RoomWork(msgspec.Struct, gc=False):
     expanded: bool = False
     """Whether more of the past is wanted than the client has."""
     limited: bool = False
+    anew: bool = False
+    """Whether the timeline is not just what came since the client had the room."""
     messages_alone: bool = False
     """Whether what arrived since the client had the room is all here, and left its state alone."""
     newest: StoredEvent | None = None
@@ -68,11 +70,6 @@ class RoomWork(msgspec.Struct, gc=False):
     def is_no_longer_direct(self) -> bool:
         """Whether the client takes it for a direct chat that it is not."""
         return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
-
-    @property
-    def anew(self) -> bool:
-        """Whether the timeline is not just what came since the client had the room."""
-        return self.initial or self.limited or self.expanded
 
     @property
     def people(self) -> set[str]:
@@ -147,7 +144,7 @@ class RoomEntries:
         await self._fill_timelines(user_id, shown, upto, ignored)
         await self._fill_states(shown, upto, sent_members, newly_sent)
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
-        events = await parts.events.get_events(filter(None, wanted))
+        events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
             user_id,
@@ -237,6 +234,7 @@ class RoomEntries:
             work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
+            work.anew = work.initial or work.limited or work.expanded
             work.messages_alone = not work.anew and all(map(_leaves_state, arrived))
 
     async def _fill_states(
@@ -248,9 +246,9 @@ class RoomEntries:
             for work in works
             if work.has_news and not work.initial and not work.messages_alone
         }
-        former = await parts.current_states.at(changing)
+        former = await parts.current_states.at(changing) if changing else {}
         quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
-        roots = await parts.current_states.at(quiet)
+        roots = await parts.current_states.at(quiet) if quiet else {}
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
             root = roots[nid] if work.newest is None else work.newest.current_root

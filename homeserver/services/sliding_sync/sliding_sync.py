@@ -147,7 +147,7 @@ class SlidingSync:
             changes.set_room(work.room.room_nid, work.result())
         await self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
         body: dict[str, Any] = {
-            "lists": lists_json(selection.counts),
+            "lists": lists_json(selection),
             "rooms": entries,
             "extensions": extensions,
         }
