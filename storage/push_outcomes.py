@@ -20,6 +20,8 @@ MAIN = "main"
 """Stands for the main timeline where a thread's root would."""
 
 _MOST_IGNORED = 500
+_FEW_ARGUMENTS = 200
+"""With up to so many the same is asked for all rooms at once; PostgreSQL takes some 1,600 then."""
 _MOST_THREADS = 5000
 """How many threads of a room that are read further than the room are told apart."""
 
@@ -164,45 +166,68 @@ def _select_counts(
     txn: Transaction, user_id: str, rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]], ignored: list[str]
 ) -> dict[int, list[ThreadCount]]:
     others = [user_id, *ignored[:_MOST_IGNORED]]
-    found: dict[int, list[ThreadCount]] = {}
-    for room_nid, (read, spans) in rooms.items():
-        if not spans:
-            found[room_nid] = []
-            continue
-        own = _select_own_messages(txn, user_id, room_nid, spans[0].after, spans[-1].upto)
-        marks = {thread: max(read.threads.get(thread, 0), own.get(thread, 0)) for thread in {*read.threads, *own}}
-        further = [(thread, upto) for thread, upto in marks.items() if upto > read.everything]
-        bounds: list[str | int] = []
-        for bound in sorted(further, key=itemgetter(1), reverse=True)[:_MOST_THREADS] or [("", 0)]:
-            bounds += bound
-        counts: dict[str, list[int]] = {}
+    own = _select_own_messages(txn, user_id, {nid: spans for nid, (_, spans) in rooms.items() if spans})
+    asked: dict[str, list[tuple[int, Sequence[str | int]]]] = {}
+    """By statement: rooms, each with what it is asked for."""
+    for room_nid, spoken in own.items():
+        read, spans = rooms[room_nid]
+        bounds = _bounds(read, spoken)
         for span in spans:
             for source in _BY_ATTENTION[span.attention]:
-                rows = txn.query(
-                    f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * (len(bounds) // 2))})"
-                    f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
-                    f" sum(CASE WHEN {source.outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
-                    f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
-                    f"{_within(source, others)} AND {source.outcome} > 0"
-                    f" AND e.position > COALESCE(marks.upto, 0) GROUP BY COALESCE(e.thread_root, '{MAIN}')",
-                    (*bounds, user_id, room_nid, span.after, span.upto, *others),
-                )
-                for thread, notifications, highlights in rows:
-                    numbers = counts.setdefault(thread, [0, 0])
-                    numbers[0] += int(notifications)
-                    numbers[1] += int(highlights)
-        found[room_nid] = [ThreadCount(thread, *numbers) for thread, numbers in counts.items()]
-    return found
+                args = (*bounds, user_id, room_nid, span.after, span.upto, *others)
+                asked.setdefault(_count_by_thread(source, len(bounds) // 2, others), []).append((room_nid, args))
+    counts: dict[int, dict[str, list[int]]] = {nid: {} for nid in rooms}
+    for sql, each in asked.items():
+        if sql.count("?") <= _FEW_ARGUMENTS:
+            found = txn.query_each(sql, [args for _, args in each])
+        else:
+            found = [txn.query(sql, args) for _, args in each]
+        for (room_nid, _), rows in zip(each, found, strict=True):
+            for thread, notifications, highlights in rows:
+                numbers = counts[room_nid].setdefault(thread, [0, 0])
+                numbers[0] += int(notifications)
+                numbers[1] += int(highlights)
+    return {
+        nid: [ThreadCount(thread, *numbers) for thread, numbers in threads.items()] for nid, threads in counts.items()
+    }
 
 
-def _select_own_messages(txn: Transaction, user_id: str, room_nid: int, after: int, upto: int) -> dict[str, int]:
-    rows = txn.query(
+def _bounds(read: ReadUpTo, spoken: Mapping[str, int]) -> list[str | int]:
+    """Threads that are read further than the room, each with its position, one after the other; one of no thread, if there are
+    none. `spoken`: the user's own last messages by thread."""
+    marks = {thread: max(read.threads.get(thread, 0), spoken.get(thread, 0)) for thread in {*read.threads, *spoken}}
+    further = [(thread, upto) for thread, upto in marks.items() if upto > read.everything]
+    bounds: list[str | int] = []
+    for bound in sorted(further, key=itemgetter(1), reverse=True)[:_MOST_THREADS] or [("", 0)]:
+        bounds += bound
+    return bounds
+
+
+def _count_by_thread(source: _Source, bounds: int, others: Sequence[str]) -> str:
+    """Takes so many bounds, the user, and what `_within` takes."""
+    return (
+        f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * bounds)})"
+        f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
+        f" sum(CASE WHEN {source.outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
+        f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
+        f"{_within(source, others)} AND {source.outcome} > 0"
+        f" AND e.position > COALESCE(marks.upto, 0) GROUP BY COALESCE(e.thread_root, '{MAIN}')"
+    )
+
+
+def _select_own_messages(
+    txn: Transaction, user_id: str, rooms: Mapping[int, Sequence[Span]]
+) -> dict[int, dict[str, int]]:
+    """For each room the positions of the user's own last messages in the spans, by thread."""
+    if not rooms:
+        return {}
+    found = txn.query_each(
         f"SELECT COALESCE(e.thread_root, '{MAIN}'), max(e.position) FROM events AS e"
         f" WHERE e.room_nid = ? AND e.position > ? AND e.position <= ? AND {_COUNTED}"
         f" AND (e.flags & {EventFlag.NOTIFIES}) <> 0 AND e.sender = ? GROUP BY COALESCE(e.thread_root, '{MAIN}')",
-        (room_nid, after, upto, user_id),
+        [(room_nid, spans[0].after, spans[-1].upto, user_id) for room_nid, spans in rooms.items()],
     )
-    return dict(rows)
+    return dict(zip(rooms, map(dict, found), strict=True))
 
 
 def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> dict[int, int]:

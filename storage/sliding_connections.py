@@ -43,15 +43,16 @@ class SlidingConnectionStore:
         """The state of a connection with that number, or None."""
         return await self._database.read_quickly("get_sliding_state", _select, key, state_nid)
 
-    async def add_state(
-        self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int, unused_since: int
-    ) -> int:
+    async def add_state(self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int) -> int:
         """Keep a state that follows the `former` one, drop all other states of the connection; the number of the new one.
 
-        `former` None begins the connection afresh; then connections that were not used since `unused_since` (in
-        milliseconds) go, and those of the device that are too many.
+        `former` None begins the connection afresh; then those of the device that are too many go.
         """
-        return await self._database.write("add_sliding_state", _insert, key, former, state, now_ms, unused_since)
+        return await self._database.write("add_sliding_state", _insert, key, former, state, now_ms)
+
+    async def remove_unused(self, unused_since: int, limit: int) -> int:
+        """Forget up to `limit` states of connections that were not used since then (in milliseconds); how many."""
+        return await self._database.write("remove_unused_sliding_states", _delete_unused, unused_since, limit)
 
     async def set_used(self, key: ConnectionKey, now_ms: int) -> None:
         """The connection is in use."""
@@ -82,9 +83,7 @@ def _select(txn: Transaction, key: ConnectionKey, state_nid: int) -> ConnectionR
     return None if row is None else ConnectionRow(row[0], bytes(row[1]))
 
 
-def _insert(
-    txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int, unused_since: int
-) -> int:
+def _insert(txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int) -> int:
     state_nid = txn.allocate("sliding_state")
     txn.execute(
         "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid <> ?",
@@ -96,7 +95,6 @@ def _insert(
         (*_args(key), state_nid, now_ms, state),
     )
     if former is None:
-        txn.execute("DELETE FROM sliding_connections WHERE used_ts < ?", (unused_since,))
         others = txn.query(
             "SELECT conn_id FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
             " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
@@ -105,6 +103,17 @@ def _insert(
         for (conn_id,) in others[MOST_OF_A_DEVICE - 1 :]:
             _delete(txn, ConnectionKey(key.user_id, key.device_id, conn_id))
     return state_nid
+
+
+def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
+    unused = txn.query(
+        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections WHERE used_ts < ? LIMIT ?",
+        (unused_since, limit),
+    )
+    txn.execute_many(
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?", unused
+    )
+    return len(unused)
 
 
 def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:

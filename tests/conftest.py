@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
+from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
@@ -123,6 +124,13 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres_templates() -> PostgresTemplates:
     return PostgresTemplates()
+
+
+@pytest.fixture(scope="module")
+def compared() -> Iterator[list[object]]:
+    """Answers of both kinds of sync that are made in a shorter way, each compared with that of the longer one."""
+    with both_ways() as answers:
+        yield answers
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ class StoredEvent:
         "event",
         "flags",
         "is_plain",
+        "leaves_state",
         "nid",
         "pdu",
         "position",
@@ -73,6 +74,8 @@ class StoredEvent:
         """Device and transaction id, or that there is none, as far as it is known."""
         self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
         """Whether a reader is told nothing of it beside the event, but for children and transaction ids."""
+        self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
+        """Whether the room's current state was the same after its arrival as before."""
 
     def with_content_of(self, event: Event) -> "StoredEvent":
         """The same with another form of the event, for a reader who is not to get all of it."""

@@ -9,10 +9,12 @@ from homeserver.jobs import Job
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.presence.presence import Presence
+from homeserver.services.sliding_sync.connections import KEPT_MS
 from homeserver.services.threepid_validation import ThreepidValidation
 from homeserver.services.uia import UIA
 from storage.database import Database
 from storage.sent_transactions import SentTransactionStore
+from storage.sliding_connections import SlidingConnectionStore
 from storage.state_garbage import StateCollector
 from storage.transaction import WriteTransaction
 
@@ -31,9 +33,13 @@ def jobs_of(
 ) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
+    connections = SlidingConnectionStore(database)
 
     async def forget_sent(batch: int) -> int:
         return await sent.remove_before(int((clock.seconds() - SENT_REMEMBERED) * 1000), batch)
+
+    async def forget_connections(batch: int) -> int:
+        return await connections.remove_unused(int(clock.seconds() * 1000) - KEPT_MS, batch)
 
     async def collect_state(batch: int) -> int:
         collector = StateCollector(batch)
@@ -45,6 +51,7 @@ def jobs_of(
 
     return (
         Job("forget_sent_transactions", forget_sent, 600.0),
+        Job("forget_sliding_connections", forget_connections, 3600.0),
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
         Job("end_old_validations", validations.do_sweep, 600.0),

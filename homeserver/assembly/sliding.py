@@ -98,6 +98,7 @@ def sliding_parts(
         entries,
         extensions,
         synced.rooms,
+        synced.memberships,
         synced.states,
         synced.recent,
         synced.typing,

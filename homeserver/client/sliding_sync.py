@@ -9,6 +9,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID, is_room_id
+from homeserver.http.parameters import json_decoder
 from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
@@ -52,6 +53,9 @@ LONGEST_PATTERN: Final = 255
 """Of a type or state key: no event has a longer one."""
 REMEMBERED: Final = 512
 MOST_REMEMBERED_PATTERNS: Final = 50
+REMEMBERED_BODIES: Final = 1024
+MOST_REMEMBERED_BYTES: Final = 4096
+"""Of a body: longer ones are read anew each time."""
 
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -191,30 +195,29 @@ async def post_unstable_sliding_sync(
     presence: Presence,
     caller: Requester,
     *,
-    body: UnstableBody = UnstableBody(),
+    body: bytes = b"",
     pos: str | None = None,
     timeout: int = 0,
     set_presence: PresenceState | None = None,
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, as the released clients ask for it."""
-    lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
-    _check(body.conn_id, lists, subscriptions)
+    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(body, caller.user_id)
     request = SlidingRequest(
         caller=caller,
-        conn_id=body.conn_id or "",
+        conn_id=asked.conn_id,
         pos=pos or None,
         timeout_ms=timeout,
         stable=False,
-        lists={name: _unstable_list(wanted, caller) for name, wanted in lists.items()},
-        subscriptions={id: _unstable_config(wanted, caller) for id, wanted in subscriptions.items() if is_room_id(id)},
-        extensions=_extensions(body.extensions or ExtensionsBody()),
+        lists=asked.lists,
+        subscriptions=asked.subscriptions,
+        extensions=asked.extensions,
     )
     presence.arrive(caller, set_presence)
     try:
         answer = await sliding_sync.sync(request)
     finally:
         presence.leave(caller)
-    return answer if body.txn_id is None else {**answer, "txn_id": body.txn_id}
+    return answer if asked.txn_id is None else {**answer, "txn_id": asked.txn_id}
 
 
 @endpoint(
@@ -257,15 +260,44 @@ def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapp
         raise InvalidParam(f"The key of a list may have at most {LONGEST_KEY} bytes")
 
 
-def _unstable_list(wanted: UnstableList, caller: Requester) -> ListRequest:
+class _Asked(msgspec.Struct, frozen=True, gc=False):
+    """What a body of the released clients says."""
+
+    conn_id: str
+    txn_id: str | None
+    lists: Mapping[str, ListRequest]
+    subscriptions: Mapping[str, RoomConfig]
+    extensions: Extensions
+
+
+def _read_asked(body: bytes, user_id: UserID) -> _Asked:
+    """Raises BadJson, NotJson, InvalidParam."""
+    read: UnstableBody = _decode_unstable(body)
+    lists, subscriptions = read.lists or {}, read.room_subscriptions or {}
+    _check(read.conn_id, lists, subscriptions)
+    return _Asked(
+        read.conn_id or "",
+        read.txn_id,
+        {name: _unstable_list(wanted, user_id) for name, wanted in lists.items()},
+        {id: _unstable_config(wanted, user_id) for id, wanted in subscriptions.items() if is_room_id(id)},
+        _extensions(read.extensions or ExtensionsBody()),
+    )
+
+
+_decode_unstable: Final = json_decoder(UnstableBody, may_be_empty=True)
+_remembered_asked = lru_cache(REMEMBERED_BODIES)(_read_asked)
+"""A client sends the same body again and again: only its query says how far it is."""
+
+
+def _unstable_list(wanted: UnstableList, user_id: UserID) -> ListRequest:
     ranges = None if wanted.slow_get_all_rooms else wanted.ranges
-    return ListRequest(_ranges(ranges), _unstable_config(wanted, caller), _filters(wanted.filters))
+    return ListRequest(_ranges(ranges), _unstable_config(wanted, user_id), _filters(wanted.filters))
 
 
-def _unstable_config(wanted: UnstableRoom, caller: Requester) -> RoomConfig:
+def _unstable_config(wanted: UnstableRoom, user_id: UserID) -> RoomConfig:
     patterns = wanted.required_state or ()
     make = _remembered_unstable if len(patterns) <= MOST_REMEMBERED_PATTERNS else _make_unstable
-    return make(wanted.timeline_limit, patterns, caller.user_id)
+    return make(wanted.timeline_limit, patterns, user_id)
 
 
 def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:

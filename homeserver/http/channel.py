@@ -281,10 +281,12 @@ class MatrixChannel(Connection):
         parser = self._parser
         if self._refused or parser is None:
             return
+        uri, lines, fed = self._uri, self._lines, self._head_bytes
         self._in_head = False
         self._head_bytes = self._body_bytes = 0
-        uri, lines = self._uri, self._lines
-        size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
+        size = fed
+        if not 0 < size <= self._max_header_bytes:  # it came with what is before or after it
+            size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return

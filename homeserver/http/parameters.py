@@ -281,12 +281,15 @@ def _body_decoder(where: str, hint: Any, may_be_empty: bool) -> Callable[[bytes]
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
     if is_struct or hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-        return _json_decoder(hint, may_be_empty)
+        return json_decoder(hint, may_be_empty=may_be_empty)
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def _json_decoder(hint: Any, may_be_empty: bool) -> Callable[[bytes], object]:
-    """`may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`."""
+def json_decoder(hint: Any, *, may_be_empty: bool) -> Callable[[bytes], Any]:
+    """What makes a body of that type of bytes. It raises BadJson, NotJson.
+
+    `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`.
+    """
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
     decoder = msgspec.json.Decoder(dict if is_raw else hint)

@@ -31,6 +31,8 @@ class Route(msgspec.Struct, frozen=True):
     binding: Binding
     names: tuple[str, ...]
     max_body: int
+    name: str
+    """What logs and metrics call it."""
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
@@ -94,7 +96,7 @@ class Router:
                 raise DeclarationError(
                     f"{where}: {declaration.method} {path} is already {other.__module__}.{other.__qualname__}"
                 )
-            node.leaf[declaration.method] = Route(path, declaration, binding, names, max_body)
+            node.leaf[declaration.method] = Route(path, declaration, binding, names, max_body, declaration.name)
 
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""

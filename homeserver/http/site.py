@@ -15,7 +15,6 @@ import errno
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
-from wsgiref.handlers import format_date_time
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -50,7 +49,7 @@ from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
-from homeserver.http.wire import NO_BODY, header_lines, status_line
+from homeserver.http.wire import NO_BODY, DateLine, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
@@ -61,6 +60,8 @@ SPOOL_BYTES: Final = 1 << 20
 UNROUTED_MAX_BODY: Final = 65536
 _NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
+_OK: Final = HTTPStatus.OK
+"""To ask the class for it is a call of a function, in Python 3.11."""
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
@@ -206,15 +207,11 @@ class MatrixRequest:
         self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
-        declaration = match.route.declaration
-        info = RequestInfo(self._request_id, declaration.name)
+        info = RequestInfo(self._request_id, match.route.name)
         CURRENT.set(info)
         try:
             answer = await self._site.router.call(match, self._incoming())
-            if isinstance(answer, Response):
-                response = answer
-            else:
-                response = Response(HTTPStatus.OK, _NO_HEADERS, encode_body(answer))
+            response = answer if isinstance(answer, Response) else Response(_OK, _NO_HEADERS, answer)
             self._caller = info.caller
             if isinstance(response.body, File):
                 await self._respond_file(response, response.body)
@@ -397,7 +394,7 @@ class MatrixRequest:
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
         """`length`: the line that says where the body ends."""
-        parts = [status_line(status), self._site.date_header(), block, length]
+        parts = [status_line(status), self._site.date.at(self._site.clock.seconds()), block, length]
         if not self._channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
@@ -416,7 +413,7 @@ class MatrixRequest:
             caller=self._caller,
             method=self._head_.method,
             uri=self._head_.uri.decode("latin-1"),
-            endpoint="" if route is None else route.declaration.name,
+            endpoint="" if route is None else route.name,
             long_poll=route is not None and route.declaration.long_poll,
             status=status,
             seconds=self._site.clock.seconds() - self._started_at,
@@ -451,7 +448,7 @@ class Site(ServerFactory):
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
-        self._date = (0, b"")
+        self.date = DateLine()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
@@ -478,13 +475,6 @@ class Site(ServerFactory):
             record.endpoint or "none", record.method if record.endpoint else "other", record.status, record.seconds
         )
         self._access_log.write(record)
-
-    def date_header(self) -> bytes:
-        """The `Date` header, made once a second."""
-        now = int(self.clock.seconds())
-        if self._date[0] != now or not self._date[1]:
-            self._date = (now, f"Date: {format_date_time(now)}\r\n".encode())
-        return self._date[1]
 
 
 def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:

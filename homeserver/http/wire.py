@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
+from wsgiref.handlers import format_date_time
 
 from homeserver.http.answers import JSON_TYPE
 from homeserver.http.cors import CORS_HEADERS
 
 NO_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 JSON_HEADERS: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + CORS_HEADERS
+SECONDS_A_DAY: Final = 86_400
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -16,6 +18,29 @@ _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\
 def status_line(status: int) -> bytes:
     """The first line of an answer."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
+
+
+class DateLine:
+    """The header `Date`, made once a second, and of its parts the day once a day."""
+
+    def __init__(self) -> None:
+        self._day = -1
+        self._beginning = b""
+        self._second = -1
+        self._line = b""
+
+    def at(self, seconds: float) -> bytes:
+        """The line of a time, in seconds since 1970."""
+        now = int(seconds)
+        if now != self._second:
+            day, second = divmod(now, SECONDS_A_DAY)
+            if day != self._day:
+                self._day = day
+                self._beginning = f"Date: {format_date_time(now).removesuffix(' GMT')[: -len('00:00:00')]}".encode()
+            minute, second = divmod(second, 60)
+            self._second = now
+            self._line = b"%b%02d:%02d:%02d GMT\r\n" % (self._beginning, *divmod(minute, 60), second)
+        return self._line
 
 
 def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = ()) -> tuple[bytes, str]:

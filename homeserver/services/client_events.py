@@ -39,6 +39,7 @@ _origin_server_ts: Final = attrgetter("event.origin_server_ts")
 _CLIENT_FORM: Final = b'%b,"unsigned":{"age":%d,"membership":%b%b%b'
 """Of the event itself, its age, the reader's membership, what else is told, the end."""
 _membership: Final = attrgetter("membership")
+_MEMBERSHIPS: Final = {membership: _encode(membership) for membership in ("join", "leave", "invite", "knock", "ban")}
 
 
 class ClientEvents:
@@ -71,9 +72,11 @@ class ClientEvents:
 
         They come with what is told of their children; where `bundled_in` is given, only those in rooms of these numbers do.
         """
-        parents = list(map(_event, seen))
-        if bundled_in is not None:
-            parents = [event for event in parents if event.room_nid in bundled_in]
+        parents: list[StoredEvent] = []
+        if bundled_in is None:
+            parents = list(map(_event, seen))
+        elif bundled_in:
+            parents = [each.event for each in seen if each.event.room_nid in bundled_in]
         bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS) if parents else {}
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
 
@@ -92,7 +95,9 @@ class ClientEvents:
                 extras[stored.nid] = extras.get(stored.nid, b"") + self._time_to_live(stored, now)
         for nid, bundle in bundles.items():
             extras[nid] = extras.get(nid, b"") + b',"m.relations":' + bundle
-        memberships = {membership: _encode(membership) for membership in set(map(_membership, seen))}
+        memberships = _MEMBERSHIPS
+        if unusual := set(map(_membership, seen)) - _MEMBERSHIPS.keys():
+            memberships = {**_MEMBERSHIPS, **{membership: _encode(membership) for membership in unusual}}
         events = list(map(_event, seen))
         ends: Iterable[bytes] = repeat(b"}}")
         if with_room_id:

@@ -90,7 +90,7 @@ class RoomEventFilter(EventFilter, frozen=True):
 
     def allows_room(self, room_id: str) -> bool:
         """Whether it lets any event of the room through."""
-        return _is_in(self.rooms, self.not_rooms, room_id)
+        return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
     def allows_event(self, event: Event) -> bool:
         """Whether an event of an allowed room passes, its children aside."""
@@ -120,7 +120,7 @@ class RoomFilter(msgspec.Struct, frozen=True):
 
     def allows_room(self, room_id: str) -> bool:
         """Whether the room is wanted at all."""
-        return _is_in(self.rooms, self.not_rooms, room_id)
+        return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
 
 class Filter(msgspec.Struct, frozen=True):

@@ -27,6 +27,17 @@ BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
 """What is new in a room beside its timeline."""
 OF_DEVICE_LISTS: Final = frozenset({Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS})
 """After which devices have to be known, or known anew; beside the encryption of rooms."""
+NOT_FOR_ALL: Final = frozenset(
+    {
+        Topic.ACCOUNT_DATA,
+        Topic.TO_DEVICE,
+        Topic.KEY_COUNT,
+        Topic.THREAD_SUBSCRIPTION,
+        Topic.RELATED,
+        Topic.OUTGOING,
+    }
+)
+"""What nobody is told of but the user named in the change, if there is one."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -53,12 +64,14 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None = None
     row: MembershipRow | None = None
     is_encryption: bool = False
+    is_message: bool = False
+    """An event that sets no state."""
 
 
 class _News:
     """What happened after one position."""
 
-    __slots__ = ("encryption", "everyones", "memberships", "of_readers", "topics", "users")
+    __slots__ = ("encryption", "everyones", "has_more", "memberships", "of_readers", "topics", "users")
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         events, receipts = set[int](), set[int]()
@@ -69,7 +82,11 @@ class _News:
         self.memberships: list[MembershipRow] | None = []
         self.encryption: set[int] = set()
         self.topics: set[Topic] = {entry.topic for entry in entries}
+        self.has_more = False
+        """Whether others than single users may have to be told of more than messages."""
         for entry in entries:
+            if not entry.is_message and entry.topic not in NOT_FOR_ALL:
+                self.has_more = self.has_more or entry.topic is not Topic.RECEIPT or entry.reader is None
             if entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
                 kinds[entry.topic in BESIDE].add(entry.room_nid)
@@ -84,6 +101,15 @@ class _News:
 
     def _of_reader(self, user_id: str) -> tuple[set[int], set[int]]:
         return self.of_readers.setdefault(user_id, (set(), set()))
+
+    def messages_of(self, user_id: str) -> Set[int] | None:
+        """The rooms with messages, if nothing else happened of which the user may have to be told; else None."""
+        if self.has_more or user_id in self.of_readers:
+            return None
+        for users in self.users.values():
+            if user_id in users:
+                return None
+        return self.everyones.events
 
     def rooms_of(self, user_id: str) -> ChangedRooms:
         """The rooms in which something is new for the user, or for all."""
@@ -112,6 +138,12 @@ class RecentChanges:
         """
         news = self._since(position)
         return None if news is None else news.rooms_of(user_id)
+
+    def messages_since(self, user_id: UserID, position: int) -> Set[int] | None:
+        """The rooms in which messages (events that set no state) came after the position, if nothing else is new there, for the user,
+        or for all; None if something is, or as for `rooms_since`."""
+        news = self._since(position)
+        return None if news is None else news.messages_of(user_id)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Whether there may be changes of that topic for the user after the position."""
@@ -159,7 +191,8 @@ class RecentChanges:
             elif isinstance(row, StickyRow):
                 entry = _Entry(change.topic, row.room_nid)
             elif isinstance(row, EventRow):
-                entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)
+                is_message = row.state_key is None
+                entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
             elif isinstance(row, ReceiptRow):
                 reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
                 entry = _Entry(Topic.RECEIPT, row.room_nid, reader)

@@ -49,6 +49,7 @@ class Network:
         self._open_database = open_database
         self._sends = False
         self._completes = False
+        self._built = 0
         self._cuts: set[frozenset[str]] = set()
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
@@ -90,11 +91,12 @@ class Network:
         follow: Follow = follow_nowhere,
         key: SigningKey | None = None,
     ) -> TestServer:
+        self._built += 1
         server = TestServer(
             folder,
             database,
             further_config,
-            seed=len(self.servers) + 1,
+            seed=self._built,  # one that is built again would else make the ids that it made before
             server_name=name,
             clock=self.clock,
             wire=Way(self, name),

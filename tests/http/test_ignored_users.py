@@ -14,6 +14,8 @@ from tests.helpers.talk import create, invite, join, messages, ok, put_event, ro
 from tests.http.sliding import SlidingClient, a_list
 from tests.http.test_unsigned import events_in
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 
 class Room:
     """Alice does not want to hear of troll, who says and does everything in a room of theirs."""

@@ -8,6 +8,8 @@ import pytest
 from tests.helpers.server import TestServer
 from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, put_state, say, state_of, texts
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 LAZY = [["m.room.member", "$LAZY"]]
 
 

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
+
+pytestmark = pytest.mark.usefixtures("compared")
 
 ON: dict[str, Any] = {"enabled": True}
 

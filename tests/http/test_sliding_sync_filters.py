@@ -12,6 +12,8 @@ from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 MEGOLM = {"algorithm": "m.megolm.v1.aes-sha2"}
 FILTERS: dict[str, dict[str, Any]] = {
     "rooms": {"not_room_types": ["m.space"]},

@@ -7,6 +7,8 @@ import pytest
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, state_of, texts
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 ME = [["m.room.member", "$ME"]]
 
 

@@ -13,6 +13,8 @@ from tests.helpers.talk import ok, refused
 from tests.http.sliding import SlidingClient, a_list
 from tests.http.test_sliding_sync_extensions import ended
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 MINUTE = 60_000
 EXTENSION = "org.matrix.msc4354.sticky_events"
 TTL = "msc4354_sticky_duration_ttl_ms"

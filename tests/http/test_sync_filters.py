@@ -5,6 +5,8 @@ import pytest
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, ids, keys, sync, sync_path, token
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 rooms = Rooms()
 LAZY: Json = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 1}}}
 

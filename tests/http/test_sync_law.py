@@ -17,6 +17,8 @@ from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_client import SyncClient
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 NAMES = ("alice", "bob", "carol")
 ROOMS = 3
 

@@ -5,6 +5,8 @@ import pytest
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, sync, token
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 rooms = Rooms()
 
 

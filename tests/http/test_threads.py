@@ -9,6 +9,8 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, join, ok, put_event, redact, refused, say
 from tests.http.test_relations import bundle, edit, ignore, relate
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 
 @pytest.fixture
 def alice(server: TestServer) -> User:

@@ -21,6 +21,8 @@ from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 
 @pytest.fixture
 def alice(server: TestServer) -> User:

@@ -10,6 +10,8 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, poll, sync
 from tests.http.sliding import SlidingClient, a_list
 
+pytestmark = pytest.mark.usefixtures("compared")
+
 rooms = Rooms()
 
 

@@ -10,31 +10,36 @@ KEY = ConnectionKey("@alice:example.org", "D", "rooms")
 
 async def test_the_last_two_states_are_kept(database: Database) -> None:
     store = SlidingConnectionStore(database)
-    first = await store.add_state(KEY, None, b"1", 1000, 0)
-    second = await store.add_state(KEY, first, b"2", 2000, 0)
+    first = await store.add_state(KEY, None, b"1", 1000)
+    second = await store.add_state(KEY, first, b"2", 2000)
     row = await store.get_state(KEY, first)
     assert row is not None
     assert (row.used_ts, row.state) == (1000, b"1")
-    third = await store.add_state(KEY, second, b"3", 3000, 0)
+    third = await store.add_state(KEY, second, b"3", 3000)
     assert await store.get_state(KEY, first) is None
     assert await store.get_state(KEY, second) is not None
     assert await store.get_state(KEY, third) is not None
     assert await store.get_state(ConnectionKey(KEY.user_id, "other", KEY.conn_id), third) is None
-    fresh = await store.add_state(KEY, None, b"4", 4000, 0)
+    fresh = await store.add_state(KEY, None, b"4", 4000)
     assert await store.get_state(KEY, third) is None
     assert fresh > third
 
 
 async def test_what_is_old_or_too_much_goes(database: Database) -> None:
     store = SlidingConnectionStore(database)
-    old = await store.add_state(KEY, None, b"1", 1000, 0)
+    old = await store.add_state(KEY, None, b"1", 1000)
     used = ConnectionKey("@bob:example.org", "D", "")
-    kept = await store.add_state(used, None, b"2", 1000, 0)
+    kept = await store.add_state(used, None, b"2", 1000)
     await store.set_used(used, 5000)
     numbers = []
     for number in range(MOST_OF_A_DEVICE + 1):
         key = ConnectionKey("@carol:example.org", "D", str(number))
-        numbers.append((key, await store.add_state(key, None, b"", 6000 + number, 2000)))
+        numbers.append((key, await store.add_state(key, None, b"", 6000 + number)))
+    other = await store.add_state(ConnectionKey("@dora:example.org", "D", ""), None, b"3", 1000)
+    assert await store.remove_unused(2000, 1) == 1
+    assert await store.remove_unused(2000, 5) == 1
+    assert await store.remove_unused(2000, 5) == 0
+    assert await store.get_state(ConnectionKey("@dora:example.org", "D", ""), other) is None
     assert await store.get_state(KEY, old) is None
     assert await store.get_state(used, kept) is not None
     (dropped_key, dropped), *rest = numbers
@@ -44,9 +49,9 @@ async def test_what_is_old_or_too_much_goes(database: Database) -> None:
 
 async def test_they_go_with_their_devices(database: Database) -> None:
     store = SlidingConnectionStore(database)
-    gone = await store.add_state(KEY, None, b"1", 1000, 0)
+    gone = await store.add_state(KEY, None, b"1", 1000)
     other = ConnectionKey(KEY.user_id, "E", KEY.conn_id)
-    stays = await store.add_state(other, None, b"1", 1000, 0)
+    stays = await store.add_state(other, None, b"1", 1000)
 
     def write(txn: WriteTransaction) -> None:
         store.remove_devices(txn, KEY.user_id, ["D"])

@@ -29,6 +29,7 @@ LIVE: Final = 0
 
 NOTHING: Final[Mapping[int, Any]] = {}
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
+"""For so long a connection is remembered that is not used. A job takes away the others."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
 _POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
@@ -53,7 +54,10 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 
     def covers(self, config: RoomConfig) -> bool:
         """Whether who was sent this lacks nothing of what the other asks for."""
-        return config.timeline_limit <= self.timeline_limit and self.required_state.covers(config.required_state)
+        if config.timeline_limit > self.timeline_limit:
+            return False
+        # mostly it is the same object
+        return self.required_state is config.required_state or self.required_state.covers(config.required_state)
 
 
 class ConnectionState:
@@ -166,7 +170,7 @@ class Connections:
         state_nid = former.state_nid
         if state_nid is None or state is not former.state:
             now = self._now_ms()
-            state_nid = await self._store.add_state(former.key, state_nid, _encode(state), now, now - KEPT_MS)
+            state_nid = await self._store.add_state(former.key, state_nid, _encode(state), now)
             states = {state_nid: state}
             if former.state_nid is not None:
                 states[former.state_nid] = former.state

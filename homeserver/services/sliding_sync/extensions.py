@@ -35,6 +35,7 @@ from homeserver.services.sync.sync import receipt_events, typing_event, visible_
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from storage.account_data import AccountData, AccountDataStore
+from storage.device_keys import KeyCounts
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Topic
@@ -128,6 +129,34 @@ class ExtensionReader:
             is_news = is_news or bool(sticky)
         return answer, is_news
 
+    async def read_without_news(
+        self, request: SlidingRequest, connection: Connection, now: SyncToken
+    ) -> dict[str, Any] | None:
+        """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
+        rooms that it has. None where that is not enough to know them.
+        """
+        wanted = request.extensions
+        if wanted.profiles is not None or wanted.sticky is not None:
+            return None  # messages bring people and sticky events into view
+        answer: dict[str, Any] = {}
+        if wanted.to_device is not None:
+            if not self._parts.devices.nothing_waits(request.caller, Range(connection.position, now.position)):
+                return None
+            answer["to_device"] = {"next_batch": str(max(wanted.to_device.since, now.position)), "events": []}
+        if wanted.e2ee:
+            answer["e2ee"] = _e2ee_json(await self._parts.devices.get_counts(request.caller))
+            answer["e2ee"]["device_lists"] = {"changed": [], "left": []}
+        if wanted.account_data is not None:
+            answer["account_data"] = {"global": [], "rooms": {}}
+        if wanted.receipts is not None:
+            answer["receipts"] = {"rooms": {}}
+        if wanted.typing is not None:
+            self._views.stay(connection.key, connection.token, now)
+            answer["typing"] = {"rooms": {}}
+        if wanted.thread_subscriptions is not None:
+            answer[wanted.thread_subscriptions.name] = {}
+        return answer
+
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
         if wanted.since > upto:
@@ -144,10 +173,7 @@ class ExtensionReader:
         news = await self._parts.devices.read(
             _as_sync(request, connection.token if moved else None), Range(connection.position, upto), ()
         )
-        answer: dict[str, Any] = {
-            "device_one_time_keys_count": news.counts.one_time,
-            "device_unused_fallback_key_types": news.counts.unused_fallback,
-        }
+        answer = _e2ee_json(news.counts)
         if connection.token is not None:
             answer["device_lists"] = news.lists
         return answer, bool(news.lists["changed"] or news.lists["left"])
@@ -321,6 +347,13 @@ class ExtensionReader:
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
     return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
+
+
+def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
+    return {
+        "device_one_time_keys_count": counts.one_time,
+        "device_unused_fallback_key_types": counts.unused_fallback,
+    }
 
 
 def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:

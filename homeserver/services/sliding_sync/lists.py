@@ -47,6 +47,8 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     latest: Mapping[int, int]
     """Position of the newest event by room, for the rooms in `configs`."""
     labels: Labels
+    lasts: bool
+    """Whether the lists show the same rooms once the client was told of them: rooms that the user is no longer in are shown once."""
 
     def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
         """The rooms in which there may be something to tell to who has this.
@@ -103,10 +105,11 @@ class RoomLists:
         windows: dict[str, Sequence[int]] = {}
         listed: dict[str, Collection[MembershipRow]] = {}
         configs = _Configs()
+        lasts = True
         rows = await self._memberships.of_user(user_id)
         if request.lists:
             order = await self._orders.of_user(user_id)
-            candidates = await self._candidates(order, connection)
+            candidates, lasts = await self._candidates(order, connection)
             for name, wanted in request.lists.items():
                 shown = await self._filters.filter(wanted.filters, order, candidates, rows, labels)
                 counts[name] = len(shown)
@@ -123,7 +126,7 @@ class RoomLists:
         memberships = map(_membership, map(rows.__getitem__, configs.by_room))
         joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
-        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels)
+        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels, lasts)
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The positions of the newest events of rooms that the user is in, of these at least."""
@@ -150,8 +153,8 @@ class RoomLists:
             return False
         return row.membership in OUTSIDE or await self.was_joined(row)
 
-    async def _candidates(self, order: RoomOrder, connection: Connection) -> Collection[MembershipRow]:
-        """The rooms that a list may show, in order."""
+    async def _candidates(self, order: RoomOrder, connection: Connection) -> tuple[Collection[MembershipRow], bool]:
+        """The rooms that a list may show, in order; and whether it may show them all once the client was told of them."""
         sent_rooms = connection.state.rooms
         # the client has to learn that the user is no longer there
         news = [
@@ -161,6 +164,7 @@ class RoomLists:
         ]
         hidden: set[int] = set()
         removed: list[MembershipRow] = []
+        lasts = not news
         for row in order.unsure:
             sent = sent_rooms.get(row.room_nid)
             if row.membership in OUTSIDE:
@@ -168,17 +172,19 @@ class RoomLists:
                     hidden.add(row.room_nid)
             elif sent is None or row.position <= connection.since(sent.upto):
                 removed.append(row)
+            else:
+                lasts = False
         unknown = [row.event_nid for row in removed if row.event_nid not in self._was_joined]
         if unknown:
             left = await self._events.get_events(unknown)
             await self._events.get_events(event.replaces for event in left.values() if event.replaces is not None)
         hidden |= {row.room_nid for row in removed if not await self.was_joined(row)}
         if not news and not hidden:
-            return NewestFirst(order.rooms)
+            return NewestFirst(order.rooms), lasts
         latest = self._recency.known
         shown = [row for row in order.rooms.values() if row.room_nid not in hidden] + news
         shown.sort(key=lambda row: news_of(row, latest), reverse=True)
-        return shown
+        return shown, lasts
 
 
 class _Configs:

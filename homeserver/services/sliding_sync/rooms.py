@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.ids import DeviceID
+from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
@@ -32,6 +32,8 @@ from storage.rooms import RoomRow
 from storage.timelines import Place
 
 _event_nid: Final = attrgetter("event_nid")
+_leaves_state: Final = attrgetter("leaves_state")
+_shown: Final = attrgetter("shown")
 
 
 class RoomWork(msgspec.Struct, gc=False):
@@ -49,30 +51,36 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
+    expanded: bool = False
+    """Whether more of the past is wanted than the client has."""
     limited: bool = False
+    anew: bool = False
+    """Whether the timeline is not just what came since the client had the room."""
+    messages_alone: bool = False
+    """Whether what arrived since the client had the room is all here, and left its state alone."""
     newest: StoredEvent | None = None
     """The newest event of the stretch, shown or not, if anything has arrived in it."""
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
     state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
-    people: set[str] = set()
-    """Who comes into view with the entry."""
-
-    @property
-    def expanded(self) -> bool:
-        """Whether more of the past is wanted than the client has."""
-        return (
-            not self.initial
-            and self.own.membership == "join"
-            and self.sent is not None
-            and self.config.timeline_limit > self.sent.timeline_limit
-        )
+    summary: Summary | None = None
 
     @property
     def is_no_longer_direct(self) -> bool:
         """Whether the client takes it for a direct chat that it is not."""
         return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
+
+    @property
+    def people(self) -> set[str]:
+        """Who comes into view with the entry: those whose memberships are told, and with a new timeline those who are named in
+        it."""
+        people = {key.state_key for key in self.state.entries if key.type == MEMBER}
+        if self.anew:
+            people |= self.speakers
+        if self.summary is not None:
+            people.update(hero.user_id for hero in self.summary.heroes)
+        return people
 
     @property
     def shows_room(self) -> bool:
@@ -130,29 +138,29 @@ class RoomEntries:
     ) -> dict[str, dict[str, Any]]:
         """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
         shown = [work for work in works if work.shows_room]
-        await self._fill_timelines(request, shown, upto)
-        await self._fill_states(shown, upto, sent_members, newly_sent)
         parts = self._parts
-        wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
-        events = await parts.events.get_events(nid for nid in wanted if nid is not None)
         user_id, device_id = request.caller.user_id, request.caller.device_id
-        anew = {work.room.room_nid for work in shown if work.initial or work.limited or work.expanded}
+        ignored = await parts.ignored.of_user(user_id)
+        await self._fill_timelines(user_id, shown, upto, ignored)
+        await self._fill_states(shown, upto, sent_members, newly_sent)
+        wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
+        events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
+        anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
             user_id,
             device_id,
-            list(chain.from_iterable(work.shown for work in shown)),
+            list(chain.from_iterable(map(_shown, shown))),
             with_room_id=False,
             bundled_in=None if len(anew) == len(shown) else anew,
         )
         joined = [work for work in shown if work.own.membership == "join"]
-        summaries = await parts.summaries.summarize(
-            user_id, [work.room.room_nid for work in joined if work.initial or work.state.members_changed]
-        )
-        for work in shown:
-            work.people = _people(work, summaries.get(work.room.room_nid))
+        gathered = [work for work in joined if work.initial or work.state.members_changed]
+        if gathered:
+            summaries = await parts.summaries.summarize(user_id, [work.room.room_nid for work in gathered])
+            for work in gathered:
+                work.summary = summaries.get(work.room.room_nid)
         counts: Mapping[int, RoomUnread] = {}
         if not request.stable:
-            ignored = await parts.ignored.of_user(user_id)
             counts = await parts.unread.get_counts(user_id, [work.own for work in joined], ignored)
         bumps = await parts.recency.bumps([work.room.room_nid for work in joined])
         entries: dict[str, dict[str, Any]] = {}
@@ -166,10 +174,10 @@ class RoomEntries:
                 entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
-                if not entry and not work.initial and nid not in summaries and not moved:
+                if not entry and not work.initial and work.summary is None and not moved:
                     continue
-                if nid in summaries:
-                    _add_people(entry, summaries[nid])
+                if work.summary is not None:
+                    _add_people(entry, work.summary)
                 if nid in counts:
                     total = counts[nid].total
                     entry["notification_count"] = total.notifications
@@ -202,10 +210,13 @@ class RoomEntries:
             entry |= {"notification_count": 0, "highlight_count": 0}
         return entry
 
-    async def _fill_timelines(self, request: SlidingRequest, works: Sequence[RoomWork], upto: int) -> None:
+    async def _fill_timelines(self, user_id: UserID, works: Sequence[RoomWork], upto: int, ignored: Set[str]) -> None:
         parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for work in works:
+            joined, sent = work.own.membership == "join", work.sent
+            if sent is not None and joined and not work.initial:
+                work.expanded = work.config.timeline_limit > sent.timeline_limit
             since = 0 if work.initial or work.expanded else work.since
             by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
         stretches = {
@@ -216,8 +227,6 @@ class RoomEntries:
         events = await parts.events.get_events(
             chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
         )
-        user_id = request.caller.user_id
-        ignored = await parts.ignored.of_user(user_id)
         for work in works:
             stretch = stretches[work.room.room_nid]
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
@@ -225,22 +234,28 @@ class RoomEntries:
             work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
+            work.anew = work.initial or work.limited or work.expanded
+            work.messages_alone = not work.anew and all(map(_leaves_state, arrived))
 
     async def _fill_states(
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
     ) -> None:
         parts, states = self._parts, self._parts.states
-        changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
-        former = await parts.current_states.at(changing)
+        changing = {
+            work.room.room_nid: work.since
+            for work in works
+            if work.has_news and not work.initial and not work.messages_alone
+        }
+        former = await parts.current_states.at(changing) if changing else {}
         quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
-        roots = await parts.current_states.at(quiet)
+        roots = await parts.current_states.at(quiet) if quiet else {}
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
             root = roots[nid] if work.newest is None else work.newest.current_root
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
-                if work.has_news:
+                if nid in changing:
                     work.state = await states.get_changed(nid, former[nid], root, wanted)
                 if work.sent is not None and not work.sent.required_state.covers(wanted):
                     work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
@@ -248,35 +263,25 @@ class RoomEntries:
                 sent_members.difference_update([member for member in sent_members if member[0] == nid])
             if wanted.lazy_members:
                 await self._add_members(work, root, sent_members, newly_sent)
-            else:
+            elif work.state.changed_members:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
 
     async def _add_members(
         self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
     ) -> None:
         nid, state = work.room.room_nid, work.state
-        needed = set(work.speakers)
-        if not work.initial and not work.limited:
-            needed |= state.changed_members.keys()
-        fresh = needed & state.changed_members.keys()
+        needed, changed = set(work.speakers), state.changed_members.keys()
+        if changed:
+            if not work.initial and not work.limited:
+                needed |= changed
+            # who changed and is not told of here is no longer known to the client
+            sent_members.difference_update([(nid, user_id) for user_id in changed - needed])
         missing = [
-            user_id for user_id in needed if user_id in fresh or work.initial or (nid, user_id) not in sent_members
+            user_id for user_id in needed if work.initial or user_id in changed or (nid, user_id) not in sent_members
         ]
-        # who changed and is not told of here is no longer known to the client
-        sent_members.difference_update([(nid, user_id) for user_id in state.changed_members.keys() - needed])
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
-
-
-def _people(work: RoomWork, summary: Summary | None) -> set[str]:
-    """Those whose memberships are told, and with a new timeline those who are named in it."""
-    people = {key.state_key for key in work.state.entries if key.type == MEMBER}
-    if work.initial or work.limited or work.expanded:
-        people |= work.speakers
-    if summary is not None:
-        people.update(hero.user_id for hero in summary.heroes)
-    return people
 
 
 def _end(work: RoomWork, upto: int) -> int:
@@ -300,7 +305,10 @@ def _make_inside(
         entry["num_live"] = 0
         if connection.token is not None:
             position = connection.token.position
-            entry["num_live"] = sum((each.event.position or 0) > position for each in work.shown)
+            if work.since == position and not work.anew:
+                entry["num_live"] = len(work.shown)
+            else:
+                entry["num_live"] = sum((each.event.position or 0) > position for each in work.shown)
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
@@ -311,7 +319,9 @@ def _make_inside(
             entry["limited"] = True
         if work.expanded:
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
-    required: list[Any] = [present_plainly(events[nid], with_room_id=False) for nid in state.entries.values()]
+    required: list[Any] = []
+    if state.entries:
+        required = [present_plainly(events[nid], with_room_id=False) for nid in state.entries.values()]
     if stable:
         required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
     if required or work.initial:

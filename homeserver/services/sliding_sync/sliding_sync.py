@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
@@ -32,6 +33,7 @@ from homeserver.services.sliding_sync.connections import (
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
+from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
@@ -53,6 +55,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     entries: RoomEntries
     extensions: ExtensionReader
     rooms: RoomStore
+    memberships: Memberships
     states: CurrentStates
     recent: RecentChanges
     typing: Typing
@@ -67,6 +70,8 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     token: SyncToken
     state: ConnectionState
     newly_sent: set[Member]
+    view: View | None
+    """What the client looks at then, if that is not what it looked at before."""
 
 
 class SlidingSync:
@@ -87,6 +92,9 @@ class SlidingSync:
         self._clock = clock
         self._catch_up = catch_up
         self._empty = EmptyAnswers()
+        self._messages = MessagesInView(
+            parts.recent, parts.memberships, parts.rooms, parts.partial, parts.entries, parts.extensions
+        )
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
         """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
@@ -114,6 +122,8 @@ class SlidingSync:
     async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
         pos = await self._parts.connections.keep(connection, answer.state, answer.token)
         self._parts.entries.end(request, connection, answer.newly_sent, pos)
+        if answer.view is not None:
+            self._messages.keep(connection.key, answer.view)
         return {"pos": pos, **answer.body}
 
     async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
@@ -123,7 +133,10 @@ class SlidingSync:
         upto = token.position
         empty = self._empty.find(request, connection, token)
         if empty is not None:
-            return _Answer(empty, False, token, connection.state, set())
+            return _Answer(empty, False, token, connection.state, set(), None)
+        told = await self._messages.read(request, connection, token, members)
+        if told is not None:
+            return _Answer(told.body, told.is_news, token, told.state, told.newly_sent, told.view)
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
@@ -134,14 +147,15 @@ class SlidingSync:
             changes.set_room(work.room.room_nid, work.result())
         await self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
         body: dict[str, Any] = {
-            "lists": {name: {"count": count} for name, count in selection.counts.items()},
+            "lists": lists_json(selection),
             "rooms": entries,
             "extensions": extensions,
         }
         is_news, state = bool(entries) or extension_news, changes.result()
         if not is_news and state is connection.state and token == self._now():
             self._empty.keep(request, connection, token, body)
-        return _Answer(body, is_news, token, state, newly_sent)
+        view = view_of(request, selection, token, state) if selection.lasts else None
+        return _Answer(body, is_news, token, state, newly_sent, view)
 
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)

@@ -67,6 +67,13 @@ class TypingViews:
             self._views.popitem(last=False)
         return found
 
+    def stay(self, key: ConnectionKey, before: SyncToken | None, after: SyncToken) -> None:
+        """The client will stand at `after`, with the same rooms in view; nobody has begun or ceased to type meanwhile."""
+        view = None if before is None else self._views.get(key, {}).get(before)
+        if before is not None and view is not None:
+            self._views[key] = {before: view, after: view}
+            self._views.move_to_end(key)
+
 
 def _left(view: View, before: SyncToken | None, rooms: Set[int]) -> Mapping[int, int]:
     left = {nid: position for nid, position in view.left.items() if nid not in rooms}

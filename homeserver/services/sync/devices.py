@@ -8,11 +8,12 @@ spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensio
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
@@ -43,12 +44,16 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     def to_json(self) -> dict[str, Any]:
         """As members of the answer."""
         return {
-            "to_device": {"events": [msgspec.Raw(message.content) for message in self.messages]},
+            "to_device": {"events": _contents(self.messages) if self.messages else ()},
             "device_lists": self.lists,
             "device_one_time_keys_count": self.counts.one_time,
             "device_unused_fallback_key_types": self.counts.unused_fallback,
             "org.matrix.msc2732.device_unused_fallback_key_types": self.counts.unused_fallback,
         }
+
+
+def _contents(messages: Iterable[DeviceMessage]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(message.content) for message in messages]
 
 
 class Waiting(NamedTuple):
@@ -124,6 +129,23 @@ class DeviceNewsReader:
             return DeviceNews(messages, counts=counts)
         lists = await self._lists.get_changes(caller.user_id, span.since, span.upto)
         return DeviceNews(messages, lists, counts)
+
+    def nothing_waits(self, caller: Requester, span: Range) -> bool:
+        """Whether no message waits for the device at the end of the stretch, none having come in it; False too where that
+        is not known from memory."""
+        if caller.device_id is None:
+            return True
+        key = (caller.user_id, caller.device_id)
+        clean = self._clean.get(key)
+        if clean is None or clean < span.since:
+            return False
+        if clean < span.upto:
+            self._note_clean(key, span.upto)
+        return True
+
+    async def get_counts(self, caller: Requester) -> KeyCounts:
+        """What keys the device has left."""
+        return NO_KEYS if caller.device_id is None else await self._keys.get_counts(caller.user_id, caller.device_id)
 
     async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
         """For who has heard of everything: only what keys the device has left."""

@@ -7,6 +7,8 @@ spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
 from collections.abc import Mapping, Sequence, Set
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +41,11 @@ from storage.timelines import Place
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
+_event_nid: Final = attrgetter("event_nid")
+_arrivals: Final = attrgetter("arrivals")
+_leaves_state: Final = attrgetter("leaves_state")
+_resolved: Final = attrgetter("resolved")
+_shown: Final = attrgetter("shown")
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -153,7 +160,7 @@ class JoinedRooms:
 
     async def to_json(self, request: SyncRequest, works: Sequence[RoomWork]) -> dict[str, dict[str, Any]]:
         """The rooms in their JSON form, without counts."""
-        all_shown = [seen for work in works for seen in work.shown]
+        all_shown = list(chain.from_iterable(map(_shown, works)))
         limited = {work.room.room_nid for work in works if work.limited}
         presented = await self._present(request, all_shown, limited)
         begin = 0
@@ -165,10 +172,12 @@ class JoinedRooms:
             if work.prev_batch is not None:
                 timeline["prev_batch"] = work.prev_batch
             federation = request.filter.event_format == "federation"
-            state: list[Any] = [
-                msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
-                for event in work.state
-            ]
+            state: list[Any] = []
+            if work.state:
+                state = [
+                    msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
+                    for event in work.state
+                ]
             if request.filter.event_fields:
                 state = keep_fields(state, request.filter.event_fields)
             room: dict[str, Any] = {
@@ -207,13 +216,11 @@ class JoinedRooms:
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
         )
-        events = await self._events.get_events(
-            arrival.event_nid for stretch in stretches.values() for arrival in stretch.arrivals
-        )
+        events = await self._events.get_events(map(_event_nid, chain.from_iterable(map(_arrivals, stretches.values()))))
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
-            work.resolved = any(event.resolved for event in work.arrived)
+            work.resolved = not all(map(_leaves_state, work.arrived)) and any(map(_resolved, work.arrived))
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
     async def _fill_timeline(
@@ -332,9 +339,7 @@ class JoinedRooms:
 def _has_more_than_messages(work: RoomWork, kept: Set[Member] | None) -> bool:
     """Whether state or summary of the room may be others than the client has; `kept`: the members that it keeps, if it
     loads them as it needs them. Mostly a room has messages alone, in a stretch without a gap."""
-    if work.whole_state or work.limited or work.resolved:
-        return True
-    if any(event.event.state_key is not None for event in work.arrived):
+    if work.whole_state or work.limited or not all(map(_leaves_state, work.arrived)):
         return True
     return kept is not None and any(
         (work.room.room_nid, str(seen.event.event.sender)) not in kept for seen in work.shown

@@ -26,21 +26,22 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
-from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
+from homeserver.services.sync.answer import frame, has_news, joined_section
+from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.messages import MessagesAlone
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
-from homeserver.services.unread import COUNTED, Unread, UnreadCounts
+from homeserver.services.unread import UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
@@ -92,6 +93,16 @@ class Sync:
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
+        self._messages = MessagesAlone(
+            parts.recent,
+            parts.memberships,
+            parts.rooms,
+            parts.partial,
+            parts.ignored,
+            parts.devices,
+            parts.joined,
+            parts.unread,
+        )
 
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
@@ -128,11 +139,15 @@ class Sync:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
         since = request.since
-        if since is not None and not request.full_state and since == self._now():
+        now = self._now()
+        if since is not None and not request.full_state and since == now:
             # nothing has happened to anybody
             news = await parts.devices.read_nothing_new(request)
-            return _frame(since, news, [], [], {}), False
-        span = Range(0 if request.since is None else request.since.position, self._streams.current())
+            return frame(since, news, [], [], {}), False
+        usual = await self._messages.read(request, now)
+        if usual is not None:
+            return usual
+        span = Range(0 if since is None else since.position, self._streams.current())
         messages, upto, fetched = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
         token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
@@ -159,7 +174,7 @@ class Sync:
             sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
         account_data = _account_data_events(request, data.everywhere)
         presence = await parts.presence.read(request, span, rows, ignored)
-        answer = _frame(token, devices, account_data, presence, sections)
+        answer = frame(token, devices, account_data, presence, sections)
         return answer, bool(sections or account_data or presence) or devices.is_news
 
     def _now(self) -> SyncToken:
@@ -227,19 +242,12 @@ class Sync:
         await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         if request.since is not None and not request.full_state:
-            joined = [work for work in joined if _has_news(work, ignored)]
+            joined = [work for work in joined if has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
-        thread_keys = _thread_keys(request.filter.room.timeline)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
         if joined:
-            sections["join"] = {work.room.room_id: json[work.room.room_id] for work in joined}
-            for work in joined:
-                count, room = counts[work.room.room_nid], json[work.room.room_id]
-                room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
-                if count.threads:
-                    by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
-                    room.update(dict.fromkeys(thread_keys, by_thread))
+            sections["join"] = joined_section(request, joined, json, counts)
         if left:
             sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
         for row in outside:
@@ -328,24 +336,6 @@ def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
     return row.forgotten and (request.since is None or row.position <= request.since.position)
 
 
-def _frame(
-    token: SyncToken,
-    devices: DeviceNews,
-    account_data: list[dict[str, Any]],
-    presence: list[msgspec.Raw],
-    sections: dict[str, Any],
-) -> dict[str, Any]:
-    answer: dict[str, Any] = {
-        "next_batch": str(token),
-        "account_data": {"events": account_data},
-        "presence": {"events": presence},
-        **devices.to_json(),
-    }
-    if sections:
-        answer["rooms"] = sections
-    return answer
-
-
 def typing_event(typing: Iterable[UserID], ignored: Set[str]) -> dict[str, Any]:
     """Who types, but for whom the user ignores. spec: client-server-api#mtyping"""
     return {"type": "m.typing", "content": {"user_ids": [user_id for user_id in typing if user_id not in ignored]}}
@@ -387,33 +377,6 @@ def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple
     new = [work.room.room_nid for work in works if work.since == 0]
     known = [work.room.room_nid for work in works if work.since != 0]
     return [(None, new), (request.since.ephemeral, known)]
-
-
-def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
-    return bool(
-        work.whole_state
-        or work.shown
-        or work.limited
-        or work.state
-        or work.ephemeral
-        or work.sticky
-        or work.account_data
-        # the counts may have changed
-        or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
-    )
-
-
-def _thread_keys(filter: RoomEventFilter) -> list[str]:
-    """Under which names the client wants the counts of threads, if it wants them (MSC3773)."""
-    asked = {
-        "unread_thread_notifications": filter.unread_thread_notifications,
-        "org.matrix.msc3773.unread_thread_notifications": filter.unstable_thread_notifications,
-    }
-    return [name for name, is_asked in asked.items() if is_asked]
-
-
-def _unread_json(count: Unread) -> dict[str, int]:
-    return {"notification_count": count.notifications, "highlight_count": count.highlights}
 
 
 def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -1,0 +1,214 @@
+"""The usual answer of sliding sync: to a client that asks the same again, since whose `pos` people wrote messages in rooms of its
+windows and did nothing else.
+
+Laws:
+- It is what `sliding_sync.py` gives for the same request by selecting rooms and looking at everything that there may be news
+  of. An answer tells all there is to tell up to its `pos`; so who asks the same again lacks only what has happened since.
+- Messages do not change which rooms a list shows. One in a room of a window that begins with the first room moves that room
+  up within the window: the windows have the same rooms as before.
+- Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence, Set
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms, was_whole
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.connections import LIVE, Connection, ConnectionState, StateChanges
+from homeserver.services.sliding_sync.extensions import ExtensionReader
+from homeserver.services.sliding_sync.labels import Labels
+from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.lazy_members import Member
+from storage.memberships import MembershipRow
+from storage.rooms import RoomStore
+from storage.sliding_connections import ConnectionKey
+
+MOST_ROOMS: Final = 100_000
+"""Of so many rooms in the views of all clients something is remembered; of one room some 100 bytes."""
+
+_room_nid: Final = attrgetter("room_nid")
+
+
+class View(msgspec.Struct, frozen=True, gc=False):
+    """What a client looks at since an answer."""
+
+    token: SyncToken
+    state: ConnectionState
+    """What the client has with that answer."""
+    stable: bool
+    lists: Mapping[str, ListRequest]
+    subscriptions: Mapping[str, RoomConfig]
+    extensions: Extensions
+    shown: Mapping[str, Any]
+    """The lists as they are in the answer: they show as many rooms after a message as before."""
+    labels: Labels
+    configs: Mapping[int, RoomConfig]
+    """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
+
+
+class Told(msgspec.Struct, frozen=True, gc=False):
+    """An answer as far as it is made here."""
+
+    body: dict[str, Any]
+    is_news: bool
+    state: ConnectionState
+    newly_sent: set[Member]
+    view: View
+
+
+class MessagesInView:
+    """Answers with messages. Remembers of each connection what its client looks at. For the reactor thread."""
+
+    def __init__(
+        self,
+        recent: RecentChanges,
+        memberships: Memberships,
+        rooms: RoomStore,
+        partial: PartialRooms,
+        entries: RoomEntries,
+        extensions: ExtensionReader,
+    ) -> None:
+        self._recent = recent
+        self._memberships = memberships
+        self._rooms = rooms
+        self._partial = partial
+        self._entries = entries
+        self._extensions = extensions
+        self._views: OrderedDict[ConnectionKey, View] = OrderedDict()
+        self._weight = 0
+
+    def keep(self, key: ConnectionKey, view: View) -> None:
+        """The client has this in view from now on."""
+        former = self._views.get(key)
+        self._views[key] = view
+        self._views.move_to_end(key)
+        if former is not None and former.configs is view.configs:
+            return
+        self._weight += _weigh(view) - (0 if former is None else _weigh(former))
+        while self._weight > MOST_ROOMS and len(self._views) > 1:
+            self._weight -= _weigh(self._views.popitem(last=False)[1])
+
+    async def read(
+        self, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
+    ) -> Told | None:
+        """The answer of now. None: it takes more than messages. `members`: those that the client has."""
+        view, token = self._views.get(connection.key), connection.token
+        if view is None or token is None or view.token != token or view.state is not connection.state:
+            return None
+        if token.ephemeral != now.ephemeral or not _asks_the_same(request, view):
+            return None
+        changed = self._recent.messages_since(request.caller.user_id, token.position)
+        if changed is None:
+            return None
+        own = await self._find_own(request.caller.user_id, view, changed)
+        if own is None:
+            return None
+        extensions = await self._extensions.read_without_news(request, connection, now)
+        if extensions is None:
+            return None
+        works = await self._make_works(view, own)
+        newly_sent: set[Member] = set()
+        entries: dict[str, Any] = {}
+        changes = StateChanges(connection.state)
+        if works:
+            entries = await self._entries.make(request, connection, works, now.position, members, newly_sent)
+            for work in works:
+                changes.set_room(work.room.room_nid, work.result())
+        state = changes.result()
+        body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
+        return Told(body, bool(entries), state, newly_sent, replace(view, token=now, state=state))
+
+    async def _find_own(self, user_id: UserID, view: View, changed: Set[int]) -> list[MembershipRow] | None:
+        """The user's memberships of rooms in view with messages; None if there are messages in others, or a room is to be told
+        of anew."""
+        rows, partial = await self._memberships.of_user(user_id), await self._partial.get_all()
+        since = view.token.position
+        own: list[MembershipRow] = []
+        for nid in changed:
+            row = rows.get(nid)
+            if row is None:
+                continue
+            if row.position > since:
+                return None
+            if row.membership != "join":
+                continue
+            config, sent = view.configs.get(nid), view.state.rooms.get(nid)
+            if config is None or sent is None or sent.upto != LIVE or not sent.covers(config):
+                return None
+            if partial and not was_whole(partial, nid, since):
+                return None
+            own.append(row)
+        return own
+
+    async def _make_works(self, view: View, own: Sequence[MembershipRow]) -> list[RoomWork]:
+        rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
+        return [
+            RoomWork(
+                room := rooms[row.room_nid],
+                row,
+                view.configs[row.room_nid],
+                view.state.rooms[row.room_nid],
+                view.token.position,
+                initial=False,
+                has_news=True,
+                was_in=True,
+                is_direct=room.room_id in view.labels.direct,
+                in_lists=list(view.lists),
+            )
+            for row in own
+        ]
+
+
+def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, state: ConnectionState) -> View:
+    """What the client looks at that was told all there is of the selection, up to the token."""
+    return View(
+        token,
+        state,
+        request.stable,
+        request.lists,
+        request.subscriptions,
+        request.extensions,
+        lists_json(selection),
+        selection.labels,
+        _staying(request, selection),
+    )
+
+
+def lists_json(selection: Selection) -> dict[str, Any]:
+    """The lists as they go into the answer."""
+    return {name: {"count": count} for name, count in selection.counts.items()}
+
+
+def _staying(request: SlidingRequest, selection: Selection) -> Mapping[int, RoomConfig]:
+    """The rooms that are in the same windows after a message in one of them as before."""
+    if not request.lists:
+        return selection.configs
+    for wanted in request.lists.values():
+        if wanted.ranges is not None and (len(wanted.ranges) != 1 or wanted.ranges[0][0] != 0):
+            return {}
+    first, *others = selection.windows.values()
+    if not others and not selection.subscribed:
+        return selection.configs
+    return {nid: selection.configs[nid] for nid in set(first).intersection(*others)}
+
+
+def _asks_the_same(request: SlidingRequest, view: View) -> bool:
+    """Whether the request is that of the answer; messages to the device may be asked for from another place on."""
+    if request.stable != view.stable or request.lists != view.lists or request.subscriptions != view.subscriptions:
+        return False
+    asked, before = request.extensions, view.extensions
+    return asked == before or replace(asked, to_device=None) == replace(before, to_device=None)
+
+
+def _weigh(view: View) -> int:
+    return 1 + len(view.configs)

@@ -1,0 +1,94 @@
+"""The usual answer of /sync: to a client that has everything up to its token, since which people wrote messages and did nothing else.
+
+Laws:
+- It is what `sync.py` gives for the same request by looking at everything that there may be news of. That nothing is new but
+  messages is learned by one look at what happened lately, whoever it concerns; then only the rooms with messages are read.
+- Where anything else happened, or what happened is not known from memory, there is no such answer.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms, was_whole
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.answer import frame, has_news, joined_section
+from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
+from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.unread import UnreadCounts
+from storage.memberships import MembershipRow
+from storage.rooms import RoomStore
+
+_room_nid: Final = attrgetter("room_nid")
+_own: Final = attrgetter("own")
+
+
+class MessagesAlone:
+    """Answers with messages."""
+
+    def __init__(
+        self,
+        recent: RecentChanges,
+        memberships: Memberships,
+        rooms: RoomStore,
+        partial: PartialRooms,
+        ignored: IgnoredUsers,
+        devices: DeviceNewsReader,
+        joined: JoinedRooms,
+        unread: UnreadCounts,
+    ) -> None:
+        self._recent = recent
+        self._memberships = memberships
+        self._rooms = rooms
+        self._partial = partial
+        self._ignored = ignored
+        self._devices = devices
+        self._joined = joined
+        self._unread = unread
+
+    async def read(self, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
+        """The answer of now, and whether there is anything in it. None: it takes more than messages."""
+        since, user_id = request.since, request.caller.user_id
+        if since is None or request.full_state or since.to_device is not None:
+            return None
+        if since.ephemeral != now.ephemeral:
+            return None  # somebody types, or has come or gone
+        span = Range(since.position, now.position)
+        changed = self._recent.messages_since(user_id, span.since)
+        if changed is None:
+            return None
+        rows, partial = await self._memberships.of_user(user_id), await self._partial.get_all()
+        own: list[MembershipRow] = []
+        for nid in changed:
+            row = rows.get(nid)
+            if row is None:
+                continue
+            if row.position > span.since or (partial and not was_whole(partial, nid, span.since)):
+                return None
+            if row.membership == "join":
+                own.append(row)
+        if not self._devices.nothing_waits(request.caller, span):
+            return None
+        devices = DeviceNews(counts=await self._devices.get_counts(request.caller))
+        rooms = await self._read_rooms(request, span, now, own) if own else {}
+        return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
+
+    async def _read_rooms(
+        self, request: SyncRequest, span: Range, token: SyncToken, own: Sequence[MembershipRow]
+    ) -> dict[str, dict[str, Any]]:
+        user_id, wanted = request.caller.user_id, request.filter.room
+        rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
+        ignored = await self._ignored.of_user(user_id)
+        works = [
+            RoomWork(room, row, span.since, whole_state=False)
+            for row in own
+            if wanted.allows_room((room := rooms[row.room_nid]).room_id)
+        ]
+        await self._joined.fill(request, works, span, token, ignored)
+        works = [work for work in works if has_news(work, ignored)]
+        counts = await self._unread.get_counts(user_id, list(map(_own, works)), ignored)
+        return joined_section(request, works, await self._joined.to_json(request, works), counts)

@@ -1,0 +1,95 @@
+"""Where messages alone are new, both kinds of sync answer in a shorter way: here each such answer is made in the longer way too,
+and has to be the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from homeserver.services.sliding_sync.connections import Connection, ConnectionState
+from homeserver.services.sliding_sync.messages import MessagesInView, Told, View
+from homeserver.services.sliding_sync.request import SlidingRequest
+from homeserver.services.sliding_sync.sliding_sync import SlidingSync
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.messages import MessagesAlone
+from homeserver.services.sync.request import SyncRequest
+from homeserver.services.sync.sync import Sync
+
+
+@contextmanager
+def both_ways() -> Iterator[list[object]]:
+    """Compare, while this is open. Gives the answers that were compared so far."""
+    compared: list[object] = []
+    is_short = True
+    read_v3, read_sliding = MessagesAlone.read, MessagesInView.read
+    compute_v3, compute_sliding = Sync._compute, SlidingSync._compute
+    made: list[object] = []
+
+    async def read(self: MessagesAlone, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
+        answer = await read_v3(self, request, now) if is_short else None
+        made.append(answer)
+        return answer
+
+    async def read_in_view(
+        self: MessagesInView, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
+    ) -> Told | None:
+        answer = await read_sliding(self, request, connection, now, members) if is_short else None
+        made.append(answer)
+        return answer
+
+    async def compute(self: Sync, request: SyncRequest) -> tuple[dict[str, Any], bool]:
+        nonlocal is_short
+        made.clear()
+        short = await compute_v3(self, request)
+        if made and made[-1] is not None:
+            is_short = False
+            try:
+                whole = await compute_v3(self, request)
+            finally:
+                is_short = True
+            assert _as_json(short) == _as_json(whole)
+            compared.append(short)
+        return short
+
+    async def compute_in_view(
+        self: SlidingSync, request: SlidingRequest, connection: Connection, members: set[Member]
+    ) -> Any:
+        nonlocal is_short
+        made.clear()
+        short = await compute_sliding(self, request, connection, members)
+        if made and made[-1] is not None:
+            is_short = False
+            try:
+                whole = await compute_sliding(self, request, connection, members)
+            finally:
+                is_short = True
+            assert _as_json(short.body) == _as_json(whole.body)
+            assert (short.is_news, short.token, short.newly_sent) == (whole.is_news, whole.token, whole.newly_sent)
+            assert _of_state(short.state) == _of_state(whole.state)
+            # what stays in view with the short answer is what the long one has
+            assert _of_view(short.view) == _of_view(whole.view)
+            compared.append(short.body)
+        return short
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MessagesAlone, "read", read)
+        patch.setattr(MessagesInView, "read", read_in_view)
+        patch.setattr(Sync, "_compute", compute)
+        patch.setattr(SlidingSync, "_compute", compute_in_view)
+        yield compared
+
+
+def _as_json(answer: object) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(answer))
+
+
+def _of_state(state: ConnectionState) -> tuple[object, ...]:
+    return state.rooms, state.receipts, state.account_data, state.profile_fields
+
+
+def _of_view(view: View | None) -> tuple[object, ...]:
+    assert view is not None
+    return view.token, dict(view.configs), view.shown, view.labels

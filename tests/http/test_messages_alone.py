@@ -1,0 +1,165 @@
+"""Where messages alone are new, answers are made in a shorter way: that it is taken where it may be, and nowhere else. Each answer
+that is made so is compared with that of the longer way (`compared`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import bodies, sync
+from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, texts
+
+EXTENSIONS = {name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")}
+
+Town = tuple[User, User, list[str]]
+
+
+@pytest.fixture
+def town(server: TestServer) -> Town:
+    """Alice and Bob, in three rooms, the last one the newest."""
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(bob, preset="public_chat", name=f"room {number}") for number in range(3)]
+    for room_id in rooms:
+        act(alice, room_id, "join")
+    return alice, bob, rooms
+
+
+def _receipt(user: User, room_id: str) -> None:
+    event_id = say(user, room_id, "read")
+    assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+
+
+def _account_data(user: User) -> None:
+    path = f"/_matrix/client/v3/user/{user.user_id}/account_data/org.example"
+    assert user.put(path, {"some": "thing"}).status == 200
+
+
+def _type(user: User, room_id: str) -> None:
+    body = {"typing": True, "timeout": 1000}
+    assert user.put(f"/_matrix/client/v3/rooms/{room_id}/typing/{user.user_id}", body).status == 200
+
+
+def _send_to(user: User, other: User) -> None:
+    body = {"messages": {other.user_id: {other.device_id: {"some": "thing"}}}}
+    assert user.put("/_matrix/client/v3/sendToDevice/org.example/1", body).status == 200
+
+
+MORE: dict[str, Callable[[User, User, str], None]] = {
+    "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
+    "membership": lambda _alice, bob, room: act(bob, room, "leave"),
+    "receipt": lambda _alice, bob, room: _receipt(bob, room),
+    "own account data": lambda alice, _bob, _room: _account_data(alice),
+    "typing": lambda _alice, bob, room: _type(bob, room),
+    "message to the device": lambda alice, bob, _room: _send_to(bob, alice),
+}
+"""What a client has to be told of beside messages."""
+
+
+def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+    alice, bob, rooms = town
+    since = sync(alice)["next_batch"]
+    since = sync(alice, since)["next_batch"]
+    _account_data(bob)  # what others alone are told of does not matter
+    say(bob, rooms[0], "one")
+    say(bob, rooms[2], "two")
+    before = len(compared)
+    answer = sync(alice, since)
+    assert len(compared) == before + 1
+    assert {room_id: bodies(room) for room_id, room in answer["rooms"]["join"].items()} == {
+        rooms[0]: ["one"],
+        rooms[2]: ["two"],
+    }
+
+
+@pytest.mark.parametrize("what", MORE)
+def test_what_else_is_new_takes_the_longer_way(town: Town, compared: list[object], what: str) -> None:
+    alice, bob, rooms = town
+    since = sync(alice)["next_batch"]
+    since = sync(alice, since)["next_batch"]
+    say(bob, rooms[0], "one")
+    MORE[what](alice, bob, rooms[1])
+    before = len(compared)
+    sync(alice, since)
+    assert len(compared) == before
+
+
+def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
+    wanted = a_list([0, last], limit=5, state=[["m.room.member", "$LAZY"], ["m.room.name", ""]])
+    client = SlidingClient(user, lists={"all": wanted, **lists}, extensions=EXTENSIONS)
+    client.sync()
+    client.sync()
+    return client
+
+
+def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    for turn in ("one", "two"):
+        say(bob, rooms[0], f"{turn}-here")
+        say(bob, rooms[1], f"{turn}-there")
+        before = len(compared)
+        told = client.sync()["rooms"]
+        assert len(compared) == before + 1
+        assert {room_id: texts(room) for room_id, room in told.items()} == {
+            rooms[0]: [f"{turn}-here"],
+            rooms[1]: [f"{turn}-there"],
+        }
+        client.sync()
+
+
+def test_a_message_that_brings_a_room_into_view_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 1)
+    before = len(compared)
+    say(bob, rooms[0], "one")
+    assert list(client.sync()["rooms"]) == [rooms[0]]
+    assert len(compared) == before
+    say(bob, rooms[0], "two")
+    assert texts(client.sync()["rooms"][rooms[0]]) == ["two"]
+    assert len(compared) == before + 1
+
+
+def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9, first=a_list([0, 0], limit=7))
+    before = len(compared)
+    say(bob, rooms[0], "one")
+    assert texts(client.sync()["rooms"][rooms[0]])[-1] == "one"
+    assert len(compared) == before
+    say(bob, rooms[0], "two")
+    assert texts(client.sync()["rooms"][rooms[0]]) == ["two"]
+    assert len(compared) == before + 1
+
+
+@pytest.mark.parametrize("what", MORE)
+def test_what_else_is_new_in_view_takes_the_longer_way(town: Town, compared: list[object], what: str) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    say(bob, rooms[0], "one")
+    MORE[what](alice, bob, rooms[1])
+    before = len(compared)
+    client.sync()
+    assert len(compared) == before
+
+
+def test_who_asks_for_something_else_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    say(bob, rooms[0], "one")
+    client.body["lists"]["all"] = a_list([0, 9], limit=6, state=[["m.room.topic", ""]])
+    before = len(compared)
+    client.sync()
+    assert len(compared) == before
+
+
+@pytest.mark.usefixtures("compared")
+def test_an_answer_that_was_lost_is_made_again(town: Town) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    pos = client.pos
+    say(bob, rooms[0], "one")
+    first = client.sync()
+    client.pos = pos
+    again = client.sync()
+    assert texts(again["rooms"][rooms[0]]) == texts(first["rooms"][rooms[0]]) == ["one"]
