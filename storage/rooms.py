@@ -112,14 +112,20 @@ def _weigh(_: RoomRow) -> int:
     return 1
 
 
+class RoomExists(Exception):
+    """There is a room of that id already."""
+
+
 def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> tuple[RoomRow, Head]:
-    """Note a new room with an empty head; the id must not be known yet."""
+    """Note a new room with an empty head. Raises RoomExists."""
     room_nid = txn.allocate("room")
-    txn.execute(
+    added = txn.execute(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
-        " VALUES (?, ?, ?, 0, '[]', 0, ?)",
+        " VALUES (?, ?, ?, 0, '[]', 0, ?) ON CONFLICT DO NOTHING",
         (room_nid, room_id, version, creation_ts),
     )
+    if not added:
+        raise RoomExists
     txn.execute("INSERT INTO room_summaries (room_nid) VALUES (?)", (room_nid,))
     return RoomRow(room_nid, room_id, version, creation_ts), _EMPTY_HEAD
 

@@ -32,7 +32,7 @@ from federation.rooms.state_view import StateView
 from storage.database import Database
 from storage.events import EventFlag
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
-from storage.rooms import Head, RoomRow, RoomStore, add_room
+from storage.rooms import Head, RoomExists, RoomRow, RoomStore, add_room
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.state_tree import StateTreeStore
 from storage.transaction import WriteTransaction
@@ -241,7 +241,8 @@ class RoomEngine:
         `room_id` is None where the create event names the room. `also` runs in the same transaction,
         `prepare` before it, with the id that the room will have. Raises what authorization of a draft, or they, raise.
         """
-        # two rooms that one person makes in the same millisecond would be one: the create event names the room
+        # two rooms that one person makes in the same millisecond would be one: the create event names the room. Another
+        # node may have made the other one, or this one before its clock was set back: then it is made a moment later
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = Head(0, (), 0, None, 0, 0)
@@ -252,6 +253,8 @@ class RoomEngine:
             await chain.add([draft], now)
         created_id = chain.built[0].room_id
         if prepare is not None:
+            if room_id is None and await self.find_snapshot(created_id) is not None:
+                return await self.create(version, room_id, drafts, also, prepare)
             await prepare(created_id)
 
         def write(txn: WriteTransaction) -> tuple[RoomRow, Appended]:
@@ -265,6 +268,10 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             room, appended = await self._database.write("create_room", write)
+        except RoomExists:
+            if room_id is not None or prepare is not None:
+                raise
+            return await self.create(version, room_id, drafts, also)
         finally:
             self._events.forget_expected(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))

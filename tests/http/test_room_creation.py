@@ -279,6 +279,19 @@ def test_two_rooms_at_the_same_moment_are_two(alice: User) -> None:
     assert create(alice) != create(alice)
 
 
+def test_two_rooms_at_the_same_moment_on_two_nodes_are_two(tmp_path: Path, database: Database) -> None:
+    one = TestServer(tmp_path, database)
+    alice = one.register("alice")
+    other = TestServer(tmp_path, database, seed=2)
+    assert one.clock.seconds() == other.clock.seconds()
+    here = ok(alice.post(f"{V3}/createRoom", {}))["room_id"]
+    there = ok(other.client.request("POST", f"{V3}/createRoom", token=alice.token, json={}))["room_id"]
+    assert here != there
+    old = {"new_version": "12"}
+    upgraded = ok(other.client.request("POST", f"{V3}/rooms/{there}/upgrade", token=alice.token, json=old))
+    assert upgraded["replacement_room"] not in (here, there)
+
+
 def test_on_both_databases(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice, name="Hovli", room_alias_name="hovli", visibility="public")
