@@ -122,6 +122,18 @@ class Visibility:
         departure, _ = await self._last_stay(own)
         return departure
 
+    async def find_end_of_stay(self, own: MembershipRow) -> int | None:
+        """The position at which the last stay of a user ended who is not in the room; None for who was never in it.
+
+        Nothing that came later is for them, but their own membership and what the history visibility says of events.
+        """
+        departure, joined = await self._last_stay(own)
+        if joined is None:
+            return None
+        if departure is None or departure.nid == own.event_nid:
+            return own.position  # when it came into force: forks may have been resolved long after the event arrived
+        return departure.position or 0
+
     async def _last_join(self, own: MembershipRow | None) -> int | None:
         """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
         if own is None:

@@ -60,7 +60,7 @@ def sliding_parts(
         RoomLabels(synced.account_data, streams, capacity=sizes.users),
         recency,
         orders,
-        RoomFilters(engine, events, synced.rooms, synced.invited, traits, orders),
+        RoomFilters(engine, events, synced.rooms, synced.invited, visibility, synced.states, traits, orders),
     )
     entries = RoomEntries(
         RoomParts(

@@ -2,7 +2,9 @@
 
 Laws:
 - Who may look, and at what, is decided here once: `find_reader` finds the reader's standing in the room, `Visibility` filters
-  events. Whoever was in the room may read it as it was when they left; anyone may read rooms that are world readable.
+  events. Whoever was in the room may read it as it was when they left, whatever became of their membership since; anyone may
+  read rooms that are world readable. Every state that is told is `Reader.state`, or that at an event which they see and which
+  came no later than their leaving.
 - Pages cost a fixed number of queries.
 
 spec: client-server-api#getting-events-for-a-room
@@ -53,11 +55,18 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     own: MembershipRow | None
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
+    departure: StoredEvent | None = None
+    """With which they left, if they see no state of what came later."""
 
     @property
     def has_left(self) -> bool:
-        """They see nothing of what happened since they left."""
-        return self.state is not self.snapshot.state
+        """They see no state of what happened since they left."""
+        return self.departure is not None
+
+    def had_left(self, event: StoredEvent) -> bool:
+        """Whether they left before the event: a ban of them, for example. They see then the state in which they left."""
+        left = self.departure
+        return left is not None and (event.depth > left.depth or (event.position or 0) > (left.position or 0))
 
 
 class RoomReading:
@@ -159,7 +168,7 @@ class RoomReading:
         everything = [*events_before, seen, *events_after]
         presented = await self._client_events.present(caller.user_id, caller.device_id, everything, with_room_id=True)
         last = (events_after[-1] if events_after else seen).event
-        state = self._engine.view(room_nid, last.state_root)
+        state = reader.state if reader.had_left(last) else self._engine.view(room_nid, last.state_root)
         if wanted.lazy_load_members:
             state_events = await self._members_of(reader, [each.event for each in everything], state)
         else:
@@ -268,7 +277,7 @@ class RoomReading:
         leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
         if leaving is None:
             raise Forbidden("You are not in this room")
-        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
+        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root), leaving)
 
     async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
         """As `find_reader`, once all of the room's state is here. Raises Forbidden, StateIncomplete."""
@@ -341,6 +350,8 @@ class RoomReading:
             return self._engine.view(reader.snapshot.room.room_nid, None)
         nid = page[0][1]
         event = (await self._events.get_events([nid]))[nid]
+        if reader.had_left(event):
+            return reader.state
         if not await self._visibility.filter(user_id, reader.own, [event]):
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(reader.snapshot.room.room_nid, event.state_root)

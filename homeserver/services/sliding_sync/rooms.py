@@ -1,6 +1,7 @@
 """The entries of rooms in an answer: timeline, state, name, people, counts.
 
-All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then.
+All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then, whatever has happened
+since; of that they are told their own membership alone.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -24,6 +26,7 @@ from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, Sliding
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import RoomUnread, UnreadCounts
@@ -49,6 +52,8 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
+    stayed_until: int | None = None
+    """Of a room that the user was in and has left: the position at which they did."""
     limited: bool = False
     newest: StoredEvent | None = None
     """The newest event of the stretch, shown or not, if anything has arrived in it."""
@@ -78,6 +83,11 @@ class RoomWork(msgspec.Struct, gc=False):
     def shows_room(self) -> bool:
         """Whether timeline and state are shown: not of a room that the user was never in."""
         return self.own.membership not in OUTSIDE and self.was_in
+
+    @property
+    def left_before(self) -> bool:
+        """Whether something has become of the user's membership since they left."""
+        return self.stayed_until is not None and self.stayed_until < self.own.position
 
     def result(self) -> SentRoom:
         """What the client has of the room with this answer."""
@@ -130,6 +140,9 @@ class RoomEntries:
     ) -> dict[str, dict[str, Any]]:
         """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
         shown = [work for work in works if work.shows_room]
+        for work in shown:
+            if work.own.membership != "join":
+                work.stayed_until = await self._parts.visibility.find_end_of_stay(work.own)
         await self._fill_timelines(request, shown, upto)
         await self._fill_states(shown, upto, sent_members, newly_sent)
         parts = self._parts
@@ -221,6 +234,8 @@ class RoomEntries:
         for work in works:
             stretch = stretches[work.room.room_nid]
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
+            if work.left_before:
+                arrived = told_after_leaving(arrived, work.own, work.stayed_until)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
@@ -230,13 +245,15 @@ class RoomEntries:
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
     ) -> None:
         parts, states = self._parts, self._parts.states
-        changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
+        changing = {
+            work.room.room_nid: _state_end(work, work.since) for work in works if not work.initial and work.has_news
+        }
         former = await parts.current_states.at(changing)
-        quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
-        roots = await parts.current_states.at(quiet)
+        elsewhere = {work.room.room_nid: _state_end(work, upto) for work in works if not _ends_with_newest(work)}
+        roots = await parts.current_states.at(elsewhere)
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            root = roots[nid] if work.newest is None else work.newest.current_root
+            root = roots[nid] if nid in roots or work.newest is None else work.newest.current_root
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
@@ -250,6 +267,8 @@ class RoomEntries:
                 await self._add_members(work, root, sent_members, newly_sent)
             else:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
+            if work.left_before:
+                _tell_own_membership(work)
 
     async def _add_members(
         self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
@@ -282,6 +301,25 @@ def _people(work: RoomWork, summary: Summary | None) -> set[str]:
 def _end(work: RoomWork, upto: int) -> int:
     """Up to where the user is told of the room."""
     return upto if work.own.membership == "join" else min(upto, work.own.position)
+
+
+def _state_end(work: RoomWork, upto: int) -> int:
+    """Up to where the user is told of its state."""
+    end = _end(work, upto)
+    return end if work.stayed_until is None else min(end, work.stayed_until)
+
+
+def _ends_with_newest(work: RoomWork) -> bool:
+    """Whether the state at the end is the one at the newest event."""
+    return work.newest is not None and not work.left_before
+
+
+def _tell_own_membership(work: RoomWork) -> None:
+    """In a state in which the user left, what their membership is now."""
+    wanted, own = work.config.required_state, StateKey(MEMBER, work.own.user_id)
+    is_needed = wanted.matches(*own) or (wanted.lazy_members and own.state_key in work.speakers)
+    if own in work.state.entries or (is_needed and (work.initial or work.own.position > work.since)):
+        work.state.entries[own] = work.own.event_nid
 
 
 def _make_inside(

@@ -1,12 +1,15 @@
-"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data.
+"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data; and those that they left.
 
 All rooms of an answer are worked on together, so that the number of queries does not grow with theirs; what a room needs
 besides is in memory for a client that is up to date.
 
+Who has left a room is told of it as it was then. Of what came later, and may be why it is in an answer (a ban, a knock that
+was taken back), they are told their own membership and nothing else.
+
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -53,6 +56,8 @@ class RoomWork(msgspec.Struct, gc=False):
     whole_state: bool
     in_part: bool = False
     """Only a part of the room's state is here: memberships become known as people act."""
+    stayed_until: int | None = None
+    """Of a room that the user is not in: the position at which they left it; None if they were never in it."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
     resolved: bool = False
@@ -100,6 +105,9 @@ class JoinedRooms:
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
+        for work in works:
+            if work.own.membership != "join":
+                work.stayed_until = await self._visibility.find_end_of_stay(work.own)
         await self._fill_timelines(request, works, span, ignored)
         lazy = request.loads_lazily
         sent: set[Member] | None = None
@@ -126,24 +134,23 @@ class JoinedRooms:
     ) -> None:
         """Find state and summary of each room."""
         await self._fill_summaries(request, works)
+        ends = await self._find_ends(works, span)
         if not request.state_after:
-            await self._cut_what_lost(works)
+            await self._cut_what_lost(works, ends)
         former = await self._current_states.at(
             {
-                work.room.room_nid: work.since
+                work.room.room_nid: work.since if work.stayed_until is None else min(work.since, work.stayed_until)
                 for work in works
                 if (work.limited or work.resolved) and not work.whole_state
             }
         )
-        ends = await self._find_ends(works, span)
         found: list[tuple[RoomWork, Entries]] = []
         for work in works:
-            if not await self._visibility.was_joined(work.own):
+            if work.own.membership != "join" and work.stayed_until is None:
                 work.limited, work.whole_state = False, False  # who was never in the room is told of no state
                 continue
             nid = work.room.room_nid
-            end = work.arrived[-1].current_root if work.arrived else ends[nid]
-            entries = await self._find_state(request, work, former.get(nid), end, sent, newly_sent)
+            entries = await self._find_state(request, work, former.get(nid), ends[nid], sent, newly_sent)
             found.append((work, entries))
         wanted = request.filter.room.state
         states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
@@ -212,6 +219,8 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            if work.own.membership != "join":
+                work.arrived = told_after_leaving(work.arrived, work.own, work.stayed_until)
             work.resolved = any(event.resolved for event in work.arrived)
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
@@ -252,7 +261,7 @@ class JoinedRooms:
         for work in works:
             work.summary = summaries.get(work.room.room_nid)
 
-    async def _cut_what_lost(self, works: Sequence[RoomWork]) -> None:
+    async def _cut_what_lost(self, works: Sequence[RoomWork], ends: Mapping[int, bytes | None]) -> None:
         """Who makes the state from the timeline would take its last word for true: where the resolution of forks decided
         otherwise, the timeline begins after that, and the state before it is right again."""
         for work in works:
@@ -261,7 +270,7 @@ class JoinedRooms:
             last = {
                 seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
             }
-            point = StatePoint(work.room.room_nid, work.arrived[-1].current_root)
+            point = StatePoint(work.room.room_nid, ends[work.room.room_nid])
             true = await self._states.get_some(point, last)
             lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
             if lost:
@@ -269,10 +278,13 @@ class JoinedRooms:
                 work.limited = True
 
     async def _find_ends(self, works: Sequence[RoomWork], span: Range) -> Mapping[int, bytes | None]:
-        """The current states at the ends of the stretches, of rooms in which nothing arrived in these."""
-        return await self._current_states.at(
-            {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
-        )
+        """The current states at the ends of the stretches; of rooms that were left, as they were then."""
+        ends = {work.room.room_nid: work.arrived[-1].current_root for work in works if work.arrived}
+        others = {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
+        for work in works:
+            if work.stayed_until is not None and work.stayed_until < work.own.position:
+                others[work.room.room_nid] = min(span.upto, work.stayed_until)
+        return {**ends, **await self._current_states.at(others)}
 
     async def _find_state(
         self,
@@ -284,7 +296,7 @@ class JoinedRooms:
         newly_sent: set[Member],
     ) -> Entries:
         undone = {} if request.state_after else undo(seen.event for seen in work.shown)
-        point = StatePoint(work.room.room_nid, end, undone)
+        point = StatePoint(work.room.room_nid, end, _own_since_leaving(work) | undone)
         if work.whole_state:
             entries = await self._states.get_all(point)
         elif work.limited or work.resolved:
@@ -349,6 +361,26 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
         work.prev_batch = str(SyncToken(span.upto, 0))
 
 
+def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
+    """The entry of the user's own membership, if it is another than that with which they left."""
+    if work.stayed_until is None or work.stayed_until == work.own.position:
+        return {}
+    return {StateKey(MEMBER, work.own.user_id): work.own.event_nid}
+
+
+def told_after_leaving(
+    arrived: Iterable[StoredEvent], own: MembershipRow, stayed_until: int | None
+) -> list[StoredEvent]:
+    """Of what has arrived the events that concern who is not in the room: those of their stay, and of their membership."""
+    key = StateKey(MEMBER, own.user_id)
+    until = stayed_until or 0
+    return [
+        event
+        for event in arrived
+        if (event.position or 0) <= until or (event.event.state_key is not None and event.event.key == key)
+    ]
+
+
 def _end(work: RoomWork, span: Range) -> int:
-    """Up to where the user is told of the room: who has left hears of nothing after the leaving."""
+    """Up to where the user is told of the room: who is not in it hears of nothing after the last change of that."""
     return span.upto if work.own.membership == "join" else min(span.upto, work.own.position)
