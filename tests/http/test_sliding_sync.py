@@ -343,6 +343,34 @@ def test_a_name_or_heroes(server: TestServer) -> None:
     assert [hero["user_id"] for hero in room["heroes"]] == [bob.user_id]
 
 
+@pytest.mark.parametrize("form", [UNSTABLE, STABLE])
+@pytest.mark.parametrize(("type", "content"), [("m.room.name", "name"), ("m.room.canonical_alias", "alias")])
+def test_a_room_that_loses_its_name_is_named_by_its_people(
+    server: TestServer, form: str, type: str, content: str
+) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat", room_alias_name="room")
+    act(bob, room_id, "join")
+    put_state(alice, room_id, "m.room.canonical_alias", {})
+    put_state(alice, room_id, type, {content: "#room:example.org"})
+
+    def ask(pos: str | None) -> dict[str, Any]:
+        body: dict[str, Any] = {"lists": {"all": {"timeline_limit": 1, "required_state": {} if form == STABLE else []}}}
+        if pos is not None and form == STABLE:
+            body["pos"] = pos
+        answer = alice.post(form if pos is None or form == STABLE else f"{form}?pos={pos}", body)
+        assert answer.status == 200, answer.body
+        json: dict[str, Any] = answer.json
+        return json
+
+    first = ask(None)
+    assert "heroes" not in first["rooms"][room_id]
+    put_state(alice, room_id, type, {})
+    room = ask(first["pos"])["rooms"][room_id]
+    assert [hero["user_id"] for hero in room["heroes"]] == [bob.user_id]
+    assert room["joined_count"] == 2
+
+
 def test_unread_counts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

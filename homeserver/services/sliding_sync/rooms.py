@@ -159,7 +159,7 @@ class RoomEntries:
         )
         joined = [work for work in shown if work.own.membership == "join"]
         summaries = await parts.summaries.summarize(
-            user_id, [work.room.room_nid for work in joined if work.initial or work.state.members_changed]
+            user_id, [work.room.room_nid for work in joined if work.initial or work.state.naming_changed]
         )
         for work in shown:
             work.people = _people(work, summaries.get(work.room.room_nid))
