@@ -321,6 +321,26 @@ def test_lazy_members(server: TestServer) -> None:
     assert state_of(client.sync()["rooms"][room_id]) == {("m.room.member", bob.user_id)}
 
 
+@pytest.mark.parametrize("news", [False, True])
+def test_lazy_members_that_are_asked_for_later(server: TestServer, *, news: bool) -> None:
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat", name="room")
+    for user in (bob, carol):
+        act(user, room_id, "join")
+    say(bob, room_id, "m0")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=1, state=[["m.room.name", ""]])})
+    client.sync()
+    client.body["lists"] = {"all": a_list([0, 9], limit=1, state=[["m.room.name", ""], *LAZY])}
+    if news:
+        say(alice, room_id, "m1")
+    room = client.sync()["rooms"][room_id]
+    speakers = {("m.room.member", user.user_id) for user in ((alice, bob) if news else (bob,))}
+    assert state_of(room) == speakers
+    assert texts(room) == (["m1"] if news else [])
+    assert "limited" not in room
+    assert client.sync()["rooms"] == {}
+
+
 def test_a_name_or_heroes(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat", is_direct=True)

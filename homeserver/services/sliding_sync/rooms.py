@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import DeviceID
+from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
@@ -72,6 +72,16 @@ class RoomWork(msgspec.Struct, gc=False):
             and self.own.membership == "join"
             and self.sent is not None
             and self.config.timeline_limit > self.sent.timeline_limit
+        )
+
+    @property
+    def lacks_members(self) -> bool:
+        """Whether the client has a timeline without the members that it needs, and now wants them."""
+        return (
+            not self.initial
+            and self.own.membership == "join"
+            and self.sent is not None
+            and self.sent.required_state.lacks_members_of(self.config.required_state)
         )
 
     @property
@@ -240,6 +250,29 @@ class RoomEntries:
             work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
+        await self._add_known_speakers(user_id, [work for work in works if work.lacks_members], ignored)
+
+    async def _add_known_speakers(self, user_id: UserID, works: Sequence[RoomWork], ignored: Set[str]) -> None:
+        """To those who speak in what is new those who do in what the client has already."""
+        if not works:
+            return
+        parts = self._parts
+        by_limit: dict[int, dict[int, tuple[int, int]]] = {}
+        for work in works:
+            limit = max(work.config.timeline_limit, 0 if work.sent is None else work.sent.timeline_limit)
+            by_limit.setdefault(limit, {})[work.room.room_nid] = (0, work.since)
+        stretches = {
+            nid: stretch
+            for limit, ranges in by_limit.items()
+            for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
+        }
+        events = await parts.events.get_events(
+            chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
+        )
+        for work in works:
+            arrived = [events[arrival.event_nid] for arrival in stretches[work.room.room_nid].arrivals]
+            seen = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.speakers = work.speakers | people_in(seen)
 
     async def _fill_states(
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
