@@ -403,45 +403,6 @@ def test_unread_counts(server: TestServer) -> None:
     assert (room["notification_count"], room["highlight_count"]) == (2, 0)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"lists": {f"l{number}": a_list([0, 1]) for number in range(101)}},
-        {"room_subscriptions": {f"!r{number}:x": {"timeline_limit": 1} for number in range(101)}},
-        {"lists": {"x" * 65: a_list([0, 1])}},
-        {"lists": {"a": a_list([3, 1])}},
-        {"lists": {"a": a_list([-1, 1])}},
-        {"lists": {"a": a_list([0, 1], state=[["\0", ""]])}},
-        {"lists": {"a": {"ranges": [[0, 1]], "timeline_limit": "many"}}},
-        {"conn_id": "\0"},
-        {"conn_id": "x" * 256},
-        {"extensions": {"to_device": {"enabled": True, "since": "x"}}},
-    ],
-)
-def test_what_cannot_be_is_refused(server: TestServer, body: dict[str, object]) -> None:
-    alice = server.register("alice")
-    answer = alice.post(UNSTABLE, body)
-    assert answer.status == 400
-    assert answer.errcode in ("M_INVALID_PARAM", "M_BAD_JSON")
-
-
-def test_what_is_unknown_or_null_is_ignored(server: TestServer) -> None:
-    alice = server.register("alice")
-    room_id = create(alice)
-    body: dict[str, Any] = {
-        "txn_id": "t",
-        "conn_id": None,
-        "lists": {"a": {**a_list([0, 1]), "sort": ["by_recency"], "filters": None, "bump_event_types": ["x"]}},
-        "room_subscriptions": {"!nowhere:example.org": {"timeline_limit": 1, "required_state": []}},
-        "extensions": {"org.example": {"enabled": True}, "typing": {"enabled": False}},
-        "unsubscribe_rooms": [],
-    }
-    answer = alice.post(UNSTABLE, body).json
-    assert list(answer["rooms"]) == [room_id]
-    assert answer["txn_id"] == "t"
-    assert answer["extensions"] == {}
-
-
 def test_the_accepted_form(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, name="tea")
