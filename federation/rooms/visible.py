@@ -6,7 +6,7 @@ that it set itself, whose former event is stored with it: so one batch of look-u
 spec: client-server-api#room-history-visibility
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import repeat
 from operator import attrgetter
 from typing import Final
@@ -15,7 +15,13 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
-from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
+from federation.protocol.visibility import (
+    HISTORY_VISIBILITY,
+    HistoryVisibility,
+    is_visible,
+    membership_after,
+    read_visibility,
+)
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.events import EventFlag
 from storage.memberships import MembershipRow
@@ -111,6 +117,24 @@ class Visibility:
                 seen.append(Seen(event, afterwards))
             if not is_state:
                 decided[case] = afterwards if shows else None
+        return seen
+
+    async def filter_for_members(self, events: Collection[StoredEvent]) -> list[Seen]:
+        """Those of the events (of one room, that are no state) that all may see who are in it, whenever they joined."""
+        if not events:
+            return []
+        room_nid = next(iter(events)).room_nid
+        roots = {event.state_root for event in events}
+        found = await self._trees.get_entries_of(room_nid, roots, (HISTORY_VISIBILITY,))
+        nids = {root: entries.get(HISTORY_VISIBILITY) for root, entries in found.items()}
+        loaded = await self._events.get_events(nid for nid in nids.values() if nid is not None)
+        seen: list[Seen] = []
+        for event in events:
+            nid = nids[event.state_root]
+            visibility = loaded.get(nid) if nid is not None else None
+            value = read_visibility(visibility.event if visibility is not None else None)
+            if event.flags & _TIMELINE and value in (HistoryVisibility.SHARED, HistoryVisibility.WORLD_READABLE):
+                seen.append(Seen(event, "join"))
         return seen
 
     async def was_joined(self, own: MembershipRow | None) -> bool:

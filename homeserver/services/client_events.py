@@ -28,6 +28,10 @@ from storage.sticky_events import LONGEST_MS
 BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
 
+Reasons = Mapping[int, Seen]
+"""Redactions by their numbers."""
+NO_REASONS: Final[Reasons] = {}
+
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
@@ -76,6 +80,14 @@ class ClientEvents:
             parents = [event for event in parents if event.room_nid in bundled_in]
         bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS) if parents else {}
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
+
+    async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
+        """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
+
+        spec: client-server-api#redactions
+        """
+        redactions = {event.redacted_by for event in events if event.redacted_by is not None}
+        return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
 
     async def _present(
         self,
@@ -152,9 +164,8 @@ class ClientEvents:
         if not special:
             return {}
         others = {event.replaces for event in special if event.replaces is not None}
-        redactions = {event.redacted_by for event in special if event.redacted_by is not None}
         # who has left may see what was redacted later, and not why
-        because = await self._aggregations.see(user_id, redactions) if redactions else {}
+        because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
         for event in special:
@@ -173,8 +184,7 @@ class ClientEvents:
                     _encode(former.content),
                 )
             if event.redacted_by is not None and event.redacted_by in because:
-                redaction = because[event.redacted_by].event
-                extra += b',"redacted_because":' + bytes(present_plainly(redaction, with_room_id=True))
+                extra += b"," + _reason(because[event.redacted_by])
             if extra:
                 extras[event.nid] = extra
         return extras
@@ -195,13 +205,18 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
     return bundle
 
 
-def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
-    """The client form without anything that is made for a reader: for state."""
-    return msgspec.Raw(_head(event, with_room_id) + b"}")
+def present_plainly(event: StoredEvent, *, with_room_id: bool, reasons: Reasons = NO_REASONS) -> msgspec.Raw:
+    """The client form with nothing beside the event but the reason why it was redacted: for state."""
+    head = _head(event, with_room_id)
+    if event.redacted_by is not None and event.redacted_by in reasons:
+        return msgspec.Raw(b'%b,"unsigned":{%b}}' % (head, _reason(reasons[event.redacted_by])))
+    return msgspec.Raw(head + b"}")
 
 
-def present_state(events: Iterable[StoredEvent]) -> list[msgspec.Raw]:
-    """The client form of many events, with the room's id and without anything that is made for a reader."""
+def present_state(events: Iterable[StoredEvent], reasons: Reasons) -> list[msgspec.Raw]:
+    """The same of many events, with the room's id."""
+    if reasons:
+        return [present_plainly(event, with_room_id=True, reasons=reasons) for event in events]
     return [
         msgspec.Raw(b'%b,"room_id":"%b"}' % (event.client_prefix, event.event.room_id.encode())) for event in events
     ]
@@ -229,6 +244,10 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
             _copy_path(event, result, path)
         kept.append(result)
     return kept
+
+
+def _reason(redaction: Seen) -> bytes:
+    return b'"redacted_because":' + bytes(present_plainly(redaction.event, with_room_id=True))
 
 
 def _head(event: StoredEvent, with_room_id: bool) -> bytes:

@@ -17,7 +17,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
-from homeserver.services.client_events import ClientEvents, present_plainly, present_stripped
+from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_stripped
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
 from homeserver.services.sliding_sync.order import OUTSIDE
@@ -159,6 +159,7 @@ class RoomEntries:
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(nid for nid in wanted if nid is not None)
         user_id, device_id = request.caller.user_id, request.caller.device_id
+        reasons = await parts.client_events.find_reasons(user_id, events.values())
         anew = {work.room.room_nid for work in shown if work.initial or work.limited or work.expanded}
         presented = await parts.client_events.present(
             user_id,
@@ -186,7 +187,7 @@ class RoomEntries:
                 entry = await self._make_outside(request, work)
             else:
                 end = begin + len(work.shown)
-                entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
+                entry = _make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
                 if not entry and not work.initial and nid not in summaries and not moved:
@@ -359,6 +360,7 @@ def _make_inside(
     work: RoomWork,
     timeline: Sequence[Any],
     events: Mapping[int, StoredEvent],
+    reasons: Reasons,
     stable: bool,
     connection: Connection,
     upto: int,
@@ -382,7 +384,9 @@ def _make_inside(
             entry["limited"] = True
         if work.expanded:
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
-    required: list[Any] = [present_plainly(events[nid], with_room_id=False) for nid in state.entries.values()]
+    required: list[Any] = [
+        present_plainly(events[nid], with_room_id=False, reasons=reasons) for nid in state.entries.values()
+    ]
     if stable:
         required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
     if required or work.initial:

@@ -10,6 +10,7 @@ spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -162,6 +163,9 @@ class JoinedRooms:
         all_shown = [seen for work in works for seen in work.shown]
         limited = {work.room.room_nid for work in works if work.limited}
         presented = await self._present(request, all_shown, limited)
+        reasons = await self._client_events.find_reasons(
+            request.caller.user_id, chain.from_iterable(work.state for work in works)
+        )
         begin = 0
         rooms: dict[str, dict[str, Any]] = {}
         for work in works:
@@ -172,7 +176,7 @@ class JoinedRooms:
                 timeline["prev_batch"] = work.prev_batch
             federation = request.filter.event_format == "federation"
             state: list[Any] = [
-                msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
+                msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False, reasons=reasons)
                 for event in work.state
             ]
             if request.filter.event_fields:
