@@ -412,6 +412,7 @@ class RoomParts:
                 ignored,
                 self.permissions,
                 parts.presence,
+                RoomRecencyStore(database),
             ),
             streams,
             self.notifier,
