@@ -24,6 +24,7 @@ from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import pushers as admin_pushers
 from homeserver.admin import registration_tokens as admin_registration_tokens
+from homeserver.admin import reports as admin_reports
 from homeserver.admin import user_actions as admin_user_actions
 from homeserver.admin import users as admin_users
 from homeserver.client import (
@@ -125,6 +126,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_media_scans,
     admin_pushers,
     admin_registration_tokens,
+    admin_reports,
     admin_user_actions,
     admin_users,
     account,
