@@ -163,7 +163,7 @@ class ClientEvents:
             special += [event for event in events if event.is_plain and event.nid in sent]
         if not special:
             return {}
-        others = {event.replaces for event in special if event.replaces is not None}
+        others = await self._find_former(user_id, seen)
         # who has left may see what was redacted later, and not why
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
@@ -188,6 +188,15 @@ class ClientEvents:
             if extra:
                 extras[event.nid] = extra
         return extras
+
+    async def _find_former(self, user_id: UserID, seen: Sequence[Seen]) -> set[int]:
+        """The state events that these took the place of, as far as the user may know them: who was in the room knew its state."""
+        known, others = set[int](), set[int]()
+        for each in seen:
+            if each.event.replaces is not None:
+                (known if each.membership == "join" else others).add(each.event.replaces)
+        others -= known
+        return known | (await self._aggregations.see(user_id, others)).keys() if others else known
 
 
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:

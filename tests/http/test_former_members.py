@@ -205,6 +205,32 @@ def test_what_a_room_is_to_filters_of_lists_is_what_it_was(server: TestServer) -
     assert not shown(is_encrypted=True)
 
 
+def test_what_was_before_a_visible_event_is_told_to_who_may_see_it(server: TestServer) -> None:
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat")
+    set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    set_state(alice, room_id, "m.room.topic", {"topic": "known"})
+    join(bob, room_id)
+    first = set_state(alice, room_id, "m.room.topic", {"topic": "mentioned"})
+    leave(bob, room_id)
+    set_state(alice, room_id, "m.room.topic", {"topic": "SECRET"})
+    set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
+    opened = set_state(alice, room_id, "m.room.topic", {"topic": "open"})
+    last = set_state(alice, room_id, "m.room.topic", {"topic": "still open"})
+
+    def former(reader: User, event_id: str) -> Any:
+        event = ok(reader.get(room_path(room_id, "event", event_id)))
+        return event["unsigned"].get("prev_content", {}).get("topic")
+
+    for reader in (bob, carol):
+        assert former(reader, opened) is None
+        assert former(reader, last) == "open"
+    assert former(alice, opened) == "SECRET"
+    assert former(bob, first) == "known", "he was in the room then, and knew its state"
+    join(carol, room_id)
+    assert former(carol, opened) is None, "from before she came"
+
+
 def test_who_was_never_in_a_room_is_told_their_membership_alone(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="private_chat", name="SECRET")
