@@ -88,7 +88,7 @@ def sliding_parts(
             synced.rooms,
             synced.ignored,
             threads,
-            ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent),
+            ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states),
             synced.sticky,
         )
     )
