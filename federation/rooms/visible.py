@@ -143,31 +143,10 @@ class Visibility:
 
     async def find_departure(self, own: MembershipRow | None) -> StoredEvent | None:
         """The event that ended the user's last stay in the room; None for who was never in it, or is in it now."""
-        departure, _ = await self._last_stay(own)
+        departure, _ = await self.find_last_stay(own)
         return departure
 
-    async def find_end_of_stay(self, own: MembershipRow) -> int | None:
-        """The position at which the last stay of a user ended who is not in the room; None for who was never in it.
-
-        Nothing that came later is for them, but their own membership and what the history visibility says of events.
-        """
-        departure, joined = await self._last_stay(own)
-        if joined is None:
-            return None
-        if departure is None or departure.nid == own.event_nid:
-            return own.position  # when it came into force: forks may have been resolved long after the event arrived
-        return departure.position or 0
-
-    async def _last_join(self, own: MembershipRow | None) -> int | None:
-        """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
-        if own is None:
-            return None
-        if own.membership == "join":
-            return MAX_DEPTH
-        _, joined = await self._last_stay(own)
-        return None if joined is None else joined.event.depth
-
-    async def _last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
+    async def find_last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
         """The event that ended the user's last stay in the room, and the one that it ended."""
         after: StoredEvent | None = None
         nid = None if own is None else own.event_nid
@@ -179,6 +158,15 @@ class Visibility:
                 return after, event
             after, nid = event, event.replaces
         return None, None
+
+    async def _last_join(self, own: MembershipRow | None) -> int | None:
+        """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
+        if own is None:
+            return None
+        if own.membership == "join":
+            return MAX_DEPTH
+        _, joined = await self.find_last_stay(own)
+        return None if joined is None else joined.event.depth
 
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:

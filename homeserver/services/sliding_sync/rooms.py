@@ -15,6 +15,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_stripped
@@ -114,6 +115,7 @@ class RoomParts(msgspec.Struct, frozen=True):
     current_states: CurrentStates
     timelines: Timelines
     visibility: Visibility
+    stays: Stays
     invited: InvitedRooms
     ignored: IgnoredUsers
     states: RequiredStates
@@ -152,7 +154,7 @@ class RoomEntries:
         shown = [work for work in works if work.shows_room]
         for work in shown:
             if work.own.membership != "join":
-                work.stayed_until = await self._parts.visibility.find_end_of_stay(work.own)
+                work.stayed_until = await self._parts.stays.find_end(work.own)
         await self._fill_timelines(request, shown, upto)
         await self._fill_states(shown, upto, sent_members, newly_sent)
         parts = self._parts

@@ -18,6 +18,7 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.stays import Stays
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
@@ -82,6 +83,7 @@ class JoinedRooms:
         timelines: Timelines,
         current_states: CurrentStates,
         visibility: Visibility,
+        stays: Stays,
         states: RoomStates,
         summaries: RoomSummaries,
         client_events: ClientEvents,
@@ -95,6 +97,7 @@ class JoinedRooms:
         self._timelines = timelines
         self._current_states = current_states
         self._visibility = visibility
+        self._stays = stays
         self._states = states
         self._summaries = summaries
         self._client_events = client_events
@@ -108,7 +111,7 @@ class JoinedRooms:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         for work in works:
             if work.own.membership != "join":
-                work.stayed_until = await self._visibility.find_end_of_stay(work.own)
+                work.stayed_until = await self._stays.find_end(work.own)
         await self._fill_timelines(request, works, span, ignored)
         lazy = request.loads_lazily
         sent: set[Member] | None = None
