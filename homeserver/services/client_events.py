@@ -35,6 +35,7 @@ NO_REASONS: Final[Reasons] = {}
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
+_of_plain: Final = attrgetter("event.is_plain")
 _sender: Final = attrgetter("event.sender")
 _nid: Final = attrgetter("nid")
 _client_prefix: Final = attrgetter("client_prefix")
@@ -86,7 +87,7 @@ class ClientEvents:
 
         spec: client-server-api#redactions
         """
-        redactions = {event.redacted_by for event in events if event.redacted_by is not None}
+        redactions = {event.redacted_by for event in filterfalse(_is_plain, events) if event.redacted_by is not None}
         return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
 
     async def _present(
@@ -158,12 +159,13 @@ class ClientEvents:
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
             sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
-        special = list(filterfalse(_is_plain, events))
+        special_seen = list(filterfalse(_of_plain, seen))
+        special: list[StoredEvent] = list(map(_event, special_seen))
         if sent:
             special += [event for event in events if event.is_plain and event.nid in sent]
         if not special:
             return {}
-        others = await self._find_former(user_id, seen)
+        others = await self._find_former(user_id, special_seen)
         # who has left may see what was redacted later, and not why
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
