@@ -360,6 +360,7 @@ def build(
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
+        exploring.kept_reports,
         exploring.times,
         finding.directory,
         finding.messages,

@@ -25,6 +25,7 @@ from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import purges as admin_purges
 from homeserver.admin import pushers as admin_pushers
 from homeserver.admin import registration_tokens as admin_registration_tokens
+from homeserver.admin import reports as admin_reports
 from homeserver.admin import user_actions as admin_user_actions
 from homeserver.admin import users as admin_users
 from homeserver.client import (
@@ -129,6 +130,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_purges,
     admin_pushers,
     admin_registration_tokens,
+    admin_reports,
     admin_user_actions,
     admin_users,
     account,

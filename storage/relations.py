@@ -104,14 +104,23 @@ class RelationStore:
         )
 
     async def get_threads(
-        self, room_nid: int, start: Place, limit: int, reader: str, ignored: Collection[str], *, participated: bool
+        self,
+        room_nid: int,
+        start: Place,
+        limit: int,
+        reader: str,
+        ignored: Collection[str],
+        *,
+        participated: bool,
+        end: Place | None = None,
     ) -> list[tuple[Place, int]]:
         """Threads of a room, those with the latest events first: (place right after the latest event, number of the root).
 
-        With `participated` only those in which the reader said something, the root included.
+        With `participated` only those in which the reader said something, the root included. With `end` they are the threads
+        as they were there.
         """
         return await self._database.read(
-            "get_threads", _select_threads, room_nid, start, limit, reader, list(ignored), participated
+            "get_threads", _select_threads, room_nid, start, end, limit, reader, list(ignored), participated
         )
 
     async def has_annotation(self, room_nid: int, target: str, type: str, sender: str, annotation: str) -> bool:
@@ -239,12 +248,15 @@ def _select_threads(
     txn: Transaction,
     room_nid: int,
     start: Place,
+    end: Place | None,
     limit: int,
     reader: str,
     ignored: list[str],
     participated: bool,
 ) -> list[tuple[Place, int]]:
     unwanted = ignored[:_MOST_IGNORED]
+    start = start if end is None else min(start, end)
+    within = [] if end is None else [end.depth, end.event_nid]
     marks = ", ".join("?" * len(unwanted))
     # the plus keeps SQLite from looking for newer events in the whole room: it is to look among those of the thread
     sql = (
@@ -254,16 +266,19 @@ def _select_threads(
         + (f" AND r.sender NOT IN ({marks})" if unwanted else "")
         + " AND NOT EXISTS (SELECT 1 FROM relations AS n WHERE n.target = r.target"
         f" AND n.rel_type = '{THREAD}' AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        + (" AND (n.depth, n.event_nid) <= (?, ?)" if within else "")
         + (f" AND n.sender NOT IN ({marks})" if unwanted else "")
         + ")"
     )
-    args: list[int | str] = [room_nid, start.depth, start.event_nid, *unwanted, *unwanted]
+    args: list[int | str] = [room_nid, start.depth, start.event_nid, *unwanted, *within, *unwanted]
     if participated:
         sql += (
             " AND (p.sender = ? OR EXISTS (SELECT 1 FROM relations AS o WHERE o.target = r.target"
-            f" AND o.rel_type = '{THREAD}' AND o.room_nid = r.room_nid AND o.sender = ?))"
+            f" AND o.rel_type = '{THREAD}' AND o.room_nid = r.room_nid AND o.sender = ?"
+            + (" AND (o.depth, o.event_nid) <= (?, ?)" if within else "")
+            + "))"
         )
-        args += [reader, reader]
+        args += [reader, reader, *within]
     rows = txn.query(sql + " ORDER BY r.depth DESC, r.event_nid DESC LIMIT ?", (*args, limit))
     return [(Place(depth, nid), root) for depth, nid, root in rows]
 

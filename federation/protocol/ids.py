@@ -28,6 +28,9 @@ KeyID = NewType("KeyID", str)
 MAX_ID_BYTES: Final = 255
 """Of every identifier with a sigil, sigil and domain included, in UTF-8. spec: appendices#identifier-grammar"""
 
+MAX_LABEL: Final = 63
+"""Of a part of a host name."""
+
 _SERVER_NAME = re.compile(
     r"(?P<host>(?P<dns>[0-9A-Za-z.-]{1,255})|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -55,6 +58,19 @@ def is_server_name(text: str) -> bool:
     if match["ipv6"] is not None:
         return _is_ipv6(match["ipv6"])
     return _DOTTED_QUAD.fullmatch(match["dns"]) is None or _is_ipv4(match["dns"])
+
+
+def could_be_found(server: ServerName) -> bool:
+    """Whether there can be a server of that name on a network: a name in DNS has no empty or long label, and a port has
+    16 bits. Identifiers may name others.
+
+    spec: RFC 1035, section 2.3.4
+    """
+    match = _SERVER_NAME.fullmatch(server)
+    if match is None or not 0 < int(match["port"] or 1) < 65536:
+        return False
+    labels = (match["dns"] or "ipv6").removesuffix(".").split(".")
+    return all(0 < len(label) <= MAX_LABEL for label in labels)
 
 
 def parse_server_name(text: str) -> ServerName:

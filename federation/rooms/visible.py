@@ -16,7 +16,13 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.retention import is_expired
-from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
+from federation.protocol.visibility import (
+    HISTORY_VISIBILITY,
+    HistoryVisibility,
+    is_visible,
+    membership_after,
+    read_visibility,
+)
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.events import EventFlag
@@ -56,10 +62,13 @@ class Visibility:
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out, and
         messages that are kept no longer.
         """
-        if self._lifetimes is not None and events:
-            oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
-            events = [event for event in events if not is_expired(event.event, oldest)]
-        return await self.filter_of_any_age(user_id, own, events)
+        return await self.filter_of_any_age(user_id, own, await self._still_kept(events))
+
+    async def _still_kept(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        if self._lifetimes is None or not events:
+            return events
+        oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
+        return [event for event in events if not is_expired(event.event, oldest)]
 
     async def filter_of_any_age(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
@@ -130,25 +139,35 @@ class Visibility:
                 decided[case] = afterwards if shows else None
         return seen
 
+    async def filter_for_members(self, events: Sequence[StoredEvent]) -> list[Seen]:
+        """Those of the events (of one room, that are no state) that all may see who are in it, whenever they joined."""
+        events = await self._still_kept(events)
+        if not events:
+            return []
+        room_nid = events[0].room_nid
+        roots = {event.state_root for event in events}
+        found = await self._trees.get_entries_of(room_nid, roots, (HISTORY_VISIBILITY,))
+        nids = {root: entries.get(HISTORY_VISIBILITY) for root, entries in found.items()}
+        loaded = await self._events.get_events(nid for nid in nids.values() if nid is not None)
+        seen: list[Seen] = []
+        for event in events:
+            nid = nids[event.state_root]
+            visibility = loaded.get(nid) if nid is not None else None
+            value = read_visibility(visibility.event if visibility is not None else None)
+            if event.is_shown and value in (HistoryVisibility.SHARED, HistoryVisibility.WORLD_READABLE):
+                seen.append(Seen(event, "join"))
+        return seen
+
     async def was_joined(self, own: MembershipRow | None) -> bool:
         """Whether the user is, or ever was, in the room."""
         return await self._last_join(own) is not None
 
     async def find_departure(self, own: MembershipRow | None) -> StoredEvent | None:
         """The event that ended the user's last stay in the room; None for who was never in it, or is in it now."""
-        departure, _ = await self._last_stay(own)
+        departure, _ = await self.find_last_stay(own)
         return departure
 
-    async def _last_join(self, own: MembershipRow | None) -> int | None:
-        """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
-        if own is None:
-            return None
-        if own.membership == "join":
-            return MAX_DEPTH
-        _, joined = await self._last_stay(own)
-        return None if joined is None else joined.event.depth
-
-    async def _last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
+    async def find_last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
         """The event that ended the user's last stay in the room, and the one that it ended."""
         after: StoredEvent | None = None
         nid = None if own is None else own.event_nid
@@ -160,6 +179,15 @@ class Visibility:
                 return after, event
             after, nid = event, event.replaces
         return None, None
+
+    async def _last_join(self, own: MembershipRow | None) -> int | None:
+        """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
+        if own is None:
+            return None
+        if own.membership == "join":
+            return MAX_DEPTH
+        _, joined = await self.find_last_stay(own)
+        return None if joined is None else joined.event.depth
 
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:

@@ -7,6 +7,7 @@ from federation.rooms.spaces import RemoteSpaces, Spaces
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.services.events_by_time import EventsByTime
+from homeserver.services.kept_reports import KeptReports
 from homeserver.services.mutual_rooms import MutualRooms
 from homeserver.services.reports import Reports
 from homeserver.services.room_previews import RoomPreviews
@@ -39,4 +40,6 @@ class ExploringParts:
         self.previews = RoomPreviews(rooms.room_memberships, rooms.memberships, self.spaces, previews, remote_spaces)
         self.times = EventsByTime(rooms.reading, TimelineStore(database), remote_times)
         self.mutual_rooms = MutualRooms(membership_store, rooms.room_store)
-        self.reports = Reports(ReportStore(database), rooms.reading, accounts.store, identity, rooms.now_ms)
+        report_store = ReportStore(database)
+        self.reports = Reports(report_store, rooms.reading, accounts.store, identity, rooms.now_ms)
+        self.kept_reports = KeptReports(report_store, rooms.events)

@@ -21,6 +21,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.stays import Stays
 from federation.rooms.sticky_checks import StickyChecks
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
@@ -370,6 +371,7 @@ class RoomParts:
             timelines,
             current_states,
             visibility,
+            Stays(visibility, current_states),
             RoomStates(trees, self.events),
             summaries,
             client_events,
@@ -428,6 +430,7 @@ class RoomParts:
                 ignored,
                 self.permissions,
                 parts.presence,
+                RoomRecencyStore(database),
             ),
             streams,
             self.notifier,

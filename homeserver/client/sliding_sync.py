@@ -8,7 +8,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
-from federation.protocol.ids import UserID, is_room_id
+from federation.protocol.ids import UserID, is_opaque_id, is_room_id
 from homeserver.http.parameters import json_decoder
 from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
@@ -36,7 +36,8 @@ MOST_LISTS: Final = 100
 MOST_SUBSCRIPTIONS: Final = 100
 MOST_RANGES: Final = 100
 MOST_PATTERNS: Final = 200
-LONGEST_KEY: Final = 64
+LONGEST_UNSTABLE_KEY: Final = 64
+"""Of a list, in the form of the released clients; in the accepted one it may be as long as any opaque identifier."""
 LONGEST_CONN_ID: Final = 255
 MOST_EVENTS: Final = 1000
 MOST_MESSAGES: Final = 100
@@ -60,6 +61,11 @@ MOST_REMEMBERED_BYTES: Final = 4096
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
+_PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
+    "offline": "offline",
+    "online": "online",
+    "unavailable": "unavailable",
+}
 
 
 class FiltersBody(msgspec.Struct, frozen=True):
@@ -176,7 +182,7 @@ class StableBody(msgspec.Struct, frozen=True):
     conn_id: str | None = None
     pos: str | None = None
     timeout: Natural | None = None
-    set_presence: PresenceState | None = None
+    set_presence: str | None = None
     lists: dict[str, StableList] | None = None
     room_subscriptions: dict[str, StableRoom] | None = None
     extensions: ExtensionsBody | None = None
@@ -234,6 +240,9 @@ async def post_sliding_sync(
     """What is new in the rooms that the client looks at, in the accepted form."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
     _check(body.conn_id, lists, subscriptions)
+    set_presence = None if body.set_presence is None else _PRESENCE_STATES.get(body.set_presence)
+    if set_presence is None and body.set_presence is not None:
+        raise InvalidParam(f"set_presence is one of {', '.join(_PRESENCE_STATES)}")
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",
@@ -244,7 +253,7 @@ async def post_sliding_sync(
         subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
-    presence.arrive(caller, body.set_presence)
+    presence.arrive(caller, set_presence)
     try:
         return await sliding_sync.sync(request)
     finally:
@@ -256,8 +265,8 @@ def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapp
         raise InvalidParam("The conn_id is too long, or not printable")
     if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
         raise InvalidParam(f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed")
-    if any(len(name.encode()) > LONGEST_KEY for name in lists):
-        raise InvalidParam(f"The key of a list may have at most {LONGEST_KEY} bytes")
+    if not all(map(is_opaque_id, lists)):
+        raise InvalidParam("The key of a list is made of letters, digits and . _ ~ -, and has at most 255 of them")
 
 
 class _Asked(msgspec.Struct, frozen=True, gc=False):
@@ -275,6 +284,8 @@ def _read_asked(body: bytes, user_id: UserID) -> _Asked:
     read: UnstableBody = _decode_unstable(body)
     lists, subscriptions = read.lists or {}, read.room_subscriptions or {}
     _check(read.conn_id, lists, subscriptions)
+    if any(len(name) > LONGEST_UNSTABLE_KEY for name in lists):
+        raise InvalidParam(f"The key of a list may have at most {LONGEST_UNSTABLE_KEY} bytes")
     return _Asked(
         read.conn_id or "",
         read.txn_id,

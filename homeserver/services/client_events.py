@@ -28,9 +28,14 @@ from storage.sticky_events import LONGEST_MS
 BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
 
+Reasons = Mapping[int, Seen]
+"""Redactions by their numbers."""
+NO_REASONS: Final[Reasons] = {}
+
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
+_of_plain: Final = attrgetter("event.is_plain")
 _sender: Final = attrgetter("event.sender")
 _nid: Final = attrgetter("nid")
 _client_prefix: Final = attrgetter("client_prefix")
@@ -79,6 +84,14 @@ class ClientEvents:
             parents = [each.event for each in seen if each.event.room_nid in bundled_in]
         bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS) if parents else {}
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
+
+    async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
+        """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
+
+        spec: client-server-api#redactions
+        """
+        redactions = {event.redacted_by for event in filterfalse(_is_plain, events) if event.redacted_by is not None}
+        return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
 
     async def _present(
         self,
@@ -151,15 +164,15 @@ class ClientEvents:
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
             sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
-        special = list(filterfalse(_is_plain, events))
+        special_seen = list(filterfalse(_of_plain, seen))
+        special: list[StoredEvent] = list(map(_event, special_seen))
         if sent:
             special += [event for event in events if event.is_plain and event.nid in sent]
         if not special:
             return {}
-        others = {event.replaces for event in special if event.replaces is not None}
-        redactions = {event.redacted_by for event in special if event.redacted_by is not None}
+        others = await self._find_former(user_id, special_seen)
         # who has left may see what was redacted later, and not why
-        because = await self._aggregations.see(user_id, redactions) if redactions else {}
+        because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
         for event in special:
@@ -178,11 +191,19 @@ class ClientEvents:
                     _encode(former.content),
                 )
             if event.redacted_by is not None and event.redacted_by in because:
-                redaction = because[event.redacted_by].event
-                extra += b',"redacted_because":' + bytes(present_plainly(redaction, with_room_id=True))
+                extra += b"," + _reason(because[event.redacted_by])
             if extra:
                 extras[event.nid] = extra
         return extras
+
+    async def _find_former(self, user_id: UserID, seen: Sequence[Seen]) -> set[int]:
+        """The state events that these took the place of, as far as the user may know them: who was in the room knew its state."""
+        known, others = set[int](), set[int]()
+        for each in seen:
+            if each.event.replaces is not None:
+                (known if each.membership == "join" else others).add(each.event.replaces)
+        others -= known
+        return known | (await self._aggregations.see(user_id, others)).keys() if others else known
 
 
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
@@ -200,13 +221,18 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
     return bundle
 
 
-def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
-    """The client form without anything that is made for a reader: for state."""
-    return msgspec.Raw(_head(event, with_room_id) + b"}")
+def present_plainly(event: StoredEvent, *, with_room_id: bool, reasons: Reasons = NO_REASONS) -> msgspec.Raw:
+    """The client form with nothing beside the event but the reason why it was redacted: for state."""
+    head = _head(event, with_room_id)
+    if event.redacted_by is not None and event.redacted_by in reasons:
+        return msgspec.Raw(b'%b,"unsigned":{%b}}' % (head, _reason(reasons[event.redacted_by])))
+    return msgspec.Raw(head + b"}")
 
 
-def present_state(events: Iterable[StoredEvent]) -> list[msgspec.Raw]:
-    """The client form of many events, with the room's id and without anything that is made for a reader."""
+def present_state(events: Iterable[StoredEvent], reasons: Reasons) -> list[msgspec.Raw]:
+    """The same of many events, with the room's id."""
+    if reasons:
+        return [present_plainly(event, with_room_id=True, reasons=reasons) for event in events]
     return [
         msgspec.Raw(b'%b,"room_id":"%b"}' % (event.client_prefix, event.event.room_id.encode())) for event in events
     ]
@@ -234,6 +260,10 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
             _copy_path(event, result, path)
         kept.append(result)
     return kept
+
+
+def _reason(redaction: Seen) -> bytes:
+    return b'"redacted_because":' + bytes(present_plainly(redaction.event, with_room_id=True))
 
 
 def _head(event: StoredEvent, with_room_id: bool) -> bytes:

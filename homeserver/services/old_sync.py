@@ -3,12 +3,14 @@
 Laws:
 - Its tokens are those of /sync.
 - Nothing is left out between one answer of `/events` and the next: where there is much, an answer ends earlier.
+- The first answer about all rooms has no pages. It is about those with the latest news, as many as it has room for; the others
+  are had one by one, or by /sync.
 
 spec: client-server-api#room-previews, client-server-api#get_matrixclientv3roomsroomidinitialsync,
 client-server-api#get_matrixclientv3initialsync, client-server-api#get_matrixclientv3events
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +40,7 @@ from homeserver.services.unshown_rooms import UnshownRooms
 from storage.account_data import AccountDataStore
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptStore
+from storage.room_recency import RoomRecencyStore
 from storage.rooms import RoomStore
 from storage.streams import Streams
 from storage.timelines import Direction, TimelineStore
@@ -46,6 +49,10 @@ MAX_EVENTS: Final = 100
 """Of one answer of /events."""
 MAX_MESSAGES: Final = 100
 """Of a room in a first answer."""
+MAX_ROOMS: Final = 100
+"""Of a first answer about all rooms."""
+MAX_STATE_BYTES: Final = 16 * 1024 * 1024
+"""Once the rooms of a first answer have that much state there are no more of them in it."""
 
 _EVERYTHING: Final = RoomEventFilter()
 
@@ -68,6 +75,7 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     ignored: IgnoredUsers
     permissions: InvitePermissions
     presence: PresenceReader
+    recency: RoomRecencyStore
 
 
 class OldSync:
@@ -87,17 +95,22 @@ class OldSync:
         """All that the caller may know of their rooms; `archived`: also of those that they left."""
         now = self._now()
         memberships = await self._parts.memberships.of_user(caller.user_id)
-        rows = [row for row in memberships.values() if not row.forgotten]
+        rows = await self._newest([row for row in memberships.values() if not row.forgotten], archived=archived)
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         data = await self._parts.account_data.get_account_data(caller.user_id)
         answers: list[dict[str, Any]] = []
+        size = 0
         for row in rows:
             room_id = RoomID(rooms[row.room_nid].room_id)
-            if row.membership == "join" or (archived and row.membership in LEFT):
+            if row.membership == "join" or row.membership in LEFT:
+                if size > MAX_STATE_BYTES:
+                    continue
                 try:
-                    answers.append(await self._room(caller, room_id, now, limit))
+                    answer = await self._room(caller, room_id, now, limit)
                 except Forbidden:
                     continue  # an invite that was declined: they have never been in the room
+                size += len(bytes(answer["state"]))
+                answers.append(answer)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
                 invite = (await self._parts.events.get_events([row.event_nid]))[row.event_nid]
                 shown = present_plainly(invite, with_room_id=True)
@@ -108,6 +121,17 @@ class OldSync:
             "rooms": answers,
             "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
         }
+
+    async def _newest(self, rows: Sequence[MembershipRow], *, archived: bool) -> Sequence[MembershipRow]:
+        """The rooms that a first answer is about: invites, then those with the latest news."""
+        invites = [row for row in rows if row.membership == "invite"]
+        inside = [row for row in rows if row.membership == "join" or (archived and row.membership in LEFT)]
+        joined = [row.room_nid for row in inside if row.membership == "join"]
+        latest = await self._parts.recency.get_latest_positions(joined)
+        news = {row.room_nid: row.position for row in inside} | dict(latest)
+        inside.sort(key=lambda row: news[row.room_nid], reverse=True)
+        invites.sort(key=lambda row: row.position, reverse=True)
+        return [*invites, *inside][:MAX_ROOMS]
 
     async def get_events(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken | None, timeout_ms: int

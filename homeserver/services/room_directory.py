@@ -12,7 +12,7 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
-from federation.protocol.ids import RoomAlias, RoomID, ServerName
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, could_be_found
 from federation.protocol.power_levels import PowerLevels
 from federation.remote.directory import DirectoryQuery
 from federation.rooms.engine import RoomEngine
@@ -182,6 +182,8 @@ class RoomDirectory:
         if server is not None and server != self._identity.server_name:
             if caller is None:
                 raise MissingToken("The directories of other servers are for people with an account")
+            if not could_be_found(server):
+                raise InvalidParam(f"server: There can be no server {server!r}")
             page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
             types = None if room_types is None else tuple(room_types)
             return await self._elsewhere.directory.get_public_rooms(server, DirectoryQuery(page, since, term, types))

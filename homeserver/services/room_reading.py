@@ -2,13 +2,15 @@
 
 Laws:
 - Who may look, and at what, is decided here once: `find_reader` finds the reader's standing in the room, `Visibility` filters
-  events. Whoever was in the room may read it as it was when they left; anyone may read rooms that are world readable.
+  events. Whoever was in the room may read it as it was when they left, whatever became of their membership since; anyone may
+  read rooms that are world readable. Every state that is told is `Reader.state`, or that at an event which they see and which
+  came no later than their leaving.
 - Pages cost a fixed number of queries.
 
 spec: client-server-api#getting-events-for-a-room
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +28,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import ClientEvents, present_plainly, present_state
+from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_state
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.room_answers import RoomAnswers
@@ -53,11 +55,18 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     own: MembershipRow | None
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
+    departure: StoredEvent | None = None
+    """With which they left, if they see no state of what came later."""
 
     @property
     def has_left(self) -> bool:
-        """They see nothing of what happened since they left."""
-        return self.state is not self.snapshot.state
+        """They see no state of what happened since they left."""
+        return self.departure is not None
+
+    def had_left(self, event: StoredEvent) -> bool:
+        """Whether they left before the event: a ban of them, for example. They see then the state in which they left."""
+        left = self.departure
+        return left is not None and (event.depth > left.depth or (event.position or 0) > (left.position or 0))
 
 
 class RoomReading:
@@ -127,7 +136,7 @@ class RoomReading:
         if not exhausted or (direction is Direction.FORWARDS and shown):
             answer["end"] = format_place(place)
         if wanted.lazy_load_members and shown:
-            answer["state"] = await self._members_of(reader, [seen.event for seen in shown])
+            answer["state"] = await self._members_of(caller, reader.state, [seen.event for seen in shown])
         return answer
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
@@ -159,11 +168,12 @@ class RoomReading:
         everything = [*events_before, seen, *events_after]
         presented = await self._client_events.present(caller.user_id, caller.device_id, everything, with_room_id=True)
         last = (events_after[-1] if events_after else seen).event
-        state = self._engine.view(room_nid, last.state_root)
+        state = reader.state if reader.had_left(last) else self._engine.view(room_nid, last.state_root)
         if wanted.lazy_load_members:
-            state_events = await self._members_of(reader, [each.event for each in everything], state)
+            state_events = await self._members_of(caller, state, [each.event for each in everything])
         else:
-            state_events = present_state((await state.load_all()).values())
+            whole = (await state.load_all()).values()
+            state_events = present_state(whole, await self._client_events.find_reasons(caller.user_id, whole))
         first_place = before[-1][0] if before else here
         return {
             "start": format_place(Place(first_place.depth, first_place.event_nid - 1)),
@@ -176,13 +186,15 @@ class RoomReading:
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """The whole state that the caller may see: a list of events."""
-        state = (await self._find_whole(caller.user_id, room_id)).state
+        reader = await self._find_whole(caller.user_id, room_id)
+        state = reader.state
 
         async def make() -> list[msgspec.Raw]:
             nids = await state.load_nids()
-            return present_state((await self._events.get_events(nids.values())).values())
+            events = (await self._events.get_events(nids.values())).values()
+            return present_state(events, await self._find_shared_reasons(reader, caller, events))
 
-        return await self._answers.get(state, ("state",), make)
+        return await self._answers.get(state, ("state", _shared_by(reader, caller)), make)
 
     async def get_state_entry(
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
@@ -194,7 +206,10 @@ class RoomReading:
             event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
         if event is None:
             raise NotFound("The room has no such state")
-        return present_plainly(event, with_room_id=True) if whole else event.event.content
+        if not whole:
+            return event.event.content
+        reasons = await self._client_events.find_reasons(caller.user_id, [event])
+        return present_plainly(event, with_room_id=True, reasons=reasons)
 
     async def get_members(
         self, caller: Requester, room_id: RoomID, at: str | None, membership: str | None, not_membership: str | None
@@ -207,17 +222,18 @@ class RoomReading:
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
         async def make() -> list[msgspec.Raw]:
-            events = await self._events.get_events((await state.load_nids(MEMBER)).values())
-            if membership is None and not_membership is None:
-                return present_state(events.values())
-            return present_state(
-                event
-                for event in events.values()
-                if (membership is not None and event.event.membership == membership)
-                or (not_membership is not None and event.event.membership != not_membership)
-            )
+            events = list((await self._events.get_events((await state.load_nids(MEMBER)).values())).values())
+            if membership is not None or not_membership is not None:
+                events = [
+                    event
+                    for event in events
+                    if (membership is not None and event.event.membership == membership)
+                    or (not_membership is not None and event.event.membership != not_membership)
+                ]
+            return present_state(events, await self._find_shared_reasons(reader, caller, events))
 
-        return await self._answers.get(state, ("members", membership, not_membership), make)
+        question = ("members", membership, not_membership, _shared_by(reader, caller))
+        return await self._answers.get(state, question, make)
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
@@ -268,7 +284,7 @@ class RoomReading:
         leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
         if leaving is None:
             raise Forbidden("You are not in this room")
-        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
+        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root), leaving)
 
     async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
         """As `find_reader`, once all of the room's state is here. Raises Forbidden, StateIncomplete."""
@@ -328,11 +344,20 @@ class RoomReading:
         return page, gap
 
     async def _members_of(
-        self, reader: Reader, events: Sequence[StoredEvent], state: StateView | None = None
+        self, caller: Requester, state: StateView, events: Sequence[StoredEvent]
     ) -> list[msgspec.Raw]:
         keys = {StateKey(MEMBER, event.event.sender) for event in events}
-        members = await (state or reader.state).load(keys)
-        return present_state(members.values())
+        members = (await state.load(keys)).values()
+        return present_state(members, await self._client_events.find_reasons(caller.user_id, members))
+
+    async def _find_shared_reasons(self, reader: Reader, caller: Requester, events: Collection[StoredEvent]) -> Reasons:
+        """Why events were redacted, in an answer that is kept for all members: what each of them may see of that."""
+        if _shared_by(reader, caller) is not None:
+            return await self._client_events.find_reasons(caller.user_id, events)
+        redactions = await self._events.get_events(
+            {event.redacted_by for event in events if event.redacted_by is not None}
+        )
+        return {seen.event.nid: seen for seen in await self._visibility.filter_for_members(list(redactions.values()))}
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
         place = await self.find_place(reader, at)
@@ -341,6 +366,8 @@ class RoomReading:
             return self._engine.view(reader.snapshot.room.room_nid, None)
         nid = page[0][1]
         event = (await self._events.get_events([nid]))[nid]
+        if reader.had_left(event):
+            return reader.state
         if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
@@ -357,3 +384,8 @@ class RoomReading:
 
     def _default_start(self, direction: Direction) -> Place:
         return END if direction is Direction.BACKWARDS else START
+
+
+def _shared_by(reader: Reader, caller: Requester) -> str | None:
+    """For whom an answer about the state is kept: for all members (None), or for one who is none."""
+    return None if reader.own is not None and reader.own.membership == "join" else caller.user_id

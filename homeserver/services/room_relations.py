@@ -87,9 +87,13 @@ class RoomRelations:
     async def get_threads(
         self, caller: Requester, room_id: RoomID, from_: str | None, limit: int, *, participated: bool
     ) -> dict[str, Any]:
-        """A page of the roots of a room's threads, those with the latest events first. Raises Forbidden."""
+        """A page of the roots of a room's threads, those with the latest events first. Raises Forbidden.
+
+        Who has left finds the threads as they were then.
+        """
         reader = await self._reading.find_reader(caller.user_id, room_id)
         place = END if from_ is None else await self._reading.find_place(reader, from_)
+        end = None if reader.departure is None else Place(reader.departure.depth, reader.departure.nid)
         limit = max(1, min(limit, MAX_RELATIONS))
         ignored = await self._ignored.of_user(caller.user_id)
         shown: list[Seen] = []
@@ -97,7 +101,13 @@ class RoomRelations:
         for _ in range(MAX_PAGES_LOOKED_AT):
             asked = limit - len(shown)
             page = await self._store.get_threads(
-                reader.snapshot.room.room_nid, place, asked + 1, caller.user_id, ignored, participated=participated
+                reader.snapshot.room.room_nid,
+                place,
+                asked + 1,
+                caller.user_id,
+                ignored,
+                participated=participated,
+                end=end,
             )
             more = len(page) > asked
             page = page[:asked]

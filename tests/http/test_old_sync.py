@@ -6,6 +6,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from homeserver.services import old_sync
 from homeserver.services.old_sync import MAX_EVENTS
 from storage.database import Database
 from tests.helpers.http import Answer, Pending
@@ -265,6 +266,23 @@ def test_all_rooms_at_once(alice: User, bob: User) -> None:
     ok(membership(bob, left, "forget"))
     archived = ok(bob.get(f"{V3}/initialSync?limit=1&archived=true"))["rooms"]
     assert left not in {room["room_id"] for room in archived}
+
+
+def test_all_rooms_at_once_are_so_many(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = [create(alice, preset="public_chat") for _ in range(4)]
+    for room in rooms[:3]:
+        join(bob, room)
+    invite(alice, rooms[3], bob)
+    say(alice, rooms[0], "news")
+
+    def told() -> list[str]:
+        return [room["room_id"] for room in ok(bob.get(f"{V3}/initialSync?limit=1"))["rooms"]]
+
+    assert told() == [rooms[3], rooms[0], rooms[2], rooms[1]]
+    monkeypatch.setattr(old_sync, "MAX_ROOMS", 3)
+    assert told() == [rooms[3], rooms[0], rooms[2]]
+    monkeypatch.setattr(old_sync, "MAX_STATE_BYTES", 1000)
+    assert told() == [rooms[3], rooms[0]], "there is one at least, however large"
 
 
 def test_one_event_of_whatever_room(alice: User, bob: User) -> None:

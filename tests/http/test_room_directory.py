@@ -213,7 +213,9 @@ def test_other_servers_and_networks(alice: User) -> None:
     create(alice, visibility="public")
     assert len(ok(alice.post(f"{V3}/publicRooms?server=example.org", {"include_all_networks": True}))["chunk"]) == 1
     assert refused(alice.get(f"{V3}/publicRooms?server=elsewhere.org")) == (502, "M_UNKNOWN")
-    assert refused(alice.get(f"{V3}/publicRooms?server=%20")) == (400, "M_INVALID_PARAM")
+    for name in ("%20", "bad..name", ".a", f"{'x' * 64}.org", "elsewhere.org:99999"):
+        assert refused(alice.get(f"{V3}/publicRooms?server={name}")) == (400, "M_INVALID_PARAM")
+        assert refused(alice.post(f"{V3}/publicRooms?server={name}", {})) == (400, "M_INVALID_PARAM")
     assert ok(alice.post(f"{V3}/publicRooms", {"third_party_instance_id": "irc"}))["chunk"] == []
 
 

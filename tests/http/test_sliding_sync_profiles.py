@@ -107,6 +107,24 @@ def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
     assert users_in(client.sync()) == {}
 
 
+def test_who_left_hears_nothing_of_who_came_later(server: TestServer, alice: User, bob: User) -> None:
+    carol, dave = server.register("carol"), server.register("dave")
+    room_id = create(bob, preset="public_chat")
+    for user in (alice, dave):
+        act(user, room_id, "join")
+    client = client_of(alice)
+    client.sync()
+    act(alice, room_id, "leave")
+    act(carol, room_id, "join")
+    act(dave, room_id, "leave")
+    assert users_in(client.sync()) == {bob.user_id: None, dave.user_id: None}
+    act(carol, room_id, "leave")
+    assert users_in(client.sync()) == {}
+    act(carol, room_id, "join")
+    act(bob, room_id, "ban", user_id=alice.user_id)
+    assert users_in(client.sync()) == {}
+
+
 def test_what_was_not_asked_for_meanwhile_is_told_anew(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, ok, put_event, redact, refused, say
+from tests.helpers.talk import create, join, leave, ok, put_event, redact, refused, say
 from tests.http.test_relations import bundle, edit, ignore, relate
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -124,6 +124,19 @@ def test_who_is_not_in_the_room_sees_no_threads(server: TestServer, alice: User)
     private = create(alice, preset="private_chat")
     eve = server.register("eve")
     assert refused(eve.get(path(private))) == (403, "M_FORBIDDEN")
+
+
+def test_who_left_finds_the_threads_as_they_were(alice: User, bob: User, room: str) -> None:
+    old, going_on, later = (say(alice, room, text) for text in ("old", "going on", "later"))
+    for number, root in enumerate((going_on, old)):
+        relate(alice, room, root, "m.thread", f"r{number}")
+    leave(bob, room)
+    for number in range(6):
+        relate(alice, room, going_on, "m.thread", f"more {number}")
+    relate(alice, room, later, "m.thread", "new")
+    assert roots(alice, room) == [later, going_on, old]
+    assert roots(bob, room) == [old, going_on]
+    assert roots(bob, room, "?limit=1") == [old]
 
 
 def test_no_thread_begins_at_a_child(alice: User, room: str) -> None:

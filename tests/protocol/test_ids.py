@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from federation.protocol.errors import InvalidParam, InvalidUsername
 from federation.protocol.ids import (
     ServerName,
+    could_be_found,
     domain_of,
     host_of,
     is_compliant_user_id,
@@ -78,6 +79,27 @@ def test_server_names(text: str) -> None:
 def test_what_is_no_server_name(text: str) -> None:
     with pytest.raises(InvalidParam):
         parse_server_name(text)
+
+
+@pytest.mark.parametrize(
+    ("server", "can"),
+    [
+        ("example.com", True),
+        ("example.com:8448", True),
+        ("localhost", True),
+        ("1.2.3.4", True),
+        ("[::1]:8448", True),
+        (f"{'x' * 63}.org", True),
+        (f"{'x' * 64}.org", False),
+        ("bad..name", False),
+        (".org", False),
+        ("example.org.", True),
+        ("example.com:0", False),
+        ("[::1]:65536", False),
+    ],
+)
+def test_servers_that_could_be_found(server: str, *, can: bool) -> None:
+    assert could_be_found(parse_server_name(server)) == can
 
 
 @pytest.mark.parametrize(

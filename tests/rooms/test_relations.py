@@ -69,6 +69,13 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     assert await threads(Place(replies[1].depth, replies[1].nid)) == [parent.nid]
     assert await threads(ignored=[BOB]) == [parent.nid]
     assert await threads(participated=True) == [other.nid, parent.nid]
+    second = Place(replies[1].depth, replies[1].nid)
+    for end, there, with_bob in ((first, [parent.nid], []), (second, [parent.nid], [parent.nid])):
+        for participated, expected in ((False, there), (True, with_bob)):
+            rows = await store.get_threads(parent.room_nid, END, 10, BOB, [], participated=participated, end=end)
+            assert rows == [(end, nid) for nid in expected]
+        rows = await store.get_threads(parent.room_nid, END, 10, BOB, [BOB], participated=False, end=end)
+        assert rows == [(first, parent.nid)]
 
     await parts.redact(room_id, BOB, later.event.event_id)
     assert await threads() == [parent.nid]

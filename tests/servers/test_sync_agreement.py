@@ -1,5 +1,6 @@
 """Whoever follows a server by /sync, in whatever way, and whoever follows it by sliding sync, knows in the end what a new client
-is told: state(t0) + changes = state(t1), also while the rooms' histories are forked, and over restarts.
+is told: state(t0) + changes = state(t1), also while the rooms' histories are forked, and over restarts. And who has left a room
+holds no state event that came later, but of their own membership.
 
 People of two servers do things at random in some rooms. Some runs are part of the suite;
 `MAHALLA_SYNC_RUNS=1000 pytest tests/servers/test_sync_agreement.py` makes as many.
@@ -19,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.departures import Departures
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.network import Network
@@ -61,6 +63,7 @@ class Towns(RuleBasedStateMachine):
 
         self.network = Network(self.path, open_another)
         north, south = self.network.add(NORTH), self.network.add(SOUTH)
+        self.departures = Departures(north.app.database)
         self.people = [*(north.register(name) for name in ("alice", "bob", "carol")), south.register("dave")]
         self.network.start_sending()
         self.rooms: list[str] = []
@@ -140,6 +143,31 @@ class Towns(RuleBasedStateMachine):
     def knock(self, who: int, where: int) -> None:
         if where < len(self.rooms):
             self.note("knock", self.people[who].start("POST", f"{V3}/knock/{self.rooms[where]}", {}))
+
+    @rule(
+        where=ROOM,
+        whom=LOCAL,
+        out=st.sampled_from(["kick", "leave", "ban"]),
+        then=st.sampled_from(["ban", "unban", "invite", "knock"]),
+        value=NUMBER,
+    )
+    def put_out(self, where: int, whom: int, out: str, then: str, value: int) -> None:
+        """Somebody goes, others change the room's state, and something becomes of the membership that is not one any more."""
+        other = (whom + 1) % 3
+        if out == "leave":
+            self.leave(whom, where)
+        else:
+            self.change_membership(other, where, whom, out)
+        self.set_state(other, where, value, "org.example.thing")
+        self.set_state(other, where, value, "m.room.name")
+        if then == "knock":
+            self.set_state(other, where, 2, "m.room.join_rules")
+            self.knock(whom, where)
+        else:
+            self.change_membership(other, where, whom, then)
+        self.set_state(other, where, value + 1, "m.room.topic")
+        if then in ("invite", "knock") and value % 3:
+            self.leave(whom, where)
 
     @rule(who=LOCAL, where=ROOM)
     def forget(self, who: int, where: int) -> None:
@@ -347,6 +375,8 @@ class Towns(RuleBasedStateMachine):
     def check(self) -> None:
         for client in self.clients:
             client.catch_up()
+        for client in self.clients:
+            self.departures.check(client.user.user_id, [(id, room.state) for id, room in client.rooms.items()])
         for client in self.v3:
             client.check()
         for sliding in self.sliding:

@@ -1,23 +1,26 @@
 """Which of a user's rooms a list shows, by its filters.
 
 What a filter shows is kept in the order of lists with the user's rooms, and moves as they do: so a list with filters costs no
-more for somebody in thousands of rooms than one without. Only filters by spaces look at all rooms each time. For the reactor
-thread.
+more for somebody in thousands of rooms than one without. Only filters by spaces look at all rooms each time. Rooms that the
+user has left are to filters what they were then. For the reactor thread.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, is_room_id
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
-from homeserver.services.sliding_sync.labels import CREATE, ENCRYPTION, NAME, NO_TAGS, Labels, RoomTraits
+from federation.rooms.stays import Stays
+from homeserver.services.sliding_sync.labels import CREATE, ENCRYPTION, NAME, NO_TAGS, TRAITS, Labels, RoomTraits
 from homeserver.services.sliding_sync.order import OUTSIDE, FilteredRooms, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
 from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.sync import LEFT
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow, RoomStore
 
@@ -39,6 +42,8 @@ class RoomFilters:
         events: RoomEvents,
         rooms: RoomStore,
         invited: InvitedRooms,
+        stays: Stays,
+        states: CurrentStates,
         traits: RoomTraits,
         orders: RoomOrders,
     ) -> None:
@@ -46,6 +51,8 @@ class RoomFilters:
         self._events = events
         self._rooms = rooms
         self._invited = invited
+        self._stays = stays
+        self._states = states
         self._traits = traits
         self._orders = orders
 
@@ -120,7 +127,7 @@ class RoomFilters:
 
     async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
         """What the rooms are, as far as the user may know; unknown ones are missing."""
-        inside = [row.room_nid for row in rows if row.membership not in OUTSIDE]
+        inside = [row.room_nid for row in rows if row.membership == "join"]
         summaries = await self._traits.of_rooms(inside)
         found = {
             nid: _Traits(summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name)
@@ -128,19 +135,33 @@ class RoomFilters:
             if nid in summaries
         }
         for row in rows:
-            if row.membership not in OUTSIDE:
-                continue
-            state = {event.key: event.content for event in await self._invited.get_stripped(row)}
-            create = state.get(StateKey(CREATE, ""))
-            if create is not None:
-                room_type = create.get("type")
-                name = state.get(StateKey(NAME, ""), {}).get("name")
-                found[row.room_nid] = _Traits(
-                    StateKey(ENCRYPTION, "") in state,
-                    room_type if isinstance(room_type, str) else None,
-                    name if isinstance(name, str) else None,
-                )
+            if row.membership in OUTSIDE:
+                state = {event.key: event.content for event in await self._invited.get_stripped(row)}
+                if StateKey(CREATE, "") in state:
+                    found[row.room_nid] = _read_traits(state)
+        found.update(await self._find_former_traits([row for row in rows if row.membership in LEFT]))
         return found
+
+    async def _find_former_traits(self, left: Sequence[MembershipRow]) -> dict[int, _Traits]:
+        """What rooms were when the user left them; nothing is said of those that they were never in."""
+        ends = {row.room_nid: await self._stays.find_end(row) for row in left}
+        roots = await self._states.at({nid: end for nid, end in ends.items() if end is not None})
+        found = {nid: _Traits(False, None, None) for nid in ends}
+        keys = [StateKey(type, "") for type in TRAITS]
+        for nid, root in roots.items():
+            state = await self._engine.view(nid, root).load(keys)
+            found[nid] = _read_traits({key: event.event.content for key, event in state.items()})
+        return found
+
+
+def _read_traits(state: Mapping[StateKey, Mapping[str, Any]]) -> _Traits:
+    room_type = state.get(StateKey(CREATE, ""), {}).get("type")
+    name = state.get(StateKey(NAME, ""), {}).get("name")
+    return _Traits(
+        StateKey(ENCRYPTION, "") in state,
+        room_type if isinstance(room_type, str) else None,
+        name if isinstance(name, str) else None,
+    )
 
 
 def _types(filters: ListFilters) -> frozenset[str]:

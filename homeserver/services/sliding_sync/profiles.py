@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.ids import UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import Connection, UnknownPos
@@ -38,11 +39,13 @@ class ProfileNews:
         memberships: Memberships,
         membership_store: MembershipStore,
         recent: RecentChanges,
+        states: CurrentStates,
     ) -> None:
         self._profiles = profiles
         self._memberships = memberships
         self._membership_store = membership_store
         self._recent = recent
+        self._states = states
 
     async def read(
         self,
@@ -116,11 +119,22 @@ class ProfileNews:
         rows: Sequence[MembershipRow] | None = self._recent.memberships_since(since)
         if rows is None:
             rows = await self._membership_store.get_changed_members(own, since, upto)
-        gone: set[str] = set()
-        for row in rows:
-            if row.room_nid in own and row.membership in LEFT and row.is_local and row.position <= upto:
-                gone |= {row.user_id} if row.user_id != user_id else await self._memberships.local_members(row.room_nid)
+        rows = [row for row in rows if row.room_nid in own and row.is_local and row.position <= upto]
+        gone = {row.user_id for row in rows if row.membership in LEFT and own[row.room_nid].membership == "join"}
+        elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
+        if elsewhere:
+            gone |= await self._whom_left_behind(user_id, elsewhere, since)
         return gone - {user_id}
+
+    async def _whom_left_behind(self, user_id: UserID, rows: Sequence[MembershipRow], since: int) -> set[str]:
+        """Who was in the rooms that the user has left since then; of who came after them the user hears nothing."""
+        before = await self._states.joined_at(rows, since)
+        behind: set[str] = set()
+        for room_nid in {room_nid for room_nid, member in before if member == user_id}:
+            moved = {row.user_id for row in rows if row.room_nid == room_nid}
+            behind |= {member for member in moved if (room_nid, member) in before}
+            behind |= await self._memberships.local_members(room_nid) - moved
+        return behind
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -67,7 +67,11 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
 
     def covers(self, other: "RequiredState") -> bool:
         """Whether who was sent this lacks nothing of the other."""
-        return other.clauses <= self.clauses
+        return other.clauses <= self.clauses and not self.lacks_members_of(other)
+
+    def lacks_members_of(self, other: "RequiredState") -> bool:
+        """Whether who was sent this may lack members that the other's timeline needs."""
+        return other.lazy_members and not self.lazy_members and not self.all_members
 
 
 def merge_states(states: Iterable[RequiredState]) -> RequiredState:

@@ -16,6 +16,7 @@ from homeserver.services.sliding_sync.request import MEMBER, RequiredState
 from storage.state_tree import StateTreeStore
 
 NAME: Final = StateKey("m.room.name", "")
+ALIAS: Final = StateKey("m.room.canonical_alias", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
 _event: Final = attrgetter("event.event")
 _sender: Final = attrgetter("sender")
@@ -28,7 +29,8 @@ class StateOfRoom(msgspec.Struct, gc=False):
     entries: dict[StateKey, int] = {}
     named: dict[StateKey, int | None] = {}
     """Name and avatar, as far as they may have changed; None where one is not set."""
-    members_changed: bool = False
+    naming_changed: bool = False
+    """Whether how many and who are in the room, or whether it is they who name it, may have changed."""
     changed_members: dict[str, int] = {}
     """All memberships that changed, asked for or not."""
     removed: Sequence[StateKey] = ()
@@ -81,7 +83,7 @@ class RequiredStates:
         return StateOfRoom(
             {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
             {key: changes[key] for key in (NAME, AVATAR) if key in changes},
-            any(key.type == MEMBER for key in changes),
+            any(key.type == MEMBER or key in (NAME, ALIAS) for key in changes),
             members,
             [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
         )

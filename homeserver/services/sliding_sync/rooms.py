@@ -1,6 +1,7 @@
 """The entries of rooms in an answer: timeline, state, name, people, counts.
 
-All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then.
+All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then, whatever has happened
+since; of that they are told their own membership alone.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -10,12 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
-from homeserver.services.client_events import ClientEvents, present_plainly, present_stripped
+from homeserver.services.client_events import NO_REASONS, ClientEvents, Reasons, present_plainly, present_stripped
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
 from homeserver.services.sliding_sync.order import OUTSIDE
@@ -24,6 +27,7 @@ from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, Sliding
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import RoomUnread, UnreadCounts
@@ -51,6 +55,8 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
+    stayed_until: int | None = None
+    """Of a room that the user was in and has left: the position at which they did."""
     expanded: bool = False
     """Whether more of the past is wanted than the client has."""
     limited: bool = False
@@ -65,6 +71,16 @@ class RoomWork(msgspec.Struct, gc=False):
     """Those whose memberships are needed to show these events."""
     state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
     summary: Summary | None = None
+
+    @property
+    def lacks_members(self) -> bool:
+        """Whether the client has a timeline without the members that it needs, and now wants them."""
+        return (
+            not self.initial
+            and self.own.membership == "join"
+            and self.sent is not None
+            and self.sent.required_state.lacks_members_of(self.config.required_state)
+        )
 
     @property
     def is_no_longer_direct(self) -> bool:
@@ -87,6 +103,11 @@ class RoomWork(msgspec.Struct, gc=False):
         """Whether timeline and state are shown: not of a room that the user was never in."""
         return self.own.membership not in OUTSIDE and self.was_in
 
+    @property
+    def left_before(self) -> bool:
+        """Whether something has become of the user's membership since they left."""
+        return self.stayed_until is not None and self.stayed_until < self.own.position
+
     def result(self) -> SentRoom:
         """What the client has of the room with this answer."""
         limit = self.config.timeline_limit
@@ -102,6 +123,7 @@ class RoomParts(msgspec.Struct, frozen=True):
     current_states: CurrentStates
     timelines: Timelines
     visibility: Visibility
+    stays: Stays
     invited: InvitedRooms
     ignored: IgnoredUsers
     states: RequiredStates
@@ -138,6 +160,9 @@ class RoomEntries:
     ) -> dict[str, dict[str, Any]]:
         """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
         shown = [work for work in works if work.shows_room]
+        for work in shown:
+            if work.own.membership != "join":
+                work.stayed_until = await self._parts.stays.find_end(work.own)
         parts = self._parts
         user_id, device_id = request.caller.user_id, request.caller.device_id
         ignored = await parts.ignored.of_user(user_id)
@@ -145,6 +170,7 @@ class RoomEntries:
         await self._fill_states(shown, upto, sent_members, newly_sent)
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
+        reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
             user_id,
@@ -154,7 +180,7 @@ class RoomEntries:
             bundled_in=None if len(anew) == len(shown) else anew,
         )
         joined = [work for work in shown if work.own.membership == "join"]
-        gathered = [work for work in joined if work.initial or work.state.members_changed]
+        gathered = [work for work in joined if work.initial or work.state.naming_changed]
         if gathered:
             summaries = await parts.summaries.summarize(user_id, [work.room.room_nid for work in gathered])
             for work in gathered:
@@ -171,7 +197,7 @@ class RoomEntries:
                 entry = await self._make_outside(request, work)
             else:
                 end = begin + len(work.shown)
-                entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
+                entry = _make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
                 if not entry and not work.initial and work.summary is None and not moved:
@@ -230,28 +256,53 @@ class RoomEntries:
         for work in works:
             stretch = stretches[work.room.room_nid]
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
+            if work.left_before:
+                arrived = told_after_leaving(arrived, work.own, work.stayed_until)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
             work.anew = work.initial or work.limited or work.expanded
-            work.messages_alone = not work.anew and all(map(_leaves_state, arrived))
+            work.messages_alone = not work.anew and not work.left_before and all(map(_leaves_state, arrived))
+        await self._add_known_speakers(user_id, [work for work in works if work.lacks_members], ignored)
+
+    async def _add_known_speakers(self, user_id: UserID, works: Sequence[RoomWork], ignored: Set[str]) -> None:
+        """To those who speak in what is new those who do in what the client has already."""
+        if not works:
+            return
+        parts = self._parts
+        by_limit: dict[int, dict[int, tuple[int, int]]] = {}
+        for work in works:
+            limit = max(work.config.timeline_limit, 0 if work.sent is None else work.sent.timeline_limit)
+            by_limit.setdefault(limit, {})[work.room.room_nid] = (0, work.since)
+        stretches = {
+            nid: stretch
+            for limit, ranges in by_limit.items()
+            for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
+        }
+        events = await parts.events.get_events(
+            chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
+        )
+        for work in works:
+            arrived = [events[arrival.event_nid] for arrival in stretches[work.room.room_nid].arrivals]
+            seen = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.speakers = work.speakers | people_in(seen)
 
     async def _fill_states(
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
     ) -> None:
         parts, states = self._parts, self._parts.states
         changing = {
-            work.room.room_nid: work.since
+            work.room.room_nid: _state_end(work, work.since)
             for work in works
             if work.has_news and not work.initial and not work.messages_alone
         }
         former = await parts.current_states.at(changing) if changing else {}
-        quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
-        roots = await parts.current_states.at(quiet) if quiet else {}
+        elsewhere = {work.room.room_nid: _state_end(work, upto) for work in works if not _ends_with_newest(work)}
+        roots = await parts.current_states.at(elsewhere) if elsewhere else {}
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            root = roots[nid] if work.newest is None else work.newest.current_root
+            root = roots[nid] if nid in roots or work.newest is None else work.newest.current_root
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
@@ -265,6 +316,8 @@ class RoomEntries:
                 await self._add_members(work, root, sent_members, newly_sent)
             elif work.state.changed_members:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
+            if work.left_before:
+                _tell_own_membership(work)
 
     async def _add_members(
         self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
@@ -289,10 +342,30 @@ def _end(work: RoomWork, upto: int) -> int:
     return upto if work.own.membership == "join" else min(upto, work.own.position)
 
 
+def _state_end(work: RoomWork, upto: int) -> int:
+    """Up to where the user is told of its state."""
+    end = _end(work, upto)
+    return end if work.stayed_until is None else min(end, work.stayed_until)
+
+
+def _ends_with_newest(work: RoomWork) -> bool:
+    """Whether the state at the end is the one at the newest event."""
+    return work.newest is not None and not work.left_before
+
+
+def _tell_own_membership(work: RoomWork) -> None:
+    """In a state in which the user left, what their membership is now."""
+    wanted, own = work.config.required_state, StateKey(MEMBER, work.own.user_id)
+    is_needed = wanted.matches(*own) or (wanted.lazy_members and own.state_key in work.speakers)
+    if own in work.state.entries or (is_needed and (work.initial or work.own.position > work.since)):
+        work.state.entries[own] = work.own.event_nid
+
+
 def _make_inside(
     work: RoomWork,
     timeline: Sequence[Any],
     events: Mapping[int, StoredEvent],
+    reasons: Reasons,
     stable: bool,
     connection: Connection,
     upto: int,
@@ -321,7 +394,7 @@ def _make_inside(
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
     required: list[Any] = []
     if state.entries:
-        required = [present_plainly(events[nid], with_room_id=False) for nid in state.entries.values()]
+        required = [present_plainly(events[nid], with_room_id=False, reasons=reasons) for nid in state.entries.values()]
     if stable:
         required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
     if required or work.initial:

@@ -1,12 +1,15 @@
-"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data.
+"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data; and those that they left.
 
 All rooms of an answer are worked on together, so that the number of queries does not grow with theirs; what a room needs
 besides is in memory for a client that is up to date.
 
+Who has left a room is told of it as it was then. Of what came later, and may be why it is in an answer (a ban, a knock that
+was taken back), they are told their own membership and nothing else.
+
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -16,10 +19,11 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.stays import Stays
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import ClientEvents, keep_fields, present_plainly
+from homeserver.services.client_events import NO_REASONS, ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
 from homeserver.services.ignored_users import without_ignored
 from homeserver.services.stream_tokens import SyncToken, format_place
@@ -46,6 +50,7 @@ _arrivals: Final = attrgetter("arrivals")
 _leaves_state: Final = attrgetter("leaves_state")
 _resolved: Final = attrgetter("resolved")
 _shown: Final = attrgetter("shown")
+_state: Final = attrgetter("state")
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -60,6 +65,8 @@ class RoomWork(msgspec.Struct, gc=False):
     whole_state: bool
     in_part: bool = False
     """Only a part of the room's state is here: memberships become known as people act."""
+    stayed_until: int | None = None
+    """Of a room that the user is not in: the position at which they left it; None if they were never in it."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
     resolved: bool = False
@@ -83,6 +90,7 @@ class JoinedRooms:
         timelines: Timelines,
         current_states: CurrentStates,
         visibility: Visibility,
+        stays: Stays,
         states: RoomStates,
         summaries: RoomSummaries,
         client_events: ClientEvents,
@@ -96,6 +104,7 @@ class JoinedRooms:
         self._timelines = timelines
         self._current_states = current_states
         self._visibility = visibility
+        self._stays = stays
         self._states = states
         self._summaries = summaries
         self._client_events = client_events
@@ -107,6 +116,9 @@ class JoinedRooms:
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
+        for work in works:
+            if work.own.membership != "join":
+                work.stayed_until = await self._stays.find_end(work.own)
         await self._fill_timelines(request, works, span, ignored)
         lazy = request.loads_lazily
         sent: set[Member] | None = None
@@ -134,24 +146,23 @@ class JoinedRooms:
     ) -> None:
         """Find state and summary of each room."""
         await self._fill_summaries(request, works)
+        ends = await self._find_ends(works, span)
         if not request.state_after:
-            await self._cut_what_lost(works)
+            await self._cut_what_lost(works, ends)
         former = await self._current_states.at(
             {
-                work.room.room_nid: work.since
+                work.room.room_nid: work.since if work.stayed_until is None else min(work.since, work.stayed_until)
                 for work in works
                 if (work.limited or work.resolved) and not work.whole_state
             }
         )
-        ends = await self._find_ends(works, span)
         found: list[tuple[RoomWork, Entries]] = []
         for work in works:
-            if not await self._visibility.was_joined(work.own):
+            if work.own.membership != "join" and work.stayed_until is None:
                 work.limited, work.whole_state = False, False  # who was never in the room is told of no state
                 continue
             nid = work.room.room_nid
-            end = work.arrived[-1].current_root if work.arrived else ends[nid]
-            entries = await self._find_state(request, work, former.get(nid), end, sent, newly_sent)
+            entries = await self._find_state(request, work, former.get(nid), ends[nid], sent, newly_sent)
             found.append((work, entries))
         wanted = request.filter.room.state
         states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
@@ -163,6 +174,8 @@ class JoinedRooms:
         all_shown = list(chain.from_iterable(map(_shown, works)))
         limited = {work.room.room_nid for work in works if work.limited}
         presented = await self._present(request, all_shown, limited)
+        stated = list(chain.from_iterable(map(_state, works)))
+        reasons = await self._client_events.find_reasons(request.caller.user_id, stated) if stated else NO_REASONS
         begin = 0
         rooms: dict[str, dict[str, Any]] = {}
         for work in works:
@@ -175,7 +188,9 @@ class JoinedRooms:
             state: list[Any] = []
             if work.state:
                 state = [
-                    msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
+                    msgspec.Raw(event.pdu)
+                    if federation
+                    else present_plainly(event, with_room_id=False, reasons=reasons)
                     for event in work.state
                 ]
             if request.filter.event_fields:
@@ -220,6 +235,8 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            if work.own.membership != "join":
+                work.arrived = told_after_leaving(work.arrived, work.own, work.stayed_until)
             work.resolved = not all(map(_leaves_state, work.arrived)) and any(map(_resolved, work.arrived))
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
@@ -260,7 +277,7 @@ class JoinedRooms:
         for work in works:
             work.summary = summaries.get(work.room.room_nid)
 
-    async def _cut_what_lost(self, works: Sequence[RoomWork]) -> None:
+    async def _cut_what_lost(self, works: Sequence[RoomWork], ends: Mapping[int, bytes | None]) -> None:
         """Who makes the state from the timeline would take its last word for true: where the resolution of forks decided
         otherwise, the timeline begins after that, and the state before it is right again."""
         for work in works:
@@ -269,7 +286,7 @@ class JoinedRooms:
             last = {
                 seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
             }
-            point = StatePoint(work.room.room_nid, work.arrived[-1].current_root)
+            point = StatePoint(work.room.room_nid, ends[work.room.room_nid])
             true = await self._states.get_some(point, last)
             lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
             if lost:
@@ -277,10 +294,13 @@ class JoinedRooms:
                 work.limited = True
 
     async def _find_ends(self, works: Sequence[RoomWork], span: Range) -> Mapping[int, bytes | None]:
-        """The current states at the ends of the stretches, of rooms in which nothing arrived in these."""
-        return await self._current_states.at(
-            {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
-        )
+        """The current states at the ends of the stretches; of rooms that were left, as they were then."""
+        ends = {work.room.room_nid: work.arrived[-1].current_root for work in works if work.arrived}
+        others = {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
+        for work in works:
+            if work.stayed_until is not None and work.stayed_until < work.own.position:
+                others[work.room.room_nid] = min(span.upto, work.stayed_until)
+        return {**ends, **await self._current_states.at(others)}
 
     async def _find_state(
         self,
@@ -292,7 +312,7 @@ class JoinedRooms:
         newly_sent: set[Member],
     ) -> Entries:
         undone = {} if request.state_after else undo(seen.event for seen in work.shown)
-        point = StatePoint(work.room.room_nid, end, undone)
+        point = StatePoint(work.room.room_nid, end, _own_since_leaving(work) | undone)
         if work.whole_state:
             entries = await self._states.get_all(point)
         elif work.limited or work.resolved:
@@ -355,6 +375,26 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
         work.prev_batch = str(SyncToken(span.upto, 0))
 
 
+def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
+    """The entry of the user's own membership, if it is another than that with which they left."""
+    if work.stayed_until is None or work.stayed_until == work.own.position:
+        return {}
+    return {StateKey(MEMBER, work.own.user_id): work.own.event_nid}
+
+
+def told_after_leaving(
+    arrived: Iterable[StoredEvent], own: MembershipRow, stayed_until: int | None
+) -> list[StoredEvent]:
+    """Of what has arrived the events that concern who is not in the room: those of their stay, and of their membership."""
+    key = StateKey(MEMBER, own.user_id)
+    until = stayed_until or 0
+    return [
+        event
+        for event in arrived
+        if (event.position or 0) <= until or (event.event.state_key is not None and event.event.key == key)
+    ]
+
+
 def _end(work: RoomWork, span: Range) -> int:
-    """Up to where the user is told of the room: who has left hears of nothing after the leaving."""
+    """Up to where the user is told of the room: who is not in it hears of nothing after the last change of that."""
     return span.upto if work.own.membership == "join" else min(span.upto, work.own.position)

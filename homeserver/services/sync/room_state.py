@@ -21,12 +21,12 @@ Entries = dict[StateKey, int]
 
 
 class StatePoint(msgspec.Struct, frozen=True, gc=False):
-    """A state of a room: a whole one, or as it was before some of its entries were set."""
+    """A state of a room, but for some of its entries."""
 
     room_nid: int
     root: bytes | None
-    undone: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
-    """Entries as they were before: numbers of events, None where there was none."""
+    otherwise: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
+    """Entries that are others: as they were before a timeline, or a former member's own. None where there is none."""
 
 
 class RoomStates:
@@ -39,7 +39,7 @@ class RoomStates:
     async def get_all(self, point: StatePoint) -> Entries:
         """The whole state."""
         entries = {StateKey(*key): nid for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()}
-        _put_back(entries, point.undone)
+        _put(entries, point.otherwise)
         return entries
 
     async def get_some(self, point: StatePoint, keys: Iterable[StateKey]) -> Entries:
@@ -47,7 +47,7 @@ class RoomStates:
         wanted = set(keys)
         found = await self._trees.get_entries(point.room_nid, point.root, wanted)
         entries = {StateKey(*key): nid for key, nid in found.items()}
-        _put_back(entries, {key: nid for key, nid in point.undone.items() if key in wanted})
+        _put(entries, {key: nid for key, nid in point.otherwise.items() if key in wanted})
         return entries
 
     async def get_changes(self, former: bytes | None, point: StatePoint) -> Entries:
@@ -55,9 +55,9 @@ class RoomStates:
         diff = await self._trees.get_diff(point.room_nid, former, point.root)
         changes = {StateKey(*key): new for key, (_, new) in diff.items() if new is not None}
         # what was there before, and is what the client has, is none
-        _put_back(
+        _put(
             changes,
-            {key: nid if nid != diff.get(key, (None, None))[0] else None for key, nid in point.undone.items()},
+            {key: nid if nid != diff.get(key, (None, None))[0] else None for key, nid in point.otherwise.items()},
         )
         return changes
 
@@ -96,8 +96,8 @@ def undo(timeline: Iterable[StoredEvent]) -> dict[StateKey, int | None]:
     return before
 
 
-def _put_back(entries: Entries, former: Mapping[StateKey, int | None]) -> None:
-    for key, nid in former.items():
+def _put(entries: Entries, others: Mapping[StateKey, int | None]) -> None:
+    for key, nid in others.items():
         if nid is None:
             entries.pop(key, None)
         else:

@@ -1,0 +1,149 @@
+"""What users reported: events and users by the paths of Synapse's administration API, rooms by paths of ours.
+
+`from` counts reports in the order that is asked for: from the oldest on (`dir=f`) it stays where it is as reports come in, and moves
+as they are removed. Clients send no `score` any more, so it is null.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.kept_reports import KeptReports
+from storage.reports import Report, ReportFilter, ReportKind
+
+_EVENTS: Final = "/_synapse/admin/v1/event_reports"
+_USERS: Final = "/_synapse/admin/v1/user_reports"
+_ROOMS: Final = "/_mahalla/admin/v1/room_reports"
+MOST: Final = 1000
+"""Entries in one answer."""
+MAX_OFFSET: Final = 2**53
+From = Annotated[int, Names("from")]
+Direction = Literal["f", "b"]
+
+
+@endpoint("GET", _EVENTS, auth=Auth.ADMIN)
+async def get_event_reports(
+    reports: KeptReports,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    dir: Direction = "b",
+    user_id: str = "",
+    room_id: str = "",
+    event_sender_user_id: UserID | None = None,
+) -> dict[str, Any]:
+    """Reports of events; `user_id` and `room_id` are parts of the ids of who reported and of the room."""
+    wanted = ReportFilter(reporter_part=user_id, room_part=room_id, target=event_sender_user_id)
+    rows, answer = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
+    return {"event_reports": [_event_report(row) for row in rows], **answer}
+
+
+@endpoint("GET", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
+async def get_event_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+    """One of them, with the event."""
+    report = await reports.get(ReportKind.EVENT, report_id)
+    return {**_event_report(report), "event_json": await reports.get_event(report)}
+
+
+@endpoint("DELETE", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
+async def delete_event_report(reports: KeptReports, *, report_id: int) -> Empty:
+    """Keep it no longer."""
+    await reports.do_remove(ReportKind.EVENT, report_id)
+    return EMPTY
+
+
+@endpoint("GET", _USERS, auth=Auth.ADMIN)
+async def get_user_reports(
+    reports: KeptReports,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    dir: Direction = "b",
+    user_id: str = "",
+    target_user_id: str = "",
+) -> dict[str, Any]:
+    """Reports of users; `user_id` and `target_user_id` are parts of the ids of who reported and of who is reported."""
+    wanted = ReportFilter(reporter_part=user_id, target_part=target_user_id)
+    rows, answer = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
+    return {"user_reports": [_user_report(row) for row in rows], **answer}
+
+
+@endpoint("GET", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
+async def get_user_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+    """One of them."""
+    return _user_report(await reports.get(ReportKind.USER, report_id))
+
+
+@endpoint("DELETE", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
+async def delete_user_report(reports: KeptReports, *, report_id: int) -> Empty:
+    """Keep it no longer."""
+    await reports.do_remove(ReportKind.USER, report_id)
+    return EMPTY
+
+
+@endpoint("GET", _ROOMS, auth=Auth.ADMIN)
+async def get_room_reports(
+    reports: KeptReports,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    dir: Direction = "b",
+    user_id: str = "",
+    room_id: str = "",
+) -> dict[str, Any]:
+    """Reports of rooms; `user_id` and `room_id` are parts of the ids of who reported and of the room."""
+    wanted = ReportFilter(reporter_part=user_id, room_part=room_id)
+    rows, answer = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
+    return {"room_reports": [_room_report(row) for row in rows], **answer}
+
+
+@endpoint("GET", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
+async def get_room_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+    """One of them."""
+    return _room_report(await reports.get(ReportKind.ROOM, report_id))
+
+
+@endpoint("DELETE", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
+async def delete_room_report(reports: KeptReports, *, report_id: int) -> Empty:
+    """Keep it no longer."""
+    await reports.do_remove(ReportKind.ROOM, report_id)
+    return EMPTY
+
+
+async def _get_page(
+    reports: KeptReports, kind: ReportKind, wanted: ReportFilter, from_: int, limit: int, dir: Direction
+) -> tuple[list[Report], dict[str, Any]]:
+    """The reports, and what an answer says beside them. Raises InvalidParam."""
+    if not 0 <= from_ <= MAX_OFFSET or not 0 <= limit <= MOST:
+        raise InvalidParam(f"from is not negative, and limit is between 0 and {MOST}")
+    rows, count = await reports.get_page(kind, wanted, from_, limit, newest_first=dir == "b")
+    answer: dict[str, Any] = {"total": count}
+    if rows and from_ + len(rows) < count:
+        answer["next_token"] = from_ + len(rows)
+    return list(rows), answer
+
+
+def _event_report(row: Report) -> dict[str, Any]:
+    sender = row.report.target_user_id
+    return {**_room_report(row), "event_id": row.report.event_id, "sender": sender, "score": None}
+
+
+def _room_report(row: Report) -> dict[str, Any]:
+    room = {"room_id": row.report.room_id, "name": row.room_name, "canonical_alias": row.room_alias}
+    return {**_common(row), **room}
+
+
+def _user_report(row: Report) -> dict[str, Any]:
+    return {**_common(row), "target_user_id": row.report.target_user_id}
+
+
+def _common(row: Report) -> dict[str, Any]:
+    report = row.report
+    return {
+        "id": row.report_nid,
+        "received_ts": report.received_ts,
+        "user_id": report.user_id,
+        "reason": report.reason,
+    }

@@ -1,0 +1,55 @@
+"""When people left rooms, as a server's stream tells it: what they may know of a room's state ends there."""
+
+from collections.abc import Iterable, Sequence
+
+from storage.database import Database
+from storage.memberships import MembershipRow
+from storage.streams import Change, Topic
+from storage.transaction import Transaction
+from tests.conftest import run_coroutine
+from tests.helpers.sync_client import Json, Key
+
+
+class Departures:
+    """Listens to a server from its beginning on."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._joined: set[tuple[int, str]] = set()
+        self._left: dict[tuple[int, str], int] = {}
+        database.streams.subscribe(self._hear, Topic.MEMBERSHIP)
+
+    def check(self, user_id: str, rooms: Iterable[tuple[str, dict[Key, Json]]]) -> None:
+        """Nobody holds state events of a room that came after they left, but their own membership.
+
+        `rooms`: by id the state that a client of the user holds.
+        """
+        positions: dict[str, tuple[int, int]] = {}
+
+        async def read() -> None:
+            positions.update(await self._database.read("get_all_positions", _select_positions))
+
+        run_coroutine(read(), None)
+        for room_id, state in rooms:
+            for key, event in state.items():
+                room_nid, position = positions[event["event_id"]]
+                if (room_nid, user_id) in self._joined or key == ("m.room.member", user_id):
+                    continue
+                assert position <= self._left.get((room_nid, user_id), 0), (room_id, user_id, key, event)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            row = change.detail
+            if not isinstance(row, MembershipRow):
+                continue
+            key = (row.room_nid, row.user_id)
+            if row.membership == "join":
+                self._joined.add(key)
+            elif key in self._joined:
+                self._joined.remove(key)
+                self._left[key] = row.position
+
+
+def _select_positions(txn: Transaction) -> dict[str, tuple[int, int]]:
+    rows = txn.query("SELECT event_id, room_nid, COALESCE(position, 0) FROM events")
+    return {event_id: (room_nid, position) for event_id, room_nid, position in rows}
