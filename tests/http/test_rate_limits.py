@@ -11,7 +11,7 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, room_path, say
+from tests.helpers.talk import create, ok, room_path, say
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
@@ -141,3 +141,15 @@ def test_what_a_user_may_do_so_often(
     statuses = [alice.start(method, path, body).answer.status for _ in range(3)]
 
     assert statuses == [200, 200, 429]
+
+
+def test_who_kicks_bans_and_leaves_sends_events(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_message: {per_second: 0.1, burst_count: 1}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    room = create(alice)
+    for action in ("ban", "unban", "kick", "leave"):
+        body = {} if action == "leave" else {"user_id": bob.user_id}
+        if action == "kick":
+            ok(alice.post(room_path(room, "invite"), body))
+        assert [alice.post(room_path(room, action), body).status for _ in range(2)] == [200, 429], action
+        server.clock.advance(10)
