@@ -19,6 +19,8 @@ from storage.events import EventFlag, EventRow, EventStore
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Change, Streams, Topic
 
+MOST_ON_AVERAGE: Final = 4096
+"""In bytes of memory, of the events that are kept: usual ones take half of it, the largest fifty times as much and more."""
 NO_TRANSACTION: Final = ("", "")
 """In the place of device and transaction id, of what no client has sent."""
 
@@ -42,6 +44,7 @@ class StoredEvent:
         "sent",
         "state_root",
         "thread_root",
+        "weight",
     )
 
     client_prefix: bytes
@@ -61,13 +64,13 @@ class StoredEvent:
         """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
-        self.thread_root = row.thread_root
-        """The thread that it stands in, by its root; None for the main timeline."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.thread_root = row.thread_root
-        """Of the thread that it stands in, as far as it notifies anybody."""
+        """The thread that it stands in, by its root, as far as it notifies anybody; None for the main timeline."""
         self.pdu = row.pdu
+        self.weight = _weigh(row.pdu)
+        """About how many bytes of memory it takes, parsed and encoded."""
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, or that there is none, as far as it is known."""
         self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
@@ -112,10 +115,13 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor thread."""
 
     def __init__(self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity` is in events; one takes about 2 KB."""
+        """`capacity` is in events, of `MOST_ON_AVERAGE` bytes: of large ones fewer are kept."""
         self._store = store
         self._rooms = rooms
         self._capacity = capacity
+        self._capacity_bytes = capacity * MOST_ON_AVERAGE
+        self.weight = 0
+        """About how many bytes the events in the cache take."""
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
         self._nids: dict[str, int] = {}
         """Numbers of the events in the cache, by id."""
@@ -207,17 +213,24 @@ class RoomEvents:
     def forget(self, event_ids: Iterable[EventID]) -> None:
         """Read these anew when they are next asked for: another node may have changed them."""
         for event_id in event_ids:
-            nid = self._nids.pop(event_id, None)
+            nid = self._nids.get(event_id)
             if nid is not None:
-                self._cache.pop(nid, None)
+                self._drop(nid)
 
     def _put(self, stored: StoredEvent) -> StoredEvent:
+        self._drop(stored.nid)
         self._cache[stored.nid] = stored
         self._nids[stored.event.event_id] = stored.nid
-        if len(self._cache) > self._capacity:
-            _, oldest = self._cache.popitem(last=False)
-            self._nids.pop(oldest.event.event_id, None)
+        self.weight += stored.weight
+        while len(self._cache) > self._capacity or self.weight > self._capacity_bytes:
+            self._drop(next(iter(self._cache)))
         return stored
+
+    def _drop(self, nid: int) -> None:
+        dropped = self._cache.pop(nid, None)
+        if dropped is not None:
+            del self._nids[dropped.event.event_id]
+            self.weight -= dropped.weight
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -228,12 +241,11 @@ class RoomEvents:
             elif change.topic in (Topic.REDACTED, Topic.PLACED):
                 self._changes_heard += 1
                 if isinstance(change.detail, int):
-                    dropped = self._cache.pop(change.detail, None)
-                    if dropped is not None:
-                        self._nids.pop(dropped.event.event_id, None)
+                    self._drop(change.detail)
                 else:  # another node's: of which event is not known here
                     self._cache.clear()
                     self._nids.clear()
+                    self.weight = 0
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node has written: it may have redacted events that are kept here, or placed outliers."""
@@ -248,6 +260,11 @@ class RoomEvents:
         redacted, self._latest_nid = await self._store.get_redacted_since(self._latest_nid)
         self._changes_heard += 1
         self.forget(EventID(event_id) for event_id in redacted)
+
+
+def _weigh(pdu: bytes) -> int:
+    """Its bytes stay twice, as they are stored and as clients get them; each value in it is an object when it is parsed."""
+    return 512 + 2 * len(pdu) + 64 * (pdu.count(b",") + pdu.count(b"{") + pdu.count(b"["))
 
 
 def entries_before(event: StoredEvent, after: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
