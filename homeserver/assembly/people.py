@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import has_own_pages
 from homeserver.assembly.rooms import RoomParts
@@ -144,7 +145,7 @@ class PeopleParts:
             accounts.registration.greet_with(self.first_rooms)
             accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
-        self.filters = Filters(database, FilterStore(database))
+        self.filters = Filters(database, FilterStore(database), capacity=CacheSizes(config.memory).filter_bytes)
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

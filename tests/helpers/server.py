@@ -61,6 +61,8 @@ rc_hierarchy: {_UNLIMITED}
 rc_threads: {_UNLIMITED}
 rc_timestamp_to_event: {_UNLIMITED}
 rc_receipts: {_UNLIMITED}
+rc_account_data: {_UNLIMITED}
+rc_aliases: {_UNLIMITED}
 rc_typing: {_UNLIMITED}
 rc_forget: {_UNLIMITED}
 rc_federation: {{sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}}
