@@ -132,8 +132,8 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
     if old is not None:
         if old[0] == receipt.event_id:
             return None
-        if old[1] is not None and receipt.event_position is not None and receipt.event_position <= old[1]:
-            return None
+        if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
+            return None  # of an event whose place is not known nobody can say that it is further on
     position = txn.next_position()
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(

@@ -53,7 +53,7 @@ class ReadMarkers:
     ) -> None:
         """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only.
 
-        Raises Forbidden, InvalidParam, and NotFound for a marker at an event that the room does not have.
+        Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does not have.
         """
         snapshot = await self._reading.check_joined(caller.user_id, room_id)
         for kind, event_id in marks.items():
@@ -72,8 +72,9 @@ class ReadMarkers:
         self, caller: Requester, snapshot: RoomSnapshot, kind: str, event_id: EventID, thread_id: str
     ) -> None:
         event = await self._events.get_event(snapshot.room.room_nid, event_id)
-        if event is not None:
-            _check_relation(event.event, thread_id)
+        if event is None:
+            raise NotFound("The room has no such event")
+        _check_relation(event.event, thread_id)
         await self._receipts.set_receipt(
             snapshot.room.room_nid,
             snapshot.room.room_id,
@@ -81,7 +82,7 @@ class ReadMarkers:
             kind,
             thread_id,
             event_id,
-            None if event is None else event.position,
+            event.position,
             self._now_ms(),
         )
 

@@ -1,0 +1,18 @@
+"""Receipts move forwards, and a user has so many of them in a room."""
+
+from storage.database import Database
+from storage.receipts import UNTHREADED, ReceiptStore
+
+ALICE, ROOM = "@alice:example.org", "!room:example.org"
+
+
+async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) -> None:
+    store = ReceiptStore(database)
+
+    async def read(event_id: str, position: int | None) -> bool:
+        return await store.set_receipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0) is not None
+
+    told = [("$early", None), ("$earlier", None), ("$5", 5), ("$unknown", None), ("$4", 4), ("$5", 5), ("$6", 6)]
+    assert [await read(*each) for each in told] == [True, True, True, False, False, False, True]
+    (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
+    assert (row.event_id, row.event_position) == ("$6", 6)
