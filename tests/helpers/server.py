@@ -43,29 +43,28 @@ from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 T = TypeVar("T")
 
 START = 1_700_000_000.0
-_UNLIMITED = "{per_second: 100000, burst_count: 100000}"
-OPEN_CONFIG = f"""
+OPEN_CONFIG = """
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
 bcrypt_rounds: 4
-rc_message: {_UNLIMITED}
-rc_registration: {_UNLIMITED}
-rc_login: {{address: {_UNLIMITED}, account: {_UNLIMITED}, failed_attempts: {_UNLIMITED}}}
-rc_joins: {{local: {_UNLIMITED}, remote: {_UNLIMITED}}}
-rc_joins_per_room: {_UNLIMITED}
-rc_invites: {{per_room: {_UNLIMITED}, per_user: {_UNLIMITED}, per_issuer: {_UNLIMITED}}}
-rc_room_creation: {_UNLIMITED}
-rc_profile: {_UNLIMITED}
-rc_hierarchy: {_UNLIMITED}
-rc_threads: {_UNLIMITED}
-rc_timestamp_to_event: {_UNLIMITED}
-rc_receipts: {_UNLIMITED}
-rc_account_data: {_UNLIMITED}
-rc_aliases: {_UNLIMITED}
-rc_typing: {_UNLIMITED}
-rc_forget: {_UNLIMITED}
-rc_federation: {{sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}}
+rc_room_creation: &unlimited {per_second: 100000, burst_count: 100000}
+rc_message: *unlimited
+rc_registration: *unlimited
+rc_login: {address: *unlimited, account: *unlimited, failed_attempts: *unlimited}
+rc_joins: {local: *unlimited, remote: *unlimited}
+rc_joins_per_room: *unlimited
+rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
+rc_profile: *unlimited
+rc_hierarchy: *unlimited
+rc_threads: *unlimited
+rc_timestamp_to_event: *unlimited
+rc_receipts: *unlimited
+rc_account_data: *unlimited
+rc_aliases: *unlimited
+rc_typing: *unlimited
+rc_forget: *unlimited
+rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"
 """Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
