@@ -87,6 +87,14 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     assert "thread_id" not in content[root]["m.read"][bob.user_id]
     assert refused(mark(bob, room_id, "m.read", reply, thread_id="main")) == INVALID
     assert refused(mark(bob, room_id, "m.read", reply, thread_id=other)) == INVALID
+    for invented in ("$invented", other):
+        assert refused(mark(bob, room_id, "m.read", root, thread_id=invented)) == INVALID
+    annotation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": reply, "key": "+1"}}
+    liked = ok(put_event(alice, room_id, "m.reaction", annotation))["event_id"]
+    assert refused(mark(bob, room_id, "m.read", liked, thread_id="main")) == INVALID
+    ok(mark(bob, room_id, "m.read", liked, thread_id=root))
+    ok(mark(alice, room_id, "m.read", root, thread_id=root))
+    assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
 @pytest.mark.parametrize(

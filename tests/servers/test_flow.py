@@ -196,6 +196,25 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
     assert seen.get("m.receipt", {}) == {}
 
 
+async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
+    room = await sending(network)
+    first, second = (say(room.alice, room.room_id, text) for text in ("first", "second"))
+    network.settle()
+
+    async def tell(event_id: str, **data: str) -> Any:
+        receipt = {"event_ids": [event_id], "data": {"ts": 1, **data}}
+        content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
+        await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
+        return receipts_of(room.alice, room.room_id).get("m.receipt", {})
+
+    assert await tell(first, thread_id="$invented") == {}  # the event is here, and is in no thread
+    assert await tell("$to_come", thread_id="$root") != {}  # it may be the event that is late
+    assert first in await tell(first, thread_id="main")
+    seen = await tell(second)
+    assert set(seen) == {"$to_come", first, second}
+    assert await tell("$unknown") == seen
+
+
 async def test_presence_is_told(network: Network) -> None:
     on = "presence: {enabled: true}\n"
     room = await sending(network, config={NORTH: on, SOUTH: on})
