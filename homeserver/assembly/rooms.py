@@ -417,7 +417,7 @@ class RoomParts:
             self.notifier,
             clock,
         )
-        sliding = sliding_parts(
+        self.sliding = sliding_parts(
             database,
             parts,
             self.engine,
@@ -431,7 +431,7 @@ class RoomParts:
             sizes,
             now_ms,
         )
-        self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
+        self.sliding_sync = SlidingSync(self.sliding, streams, self.notifier, clock, database.catch_up)
 
     @property
     def caches(self) -> Mapping[str, Counted]:

@@ -44,6 +44,8 @@ LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
 MOST_FIELDS: Final = 100
+MOST_NAMES: Final = 500
+"""Of spaces, tags, lists or rooms, wherever they are named."""
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
@@ -54,6 +56,8 @@ REMEMBERED: Final = 512
 MOST_REMEMBERED_PATTERNS: Final = 50
 
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
+Names = Annotated[list[Text], msgspec.Meta(max_length=MOST_NAMES)]
+RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MOST_NAMES)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
 
@@ -62,15 +66,15 @@ class FiltersBody(msgspec.Struct, frozen=True):
     """Which rooms a list shows, in both forms."""
 
     is_dm: bool | None = None
-    spaces: list[str] | None = None
+    spaces: Names | None = None
     is_encrypted: bool | None = None
     is_invite: bool | None = None
     is_invited: bool | None = None
-    room_types: list[str | None] | None = None
-    not_room_types: list[str | None] | None = None
-    tags: list[str] | None = None
-    not_tags: list[str] | None = None
-    room_name_like: str | None = None
+    room_types: RoomTypes | None = None
+    not_room_types: RoomTypes | None = None
+    tags: Names | None = None
+    not_tags: Names | None = None
+    room_name_like: Text | None = None
 
 
 class PatternBody(msgspec.Struct, frozen=True):
@@ -121,7 +125,7 @@ class SinceExtension(msgspec.Struct, frozen=True):
     """An extension with a token of its own."""
 
     enabled: bool | None = None
-    since: str | None = None
+    since: Text | None = None
     limit: Natural | None = None
 
 
@@ -129,14 +133,14 @@ class RoomsExtension(msgspec.Struct, frozen=True):
     """An extension that is wanted in some rooms."""
 
     enabled: bool | None = None
-    lists: list[str] | None = None
-    rooms: list[str] | None = None
+    lists: Names | None = None
+    rooms: Names | None = None
 
 
 class ProfilesExtension(RoomsExtension, frozen=True):
     """Profiles of people in some rooms."""
 
-    fields: list[str] | None = None
+    fields: list[Text] | None = None
 
 
 class ExtensionsBody(msgspec.Struct, frozen=True):

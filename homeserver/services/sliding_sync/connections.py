@@ -20,7 +20,7 @@ from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.rooms import RoomRow
-from storage.sliding_connections import ConnectionKey, SlidingConnectionStore
+from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
@@ -29,6 +29,8 @@ LIVE: Final = 0
 
 NOTHING: Final[Mapping[int, Any]] = {}
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
+BYTES_LIKE_A_ROOM: Final = 64
+"""So much of a stored state weighs as a room: what clients ask of rooms may be long."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
 _POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
@@ -136,18 +138,26 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
 class _Remembered(msgspec.Struct):
     used_ts: int
     states: dict[int, ConnectionState]
+    weights: dict[int, int]
+    """How much each state weighs."""
 
 
 class Connections:
     """Finds the state of connections, and keeps new ones. For the reactor thread."""
 
     def __init__(self, store: SlidingConnectionStore, now_ms: Callable[[], int], *, capacity: int) -> None:
-        """`capacity`: about how many rooms of all connections are remembered in memory."""
+        """`capacity`: about how many rooms of all connections are remembered in memory, long names counted as rooms too."""
         self._store = store
         self._now_ms = now_ms
         self._capacity = capacity
         self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
+        self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
+        """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
         self._weight = 0
+
+    def __len__(self) -> int:
+        """Connections in memory."""
+        return len(self._known)
 
     async def find(self, request: SlidingRequest) -> Connection:
         """The connection of a request. Raises UnknownPos."""
@@ -166,11 +176,16 @@ class Connections:
         state_nid = former.state_nid
         if state_nid is None or state is not former.state:
             now = self._now_ms()
-            state_nid = await self._store.add_state(former.key, state_nid, _encode(state), now, now - KEPT_MS)
-            states = {state_nid: state}
+            blob = _encode(state)
+            state_nid = await self._store.add_state(former.key, state_nid, blob, now, now - KEPT_MS)
+            states, weights = {state_nid: state}, {state_nid: _weigh(state, blob)}
             if former.state_nid is not None:
+                known = self._known.get(former.key)
                 states[former.state_nid] = former.state
-            self._remember(former.key, _Remembered(now, states))
+                weights[former.state_nid] = (
+                    1 + len(former.state.rooms) if known is None else known.weights.get(former.state_nid, 1)
+                )
+            self._remember(former.key, _Remembered(now, states, weights))
         return f"{token}_{state_nid}"
 
     async def _find_state(self, key: ConnectionKey, state_nid: int) -> ConnectionState:
@@ -179,7 +194,8 @@ class Connections:
             row = await self._store.get_state(key, state_nid)
             if row is None:
                 raise UnknownPos
-            known = _Remembered(row.used_ts, {state_nid: _decode(row.state)})
+            state = _decode(row.state)
+            known = _Remembered(row.used_ts, {state_nid: state}, {state_nid: _weigh(state, row.state)})
             self._remember(key, known)
         self._known.move_to_end(key)
         now = self._now_ms()
@@ -195,18 +211,26 @@ class Connections:
     def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
         self._forget(key)
         self._known[key] = remembered
-        self._weight += _weigh(remembered)
+        self._weight += sum(remembered.weights.values())
+        of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
+        of_device[key.conn_id] = None
+        if len(of_device) > MOST_OF_A_DEVICE:
+            self._forget(ConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
         while self._weight > self._capacity and len(self._known) > 1:
             self._forget(next(iter(self._known)))
 
     def _forget(self, key: ConnectionKey) -> None:
         remembered = self._known.pop(key, None)
         if remembered is not None:
-            self._weight -= _weigh(remembered)
+            self._weight -= sum(remembered.weights.values())
+            of_device = self._of_devices[key.user_id, key.device_id]
+            del of_device[key.conn_id]
+            if not of_device:
+                del self._of_devices[key.user_id, key.device_id]
 
 
-def _weigh(remembered: _Remembered) -> int:
-    return 1 + sum(len(state.rooms) for state in remembered.states.values())
+def _weigh(state: ConnectionState, blob: bytes) -> int:
+    return 1 + len(state.rooms) + len(blob) // BYTES_LIKE_A_ROOM
 
 
 class StateChanges:

@@ -57,6 +57,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
+    empty: EmptyAnswers
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +87,6 @@ class SlidingSync:
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
-        self._empty = EmptyAnswers()
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
         """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
@@ -121,7 +121,7 @@ class SlidingSync:
         parts = self._parts
         token = self._now()
         upto = token.position
-        empty = self._empty.find(request, connection, token)
+        empty = self._parts.empty.find(request, connection, token)
         if empty is not None:
             return _Answer(empty, False, token, connection.state, set())
         selection = await parts.lists.select(request, connection)
@@ -140,7 +140,7 @@ class SlidingSync:
         }
         is_news, state = bool(entries) or extension_news, changes.result()
         if not is_news and state is connection.state and token == self._now():
-            self._empty.keep(request, connection, token, body)
+            self._parts.empty.keep(request, connection, token, body)
         return _Answer(body, is_news, token, state, newly_sent)
 
     def _now(self) -> SyncToken:
