@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
-from homeserver.config.option import JSON, Duration, option, section
+from homeserver.config.option import JSON, Duration, Size, option, section
 
 
 def _check_room_version(version: str) -> str | None:
@@ -73,6 +73,18 @@ class People:
     """What is shown of people, and to whom."""
 
     presence: Presence = section(Presence, "Presence: who is online.")
+    max_account_data_entries: int | None = option(
+        50_000,
+        "How many entries of account data one user may keep, deleted ones counted; clients keep a few of each room. `null`: no "
+        "bound.",
+        minimum=100,
+    )
+    max_account_data_size: Size | None = option(
+        Size(20 * 1024 * 1024),
+        "How much account data one user may keep in all; `null`: no bound.",
+        minimum=65536,
+        example="20M",
+    )
     require_auth_for_profile_requests: bool = option(
         False, "Whether profiles are shown only to people with an account."
     )

@@ -29,11 +29,12 @@ _LONGEST_NUMBER: Final = 18
 class Filters:
     """Keeps filters, and remembers those in use."""
 
-    def __init__(self, database: Database, store: FilterStore, *, capacity: int) -> None:
-        """`capacity`: about how many bytes of filters are kept in memory."""
+    def __init__(self, database: Database, store: FilterStore, *, capacity: int, info_uri: str) -> None:
+        """`capacity`: about how many bytes of filters are kept in memory. `info_uri`: a page about the limits of accounts."""
         self._database = database
         self._store = store
         self._capacity = capacity
+        self._info_uri = info_uri
         self.weight = 0
         """About how many bytes are."""
         self._remembered: OrderedDict[tuple[UserID, str], tuple[Filter, int]] = OrderedDict()
@@ -54,7 +55,9 @@ class Filters:
             def write(txn: WriteTransaction) -> int:
                 count, size = self._store.get_sums(txn, user_id)
                 if count >= MOST_FILTERS or size + len(text) > LARGEST_FILTERS:
-                    raise UserLimitExceeded("You have uploaded as many filters as this server keeps for one user")
+                    raise UserLimitExceeded(
+                        "You have uploaded as many filters as this server keeps for one user", info_uri=self._info_uri
+                    )
                 return self._store.add_filter(txn, user_id, text)
 
             filter_id = await self._database.write("add_filter", write)

@@ -23,6 +23,7 @@ def test_the_same_filter_again_takes_nothing(server: TestServer, monkeypatch: py
     wanted = [{"room": {"timeline": {"limit": number}}} for number in range(3)]
     assert [ok(post(alice, each))["filter_id"] for each in (*wanted[:2], *wanted[:2])] == ["0", "1", "0", "1"]
     assert refused(post(alice, wanted[2])) == (403, "M_USER_LIMIT_EXCEEDED")
+    assert post(alice, wanted[2]).json["info_uri"] == "https://example.org/"
     assert ok(alice.get(f"{V3}/user/{alice.user_id}/filter/1")) == wanted[1]
     assert ok(post(bob, wanted[2])) == {"filter_id": "0"}
 
