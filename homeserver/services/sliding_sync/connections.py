@@ -58,10 +58,18 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
         return config.timeline_limit <= self.timeline_limit and self.required_state.covers(config.required_state)
 
 
+class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """More people came into view than one answer tells of: the next ones go on."""
+
+    room_nids: list[int]
+    after: str
+    """Of the members of these rooms, those whose user ids come after this one."""
+
+
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "profiles_left", "receipts", "rooms")
 
     def __init__(
         self,
@@ -69,12 +77,16 @@ class ConnectionState:
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
         profile_fields: frozenset[str] | None = None,
+        profiles_left: "Sequence[ProfilesLeft]" = (),
     ) -> None:
-        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask."""
+        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask.
+        `profiles_left`: whose whole profiles it is still to be told.
+        """
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
         self.profile_fields = profile_fields
+        self.profiles_left = tuple(profiles_left)
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
         self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
@@ -242,6 +254,7 @@ class StateChanges:
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
         self._profile_fields = state.profile_fields
+        self._profiles_left = state.profiles_left
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -262,20 +275,23 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profile_fields(self, fields: frozenset[str] | None) -> None:
-        """These fields of profiles were told."""
+    def set_profiles(self, fields: frozenset[str] | None, left: Sequence[ProfilesLeft]) -> None:
+        """These fields of profiles were told, of all but those who are left."""
         self._profile_fields = fields
+        self._profiles_left = tuple(left)
 
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        same_fields = self._profile_fields == self._state.profile_fields
-        if same_fields and not (self._rooms or self._receipts or self._account_data):
+        fields, left = self._state.profile_fields, self._state.profiles_left
+        same_profiles = self._profile_fields == fields and self._profiles_left == left
+        if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
             self._profile_fields,
+            self._profiles_left,
         )
 
 
@@ -290,6 +306,7 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     profile_fields: list[str] | None = None
     direct: list[int] = []
     """The rooms that were told to be direct chats."""
+    profiles_left: list[ProfilesLeft] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -308,7 +325,11 @@ def _encode(state: ConnectionState) -> bytes:
     ]
     fields = None if state.profile_fields is None else sorted(state.profile_fields)
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields, direct))
+    return _encoder.encode(
+        _Blob(
+            required, rooms, dict(state.receipts), dict(state.account_data), fields, direct, list(state.profiles_left)
+        )
+    )
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -324,4 +345,4 @@ def _decode(blob: bytes) -> ConnectionState:
         nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
     }
     fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
-    return ConnectionState(rooms, stored.receipts, stored.account_data, fields)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, fields, stored.profiles_left)
