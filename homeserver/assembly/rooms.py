@@ -431,7 +431,14 @@ class RoomParts:
             sizes,
             now_ms,
         )
-        self.sliding_sync = SlidingSync(self.sliding, streams, self.notifier, clock, database.catch_up)
+        self.sliding_sync = SlidingSync(
+            self.sliding,
+            streams,
+            self.notifier,
+            clock,
+            database.catch_up,
+            most_events=config.rooms.filter_timeline_limit,
+        )
 
     @property
     def caches(self) -> Mapping[str, Counted]:

@@ -203,14 +203,17 @@ async def post_unstable_sliding_sync(
     """What is new in the rooms that the client looks at, as the released clients ask for it."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
     _check(body.conn_id, lists, subscriptions)
+    most = sliding_sync.most_events
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",
         pos=pos or None,
         timeout_ms=timeout,
         stable=False,
-        lists={name: _unstable_list(wanted, caller) for name, wanted in lists.items()},
-        subscriptions={id: _unstable_config(wanted, caller) for id, wanted in subscriptions.items() if is_room_id(id)},
+        lists={name: _unstable_list(wanted, caller, most) for name, wanted in lists.items()},
+        subscriptions={
+            id: _unstable_config(wanted, caller, most) for id, wanted in subscriptions.items() if is_room_id(id)
+        },
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
     presence.arrive(caller, set_presence)
@@ -235,14 +238,15 @@ async def post_sliding_sync(
     """What is new in the rooms that the client looks at, in the accepted form."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
     _check(body.conn_id, lists, subscriptions)
+    most = sliding_sync.most_events
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",
         pos=body.pos or None,
         timeout_ms=body.timeout or 0,
         stable=True,
-        lists={name: _stable_list(wanted) for name, wanted in lists.items()},
-        subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
+        lists={name: _stable_list(wanted, most) for name, wanted in lists.items()},
+        subscriptions={id: _stable_config(wanted, most) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
     presence.arrive(caller, body.set_presence)
@@ -261,18 +265,18 @@ def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapp
         raise InvalidParam(f"The key of a list may have at most {LONGEST_KEY} bytes")
 
 
-def _unstable_list(wanted: UnstableList, caller: Requester) -> ListRequest:
+def _unstable_list(wanted: UnstableList, caller: Requester, most: int) -> ListRequest:
     ranges = None if wanted.slow_get_all_rooms else wanted.ranges
-    return ListRequest(_ranges(ranges), _unstable_config(wanted, caller), _filters(wanted.filters))
+    return ListRequest(_ranges(ranges), _unstable_config(wanted, caller, most), _filters(wanted.filters))
 
 
-def _unstable_config(wanted: UnstableRoom, caller: Requester) -> RoomConfig:
+def _unstable_config(wanted: UnstableRoom, caller: Requester, most: int) -> RoomConfig:
     patterns = wanted.required_state or ()
     make = _remembered_unstable if len(patterns) <= MOST_REMEMBERED_PATTERNS else _make_unstable
-    return make(wanted.timeline_limit, patterns, caller.user_id)
+    return make(_timeline_limit(wanted.timeline_limit, most), patterns, caller.user_id)
 
 
-def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
+def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
     include = frozenset(
@@ -284,30 +288,30 @@ def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user
     if exclude:
         own = frozenset(pattern for pattern in include if pattern[0] == MEMBER)
         clauses |= {Clause(own)} if own else set()
-    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(frozenset(clauses), lazy))
+    return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), lazy))
 
 
 _remembered_unstable = lru_cache(REMEMBERED)(_make_unstable)
 """A client asks for the same each time; it then is the same object, which spares comparing it with what was sent."""
 
 
-def _stable_list(wanted: StableList) -> ListRequest:
+def _stable_list(wanted: StableList, most: int) -> ListRequest:
     ranges = None if wanted.range is None else [wanted.range]
-    return ListRequest(_ranges(ranges), _stable_config(wanted), _filters(wanted.filters))
+    return ListRequest(_ranges(ranges), _stable_config(wanted, most), _filters(wanted.filters))
 
 
-def _stable_config(wanted: StableRoom) -> RoomConfig:
+def _stable_config(wanted: StableRoom, most: int) -> RoomConfig:
     required = wanted.required_state or RequiredBody()
     patterns = len(required.include or ()) + len(required.exclude or ())
     make = _remembered_stable if patterns <= MOST_REMEMBERED_PATTERNS else _make_stable
-    return make(wanted.timeline_limit, required)
+    return make(_timeline_limit(wanted.timeline_limit, most), required)
 
 
 def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
     clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
-    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(clauses, bool(required.lazy_members)))
+    return RoomConfig(timeline_limit, RequiredState(clauses, bool(required.lazy_members)))
 
 
 _remembered_stable = lru_cache(REMEMBERED)(_make_stable)
@@ -336,8 +340,9 @@ def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] |
     return [(min(first, FAR), min(last, FAR)) for first, last in ranges]
 
 
-def _timeline_limit(limit: int | None) -> int:
-    return min(limit or 0, MOST_EVENTS)
+def _timeline_limit(limit: int | None, most: int) -> int:
+    """`most`: as many as the operator allows; negative: no bound of theirs."""
+    return min(limit or 0, MOST_EVENTS if most < 0 else min(most, MOST_EVENTS))
 
 
 def _filters(body: FiltersBody | None) -> ListFilters:

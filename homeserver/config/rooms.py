@@ -49,7 +49,9 @@ class Rooms:
         minimum=1000,
     )
     filter_timeline_limit: int = option(
-        100, "The most events of a room in one answer to /sync, whatever its filter says; -1: no bound.", minimum=-1
+        100,
+        "The most events of a room in one answer to /sync or sliding sync, whatever the client asks for; -1: no bound.",
+        minimum=-1,
     )
 
 

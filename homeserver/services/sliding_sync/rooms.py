@@ -31,6 +31,9 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
 
+LARGEST_TIMELINE: Final = 1024 * 1024
+"""In bytes, of the events of one room; one event at least is told."""
+
 _event_nid: Final = attrgetter("event_nid")
 
 
@@ -58,6 +61,8 @@ class RoomWork(msgspec.Struct, gc=False):
     state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
     people: set[str] = set()
     """Who comes into view with the entry."""
+    size: int = 0
+    """Of its events, in bytes."""
 
     @property
     def expanded(self) -> bool:
@@ -135,6 +140,9 @@ class RoomEntries:
         parts = self._parts
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(nid for nid in wanted if nid is not None)
+        for work in shown:
+            work.size = sum(len(seen.event.pdu) for seen in work.shown)
+            work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
         user_id, device_id = request.caller.user_id, request.caller.device_id
         anew = {work.room.room_nid for work in shown if work.initial or work.limited or work.expanded}
         presented = await parts.client_events.present(
@@ -223,8 +231,10 @@ class RoomEntries:
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
-            work.speakers = people_in(work.shown)
             work.limited = stretch.limited
+            if len(work.shown) > 1:
+                _trim(work)
+            work.speakers = people_in(work.shown)
 
     async def _fill_states(
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
@@ -267,6 +277,16 @@ class RoomEntries:
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _trim(work: RoomWork) -> None:
+    """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
+    size = 0
+    for index in range(len(work.shown) - 1, -1, -1):
+        size += len(work.shown[index].event.pdu)
+        if size > LARGEST_TIMELINE and index < len(work.shown) - 1:
+            work.shown, work.limited = work.shown[index + 1 :], True
+            return
 
 
 def _people(work: RoomWork, summary: Summary | None) -> set[str]:
