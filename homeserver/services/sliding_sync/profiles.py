@@ -66,7 +66,7 @@ class ProfileNews:
             users = await self._changes(user_id, fields, connection.position, upto)
         covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
         seen = [work for work in works if work.room.room_nid in scope]
-        left = connection.state.profiles_left
+        left: Sequence[ProfilesLeft] = connection.state.profiles_left
         if connection.token is not None and not covered:
             whole, left = scope, ()
         else:
