@@ -14,6 +14,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
+from homeserver.services.early_receipts import EarlyReceipts
 from homeserver.services.event_threads import find_thread_roots
 from homeserver.services.presence.people import State
 from homeserver.services.presence.presence import Presence
@@ -23,6 +24,7 @@ from homeserver.services.typing import Typing
 from storage.memberships import MembershipStore
 from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
 from storage.rooms import RoomStore
+from storage.streams import Streams
 
 MAX_RECEIPTS: Final = 1000
 """In one EDU."""
@@ -67,6 +69,7 @@ class ReceivedNotices:
         typing: Typing,
         receipts: ReceiptStore,
         presence: Presence,
+        streams: Streams,
         now_ms: Callable[[], int],
     ) -> None:
         self._rooms = rooms
@@ -77,6 +80,7 @@ class ReceivedNotices:
         self._receipts = receipts
         self._presence = presence
         self._now_ms = now_ms
+        self._early = EarlyReceipts(streams, self.receive_receipts)
 
     async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """m.typing. Raises InvalidParam."""
@@ -91,7 +95,8 @@ class ReceivedNotices:
         """m.receipt: those of users who are in the room.
 
         One may come before the event at which it stands: then nobody can say in which thread that is, and it counts as what it
-        says, where nothing better is known. How many of a user are kept is bounded (`ReceiptStore`).
+        says, where nothing better is known; it is looked at again when the event comes. How many of a user are kept is bounded
+        (`ReceiptStore`).
         """
         found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
@@ -117,6 +122,9 @@ class ReceivedNotices:
             thread_id = receipt.data.thread_id or UNTHREADED
             if event is not None and not stands_in(thread_id, event_id, roots.get(event_id)):
                 continue
+            if event is None:
+                told = {room_id: {PUBLIC: {user_id: msgspec.to_builtins(receipt)}}}
+                self._early.keep(origin, (room_id, user_id, receipt.data.thread_id), event_id, told)
             ts = receipt.data.ts
             new.append(
                 NewReceipt(
