@@ -65,7 +65,7 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
             assert line in text
     assert 'mahalla_cache_entries{cache="rooms"} 1.0' in text
     weight = server.app.rooms.events.weight
-    assert 0 < weight <= len(server.app.rooms.events) * 4096
+    assert 0 < weight <= len(server.app.rooms.events) * 8192
     assert f'mahalla_cache_bytes{{cache="events"}} {weight:.1f}' in text
     hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition("\n")[0]
     assert float(hits) > 0
