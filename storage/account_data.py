@@ -5,6 +5,7 @@ Laws:
 - Each change takes a position (`Topic.ACCOUNT_DATA`, with the room it is of). The latest of each entry is kept: who has
   read up to an earlier position hears of it with the later one.
 - A deleted entry stays as `{}`, for incremental readers; it is absent for all others.
+- What a user keeps in all stands beside it (`account_data_sums`), and is changed with each entry.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,14 @@ class AccountData(msgspec.Struct, frozen=True, gc=False):
 
     everywhere: dict[str, bytes] = msgspec.field(default_factory=dict)
     rooms: dict[str, dict[str, bytes]] = msgspec.field(default_factory=dict)
+
+
+class AccountDataSums(msgspec.Struct, frozen=True, gc=False):
+    """How much a user keeps."""
+
+    entries: int = 0
+    size: int = 0
+    """In bytes, of all contents."""
 
 
 class AccountDataStore:
@@ -102,6 +111,21 @@ class AccountDataStore:
         )
         return None if row is None else bytes(row[0])
 
+    def get_sums(self, txn: Transaction, user_id: str) -> AccountDataSums:
+        """How much a user keeps, deleted entries counted."""
+        row = txn.query_one("SELECT entries, bytes FROM account_data_sums WHERE user_id = ?", (user_id,))
+        return AccountDataSums() if row is None else AccountDataSums(*row)
+
+    def find_growth(
+        self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
+    ) -> AccountDataSums | None:
+        """How much the user would keep with this entry; None where that is not more than now."""
+        entries, size = _growth(txn, user_id, room_id, type_, content)
+        if entries <= 0 and size <= 0:
+            return None
+        sums = self.get_sums(txn, user_id)
+        return AccountDataSums(sums.entries + entries, sums.size + size)
+
     def set_entry(
         self,
         txn: WriteTransaction,
@@ -114,6 +138,14 @@ class AccountDataStore:
     ) -> int:
         """Set one entry; the position of the change."""
         position = txn.next_position()
+        entries, size = _growth(txn, user_id, room_id, type_, content)
+        if entries or size:
+            txn.execute(
+                "INSERT INTO account_data_sums (user_id, entries, bytes) VALUES (?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
+                " SET entries = account_data_sums.entries + excluded.entries,"
+                " bytes = account_data_sums.bytes + excluded.bytes",
+                (user_id, entries, size),
+            )
         txn.execute(
             "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
@@ -133,7 +165,17 @@ class AccountDataStore:
     def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all of it, for an account that is erased."""
         txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
         remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
+
+
+def _growth(txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes) -> tuple[int, int]:
+    """By how many entries and bytes the user keeps more with this entry than without."""
+    row = txn.query_one(
+        "SELECT length(content) FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+        (user_id, room_id or GLOBAL, type_),
+    )
+    return (1, len(content)) if row is None else (0, len(content) - int(row[0]))
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:

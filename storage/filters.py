@@ -1,5 +1,7 @@
 """Filters that clients uploaded. A filter never changes; the same filter uploaded again keeps its number."""
 
+from hashlib import sha256
+
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
@@ -24,6 +26,13 @@ class FilterStore:
         """The number under which the user has this filter."""
         return await self._database.read_quickly("get_filter_id", self._get_filter_id, user_id, definition)
 
+    def get_sums(self, txn: Transaction, user_id: str) -> tuple[int, int]:
+        """How many filters a user has, and how many characters all of them."""
+        row = txn.query_one(
+            "SELECT COUNT(*), COALESCE(SUM(length(definition)), 0) FROM filters WHERE user_id = ?", (user_id,)
+        )
+        return (0, 0) if row is None else (int(row[0]), int(row[1]))
+
     def add_filter(self, txn: WriteTransaction, user_id: str, definition: str) -> int:
         """Add it unless it is there; its number, from 0 on."""
         filter_id = self._get_filter_id(txn, user_id, definition)
@@ -32,10 +41,17 @@ class FilterStore:
         row = txn.query_one("SELECT COALESCE(MAX(filter_id) + 1, 0) FROM filters WHERE user_id = ?", (user_id,))
         number = 0 if row is None else int(row[0])
         txn.execute(
-            "INSERT INTO filters (user_id, filter_id, definition) VALUES (?, ?, ?)", (user_id, number, definition)
+            "INSERT INTO filters (user_id, filter_id, definition, digest) VALUES (?, ?, ?, ?)",
+            (user_id, number, definition, _digest(definition)),
         )
         return number
 
     def _get_filter_id(self, txn: Transaction, user_id: str, definition: str) -> int | None:
-        row = txn.query_one("SELECT filter_id FROM filters WHERE user_id = ? AND definition = ?", (user_id, definition))
+        row = txn.query_one(
+            "SELECT filter_id FROM filters WHERE user_id = ? AND digest = ?", (user_id, _digest(definition))
+        )
         return None if row is None else int(row[0])
+
+
+def _digest(definition: str) -> bytes:
+    return sha256(definition.encode()).digest()

@@ -11,6 +11,10 @@ from storage.transaction import Transaction, WriteTransaction
 
 UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
+MAIN_THREAD = "main"
+"""The `thread_id` of a receipt for what is in no thread."""
+MOST_THREADS = 500
+"""In so many threads of a room a user has receipts of one type; those that are the furthest back go first."""
 
 
 class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
@@ -132,8 +136,8 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
     if old is not None:
         if old[0] == receipt.event_id:
             return None
-        if old[1] is not None and receipt.event_position is not None and receipt.event_position <= old[1]:
-            return None
+        if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
+            return None  # of an event whose place is not known nobody can say that it is further on
     position = txn.next_position()
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(
@@ -142,5 +146,20 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
         " event_position = excluded.event_position, ts = excluded.ts, position = excluded.position",
         (*key, row.event_id, row.event_position, row.ts, row.position),
     )
+    if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
+        _drop_furthest_back(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
     return row
+
+
+def _drop_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:
+    """Make room for a receipt of one more thread; clients keep what they have been told."""
+    rows = txn.query(
+        "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"
+        " AND thread_id NOT IN (?, ?, ?) ORDER BY COALESCE(event_position, 0) DESC, position DESC",
+        (*added[:3], UNTHREADED, MAIN_THREAD, added[3]),
+    )
+    txn.execute_many(
+        "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ? AND thread_id = ?",
+        [(*added[:3], thread_id) for (thread_id,) in rows[MOST_THREADS - 1 :]],
+    )

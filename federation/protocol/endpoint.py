@@ -90,6 +90,8 @@ class Limit(Enum):
     THREADS = "rc_threads"
     EVENTS_BY_TIME = "rc_timestamp_to_event"
     RECEIPT = "rc_receipts"
+    ACCOUNT_DATA = "rc_account_data"
+    ALIAS = "rc_aliases"
     TYPING = "rc_typing"
     FORGET = "rc_forget"
 

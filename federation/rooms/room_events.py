@@ -20,6 +20,8 @@ from storage.purging import PurgedMessages
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Change, Streams, Topic
 
+MOST_ON_AVERAGE: Final = 4096
+"""In bytes of memory, of the events that are kept: usual ones take less, the largest fifty times as much and more."""
 NO_TRANSACTION: Final = ("", "")
 """In the place of device and transaction id, of what no client has sent."""
 
@@ -44,6 +46,7 @@ class StoredEvent:
         "sent",
         "state_root",
         "thread_root",
+        "weight",
     )
 
     client_prefix: bytes
@@ -63,13 +66,13 @@ class StoredEvent:
         """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
-        self.thread_root = row.thread_root
-        """The thread that it stands in, by its root; None for the main timeline."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.thread_root = row.thread_root
-        """Of the thread that it stands in, as far as it notifies anybody."""
+        """The thread that it stands in, by its root, as far as it notifies anybody; None for the main timeline."""
         self.pdu = row.pdu
+        self.weight = _weigh(row.pdu)
+        """About how many bytes of memory it takes, parsed and encoded."""
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, or that there is none, as far as it is known."""
         self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
@@ -121,10 +124,13 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor thread."""
 
     def __init__(self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity` is in events; one takes about 2 KB."""
+        """`capacity` is in events, of `MOST_ON_AVERAGE` bytes: of large ones fewer are kept."""
         self._store = store
         self._rooms = rooms
         self._capacity = capacity
+        self._capacity_bytes = capacity * MOST_ON_AVERAGE
+        self.weight = 0
+        """About how many bytes the events in the cache take."""
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
         self._nids: dict[str, int] = {}
         """Numbers of the events in the cache, by id."""
@@ -216,17 +222,24 @@ class RoomEvents:
     def forget(self, event_ids: Iterable[EventID]) -> None:
         """Read these anew when they are next asked for: another node may have changed them."""
         for event_id in event_ids:
-            nid = self._nids.pop(event_id, None)
+            nid = self._nids.get(event_id)
             if nid is not None:
-                self._cache.pop(nid, None)
+                self._drop(nid)
 
     def _put(self, stored: StoredEvent) -> StoredEvent:
+        self._drop(stored.nid)
         self._cache[stored.nid] = stored
         self._nids[stored.event.event_id] = stored.nid
-        if len(self._cache) > self._capacity:
-            _, oldest = self._cache.popitem(last=False)
-            self._nids.pop(oldest.event.event_id, None)
+        self.weight += stored.weight
+        while len(self._cache) > self._capacity or self.weight > self._capacity_bytes:
+            self._drop(next(iter(self._cache)))
         return stored
+
+    def _drop(self, nid: int) -> None:
+        dropped = self._cache.pop(nid, None)
+        if dropped is not None:
+            del self._nids[dropped.event.event_id]
+            self.weight -= dropped.weight
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -237,18 +250,14 @@ class RoomEvents:
             elif change.topic in (Topic.REDACTED, Topic.PLACED, Topic.PURGED):
                 self._changes_heard += 1
                 if isinstance(change.detail, int):
-                    self._drop([change.detail])
+                    self._drop(change.detail)
                 elif isinstance(change.detail, PurgedMessages):
-                    self._drop(change.detail.nids)
+                    for nid in change.detail.nids:
+                        self._drop(nid)
                 else:  # another node's: of which event is not known here
                     self._cache.clear()
                     self._nids.clear()
-
-    def _drop(self, nids: Iterable[int]) -> None:
-        for nid in nids:
-            dropped = self._cache.pop(nid, None)
-            if dropped is not None:
-                self._nids.pop(dropped.event.event_id, None)
+                    self.weight = 0
 
     def _heed_others(self, after: int, _upto: int) -> None:
         """Another node has written: it may have redacted or purged events that are kept here, or placed outliers."""
@@ -265,7 +274,13 @@ class RoomEvents:
         self._changes_heard += 1
         self.forget(EventID(event_id) for event_id in lost.redacted)
         if lost.purged_rooms:
-            self._drop([nid for nid, event in self._cache.items() if event.room_nid in lost.purged_rooms])
+            for nid in [nid for nid, event in self._cache.items() if event.room_nid in lost.purged_rooms]:
+                self._drop(nid)
+
+
+def _weigh(pdu: bytes) -> int:
+    """Its bytes stay as they are stored, as clients get them, and parsed, where each value is an object."""
+    return 512 + 3 * len(pdu) + 64 * (pdu.count(b",") + pdu.count(b"{") + pdu.count(b"["))
 
 
 def entries_before(event: StoredEvent, after: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:

@@ -125,6 +125,7 @@ class FederationOutParts:
             rooms.typing,
             rooms.receipt_store,
             rooms.presence,
+            database.streams,
             now_ms,
         )
         edus = federation.edus

@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import has_own_pages
 from homeserver.assembly.rooms import RoomParts
@@ -138,7 +139,14 @@ class PeopleParts:
             or (has_own_pages(config) and accounts.sign_in.password_login),
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
-        self.account_data = AccountData(database, store)
+        info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
+        self.account_data = AccountData(
+            database,
+            store,
+            most_entries=config.people.max_account_data_entries,
+            largest=config.people.max_account_data_size,
+            info_uri=info_uri,
+        )
         self.first_rooms = FirstRooms(
             database, accounts.store, rooms.room_memberships, config.registration.auto_join_rooms
         )
@@ -146,7 +154,9 @@ class PeopleParts:
             accounts.registration.greet_with(self.first_rooms)
             accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
-        self.filters = Filters(database, FilterStore(database))
+        self.filters = Filters(
+            database, FilterStore(database), capacity=CacheSizes(config.memory).filter_bytes, info_uri=info_uri
+        )
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

@@ -436,7 +436,7 @@ class RoomParts:
             self.notifier,
             clock,
         )
-        sliding = sliding_parts(
+        self.sliding = sliding_parts(
             database,
             parts,
             self.engine,
@@ -450,7 +450,14 @@ class RoomParts:
             sizes,
             now_ms,
         )
-        self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
+        self.sliding_sync = SlidingSync(
+            self.sliding,
+            streams,
+            self.notifier,
+            clock,
+            database.catch_up,
+            most_events=config.rooms.filter_timeline_limit,
+        )
 
     @property
     def caches(self) -> Mapping[str, Counted]:

@@ -10,6 +10,7 @@ from federation.rooms.visible import Visibility
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.sliding_sync.connections import Connections
+from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
@@ -106,4 +107,5 @@ def sliding_parts(
         synced.recent,
         synced.typing,
         synced.partial,
+        EmptyAnswers(capacity=sizes.empty_answer_bytes),
     )

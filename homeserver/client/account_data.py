@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID, UserID, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.account_data import LARGEST_CONTENT, AccountData
@@ -23,6 +23,7 @@ async def get_account_data(account_data: AccountData, caller: Requester, *, user
     "/_matrix/client/v3" + _GLOBAL,
     "/_matrix/client/r0" + _GLOBAL,
     auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
     max_body=LARGEST_CONTENT,
     while_suspended=True,
 )
@@ -34,7 +35,14 @@ async def put_account_data(
     return EMPTY
 
 
-@endpoint("DELETE", "/_matrix/client/v3" + _GLOBAL, _DELETE + _GLOBAL, auth=Auth.USER, while_suspended=True)
+@endpoint(
+    "DELETE",
+    "/_matrix/client/v3" + _GLOBAL,
+    _DELETE + _GLOBAL,
+    auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def delete_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> Empty:
     """Remove one entry."""
     await account_data.do_remove(caller, user_id, None, type_)
@@ -54,6 +62,7 @@ async def get_room_account_data(
     "/_matrix/client/v3" + _ROOM,
     "/_matrix/client/r0" + _ROOM,
     auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
     max_body=LARGEST_CONTENT,
     while_suspended=True,
 )
@@ -65,7 +74,14 @@ async def put_room_account_data(
     return EMPTY
 
 
-@endpoint("DELETE", "/_matrix/client/v3" + _ROOM, _DELETE + _ROOM, auth=Auth.USER, while_suspended=True)
+@endpoint(
+    "DELETE",
+    "/_matrix/client/v3" + _ROOM,
+    _DELETE + _ROOM,
+    auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def delete_room_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
 ) -> Empty:

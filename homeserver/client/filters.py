@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import UserID
 from homeserver.services.filters import Filters
 
@@ -10,7 +10,14 @@ _ALL = "/user/{user_id}/filter"
 _ONE = _ALL + "/{filter_id}"
 
 
-@endpoint("POST", "/_matrix/client/v3" + _ALL, "/_matrix/client/r0" + _ALL, auth=Auth.GUEST, while_suspended=True)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3" + _ALL,
+    "/_matrix/client/r0" + _ALL,
+    auth=Auth.GUEST,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def post_filter(
     filters: Filters, caller: Requester, *, user_id: UserID, body: dict[str, object]
 ) -> dict[str, object]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
@@ -30,7 +30,7 @@ class AliasBody(msgspec.Struct, frozen=True):
     room_id: str
 
 
-@endpoint("PUT", *_ALIAS, auth=Auth.USER)
+@endpoint("PUT", *_ALIAS, auth=Auth.USER, limit=Limit.ALIAS)
 async def set_room_alias(
     directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias, body: AliasBody
 ) -> Empty:
@@ -39,7 +39,7 @@ async def set_room_alias(
     return EMPTY
 
 
-@endpoint("DELETE", *_ALIAS, auth=Auth.USER)
+@endpoint("DELETE", *_ALIAS, auth=Auth.USER, limit=Limit.ALIAS)
 async def delete_room_alias(directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias) -> Empty:
     """Take an alias away."""
     await directory.do_remove_alias(caller, room_alias)
@@ -72,7 +72,7 @@ class VisibilityBody(msgspec.Struct, frozen=True):
     visibility: Literal["public", "private"] = "public"
 
 
-@endpoint("PUT", *_LISTED, auth=Auth.USER)
+@endpoint("PUT", *_LISTED, auth=Auth.USER, limit=Limit.ALIAS)
 async def set_room_visibility_on_directory(
     directory: RoomDirectory, caller: Requester, *, room_id: RoomID, body: VisibilityBody = VisibilityBody()
 ) -> Empty:

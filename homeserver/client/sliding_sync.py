@@ -46,6 +46,8 @@ LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
 MOST_FIELDS: Final = 100
+MOST_NAMES: Final = 500
+"""Of spaces, tags, lists or rooms, wherever they are named."""
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
@@ -59,6 +61,8 @@ MOST_REMEMBERED_BYTES: Final = 4096
 """Of a body: longer ones are read anew each time."""
 
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
+Names = Annotated[list[Text], msgspec.Meta(max_length=MOST_NAMES)]
+RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MOST_NAMES)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
 _PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
@@ -72,15 +76,15 @@ class FiltersBody(msgspec.Struct, frozen=True):
     """Which rooms a list shows, in both forms."""
 
     is_dm: bool | None = None
-    spaces: list[str] | None = None
+    spaces: Names | None = None
     is_encrypted: bool | None = None
     is_invite: bool | None = None
     is_invited: bool | None = None
-    room_types: list[str | None] | None = None
-    not_room_types: list[str | None] | None = None
-    tags: list[str] | None = None
-    not_tags: list[str] | None = None
-    room_name_like: str | None = None
+    room_types: RoomTypes | None = None
+    not_room_types: RoomTypes | None = None
+    tags: Names | None = None
+    not_tags: Names | None = None
+    room_name_like: Text | None = None
 
 
 class PatternBody(msgspec.Struct, frozen=True):
@@ -131,7 +135,7 @@ class SinceExtension(msgspec.Struct, frozen=True):
     """An extension with a token of its own."""
 
     enabled: bool | None = None
-    since: str | None = None
+    since: Text | None = None
     limit: Natural | None = None
 
 
@@ -139,14 +143,14 @@ class RoomsExtension(msgspec.Struct, frozen=True):
     """An extension that is wanted in some rooms."""
 
     enabled: bool | None = None
-    lists: list[str] | None = None
-    rooms: list[str] | None = None
+    lists: Names | None = None
+    rooms: Names | None = None
 
 
 class ProfilesExtension(RoomsExtension, frozen=True):
     """Profiles of people in some rooms."""
 
-    fields: list[str] | None = None
+    fields: list[Text] | None = None
 
 
 class ExtensionsBody(msgspec.Struct, frozen=True):
@@ -207,7 +211,8 @@ async def post_unstable_sliding_sync(
     set_presence: PresenceState | None = None,
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, as the released clients ask for it."""
-    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(body, caller.user_id)
+    most = sliding_sync.most_events
+    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(body, caller.user_id, most)
     request = SlidingRequest(
         caller=caller,
         conn_id=asked.conn_id,
@@ -243,14 +248,15 @@ async def post_sliding_sync(
     set_presence = None if body.set_presence is None else _PRESENCE_STATES.get(body.set_presence)
     if set_presence is None and body.set_presence is not None:
         raise InvalidParam(f"set_presence is one of {', '.join(_PRESENCE_STATES)}")
+    most = sliding_sync.most_events
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",
         pos=body.pos or None,
         timeout_ms=body.timeout or 0,
         stable=True,
-        lists={name: _stable_list(wanted) for name, wanted in lists.items()},
-        subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
+        lists={name: _stable_list(wanted, most) for name, wanted in lists.items()},
+        subscriptions={id: _stable_config(wanted, most) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
     presence.arrive(caller, set_presence)
@@ -279,7 +285,7 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
     extensions: Extensions
 
 
-def _read_asked(body: bytes, user_id: UserID) -> _Asked:
+def _read_asked(body: bytes, user_id: UserID, most: int) -> _Asked:
     """Raises BadJson, NotJson, InvalidParam."""
     read: UnstableBody = _decode_unstable(body)
     lists, subscriptions = read.lists or {}, read.room_subscriptions or {}
@@ -289,8 +295,8 @@ def _read_asked(body: bytes, user_id: UserID) -> _Asked:
     return _Asked(
         read.conn_id or "",
         read.txn_id,
-        {name: _unstable_list(wanted, user_id) for name, wanted in lists.items()},
-        {id: _unstable_config(wanted, user_id) for id, wanted in subscriptions.items() if is_room_id(id)},
+        {name: _unstable_list(wanted, user_id, most) for name, wanted in lists.items()},
+        {id: _unstable_config(wanted, user_id, most) for id, wanted in subscriptions.items() if is_room_id(id)},
         _extensions(read.extensions or ExtensionsBody()),
     )
 
@@ -300,18 +306,18 @@ _remembered_asked = lru_cache(REMEMBERED_BODIES)(_read_asked)
 """A client sends the same body again and again: only its query says how far it is."""
 
 
-def _unstable_list(wanted: UnstableList, user_id: UserID) -> ListRequest:
+def _unstable_list(wanted: UnstableList, user_id: UserID, most: int) -> ListRequest:
     ranges = None if wanted.slow_get_all_rooms else wanted.ranges
-    return ListRequest(_ranges(ranges), _unstable_config(wanted, user_id), _filters(wanted.filters))
+    return ListRequest(_ranges(ranges), _unstable_config(wanted, user_id, most), _filters(wanted.filters))
 
 
-def _unstable_config(wanted: UnstableRoom, user_id: UserID) -> RoomConfig:
+def _unstable_config(wanted: UnstableRoom, user_id: UserID, most: int) -> RoomConfig:
     patterns = wanted.required_state or ()
     make = _remembered_unstable if len(patterns) <= MOST_REMEMBERED_PATTERNS else _make_unstable
-    return make(wanted.timeline_limit, patterns, user_id)
+    return make(_timeline_limit(wanted.timeline_limit, most), patterns, user_id)
 
 
-def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
+def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
     include = frozenset(
@@ -323,30 +329,30 @@ def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user
     if exclude:
         own = frozenset(pattern for pattern in include if pattern[0] == MEMBER)
         clauses |= {Clause(own)} if own else set()
-    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(frozenset(clauses), lazy))
+    return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), lazy))
 
 
 _remembered_unstable = lru_cache(REMEMBERED)(_make_unstable)
 """A client asks for the same each time; it then is the same object, which spares comparing it with what was sent."""
 
 
-def _stable_list(wanted: StableList) -> ListRequest:
+def _stable_list(wanted: StableList, most: int) -> ListRequest:
     ranges = None if wanted.range is None else [wanted.range]
-    return ListRequest(_ranges(ranges), _stable_config(wanted), _filters(wanted.filters))
+    return ListRequest(_ranges(ranges), _stable_config(wanted, most), _filters(wanted.filters))
 
 
-def _stable_config(wanted: StableRoom) -> RoomConfig:
+def _stable_config(wanted: StableRoom, most: int) -> RoomConfig:
     required = wanted.required_state or RequiredBody()
     patterns = len(required.include or ()) + len(required.exclude or ())
     make = _remembered_stable if patterns <= MOST_REMEMBERED_PATTERNS else _make_stable
-    return make(wanted.timeline_limit, required)
+    return make(_timeline_limit(wanted.timeline_limit, most), required)
 
 
 def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
     clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
-    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(clauses, bool(required.lazy_members)))
+    return RoomConfig(timeline_limit, RequiredState(clauses, bool(required.lazy_members)))
 
 
 _remembered_stable = lru_cache(REMEMBERED)(_make_stable)
@@ -375,8 +381,9 @@ def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] |
     return [(min(first, FAR), min(last, FAR)) for first, last in ranges]
 
 
-def _timeline_limit(limit: int | None) -> int:
-    return min(limit or 0, MOST_EVENTS)
+def _timeline_limit(limit: int | None, most: int) -> int:
+    """`most`: as many as the operator allows; negative: no bound of theirs."""
+    return min(limit or 0, MOST_EVENTS if most < 0 else min(most, MOST_EVENTS))
 
 
 def _filters(body: FiltersBody | None) -> ListFilters:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID, UserID, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
@@ -25,6 +25,7 @@ async def get_tags(
     "/_matrix/client/v3" + _TAG,
     "/_matrix/client/r0" + _TAG,
     auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
     max_body=4096,
     while_suspended=True,
 )
@@ -45,7 +46,14 @@ async def put_tag(
     return EMPTY
 
 
-@endpoint("DELETE", "/_matrix/client/v3" + _TAG, "/_matrix/client/r0" + _TAG, auth=Auth.USER, while_suspended=True)
+@endpoint(
+    "DELETE",
+    "/_matrix/client/v3" + _TAG,
+    "/_matrix/client/r0" + _TAG,
+    auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def delete_tag(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, tag: str
 ) -> Empty:

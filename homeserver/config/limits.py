@@ -99,7 +99,9 @@ class FederationLimits:
 class Limits:
     """Rate limits. Each is a bucket of `burst_count` that fills at `per_second`."""
 
-    rc_message: RateLimit = limit(0.2, 10, "Messages and other events sent by one user.")
+    rc_message: RateLimit = limit(
+        0.2, 10, "Messages and other events sent by one user, by which they leave rooms, kick and ban too."
+    )
     rc_registration: RateLimit = limit(0.17, 3, "Registrations from one address.")
     rc_registration_token_validity: RateLimit = limit(
         0.1, 5, "Questions from one address whether a registration token is valid."
@@ -138,6 +140,8 @@ class Limits:
     rc_threads: RateLimit = limit(5, 50, "Pages of the threads of a room, which one user reads.")
     rc_timestamp_to_event: RateLimit = limit(2, 20, "Questions of one user for the event nearest to a time.")
     rc_receipts: RateLimit = limit(10, 300, "Receipts and read markers of one user.")
+    rc_account_data: RateLimit = limit(10, 300, "Account data, tags and filters that one user sets.")
+    rc_aliases: RateLimit = limit(1, 30, "Aliases of rooms, and places in the room directory, that one user changes.")
     rc_typing: RateLimit = limit(5, 50, "Typing notices of one user.")
     rc_forget: RateLimit = limit(5, 100, "Rooms that one user forgets.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")

@@ -23,8 +23,8 @@ class Memory:
 
     event_cache_size: Size = option(
         Size(100 << 10),
-        "Events that are kept, before `caches.global_factor` is counted in; one takes about 2 KB. The number may have the "
-        "unit `K`.",
+        "Events that are kept, before `caches.global_factor` is counted in; one takes about 2 KB, and "
+        "of large ones fewer are kept, so that all take at most 4 KB on average. The number may have the unit `K`.",
         minimum=100,
     )
     caches: Caches = section(Caches, "What was read from the database and is kept.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
-from homeserver.config.option import JSON, Duration, option, section
+from homeserver.config.option import JSON, Duration, Size, option, section
 from homeserver.config.retention import Retention
 
 
@@ -50,7 +50,9 @@ class Rooms:
         minimum=1000,
     )
     filter_timeline_limit: int = option(
-        100, "The most events of a room in one answer to /sync, whatever its filter says; -1: no bound.", minimum=-1
+        100,
+        "The most events of a room in one answer to /sync or sliding sync, whatever the client asks for; -1: no bound.",
+        minimum=-1,
     )
     retention: Retention = section(Retention, "How long messages are kept; see docs/retention.md.")
     forgotten_room_retention_period: Duration | None = option(
@@ -81,6 +83,18 @@ class People:
     """What is shown of people, and to whom."""
 
     presence: Presence = section(Presence, "Presence: who is online.")
+    max_account_data_entries: int | None = option(
+        50_000,
+        "How many entries of account data one user may keep, deleted ones counted; clients keep a few of each room. `null`: no "
+        "bound.",
+        minimum=100,
+    )
+    max_account_data_size: Size | None = option(
+        Size(20 * 1024 * 1024),
+        "How much account data one user may keep in all; `null`: no bound.",
+        minimum=65536,
+        example="20M",
+    )
     require_auth_for_profile_requests: bool = option(
         False, "Whether profiles are shown only to people with an account."
     )

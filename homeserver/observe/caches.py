@@ -1,7 +1,7 @@
 """Metrics of caches: how often what was looked for was there."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,6 +21,14 @@ class Counted(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighed(Protocol):
+    """A cache that is bounded by the size of what it holds."""
+
+    weight: int
+    """About how many bytes that is."""
+
+
 class CacheMetrics(Collector):
     """Tells of caches in /metrics."""
 
@@ -34,9 +42,15 @@ class CacheMetrics(Collector):
             "mahalla_cache_lookups", "Things looked for in a cache: hit, or miss", labels=("cache", "outcome")
         )
         entries = GaugeMetricFamily("mahalla_cache_entries", "Things that a cache holds", labels=("cache",))
+        weights = GaugeMetricFamily(
+            "mahalla_cache_bytes", "About how much memory a cache takes that is bounded by it", labels=("cache",)
+        )
         for name, cache in self._caches.items():
             lookups.add_metric((name, "hit"), cache.hits)
             lookups.add_metric((name, "miss"), cache.misses)
             entries.add_metric((name,), len(cache))
+            if isinstance(cache, Weighed):
+                weights.add_metric((name,), cache.weight)
         yield lookups
         yield entries
+        yield weights

@@ -10,7 +10,7 @@ import msgspec
 
 from federation.protocol.canonical_json import decode_object
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import BadJson, Forbidden, InvalidParam, NotFound, TooLarge
+from federation.protocol.errors import BadJson, Forbidden, InvalidParam, NotFound, TooLarge, UserLimitExceeded
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.push.kept_rules import PUSH_RULES
 from homeserver.services.push_rules import push_rules_content
@@ -36,9 +36,21 @@ class ManagedByServer(BadJson):
 class AccountData:
     """Reads and changes account data."""
 
-    def __init__(self, database: Database, store: AccountDataStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: AccountDataStore,
+        *,
+        most_entries: int | None,
+        largest: int | None,
+        info_uri: str,
+    ) -> None:
+        """`most_entries` and `largest` (bytes of all contents): of one user; None: no bound. `info_uri`: a page about it."""
         self._database = database
         self._store = store
+        self._most_entries = most_entries
+        self._largest = largest
+        self._info_uri = info_uri
 
     async def get(self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str) -> msgspec.Raw:
         """One entry's content. Raises `Forbidden`, `NotFound`."""
@@ -53,7 +65,10 @@ class AccountData:
     async def do_set(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str, content: msgspec.Raw
     ) -> None:
-        """Set one entry; `{}` deletes it (MSC3391). Raises `Forbidden`, `ManagedByServer`, `InvalidParam`, `BadJson`."""
+        """Set one entry; `{}` deletes it (MSC3391).
+
+        Raises `Forbidden`, `ManagedByServer`, `InvalidParam`, `BadJson`, `UserLimitExceeded`.
+        """
         _check_owner(caller, user_id)
         _check_type(type_)
         data = bytes(content)
@@ -63,7 +78,7 @@ class AccountData:
 
         def write(txn: WriteTransaction) -> None:
             # told even where there was nothing to delete: clients wait for what they set to come back
-            self._store.set_entry(txn, user_id, room_id, type_, b"{}" if is_empty else data, deleted=is_empty)
+            self._set(txn, user_id, room_id, type_, b"{}" if is_empty else data, deleted=is_empty)
 
         await self._database.write("set_account_data", write)
 
@@ -85,7 +100,7 @@ class AccountData:
     async def do_set_tag(
         self, caller: Requester, user_id: UserID, room_id: RoomID, tag: str, content: Mapping[str, object]
     ) -> None:
-        """Put a tag on a room, or replace it. Raises `Forbidden`, `InvalidParam`, `TooLarge`."""
+        """Put a tag on a room, or replace it. Raises `Forbidden`, `InvalidParam`, `TooLarge`, `UserLimitExceeded`."""
         _check_owner(caller, user_id)
         _check_tag(tag)
 
@@ -94,7 +109,7 @@ class AccountData:
             data = msgspec.json.encode({"tags": tags})
             if len(data) > _LARGEST_TAGS:
                 raise TooLarge("A room's tags may have at most 64 KiB")
-            self._store.set_entry(txn, user_id, room_id, TAGS, data)
+            self._set(txn, user_id, room_id, TAGS, data)
 
         await self._database.write("set_tag", write)
 
@@ -108,6 +123,28 @@ class AccountData:
                 self._store.set_entry(txn, user_id, room_id, TAGS, msgspec.json.encode({"tags": tags}))
 
         await self._database.write("remove_tag", write)
+
+    def _set(
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        room_id: RoomID | None,
+        type_: str,
+        content: bytes,
+        *,
+        deleted: bool = False,
+    ) -> None:
+        """Set an entry, unless the user would keep too much with it. What makes it less is always taken."""
+        sums = self._store.find_growth(txn, user_id, room_id, type_, content)
+        if sums is not None:
+            if self._most_entries is not None and sums.entries > self._most_entries:
+                raise self._refusal(f"{self._most_entries} entries")
+            if self._largest is not None and sums.size > self._largest:
+                raise self._refusal(f"{self._largest} bytes")
+        self._store.set_entry(txn, user_id, room_id, type_, content, deleted=deleted)
+
+    def _refusal(self, bound: str) -> UserLimitExceeded:
+        return UserLimitExceeded(f"You may keep {bound} of account data on this server", info_uri=self._info_uri)
 
 
 def _check_owner(caller: Requester, user_id: UserID) -> None:

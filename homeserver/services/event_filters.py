@@ -18,6 +18,9 @@ DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
 MAX_ENTRIES: Final = 1000
 """Of each list of a filter."""
+LARGEST_REMEMBERED: Final = 4096
+"""In bytes: larger filters are parsed each time, so that what is remembered of clients stays small."""
+MOST_REMEMBERED_NAMES: Final = 50
 
 T = TypeVar("T", bound=msgspec.Struct)
 Name = Annotated[str, msgspec.Meta(max_length=255)]
@@ -136,9 +139,13 @@ class Filter(msgspec.Struct, frozen=True):
 NO_FILTER: Final = Filter()
 
 
-@lru_cache(maxsize=512)
 def parse_filter(json: bytes | str) -> Filter:
     """Raises BadJson."""
+    return _parse_usual(json) if len(json) <= LARGEST_REMEMBERED else _parse(json, Filter)
+
+
+@lru_cache(maxsize=512)
+def _parse_usual(json: bytes | str) -> Filter:
     return _parse(json, Filter)
 
 
@@ -163,11 +170,18 @@ def _is_in(wanted: Sequence[str] | None, unwanted: Sequence[str], value: str) ->
     return value not in unwanted and (wanted is None or value in wanted)
 
 
-@lru_cache(maxsize=2048)
 def _allows_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
+    is_usual = len(wanted or ()) + len(unwanted) <= MOST_REMEMBERED_NAMES
+    return (_allows_type_usually if is_usual else _match_type)(wanted, unwanted, type)
+
+
+def _match_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
     if any(_matches(pattern, type) for pattern in unwanted):
         return False
     return wanted is None or any(_matches(pattern, type) for pattern in wanted)
+
+
+_allows_type_usually = lru_cache(maxsize=2048)(_match_type)
 
 
 def _matches(pattern: str, type: str) -> bool:

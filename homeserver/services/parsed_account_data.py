@@ -4,13 +4,16 @@ forgotten when the stream says that they have changed. For the reactor thread.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from federation.protocol.ids import UserID
 from storage.account_data import AccountDataStore
 from storage.streams import Change, Streams, Topic
 
 T = TypeVar("T")
+
+BYTES_OF_A_USER: Final = 1024
+"""As JSON, on average: of users who keep more fewer are remembered. One may keep a thousand times as much."""
 
 
 class ParsedAccountData(Generic[T]):
@@ -30,7 +33,9 @@ class ParsedAccountData(Generic[T]):
         self._types = tuple(types)
         self._parse = parse
         self._capacity = capacity
-        self._parsed: OrderedDict[str, T] = OrderedDict()
+        self._parsed: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        """With the bytes that each was read from."""
+        self._size = 0
         self._changes_heard = 0
         streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
         streams.watch(self._heed_others)
@@ -41,7 +46,7 @@ class ParsedAccountData(Generic[T]):
         if known is None:
             return (await self.of_users([user_id]))[user_id]
         self._parsed.move_to_end(user_id)
-        return known
+        return known[0]
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
         """What these users have set: one query for all that is not known."""
@@ -53,19 +58,30 @@ class ParsedAccountData(Generic[T]):
                 missing.append(user_id)
             else:
                 self._parsed.move_to_end(user_id)
-                found[user_id] = known
+                found[user_id] = known[0]
         while missing:
             heard = self._changes_heard
             contents = await self._account_data.get_entries_of_users(missing, self._types)
             if heard != self._changes_heard:
                 continue
             for user_id in missing:
-                parsed = found[user_id] = self._parse(contents.get(user_id, {}), user_id)
-                self._parsed[user_id] = parsed
-                if len(self._parsed) > self._capacity:
-                    self._parsed.popitem(last=False)
+                of_user = contents.get(user_id, {})
+                found[user_id] = self._parse(of_user, user_id)
+                self._keep(user_id, found[user_id], sum(map(len, of_user.values())))
             break
         return found
+
+    def _keep(self, user_id: str, parsed: T, size: int) -> None:
+        self._forget(user_id)
+        self._parsed[user_id] = (parsed, size)
+        self._size += size
+        while len(self._parsed) > self._capacity or self._size > self._capacity * BYTES_OF_A_USER:
+            self._forget(next(iter(self._parsed)))
+
+    def _forget(self, user_id: str) -> None:
+        known = self._parsed.pop(user_id, None)
+        if known is not None:
+            self._size -= known[1]
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -76,9 +92,10 @@ class ParsedAccountData(Generic[T]):
             ):
                 self._changes_heard += 1
                 if change.user_id is not None:
-                    self._parsed.pop(change.user_id, None)
+                    self._forget(change.user_id)
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node wrote: of whom is not known here."""
         self._changes_heard += 1
         self._parsed.clear()
+        self._size = 0

@@ -10,19 +10,18 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
-from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, is_event_id
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
+from homeserver.services.event_threads import find_thread_root
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database
-from storage.receipts import UNTHREADED, ReceiptStore
+from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore
 from storage.transaction import WriteTransaction
 
 FULLY_READ: Final = "m.fully_read"
 RECEIPT_TYPES: Final = frozenset({"m.read", "m.read.private"})
-MAIN_THREAD: Final = "main"
 
 
 class _Marker(msgspec.Struct):
@@ -53,7 +52,7 @@ class ReadMarkers:
     ) -> None:
         """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only.
 
-        Raises Forbidden, InvalidParam, and NotFound for a marker at an event that the room does not have.
+        Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does not have.
         """
         snapshot = await self._reading.check_joined(caller.user_id, room_id)
         for kind, event_id in marks.items():
@@ -72,8 +71,11 @@ class ReadMarkers:
         self, caller: Requester, snapshot: RoomSnapshot, kind: str, event_id: EventID, thread_id: str
     ) -> None:
         event = await self._events.get_event(snapshot.room.room_nid, event_id)
-        if event is not None:
-            _check_relation(event.event, thread_id)
+        if event is None:
+            raise NotFound("The room has no such event")
+        root = await find_thread_root(self._events, event.room_nid, event.event)
+        if not stands_in(thread_id, event_id, root):
+            raise InvalidParam("The event is not in that thread")
         await self._receipts.set_receipt(
             snapshot.room.room_nid,
             snapshot.room.room_id,
@@ -81,7 +83,7 @@ class ReadMarkers:
             kind,
             thread_id,
             event_id,
-            None if event is None else event.position,
+            event.position,
             self._now_ms(),
         )
 
@@ -113,13 +115,13 @@ def _arrival(event: StoredEvent) -> int:
     return event.position or 0
 
 
-def _check_relation(event: Event, thread_id: str) -> None:
-    """A receipt of one thread does not stand at an event of another. spec: client-server-api#threaded-read-receipts"""
-    relation = event.content.get("m.relates_to")
-    if thread_id == UNTHREADED or not isinstance(relation, dict) or relation.get("rel_type") != "m.thread":
-        return
-    if relation.get("event_id") not in (thread_id, None) or thread_id == MAIN_THREAD:
-        raise InvalidParam("The event is not in that thread")
+def stands_in(thread_id: str, event_id: EventID, root: EventID | None) -> bool:
+    """Whether a receipt of that thread may stand at an event of the thread with that root (None: of the main timeline).
+
+    A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
+    spec: client-server-api#threaded-read-receipts
+    """
+    return thread_id in (UNTHREADED, event_id, MAIN_THREAD if root is None else root)
 
 
 def _check_thread(thread_id: str | None) -> str:

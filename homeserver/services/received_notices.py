@@ -14,14 +14,17 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
+from homeserver.services.early_receipts import EarlyReceipts
+from homeserver.services.event_threads import find_thread_roots
 from homeserver.services.presence.people import State
 from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.remote_people import PresenceUpdate
-from homeserver.services.read_markers import MAIN_THREAD
+from homeserver.services.read_markers import stands_in
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipStore
-from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
+from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
 from storage.rooms import RoomStore
+from storage.streams import Streams
 
 MAX_RECEIPTS: Final = 1000
 """In one EDU."""
@@ -66,6 +69,7 @@ class ReceivedNotices:
         typing: Typing,
         receipts: ReceiptStore,
         presence: Presence,
+        streams: Streams,
         now_ms: Callable[[], int],
     ) -> None:
         self._rooms = rooms
@@ -76,6 +80,7 @@ class ReceivedNotices:
         self._receipts = receipts
         self._presence = presence
         self._now_ms = now_ms
+        self._early = EarlyReceipts(streams, self.receive_receipts)
 
     async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """m.typing. Raises InvalidParam."""
@@ -87,12 +92,21 @@ class ReceivedNotices:
             await self._typing.receive(origin, room.room_nid, UserID(str(user_id)), is_typing=is_typing)
 
     async def receive_receipts(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """m.receipt: those of users who are in the room."""
+        """m.receipt: those of users who are in the room.
+
+        One may come before the event at which it stands: then nobody can say in which thread that is, and it counts as what it
+        says, where nothing better is known; it is looked at again when the event comes. How many of a user are kept is bounded
+        (`ReceiptStore`).
+        """
         found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
         events = await self._events.get_anywhere({EventID(receipt.event_ids[0]) for _, _, receipt in found})
         joined = await self._memberships.find_joined(
             (rooms[room_id].room_nid, user_id) for room_id, user_id, _ in found if room_id in rooms
+        )
+        threaded = {EventID(receipt.event_ids[0]) for _, _, receipt in found if receipt.data.thread_id is not None}
+        roots = await find_thread_roots(
+            self._events, [(event.room_nid, event.event) for id, event in events.items() if id in threaded]
         )
         new: list[NewReceipt] = []
         for room_id, user_id, receipt in found:
@@ -105,6 +119,12 @@ class ReceivedNotices:
             event = events.get(event_id)
             if event is not None and event.room_nid != room.room_nid:
                 continue
+            thread_id = receipt.data.thread_id or UNTHREADED
+            if event is not None and not stands_in(thread_id, event_id, roots.get(event_id)):
+                continue
+            if event is None:
+                told = {room_id: {PUBLIC: {user_id: msgspec.to_builtins(receipt)}}}
+                self._early.keep(origin, (room_id, user_id, receipt.data.thread_id), event_id, told)
             ts = receipt.data.ts
             new.append(
                 NewReceipt(
@@ -112,7 +132,7 @@ class ReceivedNotices:
                     room_id,
                     user_id,
                     PUBLIC,
-                    receipt.data.thread_id or UNTHREADED,
+                    thread_id,
                     event_id,
                     None if event is None else event.position,
                     self._now_ms() if ts is None or not 0 <= ts < 1 << 53 else ts,

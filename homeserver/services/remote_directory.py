@@ -24,6 +24,8 @@ from federation.requests import RefusedByRemote
 
 SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
+BYTES_REMEMBERED: Final = 8 << 20
+"""As JSON, of all answers: servers say much or little."""
 QUESTIONS_AT_ONCE: Final = 20
 """To one server."""
 PROFILE, ALIAS, DIRECTORY = "profile", "alias", "directory"
@@ -41,6 +43,8 @@ class _Remembered(msgspec.Struct, frozen=True):
     until: float
     value: Any
     """The answer, or the MatrixError that there was instead."""
+    size: int
+    """In bytes, as JSON."""
 
 
 class RemoteDirectory:
@@ -51,6 +55,7 @@ class RemoteDirectory:
         self._policy = policy
         self._clock = clock
         self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
+        self._size = 0
         self._asking: dict[Hashable, list[Deferred[None]]] = {}
         self._questions: Counter[str] = Counter()
 
@@ -78,7 +83,7 @@ class RemoteDirectory:
 
         key = ("alias", alias)
         if anew:
-            self._remembered.pop(key, None)
+            self._forget(key)
         return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
@@ -115,10 +120,9 @@ class RemoteDirectory:
                 value = await ask()
             except RemoteError as error:
                 value = _explain(error, what)
-            known = self._remembered[key] = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value)
-            self._remembered.move_to_end(key)
-            if len(self._remembered) > ANSWERS_REMEMBERED:
-                self._remembered.popitem(last=False)
+            size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
+            known = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+            self._remember(key, known)
             return known
         finally:
             self._questions[server] -= 1
@@ -126,6 +130,18 @@ class RemoteDirectory:
                 del self._questions[server]
             for waiting in self._asking.pop(key):
                 waiting.callback(None)
+
+    def _remember(self, key: Hashable, known: _Remembered) -> None:
+        self._forget(key)
+        self._remembered[key] = known
+        self._size += known.size
+        while len(self._remembered) > ANSWERS_REMEMBERED or self._size > BYTES_REMEMBERED:
+            self._forget(next(iter(self._remembered)))
+
+    def _forget(self, key: Hashable) -> None:
+        known = self._remembered.pop(key, None)
+        if known is not None:
+            self._size -= known.size
 
 
 def _explain(error: RemoteError, what: str) -> MatrixError:

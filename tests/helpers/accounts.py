@@ -272,7 +272,9 @@ class AccountsServer:
                 AccountValidity(clock),
             ),
             self.login_tokens,
-            AccountData(database, self.account_data_store),
+            AccountData(
+                database, self.account_data_store, most_entries=1000, largest=1 << 24, info_uri="https://example.org/"
+            ),
             Capabilities(
                 default_room_version=DEFAULT_ROOM_VERSION,
                 passwords_can_change=True,
@@ -281,7 +283,7 @@ class AccountsServer:
             ),
             ClientDiscovery(public_baseurl),
             Devices(database, self.device_store, self.sessions, self.accounts),
-            Filters(database, FilterStore(database)),
+            Filters(database, FilterStore(database), capacity=1 << 20, info_uri="https://example.org/"),
             ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
             self.profiles,
             self.registration,

@@ -48,18 +48,20 @@ enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
 bcrypt_rounds: 4
-rc_message: &unlimited {per_second: 100000, burst_count: 100000}
+rc_room_creation: &unlimited {per_second: 100000, burst_count: 100000}
+rc_message: *unlimited
 rc_registration: *unlimited
 rc_login: {address: *unlimited, account: *unlimited, failed_attempts: *unlimited}
 rc_joins: {local: *unlimited, remote: *unlimited}
 rc_joins_per_room: *unlimited
 rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
-rc_room_creation: *unlimited
 rc_profile: *unlimited
 rc_hierarchy: *unlimited
 rc_threads: *unlimited
 rc_timestamp_to_event: *unlimited
 rc_receipts: *unlimited
+rc_account_data: *unlimited
+rc_aliases: *unlimited
 rc_typing: *unlimited
 rc_forget: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}

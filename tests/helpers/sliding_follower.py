@@ -79,7 +79,7 @@ class SlidingFollower:
 
     def catch_up(self) -> None:
         """Look at every room until nothing is new."""
-        for _ in range(5):
+        for _ in range(20):
             if not self.sync(EVERYTHING):
                 return
         raise AssertionError("there is always something new")

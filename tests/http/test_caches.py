@@ -7,7 +7,7 @@ from homeserver.config.memory import Caches, Memory
 from homeserver.config.option import Size
 from storage.database import Database
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, messages, say
+from tests.helpers.talk import create, everything_said, messages, redact, say
 
 LISTENER = """
 enable_metrics: true
@@ -35,6 +35,22 @@ def test_the_configuration_bounds_the_events_in_memory(tmp_path: Path, sqlite_da
     assert len(server.app.rooms.events) == 100
 
 
+def test_large_events_take_the_place_of_many(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "event_cache_size: 100\n")
+    alice = server.register("alice")
+    room_id = create(alice)
+    large = [str(number) * 30_000 for number in range(1, 10)]
+    for text in large:
+        say(alice, room_id, text)
+    assert everything_said(alice, room_id) == large
+    assert 0 < server.app.rooms.events.weight <= 100 * 4096
+    for number in range(150):
+        say(alice, room_id, str(number))
+    assert len(server.app.rooms.events) == 100
+    redact(alice, room_id, say(alice, room_id, "oops"))
+    assert everything_said(alice, room_id)[:9] == large
+
+
 def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, LISTENER)
     alice = server.register("alice")
@@ -48,5 +64,8 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
         ):
             assert line in text
     assert 'mahalla_cache_entries{cache="rooms"} 1.0' in text
+    weight = server.app.rooms.events.weight
+    assert 0 < weight <= len(server.app.rooms.events) * 8192
+    assert f'mahalla_cache_bytes{{cache="events"}} {weight:.1f}' in text
     hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition("\n")[0]
     assert float(hits) > 0

@@ -11,7 +11,7 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, room_path, say
+from tests.helpers.talk import create, ok, room_path, say
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
@@ -137,6 +137,14 @@ def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> 
         ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/receipt/m.read/{event}"),
         ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/read_markers"),
         ("rc_typing", "PUT", "/_matrix/client/v3/rooms/{room}/typing/{user}"),
+        ("rc_account_data", "PUT", "/_matrix/client/v3/user/{user}/account_data/x"),
+        ("rc_account_data", "PUT", "/_matrix/client/v3/user/{user}/rooms/{room}/account_data/x"),
+        ("rc_account_data", "DELETE", "/_matrix/client/v3/user/{user}/account_data/x"),
+        ("rc_account_data", "DELETE", "/_matrix/client/v3/user/{user}/rooms/{room}/account_data/x"),
+        ("rc_account_data", "PUT", "/_matrix/client/v3/user/{user}/rooms/{room}/tags/u.x"),
+        ("rc_account_data", "DELETE", "/_matrix/client/v3/user/{user}/rooms/{room}/tags/u.x"),
+        ("rc_account_data", "POST", "/_matrix/client/v3/user/{user}/filter"),
+        ("rc_aliases", "PUT", "/_matrix/client/v3/directory/list/room/{room}"),
         ("rc_forget", "POST", "/_matrix/client/v3/rooms/{left}/forget"),
     ],
 )
@@ -153,3 +161,15 @@ def test_what_a_user_may_do_so_often(
     statuses = [alice.start(method, path, body).answer.status for _ in range(3)]
 
     assert statuses == [200, 200, 429]
+
+
+def test_who_kicks_bans_and_leaves_sends_events(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_message: {per_second: 0.1, burst_count: 1}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    room = create(alice)
+    for action in ("ban", "unban", "kick", "leave"):
+        body = {} if action == "leave" else {"user_id": bob.user_id}
+        if action == "kick":
+            ok(alice.post(room_path(room, "invite"), body))
+        assert [alice.post(room_path(room, action), body).status for _ in range(2)] == [200, 429], action
+        server.clock.advance(10)

@@ -63,6 +63,17 @@ def test_receipts_only_move_forwards(alice: User, bob: User, room_id: str) -> No
     assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
 
 
+def test_a_receipt_stands_at_an_event_of_the_room(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    ok(mark(bob, room_id, "m.read", second))
+    for elsewhere in ("$no", say(bob, create(bob), "x")):
+        for kind in ("m.read", "m.read.private"):
+            assert refused(mark(bob, room_id, kind, elsewhere)) == (404, "M_NOT_FOUND")
+    ok(mark(bob, room_id, "m.read", first))
+    assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
+    assert ok(bob.get(f"{V3}/sync"))["rooms"]["join"][room_id]["unread_notifications"]["notification_count"] == 0
+
+
 def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
     relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
@@ -76,6 +87,14 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     assert "thread_id" not in content[root]["m.read"][bob.user_id]
     assert refused(mark(bob, room_id, "m.read", reply, thread_id="main")) == INVALID
     assert refused(mark(bob, room_id, "m.read", reply, thread_id=other)) == INVALID
+    for invented in ("$invented", other):
+        assert refused(mark(bob, room_id, "m.read", root, thread_id=invented)) == INVALID
+    annotation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": reply, "key": "+1"}}
+    liked = ok(put_event(alice, room_id, "m.reaction", annotation))["event_id"]
+    assert refused(mark(bob, room_id, "m.read", liked, thread_id="main")) == INVALID
+    ok(mark(bob, room_id, "m.read", liked, thread_id=root))
+    ok(mark(alice, room_id, "m.read", root, thread_id=root))
+    assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,58 @@ def test_who_was_away_for_too_many_changes_begins_anew(alice: User, bob: User, m
     client.pos = None
     say(bob, room_id, "hello")
     assert users_in(client.sync())[bob.user_id]["updated"]["m.y3"] == 3
+
+
+def test_more_people_than_one_answer_tells_of(
+    server: TestServer, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "MOST_WHOLE", 3)
+    people = [alice, bob, *(server.register(f"p{number}") for number in range(9))]
+    first, second = create(alice, preset="public_chat"), create(alice, preset="public_chat")
+    for user in people[1:]:
+        act(user, first, "join")
+    act(bob, second, "join")
+    client = SlidingClient(alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}})
+    assert set(users_in(client.sync())) == {alice.user_id, bob.user_id}  # the second room alone
+    client.body["lists"]["all"]["ranges"] = [[0, 9]]
+    told: list[set[str]] = []
+    pos = client.pos
+    for _ in range(2):  # the first of the answers gets lost
+        client.pos = pos
+        told.append(set(users_in(client.sync())))
+    assert told[0] == told[1]  # and besides those by whom the room is named
+    assert {user.user_id for user in people[:3]} <= told[0] <= {user.user_id for user in people[:7]}
+    act(people[-1], first, "leave")
+    set_field(people[2], "m.tz", "UTC")
+    answer = ended(server, client.wait())  # at once: there is more
+    assert users_in(answer)[people[2].user_id]["updated"]["m.tz"] == "UTC"
+    assert people[4].user_id in users_in(answer)
+    assert people[9].user_id not in users_in(answer)
+    client.pos = answer["pos"]
+    while more := users_in(client.sync()):
+        told.append(set(more))
+    assert set().union(*told, users_in(answer)) >= {user.user_id for user in people[:-1]}
+    pending = client.wait()
+    server.clock.advance(31)
+    assert users_in(ended(server, pending)) == {}
+
+
+def test_rooms_that_come_while_people_are_left(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
+    monkeypatch.setattr(profiles, "MOST_PARTS", 2)
+    rooms, everybody = [], {alice.user_id}
+    for number in range(5):
+        rooms.append(create(alice, preset="public_chat"))
+        for name in "ab":
+            user = server.register(f"{name}{number}")
+            everybody.add(user.user_id)
+            act(user, rooms[-1], "join")
+    client = SlidingClient(alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}})
+    told: set[str] = set()
+    for number in range(20):
+        client.body["lists"]["all"]["ranges"] = [[0, min(number, 4)]]
+        told.update(users_in(client.sync()))
+    assert told == everybody
+    assert users_in(client.sync()) == {}

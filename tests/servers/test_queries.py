@@ -8,6 +8,7 @@ import pytest
 from federation.policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
+from homeserver.services import remote_directory
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -74,6 +75,17 @@ def test_answers_are_remembered_briefly(network: Network) -> None:
 
     network.clock.advance(31)
     assert ok(bob.get(path)) == {"displayname": "Alicia"}
+
+
+def test_of_long_answers_fewer_are_remembered(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_directory, "BYTES_REMEMBERED", 5000)
+    alice, bob = pair(network)
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/org.example.long", {"org.example.long": "x" * 3000}))
+    whole, name = f"{V3}/profile/{alice.user_id}", f"{V3}/profile/{alice.user_id}/displayname"
+    field = f"{V3}/profile/{alice.user_id}/org.example.long"
+    for path, count in ((whole, 1), (name, 2), (whole, 2), (field, 3), (name, 3), (whole, 4), (field, 5)):
+        ok(bob.get(path))
+        assert asked(network, "query/profile") == count, path
 
 
 def test_many_who_ask_at_once_are_one_question(network: Network) -> None:

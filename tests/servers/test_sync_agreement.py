@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from homeserver.services.sliding_sync import rooms as sliding_rooms
+from homeserver.services.sliding_sync import sliding_sync
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -55,6 +57,7 @@ class Towns(RuleBasedStateMachine):
         self.directory = TemporaryDirectory()
         self.path = Path(self.directory.name)
         self.databases: list[Database] = []
+        self.patch = pytest.MonkeyPatch()
         template = make_sqlite_template(self.path)
 
         def open_another() -> Database:
@@ -85,8 +88,12 @@ class Towns(RuleBasedStateMachine):
         ]
         self.clients: list[SyncClient | SlidingFollower] = [*self.v3, *self.sliding]
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(short=st.booleans())
+    def begin(self, short: bool) -> None:
+        if short:  # answers of sliding sync end early, and go on in the next ones
+            self.patch.setattr(sliding_sync, "LARGEST_ANSWER", 2500)
+            self.patch.setattr(sliding_sync, "MOST_EVENTS_AT_ONCE", 3)
+            self.patch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)
         for who in range(4):
@@ -368,6 +375,7 @@ class Towns(RuleBasedStateMachine):
             self.settle()
             self.check()
         finally:
+            self.patch.undo()
             for database in self.databases:
                 run_coroutine(database.close(), None)
             self.directory.cleanup()

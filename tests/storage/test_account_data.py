@@ -1,6 +1,6 @@
 """Account data by position, for those who read incrementally."""
 
-from storage.account_data import AccountDataStore
+from storage.account_data import AccountDataStore, AccountDataSums
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from storage.streams import Change, Topic
 from tests.helpers.databases import QueryCounter, open_inline
@@ -57,3 +57,27 @@ async def test_reading_costs_one_query(database_config: SQLiteConfig | PostgresC
     assert len((await store.get_account_data_since(ALICE, 0, database.streams.current())).rooms) == 30
     assert counter.queries.total() == 2
     await database.close()
+
+
+async def test_what_a_user_keeps_is_summed_up(database: Database) -> None:
+    store = AccountDataStore(database)
+
+    async def sums(user_id: str = ALICE) -> tuple[int, int]:
+        found = await database.read("t", store.get_sums, user_id)
+        return found.entries, found.size
+
+    assert await sums() == (0, 0)
+    await database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
+    await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":12}')
+    await database.write("t", store.set_entry, "@bob:example.org", ROOM, "x", b"{}")
+    assert await sums() == (2, 15)
+    growth = [
+        await database.read("t", store.find_growth, ALICE, ROOM, type_, content)
+        for type_, content in (("x", b'{"a":123}'), ("x", b'{"a":45}'), ("x", b"{}"), ("y", b"{}"))
+    ]
+    assert growth == [AccountDataSums(2, 16), None, None, AccountDataSums(3, 17)]
+    await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":123}')
+    await database.write("t", store.remove_entry, ALICE, None, "x")
+    assert await sums() == (2, 11)
+    await database.write("t", store.remove_account_data, ALICE)
+    assert (await sums(), await sums("@bob:example.org")) == ((0, 0), (1, 2))

@@ -11,14 +11,14 @@ spec: client-server-api#server-behaviour-13, client-server-api#push-rules
 """
 
 from collections.abc import Collection, Mapping, Set
-from typing import Final
 
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
-from federation.protocol.ids import EventID, UserID, is_event_id
+from federation.protocol.ids import UserID
 from federation.rooms.build import Circumstances, Classification
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
+from homeserver.services.event_threads import find_thread_root
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import OwnRules
@@ -29,9 +29,6 @@ from storage.memberships import MembershipStore
 from storage.push_attention import ALL
 from storage.push_outcomes import HIGHLIGHTED, NOTIFIES, flags_outcome
 from storage.thread_subscriptions import ThreadSubscriptionStore
-
-MOST_HOPS: Final = 3
-"""Over how many events that relate to each other a thread is looked for. spec: client-server-api#threaded-read-receipts"""
 
 
 class Outcomes:
@@ -68,7 +65,7 @@ class Outcomes:
         if around.room_nid:
             room = await self._room_rules.of_room(around.room_nid, event.room_id)
             if any(each.rules.asks_for_threads for each in room.members):
-                thread = occasion.thread_root = await self._thread_of(event, around.room_nid)
+                thread = occasion.thread_root = await find_thread_root(self._events, around.room_nid, event)
                 if thread is not None:
                     followers = occasion.followers = await self._threads.get_followers(event.room_id, thread)
                 room = await self._room_rules.of_room(around.room_nid, event.room_id)
@@ -93,7 +90,7 @@ class Outcomes:
             of_user = {user: room.of_user[user] for user in singly if user in room.of_user}
             await self._judge_singly(event, around, occasion, flags, singly, of_user, outcomes)
         outcomes.pop(event.sender, None)
-        thread_root = await self._thread_of(event, around.room_nid) if flags or outcomes else None
+        thread_root = await find_thread_root(self._events, around.room_nid, event) if flags or outcomes else None
         return Classification(flags, outcomes, thread_root)
 
     async def _judge_singly(
@@ -132,26 +129,6 @@ class Outcomes:
             return {}
         rows = await self._membership_store.get_memberships(room_nid, users)
         return {user: row.display_name for user, row in rows.items()}
-
-    async def _thread_of(self, event: Event, room_nid: int) -> EventID | None:
-        """The root of the thread that an event stands in, itself or by what it relates to."""
-        for hops in range(MOST_HOPS + 1):
-            rel_type, target = _relation(event)
-            if target is None or rel_type == "m.thread":
-                return target
-            stored = await self._events.get_event(room_nid, target) if hops < MOST_HOPS else None
-            if stored is None:
-                return None
-            event = stored.event
-        return None
-
-
-def _relation(event: Event) -> tuple[object, EventID | None]:
-    relation = event.content.get("m.relates_to")
-    if not isinstance(relation, Mapping) or not isinstance(relation.get("rel_type"), str):
-        return None, None
-    target = relation.get("event_id")
-    return relation["rel_type"], EventID(target) if isinstance(target, str) and is_event_id(target) else None
 
 
 def _asks(of_user: Mapping[UserID, RuleClass], classes: Mapping[UserID, RuleClass | None], user: UserID) -> bool:

@@ -20,7 +20,7 @@ from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.rooms import RoomRow
-from storage.sliding_connections import ConnectionKey, SlidingConnectionStore
+from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
@@ -30,6 +30,8 @@ LIVE: Final = 0
 NOTHING: Final[Mapping[int, Any]] = {}
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
 """For so long a connection is remembered that is not used. A job takes away the others."""
+BYTES_LIKE_A_ROOM: Final = 64
+"""So much of a stored state weighs as a room: what clients ask of rooms may be long."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
 _POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
@@ -60,10 +62,18 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
         return self.required_state is config.required_state or self.required_state.covers(config.required_state)
 
 
+class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """More people came into view than one answer tells of: the next ones go on."""
+
+    room_nids: list[int]
+    after: str
+    """Of the members of these rooms, those whose user ids come after this one."""
+
+
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "profiles_left", "receipts", "rooms")
 
     def __init__(
         self,
@@ -71,12 +81,16 @@ class ConnectionState:
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
         profile_fields: frozenset[str] | None = None,
+        profiles_left: "Sequence[ProfilesLeft]" = (),
     ) -> None:
-        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask."""
+        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask.
+        `profiles_left`: whose whole profiles it is still to be told.
+        """
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
         self.profile_fields = profile_fields
+        self.profiles_left = tuple(profiles_left)
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
         self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
@@ -140,18 +154,26 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
 class _Remembered(msgspec.Struct):
     used_ts: int
     states: dict[int, ConnectionState]
+    weights: dict[int, int]
+    """How much each state weighs."""
 
 
 class Connections:
     """Finds the state of connections, and keeps new ones. For the reactor thread."""
 
     def __init__(self, store: SlidingConnectionStore, now_ms: Callable[[], int], *, capacity: int) -> None:
-        """`capacity`: about how many rooms of all connections are remembered in memory."""
+        """`capacity`: about how many rooms of all connections are remembered in memory, long names counted as rooms too."""
         self._store = store
         self._now_ms = now_ms
         self._capacity = capacity
         self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
+        self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
+        """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
         self._weight = 0
+
+    def __len__(self) -> int:
+        """Connections in memory."""
+        return len(self._known)
 
     async def find(self, request: SlidingRequest) -> Connection:
         """The connection of a request. Raises UnknownPos."""
@@ -170,11 +192,16 @@ class Connections:
         state_nid = former.state_nid
         if state_nid is None or state is not former.state:
             now = self._now_ms()
-            state_nid = await self._store.add_state(former.key, state_nid, _encode(state), now)
-            states = {state_nid: state}
+            blob = _encode(state)
+            state_nid = await self._store.add_state(former.key, state_nid, blob, now)
+            states, weights = {state_nid: state}, {state_nid: _weigh(state, blob)}
             if former.state_nid is not None:
+                known = self._known.get(former.key)
                 states[former.state_nid] = former.state
-            self._remember(former.key, _Remembered(now, states))
+                weights[former.state_nid] = (
+                    1 + len(former.state.rooms) if known is None else known.weights.get(former.state_nid, 1)
+                )
+            self._remember(former.key, _Remembered(now, states, weights))
         return f"{token}_{state_nid}"
 
     async def _find_state(self, key: ConnectionKey, state_nid: int) -> ConnectionState:
@@ -183,7 +210,8 @@ class Connections:
             row = await self._store.get_state(key, state_nid)
             if row is None:
                 raise UnknownPos
-            known = _Remembered(row.used_ts, {state_nid: _decode(row.state)})
+            state = _decode(row.state)
+            known = _Remembered(row.used_ts, {state_nid: state}, {state_nid: _weigh(state, row.state)})
             self._remember(key, known)
         self._known.move_to_end(key)
         now = self._now_ms()
@@ -199,18 +227,26 @@ class Connections:
     def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
         self._forget(key)
         self._known[key] = remembered
-        self._weight += _weigh(remembered)
+        self._weight += sum(remembered.weights.values())
+        of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
+        of_device[key.conn_id] = None
+        if len(of_device) > MOST_OF_A_DEVICE:
+            self._forget(ConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
         while self._weight > self._capacity and len(self._known) > 1:
             self._forget(next(iter(self._known)))
 
     def _forget(self, key: ConnectionKey) -> None:
         remembered = self._known.pop(key, None)
         if remembered is not None:
-            self._weight -= _weigh(remembered)
+            self._weight -= sum(remembered.weights.values())
+            of_device = self._of_devices[key.user_id, key.device_id]
+            del of_device[key.conn_id]
+            if not of_device:
+                del self._of_devices[key.user_id, key.device_id]
 
 
-def _weigh(remembered: _Remembered) -> int:
-    return 1 + sum(len(state.rooms) for state in remembered.states.values())
+def _weigh(state: ConnectionState, blob: bytes) -> int:
+    return 1 + len(state.rooms) + len(blob) // BYTES_LIKE_A_ROOM
 
 
 class StateChanges:
@@ -222,6 +258,7 @@ class StateChanges:
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
         self._profile_fields = state.profile_fields
+        self._profiles_left = state.profiles_left
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -242,20 +279,23 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profile_fields(self, fields: frozenset[str] | None) -> None:
-        """These fields of profiles were told."""
+    def set_profiles(self, fields: frozenset[str] | None, left: Sequence[ProfilesLeft]) -> None:
+        """These fields of profiles were told, of all but those who are left."""
         self._profile_fields = fields
+        self._profiles_left = tuple(left)
 
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        same_fields = self._profile_fields == self._state.profile_fields
-        if same_fields and not (self._rooms or self._receipts or self._account_data):
+        fields, left = self._state.profile_fields, self._state.profiles_left
+        same_profiles = self._profile_fields == fields and self._profiles_left == left
+        if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
             self._profile_fields,
+            self._profiles_left,
         )
 
 
@@ -270,6 +310,7 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     profile_fields: list[str] | None = None
     direct: list[int] = []
     """The rooms that were told to be direct chats."""
+    profiles_left: list[ProfilesLeft] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -288,7 +329,11 @@ def _encode(state: ConnectionState) -> bytes:
     ]
     fields = None if state.profile_fields is None else sorted(state.profile_fields)
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields, direct))
+    return _encoder.encode(
+        _Blob(
+            required, rooms, dict(state.receipts), dict(state.account_data), fields, direct, list(state.profiles_left)
+        )
+    )
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -304,4 +349,4 @@ def _decode(blob: bytes) -> ConnectionState:
         nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
     }
     fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
-    return ConnectionState(rooms, stored.receipts, stored.account_data, fields)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, fields, stored.profiles_left)

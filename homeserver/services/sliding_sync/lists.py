@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
@@ -49,6 +50,14 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     labels: Labels
     lasts: bool
     """Whether the lists show the same rooms once the client was told of them: rooms that the user is no longer in are shown once."""
+
+    def without(self, room_nids: Set[int]) -> "Selection":
+        """The same, but these rooms are not in the windows, nor subscribed."""
+        return replace(
+            self,
+            windows={name: [nid for nid in window if nid not in room_nids] for name, window in self.windows.items()},
+            subscribed={room_id: nid for room_id, nid in self.subscribed.items() if nid not in room_nids},
+        )
 
     def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
         """The rooms in which there may be something to tell to who has this.

@@ -26,7 +26,7 @@ from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
@@ -37,6 +37,7 @@ MOST_ROOMS: Final = 100_000
 """Of so many rooms in the views of all clients something is remembered; of one room some 100 bytes."""
 
 _room_nid: Final = attrgetter("room_nid")
+_size: Final = attrgetter("size")
 
 
 class View(msgspec.Struct, frozen=True, gc=False):
@@ -122,6 +123,8 @@ class MessagesInView:
         changes = StateChanges(connection.state)
         if works:
             entries = await self._entries.make(request, connection, works, now.position, members, newly_sent)
+            if len(works) > 1 and sum(map(_size, works)) > LARGEST_ANSWER:
+                return None  # it is told in several answers
             for work in works:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()

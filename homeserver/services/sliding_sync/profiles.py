@@ -8,6 +8,7 @@ Proposal: MSC4262.
 """
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from heapq import nsmallest
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import Connection, UnknownPos
+from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, UnknownPos
 from homeserver.services.sliding_sync.rooms import RoomWork
 from storage.memberships import MembershipRow, MembershipStore
 from storage.profiles import ProfileStore
@@ -24,7 +25,8 @@ from storage.streams import Topic
 
 EVERY_FIELD: Final = frozenset({"*"})
 MOST_WHOLE: Final = 500
-"""How many whole profiles are in one answer."""
+"""How many profiles are in one answer of those who are only members of a room that came into view; the next ones go on."""
+MOST_PARTS: Final = 16
 MOST_CHANGES: Final = 5_000
 """So many fields of profiles may have changed since a client's last answer, whosoever they are."""
 LEFT: Final = frozenset({"leave", "ban"})
@@ -55,8 +57,9 @@ class ProfileNews:
         scope: Set[int],
         works: Sequence[RoomWork],
         upto: int,
-    ) -> dict[str, Any]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room any more.
+    ) -> tuple[dict[str, Any], Sequence[ProfilesLeft]]:
+        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And of whom the
+        next answers are to tell.
 
         Raises UnknownPos.
         """
@@ -64,26 +67,41 @@ class ProfileNews:
         users: dict[str, Any] = {}
         if followed is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
-        whole = await self._in_view(works, scope)
         covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
+        seen = [work for work in works if work.room.room_nid in scope]
+        left: Sequence[ProfilesLeft] = connection.state.profiles_left
         if connection.token is not None and not covered:
-            for room_nid in scope:
-                whole.update(await self._memberships.local_members(room_nid))
-        for owner, profile in (await self._profiles.get_profiles(sorted(whole)[:MOST_WHOLE])).items():
+            whole, left = scope, ()
+        else:
+            whole = {
+                work.room.room_nid for work in seen if work.initial and not work.config.required_state.lazy_members
+            }
+        told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
+        told.update(*(work.people for work in seen))
+        for owner, profile in (await self._profiles.get_profiles(sorted(told))).items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
-        return users
+        return users, left
 
-    async def _in_view(self, works: Sequence[RoomWork], scope: Set[int]) -> set[str]:
-        """Who comes into view with these rooms."""
-        people: set[str] = set()
-        for work in works:
-            if work.room.room_nid in scope:
-                people |= work.people
-                if work.initial and not work.config.required_state.lazy_members:
-                    people |= await self._memberships.local_members(work.room.room_nid)
-        return people
+    async def _members(
+        self, user_id: UserID, waiting: Sequence[ProfilesLeft]
+    ) -> tuple[set[str], Sequence[ProfilesLeft]]:
+        """The next of this server's users who are in rooms of which all are to be told; those who are left then."""
+        told: set[str] = set()
+        own = await self._memberships.of_user(user_id) if waiting else {}
+        for number, part in enumerate(waiting):
+            members: set[str] = set()
+            for room_nid in part.room_nids:
+                if room_nid in own and own[room_nid].membership == "join":
+                    members |= await self._memberships.local_members(room_nid)
+            room = MOST_WHOLE - len(told)
+            further = nsmallest(room + 1, (member for member in members - told if member > part.after))
+            told.update(further[:room])
+            if len(further) > room:
+                after = further[room - 1] if room else part.after
+                return told, _merged([ProfilesLeft(part.room_nids, after), *waiting[number + 1 :]])
+        return told, ()
 
     async def _changes(self, user_id: UserID, fields: Set[str], since: int, upto: int) -> dict[str, Any]:
         """Raises UnknownPos for who was away for so long that to begin anew is less than all that changed."""
@@ -135,6 +153,13 @@ class ProfileNews:
             behind |= {member for member in moved if (room_nid, member) in before}
             behind |= await self._memberships.local_members(room_nid) - moved
         return behind
+
+
+def _merged(left: list[ProfilesLeft]) -> list[ProfilesLeft]:
+    """The same people, those of many parts from their beginning: it is no harm to be told of somebody again."""
+    if len(left) <= MOST_PARTS:
+        return left
+    return [ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), "")]
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -35,6 +35,11 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
 
+LARGEST_ANSWER: Final = 4 * 1024 * 1024
+"""In bytes of events: with what goes beyond it an answer ends."""
+LARGEST_TIMELINE: Final = 1024 * 1024
+"""In bytes, of the events of one room; one event at least is told."""
+
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
@@ -71,6 +76,8 @@ class RoomWork(msgspec.Struct, gc=False):
     """Those whose memberships are needed to show these events."""
     state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
     summary: Summary | None = None
+    size: int = 0
+    """Of its events, in bytes."""
 
     @property
     def lacks_members(self) -> bool:
@@ -170,6 +177,9 @@ class RoomEntries:
         await self._fill_states(shown, upto, sent_members, newly_sent)
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
+        for work in shown:
+            work.size = sum(len(seen.event.pdu) for seen in work.shown)
+            work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
         reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
@@ -260,8 +270,10 @@ class RoomEntries:
                 arrived = told_after_leaving(arrived, work.own, work.stayed_until)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
-            work.speakers = people_in(work.shown)
             work.limited = stretch.limited
+            if len(work.shown) > 1:
+                _trim(work)
+            work.speakers = people_in(work.shown)
             work.anew = work.initial or work.limited or work.expanded
             work.messages_alone = not work.anew and not work.left_before and all(map(_leaves_state, arrived))
         await self._add_known_speakers(user_id, [work for work in works if work.lacks_members], ignored)
@@ -335,6 +347,16 @@ class RoomEntries:
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _trim(work: RoomWork) -> None:
+    """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
+    size = 0
+    for index in range(len(work.shown) - 1, -1, -1):
+        size += len(work.shown[index].event.pdu)
+        if size > LARGEST_TIMELINE and index < len(work.shown) - 1:
+            work.shown, work.limited = work.shown[index + 1 :], True
+            return
 
 
 def _end(work: RoomWork, upto: int) -> int:

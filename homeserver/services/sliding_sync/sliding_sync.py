@@ -3,6 +3,8 @@
 Laws:
 - An answer covers a stretch of the one sequence, as one of /sync does. Every request is answered from what it says and what
   the server remembers of its connection; nothing of it is kept but that.
+- An answer has an end, whatever a client asks for: rooms that no longer fit in are as those outside the windows, and the next
+  answer, which comes at once, goes on with them.
 - The state after an answer is written before the answer goes out, and only if it is another one.
 - The cost is that of what has changed in the windows, whatever the number of the user's rooms: which rooms have news is known
   from memory, and only they are looked at.
@@ -10,7 +12,7 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -35,7 +37,7 @@ from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -45,6 +47,10 @@ from storage.rooms import RoomStore
 from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
+MOST_EVENTS_AT_ONCE: Final = 500
+"""So many events of timelines are looked for before it is asked how large they are."""
+MOST_ROOMS_OF_MEMBERS: Final = 10
+"""As many rooms as are looked at before that if all of their members are asked for."""
 
 
 class SlidingParts(msgspec.Struct, frozen=True):
@@ -60,6 +66,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
+    empty: EmptyAnswers
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -84,14 +91,16 @@ class SlidingSync:
         notifier: Notifier,
         clock: IReactorTime,
         catch_up: Callable[[], Awaitable[int]],
+        *,
+        most_events: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written."""
+        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one answer; negative: no bound."""
+        self.most_events = most_events
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
-        self._empty = EmptyAnswers()
         self._messages = MessagesInView(
             parts.recent, parts.memberships, parts.rooms, parts.partial, parts.entries, parts.extensions
         )
@@ -131,30 +140,41 @@ class SlidingSync:
         parts = self._parts
         token = self._now()
         upto = token.position
-        empty = self._empty.find(request, connection, token)
+        empty = self._parts.empty.find(request, connection, token)
         if empty is not None:
             return _Answer(empty, False, token, connection.state, set(), None)
-        told = await self._messages.read(request, connection, token, members)
-        if told is not None:
-            return _Answer(told.body, told.is_news, token, told.state, told.newly_sent, told.view)
+        messages = await self._messages.read(request, connection, token, members)
+        if messages is not None:
+            return _Answer(messages.body, messages.is_news, token, messages.state, messages.newly_sent, messages.view)
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
-        entries = await parts.entries.make(request, connection, works, upto, members, newly_sent)
+        entries: dict[str, dict[str, Any]] = {}
+        told: list[RoomWork] = []
+        size = 0
+        for part in _parts_of(works):
+            entries |= await parts.entries.make(request, connection, part, upto, members, newly_sent)
+            told += part
+            size += sum(work.size for work in part)
+            if size > LARGEST_ANSWER:
+                break
+        if len(told) < len(works):
+            selection = selection.without({work.room.room_nid for work in works[len(told) :]})
         changes = StateChanges(connection.state)
-        extensions, extension_news = await parts.extensions.read(request, connection, selection, works, token, changes)
-        for work in works:
+        extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
+        for work in told:
             changes.set_room(work.room.room_nid, work.result())
-        await self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
+        await self._end_others(request, connection, selection, {work.room.room_nid for work in told}, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
             "rooms": entries,
             "extensions": extensions,
         }
-        is_news, state = bool(entries) or extension_news, changes.result()
+        is_news, state = bool(entries) or extension_news or len(told) < len(works), changes.result()
         if not is_news and state is connection.state and token == self._now():
-            self._empty.keep(request, connection, token, body)
-        view = view_of(request, selection, token, state) if selection.lasts else None
+            self._parts.empty.keep(request, connection, token, body)
+        lasts = selection.lasts and len(told) == len(works)
+        view = view_of(request, selection, token, state) if lasts else None
         return _Answer(body, is_news, token, state, newly_sent, view)
 
     def _now(self) -> SyncToken:
@@ -235,6 +255,20 @@ class SlidingSync:
         for nid in live:
             if news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
+
+
+def _parts_of(works: Sequence[RoomWork]) -> Iterator[Sequence[RoomWork]]:
+    """One part as a rule: as many as may be made before it is known how large they are."""
+    begin, load = 0, 0
+    for index, work in enumerate(works):
+        events = max(1, min(work.config.timeline_limit, MOST_EVENTS_AT_ONCE))
+        if work.initial and work.config.required_state.all_members:
+            events = max(events, MOST_EVENTS_AT_ONCE // MOST_ROOMS_OF_MEMBERS)
+        if load and load + events > MOST_EVENTS_AT_ONCE:
+            yield works[begin:index]
+            begin, load = index, 0
+        load += events
+    yield works[begin:]
 
 
 def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, list[str]]:

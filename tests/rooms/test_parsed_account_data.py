@@ -1,0 +1,36 @@
+"""What the server reads of people's account data is kept parsed, within bounds."""
+
+from federation.protocol.ids import UserID
+from homeserver.services.parsed_account_data import BYTES_OF_A_USER, ParsedAccountData
+from storage.account_data import AccountDataStore
+from storage.database import Database
+
+ALICE, BOB, CAROL = (UserID(f"@{name}:example.org") for name in ("alice", "bob", "carol"))
+
+
+async def test_of_users_who_keep_much_fewer_are_remembered(sqlite_database: Database) -> None:
+    store, parsed = AccountDataStore(sqlite_database), list[str]()
+
+    def parse(contents: object, user_id: UserID) -> int:
+        parsed.append(user_id)
+        return len(str(contents))
+
+    data = ParsedAccountData(store, sqlite_database.streams, ["x"], parse, capacity=3)
+
+    async def read(*user_ids: UserID) -> list[str]:
+        parsed.clear()
+        for user_id in user_ids:
+            await data.of_user(user_id)
+        return list(parsed)
+
+    async def put(user_id: UserID, size: int) -> None:
+        content = b'{"a":"' + b"x" * size + b'"}'
+        await sqlite_database.write("t", store.set_entry, user_id, None, "x", content)
+
+    assert await read(ALICE, BOB, CAROL, ALICE, BOB, CAROL) == [ALICE, BOB, CAROL]
+    await put(ALICE, 2 * BYTES_OF_A_USER)
+    assert await read(ALICE, BOB, ALICE) == [ALICE]
+    await put(BOB, 2 * BYTES_OF_A_USER)
+    assert await read(BOB, CAROL, ALICE, CAROL, BOB) == [BOB, CAROL, ALICE, BOB]
+    await put(BOB, 10)
+    assert await read(BOB, CAROL, ALICE, BOB, CAROL, ALICE) == [BOB, ALICE]
