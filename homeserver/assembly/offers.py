@@ -4,7 +4,8 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import OAuthParts
-from homeserver.assembly.rooms import ENCRYPTED_PRESETS, fixed_profile_fields
+from homeserver.assembly.profile_rules import fixed_profile_fields
+from homeserver.assembly.rooms import ENCRYPTED_PRESETS
 from homeserver.config.whole import Config
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.offered_features import OfferedFeatures

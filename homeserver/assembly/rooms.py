@@ -30,9 +30,9 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.lifetimes import lifetimes_of
 from homeserver.assembly.presence import presence_of
+from homeserver.assembly.profile_rules import fixed_profile_fields, name_rules_of
 from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
-from homeserver.config.accounts import DisplayNames
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
@@ -53,7 +53,7 @@ from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
-from homeserver.services.profiles import NameRules, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.notifications import Notifications
 from homeserver.services.read_markers import ReadMarkers
@@ -481,23 +481,6 @@ class RoomParts:
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
         )
-
-
-def name_rules_of(display_names: DisplayNames) -> NameRules:
-    """What people may call themselves."""
-    return NameRules(
-        longest=display_names.maximum_length, pattern=display_names.pattern, forbidden=display_names.forbidden
-    )
-
-
-def fixed_profile_fields(config: Config) -> frozenset[str]:
-    """Fields of their profiles that people may not change."""
-    registration = config.registration
-    fixed = {
-        "displayname": not registration.enable_set_displayname,
-        "avatar_url": not registration.enable_set_avatar_url,
-    }
-    return frozenset(field for field, is_fixed in fixed.items() if is_fixed)
 
 
 def _milliseconds(clock: IReactorTime) -> Callable[[], int]:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from homeserver.services.sliding_sync import messages as sliding_messages
 from homeserver.services.sliding_sync import rooms as sliding_rooms
 from homeserver.services.sliding_sync import sliding_sync
 from storage.database import Database
@@ -91,7 +92,8 @@ class Towns(RuleBasedStateMachine):
     @initialize(short=st.booleans())
     def begin(self, short: bool) -> None:
         if short:  # answers of sliding sync end early, and go on in the next ones
-            self.patch.setattr(sliding_sync, "LARGEST_ANSWER", 2500)
+            for module in (sliding_sync, sliding_messages):
+                self.patch.setattr(module, "LARGEST_ANSWER", 2500)
             self.patch.setattr(sliding_sync, "MOST_EVENTS_AT_ONCE", 3)
             self.patch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
