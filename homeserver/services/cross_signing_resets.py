@@ -55,12 +55,12 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID) -> None:
-        """Allow it, to whoever uses this account."""
+    async def do_allow(self, user_id: UserID, ip: str) -> None:
+        """Allow it, to whoever uses this account. `ip`: whence their browser asks."""
 
         def write(txn: WriteTransaction) -> None:
             self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
-            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now())
+            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now(), ip=ip)
 
         await self._database.write("allow_reset", write)
 

@@ -11,6 +11,7 @@ import pytest
 from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -135,6 +136,11 @@ def test_a_forgotten_password(server: TestServer) -> None:
     early = server.post(f"{V3}/account/password", {**wish, "auth": auth})
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
     assert "new password" in server.relay.letters[-1][1]["Subject"]
+    assert request_token(server, "account/password", send_attempt=2).status == 200
+    assert told(server)[-3:] == [
+        ("address_added", "alice@example.com"),
+        *[("password_reset_asked", "alice@example.com")] * 2,
+    ]
 
     assert press(server, link_in(server)).status == 200
     assert server.post(f"{V3}/account/password", {**wish, "auth": auth}).status == 200

@@ -246,7 +246,7 @@ def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, brows
     link = ExternalIdRow("oidc-town", "17", alice.user_id, now)
     server.run(database.write("link", ExternalIdStore(database).add_link, link))
     bound = BindingRow(alice.user_id, "email", "alice@example.com", "identity.example.org")
-    server.run(IdentityBindingStore(database).add_binding(bound))
+    server.run(database.write("bind", IdentityBindingStore(database).add_binding, bound))
     sent = server.client.request(
         "POST",
         "/_matrix/media/v3/upload?filename=tea.txt",

@@ -4,6 +4,7 @@ from federation.protocol.ids import UserID
 from storage.accounts import AccountStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 ALICE = UserID("@alice:example.org")
@@ -49,6 +50,7 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "token_reused",
         "session_ended",
         "locked",
+        "browser_signed_out",
         "unlocked",
         "password_changed",
         "session_ended",
@@ -62,6 +64,7 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "address": "127.0.0.1",
         "device_id": None,
         "by": None,
+        "detail": None,
     }
 
 
@@ -100,6 +103,65 @@ def test_administrators_are_named(server: TestServer) -> None:
         ("approval_withdrawn", boss.user_id),
         ("suspended", boss.user_id),
     ]
+
+
+def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
+    boss = admin(server)
+    accounts = server.app.people.accounts
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    server.run(accounts.do_set_flags(ALICE, locked=True))
+    refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
+    assert refused.errcode == "M_USER_LOCKED"
+    page = Browser(server)
+    page.open("/_mahalla/account")
+    page.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    server.run(accounts.do_set_flags(ALICE, locked=False))
+    server.run(server.app.people.deactivation.do_deactivate(ALICE, erase=False))
+    server.post(
+        "/_matrix/client/v3/login", login
+    )  # closed accounts have no password: nobody has proved to be its owner
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    assert [(each["event"], each["detail"], each["address"]) for each in reversed(records)][2:] == [
+        ("locked", None, None),
+        ("sign_in_refused", "locked", "10.0.0.1"),
+        ("sign_in_refused", "locked", "127.0.0.1"),
+        ("unlocked", None, None),
+        ("deactivated", None, None),
+        ("session_ended", None, None),
+        ("sign_in_failed", None, "127.0.0.1"),
+    ]
+
+
+def test_browsers_are_signed_out(server: TestServer, browser: Browser) -> None:
+    def sign_in(page: Browser) -> None:
+        page.open("/_mahalla/account")
+        page.send("/_mahalla/sign_in", name="alice", password="wonderland")
+
+    sign_in(browser)
+    browser.send("/_mahalla/sign_out")
+    assert told(server)[-2:] == [("browser_signed_in", None), ("browser_signed_out", None)]
+    sign_in(browser)
+    sign_in(Browser(server))
+    before = len(told(server))
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "end_others")
+    browser.post(form.action, form.fields)
+    assert [event for event, _ in told(server)[before:]] == ["session_ended", "browser_signed_out"]
+    browser.open("/_mahalla/account")
+    assert browser.path == "/_mahalla/account"
+
+
+def test_programs_that_make_themselves_known(program: Program, browser: Browser) -> None:
+    boss = admin(program.server)
+    browser.open(program.request())
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    program.code(browser)
+    called = f"Element X ({program.client_id})"
+    [record] = boss.get("/_mahalla/admin/v1/audit").json["records"]
+    assert (record["event"], record["detail"], record["address"]) == ("client_registered", called, "127.0.0.1")
+    assert ("app_allowed", called) in told(program.server)
+    Program(program.server)  # on another telephone: it is known
+    assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
+    assert program.server.register("bob").get("/_mahalla/admin/v1/audit").errcode == "M_FORBIDDEN"
 
 
 def test_an_address_is_new_once(server: TestServer) -> None:
