@@ -36,7 +36,7 @@ from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.observe.metrics import TextMessageMetrics
 from homeserver.services.audit import Happened, note
 from homeserver.services.languages import Language
-from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.secret_text import SecretText, hash_secret, hash_token
 from homeserver.services.text_messages import TextMessages
 from homeserver.services.threepid_validation import (
     MSISDN,
@@ -246,7 +246,7 @@ class PhoneValidation:
 
         def write(txn: WriteTransaction) -> bool | None:
             oldest = self._validations.oldest(MSISDN)
-            row = self._store.take_try(txn, sid, client_secret, MSISDN, MOST_TRIES, oldest)
+            row = self._store.take_try(txn, sid, hash_secret(client_secret), MSISDN, MOST_TRIES, oldest)
             if row is None:
                 return None
             if row.token_hash is None or not hmac.compare_digest(row.token_hash, typed):
