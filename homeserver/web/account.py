@@ -316,8 +316,12 @@ def moment(ts: int | None) -> str:
 
 
 def _detail(record: AuditRecord) -> str | None:
-    """What people are told more; why they were refused, their app has said."""
-    return None if record.event == Happened.SIGN_IN_REFUSED.value else record.detail
+    """What people are told more: of an app its name, without the id; why they were refused, it has told them."""
+    if record.event == Happened.SIGN_IN_REFUSED.value:
+        return None
+    if record.event in (Happened.APP_ALLOWED.value, Happened.APP_DENIED.value):
+        return (record.detail or "").rpartition(" (")[0]
+    return record.detail
 
 
 def _event(event: str, language: Language) -> str:

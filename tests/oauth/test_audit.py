@@ -179,8 +179,13 @@ def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     assert "Введён неверный пароль" in browser.words
+    program = Program(server)
+    program.code(browser)
+    browser.open("/_mahalla/account")
+    assert "Element X · ELEMENTX01" in browser.words
+    assert program.client_id not in browser.text
     server.clock.advance(91 * 24 * 3600)
-    assert server.run(server.app.accounts.audit.do_sweep(100)) == 4
+    assert server.run(server.app.accounts.audit.do_sweep(100)) == 6
 
 
 def test_others_see_nothing(server: TestServer) -> None:
