@@ -37,6 +37,8 @@ class Happened(Enum):
     """A device that had shown a code was not let in."""
     CLIENT_REGISTERED = "client_registered"
     """A program of the OAuth 2.0 API made itself known: a record of no account (`NOBODY`)."""
+    LOGIN_TOKEN_GIVEN = "login_token_given"
+    """To an app, to let another one in with it."""
     PASSWORD_CHANGED = "password_changed"
     PASSWORD_RESET_ASKED = "password_reset_asked"
     """By whom is not known: whoever asked named an address or a number of the account, to which a letter or code has gone."""
@@ -51,6 +53,8 @@ class Happened(Enum):
     """Others find the account by it at an identity server; an e-mail address or a number."""
     ADDRESS_UNBOUND = "address_unbound"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
+    KEYS_REPLACED = "keys_replaced"
+    """Those of cross-signing: others have to verify the account anew."""
     LINKED = "linked"
     """The account was linked to a person of an identity provider: when it was made, by an administrator, or since it has the
     name of that person."""

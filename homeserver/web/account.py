@@ -371,6 +371,10 @@ def _event(event: str, language: Language) -> str:
             return _("Others can no longer find the account by an address")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.KEYS_REPLACED.value:
+            return _("The keys of the account were replaced")
+        case Happened.LOGIN_TOKEN_GIVEN.value:
+            return _("An app was given a secret to let another one in")
         case Happened.REGISTRATION_TOKEN_MADE.value:
             return _("A registration token was made")
         case Happened.REGISTRATION_TOKEN_CHANGED.value:

@@ -1,7 +1,10 @@
 """What happens to an account is recorded: for its owner, and for administrators."""
 
+from pathlib import Path
+
 from federation.protocol.ids import UserID
 from storage.accounts import AccountStore
+from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program
 from tests.helpers.records import told
@@ -162,6 +165,15 @@ def test_programs_that_make_themselves_known(program: Program, browser: Browser)
     Program(program.server)  # on another telephone: it is known
     assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
     assert program.server.register("bob").get("/_mahalla/admin/v1/audit").errcode == "M_FORBIDDEN"
+
+
+def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
+    )
+    token = server.register("alice").post("/_matrix/client/v1/login/get_token").json["login_token"]
+    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 200
+    assert [event for event, _ in told(server)][2:] == ["login_token_given", "session_began"]
 
 
 def test_an_address_is_new_once(server: TestServer) -> None:
