@@ -108,6 +108,34 @@ def test_administrators_are_named(server: TestServer) -> None:
     ]
 
 
+def test_what_administrators_do_is_theirs(server: TestServer) -> None:
+    boss = admin(server)
+    users, of_carol = "/_synapse/admin/v2/users/", "@carol:example.org"
+    assert boss.put(users + of_carol, {"password": "wonderland", "admin": True}).status == 201
+    for changed in ({"admin": False}, {"user_type": "bot"}, {"user_type": "bot"}, {"locked": True}, {"locked": False}):
+        assert boss.put(users + of_carol, changed).status == 200
+    for suspended in (True, False):
+        assert boss.put(f"/_matrix/client/v1/admin/suspend/{of_carol}", {"suspended": suspended}).status == 200
+    ban = f"/_synapse/admin/v1/users/{of_carol}/shadow_ban"
+    assert (boss.post(ban).status, boss.delete(ban).status) == (200, 200)
+    assert boss.post(f"/_synapse/admin/v1/deactivate/{of_carol}").status == 200
+    records = boss.get(f"/_mahalla/admin/v1/users/{of_carol}/audit").json["records"]
+    assert {record["by"] for record in records} == {boss.user_id}
+    assert [(record["event"], record["detail"]) for record in reversed(records)] == [
+        ("registered", None),
+        ("admin_granted", None),
+        ("admin_revoked", None),
+        ("user_type_changed", "bot"),
+        ("locked", None),
+        ("unlocked", None),
+        ("suspended", None),
+        ("unsuspended", None),
+        ("shadow_banned", None),
+        ("shadow_ban_lifted", None),
+        ("deactivated", None),
+    ]
+
+
 def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     boss = admin(server)
     accounts = server.app.people.accounts

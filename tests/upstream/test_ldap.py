@@ -10,6 +10,7 @@ from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
 
@@ -243,6 +244,8 @@ def test_who_is_locked_out_comes_back(tmp_path: Path, sqlite_database: Database,
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
         slapd.hire(uid)
+    assert login(server, "karl").errcode == "M_USER_LOCKED"
+    assert told(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
     assert whoami(kate).status == 200
     assert whoami(karl).errcode == "M_USER_LOCKED"  # an administrator did that
