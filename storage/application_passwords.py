@@ -111,13 +111,17 @@ class ApplicationPasswordStore:
         txn.execute(sql, (user_id, device_id, password_id))
         return True
 
-    def remove_password(self, txn: WriteTransaction, user_id: str, password_id: str) -> Sequence[str] | None:
-        """End one of a user's; the devices that it let in. None where there is none."""
-        sql = "DELETE FROM application_passwords WHERE password_id = ? AND user_id = ?"
-        if not txn.execute(sql, (password_id, user_id)):
+    def remove_password(
+        self, txn: WriteTransaction, user_id: str, password_id: str
+    ) -> tuple[str, Sequence[str]] | None:
+        """End one of a user's; its name, and the devices that it let in. None where there is none."""
+        sql = "SELECT name FROM application_passwords WHERE password_id = ? AND user_id = ?"
+        found = txn.query_one(sql, (password_id, user_id))
+        if found is None:
             return None
+        txn.execute("DELETE FROM application_passwords WHERE password_id = ? AND user_id = ?", (password_id, user_id))
         sql = "SELECT device_id FROM application_sessions WHERE user_id = ? AND password_id = ?"
-        return [row[0] for row in txn.query(sql, (user_id, password_id))]
+        return found[0], [row[0] for row in txn.query(sql, (user_id, password_id))]
 
     def get_expired(self, txn: Transaction, now: int, limit: int) -> list[tuple[str, str]]:
         """User and id of up to `limit` whose time is over."""
@@ -132,10 +136,10 @@ class ApplicationPasswordStore:
         sql = "DELETE FROM application_sessions WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])
 
-    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End all of a user's."""
-        txn.execute("DELETE FROM application_passwords WHERE user_id = ?", (user_id,))
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
+        """End all of a user's; how many there were."""
         txn.execute("DELETE FROM application_sessions WHERE user_id = ?", (user_id,))
+        return txn.execute("DELETE FROM application_passwords WHERE user_id = ?", (user_id,))
 
 
 def _latest(*times: int | None) -> int | None:

@@ -1,6 +1,6 @@
 """What happened to accounts: written together with what happened, read by their owners and by administrators.
 
-A record says when, what, whence and on which device, and nothing secret. Records grow old and are swept.
+A record says when, what, whence, on which device and with what, and nothing secret. Records grow old and are swept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,16 +21,27 @@ class AuditRecord(msgspec.Struct, frozen=True):
     device_id: str | None = None
     by_user: str | None = None
     """The administrator who did it; None: its owner, or the server by itself."""
+    detail: str | None = None
+    """With what it was done, or why, as far as there is more to say."""
 
 
 def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
     """Keep records, in the write that does what they tell of."""
     first = txn.allocate("audit", len(records))
     txn.execute_many(
-        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id, by_user)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id, by_user, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (first + place, record.user_id, record.ts, record.event, record.address, record.device_id, record.by_user)
+            (
+                first + place,
+                record.user_id,
+                record.ts,
+                record.event,
+                record.address,
+                record.device_id,
+                record.by_user,
+                record.detail,
+            )
             for place, record in enumerate(records)
         ],
     )
@@ -64,7 +75,7 @@ class AuditStore:
 
         def read(txn: Transaction) -> list[AuditRecord]:
             rows = txn.query(
-                "SELECT user_id, ts, event, address, device_id, by_user FROM audit_records WHERE user_id = ?"
+                "SELECT user_id, ts, event, address, device_id, by_user, detail FROM audit_records WHERE user_id = ?"
                 " ORDER BY ts DESC, record_nid DESC LIMIT ?",
                 (user_id, limit),
             )

@@ -77,9 +77,9 @@ class BrowserSessionStore:
         sql = "SELECT user_id, origin FROM browser_sessions WHERE session >= ? AND session < ?"
         return [(row[0], row[1]) for row in txn.query(sql, (beginning, end_of_beginning(beginning)))]
 
-    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End all of a user's."""
-        txn.execute("DELETE FROM browser_sessions WHERE user_id = ?", (user_id,))
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
+        """End all of a user's; how many there were."""
+        return txn.execute("DELETE FROM browser_sessions WHERE user_id = ?", (user_id,))
 
     async def remove_old(self, now: int, limit: int) -> int:
         """Remove up to `limit` whose time is over; how many."""

@@ -22,9 +22,11 @@ class ExternalIdRow(msgspec.Struct, frozen=True):
     linked_ts: int
     left_ts: int | None = None
     """Since when the account is locked because the provider has this person no more."""
+    said: str | None = None
+    """Hash of what a directory had of the person when that was last taken over."""
 
 
-_COLUMNS = "provider, subject, user_id, linked_ts, left_ts"
+_COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said"
 
 
 class ExternalIdStore:
@@ -60,7 +62,7 @@ class ExternalIdStore:
 
         def read(txn: Transaction) -> list[ExternalIdRow]:
             sql = (
-                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts FROM external_ids e"
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said FROM external_ids e"
                 " JOIN accounts a ON a.user_id = e.user_id"
                 " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
             )
@@ -70,8 +72,8 @@ class ExternalIdStore:
 
     def add_link(self, txn: WriteTransaction, row: ExternalIdRow) -> bool:
         """Link a person to an account; False where either is linked to another already."""
-        values = (row.provider, row.subject, row.user_id, row.linked_ts, row.left_ts)
-        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        values = (row.provider, row.subject, row.user_id, row.linked_ts, row.left_ts, row.said)
+        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if txn.execute(sql, values):
             return True
         link = self.get_link_in(txn, row.provider, row.subject)
@@ -86,3 +88,10 @@ class ExternalIdStore:
         unknown = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"
         sql = f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {unknown}"
         return bool(txn.execute(sql, (left_ts, provider, subject)))
+
+    def set_said(self, txn: WriteTransaction, provider: str, subject: str, said: str) -> None:
+        """Note what was taken over of a person."""
+        txn.execute(
+            "UPDATE external_ids SET said = ? WHERE provider = ? AND subject = ?",
+            (said, provider, subject),
+        )

@@ -32,29 +32,20 @@ class IdentityBindingStore:
         """Those of a user."""
         return await self._database.read("get_identity_bindings", self._get, user_id)
 
-    async def add_binding(self, row: BindingRow) -> None:
+    def add_binding(self, txn: WriteTransaction, row: BindingRow) -> None:
         """Note one; one that is noted already is no error, and is not to be unbound any more. That of an account which has been
         closed in the meantime is to be unbound at once."""
+        sql = (
+            "INSERT INTO identity_bindings (user_id, medium, address, id_server, unbind_ts) VALUES (?, ?, ?, ?,"
+            " (SELECT 0 FROM accounts WHERE user_id = ? AND deactivated_ts IS NOT NULL))"
+            " ON CONFLICT (user_id, medium, address, id_server)"
+            " DO UPDATE SET unbind_ts = excluded.unbind_ts, attempts = 0"
+        )
+        txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server, row.user_id))
 
-        def write(txn: WriteTransaction) -> None:
-            sql = (
-                "INSERT INTO identity_bindings (user_id, medium, address, id_server, unbind_ts) VALUES (?, ?, ?, ?,"
-                " (SELECT 0 FROM accounts WHERE user_id = ? AND deactivated_ts IS NOT NULL))"
-                " ON CONFLICT (user_id, medium, address, id_server)"
-                " DO UPDATE SET unbind_ts = excluded.unbind_ts, attempts = 0"
-            )
-            txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server, row.user_id))
-
-        await self._database.write("add_identity_binding", write)
-
-    async def remove_unbound(self, row: BindingRow) -> None:
-        """Forget one that was to be unbound, and is; one that was bound again in the meantime stays."""
-
-        def write(txn: WriteTransaction) -> None:
-            sql = f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL"
-            txn.execute(sql, _key(row))
-
-        await self._database.write("remove_identity_binding", write)
+    def remove_unbound(self, txn: WriteTransaction, row: BindingRow) -> bool:
+        """Forget one that was to be unbound, and is; one that was bound again in the meantime stays (False)."""
+        return bool(txn.execute(f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL", _key(row)))
 
     async def give_up(self, row: BindingRow) -> None:
         """It is not to be unbound any more: forget one of a closed account, and keep that of another, whose owner may ask for it."""

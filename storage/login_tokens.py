@@ -19,16 +19,12 @@ class LoginTokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_login_token(
-        self, token_hash: bytes, user_id: str, expires_ts: int, origin: str | None = None
+    def add_login_token(
+        self, txn: WriteTransaction, token_hash: bytes, user_id: str, expires_ts: int, origin: str | None = None
     ) -> None:
         """Make one. `expires_ts`: milliseconds since 1970."""
-
-        def write(txn: WriteTransaction) -> None:
-            sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin) VALUES (?, ?, ?, ?)"
-            txn.execute(sql, (token_hash, user_id, expires_ts, origin))
-
-        await self._database.write("add_login_token", write)
+        sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin) VALUES (?, ?, ?, ?)"
+        txn.execute(sql, (token_hash, user_id, expires_ts, origin))
 
     async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
         """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""

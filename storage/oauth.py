@@ -67,13 +67,16 @@ class OAuthStore:
 
         return await self._database.read_quickly("get_oauth_client", read)
 
-    def add_client(self, txn: WriteTransaction, client: OAuthClientRow) -> None:
-        """Register one; where it is known, it was used."""
+    def add_client(self, txn: WriteTransaction, client: OAuthClientRow) -> bool:
+        """Register one; False where it is known: it was used."""
+        sql = "UPDATE oauth_clients SET last_used_ts = ? WHERE client_id = ?"
+        if txn.execute(sql, (client.last_used_ts, client.client_id)):
+            return False
         txn.execute(
-            "INSERT INTO oauth_clients (client_id, metadata, created_ts, last_used_ts) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (client_id) DO UPDATE SET last_used_ts = excluded.last_used_ts",
+            "INSERT INTO oauth_clients (client_id, metadata, created_ts, last_used_ts) VALUES (?, ?, ?, ?)",
             (client.client_id, client.metadata, client.created_ts, client.last_used_ts),
         )
+        return True
 
     def remove_unused_clients(self, txn: WriteTransaction, used_before: int, limit: int) -> int:
         """Forget up to `limit` that nobody used for long and that have no session, no code and nothing under way."""

@@ -2,7 +2,7 @@
 
 Laws:
 - An address belongs to one account at most.
-- A validation serves one purpose, once; the text that validates it is kept as a hash.
+- A validation serves one purpose, once; the text that validates it, and the secret of the client that uses it, are kept as hashes.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -34,7 +34,7 @@ class ValidationRow(msgspec.Struct, frozen=True):
     purpose: str
     medium: str
     address: str
-    client_secret: str
+    client_secret_hash: str
     token_hash: bytes | None
     """None: nothing was sent that validates it, and nothing ever does."""
     send_attempt: int
@@ -46,9 +46,7 @@ class ValidationRow(msgspec.Struct, frozen=True):
 
 
 _THREEPID = "medium, address, user_id, validated_ts, added_ts, vouched_by"
-_VALIDATION = (
-    "sid, purpose, medium, address, client_secret, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
-)
+_VALIDATION = "sid, purpose, medium, address, client_secret_hash, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
 
 
 class ThreepidStore:
@@ -100,14 +98,14 @@ class ThreepidStore:
         txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
 
     def get_validation_of_client(
-        self, txn: Transaction, purpose: str, medium: str, address: str, client_secret: str
+        self, txn: Transaction, purpose: str, medium: str, address: str, client_secret_hash: str
     ) -> ValidationRow | None:
         """The validation that a client has begun, and that was not used."""
         sql = (
             f"SELECT {_VALIDATION} FROM threepid_validations"
-            " WHERE client_secret = ? AND address = ? AND medium = ? AND purpose = ?"
+            " WHERE client_secret_hash = ? AND address = ? AND medium = ? AND purpose = ?"
         )
-        row = txn.query_one(sql, (client_secret, address, medium, purpose))
+        row = txn.query_one(sql, (client_secret_hash, address, medium, purpose))
         return None if row is None else ValidationRow(*row)
 
     async def get_validation(self, sid: str) -> ValidationRow | None:
@@ -126,7 +124,7 @@ class ThreepidStore:
             row.purpose,
             row.medium,
             row.address,
-            row.client_secret,
+            row.client_secret_hash,
             row.token_hash,
             row.send_attempt,
             row.next_link,
@@ -139,14 +137,14 @@ class ThreepidStore:
         txn.execute(sql, values)
 
     def take_try(
-        self, txn: WriteTransaction, sid: str, client_secret: str, medium: str, most: int, created_after: int
+        self, txn: WriteTransaction, sid: str, client_secret_hash: str, medium: str, most: int, created_after: int
     ) -> ValidationRow | None:
         """Count that somebody types a code; None where there is no such validation, or they may try no more."""
         sql = (
             "UPDATE threepid_validations SET tries = tries + 1"
-            " WHERE sid = ? AND client_secret = ? AND medium = ? AND tries < ? AND created_ts > ?"
+            " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND tries < ? AND created_ts > ?"
         )
-        if not txn.execute(sql, (sid, client_secret, medium, most, created_after)):
+        if not txn.execute(sql, (sid, client_secret_hash, medium, most, created_after)):
             return None
         return self.get_validation_in(txn, sid)
 

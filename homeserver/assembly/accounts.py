@@ -17,7 +17,7 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.application_services import ActingServices, ApplicationServices
 from homeserver.services.approvals import Approvals
-from homeserver.services.audit import Audit
+from homeserver.services.audit import Audit, Happened, Recorded
 from homeserver.services.captcha import Captcha
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
@@ -134,12 +134,12 @@ class AccountParts:
             lifetimes=_lifetimes(config),
             ends_with_sessions=[
                 self.login_token_store,
-                self.browser_store,
+                Recorded(clock, self.browser_store, Happened.BROWSER_SIGNED_OUT),
                 self.oauth_store,
                 self.device_grant_store,
                 self.reset_store,
             ],
-            ends_with_all_sessions=[program_store],
+            ends_with_all_sessions=[Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,

@@ -63,7 +63,7 @@ class PeopleParts:
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
-            clock, web, IdentityBindingStore(database), identity, limiter, config.name.default_identity_server
+            clock, database, web, IdentityBindingStore(database), identity, limiter, config.name.default_identity_server
         )
         self.deactivation = Deactivation(
             clock,

@@ -212,6 +212,12 @@ class UpstreamParts:
 
     def _directory(self, config: LDAPProvider) -> Directory:
         asked = _load_directory(config)
+        info = ProviderInfo(
+            config.idp_id,
+            config.idp_id,
+            allow_existing_users=config.allow_existing_users,
+            enable_registration=config.enable_registration,
+        )
         leavers = DirectoryLeavers(
             self._clock,
             self._threads,
@@ -220,14 +226,10 @@ class UpstreamParts:
             self._account_parts.store,
             self._people.accounts,
             self._people.deactivation,
+            self._accounts,
+            info,
             asked,
             config,
-        )
-        info = ProviderInfo(
-            config.idp_id,
-            config.idp_id,
-            allow_existing_users=config.allow_existing_users,
-            enable_registration=config.enable_registration,
         )
         return Directory(info, config, asked, leavers)
 

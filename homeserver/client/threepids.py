@@ -131,10 +131,14 @@ async def post_threepid_unbind(
 
 
 @endpoint("POST", "/_matrix/client/v3/account/3pid/bind", "/_matrix/client/r0/account/3pid/bind", auth=Auth.USER)
-async def post_threepid_bind(bindings: IdentityBindings, caller: Requester, *, body: BindThreepid) -> Empty:
+async def post_threepid_bind(
+    bindings: IdentityBindings, caller: Requester, context: RequestContext, *, body: BindThreepid
+) -> Empty:
     """Let the caller be found by an address that they have confirmed at the identity server. Raises as
     `IdentityBindings.do_bind`."""
-    await bindings.do_bind(caller, body.id_server, body.sid, body.client_secret, body.id_access_token)
+    await bindings.do_bind(
+        caller, body.id_server, body.sid, body.client_secret, body.id_access_token, context.client_ip
+    )
     return EMPTY
 
 

@@ -69,8 +69,8 @@ class LDAPProvider:
     enable_registration: bool = option(True, "Whether people without an account get one.")
     update_profile_information: bool = option(
         True,
-        "Whether names and e-mail addresses are taken over at each sign-in, and not for new accounts only: also that an address"
-        " which the directory said before is another one now.",
+        "Whether names and e-mail addresses are taken over at each sign-in, and when they change in the directory, and not for new accounts"
+        " only: also that an address which the directory said before is another one now.",
     )
     leavers: Literal["deactivate", "lock", "keep"] = option(
         "deactivate",

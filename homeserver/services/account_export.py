@@ -101,7 +101,13 @@ class AccountExport:
                 for row in await self._programs.get_passwords(user_id)
             ],
             "records": [
-                {"ts": row.ts, "event": row.event, "address": row.address, "device_id": row.device_id}
+                {
+                    "ts": row.ts,
+                    "event": row.event,
+                    "address": row.address,
+                    "device_id": row.device_id,
+                    "detail": row.detail,
+                }
                 for row in await self._audit.get_records_for_owner(user_id, MOST)
             ],
             "files": await self._list_files(user_id),

@@ -205,9 +205,16 @@ class Accounts:
 
         await self._database.write("set_account_flags", write)
 
-    async def do_set_user_type(self, user_id: UserID, user_type: str | None) -> None:
-        """Say what kind of user it is; None: a person."""
-        await self._database.write("set_user_type", self._accounts.set_user_type, user_id, user_type)
+    async def do_set_user_type(self, user_id: UserID, user_type: str | None, *, by: UserID) -> None:
+        """Say what kind of user it is; None: a person. `by`: the administrator who does. Raises `NotFound`."""
+        account = await self.get_account(user_id)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_user_type(txn, user_id, user_type)
+            if user_type != account.user_type:
+                note(txn, user_id, Happened.USER_TYPE_CHANGED, self._now(), by=by, detail=user_type)
+
+        await self._database.write("set_user_type", write)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

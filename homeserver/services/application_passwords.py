@@ -104,7 +104,7 @@ class ApplicationPasswords:
                 raise TooMany(f"An account has at most {self._most} passwords for programs")
             if not self._store.add_password(txn, row):
                 raise NameTaken("You have a password of this name")
-            note(txn, user_id, Happened.APPLICATION_PASSWORD_MADE, now)
+            note(txn, user_id, Happened.APPLICATION_PASSWORD_MADE, now, detail=name)
 
         await self._database.write("add_application_password", write)
         return password
@@ -140,11 +140,12 @@ class ApplicationPasswords:
         return await self._database.write("end_expired_application_passwords", write)
 
     def _end(self, txn: WriteTransaction, user_id: UserID, password_id: str, by: UserID | None = None) -> bool:
-        device_ids = self._store.remove_password(txn, user_id, password_id)
-        if device_ids is None:
+        removed = self._store.remove_password(txn, user_id, password_id)
+        if removed is None:
             return False
+        name, device_ids = removed
         self._sessions.remove_devices(txn, user_id, [DeviceID(device_id) for device_id in device_ids])
-        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now(), by=by)
+        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now(), by=by, detail=name)
         return True
 
     def _now(self) -> int:

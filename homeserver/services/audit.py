@@ -1,11 +1,12 @@
 """What happened to accounts that their owners, and administrators, want to look up afterwards.
 
-A record is written in the write that does what it tells of: nothing happens without one, and none tells of what was undone.
+A record is written in the write that does what it tells of: nothing happens without one, and none tells of what was undone. It has no
+secret in it: no password, no token, no code.
 """
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -22,13 +23,25 @@ class Happened(Enum):
     SESSION_BEGAN = "session_began"
     SESSION_ENDED = "session_ended"
     BROWSER_SIGNED_IN = "browser_signed_in"
+    BROWSER_SIGNED_OUT = "browser_signed_out"
+    """By its owner, by an identity provider, or with all sessions of the account."""
     SIGN_IN_FAILED = "sign_in_failed"
+    SIGN_IN_REFUSED = "sign_in_refused"
+    """Somebody has proved who they are, and the account may not be used; the detail says why."""
     NEW_ADDRESS = "new_address"
     """A device was used from an address that the account had not been used from."""
     TOKEN_REUSED = "token_reused"
     """A code or a refresh token came twice: its session ended."""
     APP_ALLOWED = "app_allowed"
+    APP_DENIED = "app_denied"
+    """A device that had shown a code was not let in."""
+    CLIENT_REGISTERED = "client_registered"
+    """A program of the OAuth 2.0 API made itself known: a record of no account (`NOBODY`)."""
+    LOGIN_TOKEN_GIVEN = "login_token_given"
+    """To an app, to let another one in with it."""
     PASSWORD_CHANGED = "password_changed"
+    PASSWORD_RESET_ASKED = "password_reset_asked"
+    """By whom is not known: whoever asked named an address or a number of the account, to which a letter or code has gone."""
     APPLICATION_PASSWORD_MADE = "application_password_made"
     APPLICATION_PASSWORD_ENDED = "application_password_ended"
     ADDRESS_ADDED = "address_added"
@@ -36,14 +49,21 @@ class Happened(Enum):
     NUMBER_ADDED = "number_added"
     """A telephone number."""
     NUMBER_REMOVED = "number_removed"
+    ADDRESS_BOUND = "address_bound"
+    """Others find the account by it at an identity server; an e-mail address or a number."""
+    ADDRESS_UNBOUND = "address_unbound"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
+    KEYS_REPLACED = "keys_replaced"
+    """Those of cross-signing: others have to verify the account anew."""
     LINKED = "linked"
-    """The account was linked to a person of an identity provider, by an administrator or since it has that person's name."""
+    """The account was linked to a person of an identity provider: when it was made, by an administrator, or since it has the
+    name of that person."""
     UNLINKED = "unlinked"
     RENEWED = "renewed"
     """Its end was moved, by its owner or by an administrator."""
     ADMIN_GRANTED = "admin_granted"
     ADMIN_REVOKED = "admin_revoked"
+    USER_TYPE_CHANGED = "user_type_changed"
     LOCKED = "locked"
     UNLOCKED = "unlocked"
     SUSPENDED = "suspended"
@@ -63,6 +83,9 @@ class Happened(Enum):
     """A scanner has found a file harmful that the account had uploaded: it is held back."""
 
 
+NOBODY: Final = UserID("")
+"""Under this are kept records of what concerns no account."""
+LONGEST_DETAIL: Final = 400
 FOR_ADMINISTRATORS: Final = frozenset({Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value})
 """What owners of accounts are not told."""
 
@@ -76,9 +99,35 @@ def note(
     ip: str | None = None,
     device_id: DeviceID | None = None,
     by: UserID | None = None,
+    detail: str | None = None,
 ) -> None:
-    """Keep a record. `now`: milliseconds since 1970; `by`: the administrator who did it."""
-    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id, by)])
+    """Keep a record. `now`: milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the administrator who did it;
+    `detail`: what there is more to say, nothing secret."""
+    whence = address_key(ip) if ip else None
+    told = None if detail is None else detail[:LONGEST_DETAIL]
+    note_events(txn, [AuditRecord(user_id, now, what.value, whence, device_id, by, told)])
+
+
+class RemovesByUser(Protocol):
+    """A store of what lets somebody in."""
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
+        """Remove what is kept for a user; how many there were."""
+        ...
+
+
+class Recorded:
+    """Such a store, of which is recorded what ends with all sessions of a user."""
+
+    def __init__(self, clock: IReactorTime, store: RemovesByUser, what: Happened) -> None:
+        self._clock = clock
+        self._store = store
+        self._what = what
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """As `EndsWithSessions.remove_user`."""
+        for _ in range(self._store.remove_user(txn, user_id)):
+            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000))
 
 
 class Audit:

@@ -75,6 +75,9 @@ class BrowserSessions:
 
         def write(txn: WriteTransaction) -> None:
             if old is not None:
+                row = self._store.get_browser_session_in(txn, hash_token(old), now)
+                if row is not None and row.user_id != user_id:
+                    note(txn, UserID(row.user_id), Happened.BROWSER_SIGNED_OUT, now, ip=context.client_ip)
                 self._store.remove_browser_session(txn, hash_token(old))
             proved = now if proved_ts is None else proved_ts
             self._store.add_browser_session(txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin)
@@ -105,8 +108,8 @@ class BrowserSessions:
             row = self._store.get_browser_session_in(txn, hash_token(token), now)
             if row is None:
                 return
-            remove_sessions(txn, UserID(row.user_id))
             self._store.remove_browser_session(txn, hash_token(token))
+            remove_sessions(txn, UserID(row.user_id))
             self._store.add_browser_session(
                 txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
             )
@@ -116,8 +119,15 @@ class BrowserSessions:
     async def do_end(self, context: RequestContext) -> str:
         """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""
         token = self._cookies.find(context, COOKIE)
+        now = self._now()
+
+        def write(txn: WriteTransaction, token_hash: bytes) -> None:
+            row = self._store.get_browser_session_in(txn, token_hash, now)
+            if self._store.remove_browser_session(txn, token_hash) and row is not None:
+                note(txn, UserID(row.user_id), Happened.BROWSER_SIGNED_OUT, now, ip=context.client_ip)
+
         if token is not None:
-            await self._database.write("end_browser_session", self._store.remove_browser_session, hash_token(token))
+            await self._database.write("end_browser_session", write, hash_token(token))
         return self._cookies.remove(context, COOKIE)
 
     async def do_sweep(self, limit: int) -> int:

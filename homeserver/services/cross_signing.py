@@ -22,6 +22,7 @@ from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.devices import DeviceStore
+from storage.transaction import WriteTransaction
 
 MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
 MOST_SIGNATURES: Final = 1000
@@ -114,11 +115,14 @@ class CrossSigning:
             await self._resets.ask(caller, operation, auth, address)
         elif not allowed:
             await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
-        if not await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed):
-            return False
-        if allowed:
-            await self._resets.do_end(caller.user_id)
-        return True
+
+        def write(txn: WriteTransaction) -> bool:
+            is_done = self._store.set_keys(txn, present, changed)
+            if is_done:
+                self._resets.end(txn, caller, address)
+            return is_done
+
+        return await self._database.write("set_cross_signing_keys", write)
 
     async def do_sign(self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""

@@ -55,12 +55,12 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID) -> None:
-        """Allow it, to whoever uses this account."""
+    async def do_allow(self, user_id: UserID, ip: str) -> None:
+        """Allow it, to whoever uses this account. `ip`: whence their browser asks."""
 
         def write(txn: WriteTransaction) -> None:
             self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
-            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now())
+            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now(), ip=ip)
 
         await self._database.write("allow_reset", write)
 
@@ -73,9 +73,10 @@ class CrossSigningResets:
         flows = [[stage] for stage in STAGES]
         await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
 
-    async def do_end(self, user_id: UserID) -> None:
-        """It was done."""
-        await self._database.write("end_reset", self._store.remove_user, user_id)
+    def end(self, txn: WriteTransaction, caller: Requester, ip: str) -> None:
+        """In the write that replaces keys: it was done, whether it had to be allowed here or was confirmed otherwise."""
+        self._store.remove_user(txn, caller.user_id)
+        note(txn, caller.user_id, Happened.KEYS_REPLACED, self._now(), ip=ip, device_id=caller.device_id)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -17,7 +17,9 @@ from msgspec.structs import replace
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import InvalidParam, ThreepidInUse, ThreepidMediumNotSupported, ThreepidNotFound
+from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit import Happened, note
 from homeserver.services.languages import Language
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.secret_text import SecretText, hash_token
@@ -123,6 +125,8 @@ class EmailValidation:
                     outbox.add(txn, language, outbox.letters.already_registered(language), address)
                 return row.sid
             self._store.set_validation(txn, replace(row, token_hash=hash_token(token)))
+            if purpose == PASSWORD_RESET and owner is not None:
+                note(txn, UserID(owner), Happened.PASSWORD_RESET_ASKED, self._now_ms(), ip=ip, detail=address)
             link = f"{self._base_url.rstrip('/')}{CONFIRM_PATH}?{urlencode({'sid': row.sid, 'token': token})}"
             outbox.add(txn, language, outbox.letters.confirm_address(language, link, purpose), address)
             return row.sid

@@ -28,7 +28,9 @@ from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNot
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.request_signing import make_authorization
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.audit import Happened, note
 from homeserver.services.pushers.gateways import Web
+from storage.database import Database
 from storage.identity_bindings import BindingRow, IdentityBindingStore
 from storage.transaction import WriteTransaction
 
@@ -89,6 +91,7 @@ class IdentityBindings:
     def __init__(
         self,
         clock: IReactorTime,
+        database: Database,
         web: Web,
         store: IdentityBindingStore,
         identity: ServerIdentity,
@@ -96,15 +99,18 @@ class IdentityBindings:
         url: str | None,
     ) -> None:
         self._clock = clock
+        self._database = database
         self._web = web
         self._store = store
         self._identity = identity
         self._limiter = limiter
         self._url = None if url is None else url.rstrip("/")
 
-    async def do_bind(self, caller: Requester, id_server: str, sid: str, client_secret: str, token: str) -> None:
-        """Let somebody be found by an address that they have confirmed at the identity server. Raises `ServerNotTrusted`,
-        `LimitExceeded`, `IdentityServerRefused`, `OtherServerFailed`."""
+    async def do_bind(
+        self, caller: Requester, id_server: str, sid: str, client_secret: str, token: str, ip: str
+    ) -> None:
+        """Let somebody be found by an address that they have confirmed at the identity server. `ip`: whence they ask. Raises
+        `ServerNotTrusted`, `LimitExceeded`, `IdentityServerRefused`, `OtherServerFailed`."""
         if self._url is None or id_server != _host_of(self._url):
             raise ServerNotTrusted("This server does not make use of that identity server")
         if not token.isascii() or not token.isprintable():
@@ -120,7 +126,13 @@ class IdentityBindings:
             raise OtherServerFailed("The identity server answers what is no use") from None
         if max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS or "\0" in bound.medium + bound.address:
             raise OtherServerFailed("The identity server names an address that is none")
-        await self._store.add_binding(BindingRow(caller.user_id, bound.medium, bound.address, id_server))
+        row = BindingRow(caller.user_id, bound.medium, bound.address, id_server)
+
+        def write(txn: WriteTransaction) -> None:
+            self._store.add_binding(txn, row)
+            note(txn, caller.user_id, Happened.ADDRESS_BOUND, self._now(), ip=ip, detail=row.address)
+
+        await self._database.write("add_identity_binding", write)
 
     async def do_unbind(self, user_id: UserID, medium: str, address: str, id_server: str | None) -> str:
         """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`: None for wherever it was bound.
@@ -204,7 +216,12 @@ class IdentityBindings:
             except (msgspec.DecodeError, RecursionError):
                 return False
         _check(answer)
-        await self._store.remove_unbound(row)
+
+        def write(txn: WriteTransaction) -> None:
+            if self._store.remove_unbound(txn, row):
+                note(txn, UserID(row.user_id), Happened.ADDRESS_UNBOUND, self._now(), detail=row.address)
+
+        await self._database.write("remove_identity_binding", write)
         return True
 
     def _now(self) -> int:

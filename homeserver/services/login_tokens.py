@@ -19,6 +19,7 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.services.audit import Happened, note
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
@@ -96,7 +97,13 @@ class LoginTokens:
             await self._accounts.check_confirmed(caller, "POST login/get_token", auth, address)
         self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)
         token = self._secret_text.login_token()
-        await self._store.add_login_token(hash_token(token), caller.user_id, self._now() + self._lifetime_ms)
+        now = self._now()
+
+        def write(txn: WriteTransaction) -> None:
+            self._store.add_login_token(txn, hash_token(token), caller.user_id, now + self._lifetime_ms)
+            note(txn, caller.user_id, Happened.LOGIN_TOKEN_GIVEN, now, ip=address, device_id=caller.device_id)
+
+        await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
     async def do_give_to(self, user_id: UserID, origin: Origin | None) -> str:
@@ -104,7 +111,9 @@ class LoginTokens:
         token = self._secret_text.login_token()
         expires_ts = self._now() + UPSTREAM_LIFETIME_MS
         kept = None if origin is None else msgspec.json.encode(origin).decode()
-        await self._store.add_login_token(hash_token(token), user_id, expires_ts, kept)
+        await self._database.write(
+            "add_login_token", self._store.add_login_token, hash_token(token), user_id, expires_ts, kept
+        )
         return token
 
     async def do_sign_in(

@@ -31,10 +31,12 @@ from federation.protocol.errors import (
     ThreepidNotFound,
     TokenIncorrect,
 )
+from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.observe.metrics import TextMessageMetrics
+from homeserver.services.audit import Happened, note
 from homeserver.services.languages import Language
-from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.secret_text import SecretText, hash_secret, hash_token
 from homeserver.services.text_messages import TextMessages
 from homeserver.services.threepid_validation import (
     MSISDN,
@@ -220,8 +222,10 @@ class PhoneValidation:
                 txn, replace(row, token_hash=token_hash, created_ts=self._now_ms(), validated_ts=None, tries=0)
             )
             self._count(txn)  # also where none is sent, which nobody is to see when there have been enough
-            if owner is None and purpose == PASSWORD_RESET:
-                return _Prepared(row.sid, None, None)
+            if purpose == PASSWORD_RESET:
+                if owner is None:
+                    return _Prepared(row.sid, None, None)
+                note(txn, UserID(owner), Happened.PASSWORD_RESET_ASKED, self._now_ms(), ip=ip, detail=address)
             return _Prepared(row.sid, text, token_hash)
 
         prepared = await self._database.write("request_phone_code", write)
@@ -242,7 +246,7 @@ class PhoneValidation:
 
         def write(txn: WriteTransaction) -> bool | None:
             oldest = self._validations.oldest(MSISDN)
-            row = self._store.take_try(txn, sid, client_secret, MSISDN, MOST_TRIES, oldest)
+            row = self._store.take_try(txn, sid, hash_secret(client_secret), MSISDN, MOST_TRIES, oldest)
             if row is None:
                 return None
             if row.token_hash is None or not hmac.compare_digest(row.token_hash, typed):

@@ -3,6 +3,7 @@
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.hooks import Person, Plugins
+from homeserver.services.sign_in import RefusedElsewhere
 from homeserver.services.upstream.accounts import PLUGIN_PREFIX, UpstreamAccounts, as_error
 from homeserver.services.upstream.identity import (
     ProviderInfo,
@@ -42,7 +43,8 @@ class PluginPasswords:
             if found is not None:
                 return UserID(found.user_id)
             if account is not None:
-                raise Forbidden("An account of this name was made otherwise")
+                error = Forbidden("An account of this name was made otherwise")
+                raise RefusedElsewhere(UserID(account.user_id), error)
             return await self._accounts.do_make(info, identity, fit_localpart(person.localpart))
         except Refused as refused:
-            raise as_error(refused) from None
+            raise RefusedElsewhere(refused.user_id, as_error(refused)) from None

@@ -373,6 +373,8 @@ class Registration:
         if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
         note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, ip=wish.address, by=wish.by)
+        if account.is_admin:
+            note(txn, UserID(account.user_id), Happened.ADMIN_GRANTED, account.created_ts, ip=wish.address, by=wish.by)
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
@@ -401,7 +403,7 @@ class Registration:
         for address in wish.emails:
             row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, wish.vouched_by)
             if self._threepids.add_threepid(txn, row):
-                self._note_address(txn, account, address, wish)
+                self._note_address(txn, account, EMAIL, address, wish)
         if also is not None:
             also(txn, UserID(account.user_id))
         return True
@@ -410,11 +412,12 @@ class Registration:
         row = ThreepidRow(proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts)
         if not self._threepids.add_threepid(txn, row):
             raise ThreepidInUse
-        if proof.medium == EMAIL:
-            self._note_address(txn, account, proof.address, wish)
+        self._note_address(txn, account, proof.medium, proof.address, wish)
 
-    def _note_address(self, txn: WriteTransaction, account: AccountRow, address: str, wish: Wish) -> None:
-        if self._addresses is not None:
+    def _note_address(self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, wish: Wish) -> None:
+        what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
+        note(txn, UserID(account.user_id), what, account.created_ts, ip=wish.address, by=wish.by, detail=address)
+        if self._addresses is not None and medium == EMAIL:
             self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
 
     async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:

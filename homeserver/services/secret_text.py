@@ -140,6 +140,11 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def hash_secret(text: str) -> str:
+    """What other secrets are kept and found by that somebody shows again: as `hash_token`, in hexadecimal digits."""
+    return hash_token(text).hex()
+
+
 def is_damaged(token: str) -> bool:
     """Whether it claims to be one of our tokens and cannot be. Tokens of imported sessions look otherwise, and pass."""
     if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX, OAUTH_REFRESH_PREFIX, APPLICATION_PASSWORD_PREFIX)):

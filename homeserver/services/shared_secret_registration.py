@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingParam
 from homeserver.services.registration import Registered, Registration, Wish
-from homeserver.services.secret_text import SecretText
+from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
 from storage.transaction import WriteTransaction
 from storage.uia import UIASessionRow, UIAStore
@@ -61,7 +61,7 @@ class SharedSecretRegistration:
         if self._secret is None:
             raise NotEnabled
         nonce = self._secret_text.nonce()
-        row = UIASessionRow(nonce, int(self._clock.seconds() * 1000), _OPERATION, None, "{}")
+        row = UIASessionRow(hash_secret(nonce), int(self._clock.seconds() * 1000), _OPERATION, None, "{}")
         await self._database.write("add_nonce", self._nonces.add_session, row)
         return nonce
 
@@ -87,10 +87,9 @@ class SharedSecretRegistration:
         return await self._registration.do_register_privileged(wish)
 
     def _use_nonce(self, txn: WriteTransaction, nonce: str) -> bool:
-        if "\0" in nonce:
-            return False
-        row = self._nonces.get_session_in(txn, nonce, int((self._clock.seconds() - _NONCE_LIFETIME) * 1000))
-        return row is not None and row.operation == _OPERATION and self._nonces.remove_session(txn, nonce)
+        nonce_hash = hash_secret(nonce)
+        row = self._nonces.get_session_in(txn, nonce_hash, int((self._clock.seconds() - _NONCE_LIFETIME) * 1000))
+        return row is not None and row.operation == _OPERATION and self._nonces.remove_session(txn, nonce_hash)
 
 
 def compute_mac(secret: str, nonce: str, wish: Wish) -> str:

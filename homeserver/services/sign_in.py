@@ -20,10 +20,13 @@ from twisted.logger import Logger
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     BadJson,
+    ExpiredAccount,
     Forbidden,
     LimitExceeded,
+    MatrixError,
     MissingParam,
     Unrecognized,
+    UserAwaitingApproval,
     UserDeactivated,
     UserLocked,
 )
@@ -50,6 +53,16 @@ _LONGEST_NAME: Final = 255
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
+NOT_ALLOWED: Final = "not_allowed"
+_WHY: Final[Mapping[type[MatrixError], str]] = {
+    UserDeactivated: "deactivated",
+    UserLocked: "locked",
+    ExpiredAccount: "expired",
+    UserAwaitingApproval: "awaiting_approval",
+    Forbidden: NOT_ALLOWED,
+}
+"""Words of records: `Reason` of `homeserver/services/upstream/identity.py` has the same."""
+
 
 class EmailAddress(str):
     """A name that is an e-mail address, in small letters."""
@@ -65,12 +78,21 @@ class PhoneNumber(str):
     medium: Final = MSISDN
 
 
+class RefusedElsewhere(Exception):
+    """A password that is not kept here was right, and the account may not be used. `user_id`: whose it is."""
+
+    def __init__(self, user_id: UserID | None, error: MatrixError) -> None:
+        super().__init__(error.text)
+        self.user_id = user_id
+        self.error = error
+
+
 class OtherPasswords(Protocol):
     """Passwords that are not kept here."""
 
     async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
         """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any. Raises
-        `MatrixError` where nobody can say, or where the account may not be used."""
+        `MatrixError` where nobody can say, `RefusedElsewhere` where the account may not be used."""
         ...
 
 
@@ -185,21 +207,34 @@ class SignIn:
     async def check_usable(self, account: AccountRow, way: str, address: str) -> None:
         """Whether an account whose owner has proved who they are, in this `way`, may be used now. Raises `UserDeactivated`,
         `UserLocked`, `ExpiredAccount`, `Forbidden`."""
-        if account.deactivated_ts is not None:
-            raise UserDeactivated
-        if account.locked:
-            raise UserLocked(soft_logout=True)
-        self.validity.check(account)
+        try:
+            if account.deactivated_ts is not None:
+                raise UserDeactivated
+            if account.locked:
+                raise UserLocked(soft_logout=True)
+            self.validity.check(account)
+        except MatrixError as error:
+            await self.do_note_refusal(UserID(account.user_id), address, error)
+            raise
         await self.check_allowed(account.user_id, way, address)
 
     async def check_allowed(self, user_id: str, way: str, address: str) -> None:
         """Whether somebody may begin a session who has proved who they are, in this `way` (see `Hooks.check_sign_in`): they
         need not wait, and plug-ins let them in. Raises `UserAwaitingApproval`, `Forbidden`."""
-        if self._approvals is not None:
-            await self._approvals.check(UserID(user_id))
-        objection = await self._plugins.check_sign_in(user_id, way, address)
-        if objection is not None:
-            raise Forbidden(objection)
+        try:
+            if self._approvals is not None:
+                await self._approvals.check(UserID(user_id))
+            objection = await self._plugins.check_sign_in(user_id, way, address)
+            if objection is not None:
+                raise Forbidden(objection)
+        except (Forbidden, UserAwaitingApproval) as error:
+            await self.do_note_refusal(UserID(user_id), address, error)
+            raise
+
+    async def do_note_refusal(self, user_id: UserID, address: str, why: MatrixError | str) -> None:
+        """Keep a record that somebody has proved who they are, and was let in nowhere."""
+        detail = why if isinstance(why, str) else _WHY.get(type(why), NOT_ALLOWED)
+        await self._database.write("note_refusal", self._note_refusal, user_id, address, detail)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and own password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
@@ -236,7 +271,7 @@ class SignIn:
             asked = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
             is_nobody = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
             ask = own and application_password_id(password) is None and not is_nobody
-            found = await self._ask_others(asked, account, password) if ask else None
+            found = await self._ask_others(asked, account, password, address) if ask else None
             if found is not None:
                 self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
                 return found
@@ -250,6 +285,7 @@ class SignIn:
                 )
             raise Forbidden(_WRONG)
         if account.deactivated_ts is not None:
+            await self.do_note_refusal(UserID(account.user_id), address, UserDeactivated())
             raise UserDeactivated
         self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
         if verdict.new_hash is not None and program is None:
@@ -258,17 +294,28 @@ class SignIn:
             )
         return account
 
-    async def _ask_others(self, name: str, account: AccountRow | None, password: str) -> AccountRow | None:
+    async def _ask_others(
+        self, name: str, account: AccountRow | None, password: str, address: str
+    ) -> AccountRow | None:
         if len(name) > _LONGEST_NAME or "\0" in name:
             return None
         for passwords in self._other_passwords:
-            user_id = await passwords.check(name, account, password)
+            try:
+                user_id = await passwords.check(name, account, password)
+            except RefusedElsewhere as refused:
+                if refused.user_id is not None:
+                    await self.do_note_refusal(refused.user_id, address, refused.error)
+                raise refused.error from None
             if user_id is not None:
                 return (await self._accounts.get_accounts([user_id]))[user_id]
         return None
 
     def _note_failure(self, txn: WriteTransaction, user_id: UserID, address: str) -> None:
         note(txn, user_id, Happened.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address)
+
+    def _note_refusal(self, txn: WriteTransaction, user_id: UserID, address: str, why: str) -> None:
+        now = int(self._clock.seconds() * 1000)
+        note(txn, user_id, Happened.SIGN_IN_REFUSED, now, ip=address, detail=why)
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidParam, ThreepidAuthFailed, ThreepidDenied
-from homeserver.services.secret_text import SecretText
+from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
 from storage.threepids import ThreepidStore, ValidationRow
 from storage.transaction import Transaction, WriteTransaction
@@ -84,7 +84,8 @@ class ThreepidValidation:
     ) -> tuple[ValidationRow, bool]:
         """The validation that a client begins or goes on with, for the caller to write; and whether a message is due for it: not
         where the request is repeated."""
-        known = self._store.get_validation_of_client(txn, purpose, medium, address, client_secret)
+        secret_hash = hash_secret(client_secret)
+        known = self._store.get_validation_of_client(txn, purpose, medium, address, secret_hash)
         if known is not None and not self.is_old(known):
             if send_attempt <= known.send_attempt:
                 return known, False
@@ -92,14 +93,14 @@ class ThreepidValidation:
         if known is not None:
             self._store.remove_validation(txn, known.sid)
         sid, now = self._secret_text.session_id(), self._now_ms()
-        row = ValidationRow(sid, purpose, medium, address, client_secret, None, send_attempt, next_link, now)
+        row = ValidationRow(sid, purpose, medium, address, secret_hash, None, send_attempt, next_link, now)
         return row, True
 
     async def find(self, purpose: str, medium: str, address: str, client_secret: str) -> str | None:
         """The id of the validation for which a message was sent so; None where there is none. `address`: as it is compared."""
 
         def read(txn: Transaction) -> str | None:
-            row = self._store.get_validation_of_client(txn, purpose, medium, address, client_secret)
+            row = self._store.get_validation_of_client(txn, purpose, medium, address, hash_secret(client_secret))
             return None if row is None else row.sid
 
         return await self._database.read("find_validation", read)
@@ -115,7 +116,7 @@ class ThreepidValidation:
         row = await self._store.get_validation(sid) if "\0" not in sid else None
         if (
             row is None
-            or row.client_secret != client_secret
+            or row.client_secret_hash != hash_secret(client_secret)
             or row.purpose != purpose
             or medium not in (None, row.medium)
             or self.is_old(row)

@@ -98,7 +98,7 @@ class Threepids:
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
         what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
-        note(txn, user_id, what, self._now_ms())
+        note(txn, user_id, what, self._now_ms(), detail=proof.address)
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
@@ -114,7 +114,7 @@ class Threepids:
             self._bindings.note_removed(txn, user_id, medium, address)
         if self._store.remove_threepid(txn, user_id, medium, address):
             what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
-            note(txn, user_id, what, self._now_ms(), by=by)
+            note(txn, user_id, what, self._now_ms(), by=by, detail=address)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
@@ -132,7 +132,7 @@ class Threepids:
             free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
             for address in [address for address in addresses if address not in known][:free]:
                 if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider)):
-                    note(txn, user_id, Happened.ADDRESS_ADDED, now)
+                    note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
 
         known = await self.get_threepids(user_id)
         vouched = {row.address for row in known if row.vouched_by == provider}
@@ -154,7 +154,7 @@ class Threepids:
                 if not self._store.add_threepid(txn, ThreepidRow(medium, address, user_id, now, now)):
                     raise ThreepidInUse
                 what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
-                note(txn, user_id, what, now, by=by)
+                note(txn, user_id, what, now, by=by, detail=address)
 
         await self._database.write("replace_threepids", write)
 

@@ -6,6 +6,7 @@ Laws:
   repeated request in the same way.
 - A request without `auth` is never let through.
 - What a stage holds back (a use of a registration token) is written together with the stage's completion.
+- Whoever has the id of a session may go on with it: its hash is kept, and not itself.
 
 spec: client-server-api#user-interactive-authentication-api
 """
@@ -18,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import BadJson, MatrixError
 from federation.protocol.ids import UserID
-from homeserver.services.secret_text import SecretText
+from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
 from storage.transaction import WriteTransaction
 from storage.uia import UIASessionRow, UIAStore
@@ -98,6 +99,13 @@ class Confirmation(msgspec.Struct, frozen=True):
     """What the operation made when this session confirmed it before."""
 
 
+class _Session(msgspec.Struct, frozen=True):
+    """One, with its id, which is not kept."""
+
+    session_id: str
+    row: UIASessionRow
+
+
 class UIA:
     """Asks for confirmation, and checks it. `lifetime`: how long a session lives, in seconds."""
 
@@ -129,7 +137,7 @@ class UIA:
         if auth is None:
             raise self._required(flows, await self._begin(operation), {})
         session = await self._find(operation, auth)
-        completed = {} if session is None else _completed_decoder.decode(session.completed)
+        completed = {} if session is None else _completed_decoder.decode(session.row.completed)
         name = auth.get("type")
         if name is not None and not isinstance(name, str):
             raise BadJson("auth.type must be a string")
@@ -149,41 +157,41 @@ class UIA:
             raise self._required(flows, session, completed)
         if session is None:
             return Confirmation(completed, None)
-        if not keep and not await self._database.write("end_uia", self._store.remove_session, session.session_id):
+        if not keep and not await self._database.write("end_uia", self._store.remove_session, session.row.session_hash):
             # Another request has used it up in the meantime.
             raise self._required(flows, await self._begin(operation), {})
-        return Confirmation(completed, session.session_id if keep else None, session.result)
+        return Confirmation(completed, session.session_id if keep else None, session.row.result)
 
     async def get_operation(self, session_id: str) -> Operation | None:
         """What a session is to confirm, and who; None where there is no such session."""
-        session = await self._store.get_session(session_id, self._oldest()) if "\0" not in session_id else None
-        return None if session is None else Operation(session.operation, UserID(session.user_id or "") or None, "")
+        session = await self._get(session_id)
+        return None if session is None else _operation_of(session, "")
 
     async def do_prove(self, session_id: str, name: str, auth: AuthData | None = None, address: str = "") -> bool:
         """Note that a stage was done elsewhere, by the user of the session, who goes on with the session alone; False
         where there is no such session any more. `auth`: what the stage checks first, of which it raises `MatrixError`; None
         where it was seen otherwise that it is done."""
-        session = await self._store.get_session(session_id, self._oldest()) if "\0" not in session_id else None
+        session = await self._get(session_id)
         if session is None:
             return False
-        if name in _completed_decoder.decode(session.completed):
+        if name in _completed_decoder.decode(session.row.completed):
             return True
-        operation = Operation(session.operation, UserID(session.user_id or "") or None, address)
+        operation = _operation_of(session, address)
         result = "" if auth is None else await self._stages[name].check(auth, operation)
         await self._complete(operation, session, name, result)
         return True
 
     async def do_agree(self, session_id: str, name: str) -> None:
         """Note that a stage was done on a page, by whoever has the session, with what its check says."""
-        session = await self._store.get_session(session_id, self._oldest())
+        session = await self._get(session_id)
         if session is not None:
-            operation = Operation(session.operation, UserID(session.user_id or "") or None, "")
+            operation = _operation_of(session, "")
             await self._complete(operation, session, name, await self._stages[name].check({}, operation))
 
     def set_result(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
         """Note what the operation made, for a repeated request."""
         if confirmation.session_id is not None:
-            self._store.set_result(txn, confirmation.session_id, result)
+            self._store.set_result(txn, hash_secret(confirmation.session_id), result)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` sessions that have grown old, and give back what they held; how many there were."""
@@ -198,71 +206,62 @@ class UIA:
                         self._stages[name].remove(txn, result)
         return len(rows)
 
-    async def _find(self, operation: Operation, auth: AuthData) -> UIASessionRow | None:
+    async def _get(self, session_id: str) -> _Session | None:
+        row = await self._store.get_session(hash_secret(session_id), self._oldest())
+        return None if row is None else _Session(session_id, row)
+
+    async def _find(self, operation: Operation, auth: AuthData) -> _Session | None:
         session_id = auth.get("session")
         if session_id is None:
             return None
         if not isinstance(session_id, str):
             raise BadJson("auth.session must be a string")
-        if "\0" in session_id:
-            return None
-        session = await self._store.get_session(session_id, self._oldest())
-        if session is None or session.operation != operation.name or session.user_id != operation.user_id:
+        session = await self._get(session_id)
+        if session is None or session.row.operation != operation.name or session.row.user_id != operation.user_id:
             return None
         return session
 
-    async def _begin(self, operation: Operation) -> UIASessionRow:
-        session = self._new_session(operation, {})
-        await self._database.write("begin_uia", self._store.add_session, session)
+    async def _begin(self, operation: Operation) -> _Session:
+        session = self._new_session(operation)
+        await self._database.write("begin_uia", self._store.add_session, session.row)
         return session
 
     async def _complete(
-        self, operation: Operation, session: UIASessionRow | None, name: str, result: str
-    ) -> tuple[UIASessionRow | None, dict[str, str]]:
+        self, operation: Operation, session: _Session | None, name: str, result: str
+    ) -> tuple[_Session | None, dict[str, str]]:
         """Note that a stage is done. Where there is no session and nothing to hold, nothing is written."""
         if session is None and not result:
             return None, {name: result}
-        found = session or self._new_session(operation, {})
+        found = session or self._new_session(operation)
+        row = found.row
 
         def write(txn: WriteTransaction) -> dict[str, str]:
-            now = self._store.get_session_in(txn, found.session_id, 0)
+            now = self._store.get_session_in(txn, row.session_hash, 0)
             completed = {} if now is None else _completed_decoder.decode(now.completed)
             if name not in completed:
                 self._stages[name].add(txn, result)
                 completed[name] = result
             if now is None:
-                self._store.add_session(txn, self._filled(found, completed))
+                self._store.add_session(txn, _filled(row, completed))
             else:
-                self._store.set_completed(txn, found.session_id, msgspec.json.encode(completed).decode())
+                self._store.set_completed(txn, row.session_hash, msgspec.json.encode(completed).decode())
             return completed
 
         completed = await self._database.write("complete_uia_stage", write)
-        return self._filled(found, completed), completed
+        return _Session(found.session_id, _filled(row, completed)), completed
 
-    def _new_session(self, operation: Operation, completed: Mapping[str, str]) -> UIASessionRow:
-        return UIASessionRow(
-            session_id=self._secret_text.session_id(),
-            created_ts=int(self._clock.seconds() * 1000),
-            operation=operation.name,
-            user_id=operation.user_id,
-            completed=msgspec.json.encode(completed).decode(),
-        )
-
-    def _filled(self, session: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:
-        return UIASessionRow(
-            session_id=session.session_id,
-            created_ts=session.created_ts,
-            operation=session.operation,
-            user_id=session.user_id,
-            completed=msgspec.json.encode(completed).decode(),
-            result=session.result,
+    def _new_session(self, operation: Operation) -> _Session:
+        session_id = self._secret_text.session_id()
+        now = int(self._clock.seconds() * 1000)
+        return _Session(
+            session_id, UIASessionRow(hash_secret(session_id), now, operation.name, operation.user_id, completed="{}")
         )
 
     def _oldest(self) -> int:
         return int((self._clock.seconds() - self._lifetime) * 1000)
 
     def _required(
-        self, flows: Flows, session: UIASessionRow, completed: Mapping[str, str], error: MatrixError | None = None
+        self, flows: Flows, session: _Session, completed: Mapping[str, str], error: MatrixError | None = None
     ) -> AuthenticationRequired:
         names = {name for flow in flows for name in flow}
         params = {name: self._stages[name].params() for name in sorted(names)}
@@ -274,6 +273,14 @@ class UIA:
         if completed or error is not None:
             state["completed"] = list(completed)
         return AuthenticationRequired(state, error)
+
+
+def _operation_of(session: _Session, address: str) -> Operation:
+    return Operation(session.row.operation, UserID(session.row.user_id or "") or None, address)
+
+
+def _filled(row: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:
+    return msgspec.structs.replace(row, completed=msgspec.json.encode(completed).decode())
 
 
 def _next_stages(flows: Flows, completed: Mapping[str, str]) -> set[str]:

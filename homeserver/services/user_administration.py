@@ -246,7 +246,7 @@ class UserAdministration:
                 by=by,
             )
         if changes.user_type is not UNSET:
-            await self._accounts.do_set_user_type(user_id, changes.user_type)
+            await self._accounts.do_set_user_type(user_id, changes.user_type, by=by)
         if changes.approved is not UNSET and self.approves:
             if changes.approved:
                 await self._approvals.do_approve(user_id, by=by)

@@ -44,6 +44,7 @@ from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+from storage.audit import AuditRecord
 
 RECORDS_SHOWN: Final = 20
 RECORDS_OPEN: Final = 3
@@ -212,7 +213,7 @@ class AccountPage:
             (
                 _event(record.event, language),
                 moment(record.ts),
-                " · ".join(each for each in (record.device_id, record.address) if each),
+                " · ".join(each for each in (_detail(record), record.device_id, record.address) if each),
             )
             for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
         ]
@@ -294,7 +295,7 @@ class AccountPage:
 
     async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._resets.do_allow(session.user_id)
+        await self._resets.do_allow(session.user_id, context.client_ip)
         return see_other(f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}")
 
     async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -314,6 +315,15 @@ def moment(ts: int | None) -> str:
     return "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def _detail(record: AuditRecord) -> str | None:
+    """What people are told more: of an app its name, without the id; why they were refused, it has told them."""
+    if record.event == Happened.SIGN_IN_REFUSED.value:
+        return None
+    if record.event in (Happened.APP_ALLOWED.value, Happened.APP_DENIED.value):
+        return (record.detail or "").rpartition(" (")[0]
+    return record.detail
+
+
 def _event(event: str, language: Language) -> str:
     _ = language.gettext
     match event:
@@ -325,16 +335,24 @@ def _event(event: str, language: Language) -> str:
             return _("A session ended")
         case Happened.BROWSER_SIGNED_IN.value:
             return _("Signed in to this page")
+        case Happened.BROWSER_SIGNED_OUT.value:
+            return _("Signed out of this page")
         case Happened.SIGN_IN_FAILED.value:
             return _("A wrong password was typed")
+        case Happened.SIGN_IN_REFUSED.value:
+            return _("Somebody proved to be you, but the account could not be used")
         case Happened.NEW_ADDRESS.value:
             return _("An app was used from a new place")
         case Happened.TOKEN_REUSED.value:
             return _("A secret of an app was used twice; its session was ended, in case it was stolen")
         case Happened.APP_ALLOWED.value:
             return _("An app was allowed")
+        case Happened.APP_DENIED.value:
+            return _("An app was not let in")
         case Happened.PASSWORD_CHANGED.value:
             return _("The password was changed")
+        case Happened.PASSWORD_RESET_ASKED.value:
+            return _("Somebody asked for a new password")
         case Happened.APPLICATION_PASSWORD_MADE.value:
             return _("A password for a program was made")
         case Happened.APPLICATION_PASSWORD_ENDED.value:
@@ -347,8 +365,16 @@ def _event(event: str, language: Language) -> str:
             return _("A telephone number was added")
         case Happened.NUMBER_REMOVED.value:
             return _("A telephone number was removed")
+        case Happened.ADDRESS_BOUND.value:
+            return _("Others can find the account by an address")
+        case Happened.ADDRESS_UNBOUND.value:
+            return _("Others can no longer find the account by an address")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.KEYS_REPLACED.value:
+            return _("The keys of the account were replaced")
+        case Happened.LOGIN_TOKEN_GIVEN.value:
+            return _("An app was given a secret to let another one in")
         case Happened.REGISTRATION_TOKEN_MADE.value:
             return _("A registration token was made")
         case Happened.REGISTRATION_TOKEN_CHANGED.value:
@@ -371,6 +397,8 @@ def _event(event: str, language: Language) -> str:
             return _("The account became an administrator's")
         case Happened.ADMIN_REVOKED.value:
             return _("The account is an administrator's no more")
+        case Happened.USER_TYPE_CHANGED.value:
+            return _("An administrator changed the kind of the account")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

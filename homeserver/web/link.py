@@ -68,7 +68,7 @@ class LinkPage:
         allowed = decision == "allow"
         if allowed:
             await self._upstream.note(session, grant.device_id)
-        await self._grants.do_decide(user_code, session.user_id, allowed=allowed)
+        await self._grants.do_decide(grant, client, session.user_id, context.client_ip, allowed=allowed)
         return self._page(context, session, {**fields, "state": "allowed" if allowed else "denied"})
 
     def _page(

@@ -64,7 +64,7 @@ class SSOPage:
         try:
             self._upstream.check_client(redirect_url)
         except Refused as refused:
-            return self._upstream_pages.refuse(context, refused)
+            return await self._upstream_pages.refuse(context, refused)
         session = await self._sessions.get(context)
         here = f"{SSO_PATH}?{urlencode({'redirectUrl': redirect_url})}"
         if session is None:

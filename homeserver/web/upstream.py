@@ -130,8 +130,11 @@ class UpstreamPages:
             case Confirmed():
                 return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
-    def refuse(self, context: RequestContext, refused: Refused) -> Response:
-        """The page that says why it did not work."""
+    async def refuse(self, context: RequestContext, refused: Refused) -> Response:
+        """The page that says why it did not work; it is recorded of the account, where it is known whose that is."""
+        user_id = await self._sign_in.get_refused(refused)
+        if user_id is not None:
+            await self._own_sign_in.do_note_refusal(user_id, context.client_ip, refused.reason.value)
         self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
@@ -141,7 +144,7 @@ class UpstreamPages:
         try:
             answer = await logout.do_end(message)
         except Refused as refused:
-            return self.refuse(context, refused)
+            return await self.refuse(context, refused)
         if answer is not None:
             return see_other(answer)
         _ = self._pages.choose(context.languages).gettext
@@ -247,7 +250,7 @@ async def get_sso_redirect(
             context, await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context))
         )
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("GET", SIGN_IN_WITH_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
@@ -265,7 +268,7 @@ async def get_sign_in_with(
         purpose = ForPage(own_path(next, "/"), again)
         return await pages.show(context, await sign_in.depart(provider, purpose, sign_in.find_browser(context)))
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("GET", f"{ICON_PATH}/{{provider}}", auth=Auth.NONE)
@@ -298,7 +301,7 @@ async def get_sso_fallback(
     try:
         return await pages.show(context, await sign_in.begin_confirmation(session, sign_in.find_browser(context)))
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("POST", CONFIRM_PATH, auth=Auth.NONE, max_body=MAX_FORM)
@@ -315,7 +318,7 @@ async def post_confirm(
             ),
         )
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("POST", NAME_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_FORM)
@@ -328,7 +331,7 @@ async def post_name(pages: UpstreamPages, sign_in: UpstreamSignIn, context: Requ
         step = await sign_in.do_choose_name(form.get("flow", ""), username, browser, context.languages)
         return await pages.show(context, step)
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("POST", CLIENT_PATH, auth=Auth.NONE, max_body=MAX_FORM)
@@ -340,7 +343,7 @@ async def post_client(
         step = await sign_in.do_go_to_client(read_form(body).get("flow", ""), sign_in.find_browser(context))
         return await pages.show(context, step)
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("GET", HELD_PATH, auth=Auth.NONE)
@@ -352,4 +355,4 @@ async def get_go_on(
         step = await sign_in.go_on(flow, sign_in.find_browser(context), context.languages)
         return await pages.show(context, step)
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)

@@ -62,7 +62,7 @@ async def get_oidc_callback(
         identity = await provider.identify(flow, code, error, iss)
         return await pages.show(context, await sign_in.arrive(flow, identity, browser, context.languages))
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("POST", LOGOUT_PATH, auth=Auth.NONE, max_body=MAX_LOGOUT)
@@ -98,7 +98,7 @@ async def get_cas_ticket(
         identity = await askable.cas.identify(flow, begun, ticket)
         return await pages.show(context, await sign_in.arrive(begun, identity, browser, context.languages))
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("POST", f"/{RESPONSE_PATH}", auth=Auth.NONE, max_body=MAX_SAML_FORM)
@@ -118,7 +118,7 @@ async def post_saml_response(
         held = await sign_in.hold(flow, identity, browser_hash)
         return see_other(f"{HELD_PATH}?flow={held}")
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
 
 
 @endpoint("GET", f"/{SAML_LOGOUT_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
@@ -139,7 +139,7 @@ async def get_saml_logout(
     try:
         message = read_query(context.uri.partition(b"?")[2].decode("latin-1"))
     except Refused as refused:
-        return pages.refuse(context, refused)
+        return await pages.refuse(context, refused)
     return await pages.sign_out(context, logout, message)
 
 

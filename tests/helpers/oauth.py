@@ -43,8 +43,11 @@ class Program:
         document = server.get("/_matrix/client/v1/auth_metadata")
         assert document.status == 200, document.body
         self.server_metadata = document.json
-        answer = server.post(self.path_of("registration_endpoint"), metadata)
+        answer = server.post(
+            self.path_of("registration_endpoint"), metadata, headers={"Content-Type": "application/json"}
+        )
         assert answer.status == 201, answer.body
+        assert answer.headers["content-type"] == "application/json"
         self.client_id = str(answer.json["client_id"])
         self.tokens: dict[str, Any] = {}
 
@@ -90,7 +93,10 @@ class Program:
         return self.form("token_endpoint", **{"client_id": self.client_id, **parameters})
 
     def form(self, endpoint: str, **parameters: str) -> Answer:
-        return self.server.client.request("POST", self.path_of(endpoint), body=urlencode(parameters).encode())
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        return self.server.client.request(
+            "POST", self.path_of(endpoint), body=urlencode(parameters).encode(), headers=headers
+        )
 
     def exchange(self, code: str, **changed: str) -> Answer:
         parameters = {

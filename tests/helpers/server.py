@@ -32,7 +32,6 @@ from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
-from homeserver.observe.access import SilentAccessLog
 from homeserver.services.mail.relay import CannotDeliver
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
@@ -170,6 +169,7 @@ class TestServer:
         self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
         self.registry = CollectorRegistry()
+        access_log = RememberingAccessLog()
         self.app: Server = build(
             self.config,
             self.clock,
@@ -195,11 +195,11 @@ class TestServer:
             follow=follow,
             preview_web=preview_web if preview_web is not None else CutWeb(),
             random=Random(seed).randbytes,
-            access_log=SilentAccessLog(),
+            access_log=access_log,
             registry=self.registry,
         )
         site = self.app.site(self.config.network.listeners[0])
-        self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())
+        self.client = Client(site, clock=self.clock, access_log=access_log)
 
     def register(self, name: str, password: str = "wonderland") -> "User":
         """Somebody with an account, signed in."""

@@ -14,6 +14,7 @@ from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 WAITS = f"""{OAUTH}
@@ -87,6 +88,12 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
     assert "looks at your account first" not in browser.words
     assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
     assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
+    assert [record for record in told(server) if record[0].startswith("sign_in")] == [
+        ("sign_in_refused", "awaiting_approval"),
+        ("sign_in_failed", None),
+        ("sign_in_refused", "awaiting_approval"),
+        ("sign_in_failed", None),
+    ]
 
 
 def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Database) -> None:

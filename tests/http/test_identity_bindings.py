@@ -16,6 +16,7 @@ from storage.database import Database
 from storage.identity_bindings import BindingRow, IdentityBindingStore
 from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
@@ -100,6 +101,8 @@ def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identi
     assert signed.signature == SigningKey("a_test", bytes(32)).sign(said)
     assert unbind(alice) == "no-support"
     assert len(identity.asked) == 2
+    bound = [record for record in told(server) if record[0].endswith("bound")]
+    assert bound == [("address_bound", ADDRESS["address"]), ("address_unbound", ADDRESS["address"])]
 
 
 def test_a_number_is_bound_and_goes_when_it_is_deleted(alice: User, identity: IdentityServer) -> None:
@@ -294,7 +297,7 @@ async def test_what_is_bound_while_the_account_ends_is_unbound(database: Databas
     await database.write("t", accounts.add_account, AccountRow("@a:example.org", None, 1))
     await database.write("t", lambda txn: accounts.set_deactivated(txn, "@a:example.org", 2, erase=False))
     row = BindingRow("@a:example.org", "email", "a@example.com", HOST)
-    await store.add_binding(row)
+    await database.write("bind", store.add_binding, row)
     assert await store.take_due(3, lambda _: 1) == row
 
 

@@ -20,6 +20,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.images import picture
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.http.test_upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
@@ -203,6 +204,10 @@ def test_groups_are_required(tmp_path: Path, sqlite_database: Database, provider
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     for groups, text in ((None, "not among those"), (["pupils"], "not among those"), (["x", "staff"], "Go on to")):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
+    assert told(server)[0] == ("registered", None)
+    assert ("linked", "oidc-town") in told(server)
+    assert "not among those" in come_back(provider, server, **ALICE, groups=["pupils"]).words
+    assert told(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
 def test_groups_are_made_by_a_template(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
@@ -341,6 +346,7 @@ def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: Open
     assert desk.refresh().status == 400
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser is signed out as well
+    assert [event for event, _ in told(linked)][-3:] == ["session_ended", "session_ended", "browser_signed_out"]
 
 
 def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provider: OpenIDProvider) -> None:

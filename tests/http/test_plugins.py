@@ -10,6 +10,7 @@ import pytest
 from homeserver.hooks import hookimpl, load_plugin
 from storage.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "plugins"
@@ -109,6 +110,8 @@ def test_a_plugin_refuses_sign_ins(tmp_path: Path, sqlite_database: Database, mo
             "office_hours.time.localtime", lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5))
         )
         assert login(server, "alice", ip=ip).status == status, (hour, ip)
+    assert [event for event, _ in told(server)].count("session_began") == 3
+    assert told(server).count(("sign_in_refused", "not_allowed")) == 2
 
 
 def test_a_plugin_knows_riddles(tmp_path: Path, sqlite_database: Database) -> None:

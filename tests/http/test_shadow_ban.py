@@ -50,6 +50,7 @@ def test_what_is_sent_goes_nowhere(server: TestServer, alice: User, mallory: Use
     first, second = (ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"] for _ in range(2))
     assert first.startswith("$")
     assert (len(first), first != second) == (44, True)
+    assert mallory.get(f"{room_path(room_id)}/event/{first}").errcode == "M_NOT_FOUND"  # there is no echo
     same = f"{room_path(room_id)}/send/m.room.message/again"
     assert ok(mallory.put(same, {"body": "x"})) == ok(mallory.put(same, {"body": "x"}))
     assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "spam"}))["event_id"].startswith("$")

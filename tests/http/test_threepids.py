@@ -11,6 +11,8 @@ import pytest
 from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.kept import read_everything
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -135,6 +137,11 @@ def test_a_forgotten_password(server: TestServer) -> None:
     early = server.post(f"{V3}/account/password", {**wish, "auth": auth})
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
     assert "new password" in server.relay.letters[-1][1]["Subject"]
+    assert request_token(server, "account/password", send_attempt=2).status == 200
+    assert told(server)[-3:] == [
+        ("address_added", "alice@example.com"),
+        *[("password_reset_asked", "alice@example.com")] * 2,
+    ]
 
     assert press(server, link_in(server)).status == 200
     assert server.post(f"{V3}/account/password", {**wish, "auth": auth}).status == 200
@@ -356,3 +363,16 @@ def test_a_server_without_mail(tmp_path: Path, database: Database) -> None:
     unbound = alice.post(f"{V3}/account/3pid/unbind", {"medium": "email", "address": "a@example.com"})
     assert unbound.json == {"id_server_unbind_result": "no-support"}
     assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {"enabled": False}
+
+
+def test_what_confirms_is_kept_as_a_hash(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, MAIL)
+    add(server, server.register("alice"))
+    asked = server.post(f"{V3}/account/password", {"new_password": "looking glass"})
+    secret, session = "of-this-client-alone", asked.json["session"]
+    answer = request_token(server, "account/password", client_secret=secret)
+    assert press(server, link_in(server)).status == 200
+    kept = server.run(read_everything(sqlite_database))
+    assert (answer.json["sid"] in kept, secret in kept, session in kept) == (True, False, False)
+    auth = {**by_email({"sid": answer.json["sid"], "client_secret": secret}), "session": session}
+    assert server.post(f"{V3}/account/password", {"new_password": "looking glass", "auth": auth}).status == 200

@@ -12,6 +12,7 @@ from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
+from tests.helpers.records import told
 from tests.helpers.server import START, TestServer, User
 
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
@@ -318,6 +319,8 @@ def test_accounts_that_nobody_may_use(server: TestServer, provider: OpenIDProvid
     server.run(server.app.people.deactivation.do_deactivate(alice.user_id, erase=False))
     browser.open(provider.sign_in(leave(browser), **ALICE))
     assert (browser.status, "has been closed" in browser.words) == (403, True)
+    refused = [why for event, why in told(server, alice.user_id) if event == "sign_in_refused"]
+    assert refused == ["locked", "deactivated"]
 
 
 def test_an_account_that_is_locked_while_the_page_waits(server: TestServer, provider: OpenIDProvider) -> None:

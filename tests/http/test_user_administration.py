@@ -173,6 +173,7 @@ def test_an_account_is_changed(server: TestServer, root: User) -> None:
     done = dict.fromkeys(event for event, by in records(root, "alice") if by == root.user_id)
     assert list(done) == [
         "password_changed",
+        "user_type_changed",
         "unlocked",
         "admin_granted",
         "locked",

@@ -13,6 +13,7 @@ from storage.threepids import ThreepidRow
 from tests.helpers.browser import Browser
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 ACCOUNT = "/_mahalla/account"
@@ -156,6 +157,8 @@ def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Brows
     assert "Go back to your app within ten minutes" in browser.words
     assert alice.post(path, {**second, "auth": auth}).status == 200
     assert alice.post(path, third).status == 401  # once
+    happened = [event for event, _ in told(program.server)]
+    assert [event for event in happened if event.startswith("keys")] == ["keys_reset_allowed", "keys_replaced"]
 
 
 def test_the_permission_ends_after_ten_minutes(program: Program, browser: Browser) -> None:
@@ -246,7 +249,7 @@ def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, brows
     link = ExternalIdRow("oidc-town", "17", alice.user_id, now)
     server.run(database.write("link", ExternalIdStore(database).add_link, link))
     bound = BindingRow(alice.user_id, "email", "alice@example.com", "identity.example.org")
-    server.run(IdentityBindingStore(database).add_binding(bound))
+    server.run(database.write("bind", IdentityBindingStore(database).add_binding, bound))
     sent = server.client.request(
         "POST",
         "/_matrix/media/v3/upload?filename=tea.txt",

@@ -11,6 +11,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.keys import cross_signing_key, query
 from tests.helpers.oauth import CONFIG
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 PAGE = "/_mahalla/account/application_passwords"
@@ -59,7 +60,7 @@ def no_own_password(server: TestServer) -> None:
 
 def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser) -> None:
     password = make(browser)
-    assert "application_password_made" in records(server)
+    assert ("application_password_made", "Bot") in told(server)
     browser.open(PAGE)
     assert "mhp_" not in browser.text  # shown once
     assert "Bot" in browser.words
@@ -72,6 +73,7 @@ def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser)
     assert "Last used 2023-11-14" in browser.words
     press(browser, "end")
     assert "The password is ended" in browser.words
+    assert ("application_password_ended", "Bot") in told(server)
     assert bot.get(WHOAMI).status == 401
     assert by_hand.get(WHOAMI).status == 200
     assert login(server, password).errcode == "M_FORBIDDEN"
@@ -247,6 +249,7 @@ def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(server: TestS
     bot = User(server, login(server, password).json)
     assert bot.post("/_matrix/client/v3/logout/all").status == 200
     assert login(server, password).errcode == "M_FORBIDDEN"
+    assert "application_password_ended" in records(server)
 
 
 def test_they_are_taken_along_without_their_secrets(browser: Browser) -> None:

@@ -1,9 +1,13 @@
 """What happens to an account is recorded: for its owner, and for administrators."""
 
+from pathlib import Path
+
 from federation.protocol.ids import UserID
 from storage.accounts import AccountStore
+from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 ALICE = UserID("@alice:example.org")
@@ -49,6 +53,7 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "token_reused",
         "session_ended",
         "locked",
+        "browser_signed_out",
         "unlocked",
         "password_changed",
         "session_ended",
@@ -62,6 +67,7 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "address": "127.0.0.1",
         "device_id": None,
         "by": None,
+        "detail": None,
     }
 
 
@@ -102,6 +108,102 @@ def test_administrators_are_named(server: TestServer) -> None:
     ]
 
 
+def test_what_administrators_do_is_theirs(server: TestServer) -> None:
+    boss = admin(server)
+    users, of_carol = "/_synapse/admin/v2/users/", "@carol:example.org"
+    assert boss.put(users + of_carol, {"password": "wonderland", "admin": True}).status == 201
+    for changed in ({"admin": False}, {"user_type": "bot"}, {"user_type": "bot"}, {"locked": True}, {"locked": False}):
+        assert boss.put(users + of_carol, changed).status == 200
+    for suspended in (True, False):
+        assert boss.put(f"/_matrix/client/v1/admin/suspend/{of_carol}", {"suspended": suspended}).status == 200
+    ban = f"/_synapse/admin/v1/users/{of_carol}/shadow_ban"
+    assert (boss.post(ban).status, boss.delete(ban).status) == (200, 200)
+    assert boss.post(f"/_synapse/admin/v1/deactivate/{of_carol}").status == 200
+    records = boss.get(f"/_mahalla/admin/v1/users/{of_carol}/audit").json["records"]
+    assert {record["by"] for record in records} == {boss.user_id}
+    assert [(record["event"], record["detail"]) for record in reversed(records)] == [
+        ("registered", None),
+        ("admin_granted", None),
+        ("admin_revoked", None),
+        ("user_type_changed", "bot"),
+        ("locked", None),
+        ("unlocked", None),
+        ("suspended", None),
+        ("unsuspended", None),
+        ("shadow_banned", None),
+        ("shadow_ban_lifted", None),
+        ("deactivated", None),
+    ]
+
+
+def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
+    boss = admin(server)
+    accounts = server.app.people.accounts
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    server.run(accounts.do_set_flags(ALICE, locked=True))
+    refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
+    assert refused.errcode == "M_USER_LOCKED"
+    page = Browser(server)
+    page.open("/_mahalla/account")
+    page.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    server.run(accounts.do_set_flags(ALICE, locked=False))
+    server.run(server.app.people.deactivation.do_deactivate(ALICE, erase=False))
+    server.post(
+        "/_matrix/client/v3/login", login
+    )  # closed accounts have no password: nobody has proved to be its owner
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    assert [(each["event"], each["detail"], each["address"]) for each in reversed(records)][2:] == [
+        ("locked", None, None),
+        ("sign_in_refused", "locked", "10.0.0.1"),
+        ("sign_in_refused", "locked", "127.0.0.1"),
+        ("unlocked", None, None),
+        ("deactivated", None, None),
+        ("session_ended", None, None),
+        ("sign_in_failed", None, "127.0.0.1"),
+    ]
+
+
+def test_browsers_are_signed_out(server: TestServer, browser: Browser) -> None:
+    def sign_in(page: Browser) -> None:
+        page.open("/_mahalla/account")
+        page.send("/_mahalla/sign_in", name="alice", password="wonderland")
+
+    sign_in(browser)
+    browser.send("/_mahalla/sign_out")
+    assert told(server)[-2:] == [("browser_signed_in", None), ("browser_signed_out", None)]
+    sign_in(browser)
+    sign_in(Browser(server))
+    before = len(told(server))
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "end_others")
+    browser.post(form.action, form.fields)
+    assert [event for event, _ in told(server)[before:]] == ["session_ended", "browser_signed_out"]
+    browser.open("/_mahalla/account")
+    assert browser.path == "/_mahalla/account"
+
+
+def test_programs_that_make_themselves_known(program: Program, browser: Browser) -> None:
+    boss = admin(program.server)
+    browser.open(program.request())
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    program.code(browser)
+    called = f"Element X ({program.client_id})"
+    [record] = boss.get("/_mahalla/admin/v1/audit").json["records"]
+    assert (record["event"], record["detail"], record["address"]) == ("client_registered", called, "127.0.0.1")
+    assert ("app_allowed", called) in told(program.server)
+    Program(program.server)  # on another telephone: it is known
+    assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
+    assert program.server.register("bob").get("/_mahalla/admin/v1/audit").errcode == "M_FORBIDDEN"
+
+
+def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
+    )
+    token = server.register("alice").post("/_matrix/client/v1/login/get_token").json["login_token"]
+    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 200
+    assert [event for event, _ in told(server)][2:] == ["login_token_given", "session_began"]
+
+
 def test_an_address_is_new_once(server: TestServer) -> None:
     boss, bob = admin(server), server.register("bob")
     for ip in ("10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
@@ -117,8 +219,13 @@ def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     assert "Введён неверный пароль" in browser.words
+    program = Program(server)
+    program.code(browser)
+    browser.open("/_mahalla/account")
+    assert "Element X · ELEMENTX01" in browser.words
+    assert program.client_id not in browser.text
     server.clock.advance(91 * 24 * 3600)
-    assert server.run(server.app.accounts.audit.do_sweep(100)) == 4
+    assert server.run(server.app.accounts.audit.do_sweep(100)) == 6
 
 
 def test_others_see_nothing(server: TestServer) -> None:

@@ -7,6 +7,7 @@ from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer
 
 GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -48,6 +49,7 @@ def test_a_device_is_let_in(program: Program, browser: Browser) -> None:
     program.server.clock.advance(5)
     answer = poll(program, asked)
     alice = program.take(answer)
+    assert told(program.server)[-2:] == [("app_allowed", f"Element X ({program.client_id})"), ("session_began", None)]
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", program.device_id)
     assert program.refresh().status == 200
     assert error_of(poll(program, asked)) == "invalid_grant"  # once

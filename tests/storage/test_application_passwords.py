@@ -35,9 +35,9 @@ async def test_use_is_what_its_sessions_do(database: Database) -> None:
 
     # another one takes the device over
     assert await database.write("t", store.set_used, ALICE, "BOT", "b", 10)
-    assert await database.write("t", store.remove_password, ALICE, "a") == []
+    assert await database.write("t", store.remove_password, ALICE, "a") == ("Bot", [])
     assert await database.write("t", store.remove_password, BOB, "b") is None
-    assert await database.write("t", store.remove_password, ALICE, "b") == ["BOT"]
+    assert await database.write("t", store.remove_password, ALICE, "b") == ("Old app", ["BOT"])
 
 
 async def test_those_whose_time_is_over(database: Database) -> None:

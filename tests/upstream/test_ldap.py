@@ -10,6 +10,7 @@ from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
 
@@ -129,6 +130,42 @@ def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) 
         assert [each["address"] for each in threepids] == [address]
 
 
+def test_names_are_taken_over_when_they_change(
+    server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(user: User) -> tuple[str, list[str]]:
+        name = server.get(f"/_matrix/client/v3/profile/{user.user_id}").json["displayname"]
+        threepids = user.get("/_matrix/client/v3/account/3pid").json["threepids"]
+        return name, [each["address"] for each in threepids]
+
+    for uid in ("uma", "una"):
+        slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
+    uma, una = signed_in(server, "uma"), signed_in(server, "una")
+    look(server)  # from now on, every twenty seconds
+    uma.put(f"/_matrix/client/v3/profile/{uma.user_id}/displayname", {"displayname": "G."})
+    written: list[str] = []
+    write = server.app.database.write
+
+    async def counting(name: str, *given: Any) -> Any:
+        written.append(name)
+        return await write(name, *given)
+
+    monkeypatch.setattr(server.app.database, "write", counting)
+    server.clock.advance(20)
+    assert {"set_said", "set_profile_field", "set_vouched_threepids"}.isdisjoint(written)
+    # nor what people call themselves, while the directory says the same
+    assert shown(uma) == ("G.", ["uma@example.org"])
+    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", 1)
+    for uid in ("uma", "una"):
+        slapd.set(uid, cn=f"{uid} Blas", mail=f"blas.{uid}@example.org")
+    server.clock.advance(20)
+    changed = [shown(user)[0].endswith("Blas") for user in (uma, una)]
+    assert sorted(changed) == [False, True]
+    server.clock.advance(20)
+    assert shown(uma) == ("uma Blas", ["blas.uma@example.org"])
+    assert shown(una) == ("una Blas", ["blas.una@example.org"])
+
+
 def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("gus")
     gus = signed_in(server, "gus")
@@ -207,6 +244,8 @@ def test_who_is_locked_out_comes_back(tmp_path: Path, sqlite_database: Database,
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
         slapd.hire(uid)
+    assert login(server, "karl").errcode == "M_USER_LOCKED"
+    assert told(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
     assert whoami(kate).status == 200
     assert whoami(karl).errcode == "M_USER_LOCKED"  # an administrator did that

@@ -138,7 +138,15 @@ class Authorization:
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_code(txn, row)
-            note(txn, user_id, Happened.APP_ALLOWED, self._now(), ip=ip, device_id=request.scope.device_id)
+            note(
+                txn,
+                user_id,
+                Happened.APP_ALLOWED,
+                self._now(),
+                ip=ip,
+                device_id=request.scope.device_id,
+                detail=request.client.called,
+            )
 
         await self._database.write("add_oauth_code", write)
         return self._answer(request.returning, {"code": code})

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from homeserver.services.audit import NOBODY, Happened, note
 from homeserver.services.oauth.addresses import ApplicationType, host_of_page, is_under, may_lead_to
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from storage.database import Database
@@ -60,6 +61,11 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """As people know it."""
         return self.client_name or self.host
 
+    @property
+    def called(self) -> str:
+        """As records name it: the name is what it says of itself, the id tells it from others."""
+        return f"{self.name} ({self.client_id})"
+
 
 class Clients:
     """Registers programs, and finds them."""
@@ -69,15 +75,21 @@ class Clients:
         self._database = database
         self._store = store
 
-    async def do_register(self, metadata: Mapping[str, Any]) -> Client:
-        """Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
+    async def do_register(self, metadata: Mapping[str, Any], ip: str) -> Client:
+        """`ip`: whence it asks. Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
         client = parse_client(metadata)
         encoded = msgspec.json.encode(client, order="sorted")
         client_id = b32encode(hashlib.sha256(encoded).digest())[:26].decode().lower()
         now = self._now()
         row = OAuthClientRow(client_id, encoded.decode(), now, now)
-        await self._database.write("add_oauth_client", self._store.add_client, row)
-        return msgspec.structs.replace(client, client_id=client_id)
+        named = msgspec.structs.replace(client, client_id=client_id)
+
+        def write(txn: WriteTransaction) -> None:
+            if self._store.add_client(txn, row):
+                note(txn, NOBODY, Happened.CLIENT_REGISTERED, now, ip=ip, detail=named.called)
+
+        await self._database.write("add_oauth_client", write)
+        return named
 
     async def get(self, client_id: str) -> Client:
         """Raises `InvalidClient`."""

@@ -98,13 +98,18 @@ class DeviceGrants:
             return None
         return row, client
 
-    async def do_decide(self, user_code: str, user_id: UserID, *, allowed: bool) -> bool:
-        """Somebody who has seen what asks lets it in, or not; False where that is no longer open."""
+    async def do_decide(
+        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, *, allowed: bool
+    ) -> bool:
+        """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no longer open. `address`: of their
+        browser."""
 
         def write(txn: WriteTransaction) -> bool:
-            decided = self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
-            if decided and allowed:
-                note(txn, user_id, Happened.APP_ALLOWED, self._now())
+            decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
+            if decided:
+                what = Happened.APP_ALLOWED if allowed else Happened.APP_DENIED
+                device_id = DeviceID(grant.device_id)
+                note(txn, user_id, what, self._now(), ip=address, device_id=device_id, detail=client.called)
             return decided
 
         return await self._database.write("decide_device_grant", write)

@@ -107,22 +107,29 @@ class UpstreamAccounts:
         def write(txn: WriteTransaction) -> bool:
             added = self._links.add_link(txn, row)
             if added:
-                note(txn, user_id, Happened.LINKED, row.linked_ts)
+                note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
             return added
 
         if not await self._database.write("link_account", write):
-            raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}")
+            raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}", user_id=user_id)
         self.log.info("{user_id} is linked to {provider}", user_id=user_id, provider=info.provider_id)
         return account
+
+    async def get_refused(self, refused: Refused) -> UserID | None:
+        """Whose account it is that somebody was refused; None where nobody has proved to be its owner."""
+        if refused.user_id is not None or refused.person is None:
+            return refused.user_id
+        link = await self._links.get_link(*refused.person)
+        return None if link is None else UserID(link.user_id)
 
     def check_usable(self, account: AccountRow) -> AccountRow:
         """Raises `Refused` for an account that nobody may use."""
         if account.deactivated_ts is not None:
-            raise Refused(Reason.DEACTIVATED, f"{account.user_id} is deactivated")
+            raise Refused(Reason.DEACTIVATED, f"{account.user_id} is deactivated", user_id=account.user_id)
         if account.locked:
-            raise Refused(Reason.LOCKED, f"{account.user_id} is locked")
+            raise Refused(Reason.LOCKED, f"{account.user_id} is locked", user_id=account.user_id)
         if self._validity.is_over(account.expires_ts):
-            raise Refused(Reason.EXPIRED, f"{account.user_id} is past its day")
+            raise Refused(Reason.EXPIRED, f"{account.user_id} is past its day", user_id=account.user_id)
         return account
 
     async def check_free(self, username: str) -> UserID:
@@ -137,8 +144,10 @@ class UpstreamAccounts:
             raise Refused(Reason.NO_ACCOUNT)
 
         def link(txn: WriteTransaction, user_id: UserID) -> None:
-            if not self._links.add_link(txn, self._link(info, identity, user_id)):
+            row = self._link(info, identity, user_id)
+            if not self._links.add_link(txn, row):
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
+            note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
 
         wish = Wish(
             username=username,

@@ -73,10 +73,11 @@ class CASProvider:
         renew = {} if proved_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
         name, attributes = read_validation(await self._documents.get_bytes(f"{self._server}/{path}?{query}"))
-        check_requirements(self._requirements, attributes)
+        subject = check_subject(name)
+        check_requirements(self._requirements, attributes, PROVIDER_ID, subject)
         shown = attributes.get(self._config.displayname_attribute or "", [])
         return UpstreamIdentity(
-            subject=check_subject(name),
+            subject=subject,
             localpart=self._localpart(name),
             display_name=clean_name(shown[0]) if shown else None,
             proved_ts=proved_ts,

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from federation.protocol.ids import UserID
 from homeserver.config.upstream import AttributeRequirement
 
 LONGEST_SUBJECT: Final = 512
@@ -150,9 +151,20 @@ class Reason(Enum):
 class Refused(Exception):
     """A sign-in ends. `str()` is for the log: what a provider did wrong is not told to people."""
 
-    def __init__(self, reason: Reason, text: str = "") -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        text: str = "",
+        *,
+        user_id: str | None = None,
+        person: tuple[str, str] | None = None,
+    ) -> None:
+        """Whom records are kept of it, where somebody has proved who they are: `user_id`, or the `person` (provider and subject) whose
+        account it is, if they have one."""
         super().__init__(text or reason.value)
         self.reason = reason
+        self.user_id = None if user_id is None else UserID(user_id)
+        self.person = person
 
 
 CLOCK_SLACK: Final = 60
@@ -216,11 +228,14 @@ def check_subject(subject: str) -> str:
     return subject
 
 
-def check_requirements(requirements: Sequence[AttributeRequirement], attributes: Mapping[str, object]) -> None:
-    """Raises `Refused` unless all of them are met. An attribute may have one value or a list of them."""
+def check_requirements(
+    requirements: Sequence[AttributeRequirement], attributes: Mapping[str, object], provider_id: str, subject: str
+) -> None:
+    """Raises `Refused` unless all of them are met by this person. An attribute may have one value or a list of them."""
     for required in requirements:
         found = attributes.get(required.attribute)
         values = {str(each) for each in (found if isinstance(found, list | tuple) else [found]) if each is not None}
         wanted = {*required.one_of, *([required.value] if required.value is not None else [])}
         if not (values & wanted if wanted else values):
-            raise Refused(Reason.NOT_ALLOWED, f"{required.attribute} is not as attribute_requirements wants it")
+            text = f"{required.attribute} is not as attribute_requirements wants it"
+            raise Refused(Reason.NOT_ALLOWED, text, person=(provider_id, subject))

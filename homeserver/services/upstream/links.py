@@ -75,7 +75,7 @@ class UpstreamLinks:
         def write(txn: WriteTransaction) -> None:
             for row in known:
                 if row.provider not in links and self._store.remove_link(txn, user_id, row.provider):
-                    note(txn, user_id, Happened.UNLINKED, now, by=by)
+                    note(txn, user_id, Happened.UNLINKED, now, by=by, detail=row.provider)
             for provider, subject in links.items():
                 self._set(txn, user_id, provider, subject, now, by)
 
@@ -90,7 +90,7 @@ class UpstreamLinks:
         self._store.remove_link(txn, user_id, provider)
         if not self._store.add_link(txn, ExternalIdRow(provider, subject, user_id, now)):
             raise LinkTaken
-        note(txn, user_id, Happened.LINKED, now, by=by)
+        note(txn, user_id, Happened.LINKED, now, by=by, detail=provider)
 
     def _check(self, provider: str, subject: str) -> None:
         if provider not in self._providers:
@@ -109,7 +109,7 @@ class UpstreamLinks:
         def write(txn: WriteTransaction) -> bool:
             removed = self._store.remove_link(txn, user_id, provider)
             if removed:
-                note(txn, user_id, Happened.UNLINKED, now, by=by)
+                note(txn, user_id, Happened.UNLINKED, now, by=by, detail=provider)
             return removed
 
         if not await self._database.write("remove_external_id", write):

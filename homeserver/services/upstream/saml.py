@@ -117,11 +117,11 @@ class SAMLProvider:
         assertion = await self._threads.run(lambda: self._library.read_response(response, request_id))
         if not await self._store.add_taken_assertion(assertion.assertion_id, int(assertion.expires * 1000)):
             raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")
-        check_requirements(
-            self._config.attribute_requirements, {key: list(value) for key, value in assertion.attributes.items()}
-        )
+        identity = self._identity(assertion)
+        attributes = {key: list(value) for key, value in assertion.attributes.items()}
+        check_requirements(self._config.attribute_requirements, attributes, PROVIDER_ID, identity.subject)
         proved_ts = check_again(flow.kept, assertion.proved, self._clock.seconds())
-        return msgspec.structs.replace(self._identity(assertion), proved_ts=proved_ts)
+        return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
     async def metadata(self) -> bytes:
         """What this server tells of itself, in XML."""

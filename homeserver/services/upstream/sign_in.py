@@ -131,6 +131,10 @@ class UpstreamSignIn:
         self.providers: Sequence[ProviderInfo] = tuple(provider.info for provider in providers)
         """What people may choose from."""
 
+    async def get_refused(self, refused: Refused) -> UserID | None:
+        """As `UpstreamAccounts.get_refused`."""
+        return await self._accounts.get_refused(refused)
+
     def find_browser(self, context: RequestContext) -> Browser | None:
         """As `UpstreamFlows.find_browser`."""
         return self._flows.find_browser(context)
@@ -270,7 +274,7 @@ class UpstreamSignIn:
 
     async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
         if (await self._account_store.get_accounts([user_id]))[user_id].awaiting_ts is not None:
-            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved")
+            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved", user_id=user_id)
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
             return self._signed_in(flow, identity, user_id, purpose.next)
@@ -308,7 +312,8 @@ class UpstreamSignIn:
         if operation is None:
             raise Refused(Reason.OLD)
         if user_id is None or operation.user_id != user_id:
-            raise Refused(Reason.OTHER_PERSON, f"{operation.user_id} was to confirm, and {user_id} came")
+            text = f"{operation.user_id} was to confirm, and {user_id} came"
+            raise Refused(Reason.OTHER_PERSON, text, user_id=operation.user_id)
         if not await self._uia.do_prove(purpose.uia_session, SSO):
             raise Refused(Reason.OLD)
         return Confirmed()

@@ -1,6 +1,7 @@
 """What a directory can be asked, and what it answers; without the library that asks it, which only those load who use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,19 @@ class Verdict(msgspec.Struct, frozen=True):
     """Whether it has such a person at all; True where it did not say."""
 
 
+class Listing(msgspec.Struct, frozen=True):
+    """Everybody in a directory, by subject, and of whom it now says something else than what was known of it."""
+
+    present: set[str]
+    changed: Sequence[UpstreamIdentity] = ()
+
+
+def compute_said(identity: UpstreamIdentity) -> str:
+    """What tells whether a directory says something else of a person: a hash of name and addresses."""
+    told = msgspec.json.encode([identity.display_name, sorted(identity.emails)])
+    return blake2b(told, digest_size=16).hexdigest()
+
+
 class AskedDirectory(Protocol):
     """A directory. Its methods wait for the network: they are for threads."""
 
@@ -39,8 +53,9 @@ class AskedDirectory(Protocol):
         """As `check_password`, of the person with this subject. Needs the mode `search`."""
         ...
 
-    def list_subjects(self) -> set[str]:
-        """Everybody. Raises `DirectoryFailed`."""
+    def list_people(self, known: Mapping[str, str | None], most: int) -> Listing:
+        """Everybody, and up to `most` of those in `known` (subjects, with what `compute_said` made of what was known) whose name or
+        addresses are others now. Raises `DirectoryFailed`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

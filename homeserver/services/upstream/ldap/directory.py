@@ -21,7 +21,7 @@ from ldap3.utils.dn import escape_rdn
 
 from homeserver.config.directories import LDAPProvider
 from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name
-from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Verdict
+from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Verdict, compute_said
 
 T = TypeVar("T")
 
@@ -71,14 +71,23 @@ class LDAPDirectory:
             return Verdict(None)
         return self._ask(lambda server: self._search_and_bind(server, self._is_subject(subject), password))
 
-    def list_subjects(self) -> set[str]:
-        """Everybody. Raises `DirectoryFailed`."""
+    def list_people(self, known: Mapping[str, str | None], most: int) -> Listing:
+        """As `AskedDirectory.list_people`."""
+        wanted = self._wanted() if known else [self._config.attributes.subject]
 
-        def ask(server: Server) -> set[str]:
+        def ask(server: Server) -> Listing:
+            present: set[str] = set()
+            changed: list[UpstreamIdentity] = []
             with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
                 filter = self._filter(f"({self._config.attributes.subject}=*)")
-                entries = self._search(connection, filter, [self._config.attributes.subject])
-                return {self._subject(attributes) for _dn, attributes in entries}
+                for dn, attributes in self._search(connection, filter, wanted):
+                    subject = self._subject(attributes)
+                    present.add(subject)
+                    if subject in known and len(changed) < most:
+                        identity = self._entry(dn, attributes).identity
+                        if compute_said(identity) != known[subject]:
+                            changed.append(identity)
+            return Listing(present, changed)
 
         return self._ask(ask)
 

@@ -1,4 +1,5 @@
-"""People who have left: whom a directory has no more loses their account here, within a minute.
+"""What a directory says of its people, asked again and again: whom it has no more loses their account here, within a minute, and whose name
+or address it has changed gets the new one.
 
 Laws:
 - Nobody is taken for gone by a failure: only a complete answer counts, and each who is missing in it is asked for again by
@@ -6,7 +7,12 @@ Laws:
 - When nobody is there, or more are missing than may leave at once, the directory is taken to be at fault: nothing is done
   but to say so, until people look.
 - What an administrator has locked, no directory unlocks.
+- Names and addresses are taken over when the directory says others than before, so many at a time; while it says the same, nothing is
+  written, and what people call themselves stays.
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -17,10 +23,16 @@ from homeserver.config.directories import LDAPProvider
 from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.passwords import Threads
-from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed
+from homeserver.services.upstream.accounts import UpstreamAccounts
+from homeserver.services.upstream.identity import ProviderInfo, UpstreamIdentity
+from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, compute_said
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
+from storage.transaction import WriteTransaction
+
+MOST_CHANGED: Final = 200
+"""People whose name or address is taken over at one look."""
 
 
 class DirectoryLeavers:
@@ -37,6 +49,8 @@ class DirectoryLeavers:
         account_store: AccountStore,
         accounts: Accounts,
         deactivation: Deactivation,
+        upstream_accounts: UpstreamAccounts,
+        info: ProviderInfo,
         directory: AskedDirectory,
         config: LDAPProvider,
     ) -> None:
@@ -47,6 +61,8 @@ class DirectoryLeavers:
         self._account_store = account_store
         self._accounts = accounts
         self._deactivation = deactivation
+        self._upstream_accounts = upstream_accounts
+        self._info = info
         self._directory = directory
         self._config = config
         self._complaint = ""
@@ -54,23 +70,31 @@ class DirectoryLeavers:
     async def do_check(self, limit: int) -> int:
         """Look once, whatever the limit; 0, since nothing is left to be done at once."""
         del limit
-        if self._config.leavers == "keep" or self._config.mode != "search":
+        updates = self._config.update_profile_information
+        if self._config.mode != "search" or (self._config.leavers == "keep" and not updates):
             return 0
         links = await self._links.get_links_of_provider(self._config.idp_id)
         if not links:
             return 0
+        known = {link.subject: link.said for link in links if link.left_ts is None} if updates else {}
         try:
-            present = await self._threads.run(self._directory.list_subjects)
-            gone = [link for link in links if link.subject not in present and link.left_ts is None]
-            if self._is_credible(len(present), len(gone), sum(link.left_ts is None for link in links)):
-                if gone:
-                    subjects = [link.subject for link in gone]
-                    still_there = await self._threads.run(lambda: self._directory.find_subjects(subjects))
-                    await self._do_end([link for link in gone if link.subject not in still_there])
-                await self._do_take_back([link for link in links if link.left_ts and link.subject in present])
+            listing = await self._threads.run(lambda: self._directory.list_people(known, MOST_CHANGED))
+            if self._config.leavers != "keep":
+                await self._do_look(links, listing.present)
+            await self._do_update(listing.changed, {link.subject: UserID(link.user_id) for link in links})
         except (DirectoryFailed, LimitExceeded) as error:
             self._complain(f"cannot be asked who is there: {error}")
         return 0
+
+    async def _do_look(self, links: Sequence[ExternalIdRow], present: set[str]) -> None:
+        """Who has left, and who is there again. Raises `DirectoryFailed`, `LimitExceeded`."""
+        gone = [link for link in links if link.subject not in present and link.left_ts is None]
+        if self._is_credible(len(present), len(gone), sum(link.left_ts is None for link in links)):
+            if gone:
+                subjects = [link.subject for link in gone]
+                still_there = await self._threads.run(lambda: self._directory.find_subjects(subjects))
+                await self._do_end([link for link in gone if link.subject not in still_there])
+            await self._do_take_back([link for link in links if link.left_ts and link.subject in present])
 
     def _is_credible(self, present: int, gone: int, known: int) -> bool:
         allowed = max(1, int(known * self._config.leavers_at_most))
@@ -85,15 +109,19 @@ class DirectoryLeavers:
             return True
         return False
 
+    async def _do_update(self, changed: Sequence[UpstreamIdentity], user_ids: Mapping[str, UserID]) -> None:
+        for identity in changed:
+            await self._upstream_accounts.do_update(self._info, user_ids[identity.subject], identity)
+            said = compute_said(identity)
+            await self._database.write("set_said", self._links.set_said, self._info.provider_id, identity.subject, said)
+
     async def _do_end(self, gone: list[ExternalIdRow]) -> None:
         for link in gone:
             user_id = UserID(link.user_id)
             if self._config.leavers == "deactivate":
                 await self._deactivation.do_deactivate(user_id, erase=False)
             elif not (await self._account_store.get_accounts([user_id]))[user_id].locked:
-                now = int(self._clock.seconds() * 1000)
-                await self._accounts.do_set_flags(user_id, locked=True)
-                await self._database.write("set_left", self._links.set_left, self._config.idp_id, link.subject, now)
+                await self._accounts.do_set_flags(user_id, locked=True, also=self._left(link, self._now()))
             self.log.warn(
                 "{user_id} is no more in the directory {id}: {done}",
                 user_id=user_id,
@@ -103,9 +131,17 @@ class DirectoryLeavers:
 
     async def _do_take_back(self, back: list[ExternalIdRow]) -> None:
         for link in back:
-            await self._accounts.do_set_flags(UserID(link.user_id), locked=False)
-            await self._database.write("set_left", self._links.set_left, self._config.idp_id, link.subject, None)
+            await self._accounts.do_set_flags(UserID(link.user_id), locked=False, also=self._left(link, None))
             self.log.info("{user_id} is in the directory again", user_id=link.user_id)
+
+    def _left(self, link: ExternalIdRow, left_ts: int | None) -> Callable[[WriteTransaction], None]:
+        def write(txn: WriteTransaction) -> None:
+            self._links.set_left(txn, self._config.idp_id, link.subject, left_ts)
+
+        return write
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
 
     def _complain(self, text: str) -> None:
         """Once, and not at every look."""

@@ -15,6 +15,7 @@ from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.config.directories import LDAPProvider
 from homeserver.services.passwords import Threads
+from homeserver.services.sign_in import RefusedElsewhere
 from homeserver.services.upstream.accounts import UpstreamAccounts, as_error
 from homeserver.services.upstream.identity import LONGEST_NAME, ProviderInfo, Refused, fit_localpart
 from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, Verdict
@@ -65,8 +66,7 @@ class DirectoryPasswords:
 
     async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
         """Whose name and password these are, in some directory; their account is made where they had none. `account`: the
-        one that the name means here, if any. Raises `DirectoryUnavailable`, `LimitExceeded`, `UserDeactivated`,
-        `UserLocked`, `Forbidden`."""
+        one that the name means here, if any. Raises `DirectoryUnavailable`, `LimitExceeded`, `RefusedElsewhere`, `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
         is_in_use = account is not None and account.deactivated_ts is None
         failed: DirectoryFailed | None = None
@@ -115,7 +115,7 @@ class DirectoryPasswords:
                 return await self._accounts.do_make(directory.info, identity, fit_localpart(identity.localpart))
         except Refused as refused:
             self.log.info("somebody of {id} is refused: {why}", id=directory.info.provider_id, why=refused)
-            raise as_error(refused) from None
+            raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
             await self._accounts.do_update(directory.info, user_id, identity)

@@ -130,13 +130,14 @@ class OIDC:
             raise Refused(Reason.PROVIDER_FAILED, "there is no code in the answer")
         tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
-        check_requirements(self._config.attribute_requirements, self._reader.with_groups(claims))
+        identity = self._reader.read(claims, clean_session(claims.get("sid")))
+        attributes = self._reader.with_groups(claims)
+        check_requirements(self._config.attribute_requirements, attributes, self.info.provider_id, identity.subject)
         said = claims.get("auth_time")
         # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
         proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
         must_say = self._config.auth_time_required
         proved_ts = check_again(flow.kept, proved, self._clock.seconds(), must_say=must_say)
-        identity = self._reader.read(claims, clean_session(claims.get("sid")))
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
     async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
