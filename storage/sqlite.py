@@ -5,6 +5,7 @@ begun by hand (`isolation_level=None`), so that none is open that nobody asked f
 """
 
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -233,12 +234,24 @@ class SQLiteEngine:
         if path.parent.is_dir() and not path.exists():
             path.touch(mode=0o600)  # what is in it is nobody else's business
         connection = self._connect()
-        connection.execute("PRAGMA journal_mode = WAL")
+        self._use_log(connection)
         connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         # what is redacted or deleted does not stay readable in the file's free space
         connection.execute("PRAGMA secure_delete = ON")
         return SQLiteConnection(connection)
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """Write ahead to a log. The change to it, of a new file, does not wait for other processes by itself."""
+        patience_ends = time.monotonic() + self._config.busy_timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patience_ends:
+                    raise
+            time.sleep(0.01)
 
     def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
         config = self._config
