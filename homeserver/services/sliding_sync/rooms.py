@@ -255,22 +255,13 @@ class RoomEntries:
                 work.expanded = work.config.timeline_limit > sent.timeline_limit
             since = 0 if work.initial or work.expanded else work.since
             by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
-        stretches = {
-            nid: stretch
-            for limit, ranges in by_limit.items()
-            for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
-        }
-        events = await parts.events.get_events(
-            chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
-        )
+        arrivals = await self._get_arrivals(by_limit)
         for work in works:
-            stretch = stretches[work.room.room_nid]
-            arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
+            arrived, work.limited = arrivals[work.room.room_nid]
             if work.left_before:
                 arrived = told_after_leaving(arrived, work.own, work.stayed_until)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
-            work.limited = stretch.limited
             if len(work.shown) > 1:
                 _trim(work)
             work.speakers = people_in(work.shown)
@@ -287,18 +278,29 @@ class RoomEntries:
         for work in works:
             limit = max(work.config.timeline_limit, 0 if work.sent is None else work.sent.timeline_limit)
             by_limit.setdefault(limit, {})[work.room.room_nid] = (0, work.since)
+        arrivals = await self._get_arrivals(by_limit)
+        for work in works:
+            arrived, _ = arrivals[work.room.room_nid]
+            seen = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.speakers = work.speakers | people_in(seen)
+
+    async def _get_arrivals(
+        self, by_limit: Mapping[int, Mapping[int, tuple[int, int]]]
+    ) -> dict[int, tuple[list[StoredEvent], bool]]:
+        """For each room, the latest events of a stretch, and whether there are more. `by_limit`: by how many at most, the
+        rooms with the position after which, and the one up to which, the stretch goes."""
         stretches = {
             nid: stretch
             for limit, ranges in by_limit.items()
-            for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
+            for nid, stretch in (await self._parts.timelines.get_latest(ranges, limit)).items()
         }
-        events = await parts.events.get_events(
+        events = await self._parts.events.get_events(
             chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
         )
-        for work in works:
-            arrived = [events[arrival.event_nid] for arrival in stretches[work.room.room_nid].arrivals]
-            seen = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
-            work.speakers = work.speakers | people_in(seen)
+        return {
+            nid: (list(map(events.__getitem__, map(_event_nid, stretch.arrivals))), stretch.limited)
+            for nid, stretch in stretches.items()
+        }
 
     async def _fill_states(
         self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
