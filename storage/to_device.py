@@ -43,6 +43,12 @@ class NewMessages(msgspec.Struct, frozen=True, gc=False):
     messages: Sequence[NewMessage]
 
 
+class DevicesGone(msgspec.Struct, frozen=True, gc=False):
+    """What a change of the topic TO_DEVICE tells: devices of the user went, and what waited for them with them."""
+
+    device_ids: Sequence[str]
+
+
 class ToDeviceStore:
     """The table of messages to devices."""
 
@@ -112,13 +118,16 @@ class ToDeviceStore:
                 _delete(txn, user_id, device_id, newest_to_go[0])
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-        """Remove what waits for devices that go."""
+        """Remove what waits for devices that go: a later one of the same id gets none of it."""
         for device_id in device_ids:
             newest = txn.query_one(
                 "SELECT max(position) FROM to_device_messages WHERE user_id = ? AND device_id = ?", (user_id, device_id)
             )
             if newest is not None and newest[0] is not None:
                 _delete(txn, user_id, device_id, newest[0])
+        if device_ids:
+            gone = DevicesGone(tuple(device_ids))
+            txn.announce(Change(txn.next_position(), Topic.TO_DEVICE, user_id=user_id, detail=gone))
 
     async def count_messages(self) -> int:
         """How many messages wait; looks at all of them."""

@@ -200,6 +200,46 @@ def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: 
     assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"
 
 
+SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+
+
+def to_device_of(user: User, since: str | None) -> list[int]:
+    """By sliding sync."""
+    wanted = {"enabled": True} | ({} if since is None else {"since": since})
+    answer = user.post(SLIDING_SYNC, {"lists": {}, "extensions": {"to_device": wanted}})
+    assert answer.status == 200, answer.body
+    return [event["content"]["n"] for event in answer.json["extensions"]["to_device"]["events"]]
+
+
+@pytest.mark.parametrize("ends", ["logout", "logout/all"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
+    nodes: list[TestServer], elsewhere: bool, ends: str
+) -> None:
+    """It is not there to be found in memory either, on the node that it was sent by, wherever the old session ended."""
+    here, there = nodes[0], nodes[elsewhere]
+    alice, bob = here.register("alice"), here.register("bob")
+    since = sync(bob)["next_batch"]
+    since = sync(bob, since)["next_batch"]
+    assert to_device_of(bob, None) == []
+    send_numbers(alice, bob, range(3))
+    bob.server = there
+    assert bob.post(f"{V3}/{ends}", {}).status == 200
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    new = User(here, here.post(f"{V3}/login", login).json)
+    assert (new.device_id, to_device_of(new, None)) == (bob.device_id, [])
+    assert to_device_of(new, since.split("_")[0].lstrip("s")) == []
+    assert numbers_of(sync(new, since)) == []
+    send_numbers(alice, new, range(5, 7))
+    assert to_device_of(new, None) == [5, 6]
+    assert numbers_of(sync(new, since)) == [5, 6]
+
+
 def numbers_of(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["to_device"]["events"]]
 

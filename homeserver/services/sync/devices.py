@@ -81,7 +81,7 @@ class DeviceNewsReader:
         self._keys = keys
         self._lists = lists
         self._recent = recent
-        # up to where nothing is kept any more for a device, as far as this node knows
+        # up to where nothing is kept any more for a device, as far as this node knows; true for a later device of its id, too
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: Range) -> Waiting:
