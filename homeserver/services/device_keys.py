@@ -33,6 +33,8 @@ from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
 """Of a device, in one upload and in all."""
+MOST_ALGORITHMS: Final = 10
+"""Of the one-time keys of a device."""
 MOST_FALLBACK_KEYS: Final = 10
 """Of a device: one for each algorithm."""
 LONGEST_NAME: Final = 255
@@ -122,6 +124,8 @@ class DeviceKeys:
             raise InvalidParam(f"The device has another key named {error}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
+        if len(counts.one_time) > MOST_ALGORITHMS:
+            raise InvalidParam(f"A device has one-time keys of at most {MOST_ALGORITHMS} algorithms")
         if counts.fallback > MOST_FALLBACK_KEYS:
             raise InvalidParam(f"A device has fallback keys of at most {MOST_FALLBACK_KEYS} algorithms")
         return counts

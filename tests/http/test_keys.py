@@ -150,6 +150,13 @@ def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 1000}
 
 
+def test_a_device_has_one_time_keys_of_few_algorithms(alice: User) -> None:
+    upload(alice, one_time_keys={f"algorithm{number}:a": "key" for number in range(10)})
+    answer = alice.post(f"{V3}/keys/upload", {"one_time_keys": {"algorithm10:a": "key"}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    upload(alice, one_time_keys={"algorithm9:b": "key"})
+
+
 async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(server: TestServer, alice: User, bob: User) -> None:
     caller = Requester(UserID(alice.user_id), DeviceID(alice.device_id), 0)
     assert alice.post(f"{V3}/logout").status == 200
