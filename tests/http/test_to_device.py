@@ -17,6 +17,7 @@ from homeserver.services.sync.recent_messages import MOST_BYTES
 from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
+from storage.to_device import REMOVED_AT_ONCE
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -291,6 +292,33 @@ def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None
         heard += found
         since = answer["next_batch"]
     assert heard == list(range(sent))
+
+
+def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are_removed(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    database = server.app.database
+
+    def stored() -> int:
+        rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
+        return int(rows[0][0])
+
+    waiting = REMOVED_AT_ONCE + 50
+    to_device = server.app.accounts.to_device_store
+    device: tuple[str, str] = (bob.user_id, bob.device_id)
+    messages = {device: [b'{"content":{"n":0}}'] * waiting}
+    server.run(database.write("send", to_device.add_messages, messages))
+    since = sync(bob, sync(alice)["next_batch"])["next_batch"]
+    assert stored() == waiting, "a floor is set"
+    send_numbers(alice, bob, range(1, 3))
+    answer = sync(bob, since)
+    assert numbers_of(answer) == [1, 2]
+    assert numbers_of(sync(bob, answer["next_batch"])) == []
+    assert stored() == waiting, "the two are gone, and nothing else in the same statement"
+    while server.run(to_device.sweep(200)):
+        pass
+    assert stored() == 0
+    assert numbers_of(sync(bob, answer["next_batch"])) == []
 
 
 @pytest.fixture

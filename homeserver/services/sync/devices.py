@@ -168,8 +168,10 @@ class DeviceNewsReader:
         """The device has those of the messages up to that position."""
         has = sum(message.position <= arrived for message in known)
         if has:
-            remove = self._to_device.remove_few_messages if has <= REMOVED_AT_ONCE else self._to_device.remove_messages
-            await remove(*key, arrived)
+            if has <= REMOVED_AT_ONCE:
+                await self._to_device.remove_few_messages(*key, known[0].position, arrived)
+            else:
+                await self._to_device.remove_messages(*key, arrived)
             self._messages.forget(key, arrived)
             self._note_clean(key, arrived)
 
