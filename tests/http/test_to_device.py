@@ -241,6 +241,27 @@ def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
     assert numbers_of(sync(new, since)) == [5, 6]
 
 
+def test_a_session_that_began_on_a_node_unheard_gets_nothing_that_was_sent_to_the_old_one(
+    nodes: list[TestServer],
+) -> None:
+    """The first answer to it is from the database, as is right before the other node is heard of."""
+    here, there = nodes
+    alice, bob = here.register("alice"), here.register("bob")
+    assert to_device_of(bob, None) == []
+    send_numbers(alice, bob, range(3))
+    bob.server = there
+    assert bob.post(f"{V3}/logout", {}).status == 200
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    new = User(here, there.post(f"{V3}/login", login).json)
+    assert to_device_of(new, None) == []
+    assert numbers_of(sync(new)) == []
+
+
 def numbers_of(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["to_device"]["events"]]
 

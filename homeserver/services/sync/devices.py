@@ -98,7 +98,9 @@ class DeviceNewsReader:
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_AN_ANSWER
-        known = None if clean is None or request.since is None else self._messages.since(key, clean)
+        # who has no token may have begun a session on another node, which is not heard of yet: what was in memory for another
+        # session of the device is not for them
+        known = None if clean is None or not span.since else self._messages.since(key, clean)
         if known is None:
             messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
             if messages and messages[0].position <= arrived:
