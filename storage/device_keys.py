@@ -2,21 +2,25 @@
 
 Laws:
 - A one-time key is given out once (`storage/one_time_keys.py`); a fallback key where there is none left.
-- However many keys are asked for, a claim is a fixed number of statements for each few hundred of them.
+- However many keys are asked for, a claim is a fixed number of statements for each hundred of them, which are one write.
 - Whoever hears of a change of what is left need not ask for it: the change says what it is.
 - A change of identity keys is a change of the user's list of devices.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.devices import announce_device_list
 from storage.engine import Row
-from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, forget_taken, take_keys
+from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, take_keys
 from storage.streams import Change, Topic
 from storage.transaction import POSITION, Transaction, WriteTransaction
+
+CLAIMED_AT_ONCE: Final = 100
+"""Keys, by one write."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -96,8 +100,13 @@ class DeviceKeyStore:
         return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
     async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
-        """Take a key for each of the wishes, as far as there are keys."""
-        return await self._database.write("claim_keys", _claim, wishes, now_ms)
+        """Take a key for each of the wishes, as far as there are keys; where there are many, in several writes, so that those of
+        others come in between."""
+        claimed: dict[KeyWish, ClaimedKey] = {}
+        for at in range(0, len(wishes), CLAIMED_AT_ONCE):
+            some = wishes[at : at + CLAIMED_AT_ONCE]
+            claimed |= await self._database.write("claim_keys", _claim, some, now_ms)
+        return claimed
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
         """Publish identity keys that are others than before."""
@@ -117,17 +126,17 @@ class DeviceKeyStore:
         remembered_from_ts: int,
     ) -> KeyCounts:
         """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
-        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query. Raises
-        NoSuchDevice, KeyExists.
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, or that of
+        `add_keys` besides. Raises NoSuchDevice, KeyExists.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
         standing = _select_standing(txn, user_id, device_id)
         if keys.identity is not None and keys.identity != standing.identity:
             self.set_device_keys(txn, user_id, device_id, keys.identity)
-        added = add_keys(txn, user_id, device_id, standing.blocks, keys.one_time)
-        if added:
-            forget_taken(txn, user_id, device_id, standing.blocks, remembered_from_ts)
+        added: dict[str, int] = {}
+        if keys.one_time:
+            added = add_keys(txn, user_id, device_id, standing.blocks, standing.used, keys.one_time, remembered_from_ts)
         unused = dict(standing.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():
             if standing.fallback_keys.get(algorithm) == (key_id, content):
@@ -147,7 +156,7 @@ class DeviceKeyStore:
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Remove all keys of devices that go."""
         rows = [(user_id, device_id) for device_id in device_ids]
-        for table in ("device_keys", "one_time_key_blocks", "fallback_keys"):
+        for table in ("device_keys", "one_time_key_blocks", "used_one_time_keys", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
 
@@ -184,6 +193,8 @@ class _Standing(msgspec.Struct, frozen=True):
 
     identity: bytes | None
     blocks: Sequence[KeyBlock]
+    used: bytes
+    """What is remembered of the keys that were given out before."""
     one_time: Mapping[str, int]
     fallback_keys: Mapping[str, tuple[str, bytes]]
     unused_fallback: Mapping[str, bool]
@@ -195,14 +206,15 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
         f"SELECT {BLOCK_COLUMNS}, NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT algorithm, NULL, used, 0, 0, key_id, content FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
+        " UNION ALL SELECT NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT NULL, NULL, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
         " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?",
-        (user_id, device_id) * 3,
+        (user_id, device_id) * 4,
     )
-    devices = [row for row in rows if row[0] is None]
+    devices = [row for row in rows if row[0] is None and row[1] is None]
     if not devices:
         raise NoSuchDevice
-    blocks = [KeyBlock(*row[:-1]) for row in rows if row[1] is not None]
+    blocks = [KeyBlock(*row[:-1]) for row in rows if row[0] is not None and row[1] is not None]
     one_time: dict[str, int] = {}
     for block in blocks:
         one_time[block.algorithm] = one_time.get(block.algorithm, 0) + block.left
@@ -210,6 +222,7 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
     return _Standing(
         devices[0][6],
         blocks,
+        b"".join([row[6] for row in rows if row[0] is None and row[1] is not None]),
         one_time,
         {row[0]: (row[5], row[6]) for row in fallback},
         {row[0]: not row[2] for row in fallback},

@@ -1,19 +1,22 @@
-"""One-time keys, in blocks: what a device uploads together is one row, and is given out from the first on.
+"""One-time keys, in blocks: what a device uploads together is few rows, and is given out from the first on.
 
-A key that was given out stays in its block until all of the block were given out and some time has passed, or many later blocks
-were used up: so an upload that is
-repeated because its answer was lost does not bring it back, though others came in between.
+A key that was given out stays in its block until all of the block were. With the next upload a digest takes its place, which is
+kept until some time has passed, or many others were used: so an upload that is repeated because its answer was lost does not
+bring it back, though others came in between.
 
 Laws:
 - A key is given out once: a claim moves the mark in its block, in one write, and writes run one after another, on all nodes.
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys are claimed, it is one statement for each few hundred of them.
-- An upload reads ids, and contents only where an id comes again.
+- However many keys are claimed, it is one statement for each hundred of them.
+- A block is small, whatever is uploaded: a claim may write the whole of it anew.
+- An upload reads the ids of the keys that are left, and digests of a bounded number of those that are not; contents only where
+  an id comes again, or for its digest, once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Final
+from struct import Struct
+from typing import Final
 
 import msgspec
 
@@ -21,10 +24,11 @@ from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
-MOST_REMEMBERED: Final = 300
-"""Blocks of a device that are used up: an upload looks at all of them."""
-FORGOTTEN_AT_ONCE: Final = 500
-"""Blocks, by one upload."""
+KEYS_A_BLOCK: Final = 100
+BYTES_A_BLOCK: Final = 32 << 10
+"""Of keys, each padded to the longest. A single key may be longer."""
+MOST_REMEMBERED: Final = 2000
+"""Keys of a device that were given out, of blocks that are used up: an upload looks at all of them."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -59,6 +63,8 @@ BLOCK_COLUMNS: Final = "algorithm, block_nid, number, taken, claimed_ts, names"
 
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
+_used = Struct(f">q{DIGEST_BYTES}s")
+"""When a key was given out, and its digest."""
 
 
 def add_keys(
@@ -66,53 +72,42 @@ def add_keys(
     user_id: str,
     device_id: str,
     blocks: Sequence[KeyBlock],
+    used: bytes,
     keys: Mapping[KeyName, bytes],
+    remembered_from_ts: int,
 ) -> dict[str, int]:
-    """Add keys to a device that has these blocks; how many are new, by algorithm. The same one again is no error, nor is it
-    new. Raises KeyExists."""
-    known = _select_known(txn, user_id, device_id, blocks, keys)
+    """Add keys to a device that has these blocks, and of which it is remembered that these were used; how many are new, by
+    algorithm. The same one again is no error, nor is it new. One query, if an id comes again or a block is used up. Raises
+    KeyExists.
+
+    `remembered_from_ts`: what was given out before then is forgotten.
+    """
+    contents = _select_contents(txn, user_id, device_id, blocks, keys)
+    remembered = [(claimed_ts, digest) for claimed_ts, digest in _used.iter_unpack(used)]
+    just_used: list[tuple[int, bytes]] = []
+    standing: dict[KeyName, list[tuple[bytes, bool]]] = {}
+    for block in blocks:
+        for place, (key_id, content_digest) in enumerate(contents.get(block.block_nid, ())):
+            name = (block.algorithm, key_id)
+            if block.left == 0:
+                just_used.append((block.claimed_ts, _digest(name, content_digest)))
+            elif name in keys:
+                standing.setdefault(name, []).append((content_digest, place < block.taken))
+    digests = {digest for _, digest in (*remembered, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
-    for (algorithm, key_id), content in keys.items():
-        is_again = False
-        for before, is_taken in known.get((algorithm, key_id), ()):
-            if before == content or (is_taken and before == _digest(content)):
+    for name, content in keys.items():
+        is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
+        for before, is_taken in standing.get(name, ()):
+            if before == _digest_content(content):
                 is_again = True
             elif not is_taken:
-                raise KeyExists(algorithm, key_id)
+                raise KeyExists(*name)
         if not is_again:
-            new.setdefault(algorithm, {})[key_id] = content
+            new.setdefault(name[0], {})[name[1]] = content
     if new:
-        first = txn.allocate("one_time_key", len(new))
-        for block_nid, (algorithm, of_block) in enumerate(new.items(), first):
-            width, packed = _pack(of_block)
-            txn.execute_later(
-                "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up,"
-                " claimed_ts, width, names, keys) VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?)",
-                (
-                    user_id,
-                    device_id,
-                    algorithm,
-                    block_nid,
-                    len(of_block),
-                    width,
-                    msgspec.json.encode(list(of_block)).decode(),
-                    packed,
-                ),
-            )
-    return {algorithm: len(of_block) for algorithm, of_block in new.items()}
-
-
-def forget_taken(
-    txn: WriteTransaction, user_id: str, device_id: str, blocks: Iterable[KeyBlock], before_ts: int
-) -> None:
-    """Forget those of these blocks whose keys were all given out before then, and beyond so many of them the oldest."""
-    used_up = sorted((block for block in blocks if block.left == 0), key=lambda block: block.claimed_ts, reverse=True)
-    gone = [block for at, block in enumerate(used_up) if at >= MOST_REMEMBERED or block.claimed_ts < before_ts]
-    for block in gone[:FORGOTTEN_AT_ONCE]:
-        txn.execute_later(
-            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid = ?",
-            (user_id, device_id, block.algorithm, block.block_nid),
-        )
+        _insert_blocks(txn, user_id, device_id, new)
+        _remember(txn, user_id, device_id, remembered, just_used, remembered_from_ts)
+    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
 
 
 def take_keys(
@@ -136,38 +131,86 @@ def take_keys(
     return [(user_id, device_id, algorithm, *_unpack(slot)) for user_id, device_id, algorithm, slot in rows]
 
 
-def _select_known(
-    txn: Transaction, user_id: str, device_id: str, blocks: Sequence[KeyBlock], keys: Mapping[KeyName, Any]
-) -> dict[KeyName, list[tuple[bytes, bool]]]:
-    """What is in the blocks by the names of these keys, or its digest, and whether it was given out."""
-    places: dict[tuple[str, int], dict[int, str]] = {}
-    for block in blocks:
-        names = _names.decode(block.names)
-        at = {place: key_id for place, key_id in enumerate(names) if (block.algorithm, key_id) in keys}
-        if at:
-            places[block.algorithm, block.block_nid] = at
-    taken = {(block.algorithm, block.block_nid): block.taken for block in blocks}
+def _select_contents(
+    txn: Transaction, user_id: str, device_id: str, blocks: Sequence[KeyBlock], keys: Mapping[KeyName, bytes]
+) -> dict[int, list[tuple[str, bytes]]]:
+    """The keys of the blocks that are used up, or have the id of one of these keys: the ids, with digests of the contents."""
+    wanted = [
+        block.block_nid
+        for block in blocks
+        if block.left == 0 or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.names))
+    ]
     rows: Iterable[Row] = txn.query_in(
-        "SELECT algorithm, block_nid, width, keys FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        "SELECT block_nid, width, names, keys FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
         " AND block_nid IN {keys}",
-        (block_nid for _, block_nid in places),
+        wanted,
         before=(user_id, device_id),
     )
-    known: dict[KeyName, list[tuple[bytes, bool]]] = {}
-    for algorithm, block_nid, width, packed in rows:
-        for place, key_id in places.get((algorithm, block_nid), {}).items():
-            content = packed
-            if width:
-                _, content = _unpack(packed[place * width : (place + 1) * width])
-            known.setdefault((algorithm, key_id), []).append((content, place < taken[algorithm, block_nid]))
-    return known
+    found: dict[int, list[tuple[str, bytes]]] = {}
+    for block_nid, width, names, packed in rows:
+        if width:
+            slots = [_unpack(packed[at : at + width]) for at in range(0, len(packed), width)]
+            found[block_nid] = [(key_id, _digest_content(content)) for key_id, content in slots]
+        else:
+            found[block_nid] = [(key_id, packed) for key_id in _names.decode(names)]
+    return found
 
 
-def _pack(keys: Mapping[str, bytes]) -> tuple[int, bytes]:
-    """Keys by id, each in as many bytes as the longest takes; how many that is."""
-    slots = [b"%b:%b" % (msgspec.json.encode(key_id), content) for key_id, content in keys.items()]
-    width = max(map(len, slots))
-    return width, b"".join([slot.ljust(width) for slot in slots])
+def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Mapping[str, Mapping[str, bytes]]) -> None:
+    blocks = [(algorithm, slots) for algorithm, keys in new.items() for slots in _divide(keys)]
+    first = txn.allocate("one_time_key", len(blocks))
+    for block_nid, (algorithm, slots) in enumerate(blocks, first):
+        width = max(map(len, slots.values()))
+        txn.execute_later(
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up,"
+            " claimed_ts, width, names, keys) VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?)",
+            (
+                user_id,
+                device_id,
+                algorithm,
+                block_nid,
+                len(slots),
+                width,
+                msgspec.json.encode(list(slots)).decode(),
+                b"".join([slot.ljust(width) for slot in slots.values()]),
+            ),
+        )
+
+
+def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """Keys by id as they are written down, in blocks."""
+    blocks: list[dict[str, bytes]] = []
+    width = 0
+    for key_id, content in keys.items():
+        slot = b"%b:%b" % (msgspec.json.encode(key_id), content)
+        width = max(width, len(slot))
+        if not blocks or len(blocks[-1]) == KEYS_A_BLOCK or (len(blocks[-1]) + 1) * width > BYTES_A_BLOCK:
+            blocks.append({})
+            width = len(slot)
+        blocks[-1][key_id] = slot
+    return blocks
+
+
+def _remember(
+    txn: WriteTransaction,
+    user_id: str,
+    device_id: str,
+    remembered: Sequence[tuple[int, bytes]],
+    just_used: Sequence[tuple[int, bytes]],
+    from_ts: int,
+) -> None:
+    """Put digests in the place of what is used up, and forget what was given out before then, and beyond so many the oldest."""
+    kept = sorted(each for each in (*remembered, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
+    if just_used:
+        txn.execute_later(
+            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND used_up = 1", (user_id, device_id)
+        )
+    if just_used or len(kept) < len(remembered):
+        txn.execute_later(
+            "INSERT INTO used_one_time_keys (user_id, device_id, used) VALUES (?, ?, ?)"
+            " ON CONFLICT (user_id, device_id) DO UPDATE SET used = excluded.used",
+            (user_id, device_id, b"".join([_used.pack(*each) for each in kept])),
+        )
 
 
 def _unpack(slot: bytes) -> tuple[str, bytes]:
@@ -179,5 +222,9 @@ def _unpack(slot: bytes) -> tuple[str, bytes]:
     return key_id, bytes(raw)
 
 
-def _digest(content: bytes) -> bytes:
+def _digest_content(content: bytes) -> bytes:
     return sha256(content).digest()[:DIGEST_BYTES]
+
+
+def _digest(name: KeyName, content_digest: bytes) -> bytes:
+    return sha256(msgspec.json.encode(name) + content_digest).digest()[:DIGEST_BYTES]

@@ -42,7 +42,7 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
-    """`detail` is the `NewMessages`."""
+    """`detail` is the `NewMessages` or the `DevicesGone`."""
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used; `detail` is `KeysLeft` or
     `KeysClaimed`, or None."""

@@ -43,6 +43,12 @@ class NewMessages(msgspec.Struct, frozen=True, gc=False):
     messages: Sequence[NewMessage]
 
 
+class DevicesGone(msgspec.Struct, frozen=True, gc=False):
+    """What a change of the topic TO_DEVICE tells: devices of the user went, and what waited for them with them."""
+
+    device_ids: Sequence[str]
+
+
 class ToDeviceStore:
     """The table of messages to devices."""
 
@@ -61,9 +67,10 @@ class ToDeviceStore:
         """The device has all up to that position."""
         await self._database.write("remove_to_device", _delete, user_id, device_id, upto)
 
-    async def remove_few_messages(self, user_id: str, device_id: str, upto: int) -> None:
-        """As `remove_messages`, where no more than REMOVED_AT_ONCE are known to be there."""
-        await self._database.write("remove_to_device", _delete_all, user_id, device_id, upto)
+    async def remove_few_messages(self, user_id: str, device_id: str, first: int, upto: int) -> None:
+        """The device has those from one position to another, of which there are no more than REMOVED_AT_ONCE, as is known. What is
+        before them may be many, below a floor: it is left to the job."""
+        await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto)
 
     def get_recipients(self, txn: Transaction, sent: SentTransaction, user_ids: Iterable[str]) -> dict[str, list[str]]:
         """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent."""
@@ -112,13 +119,16 @@ class ToDeviceStore:
                 _delete(txn, user_id, device_id, newest_to_go[0])
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-        """Remove what waits for devices that go."""
+        """Remove what waits for devices that go: a later one of the same id gets none of it."""
         for device_id in device_ids:
             newest = txn.query_one(
                 "SELECT max(position) FROM to_device_messages WHERE user_id = ? AND device_id = ?", (user_id, device_id)
             )
             if newest is not None and newest[0] is not None:
                 _delete(txn, user_id, device_id, newest[0])
+        if device_ids:
+            gone = DevicesGone(tuple(device_ids))
+            txn.announce(Change(txn.next_position(), Topic.TO_DEVICE, user_id=user_id, detail=gone))
 
     async def count_messages(self) -> int:
         """How many messages wait; looks at all of them."""
@@ -153,7 +163,7 @@ def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> N
         (user_id, device_id, upto, REMOVED_AT_ONCE),
     )
     if further is None:
-        _delete_all(txn, user_id, device_id, upto)
+        _delete_range(txn, user_id, device_id, 0, upto)
         return
     txn.execute(
         "INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?) ON CONFLICT (user_id, device_id)"
@@ -162,10 +172,10 @@ def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> N
     )
 
 
-def _delete_all(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int) -> None:
     txn.execute_later(
-        "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
-        (user_id, device_id, upto),
+        "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position >= ? AND position <= ?",
+        (user_id, device_id, first, upto),
     )
 
 

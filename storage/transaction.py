@@ -106,9 +106,10 @@ class WriteTransaction(Transaction):
         return self._connection.execute(sql, args)
 
     def execute_later(self, sql: str, args: Sequence[SQLValue] = ()) -> None:
-        """Run one statement of which nothing needs to be known and that cannot be refused (no key of it may be there already).
+        """Run one statement of which nothing needs to be known and that is not expected to be refused (no key of it may be there
+        already).
 
-        PostgreSQL gets it with the next one, or with the commit: it costs no round trip.
+        PostgreSQL gets it with the next one, or with the commit: it costs no round trip. What it raises, that one raises, or the write.
         """
         self.queries += 1
         self._connection.execute_later(sql, args)

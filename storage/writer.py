@@ -9,7 +9,8 @@ Laws:
 - A write is acknowledged after the commit, on the reactor's thread, after the streams and the write's own callbacks
   have been told. All that a batch has to tell costs one wake-up of the reactor.
 - A batch that fails as a whole before its commit is run again where that makes sense; when a commit fails, nothing is
-  known of it, and so it is never run again: the callers get `DatabaseUnavailable`.
+  known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
+  it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
 """
 
@@ -144,13 +145,13 @@ class Writer:
                 self._run_writes(connection, counters, batch, started)
                 committed = self._clock()
                 committing = True
-                if connection.transaction_is_open():
-                    connection.commit({name: value for name, value in counters.items() if before.get(name) != value})
-                else:  # the only write was undone
-                    counters = before
+                changed = {name: value for name, value in counters.items() if before.get(name) != value}
+                if not connection.transaction_is_open() or not self._commit(connection, changed, batch):
+                    counters = before  # the only write was undone
             except Exception as error:
+                is_undone = not committing or self._transaction_is_open()
                 self._give_up_transaction()
-                if not committing and attempt < TRIES and self._engine.is_worth_retrying(error):
+                if is_undone and attempt < TRIES and self._engine.is_worth_retrying(error):
                     self._pause(PAUSE * attempt)
                     continue
                 self._fail(batch, error)
@@ -211,6 +212,23 @@ class Writer:
             write.callbacks = txn.callbacks
         write.queries = txn.queries
         write.took = self._clock() - began
+
+    def _commit(self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite]) -> bool:
+        """Commit; False where the only write had left a statement for now that breaks a rule, and is undone. Raises what else goes
+        wrong."""
+        try:
+            connection.commit(counters)
+        except self._engine.errors as error:
+            is_own = len(batch) == 1 and connection.transaction_is_open()
+            if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):
+                raise
+            batch[0].fail(error)
+            connection.rollback()
+            return False
+        return True
+
+    def _transaction_is_open(self) -> bool:
+        return self._connection is not None and self._connection.transaction_is_open()
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -369,11 +369,25 @@ class MatrixRequest:
             await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
             # The head has promised more: only the end of the connection can tell the client.
-            if not isinstance(error, (Interrupted, CancelledError)):
-                self._site.log.failure("the answer to {request_id} cannot be read", request_id=self._request_id)
+            self._log_end(error)
             self._channel.abort()
             return
         self._ended(status, stream.sent)
+
+    def _log_end(self, error: Exception) -> None:
+        """Say why an answer ended before its end: what it is made of may be deleted meanwhile, or out of reach."""
+        if isinstance(error, DatabaseUnavailable):
+            self._site.log.error(
+                "the database failed amid the answer to {request_id}: {error}",
+                request_id=self._request_id,
+                error=str(error).strip(),
+            )
+        elif isinstance(error, MatrixError):
+            self._site.log.info(
+                "the answer to {request_id} was cut: {error}", request_id=self._request_id, error=str(error)
+            )
+        elif not isinstance(error, (Interrupted, CancelledError)):
+            self._site.log.failure("the answer to {request_id} cannot be read", request_id=self._request_id)
 
     def _header(self, name: bytes) -> str | None:
         value = self._head_.last.get(name.lower())

@@ -33,6 +33,8 @@ from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
 """Of a device, in one upload and in all."""
+MOST_ALGORITHMS: Final = 10
+"""Of the one-time keys of a device."""
 MOST_FALLBACK_KEYS: Final = 10
 """Of a device: one for each algorithm."""
 LONGEST_NAME: Final = 255
@@ -91,7 +93,8 @@ class DeviceKeys:
         self._capacity = capacity
         self._counts: OrderedDict[str, dict[str, tuple[KeyCounts, int]]] = OrderedDict()
         """By user and device, with the position up to which all changes are in it."""
-        self._counts_heard = 0
+        self._heard_upto = 0
+        """Up to where changes of anybody's keys were heard of."""
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
         self._database = database
@@ -122,6 +125,8 @@ class DeviceKeys:
             raise InvalidParam(f"The device has another key named {error}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
+        if len(counts.one_time) > MOST_ALGORITHMS:
+            raise InvalidParam(f"A device has one-time keys of at most {MOST_ALGORITHMS} algorithms")
         if counts.fallback > MOST_FALLBACK_KEYS:
             raise InvalidParam(f"A device has fallback keys of at most {MOST_FALLBACK_KEYS} algorithms")
         return counts
@@ -132,17 +137,15 @@ class DeviceKeys:
         if known is not None:
             self._counts.move_to_end(user_id)
             return known[0]
-        while True:
-            heard = self._counts_heard
-            counts, position = await self._keys.get_counts(user_id, device_id)
-            if heard == self._counts_heard:
-                break
+        counts, position = await self._keys.get_counts(user_id, device_id)
+        if position < self._heard_upto:
+            return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
         return self._note(user_id, device_id, counts, position)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
-                self._counts_heard += 1
+                self._heard_upto = max(self._heard_upto, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysLeft):
                     self._note(change.user_id, detail.device_id, detail.counts, change.position)
@@ -170,9 +173,9 @@ class DeviceKeys:
                     del left[algorithm]
                 devices[device_id] = with_zero(replace(counts, one_time=left)), position
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
+    def _heed_others(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""
-        self._counts_heard += 1
+        self._heard_upto = max(self._heard_upto, upto)
         self._counts.clear()
 
 

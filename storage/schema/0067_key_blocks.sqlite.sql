@@ -1,4 +1,4 @@
--- One-time keys as they were uploaded together, in one row, given out from the first on: an upload of fifty keys is one row, and
+-- One-time keys as they were uploaded together, many in one row, given out from the first on: an upload of fifty keys is one row, and
 -- a claim changes one row.
 
 CREATE TABLE one_time_key_blocks (
@@ -14,7 +14,7 @@ CREATE TABLE one_time_key_blocks (
     used_up INTEGER NOT NULL,
     -- when the latest was given out; 0: none was
     claimed_ts BIGINT NOT NULL,
-    -- bytes of one key in `keys`; 0: all were given out before there were blocks, and `keys` is the digest of the one
+    -- bytes of one key in `keys`; 0: it was given out before there were blocks, and `keys` is the digest of its content
     width INTEGER NOT NULL,
     -- their ids, a JSON array
     names TEXT NOT NULL,
@@ -23,6 +23,15 @@ CREATE TABLE one_time_key_blocks (
     PRIMARY KEY (user_id, device_id, algorithm, block_nid)
 );
 CREATE INDEX one_time_key_blocks_left ON one_time_key_blocks (user_id, device_id, algorithm, block_nid) WHERE used_up = 0;
+
+-- What is remembered of keys that were given out, of blocks that were used up.
+CREATE TABLE used_one_time_keys (
+    user_id TEXT NOT NULL,
+    device_id TEXT NOT NULL,
+    -- of each, the latest last: when it was given out, in milliseconds since 1970, in 8 bytes; a digest in 16
+    used BYTES NOT NULL,
+    PRIMARY KEY (user_id, device_id)
+);
 
 INSERT INTO one_time_key_blocks
     SELECT user_id, device_id, algorithm, key_nid, 1, 0, 0, 0,

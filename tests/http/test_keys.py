@@ -1,5 +1,6 @@
 """Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of in /sync."""
 
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +14,7 @@ from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.device_keys import DeviceKeys, KeyUpload
 from storage.database import Database, SQLiteConfig
-from storage.device_keys import DeviceKeyStore, KeyWish
+from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish
 from storage.streams import Change
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import (
@@ -148,6 +149,13 @@ def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
     answer = alice.post(f"{V3}/keys/upload", {"fallback_keys": {"algorithm10:f": "key"}})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 1000}
+
+
+def test_a_device_has_one_time_keys_of_few_algorithms(alice: User) -> None:
+    upload(alice, one_time_keys={f"algorithm{number}:a": "key" for number in range(10)})
+    answer = alice.post(f"{V3}/keys/upload", {"one_time_keys": {"algorithm10:a": "key"}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    upload(alice, one_time_keys={"algorithm9:b": "key"})
 
 
 async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(server: TestServer, alice: User, bob: User) -> None:
@@ -422,6 +430,50 @@ def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
             counts = {"signed_curve25519": 0, **left.one_time}
             assert answer["device_one_time_keys_count"] == counts
             assert answer["device_unused_fallback_key_types"] == left.unused_fallback
+
+
+class ClaimedMeanwhile(DeviceKeyStore):
+    """While it reads what a device has left, a key of it is given out, and that is heard of before the answer."""
+
+    def __init__(self, database: Database, claim: Callable[[], None]) -> None:
+        super().__init__(database)
+        self._claim = claim
+        self.reads = 0
+
+    async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
+        self.reads += 1
+        assert self.reads < 10, "it asks again and again"
+        answer = await super().get_counts(user_id, device_id)
+        self._claim()
+        return answer
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
+    server: TestServer, sqlite: SQLiteConfig, bob: User, elsewhere: bool
+) -> None:
+    """A server of which all the time somebody's key is given out answers all the same, and keeps nothing that is out of date."""
+    upload(bob, one_time_keys=one_time_keys("a", "b", "c", "d"))
+    database = server.app.database
+    other = open_inline(sqlite)
+    told: list[Change] = []
+    other.streams.subscribe(told.extend)
+    wish = KeyWish(bob.user_id, bob.device_id, "signed_curve25519")
+
+    def claim() -> None:
+        server.run(DeviceKeyStore(other).do_claim([wish], 0))
+        if elsewhere:
+            database.streams.advance_to(told[-1].position)
+        else:
+            database.streams.publish(told, told[-1].position)
+        told.clear()
+
+    store = ClaimedMeanwhile(database, claim)
+    keys = DeviceKeys(database, store, lambda: 0, capacity=10)
+    for left in (4, 3, 2):
+        assert server.run(keys.get_counts(bob.user_id, bob.device_id)).one_time == {wish.algorithm: left}
+    assert store.reads == 3
+    server.run(other.close())
 
 
 def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(

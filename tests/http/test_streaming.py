@@ -1,15 +1,18 @@
 """Answers that are sent as they are read: whole, in part, or not at all."""
 
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
 from homeserver.http.answers import File, MemorySource, Pieces, Response
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
+from storage.engine import DatabaseUnavailable
 from tests.helpers.http import Client, Connection, client_for
 
 DATA = bytes(range(256)) * 2048
@@ -355,7 +358,27 @@ def test_a_failure_before_the_first_piece_is_the_answer(client: Client, shelf: S
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_a_failure_in_the_midst_ends_the_connection(client: Client, shelf: Shelf) -> None:
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    seen: list[LogEvent] = []
+    observe = cast(ILogObserver, seen.append)
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (NotFound("it was deleted"), "info"),
+        (DatabaseUnavailable("it is away"), "error"),
+        (ValueError("a bug"), "critical"),
+    ],
+)
+def test_a_failure_in_the_midst_ends_the_connection(
+    client: Client, shelf: Shelf, logged: list[LogEvent], error: Exception, level: str
+) -> None:
+    """Only a bug is logged with a traceback."""
     shelf.waits = Deferred()
     connection = _ask(client, "/pieces/9")
     waits, shelf.waits = shelf.waits, None
@@ -363,10 +386,12 @@ def test_a_failure_in_the_midst_ends_the_connection(client: Client, shelf: Shelf
 
     def fail(data: bytes) -> None:
         written(data)
-        shelf.error = NotFound("it was deleted")
+        shelf.error = error
 
     connection.transport.write = fail  # type: ignore[method-assign]
     waits.callback(None)
     assert b"HTTP/1.1 200" in connection.received()
     assert not connection.received().endswith(b"0\r\n\r\n"), "nobody takes it for whole"
+    told = [event for event in logged if str(error) in formatEvent(event) or "log_failure" in event]
+    assert [(event["log_level"].name, "log_failure" in event) for event in told] == [(level, level == "critical")]
     assert connection.transport.disconnected or connection.transport.disconnecting

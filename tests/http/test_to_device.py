@@ -17,6 +17,7 @@ from homeserver.services.sync.recent_messages import MOST_BYTES
 from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
+from storage.to_device import REMOVED_AT_ONCE
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -200,6 +201,67 @@ def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: 
     assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"
 
 
+SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+
+
+def to_device_of(user: User, since: str | None) -> list[int]:
+    """By sliding sync."""
+    wanted = {"enabled": True} | ({} if since is None else {"since": since})
+    answer = user.post(SLIDING_SYNC, {"lists": {}, "extensions": {"to_device": wanted}})
+    assert answer.status == 200, answer.body
+    return [event["content"]["n"] for event in answer.json["extensions"]["to_device"]["events"]]
+
+
+@pytest.mark.parametrize("ends", ["logout", "logout/all"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
+    nodes: list[TestServer], elsewhere: bool, ends: str
+) -> None:
+    """It is not there to be found in memory either, on the node that it was sent by, wherever the old session ended."""
+    here, there = nodes[0], nodes[elsewhere]
+    alice, bob = here.register("alice"), here.register("bob")
+    since = sync(bob)["next_batch"]
+    since = sync(bob, since)["next_batch"]
+    assert to_device_of(bob, None) == []
+    send_numbers(alice, bob, range(3))
+    bob.server = there
+    assert bob.post(f"{V3}/{ends}", {}).status == 200
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    new = User(here, here.post(f"{V3}/login", login).json)
+    assert (new.device_id, to_device_of(new, None)) == (bob.device_id, [])
+    assert to_device_of(new, since.split("_")[0].lstrip("s")) == []
+    assert numbers_of(sync(new, since)) == []
+    send_numbers(alice, new, range(5, 7))
+    assert to_device_of(new, None) == [5, 6]
+    assert numbers_of(sync(new, since)) == [5, 6]
+
+
+def test_a_session_that_began_on_a_node_unheard_gets_nothing_that_was_sent_to_the_old_one(
+    nodes: list[TestServer],
+) -> None:
+    """The first answer to it is from the database, as is right before the other node is heard of."""
+    here, there = nodes
+    alice, bob = here.register("alice"), here.register("bob")
+    assert to_device_of(bob, None) == []
+    send_numbers(alice, bob, range(3))
+    bob.server = there
+    assert bob.post(f"{V3}/logout", {}).status == 200
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    new = User(here, there.post(f"{V3}/login", login).json)
+    assert to_device_of(new, None) == []
+    assert numbers_of(sync(new)) == []
+
+
 def numbers_of(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["to_device"]["events"]]
 
@@ -251,6 +313,33 @@ def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None
         heard += found
         since = answer["next_batch"]
     assert heard == list(range(sent))
+
+
+def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are_removed(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    database = server.app.database
+
+    def stored() -> int:
+        rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
+        return int(rows[0][0])
+
+    waiting = REMOVED_AT_ONCE + 50
+    to_device = server.app.accounts.to_device_store
+    device: tuple[str, str] = (bob.user_id, bob.device_id)
+    messages = {device: [b'{"content":{"n":0}}'] * waiting}
+    server.run(database.write("send", to_device.add_messages, messages))
+    since = sync(bob, sync(alice)["next_batch"])["next_batch"]
+    assert stored() == waiting, "a floor is set"
+    send_numbers(alice, bob, range(1, 3))
+    answer = sync(bob, since)
+    assert numbers_of(answer) == [1, 2]
+    assert numbers_of(sync(bob, answer["next_batch"])) == []
+    assert stored() == waiting, "the two are gone, and nothing else in the same statement"
+    while server.run(to_device.sweep(200)):
+        pass
+    assert stored() == 0
+    assert numbers_of(sync(bob, answer["next_batch"])) == []
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from storage import one_time_keys
 from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish, NewKeys
+from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, KeyWish, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Engine
 from storage.migrate import SCHEMA, migrate
-from storage.one_time_keys import DIGEST_BYTES, MOST_REMEMBERED, KeyExists
+from storage.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
+from storage.streams import Topic
 from tests.helpers.databases import PostgresTemplates, open_inline
 
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
@@ -116,17 +118,72 @@ async def test_what_was_given_out_is_forgotten_after_a_time(device: Device, data
     assert [names for (names,) in rows] == ['["c"]', '["d"]']
 
 
-async def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(device: Device, database: Database) -> None:
+@pytest.fixture
+def few_remembered(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many keys that were given out, instead of thousands."""
+    monkeypatch.setattr(one_time_keys, "MOST_REMEMBERED", 20)
+    return 20
+
+
+async def count_stored(database: Database) -> tuple[int, int]:
+    """Blocks; bytes of what is remembered of others."""
+    sql = "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT sum(length(used)) FROM used_one_time_keys)"
+    blocks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
+    return blocks, used or 0
+
+
+async def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(
+    device: Device, database: Database, few_remembered: int
+) -> None:
     """A device of which a key is claimed again and again, and that uploads one each time."""
-    for number in range(MOST_REMEMBERED + 5):
+    for number in range(few_remembered + 5):
         device.now += 1
         assert await device.upload(keys(f"k{number}")) == 1
         assert await device.claim() == (f"k{number}", content(f"k{number}"))
     await device.upload(keys("last"))
-    rows = await database.read("count", lambda txn: txn.query("SELECT count(*) FROM one_time_key_blocks"))
-    assert rows == [(MOST_REMEMBERED + 1,)]
-    assert await device.upload(keys("k5", f"k{MOST_REMEMBERED + 4}")) == 1, "they were given out"
+    assert await count_stored(database) == (1, few_remembered * (8 + DIGEST_BYTES)), "digests alone"
+    assert await device.upload(keys("k5", f"k{few_remembered + 4}")) == 1, "they were given out"
     assert await device.upload(keys("k4")) == 2, "it was forgotten"
+
+
+async def test_of_many_keys_with_long_names_that_were_given_out_little_is_remembered(
+    device: Device, database: Database, few_remembered: int
+) -> None:
+    first = {f"{number}{'x' * 200}": content("y" * 1000) for number in range(KEYS_A_BLOCK)}
+    await device.upload(first)
+    assert await device.claim_all() == list(first)
+    assert await device.upload(first) == 0
+    assert await device.upload(keys("a")) == 1
+    assert await count_stored(database) == (1, few_remembered * (8 + DIGEST_BYTES))
+
+
+async def test_blocks_are_small_whatever_is_uploaded(device: Device, database: Database) -> None:
+    """A claim may write all of a block anew: one long key does not make many short ones long."""
+    uploaded = keys(*(f"short{number}" for number in range(KEYS_A_BLOCK + 30)))
+    uploaded |= {f"long{number}": content("x" * 4000) for number in range(9)} | keys("a", "b", "c")
+    assert await device.upload(uploaded) == len(uploaded)
+    sql = "SELECT number, length(keys) FROM one_time_key_blocks"
+    blocks = await database.read("sizes", lambda txn: txn.query(sql))
+    assert sum(number for number, _ in blocks) == len(uploaded)
+    assert max(number for number, _ in blocks) <= KEYS_A_BLOCK
+    assert max(size for _, size in blocks) <= BYTES_A_BLOCK
+    assert len(blocks) <= 5
+    assert [await device.claim() for _ in uploaded] == list(uploaded.items())
+
+
+async def test_a_key_that_is_longer_than_a_block_is_one(device: Device) -> None:
+    uploaded = {"a": content("a"), "b": content("x" * BYTES_A_BLOCK), "c": content("c")}
+    await device.upload(uploaded)
+    assert [await device.claim() for _ in uploaded] == list(uploaded.items())
+
+
+async def test_a_device_that_goes_leaves_nothing(device: Device, database: Database) -> None:
+    await device.upload(keys("a"))
+    await device.claim_all()
+    await device.upload(keys("b"))
+    await database.write("remove", lambda txn: DeviceKeyStore(database).remove_devices(txn, ALICE, [DEVICE]))
+    assert await count_stored(database) == (0, 0)
+    assert await device.upload(keys("a")) == 1, "a new device of its id may have what it likes"
 
 
 async def test_two_keys_of_one_name_are_refused_until_the_first_was_given_out(device: Device) -> None:
@@ -149,6 +206,23 @@ async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Databa
     assert [key.key_id for key in first.values()] == ["A1", "C1"]
     assert [key.key_id for key in second.values()] == ["A2", "C2"]
     assert third == {}
+
+
+async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Database) -> None:
+    store = DeviceKeyStore(database)
+    devices = [f"D{number:03}" for number in range(CLAIMED_AT_ONCE + 20)]
+
+    def put(txn: WriteTransaction) -> None:
+        for name in devices:
+            DeviceStore(database).add_device(txn, DeviceRow(ALICE, name, None, 0))
+            store.put_keys(txn, ALICE, name, NewKeys(None, {(ALGORITHM, name): content(name)}, {}), 0)
+
+    await database.write("put", put)
+    commits: list[int] = []
+    database.streams.subscribe(lambda changes: commits.append(len(changes)), Topic.KEY_COUNT)
+    claimed = await store.do_claim([KeyWish(ALICE, name, ALGORITHM) for name in devices], 0)
+    assert {wish.device_id: key.key_id for wish, key in claimed.items()} == {name: name for name in devices}
+    assert len(commits) == 2
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -158,10 +158,76 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
         assert stepped.results[name] == result
     for number, outcome in enumerate(outcomes):
         if outcome.startswith("breaks"):
-            refused: tuple[type[Exception], ...] = (stepped.database.engine.errors,)
-            if outcome == "breaks later" and len(outcomes) == 1:
-                refused += (DatabaseUnavailable,)  # it went with the commit
+            refused = stepped.database.engine.errors
             assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
+
+
+def test_a_rule_that_is_broken_with_the_commit_is_an_error_of_the_write_alone(stepped: Stepped) -> None:
+    """Its statement travelled with the commit, which did not come to pass; the connection serves on."""
+    heard: list[Change] = []
+    stepped.database.streams.subscribe(heard.extend)
+    session = "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
+    stepped.queue("first", put("first"))
+    stepped.queue("session", lambda txn: txn.query(session))
+    stepped.step()
+    head = stepped.database.streams.current()
+    stepped.queue("breaks", put_later("first"))
+    stepped.step()
+    assert issubclass(stepped.results["breaks"], stepped.database.engine.errors)  # type: ignore[arg-type]
+    assert stepped.database.streams.current() == head
+    stepped.queue("next", put("next"))
+    stepped.queue("session later", lambda txn: txn.query(session))
+    stepped.step()
+    assert stepped.results["next"] == head + 1
+    assert [change.user_id for change in heard] == ["first", "next"]
+    assert stepped.names() == ["first", "next"]
+    assert stepped.results["session"] == stepped.results["session later"]
+
+
+def test_a_conflict_with_the_commit_costs_a_retry(postgresql: PostgresConfig) -> None:
+    stepped = Stepped(postgresql)
+    tries: list[int] = []
+
+    def conflict(txn: WriteTransaction) -> int:
+        tries.append(1)
+        position = put("conflict")(txn)
+        if len(tries) == 1:
+            txn.execute_later("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+        return position
+
+    stepped.queue("conflict", conflict)
+    stepped.step()
+    assert stepped.results == {"conflict": 1}
+    assert stepped.names() == ["conflict"]
+    assert len(tries) == 2
+    run_coroutine(stepped.database.close(), None)
+
+
+def test_an_outage_with_the_commit_is_no_error_of_the_write(postgresql: PostgresConfig) -> None:
+    stepped = Stepped(postgresql)
+    full = "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$"
+    stepped.queue("full", lambda txn: txn.execute_later(full))
+    stepped.step()
+    assert stepped.results == {"full": DatabaseUnavailable}
+    stepped.queue("next", put("next"))
+    stepped.step()
+    assert stepped.names() == ["next"]
+    run_coroutine(stepped.database.close(), None)
+
+
+def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(postgresql: PostgresConfig) -> None:
+    """Nobody knows whether it was committed."""
+    stepped = Stepped(postgresql)
+    tries: list[int] = []
+
+    def lose(txn: WriteTransaction) -> None:
+        tries.append(1)
+        txn.execute_later("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    stepped.queue("lose", lose)
+    stepped.step()
+    assert (stepped.results, len(tries)) == ({"lose": DatabaseUnavailable}, 1)
+    run_coroutine(stepped.database.close(), None)
 
 
 def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:

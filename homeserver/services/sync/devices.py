@@ -81,7 +81,7 @@ class DeviceNewsReader:
         self._keys = keys
         self._lists = lists
         self._recent = recent
-        # up to where nothing is kept any more for a device, as far as this node knows
+        # up to where nothing is kept any more for a device, as far as this node knows; true for a later device of its id, too
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: Range) -> Waiting:
@@ -98,7 +98,9 @@ class DeviceNewsReader:
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_AN_ANSWER
-        known = None if clean is None or request.since is None else self._messages.since(key, clean)
+        # who has no token may have begun a session on another node, which is not heard of yet: what was in memory for another
+        # session of the device is not for them
+        known = None if clean is None or not span.since else self._messages.since(key, clean)
         if known is None:
             messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
             if messages and messages[0].position <= arrived:
@@ -168,8 +170,10 @@ class DeviceNewsReader:
         """The device has those of the messages up to that position."""
         has = sum(message.position <= arrived for message in known)
         if has:
-            remove = self._to_device.remove_few_messages if has <= REMOVED_AT_ONCE else self._to_device.remove_messages
-            await remove(*key, arrived)
+            if has <= REMOVED_AT_ONCE:
+                await self._to_device.remove_few_messages(*key, known[0].position, arrived)
+            else:
+                await self._to_device.remove_messages(*key, arrived)
             self._messages.forget(key, arrived)
             self._note_clean(key, arrived)
 

@@ -1,6 +1,6 @@
 """The latest messages to devices, in memory: a device that keeps up gets them without a question to the database.
 
-They are in the database all the same, until the device has them. For the reactor thread.
+They are in the database all the same, until the device has them or is gone. For the reactor thread.
 """
 
 from collections import deque
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
-from storage.to_device import DeviceMessage, NewMessage, NewMessages
+from storage.to_device import DeviceMessage, DevicesGone, NewMessage, NewMessages
 
 MOST_BYTES: Final = 8 << 20
 """Of contents."""
@@ -47,6 +47,10 @@ class RecentMessages:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is not Topic.TO_DEVICE or change.user_id is None:
+                continue
+            if isinstance(change.detail, DevicesGone):
+                for device_id in change.detail.device_ids:
+                    self._by_device.pop((change.user_id, device_id), None)
                 continue
             if not isinstance(change.detail, NewMessages):
                 self._clear(change.position)
