@@ -1,7 +1,7 @@
 """Work by turns among those for whom it is done, so that nobody takes the room of the rest."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -48,6 +48,10 @@ class Slots(Generic[K]):
     def look_again(self) -> None:
         """Somebody may hold more than before."""
         self._let_in()
+
+    def waiting(self) -> Iterable[K]:
+        """Those on whose behalf somebody waits."""
+        return self._waiting.keys()
 
     def count_waiting(self, whose: K) -> int:
         """How much waits for a slot on somebody's behalf."""
