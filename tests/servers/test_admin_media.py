@@ -416,7 +416,21 @@ def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) 
     _, bob, root = people
     upload(bob, b"tea")
     for act in ("delete", "quarantine", "unquarantine", "protect", "unprotect"):
-        assert root.post(f"{OURS}/{act}", {}).errcode == "M_MISSING_PARAM", act
+        for everything in (
+            {},
+            {"of": "local"},
+            {"limit": 1},
+            {"quarantined": False},
+            {"quarantined": True},
+            {"protected": False},
+            {"size_gt": -1},
+            {"size_gt": 0},
+            {"until_ts": 2**53 - 1},
+            {"until_ts": int(bob.server.clock.seconds() * 1000) + 1},
+            {"from_ts": -1},
+            {"from_ts": 0, "until_ts": 2**53 - 1, "size_gt": 0},
+        ):
+            assert root.post(f"{OURS}/{act}", everything).errcode == "M_MISSING_PARAM", (act, everything)
         assert bob.post(f"{OURS}/{act}", {"size_gt": 0}).errcode == "M_FORBIDDEN", act
         for wrong in (
             {"size_gte": 5},  # a name that is not known
