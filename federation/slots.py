@@ -53,10 +53,6 @@ class Slots(Generic[K]):
         """Those on whose behalf somebody waits."""
         return self._waiting.keys()
 
-    def count_waiting(self, whose: K) -> int:
-        """How much waits for a slot on somebody's behalf."""
-        return len(self._waiting.get(whose, ()))
-
     def _let_in(self) -> None:
         if self._is_letting_in:
             return  # whoever was let in is done already: who has let them in goes on, lest each be let in by the one before
