@@ -16,7 +16,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.outbound.errors import OutboundError
-from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, OtherServerFailed
+from federation.protocol.errors import (
+    Forbidden,
+    LimitExceeded,
+    MatrixError,
+    OtherServerFailed,
+    StoreFull,
+    StoreUnavailable,
+)
 from federation.protocol.ids import UserID
 from federation.shared_work import SharedWork
 from homeserver.services.fair_turns import FairTurns
@@ -43,7 +50,7 @@ MOST_WAITING_OF_ONE: Final = 50
 GOOD_MS: Final = 3600 * 1000
 """How long a preview is given out."""
 FAILED_MS: Final = 5 * 60 * 1000
-"""How long a page is not asked again that could not be had."""
+"""How long a page is not asked again that could not be had, or whose picture could not be kept."""
 PICTURE_MS: Final = 2 * 24 * 3600 * 1000
 """How long a picture stays at least that no preview has any more: clients may show it still."""
 SPOOL_BYTES: Final = 1 << 18
@@ -124,14 +131,19 @@ class URLPreviews:
         try:
             found = await sites.read(url, spool)
             properties: Properties = {}
+            good_ms = GOOD_MS
             picture: tuple[str, Content, tuple[int, int]] | None = None
-            if found.is_picture:
-                picture = await self._keep_picture(url, user_id, spool, found.type)
-            elif found.page is not None:
-                said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
-                properties.update(said.properties)
-                if said.image is not None:
-                    picture = await self._picture_of(url, user_id, said.image, sites)
+            try:
+                if found.is_picture:
+                    picture = await self._keep_picture(url, user_id, spool, found.type)
+                elif found.page is not None:
+                    said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
+                    properties.update(said.properties)
+                    if said.image is not None:
+                        picture = await self._picture_of(url, user_id, said.image, sites)
+            except (StoreFull, StoreUnavailable) as error:  # of which the log tells
+                self.log.info("a preview of {url} without its picture: {error}", url=url, error=error.text)
+                good_ms = FAILED_MS
         finally:
             spool.close()
         if not properties and found.page is None:
@@ -143,7 +155,7 @@ class URLPreviews:
             properties["og:image:width"], properties["og:image:height"] = size
             properties["matrix:image:size"] = content.size
         body = msgspec.json.encode(properties).decode()
-        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + GOOD_MS)
+        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + good_ms)
 
     async def _with_oembed(self, said: PageSays, sites: SiteReader) -> PageSays:
         """What a page says, and where that is not enough, what its oEmbed document says."""
@@ -175,7 +187,7 @@ class URLPreviews:
     ) -> tuple[str, Content, tuple[int, int]] | None:
         """Make a file of a picture; its id, what it is and its size in pixels. It is scanned and measured when it is the turn of who
         asks: a page may have pictures that take long. None where it is no picture after all, or
-        none that the scanners let through in time, or held back."""
+        none that the scanners let through in time, or held back. Raises StoreFull, StoreUnavailable."""
         spool.seek(0)
         new_id = self._texts.media_id()
 
