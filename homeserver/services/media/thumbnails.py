@@ -30,8 +30,8 @@ from storage.media_contents import Contents
 from storage.media_files import KeptThumbnail
 
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
-PROPORTIONS: Final = 8
-"""The shorter side is so many eighths of the longer."""
+PROPORTIONS: Final = 16
+"""The shorter side is so many sixteenths of the longer."""
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
 REMEMBERED_SECONDS: Final = 86_400
