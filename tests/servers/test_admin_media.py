@@ -156,7 +156,18 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
         "in_object_store": {"media_count": 0, "media_length": 0},
         "quarantined": 0,
         "rooms": [{"room_id": room, "media_count": 2, "media_length": 9}],
+        "servers": [{"server_name": NORTH, "media_count": 1, "media_length": 6}],
     }
+    assert root.get(f"{OURS}/usage?servers=1&rooms=1").json == usage
+    assert root.get(f"{OURS}/usage?servers=0").errcode == "M_INVALID_PARAM"
+    assert root.get(f"{OURS}/usage/rooms/{room}").json == {
+        "local": {"media_count": 1, "media_length": 3},
+        "remote": {"media_count": 1, "media_length": 6},
+    }
+    empty = {"media_count": 0, "media_length": 0}
+    assert root.get(f"{OURS}/usage/rooms/{create(bob)}").json == {"local": empty, "remote": empty}
+    assert root.get(f"{OURS}/usage/rooms/!x:{SOUTH}").errcode == "M_NOT_FOUND"
+    assert bob.get(f"{OURS}/usage/rooms/{room}").errcode == "M_FORBIDDEN"
     assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 2}
     assert _statuses(bob, own, theirs, face) == [404, 404, 200]
     assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}

@@ -19,7 +19,7 @@ from storage.media_lists import MediaListStore, Order, Page, Wished
 from storage.media_quarantine import QuarantineChange, QuarantineStore
 from storage.media_removal import Deletion, Reason
 from storage.media_scans import MediaScanStore, ScanRow
-from storage.media_usage import MediaUsageStore, ServerUsage, UserUsage
+from storage.media_usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
 EARLIEST_MS: Final = 30_000_000_000
@@ -108,9 +108,16 @@ class MediaAdministration:
         """How much each user has uploaded in a span of time."""
         return await self._usage.get_of_users(from_ms, until_ms)
 
-    async def get_usage_of_server(self, rooms: int) -> ServerUsage:
-        """How much there is in all, and in the rooms that have most."""
-        return await self._usage.get_of_server(rooms)
+    async def get_usage_of_server(self, rooms: int, servers: int) -> ServerUsage:
+        """How much there is in all, in the rooms that have most, and of the other servers that have most."""
+        return await self._usage.get_of_server(rooms, servers)
+
+    async def get_usage_of_room(self, room_id: RoomID) -> RoomUsage:
+        """How much a room shows. Raises NotFound."""
+        found = await self._usage.get_of_room(room_id)
+        if found is None:
+            raise NotFound("This server knows no such room")
+        return found
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
         """What was deleted, the latest first."""
