@@ -264,6 +264,8 @@ def _check_together(config: Config) -> list[Problem]:
     problems += _check_account_validity(config)
     paths = config.others.app_service_config_files
     problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
+    if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
+        problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):

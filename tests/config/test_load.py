@@ -287,6 +287,7 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("password_config: {enabled: maybe}", "want one of true, false, only_for_reauth"),
         ("enable_metrics: 1", "want true or false"),
         ("turn_username: 1.5", "put it in quotes"),
+        ("refuse_other_locations: true", "refuse_other_locations: needs `remove_photo_locations`"),
         ("enable_registration_captcha: true\nrecaptcha_private_key: s", "recaptcha_public_key: is needed"),
         ("enable_registration_captcha: true\nrecaptcha_public_key: k", "recaptcha_private_key: is needed"),
         ("recaptcha_siteverify_api: http://captcha.example/", "must be an https:// address"),
