@@ -1,7 +1,7 @@
 """Work by turns among those for whom it is done, so that nobody takes the room of the rest."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -49,9 +49,9 @@ class Slots(Generic[K]):
         """Somebody may hold more than before."""
         self._let_in()
 
-    def count_waiting(self, whose: K) -> int:
-        """How much waits for a slot on somebody's behalf."""
-        return len(self._waiting.get(whose, ()))
+    def waiting(self) -> Iterable[K]:
+        """Those on whose behalf somebody waits."""
+        return self._waiting.keys()
 
     def _let_in(self) -> None:
         if self._is_letting_in:

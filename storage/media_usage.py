@@ -1,4 +1,4 @@
-"""How much there is of files: by user, by room, in all. For administrators: these queries look at every file."""
+"""How much there is of files: by user, by room, by server, in all. For administrators: these queries look at every file."""
 
 from collections.abc import Sequence
 
@@ -36,6 +36,15 @@ class ServerUsage(msgspec.Struct, frozen=True):
     quarantined: int
     rooms: Sequence[tuple[str, Amount]]
     """The rooms whose events show most, largest first."""
+    servers: Sequence[tuple[str, Amount]]
+    """The other servers of whose files the copies are largest, largest first."""
+
+
+class RoomUsage(msgspec.Struct, frozen=True):
+    """What events of a room show, but for pictures of its members."""
+
+    own: Amount
+    copies: Amount
 
 
 class MediaUsageStore:
@@ -49,9 +58,13 @@ class MediaUsageStore:
         """By user, what was uploaded in a span of time; users without files are missing, and so are pictures of previews."""
         return await self._database.read("get_media_usage_of_users", _select_users, from_ms, until_ms)
 
-    async def get_of_server(self, rooms: int) -> ServerUsage:
-        """All there is, and the rooms, so many of them, that show most."""
-        return await self._database.read("get_media_usage", _select_server, self._own, rooms)
+    async def get_of_server(self, rooms: int, servers: int) -> ServerUsage:
+        """All there is, the rooms, so many of them, that show most, and so many other servers with most."""
+        return await self._database.read("get_media_usage", _select_server, self._own, rooms, servers)
+
+    async def get_of_room(self, room_id: str) -> RoomUsage | None:
+        """What a room shows; None where no such room is known."""
+        return await self._database.read("get_media_usage_of_room", _select_room, self._own, room_id)
 
 
 def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
@@ -64,7 +77,7 @@ def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Seque
     return [UserUsage(user_id, _name(value), Amount(int(count), int(size))) for user_id, value, count, size in rows]
 
 
-def _select_server(txn: Transaction, own: str, rooms: int) -> ServerUsage:
+def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> ServerUsage:
     both = " UNION ALL ".join(
         f"SELECT hash, size, quarantined FROM {table} WHERE hash IS NOT NULL" for table in ("media", "remote_media")
     )
@@ -90,11 +103,32 @@ def _select_server(txn: Transaction, own: str, rooms: int) -> ServerUsage:
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
         int(held[0]) if held is not None else 0,
         [(room_id, Amount(int(count), int(size))) for room_id, count, size in found],
+        [
+            (origin, Amount(int(count), int(size)))
+            for origin, count, size in txn.query(
+                "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin ORDER BY 3 DESC, origin LIMIT ?",
+                (servers,),
+            )
+        ],
     )
 
 
-def _amount(txn: Transaction, sql: str) -> Amount:
-    row = txn.query_one(sql)
+def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
+    room = txn.query_one("SELECT room_nid FROM rooms WHERE room_id = ?", (room_id,))
+    if room is None:
+        return None
+    shown = (
+        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
+        f" (SELECT media_nid FROM media_in_events WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
+    )
+    return RoomUsage(
+        _amount(txn, shown.format(table="media", where="k.origin = ?"), (own, room[0])),
+        _amount(txn, shown.format(table="remote_media", where="k.origin = m.origin"), (room[0],)),
+    )
+
+
+def _amount(txn: Transaction, sql: str, args: Sequence[str | int] = ()) -> Amount:
+    row = txn.query_one(sql, args)
     return Amount(0, 0) if row is None else Amount(int(row[0]), int(row[1] or 0))
 
 

@@ -2,7 +2,7 @@
 
 Laws:
 - Of who waits each hears within that time of it that the store is silent: none of their bytes moves, or, while no thread is free,
-  those of nobody.
+  those of nobody. While a store joins the parts of what has gone there, it may be silent for longer.
 - A call that was given up before a thread took it is never made. One that is under way ends with its next bytes, or when the
   time of its socket is over (`storage.s3`); what comes of it after all is given to `late`.
 - Long calls have a part of the threads only, so that short ones do not wait for them.
@@ -28,10 +28,13 @@ LEAST_BYTES: Final = 1 << 16
 class Call:
     """A call, as the thread sees it that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         self.is_begun = False
         self.is_given_up = False
         self.bytes = 0
+        self.silent_until = 0.0
+        """By the clock: until then it is no wonder that no bytes move."""
+        self._clock = clock
 
     def note(self, count: int) -> None:
         """So many bytes have gone or come; fewer than none: those are sent again. Raises ObjectStoreFailed where nobody waits any
@@ -39,6 +42,11 @@ class Call:
         if self.is_given_up:
             raise ObjectStoreFailed("the store was silent for too long, and nobody waits any more")
         self.bytes += max(0, count)
+
+    def expect_silence(self, seconds: float) -> None:
+        """From now on no bytes move, for so long at most, and that is right. Raises ObjectStoreFailed like `note`."""
+        self.note(0)
+        self.silent_until = self._clock.seconds() + seconds
 
 
 class ObjectCalls:
@@ -62,7 +70,7 @@ class ObjectCalls:
 
         `late` is given on the reactor's thread what comes when nobody waits any more.
         """
-        call = Call()
+        call = Call(self._clock)
         waiting: Deferred[T] = Deferred()
 
         def job() -> None:
@@ -91,7 +99,9 @@ class ObjectCalls:
             call.is_given_up = True
             waiting.errback(ObjectStoreFailed(f"the object store was silent for {self._patience:g} seconds"))
 
-        watch = _Watch(self._clock, self._patience, lambda: self._bytes_of(call), give_up)
+        watch = _Watch(
+            self._clock, self._patience, lambda: self._bytes_of(call), lambda: self._silent_until(call), give_up
+        )
         watch.begin()
         self._begin(call, job, is_long)
         try:
@@ -103,6 +113,10 @@ class ObjectCalls:
     def _bytes_of(self, call: Call) -> int:
         """What has moved of this call, or, before it is begun, of all."""
         return call.bytes if call.is_begun else self._moved + sum(each.bytes for each in self._under_way)
+
+    def _silent_until(self, call: Call) -> float:
+        """Until when the silence of this call is right, or, before it is begun, that of all."""
+        return max((each.silent_until for each in ([call] if call.is_begun else self._under_way)), default=0.0)
 
     def _begin(self, call: Call, job: Callable[[], None], is_long: bool) -> None:
         def begin() -> None:
@@ -130,12 +144,18 @@ class _Watch:
     """Gives up what does not move."""
 
     def __init__(
-        self, clock: IReactorTime, patience: float, count: Callable[[], int], give_up: Callable[[], None]
+        self,
+        clock: IReactorTime,
+        patience: float,
+        count: Callable[[], int],
+        silent_until: Callable[[], float],
+        give_up: Callable[[], None],
     ) -> None:
-        """`count`: how many bytes have moved so far."""
+        """`count`: how many bytes have moved so far. `silent_until`: when they should move again."""
         self._clock = clock
         self._patience = patience
         self._count = count
+        self._silent_until = silent_until
         self._give_up = give_up
         self._timer: IDelayedCall | None = None
 
@@ -154,5 +174,7 @@ class _Watch:
         self._timer = None
         if self._count() - before >= LEAST_BYTES:
             self.begin()
+        elif (rest := self._silent_until() - self._clock.seconds()) > 0:
+            self._timer = self._clock.callLater(rest, self._look, before)
         else:
             self._give_up()

@@ -1,6 +1,5 @@
 """What a store of objects can do, such as S3. Every call waits, so it belongs to a thread."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -32,6 +31,16 @@ class ObjectStoreFailed(OSError):
     """The store could not be reached, or refused. The text says why, for the operator."""
 
 
+class Progress(Protocol):
+    """Hears how writing an object goes."""
+
+    def note(self, count: int) -> None:
+        """So many bytes have gone; fewer than none: those go again."""
+
+    def expect_silence(self, seconds: float) -> None:
+        """From now on none move, for so long at most: all are there, and the store joins them."""
+
+
 class ObjectStream(Protocol):
     """An object, from somewhere in it to its end."""
 
@@ -46,11 +55,8 @@ class ObjectStream(Protocol):
 class ObjectStore(Protocol):
     """A store of objects. All of it raises ObjectStoreFailed."""
 
-    def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
-        """Keep a file under a name. When it returns, the object is durable.
-
-        `note` hears how many bytes have gone, which are fewer than none where some go again; what it raises ends the writing.
-        """
+    def put(self, name: str, path: Path, progress: Progress) -> None:
+        """Keep a file under a name. When it returns, the object is durable. What `progress` raises ends the writing."""
 
     def open(self, name: str, offset: int) -> ObjectStream | None:
         """An object from there on; None when there is none."""

@@ -4,6 +4,7 @@ boto3 takes 50 MB and a second to load, so this module is imported only where su
 (`homeserver.assembly.media_stores`).
 """
 
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,16 @@ from typing import Any, Final
 
 import boto3
 from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import S3Transfer, TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from storage.object_store import ObjectStoreFailed, ObjectStream, S3Config
+from storage.object_store import ObjectStoreFailed, ObjectStream, Progress, S3Config
 
 PART_BYTES: Final = 16 << 20
-"""What is longer is sent in parts, one after the other."""
+"""What is longer is sent in parts, one after the other, which the store joins in the end."""
+JOINED_PER_SECOND: Final = 16 << 20
+"""Bytes. While it joins them it may be silent for so long as this makes, besides what it may be silent for anyway."""
 ATTEMPTS: Final = 2
 """A connection that was kept may be closed by now, so that the first is in vain."""
 CONNECT_SECONDS: Final = 5.0
@@ -42,8 +45,16 @@ class S3:
             use_threads=False,
             preferred_transfer_client="classic",
         )
-        with _failing():
-            self._client: Any = boto3.client(
+        self._config = config
+        self._session = boto3.Session()
+        self._making = threading.Lock()
+        self._client = self._connect(config.patience / ATTEMPTS)
+
+    def _connect(self, read_seconds: float) -> Any:
+        """A client of the store, which may be silent for so long."""
+        config = self._config
+        with _failing(), self._making:  # a session makes one at a time
+            return self._session.client(
                 "s3",
                 endpoint_url=config.endpoint_url,
                 region_name=config.region_name,
@@ -51,7 +62,7 @@ class S3:
                 aws_secret_access_key=config.secret_access_key,
                 config=Config(
                     connect_timeout=min(CONNECT_SECONDS, config.patience / ATTEMPTS),
-                    read_timeout=config.patience / ATTEMPTS,
+                    read_timeout=read_seconds,
                     max_pool_connections=config.connections,
                     retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                     s3={"addressing_style": config.addressing_style},
@@ -62,16 +73,22 @@ class S3:
                 ),
             )
 
-    def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
-        with _failing():
-            self._client.upload_file(
-                str(path),
-                self._bucket,
-                name,
-                ExtraArgs={**self._further, **self._customer},
-                Callback=note,
-                Config=self._transfer,
+    def put(self, name: str, path: Path, progress: Progress) -> None:
+        joining = _Joining(self._client, lambda further: self._join(path.stat().st_size, progress, further))
+        with _failing(), S3Transfer(joining, self._transfer) as transfer:
+            transfer.upload_file(
+                str(path), self._bucket, name, callback=progress.note, extra_args={**self._further, **self._customer}
             )
+
+    def _join(self, size: int, progress: Progress, further: Mapping[str, Any]) -> Any:
+        """The last step of an upload in parts."""
+        seconds = self._config.patience + size / JOINED_PER_SECOND
+        progress.expect_silence(seconds)
+        client = self._connect(seconds)
+        try:
+            return client.complete_multipart_upload(**further)
+        finally:
+            client.close()
 
     def open(self, name: str, offset: int) -> ObjectStream | None:
         further = {"Range": f"bytes={offset}-"} if offset else {}
@@ -108,6 +125,20 @@ class S3:
                     self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload["UploadId"])
             except _NotThere:
                 continue
+
+
+class _Joining:
+    """The client as boto3's transfers use it, of which the step that joins the parts is another."""
+
+    def __init__(self, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._client = client
+        self._join = join
+
+    def complete_multipart_upload(self, **further: Any) -> Any:
+        return self._join(further)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 class _Stream:

@@ -163,7 +163,7 @@ class SharedContents:
         renewing.clock = self._clock
         renewing.start(RENEW_SECONDS, now=False)
         try:
-            await self._writing.run(lambda call: self._objects.put(name, path, call.note), is_long=size > WHOLE_BYTES)
+            await self._writing.run(lambda call: self._objects.put(name, path, call), is_long=size > WHOLE_BYTES)
         finally:
             renewing.stop()
         return name

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from federation.protocol.answers import Response
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.ids import ServerName
 
 DEFAULT_WAIT_MS = 20_000
 
@@ -27,9 +28,9 @@ class ThumbnailQuery(msgspec.Struct, frozen=True):
 class MediaAnswers(msgspec.Struct, frozen=True):
     """Who answers. Both raise NotFound, NotYetUploaded, InvalidParam."""
 
-    get_file: Callable[[str, int], Awaitable[Response]]
-    """From the id, and how many milliseconds to wait for an upload."""
-    get_thumbnail: Callable[[str, ThumbnailQuery, int], Awaitable[Response]]
+    get_file: Callable[[str, int, ServerName], Awaitable[Response]]
+    """From the id, how many milliseconds to wait for an upload, and which server asks."""
+    get_thumbnail: Callable[[str, ThumbnailQuery, int, ServerName], Awaitable[Response]]
 
 
 @endpoint(
@@ -39,9 +40,9 @@ class MediaAnswers(msgspec.Struct, frozen=True):
     resource="federation",
     long_poll=True,
 )
-async def get_file(answers: MediaAnswers, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS) -> Response:
+async def get_file(answers: MediaAnswers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS) -> Response:
     """A file."""
-    return await answers.get_file(media_id, timeout_ms)
+    return await answers.get_file(media_id, timeout_ms, peer.server_name)
 
 
 @endpoint(
@@ -53,6 +54,7 @@ async def get_file(answers: MediaAnswers, *, media_id: str, timeout_ms: int = DE
 )
 async def get_thumbnail_of_file(
     answers: MediaAnswers,
+    peer: Peer,
     *,
     media_id: str,
     width: int,
@@ -62,4 +64,5 @@ async def get_thumbnail_of_file(
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
     """A small picture of an image."""
-    return await answers.get_thumbnail(media_id, ThumbnailQuery(width, height, method, animated), timeout_ms)
+    query = ThumbnailQuery(width, height, method, animated)
+    return await answers.get_thumbnail(media_id, query, timeout_ms, peer.server_name)

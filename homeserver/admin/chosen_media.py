@@ -1,7 +1,7 @@
 """Files that administrators choose by whose they are, where they are shown, when they came and how large they are, and what is done with
 them all.
 
-What `GET` lists with such a choice is what the others act on, a page at a time; a choice of everything is refused there.
+What `GET` lists with such a choice is what the others act on, a page at a time.
 """
 
 from typing import Any, Final, Literal
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from federation.protocol.errors import InvalidParam, MissingParam
+from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import parse_room_id, parse_server_name, parse_user_id
 from homeserver.admin.media import shown_copy, shown_upload
 from homeserver.services.media.administration import Acted, MediaAdministration
@@ -135,13 +135,8 @@ async def _protect(media: MediaAdministration, choice: Choice, *, protected: boo
 
 
 def _acted_on(choice: Choice) -> tuple[Wished, MediaAddress]:
-    """Which files, and the address after which they begin. Raises InvalidParam, and MissingParam for a choice of everything."""
-    wished = _wished(choice)
-    if wished == Wished():
-        raise MissingParam(
-            "Say which files: by user_id, room_id, server_name, from_ts, until_ts, size_gt, quarantined or protected"
-        )
-    return wished, _after(choice, MOST_AT_ONCE)
+    """Which files, and the address after which they begin. Raises InvalidParam."""
+    return _wished(choice), _after(choice, MOST_AT_ONCE)
 
 
 def _wished(choice: Choice) -> Wished:

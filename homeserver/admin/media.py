@@ -247,10 +247,11 @@ async def get_media_statistics(
 
 
 @endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
-async def get_media_usage(media: MediaAdministration, *, rooms: int = 10) -> dict[str, Any]:
-    """How much there is in all, what of it is in the object store, and which rooms show most."""
+async def get_media_usage(media: MediaAdministration, *, rooms: int = 10, servers: int = 10) -> dict[str, Any]:
+    """How much there is in all, what of it is in the object store, which rooms show most, and of which other servers there is most."""
     _check_page(0, rooms)
-    usage = await media.get_usage_of_server(rooms)
+    _check_page(0, servers)
+    usage = await media.get_usage_of_server(rooms, servers)
     return {
         "local": _amount(usage.own),
         "remote": _amount(usage.copies),
@@ -258,7 +259,15 @@ async def get_media_usage(media: MediaAdministration, *, rooms: int = 10) -> dic
         "in_object_store": _amount(usage.objects),
         "quarantined": usage.quarantined,
         "rooms": [{"room_id": room_id, **_amount(amount)} for room_id, amount in usage.rooms],
+        "servers": [{"server_name": server_name, **_amount(amount)} for server_name, amount in usage.servers],
     }
+
+
+@endpoint("GET", f"{_OURS}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
+async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
+    """How much a room shows in what is not encrypted: this server's files, and copies of other servers'."""
+    usage = await media.get_usage_of_room(room_id)
+    return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
 
 @endpoint("GET", f"{_OURS}/media/deleted", auth=Auth.ADMIN)

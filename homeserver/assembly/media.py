@@ -122,7 +122,9 @@ class MediaParts:
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
         self._locations = (
-            PhotoLocations(threads.photos, clock, PHOTO_PROCESSES) if storage.remove_photo_locations else None
+            PhotoLocations(threads.photos, clock, PHOTO_PROCESSES, refuses_others=storage.refuse_other_locations)
+            if storage.remove_photo_locations
+            else None
         )
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()

@@ -63,6 +63,7 @@ class MediaUpkeep:
             QuarantineStore(database, server_name),
             scans,
             self.removal,
+            clock,
         )
 
     def services(self) -> Sequence[object]:

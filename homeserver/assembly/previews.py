@@ -2,10 +2,12 @@
 
 from twisted.internet.interfaces import IReactorTime
 
+from homeserver.config.oembed_files import read_provider_files
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import PreviewWeb, SiteReader
+from homeserver.services.previews.oembed import OEmbedProviders
 from homeserver.services.previews.pages import PageReader
 from homeserver.services.previews.rules import PreviewRules
 from homeserver.services.previews.url_previews import URLPreviews
@@ -55,6 +57,7 @@ class PreviewParts:
             rules,
             SiteReader(web, clock, rules, headers, most) if previews.url_preview_enabled else None,
             SecretText(random),
+            OEmbedProviders(read_provider_files(previews.oembed.additional_providers)),
             authenticated_only=config.storage.enable_authenticated_media,
         )
 

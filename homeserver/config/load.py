@@ -17,6 +17,7 @@ from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
 from federation.signed_list import read_authorities
 from homeserver.config.mail import sender_of
+from homeserver.config.oembed_files import complaints_of as provider_complaints
 from homeserver.config.option import description_of
 from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
@@ -45,6 +46,7 @@ REASONS = {
     "policies": "here each document has its version, name and text in `user_consent.policies`",
     "redacted": "what is redacted is taken away at once here; nobody reads it again",
     "default": "this server always does it",
+    "providers": "this server has no providers of its own, and asks those of `oembed.additional_providers` alone",
 }
 """Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
 
@@ -264,6 +266,10 @@ def _check_together(config: Config) -> list[Problem]:
     problems += _check_account_validity(config)
     paths = config.others.app_service_config_files
     problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
+    providers = config.previews.oembed.additional_providers
+    problems += [Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)]
+    if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
+        problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, get_args
 
-from homeserver.config.option import Network, Size, option
+from homeserver.config.option import Network, Size, option, section
 from homeserver.config.others import PRIVATE_NETWORKS
 
 URLPart = Literal["scheme", "netloc", "username", "password", "hostname", "port", "path", "query", "fragment"]
@@ -28,6 +29,17 @@ def _check_patterns(patterns: tuple[Mapping[str, str], ...] | None) -> str | Non
 def _check_languages(languages: tuple[str, ...]) -> str | None:
     fits = all(_LANGUAGE.fullmatch(each) for each in languages)
     return None if fits else "must be languages as in the header Accept-Language"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OEmbed:
+    """Sites that tell of pages in documents of their own."""
+
+    additional_providers: tuple[Path, ...] = option(
+        (),
+        "Files that name such sites, in the form of the list at https://oembed.com/providers.json: they are asked for a document about a "
+        "page in place of the page. Without any only documents are asked for that a page names.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +75,4 @@ class URLPreviews:
     max_spider_size: Size = option(
         Size(10 * 1024 * 1024), "The largest picture that is fetched for a preview.", minimum=1, example="10M"
     )
+    oembed: OEmbed = section(OEmbed, "Previews of pages out of oEmbed documents.")

@@ -293,7 +293,14 @@ class Storage:
     remove_photo_locations: bool = option(
         False,
         "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
-        "is not changed. JPEG, PNG, WebP, HEIC and AVIF; not films, nor encrypted files.",
+        "is not changed. JPEG, PNG, WebP, HEIC and AVIF; other kinds are kept as they are, unless `refuse_other_locations`, and so are "
+        "encrypted files.",
+    )
+    refuse_other_locations: bool = option(
+        False,
+        "With `remove_photo_locations`: whether files are refused that may say where they were taken, and out of which that is not taken: "
+        "films (MP4, QuickTime, Matroska, WebM, AVI, ASF), sounds in MP4, TIFF and raw pictures of cameras (such as DNG), GIF, PSD, "
+        "JPEG 2000 and JPEG XL. What is encrypted cannot be seen, and is kept.",
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"

@@ -233,6 +233,13 @@ def test_merged_mappings(folder: Folder) -> None:
     assert config.limits.rc_profile == RateLimit(per_second=5, burst_count=7)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[{}]", '[{"endpoints": [{}]}]', '[{"endpoints": [{"url": "tube:x"}]}]'])
+def test_files_of_oembed_providers_are_read_at_the_start(folder: Folder, tmp_path: Path, text: str) -> None:
+    (tmp_path / "providers.json").write_text(text)
+    (wrong,) = folder.complaints("server_name: a.b\noembed: {additional_providers: [providers.json]}")
+    assert "providers.json" in wrong
+
+
 def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path) -> None:
     first = folder.write("homeserver.yaml", "server_name: a.b\nbcrypt_rounds: 4\nmax_upload_size: 1K")
     (tmp_path / "conf.d").mkdir()
@@ -287,6 +294,8 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("password_config: {enabled: maybe}", "want one of true, false, only_for_reauth"),
         ("enable_metrics: 1", "want true or false"),
         ("turn_username: 1.5", "put it in quotes"),
+        ("oembed: {additional_providers: [none.json]}", "oembed.additional_providers: "),
+        ("refuse_other_locations: true", "refuse_other_locations: needs `remove_photo_locations`"),
         ("enable_registration_captcha: true\nrecaptcha_private_key: s", "recaptcha_public_key: is needed"),
         ("enable_registration_captcha: true\nrecaptcha_public_key: k", "recaptcha_private_key: is needed"),
         ("recaptcha_siteverify_api: http://captcha.example/", "must be an https:// address"),

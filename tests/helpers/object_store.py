@@ -5,10 +5,12 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -100,6 +102,51 @@ def hanging_object_store() -> Iterator[str]:
     """One that accepts connections and never answers; its address."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]]]:
+    """One that takes whatever is sent and needs so long for joining the parts of an object; its address, and what it was asked."""
+    asked: list[str] = []
+
+    class Store(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            self.answer("part", "")
+
+        def do_POST(self) -> None:
+            if "uploadId=" not in self.path:
+                self.answer(
+                    "begin", "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+                )
+            else:
+                threading.Event().wait(seconds)
+                self.answer("join", '<CompleteMultipartUploadResult><ETag>"1"</ETag></CompleteMultipartUploadResult>')
+
+        def do_DELETE(self) -> None:
+            self.answer("abort", "")
+
+        def answer(self, what: str, text: str) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(what)
+            self.send_response(200)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """To nobody."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

@@ -8,17 +8,18 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.errors import CannotThumbnail, LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import (
+    LADDER,
     MOST_KEPT,
+    PROPORTIONS,
     REMEMBERED_SECONDS,
     Method,
-    Thumbnail,
     Thumbnails,
     ThumbnailSize,
     choose,
@@ -38,7 +39,7 @@ from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
-ALICE, BOB = "@alice:example.org", "@bob:example.org"
+ALICE = "@alice:example.org"
 RED, BLUE = (254, 0, 0), (0, 0, 254)
 
 
@@ -87,15 +88,25 @@ def test_sizes(alice: User, asked: tuple[int, int], method: str, size: tuple[int
     assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
-def test_sizes_go_up_a_ladder_and_keep_their_proportions() -> None:
-    assert [round_up(*size) for size in [(32, 32), (33, 33), (800, 600), (1, 1), (1, 99), (9000, 4500)]] == [
+def test_sizes_go_up_a_ladder_and_nearly_keep_their_proportions() -> None:
+    asked = [(32, 32), (33, 33), (800, 600), (640, 480), (1920, 1080), (1, 1), (1, 99), (9000, 4500)]
+    assert [round_up(*size) for size in asked] == [
         (32, 32),
         (48, 48),
         (800, 600),
+        (640, 480),
+        (2048, 1152),
         (32, 32),
-        (2, 128),
+        (8, 128),
         (4096, 2048),
     ]
+
+
+def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
+    asked = [(width, height) for width in range(1, 4097, 37) for height in range(1, 4097, 41)]
+    sizes = [round_up(*each) for each in asked]
+    assert all(size[0] >= wanted[0] and size[1] >= wanted[1] for size, wanted in zip(sizes, asked, strict=True))
+    assert len(set(sizes)) <= len(LADDER) * (2 * PROPORTIONS - 1)
 
 
 @pytest.mark.parametrize("method", ["crop", "scale"])
@@ -187,10 +198,9 @@ def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
 
 def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(64, 64))
-    for height in range(1, MOST_KEPT + 6):
-        assert (
-            _thumbnail(alice, file, 32, height % 32 + 1, f"&method={'crop' if height > 32 else 'scale'}").status == 200
-        )
+    sizes = [(step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)]
+    for size in sizes[: MOST_KEPT + 5]:
+        assert _thumbnail(alice, file, *size, "&method=crop").status == 200
     assert len([path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]) == MOST_KEPT
 
 
@@ -271,29 +281,6 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
-async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
-    files.open_folder()
-    executor = LaterExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
-    asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
-    for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
-        content = await _content(files, picture(400 + number, 200))
-        making = thumbnails.get(content, 96, 96, "crop", whose, animated=False)
-        asked[whose].append(Deferred.fromCoroutine(making))
-    assert len(executor.jobs) == 2  # one of each
-    executor.work()
-    assert {whose: [each.called for each in made] for whose, made in asked.items()} == {
-        ALICE: [True, False, False],
-        BOB: [True, False],
-    }
-    while executor.jobs:
-        executor.work()
-    assert all(each.called for made in asked.values() for each in made)
-    workers.close()
-
-
 def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Database, tmp_path: Path) -> None:
     images = LaterExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
@@ -305,22 +292,6 @@ def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Datab
     images.work()
     assert wanted.answer.status == 200
     server.app.media.close_workers()
-
-
-async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
-    files.open_folder()
-    content = await _content(files, picture(400, 200))
-    executor = LaterExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
-    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)) for _ in range(3)]
-    assert len(executor.jobs) == 1
-    asked[0].addErrback(lambda failure: failure.trap(CancelledError))
-    asked[0].cancel()
-    executor.work()
-    assert [(await each).type for each in asked[1:]] == ["image/png", "image/png"]
-    workers.close()
 
 
 async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
@@ -342,8 +313,8 @@ async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: 
     workers = ImageWorkers(InlineExecutor(), clock=lambda: next(times, 0.0))
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     with pytest.raises(CannotThumbnail):
-        await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)
-    assert (await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)).type == "image/png"
+        await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
+    assert (await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)).type == "image/png"
     workers.close()
 
 

@@ -261,6 +261,44 @@ def test_an_upload_where_nobody_wants_it(tmp_path: Path, sqlite_database: Databa
     assert fetched(alice, upload(alice, PHOTOS["jpeg"]).json["content_uri"]) == PHOTOS["jpeg"]
 
 
+OTHERS = {
+    "mp4": b"\0\0\0\x18ftypisom\0\0\2\0isommp41",
+    "film that names pictures late": b"\0\0\0\x30ftypisom\0\0\2\0isommp41isomiso2avc1mp41heic",
+    "quicktime": b"\0\0\0\x08wide\0\0\0\x10mdat",
+    "webm": b"\x1aE\xdf\xa3" + bytes(40),
+    "avi": b"RIFF\0\0\0\0AVI LIST",
+    "gif": picture(40, 20, "GIF"),
+    "tiff": picture(40, 20, "TIFF"),
+    "jpeg 2000": picture(40, 20, "JPEG2000"),
+    "psd": b"8BPS\0\1" + bytes(20),
+}
+
+
+def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that_is_wanted(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    on = "remove_photo_locations: true\nrefuse_other_locations: true\n"
+    alice = TestServer(tmp_path, sqlite_database, on).register("alice")
+    try:
+        for name, data in OTHERS.items():
+            answer = upload(alice, data)
+            assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), name
+            assert "JPEG" in answer.json["error"]
+        for data in (*PHOTOS.values(), b"Get free tea", b"MMORPG", bytes(range(255, 0, -1)), b"OggS" + bytes(40)):
+            assert upload(alice, data).status == 200, data[:40]
+    finally:
+        alice.server.app.media.close_workers()
+
+
+def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Database) -> None:
+    alice = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n").register("alice")
+    try:
+        for data in OTHERS.values():
+            assert fetched(alice, upload(alice, data).json["content_uri"]) == data
+    finally:
+        alice.server.app.media.close_workers()
+
+
 @pytest.fixture
 def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
     """A server where pictures take as long as a test wants."""

@@ -1,6 +1,8 @@
 """Previews of linked pages, through the whole server and real processes that read them."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from homeserver.services.previews.fetching import MAX_PAGE_BYTES
 from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_page
-from homeserver.services.previews.url_previews import MOST_OF_ONE
+from homeserver.services.previews.url_previews import FAILED_MS, MOST_OF_ONE
 from storage.database import Database
 from tests.helpers.files_between import upload
 from tests.helpers.http import Answer
@@ -75,6 +77,26 @@ def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: s
     assert (got.status, got.body) == (200, picture(300, 200))
     thumbnail = alice.get(f"/_matrix/client/v1/media/thumbnail/{address.removeprefix('mxc://')}?width=96&height=96")
     assert thumbnail.status == 200
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_preview_goes_without_a_picture_that_cannot_be_kept(
+    alice: User, pages: LinkedPages, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    pages.put(PAGE, '<title>Plov</title><meta property="og:image" content="/plov.png">')
+    pages.put("https://site.example/plov.png", picture(300, 200), "image/png")
+
+    def broken(*_: object) -> None:
+        raise OSError(number, "no")
+
+    with monkeypatch.context() as patching:
+        patching.setattr(os, "fsync", broken)
+        for url, title in ((PAGE, "Plov"), ("https://site.example/plov.png", "plov.png")):
+            answer = _ask(alice, url)
+            assert (answer.status, answer.json) == (200, {"og:title": title})
+    alice.server.clock.advance(FAILED_MS / 1000 + 1)
+    for url in (PAGE, "https://site.example/plov.png"):
+        assert _ask(alice, url).json["og:image:width"] == 300
 
 
 def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(alice: User, pages: LinkedPages) -> None:

@@ -156,7 +156,18 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
         "in_object_store": {"media_count": 0, "media_length": 0},
         "quarantined": 0,
         "rooms": [{"room_id": room, "media_count": 2, "media_length": 9}],
+        "servers": [{"server_name": NORTH, "media_count": 1, "media_length": 6}],
     }
+    assert root.get(f"{OURS}/usage?servers=1&rooms=1").json == usage
+    assert root.get(f"{OURS}/usage?servers=0").errcode == "M_INVALID_PARAM"
+    assert root.get(f"{OURS}/usage/rooms/{room}").json == {
+        "local": {"media_count": 1, "media_length": 3},
+        "remote": {"media_count": 1, "media_length": 6},
+    }
+    empty = {"media_count": 0, "media_length": 0}
+    assert root.get(f"{OURS}/usage/rooms/{create(bob)}").json == {"local": empty, "remote": empty}
+    assert root.get(f"{OURS}/usage/rooms/!x:{SOUTH}").errcode == "M_NOT_FOUND"
+    assert bob.get(f"{OURS}/usage/rooms/{room}").errcode == "M_FORBIDDEN"
     assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 2}
     assert _statuses(bob, own, theirs, face) == [404, 404, 200]
     assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}
@@ -416,7 +427,21 @@ def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) 
     _, bob, root = people
     upload(bob, b"tea")
     for act in ("delete", "quarantine", "unquarantine", "protect", "unprotect"):
-        assert root.post(f"{OURS}/{act}", {}).errcode == "M_MISSING_PARAM", act
+        for everything in (
+            {},
+            {"of": "local"},
+            {"limit": 1},
+            {"quarantined": False},
+            {"quarantined": True},
+            {"protected": False},
+            {"size_gt": -1},
+            {"size_gt": 0},
+            {"until_ts": 2**53 - 1},
+            {"until_ts": int(bob.server.clock.seconds() * 1000) + 1},
+            {"from_ts": -1},
+            {"from_ts": 0, "until_ts": 2**53 - 1, "size_gt": 0},
+        ):
+            assert root.post(f"{OURS}/{act}", everything).errcode == "M_MISSING_PARAM", (act, everything)
         assert bob.post(f"{OURS}/{act}", {"size_gt": 0}).errcode == "M_FORBIDDEN", act
         for wrong in (
             {"size_gte": 5},  # a name that is not known

@@ -15,11 +15,11 @@ from twisted.logger import capturedLogs
 from storage.database import Database
 from storage.object_calls import LEAST_BYTES, Call, ObjectCalls
 from storage.object_store import ObjectStore, ObjectStoreFailed
-from storage.s3 import PART_BYTES
+from storage.s3 import JOINED_PER_SECOND, PART_BYTES
 from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
 from tests.helpers.later import LaterExecutor
-from tests.helpers.object_store import Bucket, hanging_object_store
+from tests.helpers.object_store import Bucket, hanging_object_store, slowly_joining_object_store
 
 TEA = b"green tea"
 
@@ -99,6 +99,41 @@ async def test_what_moves_is_waited_for() -> None:
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await waiting
     assert clock.getDelayedCalls() == []
+
+
+async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
+    clock, later = Clock(), LaterExecutor()
+    calls = ObjectCalls(later, clock, 20.0)
+
+    def join(seconds: int) -> Callable[[Call], str]:
+        def work(call: Call) -> str:
+            call.note(LEAST_BYTES)
+            call.expect_silence(100)
+            for _ in range(seconds):
+                clock.advance(1)
+            return "done"
+
+        return work
+
+    in_time, behind_it, too_late = (
+        Deferred.fromCoroutine(calls.run(work)) for work in (join(99), lambda _: "done", join(101))
+    )
+    for _ in range(2):
+        later.jobs.pop(0)()
+    assert (await in_time, await behind_it) == ("done", "done")
+    later.work_all()
+    with pytest.raises(ObjectStoreFailed, match="silent"):
+        await too_late
+
+
+def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PART_BYTES + 1))
+    call = Call(Clock())
+    with slowly_joining_object_store(seconds=1.2) as (endpoint_url, asked):
+        store = bucket.open(endpoint_url=endpoint_url, patience=2.0)  # one second for any other answer
+        store.put("a", tmp_path / "file", call)
+    assert asked == ["begin", "part", "part", "join"]
+    assert call.silent_until == 3.0 + 1 / JOINED_PER_SECOND
 
 
 async def test_who_waits_for_a_thread_waits_while_something_moves() -> None:
@@ -223,7 +258,7 @@ def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_p
     with hanging_object_store() as endpoint_url:
         store = bucket.open(endpoint_url=endpoint_url, patience=0.2)
         for call in (
-            lambda: store.put("a", tmp_path / "file", lambda _: None),
+            lambda: store.put("a", tmp_path / "file", Call(Clock())),
             lambda: store.open("a", 0),
             lambda: store.remove("a", is_whole=True),
         ):
@@ -235,16 +270,14 @@ def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_p
 
 def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(PART_BYTES * 2))
-    call, sent = Call(), 0
 
-    def note(count: int) -> None:
-        nonlocal sent
-        sent += count
-        call.is_given_up = sent > PART_BYTES
-        call.note(count)
+    class GivenUp(Call):
+        def note(self, count: int) -> None:
+            self.is_given_up = self.bytes > PART_BYTES
+            super().note(count)
 
     with pytest.raises(ObjectStoreFailed):
-        bucket.open().put("a", tmp_path / "file", note)
+        bucket.open().put("a", tmp_path / "file", GivenUp(Clock()))
     assert bucket.names() == bucket.unfinished() == []
 
 

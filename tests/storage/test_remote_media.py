@@ -7,6 +7,7 @@ from storage.media import Content, MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
 from storage.media_quarantine import QuarantineStore
 from storage.media_removal import MediaRemovalStore, Reason
+from storage.media_usage import Amount, MediaUsageStore
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
 NOW = 1_700_000_000_000
@@ -21,6 +22,18 @@ async def test_a_copy_comes_back_and_stays_as_it_is(database: Database) -> None:
     assert await store.get_copy("north.example", "abc") == ROW
     assert await store.get_copy("south.example", "abc") is None
     assert await MediaStore(database).get_used_hashes([CONTENT.hash, b"\x02" * 32]) == {CONTENT.hash}
+
+
+async def test_of_which_servers_there_are_the_most_copies(database: Database) -> None:
+    store, usage = RemoteMediaStore(database), MediaUsageStore(database, "example.org")
+    assert (await usage.get_of_server(10, 10)).servers == []
+    for origin, media_id, size in (("north.example", "a", 3), ("north.example", "b", 4), ("east.example", "a", 8)):
+        row = replace(ROW, origin=origin, media_id=media_id, content=replace(CONTENT, size=size))
+        await database.write("add", store.add_copy, row)
+    found = (await usage.get_of_server(10, 10)).servers
+    assert found == [("east.example", Amount(1, 8)), ("north.example", Amount(2, 7))]
+    assert (await usage.get_of_server(10, 1)).servers == found[:1]
+    assert await usage.get_of_room("!x:example.org") is None
 
 
 async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> None:

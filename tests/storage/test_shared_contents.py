@@ -3,7 +3,6 @@
 import hashlib
 import os
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from twisted.logger import capturedLogs, formatEvent
 from storage.database import Database
 from storage.media_levelling import FOLDERS, Trimming
 from storage.media_objects import MediaObjectStore
-from storage.object_store import ObjectStore, ObjectStoreFailed
+from storage.object_store import ObjectStore, ObjectStoreFailed, Progress
 from storage.s3 import PART_BYTES
 from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node
@@ -195,10 +194,10 @@ async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
         def __init__(self, store: ObjectStore) -> None:
             self.store = store
 
-        def put(self, name: str, path: Path, note: Callable[[int], None]) -> None:
+        def put(self, name: str, path: Path, progress: Progress) -> None:
             if digests[1].hex() in name:
                 raise ObjectStoreFailed("not this one")
-            self.store.put(name, path, note)
+            self.store.put(name, path, progress)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.store, name)

@@ -5,9 +5,10 @@ from typing import Final
 
 import msgspec
 from msgspec.structs import replace
+from twisted.internet.interfaces import IReactorTime
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.errors import InvalidParam, MissingParam, NotFound
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
 from homeserver.services.media.repository import MEDIA_ID
@@ -18,11 +19,13 @@ from storage.media_lists import MediaListStore, Order, Page, Wished
 from storage.media_quarantine import QuarantineChange, QuarantineStore
 from storage.media_removal import Deletion, Reason
 from storage.media_scans import MediaScanStore, ScanRow
-from storage.media_usage import MediaUsageStore, ServerUsage, UserUsage
+from storage.media_usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
 EARLIEST_MS: Final = 30_000_000_000
 """A time before it (1970) is one in seconds by mistake."""
+FIRST_MS: Final = 1_388_534_400_000
+"""The year 2014: before Matrix was, no file came."""
 PART: Final = 1000
 
 
@@ -50,6 +53,7 @@ class MediaAdministration:
         quarantine: QuarantineStore,
         scans: MediaScanStore,
         removal: MediaRemoval,
+        clock: IReactorTime,
     ) -> None:
         self._identity = identity
         self._accounts = accounts
@@ -60,6 +64,7 @@ class MediaAdministration:
         self._quarantine = quarantine
         self._scans = scans
         self._removal = removal
+        self._clock = clock
 
     # Seeing.
 
@@ -103,9 +108,16 @@ class MediaAdministration:
         """How much each user has uploaded in a span of time."""
         return await self._usage.get_of_users(from_ms, until_ms)
 
-    async def get_usage_of_server(self, rooms: int) -> ServerUsage:
-        """How much there is in all, and in the rooms that have most."""
-        return await self._usage.get_of_server(rooms)
+    async def get_usage_of_server(self, rooms: int, servers: int) -> ServerUsage:
+        """How much there is in all, in the rooms that have most, and of the other servers that have most."""
+        return await self._usage.get_of_server(rooms, servers)
+
+    async def get_usage_of_room(self, room_id: RoomID) -> RoomUsage:
+        """How much a room shows. Raises NotFound."""
+        found = await self._usage.get_of_room(room_id)
+        if found is None:
+            raise NotFound("This server knows no such room")
+        return found
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
         """What was deleted, the latest first."""
@@ -202,7 +214,7 @@ class MediaAdministration:
             count += len(await self._removal.do_delete(found, Reason.ADMINISTRATOR, by, unread_since=before_ms))
         return count
 
-    # Many at once: a page of what is wished, after an address.
+    # Many at once: a page of what is wished, after an address. All raise MissingParam where everything is wished.
 
     async def do_delete_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
@@ -233,9 +245,23 @@ class MediaAdministration:
     async def _choose(
         self, wished: Wished, after: MediaAddress, limit: int, own: bool
     ) -> tuple[Sequence[MediaAddress], MediaAddress | None]:
-        """Addresses, and the last where there may be more."""
+        """Addresses, and the last where there may be more. Raises MissingParam."""
+        self._check_narrowed(wished)
         found = [self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)]
         return found, found[-1] if len(found) == limit else None
+
+    def _check_narrowed(self, wished: Wished) -> None:
+        """What would be nearly all that there is must not be wished by a slip."""
+        now = int(self._clock.seconds() * 1000)
+        is_narrowed = (
+            any(each is not None for each in (wished.user_id, wished.room_id, wished.origin))
+            or any(time is not None and FIRST_MS <= time <= now for time in (wished.from_ms, wished.until_ms))
+            or (wished.larger_than is not None and wished.larger_than > 0)
+        )
+        if not is_narrowed:
+            raise MissingParam(
+                "Say which files: by user_id, room_id, server_name, from_ts or until_ts (from 2014 until now) or size_gt (above 0)"
+            )
 
     def address_of(self, row: MediaRow | RemoteMediaRow) -> MediaAddress:
         """Where a file is."""

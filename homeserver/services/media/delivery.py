@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, Response
+from homeserver.http.rate_limits import address_key
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository, OwnedContent
@@ -38,6 +39,13 @@ class Asked(msgspec.Struct, frozen=True):
     """Whether the answer may be where the file is."""
     user_id: str = ""
     """Whose token it is; empty: nobody's."""
+    server: str = ""
+    """The server that asks; empty: none."""
+
+    @property
+    def asker(self) -> str:
+        """Who shall not take the room of others."""
+        return self.user_id or self.server or address_key(self.client_ip)
 
 
 class MediaDelivery:
@@ -91,15 +99,22 @@ class MediaDelivery:
 
         return await self._deliver(server_name, media_id, asked, answer)
 
-    async def download_own(self, media_id: str, timeout_ms: int) -> Response:
+    async def download_own(self, media_id: str, timeout_ms: int, server: ServerName) -> Response:
         """A file of this server's users, or where it is, for another server."""
-        return await self.download(self._server_name, media_id, "", _asked_by_server(timeout_ms))
+        return await self.download(self._server_name, media_id, "", _asked_by_server(timeout_ms, server))
 
     async def thumbnail_own(
-        self, media_id: str, size: tuple[int, int], method: Method, timeout_ms: int, *, animated: bool
+        self,
+        media_id: str,
+        size: tuple[int, int],
+        method: Method,
+        timeout_ms: int,
+        server: ServerName,
+        *,
+        animated: bool,
     ) -> Response:
         """A small picture of such a file."""
-        asked = _asked_by_server(timeout_ms)
+        asked = _asked_by_server(timeout_ms, server)
         return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
 
     async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> OwnedContent:
@@ -152,7 +167,7 @@ class MediaDelivery:
         self, file: OwnedContent, size: tuple[int, int], method: Method, asked: Asked, *, animated: bool
     ) -> Response:
         content = file.content
-        found = await self._thumbnails.get(content, *size, method, file.whose, animated=animated)
+        found = await self._thumbnails.get(content, *size, method, file.whose, asked.asker, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=not asked.authenticated)
         if found.file is None:
@@ -183,5 +198,5 @@ class MediaDelivery:
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))
 
 
-def _asked_by_server(timeout_ms: int) -> Asked:
-    return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True)
+def _asked_by_server(timeout_ms: int, server: ServerName) -> Asked:
+    return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True, server=server)

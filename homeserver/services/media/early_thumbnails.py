@@ -69,7 +69,7 @@ class EarlyThumbnails:
             await self._gate.check("local", content, LONGEST_WAIT_MS, whose)  # before anything decodes it
             async with self._turns.turn(whose):
                 for size in self._sizes:
-                    made = await self._thumbnails.get(content, *size, whose, animated=False)
+                    made = await self._thumbnails.get(content, *size, whose, whose, animated=False)
                     if made.file is not None:
                         made.file.source.close()
         except MatrixError as error:

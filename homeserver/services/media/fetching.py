@@ -135,8 +135,8 @@ class Fetching:
                 with telling_of_the_store():
                     headers = await task
             except CancelledError as error:
-                if place.is_taken_away and not arriving.has_begun:
-                    raise NotYetUploaded("The other server has not begun to send the file, and others wait") from error
+                if place.is_taken_away:  # that says nothing of the file, so it may be asked for again at once
+                    raise NotYetUploaded("The other server has not sent the file yet, and others wait") from error
                 raise self._remember(key, OtherServerFailed(f"{server} sends the file too slowly")) from error
             except RefusedByRemote as error:
                 raise self._answer_to(key, error) from error

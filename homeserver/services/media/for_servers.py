@@ -7,6 +7,7 @@ from typing import Final, get_args
 
 from federation.endpoints.media import MediaAnswers, ThumbnailQuery
 from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, Response, Source
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.thumbnails import Method
@@ -39,16 +40,16 @@ class _Enveloped:
 def media_answers(delivery: MediaDelivery) -> MediaAnswers:
     """The answers, out of those for clients."""
 
-    async def get_file(media_id: str, timeout_ms: int) -> Response:
-        return _envelop(await delivery.download_own(media_id, timeout_ms))
+    async def get_file(media_id: str, timeout_ms: int, server: ServerName) -> Response:
+        return _envelop(await delivery.download_own(media_id, timeout_ms, server))
 
-    async def get_thumbnail(media_id: str, query: ThumbnailQuery, timeout_ms: int) -> Response:
+    async def get_thumbnail(media_id: str, query: ThumbnailQuery, timeout_ms: int, server: ServerName) -> Response:
         if query.method not in get_args(Method):
             raise InvalidParam("method must be crop or scale")
         method: Method = "crop" if query.method == "crop" else "scale"
         return _envelop(
             await delivery.thumbnail_own(
-                media_id, (query.width, query.height), method, timeout_ms, animated=query.animated
+                media_id, (query.width, query.height), method, timeout_ms, server, animated=query.animated
             )
         )
 

@@ -7,6 +7,7 @@ Whoever uploads waits for it, so pictures have turns among those who upload them
 keep nobody else's waiting.
 """
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import InvalidParam, LimitExceeded
 from homeserver.services.fair_turns import FairTurns, Times
+from homeserver.services.media.location_worker import PHOTO_BRANDS
 from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
 from storage.executors import Executor, run_in
 from storage.media_spool import DiskSpool
@@ -29,8 +31,20 @@ LONGEST_WAIT_SECONDS: Final = 30.0
 """For a turn; then who uploads is told to try again."""
 MOST_WAITING: Final = 100
 MOST_WAITING_OF_ONE: Final = 20
-BEGINNINGS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
-"""Of pictures; a HEIC or an AVIF has its name four bytes later."""
+HEAD_BYTES: Final = 32
+_LOOKED_AT: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp", re.DOTALL)
+"""How those begin out of which a place is taken."""
+_PICTURE_BRANDS: Final = re.compile(
+    rb"....ftyp(?:|.{8}|.{12}|.{16}|.{20})(?:" + b"|".join(PHOTO_BRANDS) + rb")", re.DOTALL
+)
+_OTHERS: Final = re.compile(
+    rb"....(?:ftyp|mdat)|\0...(?:moov|wide|free|skip|pnot)"  # MP4, QuickTime, and raw pictures that begin like these
+    rb"|\x1aE\xdf\xa3|RIFF....AVI |\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # Matroska and WebM, AVI, ASF
+    rb"|II[*+]\0|MM\0[*+]|IIU\0|IIR[OS]\x08\0|MMOR\0|FUJIFILMCCD-RAW|FOVb|\0MRM"  # TIFF, and raw pictures of cameras
+    rb"|GIF8[79]a|8BPS\0|\0\0\0\x0c(?:jP  |JXL )",  # GIF, PSD, JPEG 2000, JPEG XL
+    re.DOTALL,
+)
+"""How those begin that may say a place too, which is not taken out."""
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -54,8 +68,12 @@ class PhotoLocations:
         clock: IReactorTime,
         at_once: int,
         now: Callable[[], float] = time.monotonic,
+        *,
+        refuses_others: bool = False,
     ) -> None:
-        """`at_once`: how many are looked at at the same time, as many as the executor has threads."""
+        """`at_once`: how many are looked at at the same time, as many as the executor has threads. `refuses_others`: files are refused
+        that may say a place which is not taken out."""
+        self._refuses_others = refuses_others
         self._executor = executor
         self._processes = WorkerProcesses(executor, Path(__file__).with_name("location_worker.py"), SECONDS_A_FILE, now)
         self._turns = FairTurns(
@@ -73,11 +91,16 @@ class PhotoLocations:
     async def remove(self, body: BinaryIO, whose: str) -> None:
         """Overwrite in a file what says where it was taken, and leave it at its beginning. `whose`: who uploads it.
 
-        Raises `InvalidParam` for a picture whose notes cannot be understood, `LimitExceeded`, OSError.
+        Raises `InvalidParam` for a picture whose notes cannot be understood, and where it `refuses_others`; `LimitExceeded`, OSError.
         """
-        head = body.read(12)
+        head = body.read(HEAD_BYTES)
         body.seek(0)
-        if not head.startswith(BEGINNINGS) and head[4:8] != b"ftyp":
+        if self._refuses_others and _OTHERS.match(head) and not _PICTURE_BRANDS.match(head):
+            raise InvalidParam(
+                "This server keeps no files that may say where they were taken, and cannot take that out of files of this kind, such as "
+                "films: send a picture as JPEG, PNG, WebP, HEIC or AVIF"
+            )
+        if not _LOOKED_AT.match(head):
             return
         async with self._turns.turn(whose):
             await self._remove(body)

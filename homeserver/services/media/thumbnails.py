@@ -1,10 +1,10 @@
 """Thumbnails: made when somebody asks, and kept beside the content.
 
-They are made by turns among those whose files they are, since a picture may be made to take long; those of whom one did lately share a
-part of the turns. Sizes are rounded up along a
-ladder, or to one of those that the configuration names, so that the many sizes that screens ask for share a few files. A thumbnail
-is at least as large as what was asked for, and never larger than the original. What is kept is read as somebody takes it, so it needs
-no memory.
+They are made by turns among those whose files they are, since a picture may be made to take long, and among those who ask, since
+somebody may ask for much; those of whose pictures one took long lately share a part of the turns. Sizes are rounded up along a
+ladder, with one of a few proportions, or to one of those that the configuration names, so that the many sizes that screens ask for
+share a few files. A thumbnail is at least as large as what was asked for, and never larger than the original. What is kept is read as
+somebody takes it, so it needs no memory.
 
 spec: client-server-api#thumbnails
 """
@@ -30,6 +30,8 @@ from storage.media_contents import Contents
 from storage.media_files import KeptThumbnail
 
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
+PROPORTIONS: Final = 16
+"""The shorter side is so many sixteenths of the longer."""
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
 REMEMBERED_SECONDS: Final = 86_400
@@ -40,6 +42,7 @@ SLOW_SECONDS: Final = 5.0
 MOST_WAITING: Final = 1000
 """Thumbnails that wait to be made."""
 MOST_WAITING_OF_ONE: Final = 100
+"""Of one who asks."""
 
 Method = Literal["crop", "scale"]
 
@@ -114,15 +117,15 @@ class Thumbnails:
             refusal=lambda: LimitExceeded("Too many thumbnails are being made at this moment", retry_after_ms=2000),
             times=Times(clock, SLOW_SECONDS),
         )
-        self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
+        self._being_made: dict[tuple[bytes, str], _Making] = {}
 
     async def get(
-        self, content: Content, width: int, height: int, method: Method, whose: str, *, animated: bool
+        self, content: Content, width: int, height: int, method: Method, whose: str, asker: str, *, animated: bool
     ) -> Thumbnail:
-        """A thumbnail; what is not kept is made, by turns among those whose files they are.
+        """A thumbnail; what is not kept is made, by turns among those whose files they are, and those who ask.
 
-        `whose`: so one that takes long keeps none of others' files waiting. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`,
-        `LimitExceeded`, `NotFound`.
+        `whose`: so one that takes long keeps none of others' files waiting. `asker`: so who asks for many keeps no others waiting.
+        Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
         """
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
@@ -137,7 +140,7 @@ class Thumbnails:
             def job(path: Path) -> ImageJob:
                 return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
 
-            result = await self._make(content, name, whose, job)
+            result = await self._make(content, name, _Turn(whose, asker), job)
             if result.kind == "made":
                 kept = await self._get_kept(content, name)
             kept = kept or _Kept(result, MemorySource(result.data), len(result.data))
@@ -163,46 +166,87 @@ class Thumbnails:
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                result = await self._run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels), whose)
+                async with self._turns.turn(whose):
+                    result = await self._workers.run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels))
         if result.kind not in ("made", "original"):
             raise CannotThumbnail
         return result.original_size
 
-    async def _run(self, job: ImageJob, whose: str) -> ImageResult:
-        async with self._turns.turn(whose):
-            return await self._workers.run(job)
-
-    async def _make(self, content: Content, name: str, whose: str, job: Callable[[Path], ImageJob]) -> ImageResult:
-        """Once, however many ask for it at the same time, and to the end, though they may go away."""
-        key = (content.hash, name)
-        waiters = self._being_made.get(key)
+    async def _make(self, content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]) -> ImageResult:
+        """Once, however many ask for it at the same time, when the first of them has a turn, and to the end, though they may go away."""
+        making = self._being_made.setdefault((content.hash, name), _Making())
+        waits_for_turn = not making.is_begun and turn.asker not in making.waiters
         mine: Deferred[ImageResult] = Deferred()
-        if waiters is not None:
-            waiters.append(mine)
-            return await mine
-        self._being_made[key] = [mine]
-
-        def done(result: ImageResult | Failure) -> None:
-            for waiter in self._being_made.pop(key):
-                waiter.callback(result)
-
-        Deferred.fromCoroutine(self._make_and_keep(content, name, whose, job)).addBoth(done)
+        making.waiters.setdefault(turn.asker, []).append(mine)
+        if waits_for_turn:
+            Deferred.fromCoroutine(self._make_in_turn(making, content, name, turn, job)).addErrback(
+                lambda failure: self.log.failure("cannot make a thumbnail", failure)
+            )
         return await mine
 
+    async def _make_in_turn(
+        self, making: "_Making", content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
+    ) -> None:
+        """Make it and tell all who wait, unless somebody else had a turn first. Who is refused a turn is told alone."""
+        is_mine = False
+
+        def begin() -> bool:
+            nonlocal is_mine
+            is_mine = not making.is_begun
+            making.is_begun = True
+            return is_mine
+
+        result: ImageResult | Failure | None
+        try:
+            result = await self._make_and_keep(content, name, turn, job, begin)
+        except Exception:  # whatever it is, those who wait get it
+            result = Failure()
+        if result is None:
+            return
+        told = list(making.waiters) if is_mine else [turn.asker]
+        waiters = [each for asker in told for each in making.waiters.pop(asker, ())]
+        if not making.waiters and self._being_made.get((content.hash, name)) is making:
+            del self._being_made[content.hash, name]
+        for waiter in waiters:
+            waiter.callback(result)
+
     async def _make_and_keep(
-        self, content: Content, name: str, whose: str, job: Callable[[Path], ImageJob]
-    ) -> ImageResult:
+        self,
+        content: Content,
+        name: str,
+        turn: "_Turn",
+        job: Callable[[Path], ImageJob],
+        begin: Callable[[], bool],
+    ) -> ImageResult | None:
+        """None where `begin` says that somebody else makes it."""
         with telling_of_the_store():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                result = await self._run(job(path), whose)
+                async with self._turns.turn(turn.whose, turn.asker):
+                    if not begin():
+                        return None
+                    result = await self._workers.run(job(path))
         if result.kind in ("made", "original", "no image"):  # what else it is may be otherwise the next time
             try:
                 await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
             except OSError as error:
                 self.log.error("a thumbnail is given out, but cannot be kept: {error}", error=error)
         return result
+
+
+class _Turn(NamedTuple):
+    whose: str
+    asker: str
+
+
+class _Making:
+    """A thumbnail that is to be made."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self.waiters: dict[str, list[Deferred[ImageResult]]] = {}
+        """By who asks. Until it is begun each of these waits for a turn of their own."""
 
 
 def choose(sizes: Sequence[ThumbnailSize], width: int, height: int, method: Method) -> ThumbnailSize:
@@ -215,10 +259,15 @@ def choose(sizes: Sequence[ThumbnailSize], width: int, height: int, method: Meth
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:
-    """The next size of the ladder with the same proportions; the largest for what is larger still."""
+    """The next size of the ladder with nearly the same proportions; the largest for what is larger still."""
     longest = max(width, height)
     step = next((step for step in LADDER if step >= longest), LADDER[-1])
-    return max(1, -(-width * step // longest)), max(1, -(-height * step // longest))
+    unit = step // PROPORTIONS
+    return _up(width * step, longest * unit) * unit, _up(height * step, longest * unit) * unit
+
+
+def _up(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def _pack(result: ImageResult) -> bytes:

@@ -5,8 +5,10 @@ Laws:
 - A transfer begins in a quick place, which are given by turns among who asks and which server is asked. One server holds a few of
   them at most, and only one while it has slow transfers; for one who asks half of them are held at most.
 - One that is slow leaves its place to others and goes on among the slow ones. It costs a connection and no memory there.
-- Of the slow ones there are so many at most, of one server and in all: beyond that the slowest of them is given up. So whatever
-  servers do, quick places become free, and a handful of servers, or somebody who asks for many, takes no room from the rest.
+- A server that is slow loses nothing by it: what is under way goes on, and what it may not begin yet waits until one of its own is done.
+- Of the slow ones there are so many at most. What becomes slow beyond that stays where it is while its place keeps nobody waiting;
+  else the slowest of all is given up. So whatever servers do, quick places become free, and a handful of servers, or somebody who asks
+  for many, takes no room from the rest.
 """
 
 from collections import Counter
@@ -26,7 +28,7 @@ QUICK_OF_ONE: Final = 4
 QUICK_FOR_ONE: Final = 20
 SLOW_AT_ONCE: Final = 160
 SLOW_OF_ONE: Final = 4
-"""With one more they are fewer than the connections to one server (`federation.outbound.pool`), which events need too."""
+"""Fewer than the connections to one server (`federation.outbound.pool`), which events need too. Quick ones of it count there as well."""
 WAITING_OF_ONE: Final = 200
 WAITING_FOR_ONE: Final = 200
 LOOK_SECONDS: Final = 5.0
@@ -64,15 +66,16 @@ class Lanes:
         self._quick_for[whose] += 1
         return Place(self, server, whose)
 
-    def slow_down(self, place: "Place") -> None:
-        """It is slow."""
+    def slow_down(self, place: "Place") -> bool:
+        """It is slow. Whether it goes on among the slow ones: while there is no room, and nobody waits for its place, it keeps that."""
+        if len(self._slow) >= SLOW_AT_ONCE:
+            if not self._is_waited_for(place):
+                return False
+            self._give_up_slowest()
         self._slow.append(place)
         self._slow_of[place.server] += 1
         self._release(place)
-        if self._slow_of[place.server] > SLOW_OF_ONE:
-            self._give_up_slowest([each for each in self._slow if each.server == place.server])
-        elif len(self._slow) > SLOW_AT_ONCE:
-            self._give_up_slowest(self._slow)
+        return True
 
     def leave(self, place: "Place") -> None:
         """It is done."""
@@ -83,16 +86,28 @@ class Lanes:
 
     def _may_hold_more(self, key: tuple[str, ServerName]) -> bool:
         whose, server = key
-        of_one = 1 if self._slow_of[server] else QUICK_OF_ONE
-        return self._quick_of[server] < of_one and self._quick_for[whose] < QUICK_FOR_ONE
+        return self._may_send_more(server) and self._quick_for[whose] < QUICK_FOR_ONE
+
+    def _may_send_more(self, server: ServerName) -> bool:
+        slow = self._slow_of[server]
+        return slow < SLOW_OF_ONE and self._quick_of[server] < (1 if slow else QUICK_OF_ONE)
+
+    def _is_waited_for(self, place: "Place") -> bool:
+        """Whether a file of another server could begin if this place were free."""
+        return any(
+            server != place.server
+            and self._may_send_more(server)
+            and (whose == place.whose or self._quick_for[whose] < QUICK_FOR_ONE)
+            for whose, server in self._quick.waiting()
+        )
 
     def _release(self, place: "Place") -> None:
         _take_one(self._quick_of, place.server)
         _take_one(self._quick_for, place.whose)
         self._quick.release((place.whose, place.server))
 
-    def _give_up_slowest(self, among: "list[Place]") -> None:
-        slowest = min(among, key=Place.speed)
+    def _give_up_slowest(self) -> None:
+        slowest = min(self._slow, key=Place.speed)
         self._forget(slowest)
         slowest.end()
 
@@ -100,8 +115,7 @@ class Lanes:
         """It is no longer among the slow ones."""
         self._slow.remove(place)
         _take_one(self._slow_of, place.server)
-        if not self._slow_of[place.server]:
-            self._quick.look_again()
+        self._quick.look_again()
 
 
 class Place:
@@ -141,12 +155,10 @@ class Place:
 
     def _look(self, before: int) -> None:
         received = self._received()
-        if received - before >= QUICK_BYTES:
+        self._timer = None
+        self.is_slow = received - before < QUICK_BYTES and self._lanes.slow_down(self)
+        if not self.is_slow:
             self._timer = self._lanes.clock.callLater(LOOK_SECONDS, self._look, received)
-        else:
-            self._timer = None
-            self.is_slow = True
-            self._lanes.slow_down(self)
 
 
 def _take_one(counter: Counter[K], key: K) -> None:

@@ -1,7 +1,8 @@
 """Previews of linked pages: made when somebody asks for one first, kept for a while, given to all who ask.
 
-What a page says of itself by Open Graph comes first, then what its oEmbed document says, then its title and its first words. The
-picture becomes a file of this server, which is nobody's, and goes a while after its preview.
+Where a provider of oEmbed documents is configured for a page, its document tells of it. Otherwise what a page says of itself by Open
+Graph comes first, then what its oEmbed document says, then its title and its first words. The picture becomes a file of this server,
+which is nobody's, and goes a while after its preview.
 
 spec: client-server-api#get_matrixclientv1mediapreview_url
 """
@@ -16,7 +17,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.outbound.errors import OutboundError
-from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, OtherServerFailed
+from federation.protocol.errors import (
+    Forbidden,
+    LimitExceeded,
+    MatrixError,
+    OtherServerFailed,
+    StoreFull,
+    StoreUnavailable,
+)
 from federation.protocol.ids import UserID
 from federation.shared_work import SharedWork
 from homeserver.services.fair_turns import FairTurns
@@ -24,6 +32,7 @@ from homeserver.services.media.headers import parse_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import Found, SiteReader
+from homeserver.services.previews.oembed import OEmbedProviders
 from homeserver.services.previews.pages import PageReader, PageSays
 from homeserver.services.previews.rules import PreviewRules, parse_url
 from homeserver.services.scanning.gate import ScanGate
@@ -43,7 +52,7 @@ MOST_WAITING_OF_ONE: Final = 50
 GOOD_MS: Final = 3600 * 1000
 """How long a preview is given out."""
 FAILED_MS: Final = 5 * 60 * 1000
-"""How long a page is not asked again that could not be had."""
+"""How long a page is not asked again that could not be had, or whose picture could not be kept."""
 PICTURE_MS: Final = 2 * 24 * 3600 * 1000
 """How long a picture stays at least that no preview has any more: clients may show it still."""
 SPOOL_BYTES: Final = 1 << 18
@@ -71,6 +80,7 @@ class URLPreviews:
         rules: PreviewRules,
         sites: SiteReader | None,
         texts: SecretText,
+        providers: OEmbedProviders,
         *,
         authenticated_only: bool,
     ) -> None:
@@ -85,6 +95,7 @@ class URLPreviews:
         self._rules = rules
         self._sites = sites
         self._texts = texts
+        self._providers = providers
         self._authenticated_only = authenticated_only
         self._work: SharedWork[str, PreviewRow] = SharedWork()
         self._turns = FairTurns(
@@ -120,21 +131,28 @@ class URLPreviews:
         return row
 
     async def _preview(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
+        properties: Properties = {}
+        good_ms = GOOD_MS
+        picture: tuple[str, Content, tuple[int, int]] | None = None
         spool = self._contents.spool(SPOOL_BYTES)
         try:
-            found = await sites.read(url, spool)
-            properties: Properties = {}
-            picture: tuple[str, Content, tuple[int, int]] | None = None
-            if found.is_picture:
-                picture = await self._keep_picture(url, user_id, spool, found.type)
-            elif found.page is not None:
+            said = await self._said_by_provider(url, sites)
+            found = None if said is not None else await sites.read(url, spool)
+            if found is not None and found.page is not None:
                 said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
-                properties.update(said.properties)
-                if said.image is not None:
-                    picture = await self._picture_of(url, user_id, said.image, sites)
+            try:
+                if said is not None:
+                    properties.update(said.properties)
+                    if said.image is not None:
+                        picture = await self._picture_of(url, user_id, said.image, sites)
+                elif found is not None and found.is_picture:
+                    picture = await self._keep_picture(url, user_id, spool, found.type)
+            except (StoreFull, StoreUnavailable) as error:  # of which the log tells
+                self.log.info("a preview of {url} without its picture: {error}", url=url, error=error.text)
+                good_ms = FAILED_MS
         finally:
             spool.close()
-        if not properties and found.page is None:
+        if said is None and found is not None:
             properties.update(_name_of(found))
         if picture is not None:
             media_id, content, size = picture
@@ -143,7 +161,20 @@ class URLPreviews:
             properties["og:image:width"], properties["og:image:height"] = size
             properties["matrix:image:size"] = content.size
         body = msgspec.json.encode(properties).decode()
-        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + GOOD_MS)
+        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + good_ms)
+
+    async def _said_by_provider(self, url: str, sites: SiteReader) -> PageSays | None:
+        """What the document says that a provider has of a page, if one is named for it and can be asked; otherwise the page is."""
+        address = self._providers.find(url)
+        if address is None:
+            return None
+        try:
+            document = await sites.read_document(address)
+        except OutboundError as error:
+            self.log.info("no oEmbed document of {url}: {error}", url=url, error=str(error))
+            return None
+        said = await self._pages.read_oembed(document, address)
+        return said if said.properties or said.image is not None else None
 
     async def _with_oembed(self, said: PageSays, sites: SiteReader) -> PageSays:
         """What a page says, and where that is not enough, what its oEmbed document says."""
@@ -175,7 +206,7 @@ class URLPreviews:
     ) -> tuple[str, Content, tuple[int, int]] | None:
         """Make a file of a picture; its id, what it is and its size in pixels. It is scanned and measured when it is the turn of who
         asks: a page may have pictures that take long. None where it is no picture after all, or
-        none that the scanners let through in time, or held back."""
+        none that the scanners let through in time, or held back. Raises StoreFull, StoreUnavailable."""
         spool.seek(0)
         new_id = self._texts.media_id()
 

@@ -1,0 +1,80 @@
+"""Files that name providers of oEmbed documents, in the form of the public list, read and checked. https://oembed.com/#section7.1"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import translate
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+MAX_BYTES: Final = 16 << 20
+_SCHEME: Final = re.compile(r"(https?)://([^/?#]+)(.*)", re.DOTALL)
+
+
+class _Endpoint(msgspec.Struct, frozen=True):
+    url: str
+    schemes: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("json",)
+
+
+class _Provider(msgspec.Struct, frozen=True):
+    endpoints: tuple[_Endpoint, ...]
+
+
+class OEmbedEndpoint(msgspec.Struct, frozen=True):
+    """Who has documents of which pages."""
+
+    url: str
+    """May have `{format}` in it."""
+    patterns: tuple[str, ...]
+    """Of addresses, with `*`."""
+
+
+def read_provider_files(paths: Sequence[Path]) -> tuple[OEmbedEndpoint, ...]:
+    """What they name and can be asked for: in JSON, for addresses of the web. Raises `ValueError` with what is wrong."""
+    return tuple(endpoint for path in paths for endpoint in _read(path))
+
+
+def _read(path: Path) -> Iterator[OEmbedEndpoint]:
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"is longer than {MAX_BYTES} bytes")
+        providers = msgspec.json.decode(data, type=tuple[_Provider, ...])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    for endpoint in (each for provider in providers for each in provider.endpoints):
+        if _SCHEME.fullmatch(endpoint.url) is None:
+            raise ValueError(f"{path}: {endpoint.url!r} is no address of an endpoint")
+        patterns = tuple(each for each in endpoint.schemes if _SCHEME.fullmatch(each))
+        if patterns and "json" in endpoint.formats:
+            yield OEmbedEndpoint(endpoint.url, patterns)
+
+
+def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
+    """What is wrong with them, if anything."""
+    try:
+        read_provider_files(paths)
+    except ValueError as error:
+        yield str(error)
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether an address is one of these. A `*` in the host stands for parts of names; `http` for `https` too."""
+    found = _SCHEME.fullmatch(pattern)
+    assert found is not None
+    scheme, host, rest = found[1], re.compile(_wild(found[2].lower())), re.compile(_wild(found[3] or "/"))
+
+    def fits(url: str) -> bool:
+        parts = _SCHEME.fullmatch(url)
+        if parts is None or parts[1] not in (scheme, "https"):
+            return False
+        return bool(host.match(parts[2]) and rest.match(parts[3] or "/"))
+
+    return fits
+
+
+def _wild(pattern: str) -> str:
+    """As a regular expression that takes no longer for a long address: `translate` sees to that."""
+    return translate(re.sub(r"[?\[]", r"[\g<0>]", pattern))
