@@ -3,6 +3,8 @@
 Laws:
 - A room has one purge at a time.
 - How far it is, is written with what it has purged: a restart goes on from there.
+- What came after it had begun is not its: each purge has the number of the last event that was there.
+- A room that somebody remembers again is purged no further: each write asks.
 """
 
 from typing import Final
@@ -44,6 +46,8 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     created_ts: int
     finished_ts: int | None = None
     error: str | None = None
+    upto_nid: int = 0
+    """The number of the newest event when it began, as the write that began it found it: what came later stays."""
 
 
 class Forgotten(msgspec.Struct, frozen=True):
@@ -57,7 +61,7 @@ class Forgotten(msgspec.Struct, frozen=True):
 
 _COLUMNS: Final = (
     "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid, messages, by_user_id,"
-    " created_ts, finished_ts, error"
+    " created_ts, finished_ts, error, upto_nid"
 )
 _IS_REMEMBERED: Final = (
     "EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
@@ -96,8 +100,7 @@ class HistoryPurgeStore:
 
     async def set_finished(self, purge_id: str, now_ms: int, error: str | None) -> None:
         """It has ended."""
-        sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
-        await self._database.write("end_history_purge", lambda txn: txn.execute(sql, (now_ms, error, purge_id)))
+        await self._database.write("end_history_purge", _set_finished, purge_id, now_ms, error)
 
     async def remove_finished(self, before_ms: int, limit: int) -> int:
         """Forget purges that ended long ago, at most so many; how many."""
@@ -169,8 +172,9 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     sql = "SELECT 1 FROM history_purges WHERE room_nid = ? AND finished_ts IS NULL"
     if txn.query_one(sql, (purge.room_nid,)) is not None:
         raise PurgeUnderWay
+    latest = txn.query_one("SELECT COALESCE(MAX(event_nid), 0) FROM events")
     txn.execute(
-        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?)",
         (
             purge.purge_id,
             purge.room_nid,
@@ -183,8 +187,24 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
             purge.messages,
             purge.by_user_id,
             purge.created_ts,
+            latest[0] if latest is not None else 0,
         ),
     )
+
+
+def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
+    """Whether the purge is to take more. One of a forgotten room ends here where somebody of this server remembers it again."""
+    if purge.cause != Cause.FORGOTTEN.value:
+        return True
+    row = txn.query_one(
+        f"SELECT CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r WHERE r.room_nid = ?", (purge.room_nid,)
+    )
+    if row is None or not row[0]:
+        return True
+    # it may be forgotten anew, and is then purged anew
+    txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (purge.room_nid,))
+    _set_finished(txn, purge.purge_id, now_ms, None)
+    return False
 
 
 def move_purge(txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int) -> None:
@@ -194,6 +214,11 @@ def move_purge(txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int
         "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
         (*after, purge.purge_id, *after),
     )
+
+
+def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str | None) -> None:
+    sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
+    txn.execute(sql, (now_ms, error, purge_id))
 
 
 def _purge(row: Row) -> HistoryPurge:

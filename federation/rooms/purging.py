@@ -16,6 +16,8 @@ from storage.transaction import WriteTransaction
 
 AlsoWrite = Callable[[WriteTransaction, int], None]
 """What is written with a purge, told how many messages lost their content."""
+Asked = Callable[[WriteTransaction], bool]
+"""Asked in the write itself whether the messages are still to be purged."""
 
 
 class Purging:
@@ -28,9 +30,15 @@ class Purging:
         self._now_ms = now_ms
 
     async def purge(
-        self, room_nid: int, messages: Sequence[Message], cause: Cause, also: AlsoWrite | None = None
+        self,
+        room_nid: int,
+        messages: Sequence[Message],
+        cause: Cause,
+        also: AlsoWrite | None = None,
+        asked: Asked | None = None,
     ) -> int:
-        """Purge these messages of a room, in one write; how many had not been purged meanwhile."""
+        """Purge these messages of a room, in one write, unless what is asked there says no; how many had not been purged
+        meanwhile."""
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
         pruned: dict[int, bytes] = {}
@@ -40,6 +48,8 @@ class Purging:
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> int:
+            if asked is not None and not asked(txn):
+                return 0
             count = self._store.purge(txn, room_nid, pruned, cause, now)
             if also is not None:
                 also(txn, count)

@@ -161,3 +161,59 @@ def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: Use
         assert sum(each["messages"] for each in found) == messages
     assert (found[0]["room_id"], found[0]["cause"]) == (room_id, "forgotten")
     assert everything_said(bob, kept) == ["secret"]
+
+
+def begin_forgotten(server: TestServer) -> None:
+    """Look at rooms, and again when those that nobody remembers are to be purged."""
+    forgotten = server.app.retention.forgotten
+    assert forgotten is not None
+    for seconds in (0, 28 * DAY):
+        server.clock.advance(seconds)
+        server.run(forgotten.do_step(1000))
+
+
+def leave_for_good(user: User, room_id: str) -> None:
+    leave(user, room_id)
+    ok(membership(user, room_id, "forget"))
+
+
+def test_what_is_said_in_a_room_that_is_remembered_again_stays(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    for number in range(25):
+        say(alice, room_id, f"old {number}")
+    leave_for_good(alice, room_id)
+    begin_forgotten(server)
+    assert server.run(server.app.retention.purges.do_step(10)) == 10
+    join(alice, room_id)
+    say(alice, room_id, "new")
+    server.run(server.app.retention.purges.do_step(10))
+    server.clock.advance(10)
+    say(alice, room_id, "newer")
+    work(server)
+    assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 10
+    assert everything_said(alice, room_id)[-2:] == ["new", "newer"]
+    # forgotten once more, it is purged once more
+    leave_for_good(alice, room_id)
+    begin_forgotten(server)
+    work(server)
+    assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 27
+
+
+@pytest.mark.parametrize("by_event", [False, True])
+def test_what_is_said_while_a_purge_goes_on_stays(server: TestServer, alice: User, root: User, by_event: bool) -> None:
+    room_id, other = create(alice), create(alice)
+    for number in range(25):
+        say(alice, room_id, str(number))
+    limit = say(alice, room_id, "limit")
+    body = {"purge_up_to_event_id": limit} if by_event else {"purge_up_to_ts": 2**53 - 1}
+    begin(root, room_id, delete_local_events=True, **body)
+    begin(root, other, purge_up_to_ts=1)
+    assert server.run(server.app.retention.purges.do_step(10)) == 10
+    said = ["at once"]
+    say(alice, room_id, said[0])
+    server.clock.advance(5)
+    for number in range(12):
+        said.append(f"later {number}")
+        say(alice, room_id, said[-1])
+    work(server)
+    assert everything_said(alice, room_id) == ["limit", *said]

@@ -1,6 +1,7 @@
 """What a purge takes and what it leaves, on both databases."""
 
 import pytest
+from msgspec.structs import replace
 
 from storage.database import Database, Transaction, WriteTransaction
 from storage.events import EventFlag, EventStore
@@ -174,8 +175,10 @@ def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
 
 async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     store = HistoryPurgeStore(database)
+    await database.write("fill", fill)
     first = _purge("first", 1)
     await store.add(first)
+    first = replace(first, upto_nid=11)
     assert await store.get("first") == first
     with pytest.raises(PurgeUnderWay):
         await store.add(_purge("second", 1))

@@ -2,6 +2,7 @@
 
 Laws:
 - State stays, and so does the newest message. What goes is gone for everybody here; other servers keep theirs.
+- What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
 - A room has one purge at a time; they are done one after the other.
 """
 
@@ -14,7 +15,7 @@ from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.purging import Purging
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.secret_text import SecretText
-from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
 from storage.purging import DAY_MS, Cause, Message, PurgingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
@@ -53,8 +54,11 @@ class HistoryPurges:
     ) -> str:
         """Begin to purge what stands above an event, or else what was sent before a time; the id of the purge.
 
-        `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
+        A time in the future is now. `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
         """
+        now = self._now_ms()
+        if before_ts is not None:
+            before_ts = min(before_ts, now + 1)  # with what was sent in this millisecond
         room = await self._rooms.get_room(room_id)
         if room is None:
             raise NotFound("This server does not know the room")
@@ -77,7 +81,7 @@ class HistoryPurges:
             BEFORE_ALL,
             0,
             by,
-            self._now_ms(),
+            now,
         )
         try:
             await self._store.add(purge)
@@ -123,11 +127,17 @@ class HistoryPurges:
             move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
         wanted = [each for each in within if self._is_wanted(purge, each)]
-        await self._purging.purge(purge.room_nid, wanted, Cause(purge.cause), note)
+        await self._purging.purge(
+            purge.room_nid,
+            wanted,
+            Cause(purge.cause),
+            note,
+            lambda txn: may_go_on(txn, purge, self._now_ms()),
+        )
         return len(within)
 
     def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
-        if message.event_nid == purge.kept_nid:
+        if message.event_nid == purge.kept_nid or message.event_nid > purge.upto_nid:
             return False
         if purge.before_depth is not None and message.depth >= purge.before_depth:
             return False
