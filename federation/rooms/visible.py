@@ -15,7 +15,6 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
-from federation.protocol.retention import is_expired
 from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -58,7 +57,7 @@ class Visibility:
         """
         if self._lifetimes is not None and events:
             oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
-            events = [event for event in events if not is_expired(event.event, oldest)]
+            events = [event for event in events if not event.is_expired(oldest)]
         return await self.filter_of_any_age(user_id, own, events)
 
     async def filter_of_any_age(
