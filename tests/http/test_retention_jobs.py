@@ -156,3 +156,84 @@ def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> N
             messages(alice, room_id, limit=50)
         counts.append(dict(counter.queries))
     assert counts[0] == counts[1]
+
+
+def is_shown(user: User, room_id: str, event_id: str) -> bool:
+    return user.get(room_path(room_id, "event", event_id)).status == 200
+
+
+def is_paused(server: TestServer) -> bool:
+    return server.registry.get_sample_value("mahalla_retention_paused") == 1
+
+
+def test_a_date_that_is_wrong_for_a_while_deletes_nothing(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, 2 * DAY)
+    event_id = say(alice, room_id, SECRET)
+    assert purge(server) == 0
+    assert not is_paused(server)
+    server.jump(365 * DAY)
+    for _ in range(3):
+        assert purge(server) == 0
+        server.clock.advance(3600)
+    assert not is_shown(alice, room_id, event_id)
+    assert is_paused(server)
+    server.jump(-365 * DAY)
+    assert purge(server) == 0
+    assert is_shown(alice, room_id, event_id)
+    server.clock.advance(DAY)
+    assert purge(server) == 0
+    assert not is_paused(server)
+    server.clock.advance(DAY)
+    assert purge(server) == 1
+
+
+def test_a_date_that_stays_is_believed_after_a_day(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, 2 * DAY)
+    say(alice, room_id, SECRET)
+    server.jump(3 * DAY)
+    assert purge(server) == 0
+    server.clock.advance(DAY - 1)
+    assert purge(server) == 0
+    server.clock.advance(1)
+    assert purge(server) == 1
+
+
+def test_a_clock_that_is_moved_a_little_is_believed(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    say(alice, room_id, SECRET)
+    server.clock.advance(DAY)
+    server.jump(60)
+    assert purge(server) == 1
+
+
+@pytest.mark.parametrize("has_looked", [True, False])
+def test_a_server_that_was_away_for_long_waits_too(tmp_path: Path, sqlite: SQLiteConfig, has_looked: bool) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    say(alice, room_id, SECRET)
+    if has_looked:
+        assert purge(server) == 0
+    server.run(server.app.stop())
+    now = server.clock.seconds() + 3 * DAY
+    for seed, seconds, purged in ((2, 0.0, 0), (3, DAY / 2, 0), (4, DAY / 2, 1)):
+        now += seconds
+        again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
+        assert purge(again) == purged
+        assert is_paused(again) is not bool(purged)
+        again.run(again.app.stop())
+
+
+def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY / 2)
+    say(alice, room_id, SECRET)
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY)
+    assert purge(again) == 1

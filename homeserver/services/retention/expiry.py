@@ -11,6 +11,7 @@ from typing import Final
 from federation.protocol.retention import UNBOUNDED
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.purging import Purging
+from homeserver.services.retention.believed_time import BelievedTime
 from storage.purging import Cause, PurgingStore
 from storage.room_lifetimes import RoomLifetimeStore
 
@@ -29,7 +30,7 @@ class MessageExpiry:
         rooms: RoomLifetimeStore,
         store: PurgingStore,
         purging: Purging,
-        now_ms: Callable[[], int],
+        time: BelievedTime,
         is_for: Callable[[int], bool],
     ) -> None:
         """`is_for`: whether rooms with this lifetime are looked through by this job."""
@@ -37,7 +38,7 @@ class MessageExpiry:
         self._rooms = rooms
         self._store = store
         self._purging = purging
-        self._now_ms = now_ms
+        self._time = time
         self._is_for = is_for
         self._upto = 0
         """The number of the last room that was looked at."""
@@ -45,12 +46,17 @@ class MessageExpiry:
         """Something, since it began with the first room."""
 
     async def do_step(self, limit: int) -> int:
-        """Purge up to so many messages; how many it were. After the last room it begins anew the next time."""
+        """Purge up to so many messages; how many it were. After the last room it begins anew the next time.
+
+        None are purged while the clock is not believed.
+        """
+        now = await self._time.read()
+        if now is None:
+            return 0
         done = 0
         while True:
             rooms = await self._rooms.get_rooms(self._upto, ROOMS_AT_ONCE)
             lifetimes = await self._lifetimes.get(rooms)
-            now = self._now_ms()
             oldest = {
                 nid: now - lifetime
                 for nid, lifetime in lifetimes.items()
