@@ -104,6 +104,11 @@ class StoredEvent:
         """What readers may see: it stands in the timeline, and was not purged."""
         return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
 
+    @property
+    def is_purged(self) -> bool:
+        """Whether its content is gone for good, by its age or since an administrator said so."""
+        return bool(self.flags & EventFlag.PURGED)
+
     def is_expired(self, oldest: int) -> bool:
         """Whether it is a message that is older than the oldest which is still to be shown (`Lifetimes.oldest_shown`)."""
         return self.event.state_key is None and self.aged_from < oldest

@@ -55,10 +55,14 @@ class Visibility:
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out, and
         messages that are kept no longer.
         """
-        if self._lifetimes is not None and events:
-            oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
-            events = [event for event in events if not event.is_expired(oldest)]
-        return await self.filter_of_any_age(user_id, own, events)
+        return await self.filter_of_any_age(user_id, own, await self.without_expired(events))
+
+    async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Those of the events (of one room) that are kept still, whoever may see them."""
+        if self._lifetimes is None or not events:
+            return events
+        oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
+        return [event for event in events if not event.is_expired(oldest)]
 
     async def filter_of_any_age(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
