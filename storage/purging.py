@@ -19,6 +19,7 @@ from storage.database import Database
 from storage.engine import Row
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.media_references import note_purged
+from storage.outgoing_mail import withdraw_letters
 from storage.push_outcomes import remove_outcomes
 from storage.relations import remove_relations
 from storage.search import SearchStore
@@ -163,6 +164,7 @@ class PurgingStore:
         self._texts.remove_texts(txn, nids)
         remove_relations(txn, nids)
         remove_sticky_events(txn, nids)
+        withdraw_letters(txn, nids)
         remove_outcomes(
             txn,
             room_nid,
