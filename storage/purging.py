@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from storage.database import Database
+from storage.delayed_events import forget_contents
 from storage.engine import Row
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.media_references import note_purged
@@ -170,7 +171,8 @@ class PurgingStore:
             room_nid,
             {nid: position for nid, _, position, flags in rows if position and flags & EventFlag.OUTCOMES},
         )
-        _remove_copies(txn, [event_id for _, event_id, *_ in rows])
+        forget_contents(txn, nids)
+        _forget_reasons(txn, [event_id for _, event_id, *_ in rows])
         position = txn.next_position()
         txn.execute(
             "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, ?, ?, ?, ?)"
@@ -182,11 +184,10 @@ class PurgingStore:
         return len(nids)
 
 
-def _remove_copies(txn: WriteTransaction, event_ids: Collection[str]) -> None:
-    """What else was noted of what they said: the reasons of redactions, what was sent late."""
+def _forget_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
+    """Why they were redacted with what is related to them."""
     keys = [(event_id,) for event_id in event_ids]
     txn.execute_many("UPDATE related_redactions SET reason = NULL WHERE target = ? AND reason IS NOT NULL", keys)
-    txn.execute_many("UPDATE delayed_events SET content = ? WHERE event_id = ?", [(b"{}", *key) for key in keys])
 
 
 def _message(row: Row) -> Message:

@@ -3,6 +3,7 @@
 import msgspec
 from msgspec.structs import replace
 
+from storage.delayed_events import forget_contents
 from storage.directory_changes import note_directory_changes
 from storage.media_references import note_redaction
 from storage.memberships import put_memberships, select_memberships
@@ -43,6 +44,7 @@ def redact_event(
     remove_relation(txn, redaction.target_nid)
     remove_sticky_event(txn, redaction.target_nid)
     withdraw_letters(txn, [redaction.target_nid])
+    forget_contents(txn, [redaction.target_nid])
     if redaction.effect is None:
         return
     if redaction.effect.summary:
