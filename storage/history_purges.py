@@ -13,11 +13,8 @@ import msgspec
 
 from storage.database import Database
 from storage.engine import Row
-from storage.purging import Cause
+from storage.purging import BEFORE_ALL, Cause
 from storage.transaction import Transaction, WriteTransaction
-
-BEFORE_ALL: Final = (-(2**62), 0)
-"""Time and number before those of every message."""
 
 
 class PurgeUnderWay(Exception):

@@ -29,6 +29,8 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 DAY_MS: Final = 24 * 3_600_000
+BEFORE_ALL: Final = (-(2**62), 0)
+"""Time and number before those of every message."""
 _COUNTED: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
 _KEPT_FLAGS: Final = (2**31 - 1) ^ _COUNTED
 
@@ -99,12 +101,12 @@ class PurgingStore:
 
         return await self._database.read("find_rooms_to_purge", read)
 
-    async def get_older(self, room_nid: int, before_ms: int, limit: int) -> Sequence[Message]:
-        """Messages of a room that were sent before a time, the oldest first, so many at most."""
+    async def get_older(self, room_nid: int, before_ms: int, after: tuple[int, int], limit: int) -> Sequence[Message]:
+        """Messages of a room that were sent before a time, after one by time and number, the oldest first, so many at most."""
 
         def read(txn: Transaction) -> Sequence[Message]:
-            sql = f"{_SELECT} AND origin_server_ts < ? {_ORDERED}"
-            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, limit))]
+            sql = f"{_SELECT} AND origin_server_ts < ? AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, *after, limit))]
 
         return await self._database.read("get_older_messages", read)
 

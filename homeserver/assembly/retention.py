@@ -44,10 +44,11 @@ class RetentionParts:
     ) -> None:
         now_ms = rooms.now_ms
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
-        time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, RetentionMetrics(registry))
-        purging = Purging(database, messages, rooms.room_store, now_ms)
+        metrics = RetentionMetrics(registry)
+        time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
+        purging = Purging(database, messages, rooms.room_store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
-            purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms
+            purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms, metrics
         )
         retention = config.rooms.retention
         rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None
@@ -75,6 +76,7 @@ class RetentionParts:
                     messages,
                     purging,
                     time,
+                    metrics,
                     _is_for(intervals, number),
                 )
                 seconds = USUAL_INTERVAL if job is None else job.interval / 1000

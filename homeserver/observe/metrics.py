@@ -141,3 +141,11 @@ class RetentionMetrics:
             "1 while no message is deleted by age, since the clock jumped or the server was away for long",
             registry=registry,
         )
+        self.unreadable = Counter(
+            "mahalla_retention_unreadable",
+            "Stored events that were to be deleted and could not be read, each time that they were met",
+            registry=registry,
+        )
+        self.failures = Counter(
+            "mahalla_retention_failures", "Purges, and rooms with old messages, that failed", registry=registry
+        )

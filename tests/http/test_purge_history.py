@@ -8,6 +8,7 @@ import pytest
 from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
+from tests.helpers.retention import damage
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.talk import create, everything_said, invite, join, leave, membership, ok, refused, room_path, say
 
@@ -217,3 +218,27 @@ def test_what_is_said_while_a_purge_goes_on_stays(server: TestServer, alice: Use
         say(alice, room_id, said[-1])
     work(server)
     assert everything_said(alice, room_id) == ["limit", *said]
+
+
+def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite))
+    alice, root = server.register("alice"), make_root(server)
+    rooms = [create(alice) for _ in range(3)]
+    for room_id in rooms:
+        said = [say(alice, room_id, str(number)) for number in range(3)]
+        if room_id == rooms[1]:
+            damage(server, said[0])
+    unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
+    purges = []
+    for room_id in rooms:
+        purges.append(begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True))
+        server.clock.advance(1)
+    server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
+    work(again)
+    root = User(again, vars_of(root))
+    failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
+    assert failed == {"status": "failed", "error": "The server failed; its log says more", "messages": 0}
+    assert damaged == {"status": "complete", "messages": 1}
+    assert whole == {"status": "complete", "messages": 2}

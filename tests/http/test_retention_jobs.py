@@ -7,7 +7,7 @@ import pytest
 from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.retention import DAY, RULES, SECRET, find_tables, keep_for, purge, settle
+from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import create, messages, ok, refused, room_path, say
@@ -237,3 +237,36 @@ def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLite
     server.run(server.app.stop())
     again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY)
     assert purge(again) == 1
+
+
+def test_an_event_that_cannot_be_read_holds_up_no_other(server: TestServer, alice: User) -> None:
+    rooms = [create(alice) for _ in range(2)]
+    for room_id in rooms:
+        keep_for(alice, room_id, DAY)
+        for event_id in [say(alice, room_id, SECRET) for _ in range(5)][:4]:
+            if room_id == rooms[0]:
+                damage(server, event_id)
+    server.clock.advance(DAY + 1)
+    (expiry,) = server.app.retention.expiries
+    assert [server.run(expiry.do_step(2)) for _ in range(4)] == [2, 2, 2, 0]
+    assert server.registry.get_sample_value("mahalla_retention_unreadable_total") == 4 * 4
+    assert server.registry.get_sample_value("mahalla_retention_failures_total") == 0
+    settle(server)
+    assert server.run(server.app.database.read("find", find_tables, SECRET)) == []
+
+
+def test_a_room_that_cannot_be_purged_holds_up_no_other(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(2)]
+    for room_id in rooms:
+        keep_for(alice, room_id, DAY)
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    assert server.run(server.app.retention.expiries[0].do_step(0)) == 0
+    unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
+    server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(again) == 1
+    assert again.registry.get_sample_value("mahalla_retention_failures_total") == 1

@@ -5,9 +5,9 @@ from msgspec.structs import replace
 
 from storage.database import Database, Transaction, WriteTransaction
 from storage.events import EventFlag, EventStore
-from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
 from storage.media_references import do_rechecks
-from storage.purging import Cause, PurgedMessages, PurgingStore
+from storage.purging import BEFORE_ALL, Cause, PurgedMessages, PurgingStore
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations
 from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
@@ -83,12 +83,13 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     store = PurgingStore(database)
     await database.write("fill", fill)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]
-    older = await store.get_older(1, 6, 10)
+    older = await store.get_older(1, 6, BEFORE_ALL, 10)
     assert [(each.event_nid, each.sender, each.depth) for each in older] == [
         (1, ALICE, 1),
         (3, ALICE, 3),
         (5, ALICE, 5),
     ]
+    assert [each.event_nid for each in await store.get_older(1, 6, (3, 3), 10)] == [5]
 
     # state, another room's, and what is not there are left alone
     asked = pruned(1, 2, 3, 11, 99)
@@ -104,7 +105,7 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
     assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
-    assert [each.event_nid for each in await store.get_older(1, 6, 10)] == [5]
+    assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_ALL, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
     assert change.detail == PurgedMessages(1, [1, 3])

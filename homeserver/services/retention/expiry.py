@@ -8,11 +8,15 @@ proposal: MSC1763
 from collections.abc import Callable
 from typing import Final
 
+from twisted.logger import Logger
+
 from federation.protocol.retention import UNBOUNDED
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.purging import Purging
+from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.retention.believed_time import BelievedTime
-from storage.purging import Cause, PurgingStore
+from storage.engine import DatabaseUnavailable
+from storage.purging import BEFORE_ALL, Cause, PurgingStore
 from storage.room_lifetimes import RoomLifetimeStore
 
 ROOMS_AT_ONCE: Final = 500
@@ -24,6 +28,8 @@ AT_ONCE: Final = 100
 class MessageExpiry:
     """The steps of a job that goes through the rooms."""
 
+    _log = Logger()
+
     def __init__(
         self,
         lifetimes: Lifetimes,
@@ -31,6 +37,7 @@ class MessageExpiry:
         store: PurgingStore,
         purging: Purging,
         time: BelievedTime,
+        metrics: RetentionMetrics,
         is_for: Callable[[int], bool],
     ) -> None:
         """`is_for`: whether rooms with this lifetime are looked through by this job."""
@@ -39,6 +46,7 @@ class MessageExpiry:
         self._store = store
         self._purging = purging
         self._time = time
+        self._metrics = metrics
         self._is_for = is_for
         self._upto = 0
         """The number of the last room that was looked at."""
@@ -63,7 +71,7 @@ class MessageExpiry:
                 if lifetime < UNBOUNDED and self._is_for(lifetime)
             }
             for room_nid in await self._store.find_rooms(oldest) if oldest else ():
-                done += await self._purge(room_nid, oldest[room_nid], limit - done)
+                done += await self._purge_safely(room_nid, oldest[room_nid], limit - done)
                 self._has_purged = True
                 if done >= limit:
                     return done
@@ -75,12 +83,24 @@ class MessageExpiry:
                 return done
             self._upto = rooms[-1]
 
+    async def _purge_safely(self, room_nid: int, before_ms: int, limit: int) -> int:
+        """As `_purge`; a room in which that fails by a bug of ours holds up no other."""
+        try:
+            return await self._purge(room_nid, before_ms, limit)
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            self._log.failure("the old messages of the room with number {room} could not be purged", room=room_nid)
+            self._metrics.failures.inc()
+            return 0
+
     async def _purge(self, room_nid: int, before_ms: int, limit: int) -> int:
-        done = 0
+        done, after = 0, BEFORE_ALL
         while done < limit:
-            messages = await self._store.get_older(room_nid, before_ms, min(AT_ONCE, limit - done))
+            messages = await self._store.get_older(room_nid, before_ms, after, min(AT_ONCE, limit - done))
             if not messages:
                 break
-            await self._purging.purge(room_nid, messages, Cause.RETENTION)
-            done += len(messages)
+            # what could not be read is passed over, and not counted: else the job would find work without end
+            done += await self._purging.purge(room_nid, messages, Cause.RETENTION)
+            after = (messages[-1].origin_server_ts, messages[-1].event_nid)
         return done

@@ -3,20 +3,24 @@
 Laws:
 - State stays, and so does the newest message. What goes is gone for everybody here; other servers keep theirs.
 - What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
-- A room has one purge at a time; they are done one after the other.
+- A room has one purge at a time; they are done one after the other. One that fails holds up no other.
 """
 
 from collections.abc import Callable
 from typing import Any, Final
+
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.purging import Purging
 from federation.rooms.room_events import RoomEvents
+from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.secret_text import SecretText
-from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
-from storage.purging import DAY_MS, Cause, Message, PurgingStore
+from storage.engine import DatabaseUnavailable
+from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
+from storage.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
 
@@ -29,6 +33,8 @@ REMEMBERED_MS: Final = 365 * DAY_MS
 class HistoryPurges:
     """Begins purges, tells of them, and does them in steps."""
 
+    _log = Logger()
+
     def __init__(
         self,
         store: HistoryPurgeStore,
@@ -39,6 +45,7 @@ class HistoryPurges:
         identity: ServerIdentity,
         secret_text: SecretText,
         now_ms: Callable[[], int],
+        metrics: RetentionMetrics,
     ) -> None:
         self._store = store
         self._messages = messages
@@ -48,6 +55,7 @@ class HistoryPurges:
         self._identity = identity
         self._secret_text = secret_text
         self._now_ms = now_ms
+        self._metrics = metrics
 
     async def do_begin(
         self, room_id: RoomID, event_id: EventID | None, before_ts: int | None, *, with_own: bool, by: UserID
@@ -110,8 +118,12 @@ class HistoryPurges:
                 break
             try:
                 done += await self._go_on(purge, min(AT_ONCE, limit - done))
-            except MatrixError as error:  # a stored event that cannot be read: it would be met again and again
-                await self._store.set_finished(purge.purge_id, self._now_ms(), error.text)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # a bug of ours: it would be met again and again, and hold up all others
+                self._log.failure("the purge {id} failed", id=purge.purge_id)
+                self._metrics.failures.inc()
+                await self._store.set_finished(purge.purge_id, self._now_ms(), "The server failed; its log says more")
         return done
 
     async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
