@@ -149,12 +149,16 @@ class PurgingStore:
         self, txn: WriteTransaction, room_nid: int, pruned: Mapping[int, bytes], cause: Cause, now_ms: int
     ) -> int:
         """Purge messages of a room: by number what stays of each. How many had not been purged before."""
-        rows = txn.query_in(
-            f"SELECT event_nid, event_id, position, flags FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
-            " AND event_nid IN {keys}",
+        # by their numbers alone: a condition on the room would have `messages_by_time` read, all of the room
+        found = txn.query_in(
+            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events WHERE event_nid IN {keys}",
             pruned,
-            before=(room_nid,),
         )
+        rows = [
+            (nid, event_id, position, flags)
+            for nid, event_id, position, flags, of_room, state_key in found
+            if of_room == room_nid and state_key is None and not flags & EventFlag.PURGED
+        ]
         nids = [nid for nid, *_ in rows]
         if not nids:
             return 0

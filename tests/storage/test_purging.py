@@ -1,9 +1,13 @@
 """What a purge takes and what it leaves, on both databases."""
 
+from collections.abc import Collection
+from typing import cast
+
 import pytest
 from msgspec.structs import replace
 
 from storage.database import Database, Transaction, WriteTransaction
+from storage.engine import Row
 from storage.events import EventFlag, EventStore
 from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
 from storage.media_references import do_rechecks
@@ -246,3 +250,29 @@ async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: in
     assert await store.find_rooms({1: 2}) == []
     (row,) = (await EventStore(database).get_events([1])).values()
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
+
+
+async def test_what_is_purged_is_found_by_its_number_however_large_the_room(database: Database) -> None:
+    plans: list[str] = []
+
+    class Explained:
+        """A transaction that tells how it would look, and finds nothing."""
+
+        def __init__(self, txn: WriteTransaction) -> None:
+            self.txn = txn
+
+        def query_in(self, sql: str, keys: Collection[int]) -> list[Row]:
+            asked = "EXPLAIN QUERY PLAN" if database.engine.name == "sqlite" else "EXPLAIN"
+            plans.extend(str(row) for row in self.txn.query_in(f"{asked} {sql}", keys))
+            return []
+
+    def look(txn: WriteTransaction) -> None:
+        if database.engine.name != "sqlite":  # as with a large table
+            txn.execute("SET LOCAL enable_seqscan = off")
+        explained = cast(WriteTransaction, Explained(txn))
+        assert PurgingStore(database).purge(explained, 1, pruned(*range(100)), Cause.RETENTION, NOW) == 0
+
+    await database.write("look", look)
+    plan = "\n".join(plans)
+    assert "messages_by_time" not in plan
+    assert "INTEGER PRIMARY KEY" in plan or "events_pkey" in plan
