@@ -10,7 +10,21 @@ from storage.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import damage
 from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import create, everything_said, invite, join, leave, membership, ok, refused, room_path, say
+from tests.helpers.talk import (
+    create,
+    everything_said,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -242,3 +256,26 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConf
     assert failed == {"status": "failed", "error": "The server failed; its log says more", "messages": 0}
     assert damaged == {"status": "complete", "messages": 1}
     assert whole == {"status": "complete", "messages": 2}
+
+
+@pytest.mark.parametrize("last", ["redaction", "reaction", "edit", "topic", "purged"])
+def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: User, root: User, last: str) -> None:
+    room_id = create(alice)
+    for text in ("one", "two"):
+        kept = say(alice, room_id, text)
+    if last in ("redaction", "purged"):
+        ok(redact(alice, room_id, say(alice, room_id, "three")))
+    if last == "purged":
+        begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+        work(server)
+    elif last == "reaction":
+        relation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": kept, "key": "+"}}
+        ok(put_event(alice, room_id, "m.reaction", relation))
+    elif last == "edit":
+        relation = {"m.relates_to": {"rel_type": "m.replace", "event_id": kept}, "m.new_content": {"body": "better"}}
+        ok(put_event(alice, room_id, "m.room.message", {"body": "* better", "msgtype": "m.text", **relation}))
+    elif last == "topic":
+        set_state(alice, room_id, "m.room.topic", {"topic": "Tea"})
+    begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+    work(server)
+    assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])

@@ -4,12 +4,11 @@ from collections.abc import Collection
 from typing import cast
 
 import pytest
-from msgspec.structs import replace
 
 from storage.database import Database, Transaction, WriteTransaction
 from storage.engine import Row
 from storage.events import EventFlag, EventStore
-from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.history_purges import Extent, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
 from storage.media_references import do_rechecks
 from storage.purging import BEFORE_ALL, Cause, PurgedMessages, PurgingStore
 from storage.push_outcomes import add_outcomes
@@ -175,15 +174,13 @@ async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
 
 
 def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
-    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW)
+    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW, 11)
 
 
 async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     store = HistoryPurgeStore(database)
-    await database.write("fill", fill)
     first = _purge("first", 1)
     await store.add(first)
-    first = replace(first, upto_nid=11)
     assert await store.get("first") == first
     with pytest.raises(PurgeUnderWay):
         await store.add(_purge("second", 1))
@@ -203,6 +200,24 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     assert await store.get("first") is None
 
 
+async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(database: Database) -> None:
+    store, types = HistoryPurgeStore(database), ["m.room.message"]
+    await database.write("fill", fill)
+    assert await store.get_extent(1, types) == Extent(11, 9)
+    assert await store.get_extent(1, ["m.sticker"]) == Extent(11, None)
+    children = [
+        RelationRow(Relation(rel_type, "$5"), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid)
+        for rel_type, nid in (("m.replace", 9), ("m.annotation", 7))
+    ]
+    await database.write("relate", add_relations, children)
+    assert await store.get_extent(1, types) == Extent(11, 5)
+    assert list(await store.get_edits(5)) == [9]
+    redact = "UPDATE events SET redacted_by = 9 WHERE event_nid = 5"
+    await database.write("redact", lambda txn: txn.execute(redact))
+    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
+    assert await store.get_extent(1, types) == Extent(11, 1)
+
+
 async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     store = HistoryPurgeStore(database)
     await database.write("fill", fill)
@@ -219,7 +234,7 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert await store.begin_forgotten(NOW, NOW, "purge")
     active = await store.get_active()
     assert active is not None
-    assert (active.room_nid, active.cause, active.with_own) == (1, "forgotten", True)
+    assert (active.room_nid, active.cause, active.with_own, active.upto_nid) == (1, "forgotten", True, 11)
     assert not await store.begin_forgotten(NOW, NOW, "again")
 
 

@@ -1,12 +1,13 @@
 """Purges the history of a room where an administrator asks for it, as a job that a restart goes on with.
 
 Laws:
-- State stays, and so does the newest message. What goes is gone for everybody here; other servers keep theirs.
+- State stays, and so does the newest message that people see, with its edits. What goes is gone for everybody here; other servers keep
+  theirs.
 - What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
 - A room has one purge at a time; they are done one after the other. One that fails holds up no other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
 
 from twisted.logger import Logger
@@ -26,6 +27,8 @@ from storage.transaction import WriteTransaction
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
+SAID: Final = ("m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start")
+"""What is said in a room: of these types is the message that stays."""
 REMEMBERED_MS: Final = 365 * DAY_MS
 """For how long it is told how a purge ended."""
 
@@ -78,6 +81,7 @@ class HistoryPurges:
             if event.room_nid != room.room_nid:
                 raise MatrixError("The event is of another room")
             depth, before_ts = event.depth, None
+        extent = await self._store.get_extent(room.room_nid, SAID)
         purge = HistoryPurge(
             self._secret_text.purge_id(),
             room.room_nid,
@@ -85,11 +89,12 @@ class HistoryPurges:
             before_ts,
             depth,
             with_own,
-            await self._store.get_newest_message(room.room_nid),
+            extent.newest_message,
             BEFORE_ALL,
             0,
             by,
             now,
+            extent.upto_nid,
         )
         try:
             await self._store.add(purge)
@@ -138,7 +143,10 @@ class HistoryPurges:
         def note(txn: WriteTransaction, count: int) -> None:
             move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
-        wanted = [each for each in within if self._is_wanted(purge, each)]
+        kept: Set[int] = frozenset()
+        if purge.kept_nid is not None:
+            kept = {purge.kept_nid, *await self._store.get_edits(purge.kept_nid)}
+        wanted = [each for each in within if each.event_nid not in kept and self._is_wanted(purge, each)]
         await self._purging.purge(
             purge.room_nid,
             wanted,
@@ -149,7 +157,7 @@ class HistoryPurges:
         return len(within)
 
     def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
-        if message.event_nid == purge.kept_nid or message.event_nid > purge.upto_nid:
+        if message.event_nid > purge.upto_nid:
             return False
         if purge.before_depth is not None and message.depth >= purge.before_depth:
             return False
