@@ -125,13 +125,38 @@ def test_refusals(server: TestServer, alice: User, root: User) -> None:
     assert refused(root.post(f"{PURGE}/{room_id}/{event_id}")) == (400, "M_UNKNOWN")
     assert refused(root.get(f"{STATUS}/none")) == (404, "M_NOT_FOUND")
     assert refused(alice.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (403, "M_FORBIDDEN")
-    assert refused(root.get(f"{RECORD}?from=x")) == (400, "M_INVALID_PARAM")
+    for token in ("x", "1_1_x", "1_1_", "1_1", "999999999999999_1_purge", "-1_1_purge", "1__purge"):
+        assert refused(root.get(f"{RECORD}?from={token}")) == (400, "M_INVALID_PARAM")
     assert refused(root.get(f"{RECORD}?limit=0")) == (400, "M_INVALID_PARAM")
     begin(root, room_id, purge_up_to_ts=1)
     assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (400, "M_UNKNOWN")
     begin(root, other, purge_up_to_ts=1)
     work(server)
     begin(root, room_id, purge_up_to_ts=1)
+
+
+def test_what_stands_above_an_event_needs_no_body(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    limit = say(alice, room_id, "one")
+    path = f"{PURGE}/{room_id}/{limit}"
+    answer = server.client.request("POST", path, token=root.token)
+    assert status(root, ok(answer)["purge_id"]) == {"status": "active", "messages": 0}
+
+
+def test_the_record_is_told_page_by_page(server: TestServer, alice: User, root: User) -> None:
+    rooms = [create(alice) for _ in range(3)]
+    for room_id in rooms:
+        for text in ("one", "two"):
+            say(alice, room_id, text)
+        begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+    work(server)
+    found, token = [], ""
+    for _ in rooms:
+        page = ok(root.get(f"{RECORD}?limit=1{token}"))
+        found += [each["room_id"] for each in page["purged"]]
+        token = f"&from={page['next_token']}"
+    assert found == rooms[::-1]
+    assert ok(root.get(f"{RECORD}?limit=1{token}")) == {"purged": []}
 
 
 def test_a_restart_goes_on_with_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
