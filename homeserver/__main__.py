@@ -175,6 +175,7 @@ def run(paths: tuple[Path, ...]) -> None:
             follow=outbound.follow,
             preview_web=outbound.previews,
             random=os.urandom,
+            monotonic=time.monotonic,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
         )

@@ -4,7 +4,7 @@ The clock, the random source and the threads for passwords are arguments, so a t
 two servers can live in one process.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -256,14 +256,15 @@ def build(
     preview_web: PreviewWeb,
     random: RandomBytes,
     access_log: AccessLog,
+    monotonic: Callable[[], float],
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
     servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
-    where another server says, `preview_web` what people link to; `random` gives so many unguessable
-    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of files
-    cannot be made, `ValueError` for settings of identity providers that cannot be used."""
+    where another server says, `preview_web` what people link to; `random` gives so many unguessable bytes; `monotonic` counts
+    seconds, and nobody sets it; `registry` may hold metrics of what was made before, such as the database. Raises OSError where
+    the folder of files cannot be made, `ValueError` for settings of identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -293,7 +294,7 @@ def build(
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
-    retention = RetentionParts(config, database, identity, accounts, rooms)
+    retention = RetentionParts(config, database, identity, accounts, rooms, monotonic, registry)
     exploring = ExploringParts(
         database,
         identity,

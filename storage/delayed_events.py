@@ -6,6 +6,7 @@ Laws:
 - What is leased can be neither cancelled nor restarted.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -233,6 +234,12 @@ class DelayedEventStore:
         )
         if rows:
             txn.execute_many("DELETE FROM delayed_events WHERE delay_id = ?", rows)
+
+
+def forget_contents(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+    """These events lose their content: so does what is remembered of those that were sent late."""
+    sql = "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events WHERE event_nid = ?)"
+    txn.execute_many(sql, [(b"{}", nid) for nid in event_nids])
 
 
 def _select(txn: Transaction, delay_id: str) -> DelayedEventRow | None:

@@ -65,6 +65,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     state_key: str | None
     sender: str
     origin_server_ts: int
+    """As the event says, but no later than when it came: from then its age counts."""
     flags: int
     state_root: bytes | None
     """Root of the state after the event; None for outliers."""

@@ -3,19 +3,21 @@
 Laws:
 - A room has one purge at a time.
 - How far it is, is written with what it has purged: a restart goes on from there.
+- What came after it had begun is not its: each purge has the number of the last event that was there.
+- A room that somebody remembers again is purged no further: each write asks.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.engine import Row
-from storage.purging import Cause
+from storage.events import IS_SHOWN
+from storage.purging import BEFORE_ALL, Cause
+from storage.relations import ANNOTATION, REPLACE
 from storage.transaction import Transaction, WriteTransaction
-
-BEFORE_ALL: Final = (-(2**62), 0)
-"""Time and number before those of every message."""
 
 
 class PurgeUnderWay(Exception):
@@ -42,8 +44,19 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     """How many have lost their content."""
     by_user_id: str | None
     created_ts: int
+    upto_nid: int
+    """The number of the newest event when it began: what came later stays."""
     finished_ts: int | None = None
     error: str | None = None
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """What a purge of a room may take, as of one moment."""
+
+    upto_nid: int
+    """The number of the newest event."""
+    newest_message: int | None
+    """The number of the newest message by arrival that people see: no edit, no reaction; None where there is none."""
 
 
 class Forgotten(msgspec.Struct, frozen=True):
@@ -57,7 +70,7 @@ class Forgotten(msgspec.Struct, frozen=True):
 
 _COLUMNS: Final = (
     "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid, messages, by_user_id,"
-    " created_ts, finished_ts, error"
+    " created_ts, upto_nid, finished_ts, error"
 )
 _IS_REMEMBERED: Final = (
     "EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
@@ -96,8 +109,7 @@ class HistoryPurgeStore:
 
     async def set_finished(self, purge_id: str, now_ms: int, error: str | None) -> None:
         """It has ended."""
-        sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
-        await self._database.write("end_history_purge", lambda txn: txn.execute(sql, (now_ms, error, purge_id)))
+        await self._database.write("end_history_purge", _set_finished, purge_id, now_ms, error)
 
     async def remove_finished(self, before_ms: int, limit: int) -> int:
         """Forget purges that ended long ago, at most so many; how many."""
@@ -107,18 +119,33 @@ class HistoryPurgeStore:
         )
         return await self._database.write("forget_history_purges", lambda txn: txn.execute(sql, (before_ms, limit)))
 
-    async def get_newest_message(self, room_nid: int) -> int | None:
-        """The number of the newest message of a room by arrival."""
+    async def get_extent(self, room_nid: int, types: Sequence[str]) -> Extent:
+        """What there is to purge in a room, and the newest message of these types."""
 
-        def read(txn: Transaction) -> int | None:
+        def read(txn: Transaction) -> Extent:
             row = txn.query_one(
-                "SELECT event_nid FROM events WHERE room_nid = ? AND position IS NOT NULL AND state_key IS NULL"
-                " ORDER BY position DESC LIMIT 1",
-                (room_nid,),
+                f"SELECT e.event_nid FROM events AS e WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
+                f" AND e.state_key IS NULL AND e.redacted_by IS NULL AND e.type IN ({', '.join('?' * len(types))})"
+                " AND NOT EXISTS (SELECT 1 FROM relations AS r WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
+                " ORDER BY e.position DESC LIMIT 1",
+                (room_nid, *types, REPLACE, ANNOTATION),
             )
-            return None if row is None else int(row[0])
+            return Extent(_select_latest(txn), None if row is None else int(row[0]))
 
-        return await self._database.read("get_newest_message", read)
+        return await self._database.read("get_extent_of_purge", read)
+
+    async def get_edits(self, event_nid: int) -> Sequence[int]:
+        """The numbers of a message's edits."""
+
+        def read(txn: Transaction) -> Sequence[int]:
+            rows = txn.query(
+                "SELECT r.event_nid FROM events AS e JOIN relations AS r ON r.target = e.event_id AND r.rel_type = ?"
+                " AND r.room_nid = e.room_nid WHERE e.event_nid = ?",
+                (REPLACE, event_nid),
+            )
+            return [nid for (nid,) in rows]
+
+        return await self._database.read_quickly("get_edits_of_kept", read)
 
     async def note_forgotten(self, after: int, limit: int, now_ms: int) -> Forgotten:
         """Look at rooms after one: note those that nobody of this server remembers, and unnote those that somebody does."""
@@ -157,7 +184,11 @@ class HistoryPurgeStore:
                 txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (room_nid,))
                 return True
             cause = Cause.FORGOTTEN.value
-            add_purge(txn, HistoryPurge(make_id, room_nid, cause, None, None, True, None, BEFORE_ALL, 0, None, now_ms))
+            upto_nid = _select_latest(txn)
+            add_purge(
+                txn,
+                HistoryPurge(make_id, room_nid, cause, None, None, True, None, BEFORE_ALL, 0, None, now_ms, upto_nid),
+            )
             txn.execute("UPDATE forgotten_rooms SET purged_ts = ? WHERE room_nid = ?", (now_ms, room_nid))
             return True
 
@@ -170,7 +201,7 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     if txn.query_one(sql, (purge.room_nid,)) is not None:
         raise PurgeUnderWay
     txn.execute(
-        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
         (
             purge.purge_id,
             purge.room_nid,
@@ -183,8 +214,24 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
             purge.messages,
             purge.by_user_id,
             purge.created_ts,
+            purge.upto_nid,
         ),
     )
+
+
+def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
+    """Whether the purge is to take more. One of a forgotten room ends here where somebody of this server remembers it again."""
+    if purge.cause != Cause.FORGOTTEN.value:
+        return True
+    row = txn.query_one(
+        f"SELECT CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r WHERE r.room_nid = ?", (purge.room_nid,)
+    )
+    if row is None or not row[0]:
+        return True
+    # it may be forgotten anew, and is then purged anew
+    txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (purge.room_nid,))
+    _set_finished(txn, purge.purge_id, now_ms, None)
+    return False
 
 
 def move_purge(txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int) -> None:
@@ -194,6 +241,17 @@ def move_purge(txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int
         "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
         (*after, purge.purge_id, *after),
     )
+
+
+def _select_latest(txn: Transaction) -> int:
+    """The number of the newest event; 0 before there is one."""
+    row = txn.query_one("SELECT MAX(event_nid) FROM events")
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str | None) -> None:
+    sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
+    txn.execute(sql, (now_ms, error, purge_id))
 
 
 def _purge(row: Row) -> HistoryPurge:

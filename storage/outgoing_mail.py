@@ -1,9 +1,12 @@
 """Letters that are to be sent, until they are: over restarts, and by one node at a time.
 
 Who takes letters puts off when they are due, so that nobody else takes them meanwhile; if it dies, they are due again.
+
+A letter about what somebody missed has the text of messages: where one of them loses its content, the write that takes it takes the
+letter too, and the pusher is set back, so that another letter tells of the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -21,19 +24,52 @@ class OutgoingMailRow(msgspec.Struct, frozen=True):
     message: bytes
 
 
+class LetterOf(msgspec.Struct, frozen=True):
+    """What a letter tells that is about what somebody missed."""
+
+    pusher_nid: int
+    told_position: int
+    """Up to where the letter before it had told."""
+    event_nids: Collection[int]
+
+
 class OutgoingMailStore:
     """The table of letters."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add_mail(self, txn: WriteTransaction, recipient: str, message: bytes, now: int) -> None:
+    def add_mail(
+        self, txn: WriteTransaction, recipient: str, message: bytes, now: int, tells: LetterOf | None = None
+    ) -> None:
         """Queue a letter."""
+        mail_nid = txn.allocate("mail")
         sql = (
-            "INSERT INTO outgoing_mail (mail_nid, next_ts, created_ts, attempts, recipient, message)"
-            " VALUES (?, ?, ?, 0, ?, ?)"
+            "INSERT INTO outgoing_mail (mail_nid, next_ts, created_ts, attempts, recipient, message, pusher_nid, told_position)"
+            " VALUES (?, ?, ?, 0, ?, ?, ?, ?)"
         )
-        txn.execute(sql, (txn.allocate("mail"), now, now, recipient, message))
+        pusher = (None, None) if tells is None else (tells.pusher_nid, tells.told_position)
+        txn.execute(sql, (mail_nid, now, now, recipient, message, *pusher))
+        if tells is not None:
+            sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
+            txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(tells.event_nids))])
+
+    async def get_told(self, mail_nid: int) -> list[int] | None:
+        """The numbers of the events that a letter tells, if it tells any; None for a letter that waits no longer."""
+
+        def read(txn: Transaction) -> list[int] | None:
+            rows = txn.query(
+                "SELECT e.event_nid FROM outgoing_mail AS m LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid"
+                " WHERE m.mail_nid = ? ORDER BY e.event_nid",
+                (mail_nid,),
+            )
+            return [nid for (nid,) in rows if nid is not None] if rows else None
+
+        return await self._database.read_quickly("get_told_events", read)
+
+    async def withdraw_mail(self, mail_nid: int) -> None:
+        """A letter tells what is to be told no longer: another will tell the rest."""
+        await self._database.write("withdraw_mail", _withdraw, [mail_nid])
 
     async def take_due(self, now: int, until: int, limit: int) -> Sequence[OutgoingMailRow]:
         """Up to `limit` letters that are due, oldest first; nobody else is given them before `until`."""
@@ -64,7 +100,7 @@ class OutgoingMailStore:
         """A letter is sent, or given up."""
 
         def write(txn: WriteTransaction) -> None:
-            txn.execute("DELETE FROM outgoing_mail WHERE mail_nid = ?", (mail_nid,))
+            _remove(txn, [mail_nid])
 
         await self._database.write("remove_mail", write)
 
@@ -76,3 +112,26 @@ class OutgoingMailStore:
             return None if row is None else row[0]
 
         return await self._database.read_quickly("get_next_mail", read)
+
+
+def withdraw_letters(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+    """These events lose their content: no letter tells it that was not sent yet."""
+    rows = txn.query_in("SELECT mail_nid FROM outgoing_mail_events WHERE event_nid IN {keys}", event_nids)
+    if rows:
+        _withdraw(txn, sorted({nid for (nid,) in rows}))
+
+
+def _withdraw(txn: WriteTransaction, mail_nids: Collection[int]) -> None:
+    pushers = txn.query_in(
+        "SELECT told_position, pusher_nid FROM outgoing_mail WHERE pusher_nid IS NOT NULL AND mail_nid IN {keys}",
+        mail_nids,
+    )
+    sql = "UPDATE pushers SET position = ?, due_ts = 0 WHERE pusher_nid = ? AND position > ?"
+    txn.execute_many(sql, [(position, pusher_nid, position) for position, pusher_nid in pushers])
+    _remove(txn, mail_nids)
+
+
+def _remove(txn: WriteTransaction, mail_nids: Collection[int]) -> None:
+    keys = [(nid,) for nid in mail_nids]
+    txn.execute_many("DELETE FROM outgoing_mail WHERE mail_nid = ?", keys)
+    txn.execute_many("DELETE FROM outgoing_mail_events WHERE mail_nid = ?", keys)

@@ -16,9 +16,11 @@ from typing import Final
 import msgspec
 
 from storage.database import Database
+from storage.delayed_events import forget_contents
 from storage.engine import Row
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.media_references import note_purged
+from storage.outgoing_mail import withdraw_letters
 from storage.push_outcomes import remove_outcomes
 from storage.relations import remove_relations
 from storage.search import SearchStore
@@ -27,6 +29,8 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 DAY_MS: Final = 24 * 3_600_000
+BEFORE_ALL: Final = (-(2**62), 0)
+"""Time and number before those of every message."""
 _COUNTED: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
 _KEPT_FLAGS: Final = (2**31 - 1) ^ _COUNTED
 
@@ -97,12 +101,12 @@ class PurgingStore:
 
         return await self._database.read("find_rooms_to_purge", read)
 
-    async def get_older(self, room_nid: int, before_ms: int, limit: int) -> Sequence[Message]:
-        """Messages of a room that were sent before a time, the oldest first, so many at most."""
+    async def get_older(self, room_nid: int, before_ms: int, after: tuple[int, int], limit: int) -> Sequence[Message]:
+        """Messages of a room that were sent before a time, after one by time and number, the oldest first, so many at most."""
 
         def read(txn: Transaction) -> Sequence[Message]:
-            sql = f"{_SELECT} AND origin_server_ts < ? {_ORDERED}"
-            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, limit))]
+            sql = f"{_SELECT} AND origin_server_ts < ? AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, *after, limit))]
 
         return await self._database.read("get_older_messages", read)
 
@@ -145,12 +149,16 @@ class PurgingStore:
         self, txn: WriteTransaction, room_nid: int, pruned: Mapping[int, bytes], cause: Cause, now_ms: int
     ) -> int:
         """Purge messages of a room: by number what stays of each. How many had not been purged before."""
-        rows = txn.query_in(
-            f"SELECT event_nid, event_id, position, flags FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
-            " AND event_nid IN {keys}",
+        # by their numbers alone: a condition on the room would have `messages_by_time` read, all of the room
+        found = txn.query_in(
+            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events WHERE event_nid IN {keys}",
             pruned,
-            before=(room_nid,),
         )
+        rows = [
+            (nid, event_id, position, flags)
+            for nid, event_id, position, flags, of_room, state_key in found
+            if of_room == room_nid and state_key is None and not flags & EventFlag.PURGED
+        ]
         nids = [nid for nid, *_ in rows]
         if not nids:
             return 0
@@ -163,12 +171,14 @@ class PurgingStore:
         self._texts.remove_texts(txn, nids)
         remove_relations(txn, nids)
         remove_sticky_events(txn, nids)
+        withdraw_letters(txn, nids)
         remove_outcomes(
             txn,
             room_nid,
             {nid: position for nid, _, position, flags in rows if position and flags & EventFlag.OUTCOMES},
         )
-        _remove_copies(txn, [event_id for _, event_id, *_ in rows])
+        forget_contents(txn, nids)
+        _forget_reasons(txn, [event_id for _, event_id, *_ in rows])
         position = txn.next_position()
         txn.execute(
             "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, ?, ?, ?, ?)"
@@ -180,11 +190,10 @@ class PurgingStore:
         return len(nids)
 
 
-def _remove_copies(txn: WriteTransaction, event_ids: Collection[str]) -> None:
-    """What else was noted of what they said: the reasons of redactions, what was sent late."""
+def _forget_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
+    """Why they were redacted with what is related to them."""
     keys = [(event_id,) for event_id in event_ids]
     txn.execute_many("UPDATE related_redactions SET reason = NULL WHERE target = ? AND reason IS NOT NULL", keys)
-    txn.execute_many("UPDATE delayed_events SET content = ? WHERE event_id = ?", [(b"{}", *key) for key in keys])
 
 
 def _message(row: Row) -> Message:

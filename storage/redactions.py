@@ -3,9 +3,11 @@
 import msgspec
 from msgspec.structs import replace
 
+from storage.delayed_events import forget_contents
 from storage.directory_changes import note_directory_changes
 from storage.media_references import note_redaction
 from storage.memberships import put_memberships, select_memberships
+from storage.outgoing_mail import withdraw_letters
 from storage.relations import remove_relation
 from storage.room_effects import StateEffect
 from storage.room_lifetimes import set_lifetime
@@ -41,6 +43,8 @@ def redact_event(
     txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
     remove_relation(txn, redaction.target_nid)
     remove_sticky_event(txn, redaction.target_nid)
+    withdraw_letters(txn, [redaction.target_nid])
+    forget_contents(txn, [redaction.target_nid])
     if redaction.effect is None:
         return
     if redaction.effect.summary:

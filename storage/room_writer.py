@@ -135,7 +135,9 @@ class RoomWriter:
         effects: list[tuple[int, int, StateEffect]] = []
         for event in events:
             in_timeline = bool(event.flags & EventFlag.TIMELINE)
-            row = self._place(txn, room.room_nid, event, nids[event.event_id], position if in_timeline else None, root)
+            row = self._place(
+                txn, room.room_nid, event, nids[event.event_id], position if in_timeline else None, root, now_ms
+            )
             root = row.state_root
             rows.append(row)
             if in_timeline:
@@ -195,7 +197,7 @@ class RoomWriter:
         rows: list[EventRow] = []
         root: bytes | None = None
         for event in events:
-            row = self._place(txn, room.room_nid, event, nids[event.event_id], None, root)
+            row = self._place(txn, room.room_nid, event, nids[event.event_id], None, root, now_ms)
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
@@ -211,7 +213,7 @@ class RoomWriter:
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]
         nids = known | self._take_numbers(txn, new)
-        rows = [_row(room.room_nid, nids[event.event_id], None, None, None, event) for event in new]
+        rows = [_row(room.room_nid, nids[event.event_id], None, None, None, event, now_ms) for event in new]
         self._insert(txn, room, new, rows, nids, now_ms)
         return rows
 
@@ -255,6 +257,7 @@ class RoomWriter:
         nid: int,
         position: int | None,
         root: bytes | None,
+        now_ms: int,
     ) -> EventRow:
         """The row of an event upon a state, with the state after it."""
         replaces: int | None = None
@@ -264,7 +267,7 @@ class RoomWriter:
             key = (event.type, event.state_key)
             replaces = self._trees.get_entries_in(txn, room_nid, root, [key]).get(key)
             root = self._trees.apply(txn, room_nid, root, {key: nid})
-        return _row(room_nid, nid, position, root, replaces, event)
+        return _row(room_nid, nid, position, root, replaces, event, now_ms)
 
     def _tell(self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], rows: Sequence[EventRow]) -> None:
         """Carry out redactions, and announce what was added."""
@@ -289,7 +292,7 @@ class RoomWriter:
         placed = {event.event_id for event in events if event.placed_nid is not None}
         if placed:
             txn.execute_many(
-                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                "UPDATE events SET position = ?, depth = ?, origin_server_ts = ?, flags = ?, state_root = ?, replaces = ?,"
                 " current_root = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
@@ -297,6 +300,7 @@ class RoomWriter:
                     (
                         row.position,
                         row.depth,
+                        row.origin_server_ts,
                         row.flags,
                         row.state_root,
                         row.replaces,
@@ -325,8 +329,7 @@ class RoomWriter:
                     row.type,
                     row.state_key,
                     row.sender,
-                    # what claims to be from the future would never grow old
-                    min(row.origin_server_ts, now_ms),
+                    row.origin_server_ts,
                     row.flags,
                     row.state_root,
                     row.replaces,
@@ -358,7 +361,7 @@ class RoomWriter:
                 txn.execute(sql, (event.redacts, nid))
         positions = {row.event_nid: row.position for row in rows}
         children = [
-            _child(event.relation, row)
+            _child(event.relation, row, event.origin_server_ts)
             for row, event in zip(rows, events, strict=True)
             if event.relation is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
         ]
@@ -384,8 +387,7 @@ class RoomWriter:
             )
             for row, event in zip(rows, events, strict=True)
             if event.sticky_ms is not None and row.flags & MAY_STICK and row.redacted_by is None
-            # a time in the future counts as now
-            for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
+            for expires_ts in [row.origin_server_ts + min(event.sticky_ms, LONGEST_MS)]
             if expires_ts > now_ms
         ]
         if sticky:
@@ -410,7 +412,13 @@ class RoomWriter:
 
 
 def _row(
-    room_nid: int, nid: int, position: int | None, root: bytes | None, replaces: int | None, event: NewEvent
+    room_nid: int,
+    nid: int,
+    position: int | None,
+    root: bytes | None,
+    replaces: int | None,
+    event: NewEvent,
+    now_ms: int,
 ) -> EventRow:
     return EventRow(
         nid,
@@ -421,7 +429,8 @@ def _row(
         event.type,
         event.state_key,
         event.sender,
-        event.origin_server_ts,
+        # what claims to be from the future would never grow old
+        min(event.origin_server_ts, now_ms),
         event.flags,
         root,
         replaces,
@@ -450,7 +459,7 @@ def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: S
     return noted
 
 
-def _child(relation: Relation, row: EventRow) -> RelationRow:
+def _child(relation: Relation, row: EventRow, origin_server_ts: int) -> RelationRow:
     return RelationRow(
-        relation, row.event_nid, row.event_id, row.room_nid, row.depth, row.type, row.sender, row.origin_server_ts
+        relation, row.event_nid, row.event_id, row.room_nid, row.depth, row.type, row.sender, origin_server_ts
     )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import StateKey
 
 RETENTION: Final = StateKey("m.room.retention", "")
 LONGEST: Final = 2**53 - 1
@@ -54,8 +54,3 @@ def read_max_lifetime(content: Mapping[str, Any]) -> int | None:
 def is_lifetime(value: object) -> bool:
     """Whether it can be one: a whole number, not negative, that JSON can carry."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LONGEST
-
-
-def is_expired(event: Event, oldest: int) -> bool:
-    """Whether it is a message that was sent before the oldest that is still to be shown."""
-    return event.state_key is None and event.origin_server_ts < oldest

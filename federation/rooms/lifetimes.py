@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.retention import RETENTION, RetentionRules, is_expired, read_max_lifetime
+from federation.protocol.retention import RETENTION, RetentionRules, read_max_lifetime
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, UnreadRoom
 from storage.state_tree import StateTreeStore
@@ -60,7 +60,12 @@ class Lifetimes:
 
     async def shows(self, stored: StoredEvent) -> bool:
         """Whether the event is still to be shown, as far as its age goes."""
-        return not is_expired(stored.event, await self.oldest_shown(stored.room_nid))
+        return not stored.is_expired(await self.oldest_shown(stored.room_nid))
+
+    async def show_all(self, nids: Sequence[int]) -> bool:
+        """Whether all the events with these numbers are still to be shown."""
+        events = await self._events.get_events(nids)
+        return all([await self.shows(stored) for stored in events.values()])
 
     async def _load(self) -> dict[int, int]:
         while self._said is None:

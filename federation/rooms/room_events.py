@@ -30,6 +30,7 @@ class StoredEvent:
     """An event with what storage knows of it."""
 
     __slots__ = (
+        "aged_from",
         "client_prefix",
         "current_root",
         "depth",
@@ -55,6 +56,8 @@ class StoredEvent:
     def __init__(self, event: Event, row: EventRow) -> None:
         self.event = event
         self.nid = row.event_nid
+        self.aged_from = row.origin_server_ts
+        """From when its age counts, in milliseconds since 1970: what claims to be from the future is as old as its arrival."""
         self.room_nid = row.room_nid
         self.depth = row.depth
         """How deep it stands by our own count: what an event claims of itself need not be so."""
@@ -103,6 +106,15 @@ class StoredEvent:
     def is_shown(self) -> bool:
         """What readers may see: it stands in the timeline, and was not purged."""
         return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
+
+    @property
+    def is_purged(self) -> bool:
+        """Whether its content is gone for good, by its age or since an administrator said so."""
+        return bool(self.flags & EventFlag.PURGED)
+
+    def is_expired(self, oldest: int) -> bool:
+        """Whether it is a message that is older than the oldest which is still to be shown (`Lifetimes.oldest_shown`)."""
+        return self.event.state_key is None and self.aged_from < oldest
 
     @property
     def resolved(self) -> bool:

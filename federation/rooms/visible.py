@@ -15,7 +15,6 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
-from federation.protocol.retention import is_expired
 from federation.protocol.visibility import (
     HISTORY_VISIBILITY,
     HistoryVisibility,
@@ -62,13 +61,14 @@ class Visibility:
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out, and
         messages that are kept no longer.
         """
-        return await self.filter_of_any_age(user_id, own, await self._still_kept(events))
+        return await self.filter_of_any_age(user_id, own, await self.without_expired(events))
 
-    async def _still_kept(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+    async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Those of the events (of one room) that are kept still, whoever may see them."""
         if self._lifetimes is None or not events:
             return events
         oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
-        return [event for event in events if not is_expired(event.event, oldest)]
+        return [event for event in events if not event.is_expired(oldest)]
 
     async def filter_of_any_age(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
@@ -141,7 +141,7 @@ class Visibility:
 
     async def filter_for_members(self, events: Sequence[StoredEvent]) -> list[Seen]:
         """Those of the events (of one room, that are no state) that all may see who are in it, whenever they joined."""
-        events = await self._still_kept(events)
+        events = await self.without_expired(events)
         if not events:
             return []
         room_nid = events[0].room_nid

@@ -12,7 +12,6 @@ from typing import Final
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName
-from federation.protocol.retention import is_expired
 from federation.protocol.visibility import (
     HISTORY_VISIBILITY,
     HistoryVisibility,
@@ -52,7 +51,7 @@ class ServerVisibility:
         if self._lifetimes is None:
             return seen
         oldest = await self._lifetimes.oldest_shown(room_nid)
-        return [visible and not is_expired(stored.event, oldest) for stored, visible in zip(events, seen, strict=True)]
+        return [visible and not stored.is_expired(oldest) for stored, visible in zip(events, seen, strict=True)]
 
     async def _see(self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]) -> list[bool]:
         since = (await self._servers.in_room(room_nid)).get(server)

@@ -34,7 +34,7 @@ async def purge_history(purges: HistoryPurges, caller: Requester, *, room_id: Ro
 
 @endpoint("POST", f"{_V1}/purge_history/{{room_id}}/{{event_id}}", auth=Auth.ADMIN)
 async def purge_history_before(
-    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, event_id: EventID, body: Purge
+    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, event_id: EventID, body: Purge = Purge()
 ) -> dict[str, str]:
     """The same, with the event in the path; it stays itself."""
     return await _begin(purges, caller, room_id, event_id, body)

@@ -41,6 +41,8 @@ class CallParts:
             limiter,
             accounts.secret_text,
             accounts.validity,
+            rooms.events,
+            rooms.lifetimes,
             longest_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(

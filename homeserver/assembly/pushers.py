@@ -123,6 +123,8 @@ class PusherParts:
         email = config.mail.email
         if mail.outbox is None or not writes_letters(config):
             return NoLetters()
+        if rooms.lifetimes is not None:
+            mail.outbox.ask_of_events(rooms.lifetimes.show_all)
         missed = MissedEvents(
             database.streams,
             rooms.store,

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from prometheus_client import CollectorRegistry
+
 from federation.identity import ServerIdentity
 from federation.rooms.purging import Purging
 from homeserver.assembly.accounts import AccountParts
@@ -9,6 +11,8 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.retention import PurgeJob
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
+from homeserver.observe.metrics import RetentionMetrics
+from homeserver.services.retention.believed_time import BelievedTime
 from homeserver.services.retention.expiry import MessageExpiry
 from homeserver.services.retention.forgotten_rooms import ForgottenRooms
 from homeserver.services.retention.history_purges import HistoryPurges
@@ -19,6 +23,7 @@ from storage.history_purges import HistoryPurgeStore
 from storage.purging import PurgingStore
 from storage.room_lifetimes import RoomLifetimeStore
 from storage.search import SETTLE, SearchStore
+from storage.seen_times import SeenTimeStore
 
 USUAL_INTERVAL: float = 3600.0
 """Seconds between two looks at rooms for which the operator says nothing."""
@@ -34,12 +39,16 @@ class RetentionParts:
         identity: ServerIdentity,
         accounts: AccountParts,
         rooms: RoomParts,
+        monotonic: Callable[[], float],
+        registry: CollectorRegistry,
     ) -> None:
         now_ms = rooms.now_ms
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
-        purging = Purging(database, messages, rooms.room_store, now_ms)
+        metrics = RetentionMetrics(registry)
+        time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
+        purging = Purging(database, messages, rooms.room_store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
-            purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms
+            purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms, metrics
         )
         retention = config.rooms.retention
         rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None
@@ -66,7 +75,8 @@ class RetentionParts:
                     RoomLifetimeStore(database),
                     messages,
                     purging,
-                    now_ms,
+                    time,
+                    metrics,
                     _is_for(intervals, number),
                 )
                 seconds = USUAL_INTERVAL if job is None else job.interval / 1000
@@ -76,7 +86,7 @@ class RetentionParts:
         self.forgotten: ForgottenRooms | None = None
         if config.rooms.forgotten_room_retention_period is not None:
             self.forgotten = ForgottenRooms(
-                purges, accounts.secret_text, now_ms, period_ms=config.rooms.forgotten_room_retention_period
+                purges, accounts.secret_text, time, period_ms=config.rooms.forgotten_room_retention_period
             )
             self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
 

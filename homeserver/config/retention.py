@@ -51,7 +51,7 @@ class Retention:
     purge_jobs: tuple[PurgeJob, ...] | None = option(
         (),
         "How often what is not shown any more is deleted: for each room by the first of these that is for a lifetime such as its own; "
-        "without one, each hour.",
+        "without one, each hour. Until then it still counts as unread: with an interval of a day, badges may be a day late.",
         example="[{longest_max_lifetime: 3d, interval: 10m}, {shortest_max_lifetime: 3d, interval: 1d}]",
     )
 

@@ -130,3 +130,22 @@ class SearchMetrics:
         self.behind = Gauge(
             "mahalla_search_events_behind", "Events that the search has not come to yet", registry=registry
         )
+
+
+class RetentionMetrics:
+    """Tells in /metrics of messages that are to be deleted and are not."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.paused = Gauge(
+            "mahalla_retention_paused",
+            "1 while no message is deleted by age, since the clock jumped or the server was away for long",
+            registry=registry,
+        )
+        self.unreadable = Counter(
+            "mahalla_retention_unreadable",
+            "Stored events that were to be deleted and could not be read, each time that they were met",
+            registry=registry,
+        )
+        self.failures = Counter(
+            "mahalla_retention_failures", "Purges, and rooms with old messages, that failed", registry=registry
+        )

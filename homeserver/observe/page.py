@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.federation import FederationMetrics, MemberListMetrics
-from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, RetentionMetrics, SearchMetrics
 from homeserver.observe.push import PushMetrics, WaitingMetrics
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.observe.sender import SenderMetrics
@@ -31,6 +31,7 @@ def write_metrics_page() -> str:
     FederationMetrics(registry)
     MemberListMetrics(registry)
     JobMetrics(registry)
+    RetentionMetrics(registry)
     PushMetrics(registry)
     ScanMetrics(registry)
     SearchMetrics(registry)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -29,7 +30,9 @@ from federation.protocol.errors import (
     UserDeactivated,
     UserSuspended,
 )
-from federation.protocol.ids import DeviceID, RoomID, UserID
+from federation.protocol.ids import DeviceID, EventID, RoomID, UserID
+from federation.rooms.lifetimes import Lifetimes
+from federation.rooms.room_events import RoomEvents
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.room_reading import RoomReading
@@ -94,6 +97,8 @@ class DelayedEvents:
         limiter: RateLimiter,
         secret_text: SecretText,
         validity: AccountValidity,
+        events: RoomEvents,
+        lifetimes: Lifetimes | None,
         *,
         longest_ms: int | None,
     ) -> None:
@@ -107,6 +112,8 @@ class DelayedEvents:
         self._limiter = limiter
         self._secret_text = secret_text
         self._validity = validity
+        self._events = events
+        self._lifetimes = lifetimes
         self._longest_ms = longest_ms
         self._timer: IDelayedCall | None = None
         self._is_running = False
@@ -217,6 +224,7 @@ class DelayedEvents:
         row = await self._store.get_event(delay_id)
         if row is None or row.user_id != caller.user_id:
             raise NotFound("You have scheduled no such event")
+        (row,) = await self._without_expired([row])
         shown = _to_json(row)
         if row.finalised_ts is not None:
             finalised: dict[str, Any] = {"finalised_ts": row.finalised_ts}
@@ -233,7 +241,16 @@ class DelayedEvents:
 
     async def get_finalised(self, caller: Requester) -> list[dict[str, Any]]:
         """The latest of the caller's events that were sent or cancelled, the last of them first."""
-        return [_outcome_json(row) for row in await self._store.get_finalised(caller.user_id, SHOWN_FINALISED)]
+        rows = await self._store.get_finalised(caller.user_id, SHOWN_FINALISED)
+        return [_outcome_json(row) for row in await self._without_expired(rows)]
+
+    async def _without_expired(self, rows: Sequence[DelayedEventRow]) -> list[DelayedEventRow]:
+        """The same, without what was in those that their room keeps no longer."""
+        if self._lifetimes is None:
+            return list(rows)
+        sent = await self._events.get_anywhere(EventID(row.event_id) for row in rows if row.event_id is not None)
+        expired = {event_id for event_id, stored in sent.items() if not await self._lifetimes.shows(stored)}
+        return [replace(row, content=b"{}") if row.event_id in expired else row for row in rows]
 
     # sending
 

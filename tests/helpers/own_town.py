@@ -125,6 +125,7 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         preview_web=CutWeb(),
         web=CutWeb(),
         random=urandom,
+        monotonic=clock.seconds,
         access_log=SilentAccessLog(),
     )
     creator = UserID(f"@creator:localhost:{port}")

@@ -24,6 +24,12 @@ def purge(server: TestServer) -> int:
     return sum(server.run(expiry.do_step(1000)) for expiry in server.app.retention.expiries)
 
 
+def damage(server: TestServer, event_id: str) -> None:
+    """What is stored of an event cannot be read any more."""
+    sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
+    server.run(server.app.database.write("damage", lambda txn: txn.execute(sql, (b"{bad", event_id))))
+
+
 def settle(server: TestServer) -> None:
     while server.run(server.app.retention.record.do_settle(100)):
         pass

@@ -166,6 +166,7 @@ class TestServer:
         self.clock = clock if clock is not None else Clock()
         if clock is None:
             self.clock.advance(now)
+        self._jumped = 0.0
         self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
         self.registry = CollectorRegistry()
@@ -195,6 +196,7 @@ class TestServer:
             follow=follow,
             preview_web=preview_web if preview_web is not None else CutWeb(),
             random=Random(seed).randbytes,
+            monotonic=lambda: self.clock.seconds() - self._jumped,
             access_log=access_log,
             registry=self.registry,
         )
@@ -207,6 +209,11 @@ class TestServer:
         answer = self.post("/_matrix/client/v3/register", body)
         assert answer.status == 200, answer.body
         return User(self, answer.json)
+
+    def jump(self, seconds: float) -> None:
+        """The date is set forwards while no time passes."""
+        self._jumped += seconds
+        self.clock.advance(seconds)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of what is done at once: something of the server's that no endpoint reaches."""

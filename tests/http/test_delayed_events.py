@@ -7,9 +7,10 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.retention import keep_for, purge
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
-from tests.helpers.talk import V3, ok, refused, room_path
+from tests.helpers.talk import V3, ok, redact, refused, room_path
 
 PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 CALL = "org.matrix.msc3401.call.member"
@@ -190,6 +191,32 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
     assert sent["finalised"] == {"event_id": sent["event_id"], "finalised_ts": now + 6000}
     (latest, _) = ok(alice.get(f"{path}?status=finalised"))["finalised"]
     assert (latest["outcome"], latest["reason"], latest["event_id"]) == ("send", "delay", sent["event_id"])
+
+
+@pytest.mark.parametrize("how", ["redacted", "too old", "purged"])
+def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database, how: str) -> None:
+    server = TestServer(tmp_path, database, UNLIMITED + "retention: {enabled: true}\n")
+    server.app.calls.delayed_events.start()
+    alice = server.register("alice")
+    room_id = rooms.create(alice)
+    keep_for(alice, room_id, 60)
+    delay_id = scheduled(later(alice, room_id, 1000))
+    wait(server, 1)
+    path = f"{PREFIX}/delayed_events"
+
+    def contents() -> list[Json]:
+        (listed,) = ok(alice.get(f"{path}?status=finalised"))["finalised"]
+        return [listed["delayed_event"]["content"], ok(alice.get(f"{path}/{delay_id}"))["content"]]
+
+    assert contents() == [{"msgtype": "m.text", "body": "later"}] * 2
+    if how == "redacted":
+        ok(redact(alice, room_id, ok(alice.get(f"{path}/{delay_id}"))["event_id"]))
+    else:
+        server.clock.advance(61)
+        assert how != "purged" or purge(server) == 1
+    assert contents() == [{}, {}]
+    kept = server.run(database.read("read", lambda txn: txn.query("SELECT content FROM delayed_events")))
+    assert [bytes(content) == b"{}" for (content,) in kept] == [how != "too old"]
 
 
 def test_what_may_not_be_sent_when_the_time_has_come(server: TestServer, alice: User, room_id: str) -> None:

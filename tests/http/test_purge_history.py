@@ -8,8 +8,23 @@ import pytest
 from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
+from tests.helpers.retention import damage
 from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import create, everything_said, invite, join, leave, membership, ok, refused, room_path, say
+from tests.helpers.talk import (
+    create,
+    everything_said,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -110,13 +125,38 @@ def test_refusals(server: TestServer, alice: User, root: User) -> None:
     assert refused(root.post(f"{PURGE}/{room_id}/{event_id}")) == (400, "M_UNKNOWN")
     assert refused(root.get(f"{STATUS}/none")) == (404, "M_NOT_FOUND")
     assert refused(alice.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (403, "M_FORBIDDEN")
-    assert refused(root.get(f"{RECORD}?from=x")) == (400, "M_INVALID_PARAM")
+    for token in ("x", "1_1_x", "1_1_", "1_1", "999999999999999_1_purge", "-1_1_purge", "1__purge"):
+        assert refused(root.get(f"{RECORD}?from={token}")) == (400, "M_INVALID_PARAM")
     assert refused(root.get(f"{RECORD}?limit=0")) == (400, "M_INVALID_PARAM")
     begin(root, room_id, purge_up_to_ts=1)
     assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 1})) == (400, "M_UNKNOWN")
     begin(root, other, purge_up_to_ts=1)
     work(server)
     begin(root, room_id, purge_up_to_ts=1)
+
+
+def test_what_stands_above_an_event_needs_no_body(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    limit = say(alice, room_id, "one")
+    path = f"{PURGE}/{room_id}/{limit}"
+    answer = server.client.request("POST", path, token=root.token)
+    assert status(root, ok(answer)["purge_id"]) == {"status": "active", "messages": 0}
+
+
+def test_the_record_is_told_page_by_page(server: TestServer, alice: User, root: User) -> None:
+    rooms = [create(alice) for _ in range(3)]
+    for room_id in rooms:
+        for text in ("one", "two"):
+            say(alice, room_id, text)
+        begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+    work(server)
+    found, token = [], ""
+    for _ in rooms:
+        page = ok(root.get(f"{RECORD}?limit=1{token}"))
+        found += [each["room_id"] for each in page["purged"]]
+        token = f"&from={page['next_token']}"
+    assert found == rooms[::-1]
+    assert ok(root.get(f"{RECORD}?limit=1{token}")) == {"purged": []}
 
 
 def test_a_restart_goes_on_with_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -161,3 +201,106 @@ def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: Use
         assert sum(each["messages"] for each in found) == messages
     assert (found[0]["room_id"], found[0]["cause"]) == (room_id, "forgotten")
     assert everything_said(bob, kept) == ["secret"]
+
+
+def begin_forgotten(server: TestServer) -> None:
+    """Look at rooms, and again when those that nobody remembers are to be purged."""
+    forgotten = server.app.retention.forgotten
+    assert forgotten is not None
+    for seconds in (0, 28 * DAY):
+        server.clock.advance(seconds)
+        server.run(forgotten.do_step(1000))
+
+
+def leave_for_good(user: User, room_id: str) -> None:
+    leave(user, room_id)
+    ok(membership(user, room_id, "forget"))
+
+
+def test_what_is_said_in_a_room_that_is_remembered_again_stays(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    for number in range(25):
+        say(alice, room_id, f"old {number}")
+    leave_for_good(alice, room_id)
+    begin_forgotten(server)
+    assert server.run(server.app.retention.purges.do_step(10)) == 10
+    join(alice, room_id)
+    say(alice, room_id, "new")
+    server.run(server.app.retention.purges.do_step(10))
+    server.clock.advance(10)
+    say(alice, room_id, "newer")
+    work(server)
+    assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 10
+    assert everything_said(alice, room_id)[-2:] == ["new", "newer"]
+    # forgotten once more, it is purged once more
+    leave_for_good(alice, room_id)
+    begin_forgotten(server)
+    work(server)
+    assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 27
+
+
+@pytest.mark.parametrize("by_event", [False, True])
+def test_what_is_said_while_a_purge_goes_on_stays(server: TestServer, alice: User, root: User, by_event: bool) -> None:
+    room_id, other = create(alice), create(alice)
+    for number in range(25):
+        say(alice, room_id, str(number))
+    limit = say(alice, room_id, "limit")
+    body = {"purge_up_to_event_id": limit} if by_event else {"purge_up_to_ts": 2**53 - 1}
+    begin(root, room_id, delete_local_events=True, **body)
+    begin(root, other, purge_up_to_ts=1)
+    assert server.run(server.app.retention.purges.do_step(10)) == 10
+    said = ["at once"]
+    say(alice, room_id, said[0])
+    server.clock.advance(5)
+    for number in range(12):
+        said.append(f"later {number}")
+        say(alice, room_id, said[-1])
+    work(server)
+    assert everything_said(alice, room_id) == ["limit", *said]
+
+
+def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite))
+    alice, root = server.register("alice"), make_root(server)
+    rooms = [create(alice) for _ in range(3)]
+    for room_id in rooms:
+        said = [say(alice, room_id, str(number)) for number in range(3)]
+        if room_id == rooms[1]:
+            damage(server, said[0])
+    unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
+    purges = []
+    for room_id in rooms:
+        purges.append(begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True))
+        server.clock.advance(1)
+    server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
+    work(again)
+    root = User(again, vars_of(root))
+    failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
+    assert failed == {"status": "failed", "error": "The server failed; its log says more", "messages": 0}
+    assert damaged == {"status": "complete", "messages": 1}
+    assert whole == {"status": "complete", "messages": 2}
+
+
+@pytest.mark.parametrize("last", ["redaction", "reaction", "edit", "topic", "purged"])
+def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: User, root: User, last: str) -> None:
+    room_id = create(alice)
+    for text in ("one", "two"):
+        kept = say(alice, room_id, text)
+    if last in ("redaction", "purged"):
+        ok(redact(alice, room_id, say(alice, room_id, "three")))
+    if last == "purged":
+        begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+        work(server)
+    elif last == "reaction":
+        relation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": kept, "key": "+"}}
+        ok(put_event(alice, room_id, "m.reaction", relation))
+    elif last == "edit":
+        relation = {"m.relates_to": {"rel_type": "m.replace", "event_id": kept}, "m.new_content": {"body": "better"}}
+        ok(put_event(alice, room_id, "m.room.message", {"body": "* better", "msgtype": "m.text", **relation}))
+    elif last == "topic":
+        set_state(alice, room_id, "m.room.topic", {"topic": "Tea"})
+    begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+    work(server)
+    assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])

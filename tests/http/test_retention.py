@@ -334,3 +334,30 @@ def follow(server: TestServer) -> None:
     server.clock.advance(61)
     while server.run(server.app.media.upkeep.references.do_follow(1000)):
         pass
+
+
+@pytest.mark.parametrize("is_purged", [False, True])
+def test_sticky_messages_are_not_told_any_more(tmp_path: Path, sqlite_database: Database, is_purged: bool) -> None:
+    server = TestServer(tmp_path, sqlite_database, "retention: {enabled: true}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    keep_for(alice, room_id, 60)
+    path = room_path(room_id, "send", "m.room.message", "1", **{"org.matrix.msc4354.sticky_duration_ms": 600_000})
+    event_id = ok(alice.put(path, {"msgtype": "m.text", "body": SECRET}))["event_id"]
+    join(bob, room_id)
+    name = "org.matrix.msc4354.sticky_events"
+    body = {
+        "lists": {"all": {"ranges": [[0, 5]], "timeline_limit": 1, "required_state": []}},
+        "extensions": {name: {"enabled": True}},
+    }
+    newest = {"room": {"timeline": {"limit": 1}}}
+
+    def told() -> list[bool]:
+        asked = bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
+        return [event_id in repr(each) for each in (sync(bob, None, newest), ok(asked)["extensions"][name])]
+
+    assert told() == [True, True]
+    server.clock.advance(61)
+    if is_purged:
+        assert purge(server) == 1
+    assert told() == [False, False]

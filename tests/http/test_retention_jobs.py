@@ -7,7 +7,7 @@ import pytest
 from federation.protocol.ids import EventID
 from storage.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.retention import DAY, RULES, SECRET, find_tables, keep_for, purge, settle
+from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import create, messages, ok, refused, room_path, say
@@ -156,3 +156,117 @@ def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> N
             messages(alice, room_id, limit=50)
         counts.append(dict(counter.queries))
     assert counts[0] == counts[1]
+
+
+def is_shown(user: User, room_id: str, event_id: str) -> bool:
+    return user.get(room_path(room_id, "event", event_id)).status == 200
+
+
+def is_paused(server: TestServer) -> bool:
+    return server.registry.get_sample_value("mahalla_retention_paused") == 1
+
+
+def test_a_date_that_is_wrong_for_a_while_deletes_nothing(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, 2 * DAY)
+    event_id = say(alice, room_id, SECRET)
+    assert purge(server) == 0
+    assert not is_paused(server)
+    server.jump(365 * DAY)
+    for _ in range(3):
+        assert purge(server) == 0
+        server.clock.advance(3600)
+    assert not is_shown(alice, room_id, event_id)
+    assert is_paused(server)
+    server.jump(-365 * DAY)
+    assert purge(server) == 0
+    assert is_shown(alice, room_id, event_id)
+    server.clock.advance(DAY)
+    assert purge(server) == 0
+    assert not is_paused(server)
+    server.clock.advance(DAY)
+    assert purge(server) == 1
+
+
+def test_a_date_that_stays_is_believed_after_a_day(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, 2 * DAY)
+    say(alice, room_id, SECRET)
+    server.jump(3 * DAY)
+    assert purge(server) == 0
+    server.clock.advance(DAY - 1)
+    assert purge(server) == 0
+    server.clock.advance(1)
+    assert purge(server) == 1
+
+
+def test_a_clock_that_is_moved_a_little_is_believed(server: TestServer, alice: User) -> None:
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    say(alice, room_id, SECRET)
+    server.clock.advance(DAY)
+    server.jump(60)
+    assert purge(server) == 1
+
+
+@pytest.mark.parametrize("has_looked", [True, False])
+def test_a_server_that_was_away_for_long_waits_too(tmp_path: Path, sqlite: SQLiteConfig, has_looked: bool) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY)
+    say(alice, room_id, SECRET)
+    if has_looked:
+        assert purge(server) == 0
+    server.run(server.app.stop())
+    now = server.clock.seconds() + 3 * DAY
+    for seed, seconds, purged in ((2, 0.0, 0), (3, DAY / 2, 0), (4, DAY / 2, 1)):
+        now += seconds
+        again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
+        assert purge(again) == purged
+        assert is_paused(again) is not bool(purged)
+        again.run(again.app.stop())
+
+
+def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    room_id = create(alice)
+    keep_for(alice, room_id, DAY / 2)
+    say(alice, room_id, SECRET)
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY)
+    assert purge(again) == 1
+
+
+def test_an_event_that_cannot_be_read_holds_up_no_other(server: TestServer, alice: User) -> None:
+    rooms = [create(alice) for _ in range(2)]
+    for room_id in rooms:
+        keep_for(alice, room_id, DAY)
+        for event_id in [say(alice, room_id, SECRET) for _ in range(5)][:4]:
+            if room_id == rooms[0]:
+                damage(server, event_id)
+    server.clock.advance(DAY + 1)
+    (expiry,) = server.app.retention.expiries
+    assert [server.run(expiry.do_step(2)) for _ in range(4)] == [2, 2, 2, 0]
+    assert server.registry.get_sample_value("mahalla_retention_unreadable_total") == 4 * 4
+    assert server.registry.get_sample_value("mahalla_retention_failures_total") == 0
+    settle(server)
+    assert server.run(server.app.database.read("find", find_tables, SECRET)) == []
+
+
+def test_a_room_that_cannot_be_purged_holds_up_no_other(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    server = TestServer(tmp_path, open_inline(sqlite), RULES)
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(2)]
+    for room_id in rooms:
+        keep_for(alice, room_id, DAY)
+        say(alice, room_id, SECRET)
+    server.clock.advance(DAY + 1)
+    assert server.run(server.app.retention.expiries[0].do_step(0)) == 0
+    unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
+    server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
+    server.run(server.app.stop())
+    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(again) == 1
+    assert again.registry.get_sample_value("mahalla_retention_failures_total") == 1

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
+from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
@@ -369,6 +370,38 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
     again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
     pass_time(again, 60 * MINUTE)
     assert again.relay.letters == []
+
+
+@pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
+def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(tmp_path: Path, database: Database, how: str) -> None:
+    server = start(tmp_path, database, MAIL + "retention: {enabled: true}\n")
+    alice, bob = reader(server), server.register("bob")
+    room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
+    assert bob.put(f"{V3}/rooms/{room_id}/state/m.room.retention/", {"max_lifetime": 20 * MINUTE * 1000}).status == 200
+    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    gone = say(bob, room_id, "zanjabil")
+    say(bob, room_id, "the newest, which a purge spares")
+    say(bob, other, "cinnamon")
+    pass_time(server, 12 * MINUTE)
+    waiting = "SELECT attempts FROM outgoing_mail"
+    assert server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
+    if how == "redacted":
+        assert bob.put(f"{V3}/rooms/{room_id}/redact/{gone}/1", {}).status == 200
+    elif how == "purged":
+        (stored,) = server.run(server.app.rooms.events.get_anywhere([gone])).values()
+        until = stored.event.origin_server_ts + 1
+        assert server.run(server.app.retention.purges.do_begin(room_id, None, until, with_own=True, by=bob.user_id))
+        assert server.run(server.app.retention.purges.do_step(10)) == 2
+    if how != "too old":  # gone from the database in the same write
+        assert not server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
+    else:
+        pass_time(server, 9 * MINUTE)
+    server.relay.failure = None
+    pass_time(server, 90 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    for text in texts(letter):
+        assert "cinnamon" in text
+        assert "zanjabil" not in text
 
 
 def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_that(

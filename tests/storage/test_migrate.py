@@ -3,6 +3,7 @@
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.engine import DatabaseUnavailable, Engine, UnsuitableDatabase
-from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
+from storage.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
 COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
@@ -132,6 +133,41 @@ def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: Postgre
     with pytest.raises(UnsuitableDatabase, match=r"has encoding SQL_ASCII.*CREATE DATABASE"):
         migrate(make_engine(config), schema)
     postgres_templates.drop(config)
+
+
+def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, tmp_path: Path) -> None:
+    folder = tmp_path / "until_then"
+    folder.mkdir()
+    for file in SCHEMA.glob("*.sql"):
+        if int(file.name[:4]) <= 74:
+            (folder / file.name).write_bytes(file.read_bytes())
+    steps = [folder / file for file in folder.glob("0074_*")]
+    latest = [file.rename(tmp_path / file.name) for file in steps]
+    migrate(engine, folder)
+    writer = engine.connect_writer()
+    writer.begin_migration()
+    room = (
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)"
+    )
+    event = (
+        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
+        " VALUES (?, 1, 1, ?, 16, ?, '', ?, '', ?)"
+    )
+    future = 2**50
+    writer.execute(room, ())
+    for nid, (ts, state_key) in enumerate([(5, None), (future, None), (future, "")], 1):
+        writer.execute(event, (nid, ts, f"${nid}", state_key, b"{}"))
+    writer.commit({})
+    writer.close()
+    for file in latest:
+        file.rename(folder / file.name)
+    before = int(time.time()) * 1000
+    migrate(engine, folder)
+    (first,), (second,), (state,) = ask(engine, "SELECT origin_server_ts FROM events ORDER BY event_nid")
+    assert (first, state) == (5, future)
+    assert isinstance(second, int)
+    assert before <= second <= time.time() * 1000
 
 
 def test_sqlite_in_memory_is_refused() -> None:

@@ -1,12 +1,16 @@
 """What a purge takes and what it leaves, on both databases."""
 
+from collections.abc import Collection
+from typing import cast
+
 import pytest
 
 from storage.database import Database, Transaction, WriteTransaction
+from storage.engine import Row
 from storage.events import EventFlag, EventStore
-from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
+from storage.history_purges import Extent, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
 from storage.media_references import do_rechecks
-from storage.purging import Cause, PurgedMessages, PurgingStore
+from storage.purging import BEFORE_ALL, Cause, PurgedMessages, PurgingStore
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations
 from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
@@ -82,12 +86,13 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     store = PurgingStore(database)
     await database.write("fill", fill)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]
-    older = await store.get_older(1, 6, 10)
+    older = await store.get_older(1, 6, BEFORE_ALL, 10)
     assert [(each.event_nid, each.sender, each.depth) for each in older] == [
         (1, ALICE, 1),
         (3, ALICE, 3),
         (5, ALICE, 5),
     ]
+    assert [each.event_nid for each in await store.get_older(1, 6, (3, 3), 10)] == [5]
 
     # state, another room's, and what is not there are left alone
     asked = pruned(1, 2, 3, 11, 99)
@@ -103,7 +108,7 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
     assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
-    assert [each.event_nid for each in await store.get_older(1, 6, 10)] == [5]
+    assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_ALL, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
     assert change.detail == PurgedMessages(1, [1, 3])
@@ -169,7 +174,7 @@ async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
 
 
 def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
-    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW)
+    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW, 11)
 
 
 async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
@@ -195,6 +200,24 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     assert await store.get("first") is None
 
 
+async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(database: Database) -> None:
+    store, types = HistoryPurgeStore(database), ["m.room.message"]
+    await database.write("fill", fill)
+    assert await store.get_extent(1, types) == Extent(11, 9)
+    assert await store.get_extent(1, ["m.sticker"]) == Extent(11, None)
+    children = [
+        RelationRow(Relation(rel_type, "$5"), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid)
+        for rel_type, nid in (("m.replace", 9), ("m.annotation", 7))
+    ]
+    await database.write("relate", add_relations, children)
+    assert await store.get_extent(1, types) == Extent(11, 5)
+    assert list(await store.get_edits(5)) == [9]
+    redact = "UPDATE events SET redacted_by = 9 WHERE event_nid = 5"
+    await database.write("redact", lambda txn: txn.execute(redact))
+    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
+    assert await store.get_extent(1, types) == Extent(11, 1)
+
+
 async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     store = HistoryPurgeStore(database)
     await database.write("fill", fill)
@@ -211,7 +234,7 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert await store.begin_forgotten(NOW, NOW, "purge")
     active = await store.get_active()
     assert active is not None
-    assert (active.room_nid, active.cause, active.with_own) == (1, "forgotten", True)
+    assert (active.room_nid, active.cause, active.with_own, active.upto_nid) == (1, "forgotten", True, 11)
     assert not await store.begin_forgotten(NOW, NOW, "again")
 
 
@@ -242,3 +265,29 @@ async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: in
     assert await store.find_rooms({1: 2}) == []
     (row,) = (await EventStore(database).get_events([1])).values()
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
+
+
+async def test_what_is_purged_is_found_by_its_number_however_large_the_room(database: Database) -> None:
+    plans: list[str] = []
+
+    class Explained:
+        """A transaction that tells how it would look, and finds nothing."""
+
+        def __init__(self, txn: WriteTransaction) -> None:
+            self.txn = txn
+
+        def query_in(self, sql: str, keys: Collection[int]) -> list[Row]:
+            asked = "EXPLAIN QUERY PLAN" if database.engine.name == "sqlite" else "EXPLAIN"
+            plans.extend(str(row) for row in self.txn.query_in(f"{asked} {sql}", keys))
+            return []
+
+    def look(txn: WriteTransaction) -> None:
+        if database.engine.name != "sqlite":  # as with a large table
+            txn.execute("SET LOCAL enable_seqscan = off")
+        explained = cast(WriteTransaction, Explained(txn))
+        assert PurgingStore(database).purge(explained, 1, pruned(*range(100)), Cause.RETENTION, NOW) == 0
+
+    await database.write("look", look)
+    plan = "\n".join(plans)
+    assert "messages_by_time" not in plan
+    assert "INTEGER PRIMARY KEY" in plan or "events_pkey" in plan

@@ -3,10 +3,11 @@
 Laws:
 - A letter is queued in the write that it belongs to, and leaves the queue when the mail server has taken it: a restart loses none.
 - A letter that is not taken is tried again, later each time, for two days; what is refused for good is not.
+- What a letter tells is still to be told when it is sent: else it goes, and another is written of what is left.
 - One letter after the other: a mail server that hangs costs one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -18,7 +19,7 @@ from homeserver.services.languages import Language
 from homeserver.services.mail.letters import Letter, Letters, address_of
 from homeserver.services.mail.relay import CannotDeliver, Relay
 from storage.executors import Executor, run_in
-from storage.outgoing_mail import OutgoingMailRow, OutgoingMailStore
+from storage.outgoing_mail import LetterOf, OutgoingMailRow, OutgoingMailStore
 from storage.transaction import WriteTransaction
 
 BATCH: Final = 10
@@ -29,6 +30,10 @@ LEASE_MS: Final = 10 * 60_000
 KEPT_MS: Final = 48 * 3600_000
 LONGEST_SLEEP: Final = 3600.0
 """Seconds after which the queue is looked at in any case: another node may have left letters in it."""
+
+
+AreShown = Callable[[Sequence[int]], Awaitable[bool]]
+"""Whether all the events with these numbers are still to be shown, as far as their age goes."""
 
 
 class Outbox:
@@ -56,11 +61,16 @@ class Outbox:
         self._working: Deferred[None] | None = None
         self._again = False
         self._stopped = False
+        self._are_shown: AreShown | None = None
+
+    def ask_of_events(self, are_shown: AreShown) -> None:
+        """From now on no letter goes out that tells of events which are shown to nobody any more."""
+        self._are_shown = are_shown
 
     def add(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> None:
         """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no address."""
         message = self.letters.write(language, letter, recipient, self._clock.seconds())
-        self.add_written(txn, message, recipient)
+        self.add_written(txn, message, recipient, None)
 
     def offer(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> bool:
         """As `add`; False for a recipient that no letter can bear, such as an address that came from elsewhere."""
@@ -70,9 +80,9 @@ class Outbox:
             return False
         return True
 
-    def add_written(self, txn: WriteTransaction, message: bytes, recipient: str) -> None:
-        """Queue a letter that is written already, in a write of the caller's."""
-        self._store.add_mail(txn, recipient, message, self._now())
+    def add_written(self, txn: WriteTransaction, message: bytes, recipient: str, tells: LetterOf | None) -> None:
+        """Queue a letter that is written already, in a write of the caller's; `tells`: of which events, if of any."""
+        self._store.add_mail(txn, recipient, message, self._now(), tells)
         txn.after_commit(self.wake)
 
     def wake(self) -> None:
@@ -120,6 +130,12 @@ class Outbox:
         return self._stopped
 
     async def _send(self, row: OutgoingMailRow) -> None:
+        told = await self._store.get_told(row.mail_nid)
+        if told is None:
+            return  # it was withdrawn since it was taken
+        if told and self._are_shown is not None and not await self._are_shown(told):
+            await self._store.withdraw_mail(row.mail_nid)
+            return
         try:
             await run_in(self._executor, lambda: self._relay.deliver(self._sender, row.recipient, row.message))
         except CannotDeliver as error:

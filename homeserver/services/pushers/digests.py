@@ -6,10 +6,11 @@ Laws:
 - About one room letters come ever more seldom, up to one a day, until its reader is seen in the room again, or nothing
   has happened there for two days.
 - A letter, and that it was written, are one write: no restart loses one or sends one twice.
+- A letter that was not sent yet goes when something in it loses its content or is too old; the next one tells the rest.
 - An event writes at most one row, when it is the first one that waits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, tzinfo
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -27,6 +28,7 @@ from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.missed import Missed, MissedEvents
 from homeserver.services.pushers.unsubscribing import Unsubscribing
 from storage.database import Database
+from storage.outgoing_mail import LetterOf
 from storage.profiles import ProfileStore
 from storage.pushers import EmailPause, PusherRow, PusherStore
 from storage.transaction import WriteTransaction
@@ -207,7 +209,8 @@ class EmailDigests:
                 letter[room_nid] = EmailPause(now, first)
             else:
                 letter[room_nid] = EmailPause(now, min(before.pause_ms * GROWTH, LONGEST_PAUSE_MS))
-        await self._write(row, missed.upto, None, letter, message)
+        told = [event.nid for room in missed.rooms for event in room.events if event.nid > 0]
+        await self._write(row, missed.upto, None, letter, message, told)
 
     async def _write(
         self,
@@ -216,11 +219,12 @@ class EmailDigests:
         due_ts: int | None,
         letter: Mapping[int, EmailPause] | None,
         message: bytes | None,
+        told: Sequence[int] = (),
     ) -> None:
         def write(txn: WriteTransaction) -> None:
             forgotten = self._now_ms() - FORGOTTEN_MS
             if self._store.set_looked(txn, row.pusher_nid, position, due_ts, letter, forgotten) and message is not None:
-                self._outbox.add_written(txn, message, row.pushkey)
+                self._outbox.add_written(txn, message, row.pushkey, LetterOf(row.pusher_nid, row.position, told))
 
         await self._database.write("write_digest", write)
         noted = self._due.get(row.pusher_nid)

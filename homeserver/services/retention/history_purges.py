@@ -1,32 +1,42 @@
 """Purges the history of a room where an administrator asks for it, as a job that a restart goes on with.
 
 Laws:
-- State stays, and so does the newest message. What goes is gone for everybody here; other servers keep theirs.
-- A room has one purge at a time; they are done one after the other.
+- State stays, and so does the newest message that people see, with its edits. What goes is gone for everybody here; other servers keep
+  theirs.
+- What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
+- A room has one purge at a time; they are done one after the other. One that fails holds up no other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
+
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.purging import Purging
 from federation.rooms.room_events import RoomEvents
+from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.secret_text import SecretText
-from storage.history_purges import BEFORE_ALL, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
-from storage.purging import DAY_MS, Cause, Message, PurgingStore
+from storage.engine import DatabaseUnavailable
+from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
+from storage.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
+SAID: Final = ("m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start")
+"""What is said in a room: of these types is the message that stays."""
 REMEMBERED_MS: Final = 365 * DAY_MS
 """For how long it is told how a purge ended."""
 
 
 class HistoryPurges:
     """Begins purges, tells of them, and does them in steps."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -38,6 +48,7 @@ class HistoryPurges:
         identity: ServerIdentity,
         secret_text: SecretText,
         now_ms: Callable[[], int],
+        metrics: RetentionMetrics,
     ) -> None:
         self._store = store
         self._messages = messages
@@ -47,14 +58,18 @@ class HistoryPurges:
         self._identity = identity
         self._secret_text = secret_text
         self._now_ms = now_ms
+        self._metrics = metrics
 
     async def do_begin(
         self, room_id: RoomID, event_id: EventID | None, before_ts: int | None, *, with_own: bool, by: UserID
     ) -> str:
         """Begin to purge what stands above an event, or else what was sent before a time; the id of the purge.
 
-        `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
+        A time in the future is now. `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
         """
+        now = self._now_ms()
+        if before_ts is not None:
+            before_ts = min(before_ts, now + 1)  # with what was sent in this millisecond
         room = await self._rooms.get_room(room_id)
         if room is None:
             raise NotFound("This server does not know the room")
@@ -66,6 +81,7 @@ class HistoryPurges:
             if event.room_nid != room.room_nid:
                 raise MatrixError("The event is of another room")
             depth, before_ts = event.depth, None
+        extent = await self._store.get_extent(room.room_nid, SAID)
         purge = HistoryPurge(
             self._secret_text.purge_id(),
             room.room_nid,
@@ -73,11 +89,12 @@ class HistoryPurges:
             before_ts,
             depth,
             with_own,
-            await self._store.get_newest_message(room.room_nid),
+            extent.newest_message,
             BEFORE_ALL,
             0,
             by,
-            self._now_ms(),
+            now,
+            extent.upto_nid,
         )
         try:
             await self._store.add(purge)
@@ -106,8 +123,12 @@ class HistoryPurges:
                 break
             try:
                 done += await self._go_on(purge, min(AT_ONCE, limit - done))
-            except MatrixError as error:  # a stored event that cannot be read: it would be met again and again
-                await self._store.set_finished(purge.purge_id, self._now_ms(), error.text)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # a bug of ours: it would be met again and again, and hold up all others
+                self._log.failure("the purge {id} failed", id=purge.purge_id)
+                self._metrics.failures.inc()
+                await self._store.set_finished(purge.purge_id, self._now_ms(), "The server failed; its log says more")
         return done
 
     async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
@@ -122,12 +143,21 @@ class HistoryPurges:
         def note(txn: WriteTransaction, count: int) -> None:
             move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
-        wanted = [each for each in within if self._is_wanted(purge, each)]
-        await self._purging.purge(purge.room_nid, wanted, Cause(purge.cause), note)
+        kept: Set[int] = frozenset()
+        if purge.kept_nid is not None:
+            kept = {purge.kept_nid, *await self._store.get_edits(purge.kept_nid)}
+        wanted = [each for each in within if each.event_nid not in kept and self._is_wanted(purge, each)]
+        await self._purging.purge(
+            purge.room_nid,
+            wanted,
+            Cause(purge.cause),
+            note,
+            lambda txn: may_go_on(txn, purge, self._now_ms()),
+        )
         return len(within)
 
     def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
-        if message.event_nid == purge.kept_nid:
+        if message.event_nid > purge.upto_nid:
             return False
         if purge.before_depth is not None and message.depth >= purge.before_depth:
             return False

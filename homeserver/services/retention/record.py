@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from federation.protocol.errors import InvalidParam
-from storage.purging import DAY_MS, PurgingStore
+from storage.purging import DAY_MS, Cause, PurgingStore
 from storage.search import SearchStore
 
 KEPT_MS: Final = 2 * 365 * DAY_MS
 """For how long it is kept."""
+_CAUSES: Final = frozenset(cause.value for cause in Cause)
 
 
 class PurgedRecord:
@@ -23,7 +24,7 @@ class PurgedRecord:
 
     async def get_page(self, from_: str | None, limit: int) -> dict[str, Any]:
         """Rooms by days, the latest first. Raises InvalidParam."""
-        rows = await self._store.get_days(None if from_ is None else _parse(from_), limit)
+        rows = await self._store.get_days(None if from_ is None else self._parse(from_), limit)
         answer: dict[str, Any] = {
             "purged": [
                 {
@@ -48,10 +49,10 @@ class PurgedRecord:
         """Take the words out of the index, about so many pages at a time; as many as the limit while there are more."""
         return limit if await self._texts.settle(limit) else 0
 
-
-def _parse(token: str) -> tuple[int, int, str]:
-    day, _, rest = token.partition("_")
-    room_nid, _, cause = rest.partition("_")
-    if not all(part.isascii() and part.isdigit() and len(part) < 16 for part in (day, room_nid)) or len(cause) > 20:
-        raise InvalidParam("`from` is not a token that this endpoint gave out")
-    return int(day), int(room_nid), cause
+    def _parse(self, token: str) -> tuple[int, int, str]:
+        day, _, rest = token.partition("_")
+        room_nid, _, cause = rest.partition("_")
+        are_numbers = all(part.isascii() and part.isdigit() and len(part) < 16 for part in (day, room_nid))
+        if not are_numbers or cause not in _CAUSES or int(day) > self._now_ms() // DAY_MS:
+            raise InvalidParam("`from` is not a token that this endpoint gave out")
+        return int(day), int(room_nid), cause

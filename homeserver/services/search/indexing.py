@@ -118,13 +118,12 @@ class Indexing:
         words = format_words(self._folding.lines(found)) if found else ""
         if not words:
             return None
-        ts = min(shown.origin_server_ts, self._now_ms())
         return TextRow(
             shown.event_nid,
             text.said.event_nid,
             shown.room_nid,
             shown.position,
-            ts,
+            shown.origin_server_ts,
             KINDS[shown.type],
             shown.sender,
             words,

@@ -1,7 +1,7 @@
 """Sticky events as readers get them: all of a room's that they have not heard of, whatever the timeline has room for.
 
 Who is in the room is told of them, also of those from before their time: history visibility does not apply. Those of users
-whom the reader ignores are left out.
+whom the reader ignores are left out, and what is kept no longer.
 
 Proposal: MSC4354.
 """
@@ -48,11 +48,14 @@ class StickyReader:
     async def present(
         self, caller: Requester, own: Mapping[int, MembershipRow], found: Mapping[int, list[StickyRow]]
     ) -> dict[int, list[msgspec.Raw]]:
-        """The events by room, as the caller's device gets them."""
+        """The events by room, as the caller's device gets them; only rooms with any."""
         events = await self._events.get_events(row.event_nid for rows in found.values() for row in rows)
         presented: dict[int, list[msgspec.Raw]] = {}
         for room_nid, rows in found.items():
-            present = [events[row.event_nid] for row in rows if row.event_nid in events]
+            kept = [events[row.event_nid] for row in rows if row.event_nid in events]
+            present = await self._visibility.without_expired([event for event in kept if not event.is_purged])
+            if not present:
+                continue
             visible = {
                 seen.event.nid: seen
                 for seen in await self._visibility.filter(caller.user_id, own.get(room_nid), present)
