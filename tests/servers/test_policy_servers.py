@@ -237,6 +237,22 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
     ]
 
 
+async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: Network) -> None:
+    limit = "rc_joins_per_room: {per_second: 0.001, burst_count: 1}\n"
+    room = await shared(network, "11", {NORTH: limit})
+    judge = Judge("11")
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "public"})
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    dan, eve = (room.north.server.register(name) for name in ("dan", "eve"))
+    judge.is_away = True
+    assert join_via(dan, room.room_id).status == 502
+
+    judge.is_away = False
+    network.clock.advance(31)
+    assert join_via(eve, room.room_id).status == 200
+
+
 async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
