@@ -83,8 +83,10 @@ class ThreepidStore:
         ):
             vouchers.setdefault((medium, address), set()).add(provider)
         found: dict[str, list[ThreepidRow]] = {}
-        for row in rows:
-            found.setdefault(row[2], []).append(ThreepidRow(*row, frozenset(vouchers.get((row[0], row[1]), ()))))
+        for medium, address, user_id, validated_ts, added_ts in rows:
+            vouched_by = frozenset(vouchers.get((medium, address), ()))
+            row = ThreepidRow(medium, address, user_id, validated_ts, added_ts, vouched_by)
+            found.setdefault(user_id, []).append(row)
         return found
 
     async def get_taken(self, medium: str, addresses: Iterable[str]) -> Collection[str]:

@@ -26,7 +26,7 @@ def test_a_message_that_is_lost_is_noticed(was_away_before: bool, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Transactions, "send", lose)
         south = towns.sides[1]
-        lost = []
+        lost: list[str] = []
         for act in (towns.say, towns.leave):
             act(1)
             lost += south.server.run(south.extremities(towns.room_id))
