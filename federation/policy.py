@@ -9,7 +9,7 @@ Laws:
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -23,7 +23,6 @@ from federation.protocol.member_list import Member, MemberList, Right, right_of
 SECONDS_BETWEEN_LINES: Final = 3600.0
 """In which a server is named once in the log where refusals are only simulated."""
 MAX_NAMED: Final = 10_000
-MAX_TURNED_AWAY: Final = 1_000
 _NO_KEYS: Final[Mapping[KeyID, bytes]] = {}
 
 
@@ -101,12 +100,15 @@ class Policy:
         self._members: MemberList | None = None
         self._named: dict[tuple[str, Right | None], float] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._turned_away: dict[ServerName, None] = {}
-        """Servers that asked something and were refused; the last of them."""
+        self._watchers: list[Callable[[ServerName], None]] = []
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call this whenever the rules or the list have changed: whom they refused may be allowed now."""
         self._listeners.append(listener)
+
+    def watch_turned_away(self, watcher: Callable[[ServerName], None]) -> None:
+        """Call this with the name of each server that asks something and is refused, as it says itself: no signature was checked."""
+        self._watchers.append(watcher)
 
     @property
     def rules(self) -> PolicyRules:
@@ -171,22 +173,9 @@ class Policy:
         refusal = self._refusal(server, right_of(path))
         if refusal is not None:
             if not self.allows(server):
-                self._note_turned_away(server)
+                for watcher in self._watchers:
+                    watcher(server)
             raise Forbidden(f"The policy of this server does not allow federation with you: {refusal}")
-
-    def take_let_in(self) -> Sequence[ServerName]:
-        """The servers that were refused when they asked something, as their signature has yet to prove, and are allowed by now:
-        each is told once."""
-        let_in = [server for server in self._turned_away if self.allows(server)]
-        for server in let_in:
-            del self._turned_away[server]
-        return let_in
-
-    def _note_turned_away(self, server: ServerName) -> None:
-        self._turned_away.pop(server, None)
-        self._turned_away[server] = None
-        if len(self._turned_away) > MAX_TURNED_AWAY:
-            del self._turned_away[next(iter(self._turned_away))]
 
     def pinned_keys(self, server: ServerName) -> Mapping[KeyID, bytes]:
         """The only keys to believe of a server; empty where it says its keys itself, or the rules are only tried out."""

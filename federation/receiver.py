@@ -22,6 +22,7 @@ from federation.policy import Policy
 from federation.protocol.errors import LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
@@ -173,15 +174,25 @@ class Transactions:
             for event, outcome in zip(events, outcomes, strict=True)
             if must_wait(outcome) and not outcome.is_of_the_past
         ]
-        for is_unjudged in (True, False):  # most of the others follow those
-            those = [event for event, kind in waiting if kind is is_unjudged]
+        unjudged = [event for event, is_unjudged in waiting if is_unjudged]
+        naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]
+        others = [event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)]
+        judge = await self._find_judge(room_id) if unjudged else None
+        for those in (unjudged, naming, others):  # most of the others follow the unjudged
             if not those:
                 continue
             try:
-                await self._inbox.add(snapshot.room, origin, those, is_unjudged=is_unjudged)
+                await self._inbox.add(snapshot.room, origin, those, judge=judge if those is unjudged else None)
             except InboxFull:  # not acknowledged; and no reason to refuse the rest of what the server sends
                 results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in those)
         return results
+
+    async def _find_judge(self, room_id: RoomID) -> ServerName:
+        """The policy server for whose word events of the room wait; no name where it has been changed meanwhile."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        named = find_naming(await snapshot.state.load(NAMING))
+        server = None if named is None else read_policy_server(named.event)
+        return ServerName("") if server is None else server.server_name
 
 
 def _is_to_device(edu: object) -> bool:

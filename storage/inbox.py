@@ -1,7 +1,9 @@
 """Events from other servers that wait for what this server lacks: acknowledged, so kept until they are taken in or given up.
 
 A server has so many places here. Events that wait for the word of their room's policy server, and what comes into the room after
-them, have some of these only, and in one room fewer yet: a policy server that never has time keeps other rooms out of nothing.
+them, have some of these only, for one policy server fewer, and in one room fewer yet: one that never has time keeps neither rooms
+without a policy server out, nor those of another. What names the room's policy server may end the waiting: it has a place as long as
+there is any.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,8 +18,10 @@ class Places(msgspec.Struct, frozen=True):
     """How many events may wait on behalf of one server."""
 
     all: int = 2000
-    unjudged: int = 1000
+    unjudged: int = 1500
     """Of these, for the word of policy servers."""
+    unjudged_by_one: int = 750
+    """For the word of the same."""
     unjudged_of_room: int = 200
 
 
@@ -31,6 +35,8 @@ class NewInboxRow(msgspec.Struct, frozen=True):
     event_id: str
     pdu: bytes
     """JSON of the whole PDU."""
+    is_naming: bool = False
+    """It names the policy server of its room."""
 
 
 class InboxRow(msgspec.Struct, frozen=True):
@@ -52,14 +58,14 @@ class InboxStore:
         self._places = places or Places()
 
     async def add(
-        self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int, *, is_unjudged: bool
+        self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int, *, judge: str | None
     ) -> None:
         """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept.
 
-        `is_unjudged`: they wait for the word of the room's policy server. Where others of this server in the room do, it is taken
-        for granted: most events follow the ones before.
+        `judge`: the policy server for whose word they wait. Where others of this server in the room wait for one, these are taken to
+        as well: most events follow the ones before.
         """
-        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, is_unjudged)
+        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge)
 
     async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
         """What waits in a room: first what was tried least often, then what came first."""
@@ -88,29 +94,52 @@ class InboxStore:
         origin: str,
         rows: list[NewInboxRow],
         received_ts: int,
-        is_unjudged: bool,
+        judge: str | None,
     ) -> None:
-        (waiting,) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))[0]
-        unjudged, of_room = txn.query(
-            "SELECT count(*), count(CASE WHEN room_nid = ? THEN 1 END) FROM inbox WHERE origin = ? AND is_unjudged = 1",
-            (room_nid, origin),
-        )[0]
-        is_unjudged = is_unjudged or of_room > 0
-        places, more = self._places, len(rows)
-        is_full = waiting + more > places.all
-        if is_unjudged:
-            is_full |= unjudged + more > places.unjudged or of_room + more > places.unjudged_of_room
-        if is_full:
+        names = [row.event_id for row in rows]
+        there = {name for (name,) in txn.query_in("SELECT event_id FROM inbox WHERE event_id IN {keys}", names)}
+        new = [row for row in rows if row.event_id not in there]
+        if judge is None:
+            judge = _find_judge(txn, room_nid, origin)
+        if not self._has_places(txn, room_nid, origin, new, judge):
             raise InboxFull(origin)
-        first = txn.allocate("inbox", len(rows))
+        first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, is_unjudged)"
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge)"
             " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
-                (first + at, room_nid, received_ts, row.event_id, origin, row.pdu, int(is_unjudged))
-                for at, row in enumerate(rows)
+                (first + at, room_nid, received_ts, row.event_id, origin, row.pdu, None if row.is_naming else judge)
+                for at, row in enumerate(new)
             ],
         )
+
+    def _has_places(
+        self, txn: Transaction, room_nid: int, origin: str, new: Collection[NewInboxRow], judge: str | None
+    ) -> bool:
+        places = self._places
+        ((waiting,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
+        if waiting + len(new) > places.all:
+            return not new
+        more = sum(not row.is_naming for row in new)
+        if judge is None or not more:
+            return True
+        ((unjudged, by_one, of_room),) = txn.query(
+            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE WHEN room_nid = ? THEN 1 END)"
+            " FROM inbox WHERE origin = ? AND judge IS NOT NULL",
+            (judge, room_nid, origin),
+        )
+        return bool(
+            unjudged + more <= places.unjudged
+            and by_one + more <= places.unjudged_by_one
+            and of_room + more <= places.unjudged_of_room
+        )
+
+
+def _find_judge(txn: Transaction, room_nid: int, origin: str) -> str | None:
+    row = txn.query_one(
+        "SELECT judge FROM inbox WHERE origin = ? AND room_nid = ? AND judge IS NOT NULL LIMIT 1", (origin, room_nid)
+    )
+    return None if row is None else str(row[0])
 
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:

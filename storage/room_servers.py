@@ -2,7 +2,7 @@
 
 As long as the members are not known (see `partial_rooms.py`), those count too of which we were told that they are there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -27,6 +27,10 @@ class RoomServerStore:
     async def get_servers(self, room_nids: Iterable[int]) -> Mapping[int, list[RoomServer]]:
         """The other servers in each of the rooms, in one query; a room without any is missing from the answer."""
         return await self._database.read_quickly("get_room_servers", _select, list(room_nids))
+
+    async def get_sharing(self, servers: Iterable[str]) -> Collection[str]:
+        """Those of the servers that share a room with us, in one query."""
+        return await self._database.read_quickly("get_sharing_servers", _select_sharing, list(servers))
 
 
 def count_servers(
@@ -62,4 +66,14 @@ def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer
     found: dict[int, list[RoomServer]] = {}
     for room_nid, server, since in rows:
         found.setdefault(room_nid, []).append(RoomServer(server, since))
+    return found
+
+
+def _select_sharing(txn: Transaction, servers: list[str]) -> set[str]:
+    found = set()
+    for table in ("room_servers", "partial_servers"):
+        found |= {
+            server
+            for (server,) in txn.query_in(f"SELECT DISTINCT server FROM {table} WHERE server IN {{keys}}", servers)
+        }
     return found

@@ -1,13 +1,13 @@
 """E-mail addresses and telephone numbers of people, and how they show that an address is theirs.
 
 Laws:
-- An address belongs to one account at most.
+- An address belongs to one account at most. Who says so is known: the account's user, or identity providers.
 - A validation serves one purpose, once; the text that validates it, and the secret of the client that uses it, are kept as hashes.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -23,8 +23,8 @@ class ThreepidRow(msgspec.Struct, frozen=True):
     user_id: str
     validated_ts: int
     added_ts: int
-    vouched_by: str | None = None
-    """The identity provider that has said so."""
+    vouched_by: frozenset[str] = frozenset()
+    """The identity providers that say so; none where somebody has confirmed it."""
 
 
 class ValidationRow(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class ValidationRow(msgspec.Struct, frozen=True):
     """How often somebody has typed a code."""
 
 
-_THREEPID = "medium, address, user_id, validated_ts, added_ts, vouched_by"
+_THREEPID = "medium, address, user_id, validated_ts, added_ts"
 _VALIDATION = "sid, purpose, medium, address, client_secret_hash, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
 
 
@@ -65,36 +65,83 @@ class ThreepidStore:
         return None if row is None else str(row[0])
 
     async def get_threepids(self, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
-        """The addresses of these users, in one query, by when they were added; a user without any is absent."""
+        """The addresses of these users, in two queries, by when they were added; a user without any is absent."""
         return await self._database.read("get_threepids", self.get_threepids_in, tuple(user_ids))
 
     def get_threepids_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
         """As `get_threepids`, in a transaction."""
-        sql = f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address"
+        rows = txn.query_in(
+            f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address", user_ids
+        )
+        vouchers: dict[tuple[str, str], set[str]] = {}
+        for medium, address, provider in txn.query_in(
+            "SELECT v.medium, v.address, v.provider FROM threepid_vouchers AS v JOIN threepids AS t"
+            " ON t.medium = v.medium AND t.address = v.address WHERE t.user_id IN {keys}",
+            user_ids,
+        ):
+            vouchers.setdefault((medium, address), set()).add(provider)
         found: dict[str, list[ThreepidRow]] = {}
-        for row in txn.query_in(sql, user_ids):
-            found.setdefault(row[2], []).append(ThreepidRow(*row))
+        for medium, address, user_id, validated_ts, added_ts in rows:
+            vouched_by = frozenset(vouchers.get((medium, address), ()))
+            row = ThreepidRow(medium, address, user_id, validated_ts, added_ts, vouched_by)
+            found.setdefault(user_id, []).append(row)
         return found
 
+    async def get_taken(self, medium: str, addresses: Iterable[str]) -> Collection[str]:
+        """Those of the addresses that belong to somebody."""
+        return await self._database.read_quickly("get_taken_threepids", self.get_taken_in, medium, tuple(addresses))
+
+    def get_taken_in(self, txn: Transaction, medium: str, addresses: Iterable[str]) -> Collection[str]:
+        """As `get_taken`, in a transaction."""
+        sql = "SELECT address FROM threepids WHERE medium = ? AND address IN {keys}"
+        return {address for (address,) in txn.query_in(sql, addresses, before=[medium])}
+
     def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
-        """Give an account an address; False where it is another's. One's own is left as it is."""
-        values = (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts, row.vouched_by)
-        sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        if txn.execute(sql, values):
+        """Give an account an address; False where it is another's. One's own is left as it is, but that somebody has confirmed it now
+        counts for more than what identity providers say."""
+        sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        if txn.execute(sql, (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)):
+            for provider in row.vouched_by:
+                self.add_voucher(txn, row.medium, row.address, provider)
             # whom no letter about the end of their account could reach gets it now (storage/account_validity.py)
             txn.execute(
                 "UPDATE accounts SET renewal_letter = 0 WHERE user_id = ? AND renewal_letter = 3", (row.user_id,)
             )
             return True
-        return self.get_owner_in(txn, row.medium, row.address) == row.user_id
+        if self.get_owner_in(txn, row.medium, row.address) != row.user_id:
+            return False
+        if not row.vouched_by:
+            self._remove_vouchers(txn, row.medium, row.address)
+        return True
+
+    def add_voucher(self, txn: WriteTransaction, medium: str, address: str, provider: str) -> None:
+        """Another identity provider says that an address is the user's who has it."""
+        sql = "INSERT INTO threepid_vouchers (medium, address, provider) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        txn.execute(sql, (medium, address, provider))
+
+    def remove_voucher(self, txn: WriteTransaction, medium: str, address: str, provider: str) -> None:
+        """An identity provider no longer says so."""
+        sql = "DELETE FROM threepid_vouchers WHERE medium = ? AND address = ? AND provider = ?"
+        txn.execute(sql, (medium, address, provider))
+
+    def _remove_vouchers(self, txn: WriteTransaction, medium: str, address: str) -> None:
+        txn.execute("DELETE FROM threepid_vouchers WHERE medium = ? AND address = ?", (medium, address))
 
     def remove_threepid(self, txn: WriteTransaction, user_id: str, medium: str, address: str) -> bool:
         """Take an address from an account; False where it had none such."""
         sql = "DELETE FROM threepids WHERE medium = ? AND address = ? AND user_id = ?"
-        return bool(txn.execute(sql, (medium, address, user_id)))
+        if not txn.execute(sql, (medium, address, user_id)):
+            return False
+        self._remove_vouchers(txn, medium, address)
+        return True
 
     def remove_threepids(self, txn: WriteTransaction, user_id: str) -> None:
         """Take all addresses from an account."""
+        txn.execute(
+            "DELETE FROM threepid_vouchers WHERE EXISTS (SELECT 1 FROM threepids AS t WHERE t.user_id = ?"
+            " AND t.medium = threepid_vouchers.medium AND t.address = threepid_vouchers.address)",
+            (user_id,),
+        )
         txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
 
     def get_validation_of_client(

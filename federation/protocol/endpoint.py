@@ -33,6 +33,8 @@ class Auth(Enum):
     NONE = "none"
     OPTIONAL = "optional"
     """A user's access token, or none: the parameter is `Requester | None`."""
+    IF_USABLE = "if usable"
+    """As OPTIONAL, and a token with which nobody is let in is none: where the specification asks for no authentication."""
     USER = "user"
     """A user's access token; guests are refused."""
     GUEST = "guest"
@@ -41,6 +43,10 @@ class Auth(Enum):
     APPSERVICE = "appservice"
     SERVER = "server"
     """A server's X-Matrix signature."""
+
+
+MAYBE_NOBODY = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
+"""With these somebody asks, or nobody."""
 
 
 class Limit(Enum):

@@ -40,6 +40,11 @@ def find_naming(state: Mapping[StateKey, T]) -> T | None:
     return next((state[key] for key in NAMING if key in state), None)
 
 
+def is_naming(event: Event) -> bool:
+    """Whether an event is to name the policy server of its room, or to say that there is none."""
+    return event.state_key is not None and event.key in NAMING
+
+
 def read_policy_server(event: Event | None) -> PolicyServer | None:
     """What an event says that names a policy server; None where there is none, or it is not valid."""
     if event is None:

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import is_naming
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.batch import Outcome
 from federation.rooms.missing import MissingEvents
@@ -81,14 +82,14 @@ class Inbox:
         self._log = Logger()
 
     async def add(
-        self, room: RoomRow, origin: ServerName, events: Sequence[Event], *, is_unjudged: bool = False
+        self, room: RoomRow, origin: ServerName, events: Sequence[Event], *, judge: ServerName | None = None
     ) -> None:
         """Keep events until they have their place. Raises InboxFull: then none of them is kept.
 
-        `is_unjudged`: they wait for the word of the room's policy server.
+        `judge`: the policy server for whose word they wait.
         """
-        rows = [NewInboxRow(event.event_id, encode_pdu(event)) for event in events]
-        await self._store.add(room.room_nid, origin, rows, self._now_ms(), is_unjudged=is_unjudged)
+        rows = [NewInboxRow(event.event_id, encode_pdu(event), is_naming(event)) for event in events]
+        await self._store.add(room.room_nid, origin, rows, self._now_ms(), judge=judge)
         self.wake(room.room_nid)
 
     def start(self) -> None:

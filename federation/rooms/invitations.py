@@ -6,6 +6,7 @@ spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invite
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -80,6 +81,10 @@ class _Promise(msgspec.Struct, frozen=True):
     content: Mapping[str, Any]
 
 
+class _NoPromise(Exception):
+    """Nothing has become of what is said to have been promised."""
+
+
 class InviteGate(Protocol):
     """Whether our users want to be invited: known to the layer that knows them."""
 
@@ -87,12 +92,9 @@ class InviteGate(Protocol):
         """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
         ...
 
-    def check_may_claim(self, ip: str) -> None:
-        """Whether what is said from this address, of invites that were promised, is listened to. Raises LimitExceeded."""
-        ...
-
-    def note_false_claim(self, ip: str) -> None:
-        """One was not true."""
+    def claiming(self, ip: str) -> AbstractContextManager[None]:
+        """While it is looked whether an invite was promised, as somebody at this address says: that counts, and goes on to count
+        where it was not true. Entering raises LimitExceeded."""
         ...
 
 
@@ -182,12 +184,11 @@ class Invitations:
         """One of our users has proved that an address is theirs to which invites were promised: turn them into invites.
 
         What fails of it is logged: whoever tells us of the address can do nothing about it; and it counts against the address
-        `ip` from which it was said. Raises NotFound, LimitExceeded.
+        `ip` from which it was said. Raises NotFound; LimitExceeded, where not all was looked at.
         spec: server-server-api#put_matrixfederationv13pidonbind
         """
         if not self._identity.is_local(target):
             raise NotFound("The user is not one of this server")
-        self._gate.check_may_claim(ip)
         asked: set[ServerName] = set()
         for invite in address.invites[:MAX_PROMISES]:
             if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
@@ -197,12 +198,19 @@ class Invitations:
                 continue
             asked.add(server)
             try:
-                await self._claim(target, invite)
-            except (MatrixError, RemoteError) as error:
-                self._gate.note_false_claim(ip)
+                with self._gate.claiming(ip):
+                    await self._claim(target, invite)
+            except _NoPromise as error:
                 self._log.info("an invite promised to an address is lost: {error}", error=error)
 
     async def _claim(self, target: UserID, invite: PromisedInvite) -> None:
+        """Raises _NoPromise."""
+        try:
+            await self._make_true(target, invite)
+        except (MatrixError, RemoteError) as error:
+            raise _NoPromise(str(error)) from error
+
+    async def _make_true(self, target: UserID, invite: PromisedInvite) -> None:
         """Raises MatrixError, RemoteError."""
         room_id = RoomID(invite.room_id)
         content = {

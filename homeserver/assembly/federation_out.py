@@ -32,6 +32,7 @@ from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
+from storage.room_servers import RoomServerStore
 
 
 class FederationOutParts:
@@ -99,7 +100,7 @@ class FederationOutParts:
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
         )
-        self.greetings = Greetings(federation.policy, transactions, now_ms)
+        self.greetings = Greetings(federation.policy, RoomServerStore(database), transactions, clock)
         self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)

@@ -15,7 +15,7 @@ _LISTED = ("/_matrix/client/v3/directory/list/room/{room_id}", "/_matrix/client/
 _PUBLIC = ("/_matrix/client/v3/publicRooms", "/_matrix/client/r0/publicRooms")
 
 
-@endpoint("GET", *_ALIAS, auth=Auth.OPTIONAL)
+@endpoint("GET", *_ALIAS, auth=Auth.IF_USABLE)
 async def get_room_id_by_alias(
     directory: RoomDirectory, caller: Requester | None, *, room_alias: RoomAlias
 ) -> dict[str, Any]:
@@ -58,7 +58,7 @@ async def get_local_aliases(directory: RoomDirectory, caller: Requester, *, room
     return {"aliases": await directory.get_aliases_of_room(caller, room_id)}
 
 
-@endpoint("GET", *_LISTED, auth=Auth.OPTIONAL)
+@endpoint("GET", *_LISTED, auth=Auth.IF_USABLE)
 async def get_room_visibility_on_directory(
     directory: RoomDirectory, caller: Requester | None, *, room_id: RoomID
 ) -> dict[str, str]:

@@ -8,12 +8,22 @@ server-server-api#request-authentication
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from federation.protocol.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
+from federation.protocol.endpoint import (
+    MAYBE_NOBODY,
+    PER_ADDRESS,
+    Auth,
+    Endpoint,
+    Limit,
+    Peer,
+    RequestContext,
+    Requester,
+)
 from federation.protocol.errors import (
+    ConsentNotGiven,
     ExpiredAccount,
     Forbidden,
     GuestAccessForbidden,
@@ -24,6 +34,16 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName
 from homeserver.http.rate_limits import RateLimiter, address_key
+
+_NOT_LET_IN: Final = (
+    MissingToken,
+    UnknownToken,
+    UserLocked,
+    ExpiredAccount,
+    UserSuspended,
+    ConsentNotGiven,
+    Forbidden,
+)
 
 
 class TokenChecker(Protocol):
@@ -113,7 +133,26 @@ class Guard:
                 return self._appservices is not None
         return self._tokens is not None
 
-    def credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
+    async def find_caller(
+        self,
+        declaration: Endpoint,
+        authorization: str | None,
+        query: Mapping[str, list[str]],
+        context: RequestContext,
+    ) -> Requester | None:
+        """Who asks, by the header and the query of a request.
+
+        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`, `ConsentNotGiven`,
+        `GuestAccessForbidden`, `Forbidden`.
+        """
+        try:
+            return await self._admit(declaration, self._credentials(authorization, query), context)
+        except _NOT_LET_IN:
+            if declaration.auth is not Auth.IF_USABLE:
+                raise
+            return None
+
+    def _credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
         """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
         token = None
         if authorization is not None:
@@ -130,14 +169,9 @@ class Guard:
         devices = query.get("device_id") or query.get("org.matrix.msc3202.device_id")
         return Credentials(token, users[0] if users else None, devices[0] if devices else None)
 
-    async def admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
-        """Who asks.
-
-        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`, `ConsentNotGiven`,
-        `GuestAccessForbidden`, `Forbidden`.
-        """
+    async def _admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
         if shown.token is None:
-            if declaration.auth is Auth.OPTIONAL:
+            if declaration.auth in MAYBE_NOBODY:
                 return None
             raise MissingToken
         caller: Requester | None = None
@@ -155,7 +189,7 @@ class Guard:
             raise UserSuspended
         if caller.consent is not None and not declaration.before_consent:
             caller.check_may_write()
-        if caller.is_guest and declaration.auth not in (Auth.GUEST, Auth.OPTIONAL):
+        if caller.is_guest and declaration.auth not in (Auth.GUEST, *MAYBE_NOBODY):
             raise GuestAccessForbidden
         if declaration.auth is Auth.ADMIN and not caller.is_admin:
             raise Forbidden("Only a server administrator may do this")

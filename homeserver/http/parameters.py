@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Endpoint, Names, Peer, RequestContext, Requester
+from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
 
 TextParser = Callable[[str], object]
@@ -202,7 +202,7 @@ def _service(where: str, name: str, hint: Any, auth: Auth, services: Mapping[typ
     if inner is Requester:
         if auth in (Auth.NONE, Auth.SERVER):
             raise DeclarationError(f"{where}: takes a Requester, but its auth is {auth.value}")
-        if (auth is Auth.OPTIONAL) is not optional:
+        if (auth in MAYBE_NOBODY) is not optional:
             raise DeclarationError(f"{where}: {name} must be `Requester | None` if, and only if, auth is optional")
         return inner
     if hint not in services:

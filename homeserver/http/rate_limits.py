@@ -13,7 +13,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import LimitExceeded, MatrixError
+from federation.protocol.errors import LimitExceeded
 
 MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""
@@ -53,13 +53,21 @@ class RateLimiter:
 
     @contextmanager
     def counting(self, limit: Limit, key: str) -> Iterator[None]:
-        """Count an action that may be refused yet, by a MatrixError: then it does not count. Raises LimitExceeded."""
+        """Count an action that may fail yet: then it does not count, whatever it raises. Raises LimitExceeded."""
         self.check(limit, key)
         try:
             yield
-        except MatrixError:
+        except BaseException:
             self._give_back(limit, key)
             raise
+
+    @contextmanager
+    def counting_failures(self, limit: Limit, key: str) -> Iterator[None]:
+        """Count an action, unless it succeeds in the end: until then it counts, so that whatever is under way does.
+        Raises LimitExceeded."""
+        self.check(limit, key)
+        yield
+        self._give_back(limit, key)
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count what has happened already, though it be more than there was room for: for what is known only then."""

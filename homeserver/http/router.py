@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
+from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
 from homeserver.http.identifiers import IDENTIFIERS
@@ -125,7 +125,7 @@ class Router:
         if auth is Auth.SERVER:
             assert self._guard.signatures is not None
             self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
-        elif auth not in (Auth.NONE, Auth.OPTIONAL) and not authorization and b"access_token=" not in uri:
+        elif auth not in (Auth.NONE, *MAYBE_NOBODY) and not authorization and b"access_token=" not in uri:
             raise MissingToken
 
     async def call(self, match: Match, incoming: Incoming) -> object:
@@ -140,8 +140,7 @@ class Router:
         if declaration.auth is not Auth.NONE:
             given = incoming.authorization
             authorization = given[-1].decode("utf-8", "replace") if given else None
-            shown = self._guard.credentials(authorization, fields)
-            caller = await self._guard.admit(declaration, shown, context)
+            caller = await self._guard.find_caller(declaration, authorization, fields, context)
             if caller is not None:
                 set_caller(caller.user_id)
         self._guard.count(declaration, caller, context)

@@ -5,7 +5,8 @@ Laws:
   a cookie of their own making into a browser, nor one under another name.
 - The key of these signatures is made of the server's signing key, and is for nothing else. When that key is another one, the
   cookies of before have ended.
-- Over https their names begin with `__Host-`: browsers then take them from this host only, and never from one beside it.
+- Over https their names begin with `__Host-`: browsers then take them from this host only, over https, and never from one beside it.
+  That alone keeps others from laying a cookie that this server has made for themselves into somebody's browser; over http nothing does.
 
 spec: RFC 6265, RFC 6265bis section 4.1.3
 """

@@ -3,14 +3,21 @@
 spec: client-server-api#invite-permission
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import Forbidden, InviteBlocked, NotFound
+from federation.protocol.errors import Forbidden, InviteBlocked, LimitExceeded, NotFound
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.invite_permissions import InvitePermissions, Verdict
 from storage.accounts import AccountRow, AccountStore
+
+CLAIMS_AT_ONCE: Final = 10
+"""From one address: each may have another server asked, and wait for it."""
+RETRY_CLAIM_MS: Final = 1_000
 
 
 class InvitePolicy:
@@ -28,6 +35,8 @@ class InvitePolicy:
         self._permissions = permissions
         self._limiter = limiter
         self._only_admins_invite = only_admins_invite
+        self._claims: Counter[str] = Counter()
+        """That are under way, by the address that they came from."""
 
     def check_may_invite(self, caller: Requester) -> None:
         """Raises Forbidden where only administrators may invite."""
@@ -54,13 +63,20 @@ class InvitePolicy:
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
 
-    def check_may_claim(self, ip: str) -> None:
-        """As `InviteGate.check_may_claim`."""
-        self._limiter.check_only(Limit.FALSE_PROMISE, address_key(ip))
-
-    def note_false_claim(self, ip: str) -> None:
-        """As `InviteGate.note_false_claim`."""
-        self._limiter.count(Limit.FALSE_PROMISE, address_key(ip))
+    @contextmanager
+    def claiming(self, ip: str) -> Iterator[None]:
+        """As `InviteGate.claiming`."""
+        key = address_key(ip)
+        if self._claims[key] >= CLAIMS_AT_ONCE:
+            raise LimitExceeded(retry_after_ms=RETRY_CLAIM_MS)
+        with self._limiter.counting_failures(Limit.FALSE_PROMISE, key):
+            self._claims[key] += 1
+            try:
+                yield
+            finally:
+                self._claims[key] -= 1
+                if not self._claims[key]:
+                    del self._claims[key]
 
 
 def _check_exists(user_id: UserID, account: AccountRow | None) -> None:

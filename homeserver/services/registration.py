@@ -401,7 +401,8 @@ class Registration:
                     self._add_proved(txn, account, parse_proof(proved), wish)
             self._uia.set_result(txn, confirmation, account.user_id)
         for address in wish.emails:
-            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, wish.vouched_by)
+            vouched_by = frozenset(() if wish.vouched_by is None else (wish.vouched_by,))
+            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by)
             if self._threepids.add_threepid(txn, row):
                 self._note_address(txn, account, EMAIL, address, wish)
         if also is not None:

@@ -3,8 +3,10 @@
 spec: client-server-api#adding-account-administrative-contact-information
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
+
+import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
@@ -119,25 +121,29 @@ class Threepids:
                 store.remove_address(txn, user_id, address)
 
     async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
-        """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before;
-        those of others are left out, and what would be too many. Where it says none, all stay."""
+        """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before,
+        and no other does; those of others are left out, and what would be too many. Where it says none, all stay."""
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
             rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
-            gone = [row for row in rows if row.vouched_by == provider and row.address not in addresses]
-            for row in gone:
-                self._remove(txn, user_id, row.medium, row.address)
-            known = {row.address for row in rows if row.medium == EMAIL}
-            free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
-            for address in [address for address in addresses if address not in known][:free]:
-                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider)):
+            plan = _plan(rows, self._store.get_taken_in(txn, EMAIL, addresses), addresses, provider)
+            for address in plan.disowned:
+                self._store.remove_voucher(txn, EMAIL, address, provider)
+            for address in plan.gone:
+                self._remove(txn, user_id, EMAIL, address)
+            for address in plan.confirmed:
+                self._store.add_voucher(txn, EMAIL, address, provider)
+            for address in plan.new:
+                if self._store.add_threepid(
+                    txn, ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,)))
+                ):
                     note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
 
-        known = await self.get_threepids(user_id)
-        vouched = {row.address for row in known if row.vouched_by == provider}
-        if addresses and (vouched - set(addresses) or set(addresses) - {row.address for row in known}):
-            await self._database.write("set_vouched_threepids", write)
+        if addresses:
+            taken = await self._store.get_taken(EMAIL, addresses)
+            if _plan(await self.get_threepids(user_id), taken, addresses, provider).has_changes:
+                await self._database.write("set_vouched_threepids", write)
 
     async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
         """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
@@ -162,3 +168,32 @@ class Threepids:
         """Raises `Forbidden` where people may not change their addresses."""
         if not self._changes:
             raise Forbidden("Addresses are set by the people who run this server")
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What changes of an account's e-mail addresses, by what an identity provider says of them now."""
+
+    new: Sequence[str]
+    confirmed: Sequence[str]
+    """Another provider vouches for these already."""
+    disowned: Sequence[str]
+    """Another provider goes on to vouch for these."""
+    gone: Sequence[str]
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self.new or self.confirmed or self.disowned or self.gone)
+
+
+def _plan(rows: Sequence[ThreepidRow], taken: Collection[str], addresses: Sequence[str], provider: str) -> _Plan:
+    """`rows`: those of the account; `taken`: those of `addresses` that are anybody's."""
+    lost = [row for row in rows if provider in row.vouched_by and row.address not in addresses]
+    gone = [row.address for row in lost if len(row.vouched_by) == 1]
+    free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
+    vouched = [row for row in rows if row.vouched_by and row.address in addresses]
+    return _Plan(
+        new=[address for address in dict.fromkeys(addresses) if address not in taken][:free],
+        confirmed=[row.address for row in vouched if provider not in row.vouched_by],
+        disowned=[row.address for row in lost if len(row.vouched_by) > 1],
+        gone=gone,
+    )

@@ -141,6 +141,11 @@ async def get_who(context: RequestContext, caller: Requester | None) -> Any:
     }
 
 
+@endpoint("GET", "/_matrix/client/v3/anybody", auth=Auth.IF_USABLE)
+async def get_anybody(caller: Requester | None) -> Any:
+    return {"user_id": caller.user_id if caller else None}
+
+
 @endpoint("POST", "/_matrix/client/v3/logout", auth=Auth.USER, while_locked=True, while_suspended=True)
 async def post_logout(_caller: Requester) -> Empty:
     return EMPTY

@@ -60,6 +60,16 @@ def test_optional_is_somebody_or_nobody_but_not_anybody(client: Client) -> None:
     assert client.request("GET", WHO, token="stolen").errcode == "M_UNKNOWN_TOKEN"
 
 
+@pytest.mark.parametrize("token", ["stolen", "old", "locked"])
+def test_where_nobody_need_be_somebody_a_token_that_is_of_no_use_is_none(client: Client, token: str) -> None:
+    path = "/_matrix/client/v3/anybody"
+    assert client.request("GET", path, token="alice").json["user_id"] == "@alice:example.org"
+    assert client.request("GET", WHO, token=token).status == 401
+    answer = client.request("GET", path, token=token)
+    assert (answer.status, answer.json) == (200, {"user_id": None})
+    assert client.request("GET", path, headers={"Authorization": "Basic YTpi"}).json == {"user_id": None}
+
+
 def test_guests_are_let_in_only_where_declared(client: Client) -> None:
     refused = client.request("POST", OBJECT, token="guest")
     assert (refused.status, refused.errcode) == (403, "M_GUEST_ACCESS_FORBIDDEN")

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import Forbidden, LimitExceeded
+from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
@@ -81,16 +82,34 @@ def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
     limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
 
 
-def test_what_is_refused_in_the_end_does_not_count() -> None:
+@pytest.mark.parametrize(
+    "failure", [Forbidden(), RemoteError("south.example", "away", retryable=True), CancelledError()], ids=repr
+)
+def test_what_fails_in_the_end_does_not_count(failure: Exception) -> None:
     limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
     for _ in range(5):
-        with pytest.raises(Forbidden), limiter.counting(Limit.JOIN_ROOM, "!r"):
-            raise Forbidden
+        with pytest.raises(type(failure)), limiter.counting(Limit.JOIN_ROOM, "!r"):
+            raise failure
     for _ in range(2):
         with limiter.counting(Limit.JOIN_ROOM, "!r"):
             pass
     with pytest.raises(LimitExceeded):
         limiter.check(Limit.JOIN_ROOM, "!r")
+
+
+def test_where_failures_count_so_does_what_is_under_way() -> None:
+    limiter = RateLimiter(Clock(), {Limit.FALSE_PROMISE: Rate(0.1, 2)})
+    for _ in range(5):
+        with limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
+            pass
+    with limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
+        with pytest.raises(Forbidden), limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
+            raise Forbidden
+        with pytest.raises(LimitExceeded):
+            limiter.check_only(Limit.FALSE_PROMISE, "a")
+    limiter.check(Limit.FALSE_PROMISE, "a")
+    with pytest.raises(LimitExceeded):
+        limiter.check(Limit.FALSE_PROMISE, "a")
 
 
 def test_a_rate_of_ones_own_replaces_the_usual_one() -> None:

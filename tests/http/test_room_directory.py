@@ -35,6 +35,15 @@ def test_an_alias_is_made_found_and_taken_away(server: TestServer, alice: User) 
     assert refused(alice.delete(ALIAS)) == (404, "M_NOT_FOUND")
 
 
+def test_a_token_of_which_nothing_is_left_hides_nothing_from_who_shows_it(alice: User, bob: User) -> None:
+    """No authentication is required."""
+    room_id = create(alice)
+    ok(alice.put(ALIAS, {"room_id": room_id}))
+    ok(bob.post(f"{V3}/logout"))
+    assert ok(bob.get(ALIAS))["room_id"] == room_id
+    assert ok(bob.get(f"{V3}/directory/list/room/{room_id}")) == {"visibility": "private"}
+
+
 @pytest.mark.parametrize(
     "alias", ["hovli:example.org", "%23hovli", "%23", "%23" + "x" * 260 + ":example.org", "%23a%00:b"]
 )

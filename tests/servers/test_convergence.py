@@ -65,8 +65,8 @@ class Towns(RuleBasedStateMachine):
         ]
         self.network.start_sending()
         self.room_id = RoomID("!none")
-        self.stayed = {0, 1, 2}
-        """Servers that were in the room all the time."""
+        self.there: dict[EventID, set[int]] = {}
+        """The servers that have been in the room, by their own view, ever since an event was first seen on any."""
         self.holding = False
         self.number = 0
 
@@ -82,6 +82,7 @@ class Towns(RuleBasedStateMachine):
 
     async def _remember(self) -> None:
         self.before = {event_id for side in self.sides for event_id in await self._timeline(side)}
+        self.there |= {event_id: set(range(len(NAMES))) for event_id in self.before}
 
     @rule(who=WHO)
     def say(self, who: int) -> None:
@@ -166,19 +167,23 @@ class Towns(RuleBasedStateMachine):
         self._note(self.users[who].start(method, f"{V3}/rooms/{self.room_id}/{path}", body))
 
     def _note(self, pending: Pending) -> None:
+        run_coroutine(self._look_who_is_there(), None)
         self.network.clock.advance(0.001)  # no two events are of the same moment
         self.settle()
         if pending.done:
             assert pending.answer.status != 500, pending.answer.body
-        run_coroutine(self._look_who_stays(), None)
 
-    async def _look_who_stays(self) -> None:
-        for at in tuple(self.stayed):
-            if not await self._is_in_room(at):
-                self.stayed.discard(at)
+    async def _look_who_is_there(self) -> None:
+        inside = {at for at in range(len(NAMES)) if await self._is_in_room(at)}
+        for servers in self.there.values():
+            servers.intersection_update(inside)
+        for side in self.sides:
+            for event_id in await side.extremities(self.room_id):
+                self.there.setdefault(EventID(event_id), set(inside))
 
     def settle(self) -> None:
         self.network.settle()
+        run_coroutine(self._look_who_is_there(), None)
 
     def teardown(self) -> None:
         try:
@@ -267,8 +272,8 @@ class Towns(RuleBasedStateMachine):
 
         Missing may be what meets three conditions. Nobody goes on from it: whoever has it has left the room since, and has come back
         by others, who do not have it. (So a message into a room that the others, not heard any more, had left by then; or what
-        others soft-failed.) The server was out of the room for a while: else it would have been sent to it. And nothing that
-        the server has follows it: so reading back to the beginning does not come by it.
+        others soft-failed.) The server was out of the room at that time, or has been since: else it would have been sent to it,
+        and taken. And nothing that the server has follows it: so reading back to the beginning does not come by it.
         """
         shown = [set(await self._timeline(side)) for side in self.sides]
         followed = [await self._followed(side, set.union(*shown)) for side in self.sides]
@@ -276,7 +281,8 @@ class Towns(RuleBasedStateMachine):
         for event_id in set.union(*shown):
             stored = [await side.find(self.room_id, event_id) for side in self.sides]
             for at, (name, each) in enumerate(zip(NAMES, stored, strict=True)):
-                if each is None and event_id not in history and at not in self.stayed and event_id not in followed[at]:
+                was_out = at not in self.there[event_id]
+                if each is None and was_out and event_id not in history and event_id not in followed[at]:
                     event("one misses what nobody goes on from")
                     continue
                 assert each is not None, (name, event_id)
@@ -304,10 +310,10 @@ class Towns(RuleBasedStateMachine):
         return {name for stored in placed for name in stored.event.prev_events}
 
     async def _compare_events(self, one: int, other: int) -> None:
-        """What one has shown, the other has too, if it was in the room all the time."""
-        if other not in self.stayed:
-            return
+        """What one has shown, the other has too, if it was in the room then and has been since."""
         for event_id in set(await self._timeline(self.sides[one])) - self.before:
+            if other not in self.there[event_id]:
+                continue
             stored = await self.sides[other].find(self.room_id, event_id)
             assert stored is not None, (NAMES[other], event_id)
             assert not stored.is_outlier, (NAMES[other], event_id)
@@ -340,5 +346,6 @@ TestTowns.settings = settings(
     stateful_step_count=20,
     deadline=None,
     derandomize=False,
+    print_blob=True,
     suppress_health_check=list(HealthCheck),
 )

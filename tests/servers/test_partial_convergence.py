@@ -103,6 +103,7 @@ TestLargeTowns.settings = settings(
     stateful_step_count=20,
     deadline=None,
     derandomize=False,
+    print_blob=True,
     phases=(Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )

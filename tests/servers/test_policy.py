@@ -5,7 +5,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.policy import MAX_TURNED_AWAY, BadPattern, Policy, ServerPatterns, make_rules
+from federation.policy import BadPattern, Policy, ServerPatterns, make_rules
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.assembly.federation_edge import rules_of
@@ -87,19 +87,6 @@ def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> No
         assert named == [SOUTH, SOUTH]
     finally:
         globalLogPublisher.removeObserver(observe)
-
-
-def test_who_was_turned_away_and_is_let_in_is_told_once_and_few_are_remembered() -> None:
-    policy = Policy(HERE, make_rules([NORTH]), Clock().seconds)
-    for server in (SOUTH, *(ServerName(f"s{number}.example") for number in range(MAX_TURNED_AWAY))):
-        with pytest.raises(Forbidden):
-            policy.check_origin(server)
-    policy.check_origin(NORTH)
-    assert policy.take_let_in() == []
-
-    policy.change(make_rules([NORTH, SOUTH, "s0.example"]))
-    assert policy.take_let_in() == ["s0.example"], "the oldest have been forgotten"
-    assert policy.take_let_in() == []
 
 
 async def test_rules_change_while_the_server_runs(network: Network) -> None:

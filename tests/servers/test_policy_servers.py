@@ -208,10 +208,14 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
     judge = Judge("11")
     other = create_room(room.alice)
     ok(join_via(room.bob, other, NORTH))
+    levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 100}}
+    set_state(room.alice, room.room_id, "m.room.power_levels", levels)
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     places = Places()
     said = [say(room.bob, room.room_id, f"{number}") for number in range(places.unjudged_of_room + 50)]
+    another = set_state(room.bob, room.room_id, "m.room.policy", named(via=EAST))
     before, after = say(room.bob, other, "before"), say(room.bob, other, "after")
     network.mend(NORTH, SOUTH)
     network.liars.append(judge.answer)
@@ -222,6 +226,8 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
         pdus = [await room.south.pdu(room.room_id, event_id) for event_id in said[start : start + 50]]
         answers |= (await room.south.push(NORTH, pdus))["pdus"]
     assert [event_id for event_id in said if "error" in answers[event_id]] == said[places.unjudged_of_room :]
+    naming = await room.south.pdu(room.room_id, another)
+    assert await room.south.push(NORTH, [naming]) == {"pdus": {another: {}}}, "it may be what ends the waiting"
     assert await room.south.push(NORTH, [await room.south.pdu(other, after)]) == {"pdus": {after: {}}}
     assert texts(room.alice, other)[:2] == ["after", "before"]
     assert before
@@ -235,6 +241,22 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
         "last",
         *(f"{number}" for number in reversed(range(len(said)))),
     ]
+
+
+async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: Network) -> None:
+    limit = "rc_joins_per_room: {per_second: 0.001, burst_count: 1}\n"
+    room = await shared(network, "11", {NORTH: limit})
+    judge = Judge("11")
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "public"})
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    dan, eve = (room.north.server.register(name) for name in ("dan", "eve"))
+    judge.is_away = True
+    assert join_via(dan, room.room_id).status == 502
+
+    judge.is_away = False
+    network.clock.advance(31)
+    assert join_via(eve, room.room_id).status == 200
 
 
 async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
+from homeserver.services.invite_policy import CLAIMS_AT_ONCE
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, members, rooms_in_sync
+from tests.helpers.http import Pending
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.talk import create, join, membership, ok, set_state
@@ -100,6 +102,40 @@ def test_who_tells_lies_is_heard_no_more_for_a_while(network: Network) -> None:
     network.clock.advance(10)
     assert north.put(PATH, truth).status == 200
     assert members(alice, room_id)[bob.user_id] == "invite"
+
+
+@pytest.mark.parametrize(("limits", "most"), [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", CLAIMS_AT_ONCE)])
+def test_of_what_is_said_from_one_address_little_is_under_way_at_a_time(
+    network: Network, limits: str, most: int
+) -> None:
+    """Each has another server asked, which may be slow to answer."""
+    north, south = network.add(NORTH, f"rc_invites: {{false_promises: {limits}}}\n"), network.add(SOUTH)
+    bob, eve = north.register("bob"), south.register("eve")
+
+    def start(number: int, ip: str) -> Pending:
+        lie = told(f"!x:{SOUTH}", eve, bob, token=f"u{number}")
+        return north.client.start("PUT", PATH, json=lie, ip=ip)
+
+    network.hold()
+    under_way = [start(number, f"2001:db8::{number}") for number in range(20)]
+    network.settle()
+    assert len(network.held()) == most
+    assert [each.answer.status for each in under_way if each.done] == [429] * (20 - most)
+    elsewhere = start(20, "192.0.2.1")
+    network.settle()
+    assert len(network.held()) == most + 1
+    network.deliver()
+    network.settle()
+    assert [each.answer.status for each in (*under_way, elsewhere)].count(200) == most + 1
+
+
+def test_of_one_body_so_many_lies_are_looked_at_as_count(network: Network) -> None:
+    north = network.add(NORTH, "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n")
+    bob, eve = north.register("bob"), network.add(SOUTH).register("eve")
+    lie = told(f"!x:{SOUTH}", eve, bob, token="u")
+    asked = len(network.log)
+    assert north.put(PATH, {**lie, "invites": lie["invites"] * 20}).errcode == "M_LIMIT_EXCEEDED"
+    assert sum("exchange" in uri for _, _, _, uri in network.log[asked:]) == 3
 
 
 def test_of_somebody_elsewhere_nothing_is_heard(people: tuple[User, User], network: Network) -> None:

@@ -4,8 +4,10 @@ import pytest
 
 from federation.policy import PolicyRules, make_rules
 from federation.protocol.ids import ServerName
+from federation.sender.greetings import AT_ONCE, MAX_NAMES, PAUSE
 from storage.destinations import DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.room_servers import count_servers
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -14,6 +16,7 @@ from tests.servers.test_sending import make_admin
 
 OPEN = make_rules(None)
 BLOCKED = make_rules(None, [SOUTH])
+BLOCKED_ALL = make_rules(["west.example"])
 OFF = make_rules(None, enabled=False)
 LISTED = make_rules(None, has_member_list=True)
 """And no list is there."""
@@ -211,3 +214,52 @@ async def test_what_the_refused_server_kept_back_comes_at_once(network: Network)
     before = requests_to(network, SOUTH)
     change(network, OPEN)
     assert requests_to(network, SOUTH) == before, "it is told once"
+
+
+def name_oneself(network: Network, name: str) -> None:
+    """Ask north something as anybody can, in the name of any server."""
+    header = f'X-Matrix origin="{name}",destination="{NORTH}",key="ed25519:a",sig="AAAA"'
+    path = "/_matrix/federation/v1/event/$x"
+    answer = network.servers[NORTH].client.request("GET", path, headers={"Authorization": header})
+    assert answer.errcode == "M_FORBIDDEN"
+
+
+async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written_to(network: Network) -> None:
+    room = await sending(network)
+    change(network, BLOCKED_ALL)
+    say(room.bob, room.room_id, "from the south")
+    for _ in range(5):
+        network.clock.advance(3600)
+        network.settle()
+    for number in range(2 * MAX_NAMES):
+        name_oneself(network, f"n{number}.example")
+    network.clock.advance(100)
+
+    before = len(network.log)
+    change(network, OPEN)
+    network.clock.advance(100)
+    assert texts(room.alice, room.room_id)[0] == "from the south"
+    assert {to for origin, to, _, _ in network.log[before:] if origin == NORTH} == {SOUTH}
+
+
+async def test_of_many_that_are_let_in_few_are_told_at_a_time(network: Network) -> None:
+    room = await shared(network)
+    names = [f"n{number}.example" for number in range(3 * AT_ONCE)]
+    room_nid = (await room.north.room(room.room_id)).room.room_nid
+    await room.north.server.app.database.write(
+        "come_in", count_servers, room_nid, dict.fromkeys(names, 1), dict.fromkeys(names, 1)
+    )
+    change(network, BLOCKED_ALL)
+    for name in names:
+        name_oneself(network, name)
+
+    def told() -> int:
+        return sum("greeting" in uri for _, _, _, uri in network.log)
+
+    change(network, OPEN)
+    for turn in range(1, 4):
+        assert told() == turn * AT_ONCE
+        network.clock.advance(PAUSE)
+        network.settle()
+    network.clock.advance(100)
+    assert told() == len(names)

@@ -6,7 +6,8 @@ from storage.database import Database
 from storage.inbox import InboxFull, InboxStore, NewInboxRow, Places
 
 PEER, OTHER = "peer.example", "other.example"
-ROOM, SECOND, THIRD = 1, 2, 3
+JUDGE, SLOW = "judge.example", "slow.example"
+ROOM, SECOND, THIRD, FOURTH, FIFTH = 1, 2, 3, 4, 5
 
 
 def rows(*names: str) -> Sequence[NewInboxRow]:
@@ -15,9 +16,9 @@ def rows(*names: str) -> Sequence[NewInboxRow]:
 
 async def test_what_was_tried_least_comes_first(database: Database) -> None:
     store = InboxStore(database)
-    await store.add(ROOM, PEER, rows("$a", "$b"), 10, is_unjudged=False)
-    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, is_unjudged=True)  # $b waits already
-    await store.add(SECOND, PEER, rows("$d"), 30, is_unjudged=False)
+    await store.add(ROOM, PEER, rows("$a", "$b"), 10, judge=None)
+    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, judge=JUDGE)  # $b waits already
+    await store.add(SECOND, PEER, rows("$d"), 30, judge=None)
 
     first, second, third = await store.get_of_room(ROOM, 10)
     assert [(row.event_id, row.origin, row.received_ts) for row in (first, second, third)] == [
@@ -34,24 +35,32 @@ async def test_what_was_tried_least_comes_first(database: Database) -> None:
 
 
 async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(database: Database) -> None:
-    store = InboxStore(database, Places(all=6, unjudged=3, unjudged_of_room=2))
+    store = InboxStore(database, Places(all=8, unjudged=5, unjudged_by_one=3, unjudged_of_room=2))
 
-    async def is_full(room_nid: int, name: str, *, is_unjudged: bool, origin: str = PEER) -> bool:
+    async def is_full(
+        room_nid: int, *names: str, judge: str | None = None, origin: str = PEER, is_naming: bool = False
+    ) -> bool:
+        new = [NewInboxRow(name, b"{}", is_naming) for name in names]
         try:
-            await store.add(room_nid, origin, rows(name), 10, is_unjudged=is_unjudged)
+            await store.add(room_nid, origin, new, 10, judge=judge)
         except InboxFull:
             return True
         return False
 
-    assert not await is_full(ROOM, "$a", is_unjudged=True)
-    assert not await is_full(ROOM, "$b", is_unjudged=False)
-    assert await is_full(ROOM, "$c", is_unjudged=False), "it counts like those that it follows"
-    assert not await is_full(SECOND, "$d", is_unjudged=True)
-    assert await is_full(SECOND, "$e", is_unjudged=True)
-    for number in range(3):
-        assert not await is_full(THIRD, f"${number}", is_unjudged=False)
-    assert await is_full(THIRD, "$f", is_unjudged=False)
-    assert not await is_full(ROOM, "$g", is_unjudged=True, origin=OTHER)
+    assert not await is_full(ROOM, "$a", judge=JUDGE)
+    assert not await is_full(ROOM, "$b")
+    assert await is_full(ROOM, "$c"), "it counts like those that it follows"
+    assert not await is_full(ROOM, "$a", "$b"), "they wait already"
+    assert not await is_full(SECOND, "$d", judge=JUDGE)
+    assert await is_full(SECOND, "$e", judge=JUDGE)
+    assert not await is_full(THIRD, "$f", "$g", judge=SLOW), "the other judge's places"
+    assert await is_full(FOURTH, "$h", judge="third.example")
+    assert not await is_full(ROOM, "$policy", is_naming=True), "it may end all the waiting"
+    assert not await is_full(FIFTH, "$i", "$j")
+    assert await is_full(FIFTH, "$k")
+    assert await is_full(FIFTH, "$another", is_naming=True)
+    assert not await is_full(FIFTH, "$i", "$j"), "they wait already"
+    assert not await is_full(ROOM, "$l", judge=JUDGE, origin=OTHER)
 
     await store.remove([row.inbox_nid for row in await store.get_of_room(ROOM, 2)])
-    assert not await is_full(ROOM, "$c", is_unjudged=False)
+    assert not await is_full(ROOM, "$c")
