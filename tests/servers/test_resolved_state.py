@@ -126,6 +126,25 @@ def test_who_was_put_out_after_a_resolution_sees_how(town: Town) -> None:
     assert topic_of(room["state"]["events"]) == "north"
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: bool) -> None:
+    """Bob had left before, and what took his coming back from him is not his to see."""
+    town.act(town.bob, "leave")
+    town.act(town.alice, "invite", town.bob)
+    town.pass_time()
+    since = None if is_new else sync(town.bob)["next_batch"]
+    town.part()
+    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    town.pass_time()
+    town.act(town.bob, "leave")
+    town.act(town.bob, "join")
+    town.meet()
+    room = sync(town.bob, since, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]
+    changes = room["state"]["events"] + [event for event in room["timeline"]["events"] if "state_key" in event]
+    own = [event["content"]["membership"] for event in changes if event.get("state_key") == town.bob.user_id]
+    assert own[-1] == "leave"
+
+
 def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
     """Who makes the state from the timeline gets a timeline that begins after it; all others see it there."""
     since = sync(town.alice)["next_batch"]

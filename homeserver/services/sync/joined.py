@@ -281,16 +281,17 @@ class JoinedRooms:
         """Who makes the state from the timeline would take its last word for true: where a later change is not shown to them,
         or the resolution of forks decided otherwise, the timeline begins after that, and the state before it is right again."""
         for work in works:
-            if not work.resolved and len(work.shown) == len(work.arrived):
+            own = _own_since_leaving(work)
+            if not (work.resolved or own or len(work.shown) < len(work.arrived)):
                 continue
             last = {
                 seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
             }
+            true: Mapping[StateKey, int | None]
             if work.resolved:
-                point = StatePoint(work.room.room_nid, ends[work.room.room_nid], _own_since_leaving(work))
-                true = await self._states.get_some(point, last)
+                true = await self._states.get_some(StatePoint(work.room.room_nid, ends[work.room.room_nid], own), last)
             else:
-                true = changes_of(work.arrived)
+                true = changes_of(work.arrived) | own
             lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
             if lost:
                 work.shown = work.shown[max(lost) + 1 :]
