@@ -50,6 +50,21 @@ def test_what_of_a_timeline_is_wanted(server: TestServer, timeline: Json, shown:
     assert keys(told) == {("m.room.topic", "")}
 
 
+def test_a_change_that_a_hidden_one_overtook_is_not_the_last_word(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(alice, bob, power_level_content_override={"users_default": 50})
+    since = token(alice)
+    rooms.say(alice, room, "before")
+    rooms.state(alice, room, "m.room.topic", {"topic": "tea"})
+    rooms.say(alice, room, "between")
+    topic = rooms.state(bob, room, "m.room.topic", {"topic": "coffee"})
+    rooms.say(alice, room, "after")
+    joined = sync(alice, since, {"room": {"timeline": {"not_senders": [bob.user_id]}}})["rooms"]["join"][room]
+    assert [event["event_id"] for event in joined["state"]["events"]] == [topic]
+    assert bodies(joined) == ["between", "after"]
+    assert joined["timeline"]["limited"] is True
+
+
 def test_rooms_are_wanted_or_not(server: TestServer) -> None:
     alice = server.register("alice")
     one, two = rooms.create(alice), rooms.create(alice)

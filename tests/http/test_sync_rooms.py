@@ -254,6 +254,25 @@ def test_history_before_the_joining(server: TestServer, visibility: str, seen: l
     assert said == {body: memberships[body] for body in (*seen, "after")}
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_change_from_before_the_joining_that_a_hidden_one_overtook(server: TestServer, after: bool) -> None:
+    """Carol may see how the room's history was closed to her, and not what was made of that later: for who makes the state
+    from the timeline it begins after the former."""
+    alice, carol = server.register("alice"), server.register("carol")
+    room = rooms.create(alice)
+    closed = rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
+    opened = rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": "invited"})
+    rooms.join(carol, room)
+    joined = sync(carol, filter=limit(100), use_state_after=str(after).lower())["rooms"]["join"][room]
+    assert (closed in ids(joined), opened in ids(joined)) == (after, False)
+    assert joined["timeline"]["limited"] is not after
+    assert ("m.room.member", carol.user_id) in keys(joined["timeline"]["events"])
+    told = joined["state_after" if after else "state"]["events"]
+    assert opened in {event["event_id"] for event in told}
+    older = carol.get(f"/_matrix/client/v3/rooms/{room}/messages?dir=b&from={joined['timeline']['prev_batch']}").json
+    assert (closed in {event["event_id"] for event in older["chunk"]}) is not after
+
+
 def test_summaries_name_heroes_while_the_room_has_no_name(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room = rooms.create(alice, bob)

@@ -93,6 +93,58 @@ def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
     }
 
 
+def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
+    """As above, for who wants no memberships in the timeline: so nothing in it says that there was a resolution."""
+    since = sync(town.alice)["next_batch"]
+    town.part()
+    town.act(town.dave, "ban", town.bob)
+    town.pass_time()
+    set_state(town.bob, town.room_id, "m.room.topic", {"topic": "new"})
+    town.meet()
+    answer = sync(town.alice, since, {"room": {"timeline": {"not_types": ["m.room.member"]}}})
+    room = answer["rooms"]["join"][town.room_id]
+    assert ("m.room.topic", "") not in keys([event for event in room["timeline"]["events"] if "state_key" in event])
+    assert room["timeline"]["limited"] is True
+    assert keys(room["state"]["events"]) == {("m.room.member", town.bob.user_id)}
+
+
+def test_who_was_put_out_after_a_resolution_sees_how(town: Town) -> None:
+    since = sync(town.bob)["next_batch"]
+    town.part()
+    set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
+    town.pass_time()
+    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "north"})
+    town.meet()
+    said = say(town.alice, town.room_id, "farewell")
+    town.act(town.alice, "kick", town.bob)
+    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "not for bob"})
+    town.act(town.alice, "ban", town.bob)
+    room = sync(town.bob, since)["rooms"]["leave"][town.room_id]
+    told = room["timeline"]["events"]
+    assert [event["content"].get("membership") for event in told] == [None, "leave", "ban"]
+    assert told[0]["event_id"] == said
+    assert topic_of(room["state"]["events"]) == "north"
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: bool) -> None:
+    """Bob had left before, and what took his coming back from him is not his to see."""
+    town.act(town.bob, "leave")
+    town.act(town.alice, "invite", town.bob)
+    town.pass_time()
+    since = None if is_new else sync(town.bob)["next_batch"]
+    town.part()
+    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    town.pass_time()
+    town.act(town.bob, "leave")
+    town.act(town.bob, "join")
+    town.meet()
+    room = sync(town.bob, since, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]
+    changes = room["state"]["events"] + [event for event in room["timeline"]["events"] if "state_key" in event]
+    own = [event["content"]["membership"] for event in changes if event.get("state_key") == town.bob.user_id]
+    assert own[-1] == "leave"
+
+
 def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
     """Who makes the state from the timeline gets a timeline that begins after it; all others see it there."""
     since = sync(town.alice)["next_batch"]

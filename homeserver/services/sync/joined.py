@@ -278,16 +278,20 @@ class JoinedRooms:
             work.summary = summaries.get(work.room.room_nid)
 
     async def _cut_what_lost(self, works: Sequence[RoomWork], ends: Mapping[int, bytes | None]) -> None:
-        """Who makes the state from the timeline would take its last word for true: where the resolution of forks decided
-        otherwise, the timeline begins after that, and the state before it is right again."""
+        """Who makes the state from the timeline would take its last word for true: where a later change is not shown to them,
+        or the resolution of forks decided otherwise, the timeline begins after that, and the state before it is right again."""
         for work in works:
-            if not (work.resolved and any(seen.event.resolved for seen in work.shown)):
+            own = _own_since_leaving(work)
+            if not (work.resolved or own or len(work.shown) < len(work.arrived)):
                 continue
             last = {
                 seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
             }
-            point = StatePoint(work.room.room_nid, ends[work.room.room_nid])
-            true = await self._states.get_some(point, last)
+            true: Mapping[StateKey, int | None]
+            if work.resolved:
+                true = await self._states.get_some(StatePoint(work.room.room_nid, ends[work.room.room_nid], own), last)
+            else:
+                true = changes_of(work.arrived) | own
             lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
             if lost:
                 work.shown = work.shown[max(lost) + 1 :]
