@@ -118,26 +118,32 @@ class Threepids:
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
         """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before;
-        those of others are left out, and what would be too many. Where it says none, all stay."""
+        those of others are left out, and what would be too many. Where it says none, all stay; so do those from before while the
+        account can have none of the new ones. False where some are another account's."""
 
-        def write(txn: WriteTransaction) -> None:
+        def write(txn: WriteTransaction) -> bool:
             now = self._now_ms()
             rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
+            known = {row.address for row in rows if row.medium == EMAIL}
+            new = [address for address in addresses if address not in known]
+            free = [address for address in new if self._store.get_owner_in(txn, EMAIL, address) is None]
             gone = [row for row in rows if row.vouched_by == provider and row.address not in addresses]
+            if not free and known.isdisjoint(addresses):
+                gone = []
             for row in gone:
                 self._remove(txn, user_id, row.medium, row.address)
-            known = {row.address for row in rows if row.medium == EMAIL}
-            free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
-            for address in [address for address in addresses if address not in known][:free]:
-                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider)):
-                    note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+            for address in free[: max(0, MOST_ADDRESSES - len(rows) + len(gone))]:
+                self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, provider))
+                note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+            return len(free) == len(new)
 
         known = await self.get_threepids(user_id)
         vouched = {row.address for row in known if row.vouched_by == provider}
         if addresses and (vouched - set(addresses) or set(addresses) - {row.address for row in known}):
-            await self._database.write("set_vouched_threepids", write)
+            return await self._database.write("set_vouched_threepids", write)
+        return True
 
     async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
         """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches

@@ -166,6 +166,25 @@ def test_names_are_taken_over_when_they_change(
     assert shown(una) == ("una Blas", ["blas.una@example.org"])
 
 
+def test_an_address_that_another_still_has(server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def addresses(user: User) -> list[str]:
+        return [each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]]
+
+    for uid, address in (("abe", "abe@example.org"), ("ada", "office@example.org")):
+        slapd.add_person(uid, mail=address)
+    abe, ada = signed_in(server, "abe"), signed_in(server, "ada")
+    look(server)
+    slapd.set("abe", mail="office@example.org")
+    server.clock.advance(20)
+    assert addresses(abe) == ["abe@example.org"]  # Ada has the other
+    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", 1)
+    slapd.set("ada", mail="ada@example.org")
+    server.clock.advance(20)  # he, who waits, holds nobody up
+    assert addresses(ada) == ["ada@example.org"]
+    server.clock.advance(20)
+    assert addresses(abe) == ["office@example.org"]
+
+
 def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("gus")
     gus = signed_in(server, "gus")

@@ -39,8 +39,9 @@ class Profiles(Protocol):
 class Addresses(Protocol):
     """Where e-mail addresses of people are kept."""
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
-        """Give an account those for which this provider vouches, instead of those for which it did before."""
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
+        """Give an account those for which this provider vouches, instead of those for which it did before; False where some are
+        another account's."""
         ...
 
 
@@ -172,8 +173,9 @@ class UpstreamAccounts:
         except MatrixError:
             return None
 
-    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> None:
-        """Take name, picture and addresses over. Raises nothing: who is signed in stays so."""
+    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> bool:
+        """Take name, picture and addresses over; False where some of the addresses are another account's. Raises nothing: who is
+        signed in stays so."""
         if identity.display_name is not None:
             try:
                 await self._profiles.do_set_display_name(user_id, identity.display_name)
@@ -182,7 +184,8 @@ class UpstreamAccounts:
         if identity.picture is not None:
             await self._pictures.do_take_over(user_id, identity.picture)
         if identity.emails:
-            await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
+            return await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
+        return True
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))

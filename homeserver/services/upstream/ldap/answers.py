@@ -1,6 +1,6 @@
 """What a directory can be asked, and what it answers; without the library that asks it, which only those load who use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
 from typing import Protocol
 
@@ -53,9 +53,9 @@ class AskedDirectory(Protocol):
         """As `check_password`, of the person with this subject. Needs the mode `search`."""
         ...
 
-    def list_people(self, known: Mapping[str, str | None], most: int) -> Listing:
+    def list_people(self, known: Mapping[str, str | None], most: int, later: Set[str] = frozenset()) -> Listing:
         """Everybody, and up to `most` of those in `known` (subjects, with what `compute_said` made of what was known) whose name or
-        addresses are others now. Raises `DirectoryFailed`."""
+        addresses are others now, those in `later` last. Raises `DirectoryFailed`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

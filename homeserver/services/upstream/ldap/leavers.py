@@ -9,6 +9,7 @@ Laws:
 - What an administrator has locked, no directory unlocks.
 - Names and addresses are taken over when the directory says others than before, so many at a time; while it says the same, nothing is
   written, and what people call themselves stays.
+- Nobody is left without an address because another still has theirs: it is tried again at each look.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,8 @@ class DirectoryLeavers:
         self._directory = directory
         self._config = config
         self._complaint = ""
+        self._refused: frozenset[str] = frozenset()
+        """Whose addresses others had at the last look: they are tried again, after all others."""
 
     async def do_check(self, limit: int) -> int:
         """Look once, whatever the limit; 0, since nothing is left to be done at once."""
@@ -78,7 +81,7 @@ class DirectoryLeavers:
             return 0
         known = {link.subject: link.said for link in links if link.left_ts is None} if updates else {}
         try:
-            listing = await self._threads.run(lambda: self._directory.list_people(known, MOST_CHANGED))
+            listing = await self._threads.run(lambda: self._directory.list_people(known, MOST_CHANGED, self._refused))
             if self._config.leavers != "keep":
                 await self._do_look(links, listing.present)
             await self._do_update(listing.changed, {link.subject: UserID(link.user_id) for link in links})
@@ -110,10 +113,16 @@ class DirectoryLeavers:
         return False
 
     async def _do_update(self, changed: Sequence[UpstreamIdentity], user_ids: Mapping[str, UserID]) -> None:
+        refused = set()
         for identity in changed:
-            await self._upstream_accounts.do_update(self._info, user_ids[identity.subject], identity)
-            said = compute_said(identity)
-            await self._database.write("set_said", self._links.set_said, self._info.provider_id, identity.subject, said)
+            if await self._upstream_accounts.do_update(self._info, user_ids[identity.subject], identity):
+                said = compute_said(identity)
+                await self._database.write(
+                    "set_said", self._links.set_said, self._info.provider_id, identity.subject, said
+                )
+            else:
+                refused.add(identity.subject)
+        self._refused = frozenset(refused)
 
     async def _do_end(self, gone: list[ExternalIdRow]) -> None:
         for link in gone:
