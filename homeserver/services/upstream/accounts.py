@@ -9,6 +9,7 @@ Laws:
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -18,7 +19,14 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.uia_stages import PASSWORD, SSO
-from homeserver.services.upstream.identity import ProviderInfo, Reason, Refused, UpstreamIdentity, fit_localpart
+from homeserver.services.upstream.identity import (
+    ProviderInfo,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    compute_said,
+    fit_localpart,
+)
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
@@ -145,7 +153,10 @@ class UpstreamAccounts:
             raise Refused(Reason.NO_ACCOUNT)
 
         def link(txn: WriteTransaction, user_id: UserID) -> None:
-            row = self._link(info, identity, user_id)
+            # the next look notes the addresses too, and tries those again that others had
+            row = msgspec.structs.replace(
+                self._link(info, identity, user_id), said_name=compute_said(identity)[0], said_addresses=""
+            )
             if not self._links.add_link(txn, row):
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
             note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)

@@ -20,8 +20,8 @@ from ldap3.utils.conv import escape_bytes, escape_filter_chars
 from ldap3.utils.dn import escape_rdn
 
 from homeserver.config.directories import LDAPProvider
-from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name
-from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Verdict, compute_said
+from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name, compute_said
+from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Said, Verdict
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class LDAPDirectory:
             return Verdict(None)
         return self._ask(lambda server: self._search_and_bind(server, self._is_subject(subject), password))
 
-    def list_people(self, known: Mapping[str, str | None], most: int, later: Set[str] = frozenset()) -> Listing:
+    def list_people(self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()) -> Listing:
         """As `AskedDirectory.list_people`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
 
