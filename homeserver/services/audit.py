@@ -124,10 +124,10 @@ class Recorded:
         self._store = store
         self._what = what
 
-    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """As `EndsWithSessions.remove_user`."""
+    def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
+        """As `RecordedWithSessions.remove_user`."""
         for _ in range(self._store.remove_user(txn, user_id)):
-            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000))
+            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
 
 
 class Audit:

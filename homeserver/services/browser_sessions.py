@@ -95,7 +95,7 @@ class BrowserSessions:
         return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
 
     async def do_end_others(
-        self, context: RequestContext, remove_sessions: Callable[[WriteTransaction, UserID], None]
+        self, context: RequestContext, remove_sessions: Callable[[WriteTransaction, UserID, str], None]
     ) -> None:
         """End all sessions of who asks, of apps and of browsers, but that of the browser that asks, which stays what it
         was. `remove_sessions`: ends all."""
@@ -109,7 +109,7 @@ class BrowserSessions:
             if row is None:
                 return
             self._store.remove_browser_session(txn, hash_token(token))
-            remove_sessions(txn, UserID(row.user_id))
+            remove_sessions(txn, UserID(row.user_id), context.client_ip)
             self._store.add_browser_session(
                 txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
             )

@@ -78,12 +78,12 @@ class Threepids:
         """
         proof = await self._check(caller.user_id, sid, client_secret)
         await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
-        await self._database.write("add_threepid", self._add, caller.user_id, proof)
+        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip)
 
-    async def do_take(self, user_id: UserID, sid: str, client_secret: str) -> None:
+    async def do_take(self, user_id: UserID, sid: str, client_secret: str, ip: str) -> None:
         """As `do_add`, for who has confirmed it in another way."""
         proof = await self._check(user_id, sid, client_secret)
-        await self._database.write("add_threepid", self._add, user_id, proof)
+        await self._database.write("add_threepid", self._add, user_id, proof, ip)
 
     async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
         self.check_changes()
@@ -92,13 +92,13 @@ class Threepids:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
-    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof) -> None:
+    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str) -> None:
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
         what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
-        note(txn, user_id, what, self._now_ms(), detail=proof.address)
+        note(txn, user_id, what, self._now_ms(), ip=ip, detail=proof.address)
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""

@@ -226,7 +226,7 @@ class AccountPage:
 
     async def _end_device(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
-        await self._account.do_end_devices(session.user_id, [device.row.device_id])
+        await self._account.do_end_devices(session.user_id, [device.row.device_id], context.client_ip)
         return _done("session_ended")
 
     async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -237,7 +237,7 @@ class AccountPage:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
-        await self._account.do_set_password(session.user_id, fields.get("password", ""))
+        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip)
         return _done("password", cookies=(await self._sessions.do_begin(session.user_id, context),))
 
     async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -260,7 +260,7 @@ class AccountPage:
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(session.user_id, sid or "", secret)
+        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip)
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -284,7 +284,7 @@ class AccountPage:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
-        await self._threepids.do_take(session.user_id, sid, secret)
+        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip)
         return _done("number")
 
     async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -300,7 +300,7 @@ class AccountPage:
 
     async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._account.do_deactivate(session.user_id, erase=fields.get("erase") == "true")
+        await self._account.do_deactivate(session.user_id, context.client_ip, erase=fields.get("erase") == "true")
         _ = self._pages.choose(context.languages).gettext
         texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
         return self._pages.message(context, _("Your account is closed"), texts)

@@ -94,6 +94,31 @@ def test_whence_sessions_began(program: Program, browser: Browser) -> None:
     ]
 
 
+def test_whence_it_was_done(program: Program, browser: Browser) -> None:
+    server = program.server
+    boss = admin(server)
+    program.take(program.exchange(program.code(browser)))
+    stolen = str(program.tokens["refresh_token"])
+    program.take(program.refresh())
+    assert program.refresh(stolen).status == 400
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    signed_in = User(server, server.post("/_matrix/client/v3/login", body).json)
+    assert signed_in.post("/_matrix/client/v3/logout", {}).status == 200
+    server.post("/_matrix/client/v3/login", body)
+    browser.open("/_mahalla/account")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "password")
+    new = {"old_password": "wonderland", "password": "looking-glass", "password_again": "looking-glass"}
+    browser.post(form.action, {**form.fields, **new})
+    browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
+    browser.send("/_mahalla/account", old_password="looking-glass")
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    assert records[0]["event"] != "sign_in_failed"
+    happened = {"token_reused", "session_ended", "password_changed", "deactivated", "browser_signed_out"}
+    whence = [(record["event"], record["address"]) for record in records if record["event"] in happened]
+    assert {event for event, _ in whence} == happened
+    assert {address for _, address in whence} == {"127.0.0.1"}
+
+
 def test_administrators_are_named(server: TestServer) -> None:
     boss = admin(server)
     moderation = f"/_matrix/client/v1/admin/suspend/{ALICE}"
