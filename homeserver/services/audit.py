@@ -31,7 +31,8 @@ class Happened(Enum):
     NEW_ADDRESS = "new_address"
     """A device was used from an address that the account had not been used from."""
     TOKEN_REUSED = "token_reused"
-    """A code or a refresh token came twice: its session ended."""
+    """A code or a refresh token came twice: its session ended; or a code came to be exchanged by whom it was not meant for, which
+    made it void: the detail says why."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
     """A device that had shown a code was not let in."""

@@ -344,7 +344,7 @@ def _event(event: str, language: Language) -> str:
         case Happened.NEW_ADDRESS.value:
             return _("An app was used from a new place")
         case Happened.TOKEN_REUSED.value:
-            return _("A secret of an app was used twice; its session was ended, in case it was stolen")
+            return _("A secret of an app was used twice or wrongly; it is void now, in case it was stolen")
         case Happened.APP_ALLOWED.value:
             return _("An app was allowed")
         case Happened.APP_DENIED.value:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from federation.protocol.ids import UserID
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -117,6 +119,21 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
     whence = [(record["event"], record["address"]) for record in records if record["event"] in happened]
     assert {event for event, _ in whence} == happened
     assert {address for _, address in whence} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"code_verifier": "x" * 50}, "code_verifier does not fit the code_challenge"),
+        ({"redirect_uri": "https://elsewhere.example/"}, "redirect_uri is not the one that the code was asked with"),
+    ],
+)
+def test_a_code_that_somebody_else_shows(program: Program, browser: Browser, changed: dict[str, str], why: str) -> None:
+    code = program.code(browser)
+    for _ in range(2):
+        assert program.exchange(code, **changed).status == 400
+    assert program.exchange(code).status == 400
+    assert [record for record in told(program.server) if record[0] == "token_reused"] == [("token_reused", why)]
 
 
 def test_administrators_are_named(server: TestServer) -> None:

@@ -143,6 +143,10 @@ class OAuthTokens:
             problem = "code_verifier does not fit the code_challenge"
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _VAIN)
+            if row.expires_ts > self._now():  # whoever shows it knows it, and is not whom it was given to
+                device_id = DeviceID(row.device_id)
+                user_id = UserID(row.user_id)
+                note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id, detail=problem)
             return _invalid(problem)
         granted = self.begin(
             txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
