@@ -51,7 +51,6 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "browser_signed_in",
         "app_allowed",
         "session_began",
-        "new_address",
         "token_reused",
         "session_ended",
         "locked",
@@ -247,12 +246,25 @@ def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -
 
 
 def test_an_address_is_new_once(server: TestServer) -> None:
-    boss, bob = admin(server), server.register("bob")
-    for ip in ("10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
+    boss, bob = admin(server), server.register("bob")  # from 127.0.0.1
+    for ip in ("127.0.0.1", "10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
         server.clock.advance(200)
         server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
         server.run(server.app.accounts.last_seen.flush())
     assert events(boss, bob.user_id).count("new_address") == 2
+
+
+def test_a_new_address_is_seen_beside_the_usual_one(server: TestServer) -> None:
+    boss, bob = admin(server), server.register("bob")
+    for ip in ("127.0.0.1", "10.0.0.9", "127.0.0.1"):  # the owner, a thief of the token, the owner
+        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
+    for number in range(50):
+        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=f"10.1.{number}.1")
+    server.run(server.app.accounts.last_seen.flush())
+    records = boss.get(f"/_mahalla/admin/v1/users/{bob.user_id}/audit").json["records"]
+    addresses = [record["address"] for record in records if record["event"] == "new_address"]
+    assert "10.0.0.9" in addresses
+    assert len(addresses) < 10
 
 
 def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
