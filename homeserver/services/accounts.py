@@ -147,9 +147,10 @@ class Accounts:
         log_out_but: Requester | None = None,
         by: UserID | None = None,
         ip: str | None = None,
+        also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does.
-        Raises `WeakPassword`, `InvalidParam`."""
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does;
+        `also` is done in the same write. Raises `WeakPassword`, `InvalidParam`."""
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password)
 
@@ -158,6 +159,8 @@ class Accounts:
             note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
+            if also is not None:
+                also(txn)
 
         await self._database.write("set_password", write)
 

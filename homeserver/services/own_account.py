@@ -8,7 +8,7 @@ Laws:
 spec: client-server-api#oauth-20-account-management
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -164,9 +164,12 @@ class OwnAccount:
         """In a write: end all sessions, of apps and of browsers."""
         self._sessions.remove_sessions(txn, user_id, None, ip)
 
-    async def do_set_password(self, user_id: UserID, new_password: str, ip: str) -> None:
-        """Change the password; all sessions end, that of the browser too. Raises `WeakPassword`, `InvalidParam`."""
-        await self._accounts.do_set_password(user_id, new_password, log_out_all=True, ip=ip)
+    async def do_set_password(
+        self, user_id: UserID, new_password: str, ip: str, end_others: Callable[[WriteTransaction], None]
+    ) -> None:
+        """Change the password; `end_others` ends, in the same write, all sessions but that of the browser. Raises `WeakPassword`,
+        `InvalidParam`."""
+        await self._accounts.do_set_password(user_id, new_password, ip=ip, also=end_others)
 
     async def do_deactivate(self, user_id: UserID, ip: str, *, erase: bool) -> None:
         """Close the account for good."""

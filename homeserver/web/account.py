@@ -230,15 +230,16 @@ class AccountPage:
         return _done("session_ended")
 
     async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
-        await self._sessions.do_end_others(context, self._account.remove_sessions)
+        await self._sessions.do_end_others(context, session.user_id, self._account.remove_sessions)
         return _done("others_ended")
 
     async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
-        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip)
-        return _done("password", cookies=(await self._sessions.do_begin(session.user_id, context),))
+        end_others = self._sessions.ending_others(context, session.user_id, self._account.remove_sessions)
+        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip, end_others)
+        return _done("password")
 
     async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         self._threepids.check_changes()

@@ -110,6 +110,7 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
     form = next(form for form in browser.page.forms if form.fields.get("do") == "password")
     new = {"old_password": "wonderland", "password": "looking-glass", "password_again": "looking-glass"}
     browser.post(form.action, {**form.fields, **new})
+    assert [event for event, _ in told(server)].count("browser_signed_in") == 1  # it stays signed in
     browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
     browser.send("/_mahalla/account", old_password="looking-glass")
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
