@@ -121,7 +121,7 @@ class Threepids:
     async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
         """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before;
         those of others are left out, and what would be too many. Where it says none, all stay; so do those from before while the
-        account can have none of the new ones. False where some are another account's."""
+        account can have none of the new ones, and has no other. False where some are another account's."""
 
         def write(txn: WriteTransaction) -> bool:
             now = self._now_ms()
@@ -130,7 +130,7 @@ class Threepids:
             new = [address for address in addresses if address not in known]
             free = [address for address in new if self._store.get_owner_in(txn, EMAIL, address) is None]
             gone = [row for row in rows if row.vouched_by == provider and row.address not in addresses]
-            if not free and known.isdisjoint(addresses):
+            if not free and known == {row.address for row in gone}:
                 gone = []
             for row in gone:
                 self._remove(txn, user_id, row.medium, row.address)
