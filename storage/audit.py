@@ -47,6 +47,16 @@ def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
     )
 
 
+def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
+    """Whether there is one that says the same of the same user and address, from `since` or later."""
+    sql = (
+        "SELECT 1 FROM audit_records WHERE user_id = ? AND ts >= ? AND event = ?"
+        " AND COALESCE(address, '') = ? AND COALESCE(detail, '') = ? LIMIT 1"
+    )
+    values = (record.user_id, since, record.event, record.address or "", record.detail or "")
+    return txn.query_one(sql, values) is not None
+
+
 def note_first_of_address(txn: WriteTransaction, records: Iterable[AuditRecord], known: Collection[str] = ()) -> None:
     """Keep those records whose address has none of this event, nor of those in `known`, of this user yet; one query for all."""
     wanted = {(record.user_id, record.address): record for record in records}

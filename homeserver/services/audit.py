@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
-from storage.audit import AuditRecord, AuditStore, note_events
+from storage.audit import AuditRecord, AuditStore, has_record, note_events
 from storage.transaction import WriteTransaction
 
 
@@ -101,12 +101,16 @@ def note(
     device_id: DeviceID | None = None,
     by: UserID | None = None,
     detail: str | None = None,
+    unless_since: int | None = None,
 ) -> None:
-    """Keep a record. `now`: milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the administrator who did it;
-    `detail`: what there is more to say, nothing secret."""
+    """Keep a record; not, where one from `unless_since` or later says the same of the same address. `now`:
+    milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the administrator who did it; `detail`: what there is
+    more to say, nothing secret."""
     whence = address_key(ip) if ip else None
     told = None if detail is None else detail[:LONGEST_DETAIL]
-    note_events(txn, [AuditRecord(user_id, now, what.value, whence, device_id, by, told)])
+    record = AuditRecord(user_id, now, what.value, whence, device_id, by, told)
+    if unless_since is None or not has_record(txn, record, unless_since):
+        note_events(txn, [record])
 
 
 class RemovesByUser(Protocol):

@@ -185,6 +185,7 @@ def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     server.run(accounts.do_set_flags(ALICE, locked=True))
     refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     assert refused.errcode == "M_USER_LOCKED"
+    server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")  # the same again is no news
     page = Browser(server)
     page.open("/_mahalla/account")
     page.send("/_mahalla/sign_in", name="alice", password="wonderland")
