@@ -3,7 +3,7 @@
 A record says when, what, whence, on which device and with what, and nothing secret. Records grow old and are swept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -47,12 +47,22 @@ def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
     )
 
 
-def note_first_of_address(txn: WriteTransaction, records: Iterable[AuditRecord]) -> None:
-    """Keep those records whose address has none of this event and user yet; one query for all."""
+def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
+    """Whether there is one that says the same of the same user and address, from `since` or later."""
+    sql = (
+        "SELECT 1 FROM audit_records WHERE user_id = ? AND ts >= ? AND event = ?"
+        " AND COALESCE(address, '') = ? AND COALESCE(detail, '') = ? LIMIT 1"
+    )
+    values = (record.user_id, since, record.event, record.address or "", record.detail or "")
+    return txn.query_one(sql, values) is not None
+
+
+def note_first_of_address(txn: WriteTransaction, records: Iterable[AuditRecord], known: Collection[str] = ()) -> None:
+    """Keep those records whose address has none of this event, nor of those in `known`, of this user yet; one query for all."""
     wanted = {(record.user_id, record.address): record for record in records}
     if not wanted:
         return
-    events = {record.event for record in wanted.values()}
+    events = {record.event for record in wanted.values()}.union(known)
     rows = txn.query_in(
         "SELECT DISTINCT user_id, address, event FROM audit_records WHERE user_id IN {keys}",
         {user_id for user_id, _ in wanted},

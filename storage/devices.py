@@ -7,7 +7,7 @@ Laws:
 - When a device was last seen is written in batches, takes no position, and may be minutes old.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -130,8 +130,8 @@ class DeviceStore:
         announce_device_list(txn, user_id)
         return True
 
-    async def set_sightings(self, sightings: Iterable[DeviceSighting]) -> None:
-        """When devices were last seen, as one batch."""
+    async def set_sightings(self, sightings: Iterable[DeviceSighting], known: Collection[str] = ()) -> None:
+        """When devices were last seen, as one batch, the latest of a device last. `known`: as of `note_first_of_address`."""
 
         def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
             txn.execute_many(
@@ -140,9 +140,8 @@ class DeviceStore:
                 rows,
             )
             firsts = [s for s in noted if s.first_of_address is not None]
-            note_first_of_address(
-                txn, [AuditRecord(s.user_id, s.ts, s.first_of_address or "", s.address, s.device_id) for s in firsts]
-            )
+            records = [AuditRecord(s.user_id, s.ts, s.first_of_address or "", s.address, s.device_id) for s in firsts]
+            note_first_of_address(txn, records, known)
 
         noted = list(sightings)
         rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in noted]

@@ -22,11 +22,13 @@ class ExternalIdRow(msgspec.Struct, frozen=True):
     linked_ts: int
     left_ts: int | None = None
     """Since when the account is locked because the provider has this person no more."""
-    said: str | None = None
-    """Hash of what a directory had of the person when that was last taken over."""
+    said_name: str | None = None
+    """Hash of the name that a directory had of the person when that was last taken over; None where it is not known."""
+    said_addresses: str | None = None
+    """The same of the addresses; empty where some could not be taken over."""
 
 
-_COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said"
+_COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said_name, said_addresses"
 
 
 class ExternalIdStore:
@@ -62,7 +64,8 @@ class ExternalIdStore:
 
         def read(txn: Transaction) -> list[ExternalIdRow]:
             sql = (
-                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said FROM external_ids e"
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said_name, e.said_addresses"
+                " FROM external_ids e"
                 " JOIN accounts a ON a.user_id = e.user_id"
                 " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
             )
@@ -72,8 +75,8 @@ class ExternalIdStore:
 
     def add_link(self, txn: WriteTransaction, row: ExternalIdRow) -> bool:
         """Link a person to an account; False where either is linked to another already."""
-        values = (row.provider, row.subject, row.user_id, row.linked_ts, row.left_ts, row.said)
-        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        values = (row.provider, row.subject, row.user_id, row.linked_ts, row.left_ts, row.said_name, row.said_addresses)
+        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if txn.execute(sql, values):
             return True
         link = self.get_link_in(txn, row.provider, row.subject)
@@ -89,9 +92,11 @@ class ExternalIdStore:
         sql = f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {unknown}"
         return bool(txn.execute(sql, (left_ts, provider, subject)))
 
-    def set_said(self, txn: WriteTransaction, provider: str, subject: str, said: str) -> None:
-        """Note what was taken over of a person."""
-        txn.execute(
-            "UPDATE external_ids SET said = ? WHERE provider = ? AND subject = ?",
-            (said, provider, subject),
-        )
+    async def set_said(self, provider: str, subject: str, name: str, addresses: str) -> None:
+        """Note what was taken over of a person, as hashes."""
+
+        def write(txn: WriteTransaction) -> None:
+            sql = "UPDATE external_ids SET said_name = ?, said_addresses = ? WHERE provider = ? AND subject = ?"
+            txn.execute(sql, (name, addresses, provider, subject))
+
+        await self._database.write("set_said", write)

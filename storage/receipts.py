@@ -134,7 +134,8 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
         key,
     )
     if old is not None:
-        if old[0] == receipt.event_id:
+        came_before_its_event = old[1] is None and receipt.event_position is not None
+        if old[0] == receipt.event_id and not came_before_its_event:
             return None
         if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
             return None  # of an event whose place is not known nobody can say that it is further on

@@ -134,12 +134,12 @@ class AccountParts:
             lifetimes=_lifetimes(config),
             ends_with_sessions=[
                 self.login_token_store,
-                Recorded(clock, self.browser_store, Happened.BROWSER_SIGNED_OUT),
                 self.oauth_store,
                 self.device_grant_store,
                 self.reset_store,
             ],
-            ends_with_all_sessions=[Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)],
+            recorded_with_sessions=[Recorded(clock, self.browser_store, Happened.BROWSER_SIGNED_OUT)],
+            recorded_with_all_sessions=[Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,

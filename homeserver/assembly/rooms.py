@@ -457,6 +457,7 @@ class RoomParts:
             clock,
             database.catch_up,
             most_events=config.rooms.filter_timeline_limit,
+            view_bytes=sizes.view_bytes,
         )
 
     @property

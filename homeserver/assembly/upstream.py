@@ -221,7 +221,6 @@ class UpstreamParts:
         leavers = DirectoryLeavers(
             self._clock,
             self._threads,
-            self._database,
             self._links,
             self._account_parts.store,
             self._people.accounts,

@@ -1,6 +1,6 @@
 """Signing out. spec: client-server-api#post_matrixclientv3logout"""
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.sessions import Sessions
 
@@ -14,9 +14,9 @@ from homeserver.services.sessions import Sessions
     while_suspended=True,
     while_expired=True,
 )
-async def post_logout(sessions: Sessions, caller: Requester) -> Empty:
+async def post_logout(sessions: Sessions, caller: Requester, context: RequestContext) -> Empty:
     """End this session, and its device."""
-    await sessions.do_log_out(caller)
+    await sessions.do_log_out(caller, context.client_ip)
     return EMPTY
 
 
@@ -29,7 +29,7 @@ async def post_logout(sessions: Sessions, caller: Requester) -> Empty:
     while_suspended=True,
     while_expired=True,
 )
-async def post_logout_all(sessions: Sessions, caller: Requester) -> Empty:
+async def post_logout_all(sessions: Sessions, caller: Requester, context: RequestContext) -> Empty:
     """End all sessions, and all devices."""
-    await sessions.do_log_out_everywhere(caller.user_id)
+    await sessions.do_log_out_everywhere(caller.user_id, context.client_ip)
     return EMPTY

@@ -35,7 +35,7 @@ async def post_token(
             code, redirect_uri, verifier = (wanted(given, name) for name in ("code", "redirect_uri", "code_verifier"))
             granted = await tokens.do_exchange_code(client_id, code, redirect_uri, verifier, context.client_ip)
         case grant if grant == REFRESH_GRANT:
-            granted = await tokens.do_refresh(client_id, wanted(given, "refresh_token"))
+            granted = await tokens.do_refresh(client_id, wanted(given, "refresh_token"), context.client_ip)
         case grant if grant == DEVICE_GRANT:
             granted = await grants.do_exchange(client_id, wanted(given, "device_code"), context.client_ip)
         case _:
@@ -61,10 +61,10 @@ async def post_device(grants: DeviceGrants, metadata: OAuthMetadata, *, body: by
 
 
 @endpoint("POST", REVOKE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
-async def post_revoke(tokens: OAuthTokens, metadata: OAuthMetadata, *, body: bytes) -> Empty:
+async def post_revoke(tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes) -> Empty:
     """End a session by one of its tokens; also for who found a token that was lost."""
     metadata.check_enabled()
-    await tokens.do_revoke(wanted(parse_parameters(body), "token"))
+    await tokens.do_revoke(wanted(parse_parameters(body), "token"), context.client_ip)
     return EMPTY
 
 

@@ -112,7 +112,9 @@ class Accounts:
         """Change it, once that is confirmed. Raises `WeakPassword`, and as `check_confirmed`."""
         self._passwords.check_policy(new_password)
         await self.check_confirmed(caller, "POST account/password", auth, address)
-        await self.do_set_password(caller.user_id, new_password, log_out_but=caller if log_out_others else None)
+        await self.do_set_password(
+            caller.user_id, new_password, log_out_but=caller if log_out_others else None, ip=address
+        )
 
     async def do_reset_password(self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool) -> None:
         """Change the password of the account whose e-mail address or telephone number is confirmed. Raises `WeakPassword`,
@@ -130,7 +132,7 @@ class Accounts:
         account = None if owner is None else await self.get_account(UserID(owner))
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("No account has this address any more")
-        await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out)
+        await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out, ip=ip)
 
     def check_password_policy(self, password: str) -> None:
         """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
@@ -144,23 +146,28 @@ class Accounts:
         log_out_all: bool = False,
         log_out_but: Requester | None = None,
         by: UserID | None = None,
+        ip: str | None = None,
+        also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one; `by`: the administrator who does. Raises `WeakPassword`, `InvalidParam`."""
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does;
+        `also` is done in the same write. Raises `WeakPassword`, `InvalidParam`."""
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_password_hash(txn, user_id, password_hash)
-            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), by=by)
+            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
             if log_out_all or log_out_but is not None:
-                self._sessions.remove_sessions(txn, user_id, log_out_but)
+                self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
+            if also is not None:
+                also(txn)
 
         await self._database.write("set_password", write)
 
     async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> str:
         """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises as `check_confirmed`."""
         await self.check_confirmed(caller, "POST account/deactivate", auth, address)
-        return await self._deactivation.do_deactivate(caller.user_id, erase=erase)
+        return await self._deactivation.do_deactivate(caller.user_id, erase=erase, ip=address)
 
     async def get_account(self, user_id: UserID) -> AccountRow:
         """Raises `NotFound`."""

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
-from storage.audit import AuditRecord, AuditStore, note_events
+from storage.audit import AuditRecord, AuditStore, has_record, note_events
 from storage.transaction import WriteTransaction
 
 
@@ -31,7 +31,8 @@ class Happened(Enum):
     NEW_ADDRESS = "new_address"
     """A device was used from an address that the account had not been used from."""
     TOKEN_REUSED = "token_reused"
-    """A code or a refresh token came twice: its session ended."""
+    """A code or a refresh token came twice: its session ended; or a code came to be exchanged by whom it was not meant for, which
+    made it void: the detail says why."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
     """A device that had shown a code was not let in."""
@@ -100,12 +101,16 @@ def note(
     device_id: DeviceID | None = None,
     by: UserID | None = None,
     detail: str | None = None,
+    unless_since: int | None = None,
 ) -> None:
-    """Keep a record. `now`: milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the administrator who did it;
-    `detail`: what there is more to say, nothing secret."""
+    """Keep a record; not, where one from `unless_since` or later says the same of the same address. `now`:
+    milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the administrator who did it; `detail`: what there is
+    more to say, nothing secret."""
     whence = address_key(ip) if ip else None
     told = None if detail is None else detail[:LONGEST_DETAIL]
-    note_events(txn, [AuditRecord(user_id, now, what.value, whence, device_id, by, told)])
+    record = AuditRecord(user_id, now, what.value, whence, device_id, by, told)
+    if unless_since is None or not has_record(txn, record, unless_since):
+        note_events(txn, [record])
 
 
 class RemovesByUser(Protocol):
@@ -124,10 +129,10 @@ class Recorded:
         self._store = store
         self._what = what
 
-    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """As `EndsWithSessions.remove_user`."""
+    def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
+        """As `RecordedWithSessions.remove_user`."""
         for _ in range(self._store.remove_user(txn, user_id)):
-            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000))
+            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
 
 
 class Audit:

@@ -95,26 +95,29 @@ class BrowserSessions:
         return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
 
     async def do_end_others(
-        self, context: RequestContext, remove_sessions: Callable[[WriteTransaction, UserID], None]
+        self, context: RequestContext, user_id: UserID, remove_sessions: Callable[[WriteTransaction, UserID, str], None]
     ) -> None:
-        """End all sessions of who asks, of apps and of browsers, but that of the browser that asks, which stays what it
-        was. `remove_sessions`: ends all."""
-        token = self._cookies.find(context, COOKIE)
-        if token is None:
-            return
+        """As `ending_others`, in a write of its own."""
+        await self._database.write("end_other_sessions", self.ending_others(context, user_id, remove_sessions))
+
+    def ending_others(
+        self, context: RequestContext, user_id: UserID, remove_sessions: Callable[[WriteTransaction, UserID, str], None]
+    ) -> Callable[[WriteTransaction], None]:
+        """What ends, in a write, all sessions of who asks, of apps and of browsers, but that of the browser that asks, which stays
+        what it was. `remove_sessions`: ends all."""
+        token = self._cookies.find(context, COOKIE) or ""
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
             row = self._store.get_browser_session_in(txn, hash_token(token), now)
-            if row is None:
-                return
             self._store.remove_browser_session(txn, hash_token(token))
-            remove_sessions(txn, UserID(row.user_id))
-            self._store.add_browser_session(
-                txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
-            )
+            remove_sessions(txn, user_id, context.client_ip)
+            if row is not None:  # it may have been ended meanwhile
+                self._store.add_browser_session(
+                    txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
+                )
 
-        await self._database.write("end_other_sessions", write)
+        return write
 
     async def do_end(self, context: RequestContext) -> str:
         """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""

@@ -71,18 +71,21 @@ class Deactivation:
         self._kept_by_user = tuple(kept_by_user)
         self._bindings = bindings
 
-    async def do_deactivate(self, user_id: UserID, *, erase: bool, by: UserID | None = None) -> str:
+    async def do_deactivate(
+        self, user_id: UserID, *, erase: bool, by: UserID | None = None, ip: str | None = None
+    ) -> str:
         """End an account for good, then leave its rooms; what became of its addresses at identity servers
         (`IdentityBindings.try_unbind`); `erase`: take away its profile and account data too, and mark
-        it so that who comes later sees no content of its events; `by`: the administrator who does. Raises `NotFound`."""
+        it so that who comes later sees no content of its events; `by`: the administrator who does; `ip`: whence
+        its owner does. Raises `NotFound`."""
         if not await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
-            note(txn, user_id, Happened.DEACTIVATED, now, by=by)
-            self._sessions.remove_sessions(txn, user_id)
+            note(txn, user_id, Happened.DEACTIVATED, now, ip=ip, by=by)
+            self._sessions.remove_sessions(txn, user_id, None, ip)
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:
                 store.remove_user(txn, user_id)

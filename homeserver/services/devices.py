@@ -71,4 +71,4 @@ class Devices:
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
             await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
-        await self._database.write("remove_devices", self._sessions.remove_devices, caller.user_id, device_ids)
+        await self._database.write("remove_devices", self._sessions.remove_devices, caller.user_id, device_ids, address)

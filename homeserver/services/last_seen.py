@@ -1,8 +1,8 @@
 """When devices were last seen: noted in memory by every request, written in batches.
 
-A device is noted anew once `granularity` seconds have passed since the last note of it; the notes are written every
-`interval` seconds, in one write, and when the server stops. A crash loses a minute of them, which is as exact as the
-specification asks.
+A device is noted anew once `granularity` seconds have passed since the last note of it at its address, so that an address that is
+new to the account is never missed for one that was used a moment before; the notes are written every `interval` seconds, in one
+write, and when the server stops. A crash loses a minute of them, which is as exact as the specification asks.
 """
 
 from typing import Final
@@ -19,6 +19,10 @@ from storage.devices import DeviceSighting, DeviceStore
 
 _LONGEST_USER_AGENT: Final = 512
 _MOST_REMEMBERED: Final = 100_000
+_MOST_ADDRESSES: Final = 8
+"""Of one device that wait to be written: whoever has very many addresses does not fill the memory, nor the records, with them."""
+_KNOWN: Final = frozenset({Happened.REGISTERED.value, Happened.SESSION_BEGAN.value, Happened.BROWSER_SIGNED_IN.value})
+"""What tells already that the account is used from an address."""
 
 
 class LastSeen:
@@ -41,8 +45,9 @@ class LastSeen:
         self._devices = devices
         self._granularity = granularity
         self._interval = interval
-        self._noted: dict[tuple[UserID, DeviceID], float] = {}
-        self._waiting: dict[tuple[UserID, DeviceID], DeviceSighting] = {}
+        self._noted: dict[tuple[UserID, DeviceID, str], float] = {}
+        self._waiting: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
+        """By what counts as one address, the latest last."""
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._loop.clock = clock
 
@@ -58,16 +63,20 @@ class LastSeen:
 
     def note(self, user_id: UserID, device_id: DeviceID, ip: str, user_agent: str) -> None:
         """The device made a request just now."""
-        key = (user_id, device_id)
+        key = (user_id, device_id, ip)
         now = self._clock.seconds()
         if now - self._noted.get(key, 0.0) < self._granularity:
+            return
+        waiting = self._waiting.setdefault((user_id, device_id), {})
+        address = address_key(ip)
+        if waiting.pop(address, None) is None and len(waiting) >= _MOST_ADDRESSES:
             return
         if len(self._noted) >= _MOST_REMEMBERED:
             self._noted.clear()
         self._noted[key] = now
         agent = user_agent[:_LONGEST_USER_AGENT].replace("\0", "")
-        self._waiting[key] = DeviceSighting(
-            user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address_key(ip)
+        waiting[address] = DeviceSighting(
+            user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
         )
 
     async def do_forget_addresses(self, limit: int) -> int:
@@ -82,6 +91,8 @@ class LastSeen:
             return
         sightings, self._waiting = self._waiting, {}
         try:
-            await self._devices.set_sightings(sightings.values())
+            await self._devices.set_sightings(
+                [each for of_one in sightings.values() for each in of_one.values()], _KNOWN
+            )
         except Exception:
             self._log.failure("could not write when devices were last seen")

@@ -8,7 +8,7 @@ Laws:
 spec: client-server-api#oauth-20-account-management
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -155,19 +155,22 @@ class OwnAccount:
         """Change the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
         await self._profiles.do_choose_display_name(user_id, name)
 
-    async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str]) -> None:
-        """End the sessions of these devices."""
+    async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str], ip: str) -> None:
+        """End the sessions of these devices. `ip`, here and below: whence that is asked for."""
         ids = [DeviceID(device_id) for device_id in device_ids]
-        await self._database.write("end_own_devices", self._sessions.remove_devices, user_id, ids)
+        await self._database.write("end_own_devices", self._sessions.remove_devices, user_id, ids, ip)
 
-    def remove_sessions(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def remove_sessions(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
         """In a write: end all sessions, of apps and of browsers."""
-        self._sessions.remove_sessions(txn, user_id)
+        self._sessions.remove_sessions(txn, user_id, None, ip)
 
-    async def do_set_password(self, user_id: UserID, new_password: str) -> None:
-        """Change the password; all sessions end, that of the browser too. Raises `WeakPassword`, `InvalidParam`."""
-        await self._accounts.do_set_password(user_id, new_password, log_out_all=True)
+    async def do_set_password(
+        self, user_id: UserID, new_password: str, ip: str, end_others: Callable[[WriteTransaction], None]
+    ) -> None:
+        """Change the password; `end_others` ends, in the same write, all sessions but that of the browser. Raises `WeakPassword`,
+        `InvalidParam`."""
+        await self._accounts.do_set_password(user_id, new_password, ip=ip, also=end_others)
 
-    async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
+    async def do_deactivate(self, user_id: UserID, ip: str, *, erase: bool) -> None:
         """Close the account for good."""
-        await self._deactivation.do_deactivate(user_id, erase=erase)
+        await self._deactivation.do_deactivate(user_id, erase=erase, ip=ip)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.ids import UserID
-from storage.events import EventRow
+from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
@@ -191,7 +191,7 @@ class RecentChanges:
             elif isinstance(row, StickyRow):
                 entry = _Entry(change.topic, row.room_nid)
             elif isinstance(row, EventRow):
-                is_message = row.state_key is None
+                is_message = row.state_key is None and not row.flags & EventFlag.RESOLVED
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
             elif isinstance(row, ReceiptRow):
                 reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None

@@ -394,7 +394,7 @@ class Registration:
             agreed = confirmation.completed.get(TERMS)
             if agreed is not None and self._consents is not None:
                 self._consents.add_consents(txn, account.user_id, parse_versions(agreed), account.created_ts)
-                note(txn, UserID(account.user_id), Happened.TERMS_ACCEPTED, account.created_ts)
+                note(txn, UserID(account.user_id), Happened.TERMS_ACCEPTED, account.created_ts, ip=wish.address)
             for stage in (EMAIL_IDENTITY, MSISDN_IDENTITY):
                 proved = confirmation.completed.get(stage)
                 if proved is not None:

@@ -91,6 +91,14 @@ class EndsWithSessions(Protocol):
         ...
 
 
+class RecordedWithSessions(Protocol):
+    """As `EndsWithSessions`, of which is recorded that it ended."""
+
+    def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
+        """Remove what is kept for a user; `ip`: whence that was asked for, where it is known."""
+        ...
+
+
 class Sessions:
     """Begins, renews and ends sessions."""
 
@@ -105,13 +113,14 @@ class Sessions:
         *,
         lifetimes: Lifetimes | None = None,
         ends_with_sessions: Sequence[EndsWithSessions] = (),
-        ends_with_all_sessions: Sequence[EndsWithSessions] = (),
+        recorded_with_sessions: Sequence[RecordedWithSessions] = (),
+        recorded_with_all_sessions: Sequence[RecordedWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
         upstream: UpstreamSessionStore | None = None,
     ) -> None:
-        """`ends_with_sessions`: goes when all sessions of a user do, and when the account is locked;
-        `ends_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
+        """`ends_with_sessions`, `recorded_with_sessions`: goes when all sessions of a user do, and when the account is locked;
+        `recorded_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
         `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
         providers devices were signed in."""
         self._clock = clock
@@ -121,7 +130,8 @@ class Sessions:
         self._devices = devices
         self._tokens = tokens
         self._ends_with_sessions = tuple(ends_with_sessions)
-        self._ends_with_all_sessions = tuple(ends_with_all_sessions)
+        self._recorded_with_sessions = tuple(recorded_with_sessions)
+        self._recorded_with_all_sessions = tuple(recorded_with_all_sessions)
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
         self._upstream = upstream
@@ -289,23 +299,26 @@ class Sessions:
         )
         return refresh_nid or 0
 
-    async def do_log_out(self, caller: Requester) -> None:
-        """End the caller's session, and its device with it."""
-        await self._database.write("log_out", self._log_out, caller)
+    async def do_log_out(self, caller: Requester, ip: str | None = None) -> None:
+        """End the caller's session, and its device with it; `ip`: whence they ask."""
+        await self._database.write("log_out", self._log_out, caller, ip)
 
-    def _log_out(self, txn: WriteTransaction, caller: Requester) -> None:
+    def _log_out(self, txn: WriteTransaction, caller: Requester, ip: str | None) -> None:
         if caller.device_id is None:
             self._tokens.remove_access_token(txn, caller.token_nid)
             self._accounts.set_account_changed(txn, caller.user_id)
         else:
-            self.remove_devices(txn, caller.user_id, [caller.device_id])
+            self.remove_devices(txn, caller.user_id, [caller.device_id], ip)
 
-    async def do_log_out_everywhere(self, user_id: UserID) -> None:
-        """End all sessions of a user, and all devices with them."""
-        await self._database.write("log_out_everywhere", self.remove_sessions, user_id)
+    async def do_log_out_everywhere(self, user_id: UserID, ip: str | None = None) -> None:
+        """End all sessions of a user, and all devices with them; `ip`: whence that is asked for."""
+        await self._database.write("log_out_everywhere", self.remove_sessions, user_id, None, ip)
 
-    def remove_devices(self, txn: WriteTransaction, user_id: UserID, device_ids: Iterable[DeviceID]) -> None:
-        """Remove devices with their sessions and all that is kept for them; unknown ones are no error."""
+    def remove_devices(
+        self, txn: WriteTransaction, user_id: UserID, device_ids: Iterable[DeviceID], ip: str | None = None
+    ) -> None:
+        """Remove devices with their sessions and all that is kept for them; unknown ones are no error. `ip`: whence that is asked
+        for, where it is known."""
         gone = list(device_ids)
         if not gone:
             return
@@ -315,26 +328,31 @@ class Sessions:
         self._devices.remove_devices(txn, user_id, gone)
         self._accounts.set_account_changed(txn, user_id)
         for device_id in gone:
-            note(txn, user_id, Happened.SESSION_ENDED, self._now(), device_id=device_id)
+            note(txn, user_id, Happened.SESSION_ENDED, self._now(), ip=ip, device_id=device_id)
 
-    def remove_sessions(self, txn: WriteTransaction, user_id: UserID, but: Requester | None = None) -> None:
-        """Remove all devices and sessions of a user, but the one that asks, if it is to stay."""
+    def remove_sessions(
+        self, txn: WriteTransaction, user_id: UserID, but: Requester | None = None, ip: str | None = None
+    ) -> None:
+        """Remove all devices and sessions of a user, but the one that asks, if it is to stay; `ip`: whence that is asked for, where it
+        is known."""
         devices = self._devices.get_devices_in(txn, [user_id]).get(user_id, [])
         stays = None if but is None else but.device_id
-        self.remove_devices(txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != stays])
+        self.remove_devices(txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != stays], ip)
         if but is None:
             self._tokens.remove_tokens(txn, user_id)
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
-        self.remove_ways_in(txn, user_id)
-        for store in self._ends_with_all_sessions:
-            store.remove_user(txn, user_id)
+        self.remove_ways_in(txn, user_id, ip)
+        for store in self._recorded_with_all_sessions:
+            store.remove_user(txn, user_id, ip)
         self._accounts.set_account_changed(txn, user_id)
 
-    def remove_ways_in(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all by which a user could begin a session without proving who they are once more."""
+    def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
+        """Remove all by which a user could begin a session without proving who they are once more; `ip`: as in `remove_sessions`."""
         for store in self._ends_with_sessions:
             store.remove_user(txn, user_id)
+        for recorded in self._recorded_with_sessions:
+            recorded.remove_user(txn, user_id, ip)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -50,6 +50,8 @@ from storage.transaction import WriteTransaction
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
+_REFUSALS_FOLDED_MS: Final = 600_000
+"""Refusals of one account, from one address and for one reason, are one record for so long: apps try again by themselves."""
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
@@ -315,7 +317,15 @@ class SignIn:
 
     def _note_refusal(self, txn: WriteTransaction, user_id: UserID, address: str, why: str) -> None:
         now = int(self._clock.seconds() * 1000)
-        note(txn, user_id, Happened.SIGN_IN_REFUSED, now, ip=address, detail=why)
+        note(
+            txn,
+            user_id,
+            Happened.SIGN_IN_REFUSED,
+            now,
+            ip=address,
+            detail=why,
+            unless_since=now - _REFUSALS_FOLDED_MS,
+        )
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -80,12 +80,12 @@ class Threepids:
         """
         proof = await self._check(caller.user_id, sid, client_secret)
         await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
-        await self._database.write("add_threepid", self._add, caller.user_id, proof)
+        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip)
 
-    async def do_take(self, user_id: UserID, sid: str, client_secret: str) -> None:
+    async def do_take(self, user_id: UserID, sid: str, client_secret: str, ip: str) -> None:
         """As `do_add`, for who has confirmed it in another way."""
         proof = await self._check(user_id, sid, client_secret)
-        await self._database.write("add_threepid", self._add, user_id, proof)
+        await self._database.write("add_threepid", self._add, user_id, proof, ip)
 
     async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
         self.check_changes()
@@ -94,13 +94,13 @@ class Threepids:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
-    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof) -> None:
+    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str) -> None:
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
         what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
-        note(txn, user_id, what, self._now_ms(), detail=proof.address)
+        note(txn, user_id, what, self._now_ms(), ip=ip, detail=proof.address)
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
@@ -120,11 +120,12 @@ class Threepids:
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
         """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before,
-        and no other does; those of others are left out, and what would be too many. Where it says none, all stay."""
+        and no other does; those of others are left out, and what would be too many. Where it says none, all stay; so do those from
+        before while the account can have none of the new ones, and has no other. False where some are another account's."""
 
-        def write(txn: WriteTransaction) -> None:
+        def write(txn: WriteTransaction) -> bool:
             now = self._now_ms()
             rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
             plan = _plan(rows, self._store.get_taken_in(txn, EMAIL, addresses), addresses, provider)
@@ -135,15 +136,17 @@ class Threepids:
             for address in plan.confirmed:
                 self._store.add_voucher(txn, EMAIL, address, provider)
             for address in plan.new:
-                if self._store.add_threepid(
-                    txn, ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,)))
-                ):
-                    note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+                self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,))))
+                note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+            return not plan.refused
 
-        if addresses:
-            taken = await self._store.get_taken(EMAIL, addresses)
-            if _plan(await self.get_threepids(user_id), taken, addresses, provider).has_changes:
-                await self._database.write("set_vouched_threepids", write)
+        if not addresses:
+            return True
+        taken = await self._store.get_taken(EMAIL, addresses)
+        plan = _plan(await self.get_threepids(user_id), taken, addresses, provider)
+        if plan.has_changes:
+            return await self._database.write("set_vouched_threepids", write)
+        return not plan.refused
 
     async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
         """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
@@ -179,6 +182,8 @@ class _Plan(msgspec.Struct, frozen=True):
     disowned: Sequence[str]
     """Another provider goes on to vouch for these."""
     gone: Sequence[str]
+    refused: Sequence[str]
+    """These are another account's."""
 
     @property
     def has_changes(self) -> bool:
@@ -189,11 +194,17 @@ def _plan(rows: Sequence[ThreepidRow], taken: Collection[str], addresses: Sequen
     """`rows`: those of the account; `taken`: those of `addresses` that are anybody's."""
     lost = [row for row in rows if provider in row.vouched_by and row.address not in addresses]
     gone = [row.address for row in lost if len(row.vouched_by) == 1]
+    known = {row.address for row in rows if row.medium == EMAIL}
+    unknown = [address for address in dict.fromkeys(addresses) if address not in known]
+    new = [address for address in unknown if address not in taken]
+    if not new and known == set(gone):
+        gone = []  # better the address from before than none
     free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
     vouched = [row for row in rows if row.vouched_by and row.address in addresses]
     return _Plan(
-        new=[address for address in dict.fromkeys(addresses) if address not in taken][:free],
+        new=new[:free],
         confirmed=[row.address for row in vouched if provider not in row.vouched_by],
         disowned=[row.address for row in lost if len(row.vouched_by) > 1],
         gone=gone,
+        refused=[address for address in unknown if address in taken],
     )

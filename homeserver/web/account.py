@@ -226,19 +226,20 @@ class AccountPage:
 
     async def _end_device(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
-        await self._account.do_end_devices(session.user_id, [device.row.device_id])
+        await self._account.do_end_devices(session.user_id, [device.row.device_id], context.client_ip)
         return _done("session_ended")
 
     async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
-        await self._sessions.do_end_others(context, self._account.remove_sessions)
+        await self._sessions.do_end_others(context, session.user_id, self._account.remove_sessions)
         return _done("others_ended")
 
     async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
-        await self._account.do_set_password(session.user_id, fields.get("password", ""))
-        return _done("password", cookies=(await self._sessions.do_begin(session.user_id, context),))
+        end_others = self._sessions.ending_others(context, session.user_id, self._account.remove_sessions)
+        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip, end_others)
+        return _done("password")
 
     async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         self._threepids.check_changes()
@@ -260,7 +261,7 @@ class AccountPage:
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(session.user_id, sid or "", secret)
+        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip)
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -284,7 +285,7 @@ class AccountPage:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
-        await self._threepids.do_take(session.user_id, sid, secret)
+        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip)
         return _done("number")
 
     async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -300,7 +301,7 @@ class AccountPage:
 
     async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._account.do_deactivate(session.user_id, erase=fields.get("erase") == "true")
+        await self._account.do_deactivate(session.user_id, context.client_ip, erase=fields.get("erase") == "true")
         _ = self._pages.choose(context.languages).gettext
         texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
         return self._pages.message(context, _("Your account is closed"), texts)
@@ -344,7 +345,7 @@ def _event(event: str, language: Language) -> str:
         case Happened.NEW_ADDRESS.value:
             return _("An app was used from a new place")
         case Happened.TOKEN_REUSED.value:
-            return _("A secret of an app was used twice; its session was ended, in case it was stolen")
+            return _("A secret of an app was used twice or wrongly; it is void now, in case it was stolen")
         case Happened.APP_ALLOWED.value:
             return _("An app was allowed")
         case Happened.APP_DENIED.value:

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import MatrixError, MissingToken, SessionExpired
+from federation.protocol.errors import MatrixError, MissingToken, SessionExpired, ThreepidNotFound
 from homeserver.http.answers import Response
 from homeserver.services.accounts import Accounts
 from homeserver.services.email_validation import EmailValidation
@@ -74,7 +74,7 @@ class ResetPasswordPage:
         return self._pages.make("reset_password.html", language, fields, status, cookies=token.cookies)
 
     async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a letter to the address of an account."""
+        """Send a letter to the address of an account; where it is none's, the page says the same."""
         given = {"address": fields.get("address", ""), "client_secret": self._secret_text.session_id()}
         back = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
         language = self._pages.choose(context.languages)
@@ -82,6 +82,8 @@ class ResetPasswordPage:
             await self._validation.do_request_token(
                 PASSWORD_RESET, given["address"], given["client_secret"], 1, back, language, context.client_ip
             )
+        except ThreepidNotFound:
+            pass  # the page is for everybody: nobody learns from it who has an account
         except MatrixError as error:
             return self.make(context, given, state="address", error=error)
         return self.make(context, given, state="letter")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from federation.protocol.ids import UserID
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -49,7 +51,6 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "browser_signed_in",
         "app_allowed",
         "session_began",
-        "new_address",
         "token_reused",
         "session_ended",
         "locked",
@@ -92,6 +93,47 @@ def test_whence_sessions_began(program: Program, browser: Browser) -> None:
         ("session_began", "10.0.0.1"),
         ("session_began", "127.0.0.1"),
     ]
+
+
+def test_whence_it_was_done(program: Program, browser: Browser) -> None:
+    server = program.server
+    boss = admin(server)
+    program.take(program.exchange(program.code(browser)))
+    stolen = str(program.tokens["refresh_token"])
+    program.take(program.refresh())
+    assert program.refresh(stolen).status == 400
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    signed_in = User(server, server.post("/_matrix/client/v3/login", body).json)
+    assert signed_in.post("/_matrix/client/v3/logout", {}).status == 200
+    server.post("/_matrix/client/v3/login", body)
+    browser.open("/_mahalla/account")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "password")
+    new = {"old_password": "wonderland", "password": "looking-glass", "password_again": "looking-glass"}
+    browser.post(form.action, {**form.fields, **new})
+    assert [event for event, _ in told(server)].count("browser_signed_in") == 1  # it stays signed in
+    browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
+    browser.send("/_mahalla/account", old_password="looking-glass")
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    assert records[0]["event"] != "sign_in_failed"
+    happened = {"token_reused", "session_ended", "password_changed", "deactivated", "browser_signed_out"}
+    whence = [(record["event"], record["address"]) for record in records if record["event"] in happened]
+    assert {event for event, _ in whence} == happened
+    assert {address for _, address in whence} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"code_verifier": "x" * 50}, "code_verifier does not fit the code_challenge"),
+        ({"redirect_uri": "https://elsewhere.example/"}, "redirect_uri is not the one that the code was asked with"),
+    ],
+)
+def test_a_code_that_somebody_else_shows(program: Program, browser: Browser, changed: dict[str, str], why: str) -> None:
+    code = program.code(browser)
+    for _ in range(2):
+        assert program.exchange(code, **changed).status == 400
+    assert program.exchange(code).status == 400
+    assert [record for record in told(program.server) if record[0] == "token_reused"] == [("token_reused", why)]
 
 
 def test_administrators_are_named(server: TestServer) -> None:
@@ -143,6 +185,7 @@ def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     server.run(accounts.do_set_flags(ALICE, locked=True))
     refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     assert refused.errcode == "M_USER_LOCKED"
+    server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")  # the same again is no news
     page = Browser(server)
     page.open("/_mahalla/account")
     page.send("/_mahalla/sign_in", name="alice", password="wonderland")
@@ -205,12 +248,25 @@ def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -
 
 
 def test_an_address_is_new_once(server: TestServer) -> None:
-    boss, bob = admin(server), server.register("bob")
-    for ip in ("10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
+    boss, bob = admin(server), server.register("bob")  # from 127.0.0.1
+    for ip in ("127.0.0.1", "10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
         server.clock.advance(200)
         server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
         server.run(server.app.accounts.last_seen.flush())
     assert events(boss, bob.user_id).count("new_address") == 2
+
+
+def test_a_new_address_is_seen_beside_the_usual_one(server: TestServer) -> None:
+    boss, bob = admin(server), server.register("bob")
+    for ip in ("127.0.0.1", "10.0.0.9", "127.0.0.1"):  # the owner, a thief of the token, the owner
+        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
+    for number in range(50):
+        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=f"10.1.{number}.1")
+    server.run(server.app.accounts.last_seen.flush())
+    records = boss.get(f"/_mahalla/admin/v1/users/{bob.user_id}/audit").json["records"]
+    addresses = [record["address"] for record in records if record["event"] == "new_address"]
+    assert "10.0.0.9" in addresses
+    assert len(addresses) < 10
 
 
 def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:

@@ -57,7 +57,9 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
         DeviceRow(ALICE, "B", "Phone", 1, 7, "::2", "other agent"),
         DeviceRow(ALICE, "C", "Phone", 1),
     ]
-    await store.set_sightings([DeviceSighting(ALICE, "A", 6, "::3", "agent")])
+    await store.set_sightings(
+        [DeviceSighting(ALICE, "A", 5, "::4", "agent"), DeviceSighting(ALICE, "A", 6, "::3", "agent")]
+    )
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 0

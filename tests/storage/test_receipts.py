@@ -21,6 +21,14 @@ async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) 
     assert (row.event_id, row.event_position) == ("$6", 6)
 
 
+async def test_a_receipt_that_came_before_its_event_has_its_place_with_the_event(database: Database) -> None:
+    store = ReceiptStore(database)
+    for event_id, position in (("$new", None), ("$new", 50), ("$old", 10)):
+        await store.set_receipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)
+    (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
+    assert (row.event_id, row.event_position) == ("$new", 50)
+
+
 async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "MOST_THREADS", 3)
     store = ReceiptStore(database)

@@ -7,6 +7,7 @@ import pytest
 
 from homeserver.services.upstream.ldap import directory as asking
 from storage.database import Database
+from storage.transaction import WriteTransaction
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
@@ -141,8 +142,8 @@ def test_names_are_taken_over_when_they_change(
     for uid in ("uma", "una"):
         slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
     uma, una = signed_in(server, "uma"), signed_in(server, "una")
-    look(server)  # from now on, every twenty seconds
     uma.put(f"/_matrix/client/v3/profile/{uma.user_id}/displayname", {"displayname": "G."})
+    look(server)  # from now on, every twenty seconds
     written: list[str] = []
     write = server.app.database.write
 
@@ -164,6 +165,52 @@ def test_names_are_taken_over_when_they_change(
     server.clock.advance(20)
     assert shown(uma) == ("uma Blas", ["blas.uma@example.org"])
     assert shown(una) == ("una Blas", ["blas.una@example.org"])
+
+
+def test_only_what_changes_is_taken_over(server: TestServer, slapd: Slapd) -> None:
+    def shown(user: User) -> tuple[str, list[str]]:
+        name = server.get(f"/_matrix/client/v3/profile/{user.user_id}").json["displayname"]
+        threepids = user.get("/_matrix/client/v3/account/3pid").json["threepids"]
+        return name, [each["address"] for each in threepids]
+
+    for uid in ("ugo", "uri"):
+        slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
+    ugo, uri = signed_in(server, "ugo"), signed_in(server, "uri")
+    for user in (ugo, uri):
+        user.put(f"/_matrix/client/v3/profile/{user.user_id}/displayname", {"displayname": "Mine"})
+
+    def forget(txn: WriteTransaction) -> None:
+        sql = "UPDATE external_ids SET said_name = NULL, said_addresses = NULL WHERE user_id = ?"
+        txn.execute(sql, (uri.user_id,))
+
+    server.run(server.app.database.write("forget", forget))
+    for uid in ("ugo", "uri"):
+        slapd.set(uid, mail=f"new.{uid}@example.org")
+    look(server)
+    assert shown(ugo) == ("Mine", ["new.ugo@example.org"])
+    assert shown(uri) == ("Mine", ["uri@example.org"])  # it is not known what the directory said before
+    slapd.set("uri", cn="Uri Again")
+    server.clock.advance(20)
+    assert shown(uri) == ("Uri Again", ["uri@example.org"])
+
+
+def test_an_address_that_another_still_has(server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def addresses(user: User) -> list[str]:
+        return [each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]]
+
+    for uid, address in (("abe", "abe@example.org"), ("ada", "office@example.org")):
+        slapd.add_person(uid, mail=address)
+    abe, ada = signed_in(server, "abe"), signed_in(server, "ada")
+    look(server)
+    slapd.set("abe", mail="office@example.org")
+    server.clock.advance(20)
+    assert addresses(abe) == ["abe@example.org"]  # Ada has the other
+    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", 1)
+    slapd.set("ada", mail="ada@example.org")
+    server.clock.advance(20)  # he, who waits, holds nobody up
+    assert addresses(ada) == ["ada@example.org"]
+    server.clock.advance(20)
+    assert addresses(abe) == ["office@example.org"]
 
 
 def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:

@@ -129,7 +129,7 @@ class OAuthTokens:
             return _invalid("The code is unknown; begin again")
         if row.used_for is not None:
             if row.used_for != _VAIN:
-                self._end_family(txn, row.used_for)
+                self._end_family(txn, row.used_for, address)
             return _invalid("The code has been used; begin again")
         challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
         problem = None
@@ -143,6 +143,10 @@ class OAuthTokens:
             problem = "code_verifier does not fit the code_challenge"
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _VAIN)
+            if row.expires_ts > self._now():  # whoever shows it knows it, and is not whom it was given to
+                device_id = DeviceID(row.device_id)
+                user_id = UserID(row.user_id)
+                note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id, detail=problem)
             return _invalid(problem)
         granted = self.begin(
             txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
@@ -181,22 +185,34 @@ class OAuthTokens:
         self._store.set_session(txn, row)
         return Granted(session, scope)
 
-    async def do_refresh(self, client_id: str, refresh_token: str) -> Granted:
-        """New tokens for a refresh token. Raises `OAuthError`."""
+    async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
+        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         family = family_of(refresh_token)
         if family is None or REFRESH_GRANT not in client.grant_types:
             raise _invalid("The refresh token is unknown")
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
-            "refresh_oauth_session", self._refresh, client, hash_token(refresh_token), hash_token(family), texts
+            "refresh_oauth_session",
+            self._refresh,
+            client,
+            hash_token(refresh_token),
+            hash_token(family),
+            texts,
+            address,
         )
         if isinstance(granted, OAuthError):
             raise granted
         return granted
 
     def _refresh(
-        self, txn: WriteTransaction, client: Client, token_hash: bytes, family_hash: bytes, texts: tuple[str, str]
+        self,
+        txn: WriteTransaction,
+        client: Client,
+        token_hash: bytes,
+        family_hash: bytes,
+        texts: tuple[str, str],
+        address: str,
     ) -> Granted | OAuthError:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is None or row.client_id != client.client_id:
@@ -206,27 +222,27 @@ class OAuthTokens:
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
             if not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
-                self._end_family(txn, family_hash)
+                self._end_family(txn, family_hash, address)
             return _invalid("The refresh token has been used; sign in again")
         if session.refresh_token is None:
             return _invalid("The session has expired; sign in again")
         return Granted(session, row.scope)
 
-    def _end_family(self, txn: WriteTransaction, family_hash: bytes) -> None:
+    def _end_family(self, txn: WriteTransaction, family_hash: bytes, address: str) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
             device_id = DeviceID(row.device_id)
-            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), device_id=device_id)
-            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id])
+            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
+            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id], address)
 
     # Ending.
 
-    async def do_revoke(self, token: str) -> None:
-        """End the session of an access or a refresh token, whoever shows it; one that is unknown is no error."""
+    async def do_revoke(self, token: str, address: str) -> None:
+        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error."""
         if not is_damaged(token):
-            await self._database.write("revoke_token", self._revoke, hash_token(token))
+            await self._database.write("revoke_token", self._revoke, hash_token(token), address)
 
-    def _revoke(self, txn: WriteTransaction, token_hash: bytes) -> None:
+    def _revoke(self, txn: WriteTransaction, token_hash: bytes, address: str) -> None:
         access = self._tokens.get_access_token_in(txn, token_hash)
         if access is not None and access.device_id is None:
             self._tokens.remove_access_token(txn, access.token_nid)
@@ -234,7 +250,7 @@ class OAuthTokens:
             return
         found = access or self._tokens.get_refresh_token(txn, token_hash)
         if found is not None and found.device_id is not None:
-            self._sessions.remove_devices(txn, UserID(found.user_id), [DeviceID(found.device_id)])
+            self._sessions.remove_devices(txn, UserID(found.user_id), [DeviceID(found.device_id)], address)
 
     # Telling.
 

@@ -9,7 +9,6 @@ Laws:
 - Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
@@ -23,18 +22,19 @@ from federation.rooms.partial_rooms import PartialRooms, was_whole
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, ConnectionState, StateChanges
 from homeserver.services.sliding_sync.extensions import ExtensionReader
+from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
 from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.sliding_connections import ConnectionKey
 
-MOST_ROOMS: Final = 100_000
-"""Of so many rooms in the views of all clients something is remembered; of one room some 100 bytes."""
+ROOM: Final = 100
+"""Bytes of a view, about, for each room that is in it or was told of."""
 
 _room_nid: Final = attrgetter("room_nid")
 _size: Final = attrgetter("size")
@@ -78,33 +78,42 @@ class MessagesInView:
         partial: PartialRooms,
         entries: RoomEntries,
         extensions: ExtensionReader,
+        *,
+        capacity: int,
     ) -> None:
+        """`capacity`: about how many bytes the views may take."""
         self._recent = recent
         self._memberships = memberships
         self._rooms = rooms
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
-        self._views: OrderedDict[ConnectionKey, View] = OrderedDict()
-        self._weight = 0
+        self._views = KeptOfConnections[View](capacity=capacity)
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes the views take."""
+        return self._views.weight
 
     def keep(self, key: ConnectionKey, view: View) -> None:
         """The client has this in view from now on."""
         former = self._views.get(key)
-        self._views[key] = view
-        self._views.move_to_end(key)
-        if former is not None and former.configs is view.configs:
-            return
-        self._weight += _weigh(view) - (0 if former is None else _weigh(former))
-        while self._weight > MOST_ROOMS and len(self._views) > 1:
-            self._weight -= _weigh(self._views.popitem(last=False)[1])
+        if former is not None and former[0].configs is view.configs and former[0].lists is view.lists:
+            weight = former[1]
+        else:
+            asked = (view.lists, view.subscriptions, view.extensions)
+            weight = ROOM * (1 + len(view.configs) + len(view.state.rooms)) + weigh(asked, set())
+        self._views.put(key, view, weight)
 
     async def read(
         self, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
     ) -> Told | None:
         """The answer of now. None: it takes more than messages. `members`: those that the client has."""
-        view, token = self._views.get(connection.key), connection.token
-        if view is None or token is None or view.token != token or view.state is not connection.state:
+        kept, token = self._views.get(connection.key), connection.token
+        if kept is None or token is None:
+            return None
+        view, _ = kept
+        if view.token != token or view.state is not connection.state:
             return None
         if token.ephemeral != now.ephemeral or not _asks_the_same(request, view):
             return None
@@ -118,6 +127,8 @@ class MessagesInView:
         if extensions is None:
             return None
         works = await self._make_works(view, own)
+        if len(works) > 1 and sum(work.config.timeline_limit for work in works) > MOST_EVENTS_AT_ONCE:
+            return None  # it is looked at in parts
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
         changes = StateChanges(connection.state)
@@ -211,7 +222,3 @@ def _asks_the_same(request: SlidingRequest, view: View) -> bool:
         return False
     asked, before = request.extensions, view.extensions
     return asked == before or replace(asked, to_device=None) == replace(before, to_device=None)
-
-
-def _weigh(view: View) -> int:
-    return 1 + len(view.configs)

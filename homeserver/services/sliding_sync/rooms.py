@@ -37,6 +37,8 @@ from storage.timelines import Place
 
 LARGEST_ANSWER: Final = 4 * 1024 * 1024
 """In bytes of events: with what goes beyond it an answer ends."""
+MOST_EVENTS_AT_ONCE: Final = 500
+"""So many events of timelines are looked for before it is asked how large they are."""
 LARGEST_TIMELINE: Final = 1024 * 1024
 """In bytes, of the events of one room; one event at least is told."""
 
@@ -150,7 +152,7 @@ class RoomEntries:
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
         """The members that the client has for sure, now that it has come with this `pos`."""
         user_id, device = request.caller.user_id, _device(connection)
-        return self._parts.lazy_members.sent(user_id, device, request.pos)
+        return self._parts.lazy_members.sent(user_id, device, request.pos, connection.position)
 
     def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
         """These members go out with the answer that has this `pos`."""

@@ -37,7 +37,7 @@ from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -47,8 +47,6 @@ from storage.rooms import RoomStore
 from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
-MOST_EVENTS_AT_ONCE: Final = 500
-"""So many events of timelines are looked for before it is asked how large they are."""
 MOST_ROOMS_OF_MEMBERS: Final = 10
 """As many rooms as are looked at before that if all of their members are asked for."""
 
@@ -93,8 +91,10 @@ class SlidingSync:
         catch_up: Callable[[], Awaitable[int]],
         *,
         most_events: int,
+        view_bytes: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one answer; negative: no bound."""
+        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one answer; negative: no bound.
+        `view_bytes`: about how much of what clients look at is remembered."""
         self.most_events = most_events
         self._parts = parts
         self._streams = streams
@@ -102,7 +102,13 @@ class SlidingSync:
         self._clock = clock
         self._catch_up = catch_up
         self._messages = MessagesInView(
-            parts.recent, parts.memberships, parts.rooms, parts.partial, parts.entries, parts.extensions
+            parts.recent,
+            parts.memberships,
+            parts.rooms,
+            parts.partial,
+            parts.entries,
+            parts.extensions,
+            capacity=view_bytes,
         )
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:

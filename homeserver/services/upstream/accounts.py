@@ -9,6 +9,7 @@ Laws:
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -18,7 +19,14 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.uia_stages import PASSWORD, SSO
-from homeserver.services.upstream.identity import ProviderInfo, Reason, Refused, UpstreamIdentity, fit_localpart
+from homeserver.services.upstream.identity import (
+    ProviderInfo,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    compute_said,
+    fit_localpart,
+)
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
@@ -39,8 +47,9 @@ class Profiles(Protocol):
 class Addresses(Protocol):
     """Where e-mail addresses of people are kept."""
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> None:
-        """Give an account those for which this provider vouches, instead of those for which it did before."""
+    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
+        """Give an account those for which this provider vouches, instead of those for which it did before; False where some are
+        another account's."""
         ...
 
 
@@ -144,7 +153,10 @@ class UpstreamAccounts:
             raise Refused(Reason.NO_ACCOUNT)
 
         def link(txn: WriteTransaction, user_id: UserID) -> None:
-            row = self._link(info, identity, user_id)
+            # the next look notes the addresses too, and tries those again that others had
+            row = msgspec.structs.replace(
+                self._link(info, identity, user_id), said_name=compute_said(identity)[0], said_addresses=""
+            )
             if not self._links.add_link(txn, row):
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
             note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
@@ -172,8 +184,9 @@ class UpstreamAccounts:
         except MatrixError:
             return None
 
-    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> None:
-        """Take name, picture and addresses over. Raises nothing: who is signed in stays so."""
+    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> bool:
+        """Take name, picture and addresses over; False where some of the addresses are another account's. Raises nothing: who is
+        signed in stays so."""
         if identity.display_name is not None:
             try:
                 await self._profiles.do_set_display_name(user_id, identity.display_name)
@@ -182,7 +195,8 @@ class UpstreamAccounts:
         if identity.picture is not None:
             await self._pictures.do_take_over(user_id, identity.picture)
         if identity.emails:
-            await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
+            return await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
+        return True
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))

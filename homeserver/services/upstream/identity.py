@@ -8,6 +8,7 @@ Laws:
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from hashlib import blake2b
 from typing import Final, Protocol
 
 import msgspec
@@ -40,6 +41,15 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     confirm_localpart: bool = False
     proved_ts: int | None = None
     """When they last proved there who they are, in milliseconds since 1970; None where the provider does not say."""
+
+
+def compute_said(identity: UpstreamIdentity) -> tuple[str, str]:
+    """What tells whether something else is said of a person than before: hashes of the name and of the addresses."""
+    return _digest(identity.display_name), _digest(sorted(identity.emails))
+
+
+def _digest(told: object) -> str:
+    return blake2b(msgspec.json.encode(told), digest_size=16).hexdigest()
 
 
 class ForClient(msgspec.Struct, frozen=True, tag="client"):

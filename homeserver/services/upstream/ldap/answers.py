@@ -1,7 +1,6 @@
 """What a directory can be asked, and what it answers; without the library that asks it, which only those load who use it."""
 
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 import msgspec
@@ -36,10 +35,8 @@ class Listing(msgspec.Struct, frozen=True):
     changed: Sequence[UpstreamIdentity] = ()
 
 
-def compute_said(identity: UpstreamIdentity) -> str:
-    """What tells whether a directory says something else of a person: a hash of name and addresses."""
-    told = msgspec.json.encode([identity.display_name, sorted(identity.emails)])
-    return blake2b(told, digest_size=16).hexdigest()
+Said = tuple[str | None, str | None]
+"""What `compute_said` made of what was known of somebody; None: it is not known."""
 
 
 class AskedDirectory(Protocol):
@@ -53,9 +50,9 @@ class AskedDirectory(Protocol):
         """As `check_password`, of the person with this subject. Needs the mode `search`."""
         ...
 
-    def list_people(self, known: Mapping[str, str | None], most: int) -> Listing:
-        """Everybody, and up to `most` of those in `known` (subjects, with what `compute_said` made of what was known) whose name or
-        addresses are others now. Raises `DirectoryFailed`."""
+    def list_people(self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()) -> Listing:
+        """Everybody, and up to `most` of those in `known` (by subjects) whose name or
+        addresses are others now, those in `later` last. Raises `DirectoryFailed`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

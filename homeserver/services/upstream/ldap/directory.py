@@ -9,7 +9,7 @@ Laws:
 """
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -20,8 +20,8 @@ from ldap3.utils.conv import escape_bytes, escape_filter_chars
 from ldap3.utils.dn import escape_rdn
 
 from homeserver.config.directories import LDAPProvider
-from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name
-from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Verdict, compute_said
+from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name, compute_said
+from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Said, Verdict
 
 T = TypeVar("T")
 
@@ -71,23 +71,25 @@ class LDAPDirectory:
             return Verdict(None)
         return self._ask(lambda server: self._search_and_bind(server, self._is_subject(subject), password))
 
-    def list_people(self, known: Mapping[str, str | None], most: int) -> Listing:
+    def list_people(self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()) -> Listing:
         """As `AskedDirectory.list_people`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
 
         def ask(server: Server) -> Listing:
             present: set[str] = set()
             changed: list[UpstreamIdentity] = []
+            last: list[UpstreamIdentity] = []
             with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
                 filter = self._filter(f"({self._config.attributes.subject}=*)")
                 for dn, attributes in self._search(connection, filter, wanted):
                     subject = self._subject(attributes)
                     present.add(subject)
-                    if subject in known and len(changed) < most:
+                    wait = last if subject in later else changed
+                    if subject in known and len(wait) < most:
                         identity = self._entry(dn, attributes).identity
                         if compute_said(identity) != known[subject]:
-                            changed.append(identity)
-            return Listing(present, changed)
+                            wait.append(identity)
+            return Listing(present, [*changed, *last][:most])
 
         return self._ask(ask)
 

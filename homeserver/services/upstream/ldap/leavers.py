@@ -7,13 +7,16 @@ Laws:
 - When nobody is there, or more are missing than may leave at once, the directory is taken to be at fault: nothing is done
   but to say so, until people look.
 - What an administrator has locked, no directory unlocks.
-- Names and addresses are taken over when the directory says others than before, so many at a time; while it says the same, nothing is
-  written, and what people call themselves stays.
+- Names and addresses are taken over when the directory says others than before, so many at a time, and each by itself; while it
+  says the same, nothing is written, and what people call themselves stays. Where it is not known what it said before, that is noted,
+  and nothing is changed.
+- Nobody is left without an address because another still has theirs: it is tried again at each look.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -24,10 +27,9 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.passwords import Threads
 from homeserver.services.upstream.accounts import UpstreamAccounts
-from homeserver.services.upstream.identity import ProviderInfo, UpstreamIdentity
-from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, compute_said
+from homeserver.services.upstream.identity import ProviderInfo, UpstreamIdentity, compute_said
+from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, Said
 from storage.accounts import AccountStore
-from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
 from storage.transaction import WriteTransaction
 
@@ -44,7 +46,6 @@ class DirectoryLeavers:
         self,
         clock: IReactorTime,
         threads: Threads,
-        database: Database,
         links: ExternalIdStore,
         account_store: AccountStore,
         accounts: Accounts,
@@ -56,7 +57,6 @@ class DirectoryLeavers:
     ) -> None:
         self._clock = clock
         self._threads = threads
-        self._database = database
         self._links = links
         self._account_store = account_store
         self._accounts = accounts
@@ -66,6 +66,8 @@ class DirectoryLeavers:
         self._directory = directory
         self._config = config
         self._complaint = ""
+        self._refused: frozenset[str] = frozenset()
+        """Whose addresses others had at the last look: they are tried again, after all others."""
 
     async def do_check(self, limit: int) -> int:
         """Look once, whatever the limit; 0, since nothing is left to be done at once."""
@@ -76,12 +78,15 @@ class DirectoryLeavers:
         links = await self._links.get_links_of_provider(self._config.idp_id)
         if not links:
             return 0
-        known = {link.subject: link.said for link in links if link.left_ts is None} if updates else {}
+        known: dict[str, Said] = {}
+        if updates:
+            present = [link for link in links if link.left_ts is None]
+            known = {link.subject: (link.said_name, link.said_addresses) for link in present}
         try:
-            listing = await self._threads.run(lambda: self._directory.list_people(known, MOST_CHANGED))
+            listing = await self._threads.run(lambda: self._directory.list_people(known, MOST_CHANGED, self._refused))
             if self._config.leavers != "keep":
                 await self._do_look(links, listing.present)
-            await self._do_update(listing.changed, {link.subject: UserID(link.user_id) for link in links})
+            await self._do_update(listing.changed, {link.subject: link for link in links})
         except (DirectoryFailed, LimitExceeded) as error:
             self._complain(f"cannot be asked who is there: {error}")
         return 0
@@ -109,11 +114,25 @@ class DirectoryLeavers:
             return True
         return False
 
-    async def _do_update(self, changed: Sequence[UpstreamIdentity], user_ids: Mapping[str, UserID]) -> None:
+    async def _do_update(self, changed: Sequence[UpstreamIdentity], links: Mapping[str, ExternalIdRow]) -> None:
+        refused = set()
         for identity in changed:
-            await self._upstream_accounts.do_update(self._info, user_ids[identity.subject], identity)
-            said = compute_said(identity)
-            await self._database.write("set_said", self._links.set_said, self._info.provider_id, identity.subject, said)
+            link = links[identity.subject]
+            name, addresses = compute_said(identity)
+            has_new_name = link.said_name not in (None, name)
+            has_new_addresses = link.said_addresses not in (None, addresses)
+            news = msgspec.structs.replace(
+                identity,
+                display_name=identity.display_name if has_new_name else None,
+                emails=identity.emails if has_new_addresses else (),
+            )
+            taken = await self._upstream_accounts.do_update(self._info, UserID(link.user_id), news)
+            if not taken:
+                refused.add(identity.subject)
+            said = name, addresses if taken else ""
+            if (link.said_name, link.said_addresses) != said:
+                await self._links.set_said(self._info.provider_id, identity.subject, *said)
+        self._refused = frozenset(refused)
 
     async def _do_end(self, gone: list[ExternalIdRow]) -> None:
         for link in gone:

@@ -17,7 +17,7 @@ from homeserver.config.directories import LDAPProvider
 from homeserver.services.passwords import Threads
 from homeserver.services.sign_in import RefusedElsewhere
 from homeserver.services.upstream.accounts import UpstreamAccounts, as_error
-from homeserver.services.upstream.identity import LONGEST_NAME, ProviderInfo, Refused, fit_localpart
+from homeserver.services.upstream.identity import LONGEST_NAME, ProviderInfo, Refused, compute_said, fit_localpart
 from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, Verdict
 from storage.accounts import AccountRow
 from storage.external_ids import ExternalIdRow, ExternalIdStore
@@ -81,7 +81,7 @@ class DirectoryPasswords:
                 failed = error
                 continue
             if verdict.entry is not None:
-                return await self._admit(directory, verdict)
+                return await self._admit(directory, verdict, link)
             if link is not None and link.left_ts is None and not verdict.exists and is_in_use:
                 await directory.leavers.do_check(1)
         if failed is not None:
@@ -104,7 +104,7 @@ class DirectoryPasswords:
             return Verdict(None)
         return verdict
 
-    async def _admit(self, directory: Directory, verdict: Verdict) -> UserID:
+    async def _admit(self, directory: Directory, verdict: Verdict, link: ExternalIdRow | None) -> UserID:
         assert verdict.entry is not None
         identity = verdict.entry.identity
         try:
@@ -118,7 +118,11 @@ class DirectoryPasswords:
             raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
-            await self._accounts.do_update(directory.info, user_id, identity)
+            taken = await self._accounts.do_update(directory.info, user_id, identity)
+            name, addresses = compute_said(identity)
+            said = name, addresses if taken else ""
+            if link is None or (link.said_name, link.said_addresses) != said:
+                await self._links.set_said(directory.info.provider_id, identity.subject, *said)
         return user_id
 
 
