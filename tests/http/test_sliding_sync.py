@@ -467,3 +467,23 @@ def test_the_accepted_form_tells_when_a_room_becomes_a_direct_chat_or_ceases_to_
     assert told() == {}
     alice.server = TestServer(tmp_path, server.app.database, seed=2)
     assert told() == {}, "what was told outlives a restart"
+
+
+def test_who_goes_back_to_an_older_pos_is_told_the_members_anew(server: TestServer) -> None:
+    """An app is opened again before it had stored what it heard last."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    say(alice, room_id, "first")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=1, state=LAZY)})
+    client.sync()
+    client.sync()
+    stored = client.pos
+    say(bob, room_id, "hello")
+    told = client.sync()["rooms"][room_id]
+    client.sync()
+    client.pos = stored
+    again = client.sync()["rooms"][room_id]
+    assert texts(again) == texts(told) == ["hello"]
+    assert ("m.room.member", bob.user_id) in state_of(told)
+    assert ("m.room.member", bob.user_id) in state_of(again)
