@@ -140,7 +140,10 @@ class PostgresTemplates:
 
     def config(self, name: str, **options: int) -> PostgresConfig:
         """How to open a database of the server."""
-        return PostgresConfig({**self._server, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2))
+        patient = {"connect_timeout": 60}  # many tests at once ask for connections
+        return PostgresConfig(
+            {**self._server, **patient, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2)
+        )
 
     def create(self, *, empty: bool = False, encoding: str = "UTF8") -> PostgresConfig:
         """A database of its own: with the newest schema, or with none at all."""

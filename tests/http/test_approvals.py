@@ -91,7 +91,6 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
     assert [record for record in told(server) if record[0].startswith("sign_in")] == [
         ("sign_in_refused", "awaiting_approval"),
         ("sign_in_failed", None),
-        ("sign_in_refused", "awaiting_approval"),
         ("sign_in_failed", None),
     ]
 
