@@ -19,7 +19,6 @@ from heapq import nlargest
 import msgspec
 
 from storage.database import Database, Transaction, WriteTransaction
-from storage.events import IS_SHOWN, IS_UNSHOWN
 
 Place = tuple[int, int]
 """(chain, place)."""
@@ -204,17 +203,6 @@ class AuthChainStore:
             if place <= below.get(chain, 0) or place >= above.get(chain, place + 1):
                 subgraph.add(nid)
         return subgraph
-
-    def remove_room(self, txn: WriteTransaction, room_nid: int) -> None:
-        """Forget the auth chains of a room, before its events are removed."""
-        part = "SELECT event_nid FROM events WHERE room_nid = ? AND"
-        of_room = f"{part} {IS_SHOWN} UNION ALL {part} {IS_UNSHOWN}"  # either has an index
-        txn.execute(
-            "DELETE FROM auth_chain_links WHERE chain IN"
-            f" (SELECT chain FROM auth_chain_places WHERE event_nid IN ({of_room}))",
-            (room_nid, room_nid),
-        )
-        txn.execute(f"DELETE FROM auth_chain_places WHERE event_nid IN ({of_room})", (room_nid, room_nid))
 
 
 class _Links(msgspec.Struct):

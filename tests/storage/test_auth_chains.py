@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.auth_chains import AuthChainStore, AuthChainTooLong, AuthNode, UnknownAuthEvent
-from storage.database import Database, Transaction, WriteTransaction
+from storage.database import Database, Transaction
 
 FIRST_NIDS = count(1, 1000)
 """Each example has event_nids of its own, so that all can use one database."""
@@ -159,30 +159,3 @@ async def test_a_chain_longer_than_the_limit_is_refused(database: Database) -> N
     assert len(await store.get_auth_chain([5, 6], limit=4)) == 4
     with pytest.raises(AuthChainTooLong):
         await store.get_auth_chain([5, 6], limit=3)
-
-
-async def test_a_removed_room_leaves_other_rooms_alone(database: Database) -> None:
-    store = AuthChainStore(database)
-
-    def add_room(txn: WriteTransaction, room_nid: int, first: int) -> None:
-        nodes = [AuthNode(first + node.event_nid, [first + nid for nid in node.auth_event_nids]) for node in room_of(3)]
-        store.add(txn, nodes)
-        txn.execute_many(
-            "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu)"
-            " VALUES (?, ?, ?, 1, 'm', '@a:b', 1, 0, ?)",
-            [(node.event_nid, f"${node.event_nid}", room_nid, b"{}") for node in nodes],
-        )
-
-    def count_rows(txn: Transaction) -> tuple[int, int]:
-        places = txn.query("SELECT COUNT(*) FROM auth_chain_places")
-        links = txn.query("SELECT COUNT(*) FROM auth_chain_links")
-        return places[0][0], links[0][0]
-
-    await database.write("add", add_room, 1, 0)
-    alone = await database.read("count", count_rows)
-    await database.write("add", add_room, 2, 1000)
-    await database.write("remove", store.remove_room, 1)
-    assert await database.read("count", count_rows) == alone
-    assert await store.get_auth_chain([1005]) == {1001, 1002, 1003, 1004}
-    with pytest.raises(UnknownAuthEvent):
-        await store.get_auth_chain([5])
