@@ -158,7 +158,7 @@ async def post_get_token(
     "/_matrix/client/unstable/org.matrix.msc2918.refresh_token/refresh",
     auth=Auth.NONE,
 )
-async def post_refresh(sessions: Sessions, *, body: Refresh) -> dict[str, object]:
+async def post_refresh(sessions: Sessions, context: RequestContext, *, body: Refresh) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
-    answer = session_answer(None, await sessions.do_refresh(body.refresh_token))
+    answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))
     return {key: answer[key] for key in ("access_token", "refresh_token", "expires_in_ms") if key in answer}

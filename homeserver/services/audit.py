@@ -31,8 +31,8 @@ class Happened(Enum):
     NEW_ADDRESS = "new_address"
     """A device was used from an address that the account had not been used from."""
     TOKEN_REUSED = "token_reused"
-    """A code or a refresh token came twice: its session ended; or a code came to be exchanged by whom it was not meant for, which
-    made it void: the detail says why."""
+    """A code of the OAuth 2.0 API came twice, or a refresh token, of that API or of `/refresh`, after its successor was used: its
+    session ended. Or such a code came to be exchanged by whom it was not meant for, which made it void: the detail says why."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
     """A device that had shown a code was not let in."""
@@ -87,6 +87,8 @@ class Happened(Enum):
 NOBODY: Final = UserID("")
 """Under this are kept records of what concerns no account."""
 LONGEST_DETAIL: Final = 400
+REFUSALS_FOLDED_MS: Final = 600_000
+"""Refusals of one account, from one address and for one reason, are one record for so long: apps try again by themselves."""
 FOR_ADMINISTRATORS: Final = frozenset({Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value})
 """What owners of accounts are not told."""
 
@@ -111,6 +113,14 @@ def note(
     record = AuditRecord(user_id, now, what.value, whence, device_id, by, told)
     if unless_since is None or not has_record(txn, record, unless_since):
         note_events(txn, [record])
+
+
+def note_refusal(
+    txn: WriteTransaction, user_id: UserID, now: int, why: str, *, ip: str, device_id: DeviceID | None = None
+) -> None:
+    """Keep a record that somebody has proved who they are, and was let in nowhere."""
+    since = now - REFUSALS_FOLDED_MS
+    note(txn, user_id, Happened.SIGN_IN_REFUSED, now, ip=ip, device_id=device_id, detail=why, unless_since=since)
 
 
 class RemovesByUser(Protocol):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.secret_text import family_of
+from homeserver.services.secret_text import oauth_family_of
 from storage.accounts import AccountStore
 from storage.database import Database
 from tests.helpers.browser import Browser
@@ -62,11 +62,11 @@ def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, a
 
 def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
     real = str(program.tokens["refresh_token"])
-    family = family_of(real)
+    family = oauth_family_of(real)
     assert family is not None
     for token in ("", "x", "mho_" + "a" * 54, real[:-1], real + "x", real.swapcase(), "mhr_" + real[4:], "\x00"):
         assert program.refresh(token).status == 400
-    assert family_of(real[:-7] + "!" + real[-6:]) is None
+    assert oauth_family_of(real[:-7] + "!" + real[-6:]) is None
     assert alice.get(WHOAMI).status == 200
 
 

@@ -123,7 +123,7 @@ class DeviceGrants:
             is None
         ):
             raise _unknown()  # what is made up costs no write
-        family = self._secret_text.oauth_family()
+        family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts, address

@@ -27,7 +27,7 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
-from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
+from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
@@ -96,7 +96,7 @@ class OAuthTokens:
         client = await self._clients.get(client_id)
         if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
             raise _invalid("The code is unknown; begin again")  # what is made up costs no write
-        family = self._secret_text.oauth_family()
+        family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "exchange_oauth_code",
@@ -188,7 +188,7 @@ class OAuthTokens:
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
         """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
-        family = family_of(refresh_token)
+        family = oauth_family_of(refresh_token)
         if family is None or REFRESH_GRANT not in client.grant_types:
             raise _invalid("The refresh token is unknown")
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
@@ -231,9 +231,7 @@ class OAuthTokens:
     def _end_family(self, txn: WriteTransaction, family_hash: bytes, address: str) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
-            device_id = DeviceID(row.device_id)
-            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
-            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id], address)
+            self._sessions.end_reused(txn, UserID(row.user_id), DeviceID(row.device_id), address)
 
     # Ending.
 
