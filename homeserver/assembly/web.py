@@ -105,6 +105,8 @@ class WebParts:
             accounts.validity,
         )
         account_export = AccountExport(
+            clock,
+            database,
             identity.server_name,
             own_account,
             people.accounts,

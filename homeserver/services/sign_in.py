@@ -236,6 +236,16 @@ class SignIn:
         detail = why if isinstance(why, str) else _WHY.get(type(why), NOT_ALLOWED)
         await self._database.write("note_refusal", self._note_refusal, user_id, address, detail)
 
+    async def do_note_other_person(self, owner: UserID, address: str, operation: str, came: str) -> None:
+        """Keep a record that somebody else (`came`) has proved who they are, where `owner` was to confirm an operation."""
+
+        def write(txn: WriteTransaction) -> None:
+            now = int(self._clock.seconds() * 1000)
+            detail = f"{operation} ({came})"
+            note(txn, owner, Happened.CONFIRMATION_REFUSED, now, ip=address, detail=detail)
+
+        await self._database.write("note_other_person", write)
+
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and own password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
         return await self._check(name, password, address)

@@ -73,7 +73,7 @@ class ConsentPage:
             await self._upstream.note(session, request.scope.device_id)
             return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
         if decision == "deny":
-            return see_other(self._authorization.deny(request))
+            return see_other(await self._authorization.do_deny(request, session.user_id, context.client_ip))
         return self._page(context, language, given, request, session)
 
     def _page(

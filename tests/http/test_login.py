@@ -275,8 +275,10 @@ async def test_a_refresh_token_of_before_there_were_families(database: Database)
     alice = server.register("alice", device_id="OLD")
 
     def write(txn: WriteTransaction) -> None:
-        old = {"now": 0, "expires_ts": None, "ultimate_expires_ts": None}
-        server.token_store.add_refresh_token(txn, hash_token("syr_imported"), alice.id, "OLD", **old)
+        token_hash = hash_token("syr_imported")
+        server.token_store.add_refresh_token(
+            txn, token_hash, alice.id, "OLD", now=0, expires_ts=None, ultimate_expires_ts=None
+        )
 
     await database.write("import", write)
     renewed = _refresh(server, "syr_imported").json

@@ -138,22 +138,21 @@ class Authorization:
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_code(txn, row)
-            note(
-                txn,
-                user_id,
-                Happened.APP_ALLOWED,
-                self._now(),
-                ip=ip,
-                device_id=request.scope.device_id,
-                detail=request.client.called,
-            )
+            self._note(txn, Happened.APP_ALLOWED, request, user_id, ip)
 
         await self._database.write("add_oauth_code", write)
         return self._answer(request.returning, {"code": code})
 
-    def deny(self, request: AuthorizationRequest) -> str:
-        """Where the browser goes when somebody does not let the program in."""
+    async def do_deny(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
+        """This user does not let the program in. Where the browser goes."""
+        await self._database.write("deny_oauth_client", self._note, Happened.APP_DENIED, request, user_id, ip)
         return self.refuse(Refused(request.returning, "access_denied", "The user did not allow this"))
+
+    def _note(
+        self, txn: WriteTransaction, what: Happened, request: AuthorizationRequest, user_id: UserID, ip: str
+    ) -> None:
+        device_id = request.scope.device_id
+        note(txn, user_id, what, self._now(), ip=ip, device_id=device_id, detail=request.client.called)
 
     def refuse(self, error: Refused) -> str:
         """Where the browser goes with an error."""
