@@ -12,7 +12,6 @@ from federation.protocol.errors import (
     ThreepidAuthFailed,
     ThreepidDenied,
     ThreepidInUse,
-    ThreepidNotFound,
     TokenIncorrect,
     UserAwaitingApproval,
     UserDeactivated,
@@ -26,7 +25,7 @@ from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.captcha import CaptchaUnavailable
 from homeserver.services.languages import Language
 from homeserver.services.own_account import WrongProof
-from homeserver.services.phone_validation import InvalidNumber, NumberDenied, NumberInUse, NumberNotFound
+from homeserver.services.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.profiles import NameNotAllowed
 from homeserver.services.text_messages import MessageNotSent
 
@@ -84,10 +83,6 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("A name may have small letters a to z, digits, and the signs . _ = - / +")
         case InvalidNumber():
             return _("This is not a mobile number. Write it with the code of its country, such as +998 90 123 45 67.")
-        case NumberInUse():
-            return _("This number belongs to an account already.")
-        case NumberNotFound():
-            return _("No account has this number.")
         case NumberDenied():
             return _("This number may not be used here.")
         case TokenIncorrect():
@@ -98,8 +93,6 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("The message could not be sent. Try again later.")
         case ThreepidInUse():
             return _("This e-mail address belongs to an account already.")
-        case ThreepidNotFound():
-            return _("No account has this e-mail address.")
         case ThreepidDenied():
             return _("This e-mail address may not be used here. Take that of your institution.")
         case ThreepidAuthFailed():

@@ -145,7 +145,7 @@ class UpstreamPages:
         came = refused.came or refused.provider.provider_id
         await self._own_sign_in.do_note_other_person(refused.owner, context.client_ip, refused.operation, came)
         self.log.info("nothing is confirmed: {why}", why=refused)
-        fields = {"owner": refused.owner, "came": refused.came, "provider": refused.provider.name}
+        fields: dict[str, object] = {"owner": refused.owner, "came": refused.came, "provider": refused.provider.name}
         return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
 
     async def sign_out(self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage) -> Response:
