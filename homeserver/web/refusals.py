@@ -25,6 +25,7 @@ from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.captcha import CaptchaUnavailable
 from homeserver.services.languages import Language
 from homeserver.services.own_account import WrongProof
+from homeserver.services.passwords import PasswordTooShort
 from homeserver.services.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.profiles import NameNotAllowed
 from homeserver.services.text_messages import MessageNotSent
@@ -73,6 +74,8 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("This account has been closed.")
         case PasswordsDiffer():
             return _("The two passwords differ. Type the new one again, twice.")
+        case PasswordTooShort():
+            return _("The password must have at least %(count)s characters.") % {"count": error.shortest}
         case WeakPassword():
             return _(
                 "This password is too weak. Choose a longer one, with capital and small letters, digits and signs."
