@@ -3,16 +3,14 @@
 from http import HTTPStatus
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.protocol.endpoint import Auth, Limit, endpoint
 from homeserver.http.answers import Response
 from homeserver.services.oauth.clients import Clients
 from homeserver.services.oauth.metadata import REGISTER_PATH, OAuthMetadata
 
 
 @endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.CLIENT_REGISTRATION, max_body=32768)
-async def post_client(
-    clients: Clients, metadata: OAuthMetadata, context: RequestContext, *, body: dict[str, Any]
-) -> Response:
+async def post_client(clients: Clients, metadata: OAuthMetadata, *, body: dict[str, Any]) -> Response:
     """What was registered, with the client's id."""
     metadata.check_enabled()
-    return Response(HTTPStatus.CREATED, {}, await clients.do_register(body, context.client_ip))
+    return Response(HTTPStatus.CREATED, {}, await clients.do_register(body))

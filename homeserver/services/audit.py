@@ -42,7 +42,8 @@ class Happened(Enum):
     DATA_EXPORTED = "data_exported"
     """Somebody took the file of what is kept of the account."""
     CLIENT_REGISTERED = "client_registered"
-    """A program of the OAuth 2.0 API made itself known: a record of no account (`NOBODY`)."""
+    """A program of the OAuth 2.0 API, which had made itself known, was let in by somebody for the first time: a record of no account
+    (`NOBODY`)."""
     LOGIN_TOKEN_GIVEN = "login_token_given"
     """To an app, to let another one in with it."""
     PASSWORD_CHANGED = "password_changed"

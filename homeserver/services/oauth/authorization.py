@@ -138,6 +138,7 @@ class Authorization:
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_code(txn, row)
+            self._clients.note_allowed(txn, request.client, ip)
             self._note(txn, Happened.APP_ALLOWED, request, user_id, ip)
 
         await self._database.write("add_oauth_code", write)

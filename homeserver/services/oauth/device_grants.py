@@ -107,6 +107,8 @@ class DeviceGrants:
         def write(txn: WriteTransaction) -> bool:
             decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
             if decided:
+                if allowed:
+                    self._clients.note_allowed(txn, client, address)
                 what = Happened.APP_ALLOWED if allowed else Happened.APP_DENIED
                 device_id = DeviceID(grant.device_id)
                 note(txn, user_id, what, self._now(), ip=address, device_id=device_id, detail=client.called)
