@@ -220,7 +220,7 @@ class UpstreamSignIn:
         if account is not None:
             user_id = UserID(account.user_id)
             if self._update_profiles:
-                await self._accounts.do_update(info, user_id, identity)
+                await self._accounts.do_update(info, {user_id: identity})
             return await self._finish(flow, identity, user_id, browser)
         if not info.enable_registration:
             raise Refused(Reason.NO_ACCOUNT)
