@@ -112,7 +112,7 @@ def test_people_make_room_for_one_another(server: TestServer, alice: User) -> No
 def test_a_long_row_is_planned_in_no_time() -> None:
     many = 3000
     users = [UserID(f"@u{number}:example.org") for number in range(many)]
-    rows = {
+    rows: dict[str, list[ThreepidRow]] = {
         user: [ThreepidRow("email", f"{number}@x", user, 0, 0, frozenset((OFFICE,)))]
         for number, user in enumerate(users)
     }

@@ -111,7 +111,10 @@ def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slap
 
 
 def test_own_passwords_may_not_count(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
-    further = config_of(slapd, "  allow_existing_users: true") + "\npassword_config: {localdb_enabled: false, policy: {enabled: false}}"
+    further = (
+        config_of(slapd, "  allow_existing_users: true")
+        + "\npassword_config: {localdb_enabled: false, policy: {enabled: false}}"
+    )
     server = TestServer(tmp_path, sqlite_database, further)
     slapd.add_person("emil", "directory")
     server.register("emil", "own")
