@@ -213,6 +213,17 @@ def test_others_are_told_nothing(trusting: Program) -> None:
         assert answer.status == status
 
 
+def test_a_service_is_told_how_to_show_who_it_is(program: Program) -> None:
+    """spec: RFC 6749 section 5.2"""
+    headers = {"Authorization": _basic("calendar:wrong")}
+    path = program.path_of("introspection_endpoint")
+    answer = program.server.client.request("POST", path, body=b"token=x", headers=headers)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Basic realm=")
+    # an app, which has no secret to show, is not asked for one by the browser that it runs in
+    assert "www-authenticate" not in program.refresh("x", client_id="nobody").headers
+
+
 def _basic(text: str) -> str:
     return "Basic " + b64encode(text.encode()).decode()
 

@@ -108,8 +108,12 @@ class Authorization:
             raise Refused(returning, "invalid_request", "response_mode must be query or fragment")
         if state is not None and len(state) > LONGEST_STATE:
             raise OAuthError("invalid_request", "state is too long")
-        if given.get("response_type") != "code" or CODE_GRANT not in client.grant_types:
+        if given.get("response_type") != "code":
             raise Refused(returning, "unsupported_response_type", "response_type must be code")
+        if CODE_GRANT not in client.grant_types:
+            raise Refused(
+                returning, "unauthorized_client", "This client has not registered the authorization_code grant"
+            )
         challenge = given.get("code_challenge", "")
         if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
             raise Refused(returning, "invalid_request", "A code_challenge of the method S256 is needed")

@@ -18,7 +18,7 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
-from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
 from homeserver.services.oauth.tokens import Granted, OAuthTokens
 from homeserver.services.secret_text import SecretText, hash_token
@@ -68,7 +68,7 @@ class DeviceGrants:
         """A program wants in. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if DEVICE_GRANT not in client.grant_types:
-            raise OAuthError("unauthorized_client", "This client has not registered the device_code grant")
+            raise UnauthorizedClient("This client has not registered the device_code grant")
         parsed = parse_scope(scope)
         for _ in range(_ATTEMPTS):
             asked = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())

@@ -26,7 +26,7 @@ from federation.protocol.ids import DeviceID, UserID, localpart_of
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
-from homeserver.services.oauth.errors import InvalidClient, OAuthError
+from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
@@ -189,7 +189,9 @@ class OAuthTokens:
         """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         family = oauth_family_of(refresh_token)
-        if family is None or REFRESH_GRANT not in client.grant_types:
+        if REFRESH_GRANT not in client.grant_types:
+            raise UnauthorizedClient("This client has not registered the refresh_token grant")
+        if family is None:
             raise _invalid("The refresh token is unknown")
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -253,10 +255,10 @@ class OAuthTokens:
     # Telling.
 
     def check_trusted(self, name: str, secret: str) -> None:
-        """Raises `InvalidClient` unless this is a service that may ask whose a token is."""
+        """Raises `InvalidService` unless this is a service that may ask whose a token is."""
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
-            raise InvalidClient("Only services that the operator trusts may ask this")
+            raise InvalidService("Only services that the operator trusts may ask this")
 
     async def introspect(self, token: str) -> Mapping[str, object]:
         """Whose a token is, and what it is for. spec: RFC 7662 section 2.2"""
