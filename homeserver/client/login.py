@@ -86,8 +86,9 @@ async def post_login(
     context: RequestContext,
     *,
     body: Login,
+    access_token: str = "",
 ) -> dict[str, object]:
-    """Sign in."""
+    """Sign in. `access_token`: an application service's, which may come in the address."""
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
     by_token = {
@@ -115,7 +116,7 @@ async def post_login(
     )
     if body.type == SERVICE_TYPE:
         session = await acting.do_sign_in(
-            context.header("authorization"),
+            acting.find_token(context, access_token),
             name,
             context.client_ip,
             device_id=device_id,
