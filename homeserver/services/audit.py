@@ -36,6 +36,8 @@ class Happened(Enum):
     TOKEN_REUSED = "token_reused"
     """A code of the OAuth 2.0 API came twice, or a refresh token, of that API or of `/refresh`, after its successor was used: its
     session ended. Or such a code came to be exchanged by whom it was not meant for, which made it void: the detail says why."""
+    TOKEN_FOUND = "token_found"
+    """Somebody else than the program of a session showed a token of it, to end it: it has ended."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
     """By somebody who was asked, on the page where apps ask or that where a device is let in by its code."""

@@ -56,6 +56,8 @@ def describe(record: AuditRecord, language: Language) -> str:
             return _("An app was used from a new place")
         case Happened.TOKEN_REUSED.value:
             return _("A secret of an app was used twice or wrongly; it is void now, in case it was stolen")
+        case Happened.TOKEN_FOUND.value:
+            return _("Somebody found a secret of an app and ended its session with it")
         case Happened.APP_ALLOWED.value:
             return _("An app was allowed")
         case Happened.APP_DENIED.value:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from homeserver.services.secret_text import oauth_family_of
+from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -135,14 +137,28 @@ def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
     assert alice.get(WHOAMI).status == 401
     refused(program.refresh())
     assert program.form("revocation_endpoint", token=token).status == 200  # once more is no error
+    assert "token_found" not in [event for event, _ in told(program.server)]
     assert alice.device_id not in _devices(program.server)
 
 
 def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
     assert program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
     assert alice.get(WHOAMI).status == 401
+    assert [event for event, _ in told(program.server)][-2:] == ["token_found", "session_ended"]
     refused(program.form("revocation_endpoint"), "invalid_request")
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
+
+
+def test_an_account_whose_day_is_over_before_the_code_is_exchanged(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 100d}\n")
+    alice = server.register("alice")
+    program = Program(server)
+    code = program.code(Browser(server))
+    store = AccountValidityStore(sqlite_database, AccountStore(sqlite_database))
+    over = int(server.clock.seconds() * 1000) - 1
+    server.run(sqlite_database.write("end", store.set_end, alice.user_id, over))
+    refused(program.exchange(code))
+    assert told(server)[-1] == ("sign_in_refused", "expired")
 
 
 def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:

@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
 from homeserver.services.account_validity import AccountValidity
-from homeserver.services.audit import Happened, note
+from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
@@ -167,7 +167,9 @@ class OAuthTokens:
     ) -> Granted | OAuthError:
         """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
-        if account is None or not self._is_usable(account):
+        why_not = "deactivated" if account is None else self._why_not(account)
+        if why_not is not None:
+            note_refusal(txn, user_id, self._now(), why_not, ip=address, device_id=device_id)
             return _invalid("The account may not be used")
         session = self._sessions.prepare(
             user_id,
@@ -237,12 +239,13 @@ class OAuthTokens:
 
     # Ending.
 
-    async def do_revoke(self, token: str, address: str) -> None:
-        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error."""
+    async def do_revoke(self, token: str, client_id: str, address: str) -> None:
+        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error. `client_id`: the
+        program that shows it, as it says; where that is not the session's, its owner is told that somebody has found the token."""
         if not is_damaged(token):
-            await self._database.write("revoke_token", self._revoke, hash_token(token), address)
+            await self._database.write("revoke_token", self._revoke, hash_token(token), client_id, address)
 
-    def _revoke(self, txn: WriteTransaction, token_hash: bytes, address: str) -> None:
+    def _revoke(self, txn: WriteTransaction, token_hash: bytes, client_id: str, address: str) -> None:
         access = self._tokens.get_access_token_in(txn, token_hash)
         if access is not None and access.device_id is None:
             self._tokens.remove_access_token(txn, access.token_nid)
@@ -250,7 +253,11 @@ class OAuthTokens:
             return
         found = access or self._tokens.get_refresh_token(txn, token_hash)
         if found is not None and found.device_id is not None:
-            self._sessions.remove_devices(txn, UserID(found.user_id), [DeviceID(found.device_id)], address)
+            user_id, device_id = UserID(found.user_id), DeviceID(found.device_id)
+            session = self._store.get_session(txn, user_id, device_id)
+            if session is None or session.client_id != client_id:
+                note(txn, user_id, Happened.TOKEN_FOUND, self._now(), ip=address, device_id=device_id)
+            self._sessions.remove_devices(txn, user_id, [device_id], address)
 
     # Telling.
 
@@ -275,7 +282,7 @@ class OAuthTokens:
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
-        if not self._is_usable(account):
+        if self._why_not(account) is not None:
             return None
         device_id = found.device_id or ""
         session = self._store.get_session(txn, found.user_id, device_id)
@@ -292,9 +299,15 @@ class OAuthTokens:
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }
 
-    def _is_usable(self, account: AccountRow) -> bool:
-        over = self._validity.is_over(account.expires_ts)
-        return account.deactivated_ts is None and not account.locked and account.awaiting_ts is None and not over
+    def _why_not(self, account: AccountRow) -> str | None:
+        """Why an account may not be used, in the word of records; None where it may."""
+        whys = {
+            "deactivated": account.deactivated_ts is not None,
+            "locked": account.locked,
+            "awaiting_approval": account.awaiting_ts is not None,
+            "expired": self._validity.is_over(account.expires_ts),
+        }
+        return next((why for why, holds in whys.items() if holds), None)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
