@@ -42,7 +42,7 @@ from homeserver.services.threepids import Threepids
 from homeserver.web.account_records import describe, detail_for_owner, moment
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import PasswordsDiffer, explain
+from homeserver.web.refusals import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
@@ -62,6 +62,9 @@ _VIEWS: Final = {
     ADDRESS: "address",
     NUMBER: "number",
 }
+
+_KEPT: Final = ("action", "device_id", "address", "sid", "client_secret")
+"""What of its address the page keeps over a sign-in."""
 
 Fields = Mapping[str, str]
 
@@ -121,14 +124,13 @@ class AccountPage:
         """The page that an address names, for who is signed in; others sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            here = {
-                name: given[name] for name in ("action", "device_id", "address", "sid", "client_secret") if given[name]
-            }
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
+            return see_other(sign_in_link(_link(given, *_KEPT)))
         try:
             return await self._page(context, session, given)
         except NotFound:
-            return await self._page(context, session, {"action": PROFILE})
+            # perhaps somebody else is signed in here than in the app that has led here
+            elsewhere = {"action": PROFILE, "here": _link(given, "action", "device_id")}
+            return await self._page(context, session, elsewhere, error=NoSuchSession())
 
     async def press(self, context: RequestContext, fields: Fields) -> Response:
         """A button was pressed."""
@@ -143,10 +145,8 @@ class AccountPage:
         except NotFound:
             return _done("session_ended")
         except ProveAgain:
-            kept = ("action", "device_id", "address", "sid", "client_secret")
-            back = urlencode({name: fields[name] for name in kept if fields.get(name)})
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
+            return see_other(sign_in_link(_link(fields, *_KEPT), again=True), cookies=(cookie,))
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
 
@@ -184,7 +184,7 @@ class AccountPage:
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
             "sign_out_path": SIGN_OUT_PATH,
-            "here": ACCOUNT_PATH,
+            "here": given.get("here") or _link(given, "action", "device_id"),
             "form_token": token.text,
             "user_id": session.user_id,
             "overview": overview,
@@ -304,6 +304,12 @@ class AccountPage:
         _ = self._pages.choose(context.languages).gettext
         texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
         return self._pages.message(context, _("Your account is closed"), texts)
+
+
+def _link(given: Fields, *names: str) -> str:
+    """The page again, with these parameters as far as they are given."""
+    kept = {name: given[name] for name in names if given.get(name)}
+    return f"{ACCOUNT_PATH}?{urlencode(kept)}" if kept else ACCOUNT_PATH
 
 
 def _done(what: str, *, cookies: tuple[str, ...] = ()) -> Response:

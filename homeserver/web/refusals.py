@@ -8,6 +8,7 @@ from federation.protocol.errors import (
     InvalidUsername,
     LimitExceeded,
     MatrixError,
+    NotFound,
     SessionExpired,
     ThreepidAuthFailed,
     ThreepidDenied,
@@ -29,6 +30,10 @@ from homeserver.services.passwords import PasswordTooShort
 from homeserver.services.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.profiles import NameNotAllowed
 from homeserver.services.text_messages import MessageNotSent
+
+
+class NoSuchSession(NotFound):
+    """A page was asked for a session that who is signed in does not have."""
 
 
 class PasswordsDiffer(MatrixError):
@@ -72,6 +77,8 @@ def explain(error: MatrixError, language: Language) -> str:
             )
         case UserDeactivated():
             return _("This account has been closed.")
+        case NoSuchSession():
+            return _("You have no such session. If it is one of another account of yours, sign in here as that one.")
         case PasswordsDiffer():
             return _("The two passwords differ. Type the new one again, twice.")
         case PasswordTooShort():
