@@ -29,7 +29,7 @@ from storage.database import Database
 from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 from storage.upstream_sessions import UpstreamSessionStore
 
 
@@ -226,6 +226,8 @@ class Sessions:
         over, and `UserLocked`."""
         if is_damaged(refresh_token) or oauth_family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
+        if not await self._database.read_quickly("find_refresh_token", self._is_ours, refresh_token):
+            raise UnknownToken("Unknown refresh token")  # what is made up costs no write
         # Texts may not be made in the transaction, which may run twice.
         family = family_of(refresh_token) or self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.refresh_token(family)
@@ -233,6 +235,13 @@ class Sessions:
         if isinstance(renewed, MatrixError):
             raise renewed
         return renewed
+
+    def _is_ours(self, txn: Transaction, refresh_token: str) -> bool:
+        """Whether it is a refresh token, or was one of a session that there still is."""
+        if self._tokens.get_refresh_token(txn, hash_token(refresh_token)) is not None:
+            return True
+        family = family_of(refresh_token)
+        return family is not None and self._tokens.get_refresh_token_of_family(txn, hash_token(family)) is not None
 
     def _refresh(
         self, txn: WriteTransaction, refresh_token: str, texts: tuple[str, str], address: str

@@ -2,10 +2,11 @@
 
 from base64 import b64encode
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from homeserver.services.secret_text import oauth_family_of
+from homeserver.services.secret_text import SecretText, oauth_family_of
 from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -70,6 +71,22 @@ def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
         assert program.refresh(token).status == 400
     assert oauth_family_of(real[:-7] + "!" + real[-6:]) is None
     assert alice.get(WHOAMI).status == 200
+
+
+def test_what_is_made_up_costs_no_write(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask so, as often as they like."""
+    text = SecretText(Random(99).randbytes)
+    legacy, ours, access = (
+        text.refresh_token(text.family()),
+        text.oauth_refresh_token(text.family()),
+        text.access_token(),
+    )
+    monkeypatch.setattr(program.server.app.database, "write", None)
+    refused(program.refresh(ours))
+    answer = program.server.post("/_matrix/client/v3/refresh", {"refresh_token": legacy})
+    assert (answer.status, answer.errcode) == (401, "M_UNKNOWN_TOKEN")
+    for token in (legacy, ours, access, "x"):
+        assert program.form("revocation_endpoint", token=token).status == 200
 
 
 def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:

@@ -32,7 +32,7 @@ from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
-from storage.tokens import TokenStore
+from storage.tokens import AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.transaction import Transaction, WriteTransaction
 
 _VAIN: Final = b""
@@ -195,6 +195,9 @@ class OAuthTokens:
             raise UnauthorizedClient("This client has not registered the refresh_token grant")
         if family is None:
             raise _invalid("The refresh token is unknown")
+        find = self._store.get_session_of_family
+        if await self._database.read_quickly("get_oauth_session", find, hash_token(family)) is None:
+            raise _invalid("The refresh token is unknown")  # what is made up costs no write
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "refresh_oauth_session",
@@ -242,17 +245,22 @@ class OAuthTokens:
     async def do_revoke(self, token: str, client_id: str, address: str) -> None:
         """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error. `client_id`: the
         program that shows it, as it says; where that is not the session's, its owner is told that somebody has found the token."""
-        if not is_damaged(token):
-            await self._database.write("revoke_token", self._revoke, hash_token(token), client_id, address)
+        if is_damaged(token):
+            return
+        token_hash = hash_token(token)
+        if await self._database.read_quickly("find_token", self._find, token_hash) is not None:
+            await self._database.write("revoke_token", self._revoke, token_hash, client_id, address)
+
+    def _find(self, txn: Transaction, token_hash: bytes) -> AccessTokenRow | RefreshTokenRow | None:
+        access = self._tokens.get_access_token_in(txn, token_hash)
+        return access or self._tokens.get_refresh_token(txn, token_hash)
 
     def _revoke(self, txn: WriteTransaction, token_hash: bytes, client_id: str, address: str) -> None:
-        access = self._tokens.get_access_token_in(txn, token_hash)
-        if access is not None and access.device_id is None:
-            self._tokens.remove_access_token(txn, access.token_nid)
-            self._accounts.set_account_changed(txn, access.user_id)
-            return
-        found = access or self._tokens.get_refresh_token(txn, token_hash)
-        if found is not None and found.device_id is not None:
+        found = self._find(txn, token_hash)
+        if isinstance(found, AccessTokenRow) and found.device_id is None:
+            self._tokens.remove_access_token(txn, found.token_nid)
+            self._accounts.set_account_changed(txn, found.user_id)
+        elif found is not None and found.device_id is not None:
             user_id, device_id = UserID(found.user_id), DeviceID(found.device_id)
             session = self._store.get_session(txn, user_id, device_id)
             if session is None or session.client_id != client_id:
@@ -276,9 +284,7 @@ class OAuthTokens:
 
     def _introspect(self, txn: Transaction, token_hash: bytes) -> Mapping[str, object] | None:
         now = self._now()
-        access = self._tokens.get_access_token_in(txn, token_hash)
-        refresh = self._tokens.get_refresh_token(txn, token_hash) if access is None else None
-        found = access or refresh
+        found = self._find(txn, token_hash)
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
@@ -294,7 +300,7 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            "token_type": "access_token" if access is not None else "refresh_token",
+            "token_type": "access_token" if isinstance(found, AccessTokenRow) else "refresh_token",
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }
