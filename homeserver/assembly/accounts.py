@@ -272,6 +272,7 @@ class AccountParts:
             self.sign_in,
             self.sessions,
             self.validity,
+            token_in_query=config.sessions.accept_token_in_query,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
