@@ -78,7 +78,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     current_root: bytes | None = None
     """Root of the room's current state once it had arrived; None: it was the state after it."""
     thread_root: str | None = None
-    """The event at the root of the thread that it stands in, as far as it notifies anybody."""
+    """The event at the root of the thread that it stands in, as far as it notifies anybody or was redacted."""
 
 
 class StateEntry(msgspec.Struct, frozen=True, gc=False):

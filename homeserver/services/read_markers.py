@@ -13,10 +13,11 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import EventID, RoomID, is_event_id
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from homeserver.services.event_threads import find_thread_root
+from homeserver.services.event_threads import find_standings
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database
+from storage.event_threads import Standing
 from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore
 from storage.transaction import WriteTransaction
 
@@ -73,8 +74,8 @@ class ReadMarkers:
         event = await self._events.get_event(snapshot.room.room_nid, event_id)
         if event is None:
             raise NotFound("The room has no such event")
-        root = await find_thread_root(self._events, event.room_nid, event.event)
-        if not stands_in(thread_id, event_id, root):
+        standings = await find_standings(self._events, [event])
+        if not stands_in(thread_id, event_id, standings[event_id]):
             raise InvalidParam("The event is not in that thread")
         await self._receipts.set_receipt(
             snapshot.room.room_nid,
@@ -115,13 +116,15 @@ def _arrival(event: StoredEvent) -> int:
     return event.position or 0
 
 
-def stands_in(thread_id: str, event_id: EventID, root: EventID | None) -> bool:
-    """Whether a receipt of that thread may stand at an event of the thread with that root (None: of the main timeline).
+def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
+    """Whether a receipt of that thread may stand at an event that stands there.
 
     A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
     spec: client-server-api#threaded-read-receipts
     """
-    return thread_id in (UNTHREADED, event_id, MAIN_THREAD if root is None else root)
+    if thread_id == MAIN_THREAD:
+        return standing.in_main
+    return thread_id in (UNTHREADED, event_id, standing.root)
 
 
 def _check_thread(thread_id: str | None) -> str:

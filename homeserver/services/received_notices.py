@@ -15,7 +15,7 @@ from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_e
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.early_receipts import EarlyReceipts
-from homeserver.services.event_threads import find_thread_roots
+from homeserver.services.event_threads import find_standings
 from homeserver.services.presence.people import State
 from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.remote_people import PresenceUpdate
@@ -105,9 +105,7 @@ class ReceivedNotices:
             (rooms[room_id].room_nid, user_id) for room_id, user_id, _ in found if room_id in rooms
         )
         threaded = {EventID(receipt.event_ids[0]) for _, _, receipt in found if receipt.data.thread_id is not None}
-        roots = await find_thread_roots(
-            self._events, [(event.room_nid, event.event) for id, event in events.items() if id in threaded]
-        )
+        standings = await find_standings(self._events, [event for id, event in events.items() if id in threaded])
         new: list[NewReceipt] = []
         for room_id, user_id, receipt in found:
             room = rooms.get(room_id)
@@ -120,7 +118,7 @@ class ReceivedNotices:
             if event is not None and event.room_nid != room.room_nid:
                 continue
             thread_id = receipt.data.thread_id or UNTHREADED
-            if event is not None and not stands_in(thread_id, event_id, roots.get(event_id)):
+            if event is not None and event_id in standings and not stands_in(thread_id, event_id, standings[event_id]):
                 continue
             if event is None:
                 told = {room_id: {PUBLIC: {user_id: msgspec.to_builtins(receipt)}}}

@@ -8,7 +8,7 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, put_event, refused, room_path, say
+from tests.helpers.talk import V3, create, join, leave, ok, put_event, redact, refused, room_path, say
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")
@@ -95,6 +95,35 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     ok(mark(bob, room_id, "m.read", liked, thread_id=root))
     ok(mark(alice, room_id, "m.read", root, thread_id=root))
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
+
+
+async def test_receipts_at_what_was_redacted_in_a_thread(tmp_path: Path, database: Database) -> None:
+    """Clients keep a redacted reply in its thread, or move it to the main timeline: what was redacted relates to nothing."""
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    room_id = create(alice)
+    root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
+
+    def relate(rel_type: str, target: str, type_: str = "m.room.message", **more: str) -> str:
+        content = {"body": "x", "m.relates_to": {"rel_type": rel_type, "event_id": target, **more}}
+        return str(ok(put_event(alice, room_id, type_, content))["event_id"])
+
+    def gone(event_id: str) -> str:
+        return str(ok(redact(alice, room_id, event_id))["event_id"])
+
+    reply, silent = relate("m.thread", root), relate("m.thread", root, "m.silent")
+    liked = relate("m.annotation", reply, "m.reaction", key="1")
+    liked_no_more = relate("m.annotation", reply, "m.reaction", key="2")
+    beside = relate("m.annotation", root, "m.reaction", key="3")
+    redactions = [gone(liked_no_more), gone(silent), gone(reply), gone(beside)]
+    for event_id in (reply, silent, liked, liked_no_more, *redactions[:3]):
+        ok(mark(alice, room_id, "m.read", event_id, thread_id=root))
+        ok(mark(alice, room_id, "m.read", event_id, thread_id="main"))
+        ok(mark(alice, room_id, "m.read", event_id))
+        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=other)) == INVALID
+    for event_id in (beside, redactions[3]):
+        ok(mark(alice, room_id, "m.read", event_id, thread_id="main"))
+        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=root)) == INVALID
 
 
 @pytest.mark.parametrize(
