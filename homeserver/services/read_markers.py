@@ -17,8 +17,7 @@ from homeserver.services.event_threads import find_standings
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database
-from storage.event_threads import Standing
-from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore
+from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore, stands_in
 from storage.transaction import WriteTransaction
 
 FULLY_READ: Final = "m.fully_read"
@@ -114,17 +113,6 @@ def _event_id_of(content: bytes | None) -> EventID | None:
 
 def _arrival(event: StoredEvent) -> int:
     return event.position or 0
-
-
-def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
-    """Whether a receipt of that thread may stand at an event that stands there.
-
-    A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
-    spec: client-server-api#threaded-read-receipts
-    """
-    if thread_id == MAIN_THREAD:
-        return standing.in_main
-    return thread_id in (UNTHREADED, event_id, standing.root)
 
 
 def _check_thread(thread_id: str | None) -> str:
