@@ -165,6 +165,12 @@ def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
     return dict(txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids))
 
 
+def select_position(txn: Transaction, room_nid: int, event_id: str) -> int | None:
+    """Where in the sequence an event of a room arrived; None where it did not as news, or is not known."""
+    row = txn.query_one("SELECT position FROM events WHERE event_id = ? AND room_nid = ?", (event_id, room_nid))
+    return None if row is None else row[0]
+
+
 def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:
     """The (type, state_key) of those of the events that are state events."""
     rows = txn.query_in(

@@ -71,25 +71,6 @@ class ReceiptStore:
         """A user's own receipts by room."""
         return await self._database.read_quickly("get_receipts_of_user", _select_of_user, user_id, list(room_nids))
 
-    async def set_receipt(
-        self,
-        room_nid: int,
-        room_id: str,
-        user_id: str,
-        receipt_type: str,
-        thread_id: str,
-        event_id: str,
-        event_position: int | None,
-        ts: int,
-    ) -> ReceiptRow | None:
-        """Move a receipt forward; None if it stood there or further on already."""
-        return await self._database.write(
-            "set_receipt",
-            _set_receipt,
-            room_id,
-            ReceiptRow(room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, 0),
-        )
-
     async def set_receipts(self, receipts: Sequence[NewReceipt]) -> None:
         """Move receipts forward, those that do not stand there or further on already."""
         await self._database.write("set_receipts", set_receipts, receipts)
@@ -142,7 +123,7 @@ def set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
         _set_receipt(txn, new.room_id, row)
 
 
-def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> ReceiptRow | None:
+def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> None:
     key = (receipt.room_nid, receipt.user_id, receipt.receipt_type, receipt.thread_id)
     old = txn.query_one(
         "SELECT event_id, event_position FROM receipts"
@@ -151,9 +132,9 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
     )
     if old is not None:
         if old[0] == receipt.event_id:
-            return None
+            return
         if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
-            return None
+            return
     position = txn.next_position()
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(
@@ -165,7 +146,6 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
     if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
         _drop_furthest_back(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
-    return row
 
 
 def _drop_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:

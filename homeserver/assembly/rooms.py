@@ -342,7 +342,7 @@ class RoomParts:
             identity,
             accounts.secret_text,
         )
-        self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
+        self.markers = ReadMarkers(database, account_data_store, self.events, self.reading, now_ms)
         ephemeral = EphemeralCounter(clock)
         self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
         self.presence = presence_of(

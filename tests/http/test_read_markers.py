@@ -165,6 +165,20 @@ def test_a_marker_stands_at_an_event_of_the_room(alice: User, room_id: str) -> N
     assert fully_read(alice, room_id) is None
 
 
+def test_markers_move_all_or_none(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    path = room_path(room_id, "read_markers")
+    ok(bob.post(path, {"m.fully_read": first, "m.read": first}))
+    since = ok(bob.get(f"{V3}/sync"))["next_batch"]
+    elsewhere = say(alice, create(alice), "x")
+    assert refused(bob.post(path, {"m.fully_read": second, "m.read": elsewhere})) == (404, "M_NOT_FOUND")
+    assert refused(bob.post(path, {"m.fully_read": second, "m.read.private": "nonsense"})) == INVALID
+    assert refused(bob.post(path, {"m.fully_read": elsewhere, "m.read": second})) == (404, "M_NOT_FOUND")
+    assert fully_read(bob, room_id) == first
+    assert set(ephemeral(bob, room_id, "m.receipt")) == {first}
+    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
+
+
 def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> None:
     event_id = say(alice, room_id, "x")
     leave(bob, room_id)

@@ -10,7 +10,7 @@ from federation.protocol.events import Event
 from storage import early_receipts
 from storage.database import Database
 from storage.early_receipts import EarlyReceipt, EarlyReceiptStore
-from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore
+from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.peers import Peer, servers, shared_room
@@ -100,11 +100,11 @@ async def test_a_later_place_wins_also_when_it_was_not_yet_known(pair: list[Peer
     await b.take(room_id, old)
     stored = await b.find(room_id, old)
     assert stored is not None
-    place = (receipts.room_nid, room_id, a.user, "m.read", UNTHREADED)
-    await receipts.store.set_receipt(*place, old.event_id, stored.position, 0)
+    at_old = NewReceipt(receipts.room_nid, room_id, a.user, "m.read", UNTHREADED, old.event_id, stored.position, 0)
+    await receipts.store.set_receipts([at_old])
     assert (await receipts.read())[UNTHREADED][0] == old.event_id
     await b.take(room_id, new)
-    assert await receipts.store.set_receipt(*place, old.event_id, stored.position, 0) is None
+    await receipts.store.set_receipts([at_old])
     assert (await receipts.read())[UNTHREADED][0] == new.event_id
 
 
