@@ -26,6 +26,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
+from federation.rooms.stays import Departure, Stays
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_state
@@ -55,8 +56,8 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     own: MembershipRow | None
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
-    departure: StoredEvent | None = None
-    """With which they left, if they see no state of what came later."""
+    departure: Departure | None = None
+    """Where their stay ended, if they see no state of what came later."""
 
     @property
     def has_left(self) -> bool:
@@ -66,7 +67,7 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     def had_left(self, event: StoredEvent) -> bool:
         """Whether they left before the event: a ban of them, for example. They see then the state in which they left."""
         left = self.departure
-        return left is not None and (event.depth > left.depth or (event.position or 0) > (left.position or 0))
+        return left is not None and (event.depth > left.place.depth or (event.position or 0) > left.position)
 
 
 class RoomReading:
@@ -80,6 +81,7 @@ class RoomReading:
         membership_store: MembershipStore,
         timelines: TimelineStore,
         visibility: Visibility,
+        stays: Stays,
         client_events: ClientEvents,
         ignored: IgnoredUsers,
         aggregations: Aggregations,
@@ -92,6 +94,7 @@ class RoomReading:
         self._membership_store = membership_store
         self._timelines = timelines
         self._visibility = visibility
+        self._stays = stays
         self._client_events = client_events
         self._ignored = ignored
         self._aggregations = aggregations
@@ -113,8 +116,8 @@ class RoomReading:
         start = await self.find_place(reader, from_) if from_ is not None else self._default_start(direction)
         end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
-        if direction is Direction.BACKWARDS and reader.own is not None and reader.has_left:
-            start = min(start, await self._place_after(reader.own.event_nid))
+        if direction is Direction.BACKWARDS and reader.own is not None and reader.departure is not None:
+            start = min(start, max(reader.departure.place, await self._place_after(reader.own.event_nid)))
         shown: list[Seen] = []
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):
@@ -281,10 +284,10 @@ class RoomReading:
         readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
         if readable:
             return Reader(snapshot, own, snapshot.state)
-        leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
-        if leaving is None:
+        departure = None if own is None or own.forgotten else await self._stays.find_departure(own)
+        if departure is None:
             raise Forbidden("You are not in this room")
-        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root), leaving)
+        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, departure.state_root), departure)
 
     async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
         """As `find_reader`, once all of the room's state is here. Raises Forbidden, StateIncomplete."""
