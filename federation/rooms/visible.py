@@ -17,7 +17,6 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.visibility import (
     HISTORY_VISIBILITY,
-    HistoryVisibility,
     is_visible,
     membership_after,
     read_visibility,
@@ -139,25 +138,6 @@ class Visibility:
                 seen.append(Seen(event, afterwards))
             if not is_state:
                 decided[case] = afterwards if shows else None
-        return seen
-
-    async def filter_for_members(self, events: Sequence[StoredEvent]) -> list[Seen]:
-        """Those of the events (of one room, that are no state) that all may see who are in it, whenever they joined."""
-        events = await self.without_expired(events)
-        if not events:
-            return []
-        room_nid = events[0].room_nid
-        roots = {event.state_root for event in events}
-        found = await self._trees.get_entries_of(room_nid, roots, (HISTORY_VISIBILITY,))
-        nids = {root: entries.get(HISTORY_VISIBILITY) for root, entries in found.items()}
-        loaded = await self._events.get_events(nid for nid in nids.values() if nid is not None)
-        seen: list[Seen] = []
-        for event in events:
-            nid = nids[event.state_root]
-            visibility = loaded.get(nid) if nid is not None else None
-            value = read_visibility(visibility.event if visibility is not None else None)
-            if event.is_shown and value in (HistoryVisibility.SHARED, HistoryVisibility.WORLD_READABLE):
-                seen.append(Seen(event, "join"))
         return seen
 
     async def _last_join(self, own: MembershipRow | None) -> int | None:

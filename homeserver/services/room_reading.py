@@ -10,7 +10,8 @@ Laws:
 spec: client-server-api#getting-events-for-a-room
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -29,10 +30,10 @@ from federation.rooms.state_view import StateView
 from federation.rooms.stays import Departure, Stays
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_state
+from homeserver.services.client_events import ClientEvents, present_plainly, present_state
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
-from homeserver.services.room_answers import RoomAnswers
+from homeserver.services.room_answers import Question, RoomAnswers
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
@@ -190,14 +191,7 @@ class RoomReading:
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """The whole state that the caller may see: a list of events."""
         reader = await self._find_whole(caller.user_id, room_id)
-        state = reader.state
-
-        async def make() -> list[msgspec.Raw]:
-            nids = await state.load_nids()
-            events = (await self._events.get_events(nids.values())).values()
-            return present_state(events, await self._find_shared_reasons(reader, caller, events))
-
-        return await self._answers.get(state, ("state", _shared_by(reader, caller)), make)
+        return await self._present_state(caller, reader.state, None, ("state",), list)
 
     async def get_state_entry(
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
@@ -224,19 +218,17 @@ class RoomReading:
         reader = await self._find_whole(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
-        async def make() -> list[msgspec.Raw]:
-            events = list((await self._events.get_events((await state.load_nids(MEMBER)).values())).values())
-            if membership is not None or not_membership is not None:
-                events = [
-                    event
-                    for event in events
-                    if (membership is not None and event.event.membership == membership)
-                    or (not_membership is not None and event.event.membership != not_membership)
-                ]
-            return present_state(events, await self._find_shared_reasons(reader, caller, events))
+        def choose(events: Iterable[StoredEvent]) -> list[StoredEvent]:
+            if membership is None and not_membership is None:
+                return list(events)
+            return [
+                event
+                for event in events
+                if (membership is not None and event.event.membership == membership)
+                or (not_membership is not None and event.event.membership != not_membership)
+            ]
 
-        question = ("members", membership, not_membership, _shared_by(reader, caller))
-        return await self._answers.get(state, question, make)
+        return await self._present_state(caller, state, MEMBER, ("members", membership, not_membership), choose)
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
@@ -353,14 +345,35 @@ class RoomReading:
         members = (await state.load(keys)).values()
         return present_state(members, await self._client_events.find_reasons(caller.user_id, members))
 
-    async def _find_shared_reasons(self, reader: Reader, caller: Requester, events: Collection[StoredEvent]) -> Reasons:
-        """Why events were redacted, in an answer that is kept for all members: what each of them may see of that."""
-        if _shared_by(reader, caller) is not None:
-            return await self._client_events.find_reasons(caller.user_id, events)
-        redactions = await self._events.get_events(
-            {event.redacted_by for event in events if event.redacted_by is not None}
+    async def _present_state(
+        self,
+        caller: Requester,
+        state: StateView,
+        type_: str | None,
+        question: Question,
+        choose: Callable[[Iterable[StoredEvent]], list[StoredEvent]],
+    ) -> msgspec.Raw:
+        """Some of the events of a state, of one type or of all, as they are kept for all who see the same of their redactions."""
+        loaded: list[StoredEvent] = []
+
+        async def load() -> list[StoredEvent]:
+            if not loaded:
+                loaded.extend((await self._events.get_events((await state.load_nids(type_)).values())).values())
+            return loaded
+
+        async def find_redactions() -> list[int]:
+            return sorted({event.redacted_by for event in await load() if event.redacted_by is not None})
+
+        redactions = await self._answers.get(state, ("redactions", type_), find_redactions)
+        reasons = await self._client_events.find_reasons_among(
+            caller.user_id, msgspec.json.decode(redactions, type=list[int])
         )
-        return {seen.event.nid: seen for seen in await self._visibility.filter_for_members(list(redactions.values()))}
+
+        async def make() -> list[msgspec.Raw]:
+            return present_state(choose(await load()), reasons)
+
+        seen = sha256(b"%r" % sorted(reasons)).hexdigest() if reasons else None
+        return await self._answers.get(state, (*question, seen), make)
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
         place = await self.find_place(reader, at)
@@ -387,8 +400,3 @@ class RoomReading:
 
     def _default_start(self, direction: Direction) -> Place:
         return END if direction is Direction.BACKWARDS else START
-
-
-def _shared_by(reader: Reader, caller: Requester) -> str | None:
-    """For whom an answer about the state is kept: for all members (None), or for one who is none."""
-    return None if reader.own is not None and reader.own.membership == "join" else caller.user_id
