@@ -6,6 +6,7 @@ Laws:
 - One write takes a message's content from every table that has a copy, and notes how many it took, and why.
 - What is still to be purged is found by an index that who is purged leaves (`messages_by_time`): an interrupted purge goes on by
   looking again, and what comes late, or is placed late, is found like the rest.
+- In which thread a message stood stays known, as after a redaction: people mark threads as read up to it.
 - State is not touched.
 """
 
@@ -18,6 +19,7 @@ import msgspec
 from storage.database import Database
 from storage.delayed_events import forget_contents
 from storage.engine import Row
+from storage.event_threads import select_roots
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.media_addresses import find_addresses
 from storage.media_references import bounded, note_purged
@@ -165,10 +167,11 @@ class PurgingStore:
         if not nids:
             return 0
         note_purged(txn, room_nid, nids, cause.value)
+        roots = select_roots(txn, room_nid, nids)
         txn.execute_many(
             f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
-            f" flags = (flags & {_KEPT_FLAGS}) | {EventFlag.PURGED}, thread_root = NULL WHERE event_nid = ?",
-            [(pruned[nid], nid) for nid in nids],
+            f" flags = (flags & {_KEPT_FLAGS}) | {EventFlag.PURGED}, thread_root = ? WHERE event_nid = ?",
+            [(pruned[nid], roots[nid], nid) for nid in nids],
         )
         self._texts.remove_texts(txn, nids)
         remove_relations(txn, nids)

@@ -102,8 +102,8 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     events = await EventStore(database).get_events(range(1, 12))
     assert {nid for nid, row in events.items() if row.pdu == b'{"content":{}}'} == {1, 3}
     assert [(events[nid].flags, events[nid].redacted_by, events[nid].thread_root) for nid in (1, 3)] == [
-        (SHOWN | EventFlag.PURGED, 1, None),
-        (SHOWN | EventFlag.PURGED, 3, None),
+        (SHOWN | EventFlag.PURGED, 1, "$1"),
+        (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
     outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
@@ -112,6 +112,41 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
     assert change.detail == PurgedMessages(1, [1, 3])
+
+
+async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
+    def fill_thread(txn: WriteTransaction) -> None:
+        add_room(txn)
+        add_room(txn, 2)
+        for nid in range(1, 9):
+            add_event(txn, nid, room=2 if nid == 7 else 1)
+        txn.execute("UPDATE events SET thread_root = NULL")
+        txn.execute("UPDATE events SET thread_root = '$noted' WHERE event_nid = 6")
+        txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$3', 5)")
+        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to what is of another room
+        said = [("m.thread", "$1", 2), ("m.replace", "$2", 3), ("m.annotation", "$3", 4), ("m.replace", "$7", 8)]
+        said += [("m.thread", "$1", 7)]
+        add_relations(
+            txn,
+            [
+                RelationRow(Relation(rel_type, target), nid, f"${nid}", 2 if nid == 7 else 1, nid, "a", ALICE, nid)
+                for rel_type, target, nid in said
+            ],
+        )
+
+    await database.write("fill", fill_thread)
+    for nids in ((1, 2, 3), (4, 5, 6, 8)):
+        await database.write("purge", PurgingStore(database).purge, 1, pruned(*nids), Cause.PURGE, NOW)
+    events = await EventStore(database).get_events(range(1, 9))
+    assert {nid: row.thread_root for nid, row in events.items() if row.flags & EventFlag.PURGED} == {
+        1: None,
+        2: "$1",
+        3: "$1",
+        4: "$1",
+        5: "$1",
+        6: "$noted",
+        8: None,
+    }
 
 
 async def test_pages_and_times_go_on_without_what_was_purged(database: Database) -> None:
