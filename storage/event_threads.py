@@ -6,11 +6,11 @@ it is when the event notifies somebody.
 spec: client-server-api#threaded-read-receipts
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
-from storage.engine import Row
 from storage.relations import THREAD, Relation
 from storage.transaction import Transaction
 
@@ -92,10 +92,10 @@ def select_roots(txn: Transaction, room_nid: int, event_nids: Iterable[int]) -> 
     """The roots of the threads that events of a room stand in. A query for each hop, for all of them."""
     rows = txn.query_in(f"SELECT e.event_nid, {_LINKS} WHERE e.event_nid IN {{keys}}", event_nids)
     walks = {nid: ThreadWalk() for nid, *_ in rows}
-    parents = {nid: walks[nid].step(_read_links(row)) for nid, *row in rows}
+    parents = {nid: walks[nid].step(_read_links(links)) for nid, *links in rows}
     while wanted := {parent for parent in parents.values() if parent is not None}:
         sql = f"SELECT e.event_id, {_LINKS} WHERE e.event_id IN {{keys}} AND e.room_nid = ?"
-        found = {event_id: _read_links(row) for event_id, *row in txn.query_in(sql, wanted, after=(room_nid,))}
+        found = {event_id: _read_links(links) for event_id, *links in txn.query_in(sql, wanted, after=(room_nid,))}
         parents = {nid: walks[nid].step(found[parent]) for nid, parent in parents.items() if parent in found}
     return {nid: walk.standing.root for nid, walk in walks.items()}
 
@@ -110,6 +110,6 @@ def _select_links(txn: Transaction, where: str, *args: str | int) -> Links | Non
     return None if row is None else _read_links(row)
 
 
-def _read_links(row: Row) -> Links:
-    thread_root, rel_type, target, redacted_by, redacts = row
+def _read_links(columns: Sequence[Any]) -> Links:
+    thread_root, rel_type, target, redacted_by, redacts = columns
     return Links(thread_root, rel_type, target, redacted_by is not None, redacts)
