@@ -173,7 +173,10 @@ class HistoryPurgeStore:
                 nids,
                 after=(room_nid,),
             )
-            return {nid: Message(*of, b"") if state_key is None else None for nid, state_key, *of in rows}
+            return {
+                nid: Message(target_nid, event_id, depth, sent, sender, b"") if state_key is None else None
+                for nid, state_key, target_nid, event_id, depth, sent, sender in rows
+            }
 
         return await self._database.read_quickly("get_redacted_by", read)
 

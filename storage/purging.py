@@ -2,7 +2,7 @@
 
 Laws:
 - What stays of an event is what a redaction leaves, under the same id: others go on to stand upon it, servers that ask are given
-  that, and who sends the whole again is told that it is known.
+  that, and who sends the whole again is told that it is known. (What was forgotten may be had back: `regaining.py`.)
 - One write takes a message's content from every table that has a copy, and notes how many it took, and why.
 - What is still to be purged is found by an index that who is purged leaves (`messages_by_time`): an interrupted purge goes on by
   looking again, and what comes late, or is placed late, is found like the rest.
@@ -50,7 +50,7 @@ class Cause(Enum):
 
 
 class PurgedMessages(msgspec.Struct, frozen=True):
-    """Messages that have lost their content."""
+    """Messages that have lost their content, or regained it."""
 
     room_nid: int
     nids: Sequence[int]
@@ -168,9 +168,10 @@ class PurgingStore:
             return 0
         note_purged(txn, room_nid, nids, cause.value)
         roots = select_roots(txn, room_nid, nids)
+        purged = EventFlag.PURGED | (EventFlag.FORGOTTEN if cause is Cause.FORGOTTEN else 0)
         txn.execute_many(
             f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
-            f" flags = (flags & {_KEPT_FLAGS}) | {EventFlag.PURGED}, thread_root = ? WHERE event_nid = ?",
+            f" flags = (flags & {_KEPT_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
             [(pruned[nid], roots[nid], nid) for nid in nids],
         )
         self._texts.remove_texts(txn, nids)

@@ -321,7 +321,10 @@ each_endpoint = pytest.mark.parametrize(
 
 @each_endpoint
 def test_bad_input_is_answered(name: str, declaration: Endpoint, world: World, bugs: list[str]) -> None:
-    check_all(declaration, world, bugs, Random(name), REQUESTS)
+    maker = Maker(declaration, world, Random(name))
+    seen = check_all(maker, bugs, REQUESTS)
+    if "{" in declaration.paths[0] or maker.body is not None:
+        assert seen - {401, 404, 405, 429}, "every request was stopped at the door, which proves nothing"
 
 
 @each_endpoint
@@ -329,11 +332,12 @@ def test_bad_input_is_answered_on_postgresql(
     name: str, declaration: Endpoint, tmp_path: Path, postgres_database: Database, bugs: list[str]
 ) -> None:
     world = make_world(tmp_path, postgres_database)
-    check_all(declaration, world, bugs, Random(f"{name} on PostgreSQL"), REQUESTS_ON_POSTGRESQL)
+    check_all(Maker(declaration, world, Random(f"{name} on PostgreSQL")), bugs, REQUESTS_ON_POSTGRESQL)
 
 
-def check_all(declaration: Endpoint, world: World, bugs: list[str], random: Random, count: int) -> None:
-    maker = Maker(declaration, world, random)
+def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
+    """Make so many requests; the statuses of the answers."""
+    declaration, world, random = maker.declaration, maker.world, maker.random
     seen = set()
     for _ in range(count):
         method = (
@@ -344,8 +348,7 @@ def check_all(declaration: Endpoint, world: World, bugs: list[str], random: Rand
         answer = ask(world, *request)
         check(answer, request, bugs)
         seen.add(answer.status)
-    if "{" in declaration.paths[0] or maker.body is not None:
-        assert seen - {401, 404, 405, 429}, "every request was stopped at the door, which proves nothing"
+    return seen
 
 
 ELSEWHERE = (

@@ -22,11 +22,14 @@ from homeserver.services.secret_text import SecretText
 from storage.engine import DatabaseUnavailable
 from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
 from storage.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
+from storage.regaining import RegainingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
+GIVEN_UP_AT_ONCE: Final = 1000
+LATEST: Final = 2**62
 SAID: Final = ("m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start")
 """What is said in a room: of these types is the message that stays."""
 REMEMBERED_MS: Final = 365 * DAY_MS
@@ -43,6 +46,7 @@ class HistoryPurges:
         store: HistoryPurgeStore,
         messages: PurgingStore,
         purging: Purging,
+        regaining: RegainingStore,
         rooms: RoomStore,
         events: RoomEvents,
         identity: ServerIdentity,
@@ -53,6 +57,7 @@ class HistoryPurges:
         self._store = store
         self._messages = messages
         self._purging = purging
+        self._regaining = regaining
         self._rooms = rooms
         self._events = events
         self._identity = identity
@@ -132,6 +137,8 @@ class HistoryPurges:
         return done
 
     async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
+        if purge.after == BEFORE_ALL and purge.cause == Cause.PURGE.value:
+            await self._give_up(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
         within = [each for each in found if purge.before_ts is None or each.origin_server_ts < purge.before_ts]
         if not within:
@@ -151,6 +158,13 @@ class HistoryPurges:
             lambda txn: may_go_on(txn, purge, self._now_ms()),
         )
         return len(within)
+
+    async def _give_up(self, purge: HistoryPurge) -> None:
+        """What was forgotten and might be had from others is not to come back."""
+        before_ms = LATEST if purge.before_ts is None else purge.before_ts
+        before_depth = LATEST if purge.before_depth is None else purge.before_depth
+        while await self._regaining.give_up(purge.room_nid, before_ms, before_depth, GIVEN_UP_AT_ONCE):
+            pass
 
     async def _choose(self, purge: HistoryPurge, within: Sequence[Message]) -> Sequence[Message]:
         """Those of the messages that go."""
