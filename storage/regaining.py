@@ -7,7 +7,7 @@ Laws:
 - What was redacted stays without content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +21,7 @@ from storage.search import note_placed
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
+_GIVEN_UP: Final = (2**31 - 1) ^ EventFlag.FORGOTTEN
 _LEFT: Final = (2**31 - 1) ^ (EventFlag.PURGED | EventFlag.FORGOTTEN)
 
 
@@ -49,7 +50,7 @@ class RegainingStore:
 
         def write(txn: WriteTransaction) -> int:
             return txn.execute(
-                f"UPDATE events SET flags = flags & {(2**31 - 1) ^ EventFlag.FORGOTTEN} WHERE event_nid IN"
+                f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid IN"
                 f" (SELECT event_nid FROM events WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
                 " ORDER BY depth, event_nid LIMIT ?)",
                 (room_nid, before_ms, before_depth, limit),
@@ -108,3 +109,9 @@ def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Re
     txn.execute(sql, (position, room_nid, Cause.FORGOTTEN.value))
     txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, list(found))))
     return len(found)
+
+
+def give_up_messages(txn: WriteTransaction, nids: Collection[int]) -> None:
+    """These are not to be had from others."""
+    sql = f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid = ? AND {IS_FORGOTTEN}"
+    txn.execute_many(sql, [(nid,) for nid in nids])

@@ -7,6 +7,7 @@ tokens are told by it, and is in no page.
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -48,6 +49,13 @@ class Gaps(msgspec.Struct, frozen=True):
     """Ids of events that stored ones name as previous."""
     forgotten: str | None
     """The id of the deepest message of which the content was purged since nobody here remembered the room."""
+
+
+GAPS_SQL: Final = (
+    "SELECT 0, event_id, depth FROM backward_extremities WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten ORDER BY depth DESC"
+)
 
 
 class TimelineStore:
@@ -222,12 +230,7 @@ def _select_backward(txn: Transaction, room_nid: int) -> dict[str, int]:
 
 
 def _select_gaps(txn: Transaction, room_nid: int, lowest: int, highest: int) -> Gaps:
-    rows = txn.query(
-        "SELECT 0, event_id, depth FROM backward_extremities WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-        " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-        f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten ORDER BY depth DESC",
-        (room_nid, lowest, highest, room_nid, lowest, highest),
-    )
+    rows = txn.query(GAPS_SQL, (room_nid, lowest, highest, room_nid, lowest, highest))
     forgotten = [event_id for is_forgotten, event_id, _ in rows if is_forgotten]
     return Gaps([event_id for is_forgotten, event_id, _ in rows if not is_forgotten], next(iter(forgotten), None))
 

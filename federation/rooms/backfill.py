@@ -114,25 +114,31 @@ class Backfill:
         self._resting[room_nid] = now + REST
 
     async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
-        """Whether anything has found its place, or is here again."""
+        """Whether anything has found its place, or is here again, or is given up."""
+        useless: set[int] = set()
         for server in await self._missing.choose_servers(snapshot):
             try:
-                if await self._fetch_from(server, snapshot, gaps):
+                if await self._fetch_from(server, snapshot, gaps, useless):
                     return True
             except (RemoteError, Forbidden) as error:
                 self._log.info("{server} does not give the past: {error}", server=server, error=str(error))
             except MatrixError:
                 return False  # this server is no longer in the room
-        return False
+        if useless:
+            await self._regaining.give_up(useless)
+        return bool(useless)
 
-    async def _fetch_from(self, server: ServerName, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
+    async def _fetch_from(self, server: ServerName, snapshot: RoomSnapshot, gaps: Gaps, useless: set[int]) -> bool:
         ends = [EventID(name) for name in gaps.ends[:MAX_ENDS]]
         asked = ends or [EventID(name) for name in [gaps.forgotten] if name is not None]
         pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
         found = Pool(snapshot.version, snapshot.room_id).parse(pdus)
-        regained = await self._regaining.take(snapshot, found)
+        taken = await self._regaining.take(snapshot, found)
+        if not ends:
+            useless |= taken.useless
+            return taken.count > 0
         given = [found[name] for name in ends if name in found]
         if not given:
-            return regained > 0
+            return taken.count > 0
         outcomes = await self._missing.take_in(snapshot.room_id, given, server, past=True, walk=False, fetched=found)
-        return regained > 0 or any(outcome.verdict is not None or outcome.was_known for outcome in outcomes.values())
+        return taken.count > 0 or any(outcome.verdict is not None or outcome.was_known for outcome in outcomes.values())

@@ -4,9 +4,12 @@ Laws:
 - Nobody is believed: an event that is given has to be the one that was here, by its reference hash, and whole, by the hash of its
   content, which is among what the purge has left.
 - What was redacted, before the purge or since, stays without content.
+- What those who are asked have without content only is asked for no more: it would keep readers from what lies behind it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
 
 from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, compute_reference_hash, encode_event_json
@@ -19,7 +22,16 @@ from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.media_addresses import find_addresses
 from storage.media_references import bounded
-from storage.regaining import Regained, restore_messages
+from storage.regaining import Regained, give_up_messages, restore_messages
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What came of events that a server gave."""
+
+    count: int
+    """How many messages are shown again."""
+    useless: frozenset[int]
+    """Numbers of those that it gave, and not whole."""
 
 
 class Regaining:
@@ -37,13 +49,13 @@ class Regaining:
         self._events = events
         self._placements = placements
 
-    async def take(self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]) -> int:
-        """Take those of these events that were forgotten; how many messages are shown again."""
+    async def take(self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]) -> Taken:
+        """Take those of these events that were forgotten."""
         room_nid = snapshot.room.room_nid
         stored = await self._events.get_by_id(room_nid, given)
         lacking = {name: each for name, each in stored.items() if each.flags & EventFlag.FORGOTTEN}
         if not lacking:
-            return 0
+            return Taken(0, frozenset())
         waiting = await self._event_store.get_waiting(room_nid, lacking)
         regained: list[Regained] = []
         for name, each in lacking.items():
@@ -51,12 +63,17 @@ class Regaining:
             found = await self._examine(snapshot, each, given[name], list(early.values()))
             if found is not None:
                 regained.append(found)
+        useless = {each.nid for each in lacking.values()} - {each.event_nid for each in regained}
         count = 0
         while regained:
             part = bounded(regained, lambda each: len(find_addresses(each.pdu or b"")))
             count += await self._database.write("restore_messages", restore_messages, room_nid, part)
             regained = regained[len(part) :]
-        return count
+        return Taken(count, frozenset(useless))
+
+    async def give_up(self, nids: Collection[int]) -> None:
+        """Ask for these no more."""
+        await self._database.write("give_up_messages", give_up_messages, nids)
 
     async def _examine(
         self, snapshot: RoomSnapshot, stored: StoredEvent, given: Event, redactions: Sequence[StoredEvent]

@@ -6,10 +6,10 @@ from storage.database import Database, WriteTransaction
 from storage.events import EventFlag, EventStore
 from storage.media_references import do_rechecks
 from storage.purging import Cause, PurgedMessages, PurgingStore
-from storage.regaining import Regained, RegainingStore, restore_messages
+from storage.regaining import Regained, RegainingStore, give_up_messages, restore_messages
 from storage.relations import Relation
 from storage.streams import Change, Topic
-from storage.timelines import START, Direction, Gaps, TimelineStore, move_backward_extremities
+from storage.timelines import GAPS_SQL, START, Direction, Gaps, TimelineStore, move_backward_extremities
 from tests.storage.test_purging import ALICE, NOW, OWN, SHOWN, fill, pruned, rows_of
 
 GONE = SHOWN | EventFlag.PURGED
@@ -108,3 +108,19 @@ async def test_what_may_be_had_from_others(database: Database) -> None:
     assert await store.give_up(2, 100, 100, 1) == 0
     assert (await timelines.get_gaps(1, 0, 100)).forgotten == "$5"
     assert await restore(database, Regained(3, WHOLE, None, None)) == 0
+    await database.write("give up", give_up_messages, [2, 5, 7])
+    assert (await timelines.get_gaps(1, 0, 100)).forgotten is None
+    assert await states(database, 2, 5, 7) == [(SHOWN, None, True), (GONE, 5, False), (GONE, 7, False)]
+
+
+async def test_rooms_that_were_never_forgotten_cost_a_look_into_an_empty_index(database: Database) -> None:
+    await database.write("fill", fill)
+
+    def explain(txn: WriteTransaction) -> str:
+        is_sqlite = database.engine.name == "sqlite"
+        if not is_sqlite:  # as with a large table
+            txn.execute("SET LOCAL enable_seqscan = off")
+        asked = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
+        return "\n".join(str(row) for row in txn.query(f"{asked} {GAPS_SQL}", (1, 0, 9, 1, 0, 9)))
+
+    assert "forgotten_by_depth" in await database.write("explain", explain)
