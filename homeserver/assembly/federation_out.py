@@ -30,6 +30,7 @@ from storage.database import Database
 from storage.destination_lists import DestinationListStore
 from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
+from storage.early_receipts import EarlyReceiptStore
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServerStore
@@ -125,8 +126,8 @@ class FederationOutParts:
             rooms.membership_store,
             rooms.typing,
             rooms.receipt_store,
+            EarlyReceiptStore(database),
             rooms.presence,
-            database.streams,
             now_ms,
         )
         edus = federation.edus

@@ -154,9 +154,7 @@ class PeopleParts:
             accounts.registration.greet_with(self.first_rooms)
             accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
-        self.filters = Filters(
-            database, FilterStore(database), capacity=CacheSizes(config.memory).filter_bytes, info_uri=info_uri
-        )
+        self.filters = Filters(FilterStore(database), rooms.now_ms, capacity=CacheSizes(config.memory).filter_bytes)
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

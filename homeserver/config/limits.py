@@ -99,9 +99,8 @@ class FederationLimits:
 class Limits:
     """Rate limits. Each is a bucket of `burst_count` that fills at `per_second`."""
 
-    rc_message: RateLimit = limit(
-        0.2, 10, "Messages and other events sent by one user, by which they leave rooms, kick and ban too."
-    )
+    rc_message: RateLimit = limit(0.2, 10, "Messages and other events sent by one user.")
+    rc_memberships: RateLimit = limit(1, 50, "Leaving rooms, kicking, banning and unbanning by one user.")
     rc_registration: RateLimit = limit(0.17, 3, "Registrations from one address.")
     rc_registration_token_validity: RateLimit = limit(
         0.1, 5, "Questions from one address whether a registration token is valid."

@@ -61,6 +61,7 @@ rc_threads: *unlimited
 rc_timestamp_to_event: *unlimited
 rc_receipts: *unlimited
 rc_account_data: *unlimited
+rc_memberships: *unlimited
 rc_aliases: *unlimited
 rc_typing: *unlimited
 rc_forget: *unlimited

@@ -235,7 +235,7 @@ class SlidingSync:
                     since,
                     initial,
                     news,
-                    await parts.lists.was_joined(row),
+                    row.was_joined,
                     rooms[nid].room_id in selection.labels.direct,
                     named.get(nid, ()),
                 )
