@@ -70,27 +70,33 @@ class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Of the members of these rooms, those whose user ids come after this one."""
 
 
+class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a client has of people's profiles since it asks for them."""
+
+    fields: frozenset[str]
+    rooms: frozenset[int]
+    """Rooms whose people it was told of, or is with those who are left. Of who comes later it is told then."""
+    left: tuple[ProfilesLeft, ...] = ()
+    """Whose whole profiles it is still to be told."""
+
+
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "profiles_left", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "profiles", "receipts", "rooms")
 
     def __init__(
         self,
         rooms: Mapping[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
-        profile_fields: frozenset[str] | None = None,
-        profiles_left: "Sequence[ProfilesLeft]" = (),
+        profiles: ToldProfiles | None = None,
     ) -> None:
-        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask.
-        `profiles_left`: whose whole profiles it is still to be told.
-        """
+        """`profiles`: None: it does not ask for them."""
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
-        self.profile_fields = profile_fields
-        self.profiles_left = tuple(profiles_left)
+        self.profiles = profiles
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
         self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
@@ -257,8 +263,7 @@ class StateChanges:
         self._rooms: dict[int, SentRoom] = {}
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
-        self._profile_fields = state.profile_fields
-        self._profiles_left = state.profiles_left
+        self._profiles = state.profiles
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -279,27 +284,25 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profiles(self, fields: frozenset[str] | None, left: Sequence[ProfilesLeft]) -> None:
-        """These fields of profiles were told, of all but those who are left."""
-        self._profile_fields = fields
-        self._profiles_left = tuple(left)
+    def set_profiles(self, told: ToldProfiles | None) -> None:
+        """So much was told of profiles."""
+        if told != self._profiles:
+            self._profiles = told
 
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        fields, left = self._state.profile_fields, self._state.profiles_left
-        same_profiles = self._profile_fields == fields and self._profiles_left == left
+        same_profiles = self._profiles is self._state.profiles
         if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
-            self._profile_fields,
-            self._profiles_left,
+            self._profiles,
         )
 
 
-class _Blob(msgspec.Struct, array_like=True, frozen=True):
+class _Blob(msgspec.Struct, array_like=True):
     """How a state is stored. Many rooms share one required state, so these stand in a table."""
 
     required: list[tuple[list[tuple[list[tuple[str, str]], list[tuple[str, str]]]], bool]]
@@ -310,7 +313,8 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     profile_fields: list[str] | None = None
     direct: list[int] = []
     """The rooms that were told to be direct chats."""
-    profiles_left: list[ProfilesLeft] = []
+    profiles_left: tuple[ProfilesLeft, ...] = ()
+    profile_rooms: list[int] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -327,13 +331,12 @@ def _encode(state: ConnectionState) -> bytes:
         ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
         for each in indexes
     ]
-    fields = None if state.profile_fields is None else sorted(state.profile_fields)
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
-    return _encoder.encode(
-        _Blob(
-            required, rooms, dict(state.receipts), dict(state.account_data), fields, direct, list(state.profiles_left)
-        )
-    )
+    blob = _Blob(required, rooms, dict(state.receipts), dict(state.account_data), None, direct)
+    told = state.profiles
+    if told is not None:
+        blob.profile_fields, blob.profiles_left, blob.profile_rooms = sorted(told.fields), told.left, sorted(told.rooms)
+    return _encoder.encode(blob)
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -348,5 +351,7 @@ def _decode(blob: bytes) -> ConnectionState:
     rooms = {
         nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
     }
-    fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
-    return ConnectionState(rooms, stored.receipts, stored.account_data, fields, stored.profiles_left)
+    told = None
+    if stored.profile_fields is not None:
+        told = ToldProfiles(frozenset(stored.profile_fields), frozenset(stored.profile_rooms), stored.profiles_left)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, told)

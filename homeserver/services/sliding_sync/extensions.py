@@ -115,14 +115,14 @@ class ExtensionReader:
             answer[wanted.thread_subscriptions.name] = threads
             is_news = is_news or bool(threads)
         if wanted.profiles is None:
-            changes.set_profiles(None, ())
+            changes.set_profiles(None)
         else:
             scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
-            users, left = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
-            changes.set_profiles(fields, left)
+            users, told = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            changes.set_profiles(told)
             answer[wanted.profiles.name] = {"users": users} if users else {}
-            is_news = is_news or bool(users) or bool(left)
+            is_news = is_news or bool(users) or bool(told.left)
         if wanted.sticky is not None:
             sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
             answer[wanted.sticky.name] = sticky

@@ -98,11 +98,13 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told, and with a new timeline those who are named in
-        it."""
-        people = {key.state_key for key in self.state.entries if key.type == MEMBER}
-        if self.anew:
-            people |= self.speakers
+        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
+        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
+
+    @property
+    def people_shown(self) -> set[str]:
+        """Those who are named in a new timeline, and those by whom the room is named."""
+        people = set(self.speakers) if self.anew else set()
         if self.summary is not None:
             people.update(hero.user_id for hero in self.summary.heroes)
         return people
