@@ -314,7 +314,7 @@ def test_all_members_in_view_are_still_told_in_parts(
     assert set().union(*told) == {"alice", *(f"p{number}" for number in range(7))}
 
 
-def test_who_no_longer_wants_members_lazily(server: TestServer, alice: User, bob: User) -> None:
+def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat", name="tea")
     act(bob, room_id, "join")
     say(alice, room_id, "hello")

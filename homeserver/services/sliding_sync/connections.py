@@ -21,6 +21,8 @@ from homeserver.services.sliding_sync.request import Clause, RequiredState, Room
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.rooms import RoomRow
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
+from storage.streams import Change, Streams, Topic
+from storage.to_device import DevicesGone
 
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
@@ -167,7 +169,9 @@ class _Remembered(msgspec.Struct):
 class Connections:
     """Finds the state of connections, and keeps new ones. For the reactor thread."""
 
-    def __init__(self, store: SlidingConnectionStore, now_ms: Callable[[], int], *, capacity: int) -> None:
+    def __init__(
+        self, store: SlidingConnectionStore, streams: Streams, now_ms: Callable[[], int], *, capacity: int
+    ) -> None:
         """`capacity`: about how many rooms of all connections are remembered in memory, long names counted as rooms too."""
         self._store = store
         self._now_ms = now_ms
@@ -176,6 +180,7 @@ class Connections:
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
         """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
         self._weight = 0
+        streams.subscribe(self._hear, Topic.TO_DEVICE)
 
     def __len__(self) -> int:
         """Connections in memory."""
@@ -249,6 +254,14 @@ class Connections:
             del of_device[key.conn_id]
             if not of_device:
                 del self._of_devices[key.user_id, key.device_id]
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        """Devices that go take their connections with them."""
+        for change in changes:
+            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+                for device_id in change.detail.device_ids:
+                    for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
+                        self._forget(ConnectionKey(change.user_id, device_id, conn_id))
 
 
 def _weigh(state: ConnectionState, blob: bytes) -> int:

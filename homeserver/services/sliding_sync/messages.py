@@ -32,6 +32,7 @@ from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.sliding_connections import ConnectionKey
+from storage.streams import Streams
 
 ROOM: Final = 100
 """Bytes of a view, about, for each room that is in it or was told of."""
@@ -78,6 +79,7 @@ class MessagesInView:
         partial: PartialRooms,
         entries: RoomEntries,
         extensions: ExtensionReader,
+        streams: Streams,
         *,
         capacity: int,
     ) -> None:
@@ -88,7 +90,7 @@ class MessagesInView:
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
-        self._views = KeptOfConnections[View](capacity=capacity)
+        self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:

@@ -108,6 +108,7 @@ class SlidingSync:
             parts.partial,
             parts.entries,
             parts.extensions,
+            streams,
             capacity=view_bytes,
         )
 
