@@ -26,11 +26,13 @@ from homeserver.services.sliding_sync.request import (
     Scope,
     SlidingRequest,
     StickyRequest,
+    ThreadsRequest,
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.thread_subscriptions import MOST_CHANGES
+from homeserver.services.thread_updates import MOST_UPDATES
 
 MOST_LISTS: Final = 100
 MOST_SUBSCRIPTIONS: Final = 100
@@ -50,7 +52,8 @@ MOST_NAMES: Final = 500
 """Of spaces, tags, lists or rooms, wherever they are named."""
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
-UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
+UNSTABLE_SUBSCRIPTIONS: Final = "io.element.msc4308.thread_subscriptions"
+UNSTABLE_THREADS: Final = "io.element.msc4360.threads"
 
 LONGEST_PATTERN: Final = 255
 """Of a type or state key: no event has a longer one."""
@@ -153,6 +156,14 @@ class ProfilesExtension(RoomsExtension, frozen=True):
     fields: list[Text] | None = None
 
 
+class ThreadsExtension(msgspec.Struct, frozen=True):
+    """What is said in threads."""
+
+    enabled: bool | None = None
+    include_roots: bool | None = None
+    limit: Natural | None = None
+
+
 class ExtensionsBody(msgspec.Struct, frozen=True):
     """Those that are known here; others are ignored."""
 
@@ -162,7 +173,9 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     receipts: RoomsExtension | None = None
     typing: RoomsExtension | None = None
     thread_subscriptions: SinceExtension | None = None
-    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
+    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_SUBSCRIPTIONS)
+    threads: ThreadsExtension | None = None
+    unstable_threads: ThreadsExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
     sticky_events: SinceExtension | None = None
     unstable_sticky_events: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_STICKY)
     profiles: ProfilesExtension | None = None
@@ -413,10 +426,11 @@ def _extensions(body: ExtensionsBody) -> Extensions:
         account_data=_scope(body.account_data),
         receipts=_scope(body.receipts),
         typing=_scope(body.typing) or _scope(body.unstable_typing),
-        thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
-        or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
+        thread_subscriptions=_subscriptions("thread_subscriptions", body.thread_subscriptions)
+        or _subscriptions(UNSTABLE_SUBSCRIPTIONS, body.unstable_thread_subscriptions),
         profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
         sticky=_sticky("sticky_events", body.sticky_events) or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
+        threads=_threads("threads", body.threads) or _threads(UNSTABLE_THREADS, body.unstable_threads),
     )
 
 
@@ -443,7 +457,14 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
     return ProfilesRequest(name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields))
 
 
-def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
+def _threads(name: str, body: ThreadsExtension | None) -> ThreadsRequest | None:
+    if body is None or not body.enabled:
+        return None
+    limit = MOST_UPDATES if body.limit is None else max(1, min(body.limit, MOST_UPDATES))
+    return ThreadsRequest(name, bool(body.include_roots), limit)
+
+
+def _subscriptions(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
     if body is None or not body.enabled:
         return None
     return ThreadSubscriptionsRequest(name, MOST_CHANGES if body.limit is None else max(1, body.limit))

@@ -1,7 +1,7 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
 Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
-MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
+MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.ids import UserID
+from federation.rooms.relations import read_relation
 from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
@@ -22,6 +23,7 @@ from homeserver.services.sliding_sync.request import (
     Scope,
     SlidingRequest,
     StickyRequest,
+    ThreadsRequest,
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
@@ -33,9 +35,11 @@ from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
+from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
 from storage.receipts import ReceiptRow, ReceiptStore
+from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
 
@@ -61,6 +65,7 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     profiles: ProfileNews
     sticky: StickyReader
     typing_views: TypingViews
+    thread_updates: ThreadUpdates
 
 
 class ExtensionReader:
@@ -125,6 +130,9 @@ class ExtensionReader:
             sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
             answer[wanted.sticky.name] = sticky
             is_news = is_news or bool(sticky)
+        if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
+            answer[wanted.threads.name] = said
+            is_news = True
         return answer, is_news
 
     async def read_without_news(
@@ -134,8 +142,8 @@ class ExtensionReader:
         rooms that it has. None where that is not enough to know them.
         """
         wanted = request.extensions
-        if wanted.profiles is not None or wanted.sticky is not None:
-            return None  # messages bring people and sticky events into view
+        if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
+            return None  # messages bring people and sticky events into view, and are said in threads
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
             if not self._parts.devices.nothing_waits(request.caller, Range(connection.position, now.position)):
@@ -305,6 +313,32 @@ class ExtensionReader:
         if not self._parts.recent.concerns_user(user_id, Topic.THREAD_SUBSCRIPTION, since):
             return {}
         return await self._parts.threads.read(user_id, since, upto, wanted.limit, further="prev_batch")
+
+    async def _said(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        wanted: ThreadsRequest,
+        works: Sequence[RoomWork],
+        token: SyncToken,
+    ) -> dict[str, Any]:
+        """In which threads something was said since the client heard last. Who begins has missed nothing yet."""
+        since, user_id = connection.position, request.caller.user_id
+        if connection.token is None or since >= token.position:
+            return {}
+        recent = self._parts.recent.rooms_since(user_id, since)
+        told: dict[Thread, int] | None = None
+        if not wanted.with_roots:
+            told = {}
+            for work in works:
+                for seen in work.shown:
+                    relation = read_relation(seen.event.event)
+                    if relation is not None and relation.rel_type == THREAD and (seen.event.position or 0) > since:
+                        thread = work.room.room_nid, relation.target
+                        told[thread] = told.get(thread, 0) + 1
+        return await self._parts.thread_updates.read(
+            request.caller, None if recent is None else recent.events, since, token.position, wanted.limit, told
+        )
 
     async def _sticky(
         self, request: SlidingRequest, wanted: StickyRequest, selection: Selection, works: Sequence[RoomWork], upto: int

@@ -149,6 +149,14 @@ class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class ThreadsRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    with_roots: bool
+    """Whether it wants the roots of all threads in which something was said, whatever it is told of them anyway."""
+    limit: int
+
+
 class StickyRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """As the client calls the extension."""
@@ -176,6 +184,7 @@ class Extensions(msgspec.Struct, frozen=True, gc=False):
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
     profiles: ProfilesRequest | None = None
     sticky: StickyRequest | None = None
+    threads: ThreadsRequest | None = None
 
 
 class SlidingRequest(msgspec.Struct, frozen=True, gc=False):
