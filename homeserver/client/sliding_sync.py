@@ -13,6 +13,7 @@ from homeserver.http.parameters import json_decoder
 from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
+    ALL_MEMBERS,
     ANY,
     MEMBER,
     Clause,
@@ -44,6 +45,7 @@ LONGEST_CONN_ID: Final = 255
 MOST_EVENTS: Final = 1000
 MOST_MESSAGES: Final = 100
 MAX_BODY: Final = 256 * 1024
+ALL_OF_MEMBERS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
@@ -364,8 +366,18 @@ def _stable_config(wanted: StableRoom, most: int) -> RoomConfig:
 def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
-    clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
-    return RoomConfig(timeline_limit, RequiredState(clauses, bool(required.lazy_members)))
+    clauses = {Clause(include, exclude)} if include else set()
+    if required.lazy_members and include & ALL_OF_MEMBERS:
+        # the members are those that are needed and those that are named, not all
+        others, named = include - {ALL_MEMBERS}, frozenset((MEMBER, key) for type, key in include if _names(type, key))
+        clauses = {Clause(others, exclude | {ALL_MEMBERS})} if others else set()
+        clauses |= {Clause(named, exclude)} if named else set()
+    return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), bool(required.lazy_members)))
+
+
+def _names(type: str, state_key: str) -> bool:
+    """Whether it is the membership of one user that is asked for, or with other state also that."""
+    return type in (MEMBER, ANY) and state_key != ANY
 
 
 _remembered_stable = lru_cache(REMEMBERED)(_make_stable)
