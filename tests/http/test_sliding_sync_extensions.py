@@ -238,6 +238,25 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
         assert told() == {}
 
 
+def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServer) -> None:
+    """Clients give up what they knew of who types in a room that leaves their windows. Proposal: MSC4508."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    create(alice)
+    path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
+    assert bob.put(path, {"typing": True, "timeout": 20000}).status == 200
+    name = "org.matrix.msc4508.typing"
+    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={name: ON})
+    for _ in range(2):
+        client.body["lists"]["all"]["ranges"] = [[0, 1]]
+        rooms = client.sync()["extensions"][name]["rooms"]
+        assert rooms == {room_id: {"type": "m.typing", "content": {"user_ids": [bob.user_id]}}}
+        assert client.sync()["extensions"] == {name: {"rooms": {}}}
+        client.body["lists"]["all"]["ranges"] = [[0, 0]]
+        assert client.sync()["extensions"] == {name: {"rooms": {}}}
+
+
 def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

@@ -1,6 +1,6 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508 (typing),
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
@@ -109,9 +109,9 @@ class ExtensionReader:
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
-            scope = _rooms_in(wanted.typing, selection) & selection.joined
+            scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
             typing, typing_news = await self._typing(connection, scope, token)
-            answer["typing"] = {"rooms": typing}
+            answer[wanted.typing.name] = {"rooms": typing}
             is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
             threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
@@ -159,7 +159,7 @@ class ExtensionReader:
         if wanted.typing is not None:
             if connection.token is not None:
                 self._parts.typing_views.stay(connection.key, connection.token, now)
-            answer["typing"] = {"rooms": {}}
+            answer[wanted.typing.name] = {"rooms": {}}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
         return answer

@@ -143,6 +143,12 @@ class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class TypingRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+
+
 class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """As the client calls the extension."""
@@ -180,7 +186,7 @@ class Extensions(msgspec.Struct, frozen=True, gc=False):
     e2ee: bool = False
     account_data: Scope | None = None
     receipts: Scope | None = None
-    typing: Scope | None = None
+    typing: TypingRequest | None = None
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
     profiles: ProfilesRequest | None = None
     sticky: StickyRequest | None = None
