@@ -95,10 +95,10 @@ class ExtensionReader:
             is_news = is_news or e2ee_news
         if wanted.account_data is None:
             if connection.state.account_data:
-                await self._account_data(request, connection, set(), token.position, changes)
+                await self._account_data(request, connection, set(), (), token.position, changes)
         else:
             scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
-            data = await self._account_data(request, connection, scope, token.position, changes)
+            data = await self._account_data(request, connection, scope, works, token.position, changes)
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
@@ -186,15 +186,21 @@ class ExtensionReader:
         return answer, bool(news.lists["changed"] or news.lists["left"])
 
     async def _account_data(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], upto: int, changes: StateChanges
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        scope: set[int],
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
     ) -> dict[str, Any]:
-        """What is new in the scope; what is new outside it is noted as missed."""
+        """What is new in the scope, and all of rooms with which the client begins anew; what is new outside it is noted as missed."""
         store, user_id, known = self._parts.account_data, request.caller.user_id, connection.state.account_data
         changed = connection.position < upto and self._parts.recent.concerns_user(
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
-        new = scope - known.keys()
-        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
+        new = (scope - known.keys()) | (scope & {work.room.room_nid for work in works if work.initial})
+        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
