@@ -122,7 +122,10 @@ class ExtensionReader:
         else:
             scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
-            users, told = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            lazy = {nid for nid in scope if selection.configs[nid].required_state.lazy_members}
+            users, told = await self._parts.profiles.read(
+                user_id, fields, connection, scope, lazy, works, token.position
+            )
             changes.set_profiles(told)
             answer[wanted.profiles.name] = {"users": users} if users else {}
             is_news = is_news or bool(users) or bool(told.left)
