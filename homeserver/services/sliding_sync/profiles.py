@@ -72,11 +72,14 @@ class ProfileNews:
         if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
             former = ToldProfiles(frozenset(), frozenset(), frozenset())
         seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
-        people, whole = await self._who_comes(former, scope, lazy, seen)
+        people, others, whole = await self._who_comes(former, scope, lazy, seen)
         left = former.left
         told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
         told |= people
-        for owner, profile in (await self._profiles.get_profiles(sorted(told))).items():
+        found = await self._profiles.get_profiles(sorted(told | others))
+        for owner in await self._who_are_strangers(user_id, found.keys() - told):
+            del found[owner]  # what changes in their profiles would not be told
+        for owner, profile in found.items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
@@ -85,23 +88,30 @@ class ProfileNews:
 
     async def _who_comes(
         self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
-    ) -> tuple[set[str], set[int]]:
-        """Who comes into view with these rooms, and the rooms of which all members do.
+    ) -> tuple[set[str], set[str], set[int]]:
+        """Who comes into view with these rooms and is in one of them, who else does, and the rooms of which all members do.
 
         They do not where members come lazily, unless events that need them came before their profiles were asked for.
         """
         begun = {nid for nid, work in works.items() if work.initial}
-        whole = (scope - lazy - former.rooms) | (begun - lazy) | (lazy - former.rooms - former.lazily - begun)
+        whole = {*(scope - lazy - former.rooms), *(begun - lazy), *(lazy - former.rooms - former.lazily - begun)}
         people: set[str] = set()
+        others: set[str] = set()
         for nid, work in works.items():
-            named = work.people
-            if nid not in lazy and nid not in whole and work.state.changed_members:
-                named |= work.state.changed_members.keys() & await self._memberships.local_members(nid)
+            named, members = work.people, await self._memberships.local_members(nid)
+            if nid not in lazy:
+                named |= work.state.changed_members.keys() & members
             if nid in whole or len(named) > MOST_WHOLE:
                 whole.add(nid)
                 named = work.people_shown
-            people |= named
-        return people, whole
+            people |= named & members
+            others |= named - members
+        return people, others, whole
+
+    async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+        """Those of the people who share no room with the user, mostly since they have left."""
+        people = people - {user_id}
+        return people - (await self._membership_store.get_shared_rooms(user_id, people)).keys() if people else people
 
     async def _members(
         self, user_id: UserID, waiting: Sequence[ProfilesLeft]
