@@ -76,6 +76,11 @@ def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
     return max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
 
 
+def was_inside(row: MembershipRow) -> bool:
+    """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
+    return row.membership not in OUTSIDE and row.was_joined
+
+
 class RoomLists:
     """Selects rooms."""
 
@@ -121,7 +126,7 @@ class RoomLists:
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
             row = rows.get(room.room_nid)
-            if row is not None and await self._may_see(row):
+            if row is not None and await self._may_see(row, connection):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
@@ -139,10 +144,14 @@ class RoomLists:
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
         return event is not None and event.event.membership != row.membership
 
-    async def _may_see(self, row: MembershipRow) -> bool:
+    async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
-        return row.membership in OUTSIDE or row.was_joined
+        if row.membership in OUTSIDE or row.was_joined:
+            return True
+        # who was told of an invite or a knock of theirs is told once that it came to nothing
+        sent = connection.state.rooms.get(row.room_nid)
+        return sent is not None and row.position > connection.since(sent.upto)
 
     async def _candidates(self, order: RoomOrder, connection: Connection) -> tuple[Collection[MembershipRow], bool]:
         """The rooms that a list may show, in order; and whether it may show them all once the client was told of them."""
