@@ -306,7 +306,16 @@ def build(
         remote_times=incoming.times,
     )
     federation_out = FederationOutParts(
-        config.federation.federation, clock, database, random, accounts, rooms, encryption, federation, registry
+        config.federation.federation,
+        clock,
+        database,
+        limiter,
+        random,
+        accounts,
+        rooms,
+        encryption,
+        federation,
+        registry,
     )
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(
