@@ -29,7 +29,8 @@ from psycopg2.extensions import (
 )
 from psycopg2.extras import execute_values
 
-from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue, UnsuitableDatabase
+from storage.engine import Connection, DatabaseUnavailable, NodeCalls, Row, SQLValue, UnsuitableDatabase
+from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
 from storage.prepared import Argument, Prepared, with_places
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
@@ -314,6 +315,9 @@ class PostgresConnection:
             self._waiting.clear()
             self._cursor.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 
+    def call_nodes(self, position: int) -> None:
+        self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
+
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
         for name, value in counters.items():
@@ -397,6 +401,9 @@ class PostgresEngine:
     def connect_writer(self) -> Connection:
         patience = int(self._config.write_lock_timeout * 1000)
         return self._connect({"lock_timeout": patience, "idle_in_transaction_session_timeout": patience})
+
+    def connect_node(self) -> NodeCalls | None:
+        return PostgresNodeCalls(self.open({}))
 
     def is_worth_retrying(self, error: Exception) -> bool:
         if not isinstance(error, psycopg2.Error):
