@@ -181,9 +181,10 @@ class ToDevice:
 
 
 def _encode(sender: str, type: str, messages: Messages) -> dict[tuple[str, str], bytes]:
-    """The events as devices get them, by user and device."""
+    """The events as devices get them, by user and device: what all have in common is encoded once."""
+    begin = b'{"type":%b,"sender":%b,"content":' % (msgspec.json.encode(type), msgspec.json.encode(sender))
     return {
-        (user_id, device_id): msgspec.json.encode({"type": type, "sender": sender, "content": content})
+        (user_id, device_id): b"%b%b}" % (begin, msgspec.json.encode(content))
         for user_id, devices in messages.items()
         for device_id, content in devices.items()
     }
