@@ -165,11 +165,12 @@ def _count(txn: Transaction) -> int:
 
 def _select(txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int) -> list[DeviceMessage]:
     sql = (
-        f"SELECT m.position, m.content FROM to_device_messages AS m WHERE m.device_nid = {_NID} AND m.position > ?"
-        " AND m.position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = m.device_nid), 0)"
-        " AND m.position <= ? ORDER BY m.position LIMIT ?"
+        f"SELECT position, content FROM to_device_messages WHERE device_nid = {_NID} AND position > ?"
+        f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
+        " AND position <= ? ORDER BY position LIMIT ?"
     )
-    return [DeviceMessage(*row) for row in txn.query(sql, (user_id, device_id, after, upto, limit))]
+    args = (user_id, device_id, after, user_id, device_id, upto, limit)
+    return [DeviceMessage(*row) for row in txn.query(sql, args)]
 
 
 def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
