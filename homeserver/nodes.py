@@ -14,6 +14,7 @@ Laws:
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -95,15 +96,21 @@ class OtherNodes:
         self._readers = None
         self._stop_hearing()
 
-    def _ask(self) -> Deferred[bool | None]:
-        asked = Deferred.fromCoroutine(self._poll())
+    def _ask(self) -> Deferred[None]:
+        asked = Deferred.fromCoroutine(self._hear_and_poll())
         return asked.addErrback(lambda failure: self.log.failure("what other nodes wrote is not known", failure))
+
+    async def _hear_and_poll(self) -> None:
+        """What is done each second: one after the other, so that there is one connection by which others are heard."""
+        if self._readers is not None and self._ear is None:
+            with suppress(DatabaseUnavailable):  # the question tells
+                await self._begin_hearing(self._readers)
+        if await self._poll():
+            self._answer_calls()
 
     async def _poll(self) -> bool:
         """Ask once; False where the database is away. That it is, is told when it begins and when it ends, not every second."""
         try:
-            if self._readers is not None and self._ear is None:
-                await self._begin_hearing()
             ear, began = self._ear, self._monotonic()
             await self._database.poll()
         except DatabaseUnavailable as error:
@@ -120,14 +127,14 @@ class OtherNodes:
                 self._remembered.trust_until(began + TRUSTED)
         return True
 
-    async def _begin_hearing(self) -> None:
+    async def _begin_hearing(self, readers: IReactorFDSet) -> None:
         calls = await self._database.connect_node()
         if calls is None:
             return
         if self._readers is None:
             calls.close()  # stopped meanwhile
             return
-        self._ear = _Ear(calls, self._readers, self._take, self._stop_hearing)
+        self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
 
     def _stop_hearing(self) -> None:
         ear, self._ear = self._ear, None
@@ -143,6 +150,9 @@ class OtherNodes:
                     self._called_upto = max(self._called_upto, position)
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
+        self._answer_calls()
+
+    def _answer_calls(self) -> None:
         if self._called_upto > self._answered_upto and not self._is_answering:
             self._is_answering = True
             answered = Deferred.fromCoroutine(self._answer())
