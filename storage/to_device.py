@@ -10,7 +10,7 @@ together on a page.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -24,6 +24,8 @@ LOOK_EVERY: Final = 256
 REMOVED_AT_ONCE: Final = 500
 """More than these wait for the job."""
 
+_WAS_SENT: Final = (None, None, None)
+"""Stands among recipients where the request was carried out before."""
 _NID: Final = "(SELECT d.device_nid FROM devices AS d WHERE d.user_id = ? AND d.device_id = ?)"
 """The number of a device."""
 
@@ -55,12 +57,8 @@ class DevicesGone(msgspec.Struct, frozen=True, gc=False):
     device_ids: Sequence[str]
 
 
-class Recipient(NamedTuple):
-    """A device of one of our users."""
-
-    user_id: str
-    device_id: str
-    device_nid: int
+Recipient = tuple[str, str, int]
+"""A device of one of our users: user, device, its number."""
 
 
 class ToDeviceStore:
@@ -98,16 +96,16 @@ class ToDeviceStore:
                 users,
                 after=(sent.compute_key(),),
             )
-        if any(row[0] is None for row in rows):
+        if _WAS_SENT in rows:
             response = select_response(txn, sent)
             assert response is not None
             raise AlreadySent(sent, response)
-        return [*map(Recipient._make, rows)]
+        return rows
 
     def get_devices(self, txn: Transaction, user_ids: Iterable[str]) -> list[Recipient]:
         """The devices of these users; one query."""
         sql = "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
-        return [*map(Recipient._make, txn.query_in(sql, user_ids))]
+        return txn.query_in(sql, user_ids)
 
     def add_messages(self, txn: WriteTransaction, messages: Sequence[tuple[Recipient, bytes]]) -> None:
         """Add messages, each at a position of its own, in their order."""

@@ -140,10 +140,10 @@ class ToDevice:
     ) -> None:
         """Put messages by user and device to those devices that exist. Raises InvalidParam."""
         messages = [
-            (device, encoded[device.user_id, name])
+            (device, encoded[device[0], name])
             for device in existing
-            for name in (device.device_id, ALL_DEVICES)
-            if (device.user_id, name) in encoded
+            for name in (device[1], ALL_DEVICES)
+            if (device[0], name) in encoded
         ]
         if len(messages) > MOST_MESSAGES:
             raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")

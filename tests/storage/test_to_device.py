@@ -51,7 +51,7 @@ async def put_devices(database: Database) -> None:
 
 
 def send(txn: WriteTransaction, store: ToDeviceStore, device: tuple[str, str], numbers: range) -> None:
-    (recipient,) = (each for each in store.get_devices(txn, [device[0]]) if each.device_id == device[1])
+    (recipient,) = (each for each in store.get_devices(txn, [device[0]]) if each[1] == device[1])
     store.add_messages(txn, [(recipient, b"%d" % number) for number in numbers])
 
 
