@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
@@ -82,14 +83,30 @@ class NoProfiles:
 
 
 class InlineThreads:
-    """Does the work at once, and counts it."""
+    """Does the work at once, and counts it; or holds it back, until it is let go."""
 
     def __init__(self) -> None:
         self.runs = 0
+        self.held: list[Deferred[None]] = []
+        self._holds = False
 
     async def run(self, work: Callable[[], T]) -> T:
         self.runs += 1
+        if self._holds:
+            self.held.append(Deferred())
+            await self.held[-1]
         return work()
+
+    def hold(self) -> None:
+        """From now on what is asked for waits."""
+        self._holds = True
+
+    def let_go(self) -> None:
+        """It waits no longer, nor does what is asked for from now on."""
+        self._holds = False
+        held, self.held = self.held, []
+        for waiting in held:
+            waiting.callback(None)
 
 
 class RememberingRooms:
