@@ -152,7 +152,7 @@ class Accounts:
         """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does;
         `also` is done in the same write. Raises `WeakPassword`, `InvalidParam`."""
         self._passwords.check_policy(new_password)
-        password_hash = await self._passwords.hash(new_password)
+        password_hash = await self._passwords.hash(new_password, ip)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_password_hash(txn, user_id, password_hash)

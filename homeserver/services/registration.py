@@ -338,7 +338,7 @@ class Registration:
     async def _make(
         self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
     ) -> Registered:
-        password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
+        password_hash = None if wish.password is None else await self._passwords.hash(wish.password, wish.address)
         waits = self._rules.needs_approval and confirmation is not None
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(
@@ -432,7 +432,7 @@ class Registration:
     async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
         """The account that an earlier request made, in the same session, for who knows its password, and may sign in."""
         account = (await self._accounts.get_accounts([user_id]))[user_id]
-        verdict = await self._passwords.verify(wish.password or "", account.password_hash)
+        verdict = await self._passwords.verify(wish.password or "", account.password_hash, address)
         same_name = wish.username is None or self._user_id(wish.username) == user_id
         no_password = account.password_hash is None and wish.password is None
         if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):

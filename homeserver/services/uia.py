@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import BadJson, MatrixError
+from federation.protocol.errors import BadJson, LimitExceeded, MatrixError
 from federation.protocol.ids import UserID
 from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
@@ -135,7 +135,7 @@ class UIA:
         self, operation: Operation, flows: Flows, auth: AuthData | None, *, keep: bool = False
     ) -> Confirmation:
         """Return once the operation is confirmed; until then raise `AuthenticationRequired`, or `BadJson` for a
-        malformed `auth`.
+        malformed `auth`, and `LimitExceeded` where a stage is tried too often.
 
         `keep`: leave the session in place, for `claim` and for a repeated request.
         """
@@ -154,6 +154,8 @@ class UIA:
             try:
                 result = await self._stages[name].check(auth, operation)
                 session, completed = await self._complete(operation, session, name, result)
+            except LimitExceeded:
+                raise  # whoever asks too often is to wait, whatever they ask
             except MatrixError as error:
                 session = session or await self._begin(operation)
                 raise self._required(flows, session, completed, error) from None

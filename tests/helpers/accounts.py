@@ -90,7 +90,7 @@ class InlineThreads:
         self.held: list[Deferred[None]] = []
         self._holds = False
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], asker: str = "") -> T:
         self.runs += 1
         if self._holds:
             self.held.append(Deferred())

@@ -124,7 +124,7 @@ async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes:
 class InlineThreads:
     """Does the work at once."""
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], asker: str = "") -> T:
         return work()
 
 
