@@ -127,6 +127,8 @@ class Registered(msgspec.Struct, frozen=True):
 
     user_id: UserID
     session: NewSession | None
+    era: int = 0
+    """Of the account (`homeserver/services/eras.py`)."""
 
 
 Also = Callable[[WriteTransaction, UserID], None]
@@ -440,15 +442,16 @@ class Registration:
         if account.awaiting_ts is not None and self._approvals is not None:
             raise await self._approvals.refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
-        session = None if wish.inhibit_login else self._session(wish, user_id)
+        session = None if wish.inhibit_login else self._session(wish, user_id, account.era)
         if session is not None:
             await self._sessions.do_begin(session)
-        return Registered(user_id, session)
+        return Registered(user_id, session, account.era)
 
-    def _session(self, wish: Wish, user_id: UserID) -> NewSession:
+    def _session(self, wish: Wish, user_id: UserID, era: int | None = None) -> NewSession:
         return self._sessions.prepare(
             user_id,
             address=wish.address,
+            era=era,
             device_id=wish.device_id,
             device_name=wish.device_name,
             refreshable=wish.refreshable,

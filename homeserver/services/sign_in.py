@@ -12,6 +12,7 @@ spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -37,6 +38,7 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note, note_refusal
+from homeserver.services.eras import ProofEnded
 from homeserver.services.passwords import Passwords
 from homeserver.services.phone_validation import InvalidNumber, digits_of, parse_phone_number
 from homeserver.services.secret_text import application_password_id
@@ -50,6 +52,8 @@ from storage.transaction import WriteTransaction
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
+_ATTEMPTS: Final = 3
+"""At a sign-in, where the account changes while the password is checked: it is checked again, against what stands then."""
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
@@ -168,6 +172,23 @@ class SignIn:
         `UserDeactivated`, `ExpiredAccount`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
         if not self.takes_passwords:
             raise Unrecognized("This server has no sign-in with a password")
+        for _ in range(_ATTEMPTS):
+            with suppress(ProofEnded):
+                return await self._try_sign_in(
+                    name, password, address, device_id=device_id, device_name=device_name, refreshable=refreshable
+                )
+        raise ProofEnded
+
+    async def _try_sign_in(
+        self,
+        name: str,
+        password: str,
+        address: str,
+        *,
+        device_id: DeviceID | None,
+        device_name: str | None,
+        refreshable: bool,
+    ) -> NewSession:
         program = await self._application_passwords.find(password)
         if program is None:
             account = await self._check(name, password, address, own=self.password_login)
@@ -177,6 +198,7 @@ class SignIn:
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
+            era=account.era,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,

@@ -23,6 +23,7 @@ from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.email_validation import EmailValidation
+from homeserver.services.eras import ProofEnded
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
@@ -142,6 +143,8 @@ class AccountPage:
             return await button(context, session, fields)
         except NotFound:
             return _done("session_ended")
+        except ProofEnded:
+            return see_other(sign_in_link(ACCOUNT_PATH))
         except ProveAgain:
             kept = ("action", "device_id", "address", "sid", "client_secret")
             back = urlencode({name: fields[name] for name in kept if fields.get(name)})
@@ -237,7 +240,7 @@ class AccountPage:
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
         end_others = self._sessions.ending_others(context, session.user_id, self._account.remove_sessions)
-        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip, end_others)
+        await self._account.do_set_password(session, fields.get("password", ""), context.client_ip, end_others)
         return _done("password")
 
     async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -260,7 +263,7 @@ class AccountPage:
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip)
+        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip, session.era)
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -284,7 +287,7 @@ class AccountPage:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
-        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip)
+        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip, session.era)
         return _done("number")
 
     async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:

@@ -1,10 +1,9 @@
 """A server that has accounts and nothing else, with a client that speaks to it over the real HTTP tree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
@@ -67,8 +66,8 @@ from storage.tokens import TokenStore
 from storage.uia import UIAStore
 from storage.upstream_sessions import UpstreamSessionStore
 from tests.helpers.http import Answer, Client, client_for
+from tests.helpers.threads import InlineThreads
 
-T = TypeVar("T")
 SERVER_NAME = ServerName("example.org")
 START = 1_700_000_000.0
 OPEN = RegistrationRules(enabled=True, without_verification=True, guests=True)
@@ -80,33 +79,6 @@ class NoProfiles:
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         raise NotFound
-
-
-class InlineThreads:
-    """Does the work at once, and counts it; or holds it back, until it is let go."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.held: list[Deferred[None]] = []
-        self._holds = False
-
-    async def run(self, work: Callable[[], T], asker: str = "") -> T:
-        self.runs += 1
-        if self._holds:
-            self.held.append(Deferred())
-            await self.held[-1]
-        return work()
-
-    def hold(self) -> None:
-        """From now on what is asked for waits."""
-        self._holds = True
-
-    def let_go(self) -> None:
-        """It waits no longer, nor does what is asked for from now on."""
-        self._holds = False
-        held, self.held = self.held, []
-        for waiting in held:
-            waiting.callback(None)
 
 
 class RememberingRooms:

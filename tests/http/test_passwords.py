@@ -9,7 +9,7 @@ from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.passwords import HashingThreads, Passwords
-from tests.helpers.accounts import InlineThreads
+from tests.helpers.threads import InlineThreads
 
 
 async def test_cost_and_pepper() -> None:

@@ -17,6 +17,7 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.scopes import parse_scope
@@ -97,12 +98,13 @@ class DeviceGrants:
             return row, client
 
     async def do_decide(
-        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, *, allowed: bool
+        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, era: int, *, allowed: bool
     ) -> bool:
         """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no longer open. `address`: of their
-        browser."""
+        browser. Raises as `check_era`."""
 
         def write(txn: WriteTransaction) -> bool:
+            check_era(txn, user_id, era)
             decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
             if decided:
                 if allowed:
