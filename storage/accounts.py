@@ -14,6 +14,7 @@ import msgspec
 
 from storage.database import Database
 from storage.directory_changes import note_directory_changes
+from storage.erasures import add_erasure
 from storage.media_references import note_erased
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
@@ -238,6 +239,7 @@ class AccountStore:
         )
         if erase:
             note_erased(txn, user_id)
+            add_erasure(txn, user_id)
         txn.execute("INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
         self.set_account_changed(txn, user_id)
 
