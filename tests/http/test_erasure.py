@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
@@ -168,3 +169,28 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     dora = server.register("dora")
     join(dora, room_id)
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
+
+
+def test_a_page_costs_the_same_however_much_was_erased(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
+) -> None:
+    counter = QueryCounter()
+    server = TestServer(tmp_path, open_inline(database_config, counter))
+    erin, bob, dora = (server.register(name) for name in ("erin", "bob", "dora"))
+    costs: dict[tuple[str, int], int] = {}
+    rooms = {}
+    for many in (2, 40):
+        rooms[many] = create(erin, preset="public_chat")
+        for number in range(many):
+            say(erin, rooms[many], f"{SECRET} {number}")
+        join(bob, rooms[many])
+    server.run(server.app.people.deactivation.do_deactivate(erin.user_id, erase=True))
+    for many, room_id in rooms.items():
+        join(dora, room_id)
+        for user in (bob, dora):
+            ok(user.get(room_path(room_id, "messages", dir="b", limit=100)))
+            counter.clear()
+            shown = ok(user.get(room_path(room_id, "messages", dir="b", limit=100)))["chunk"]
+            costs[user.user_id, many] = counter.queries.total()
+            assert repr(shown).count(SECRET) == (many if user is bob else 0)
+    assert len(set(costs.values())) == 1
