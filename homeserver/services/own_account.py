@@ -171,6 +171,6 @@ class OwnAccount:
         `InvalidParam`, and as `check_era`."""
         await self._accounts.do_set_password(session.user_id, new_password, ip=ip, era=session.era, also=end_others)
 
-    async def do_deactivate(self, user_id: UserID, ip: str, *, erase: bool) -> None:
-        """Close the account for good."""
-        await self._deactivation.do_deactivate(user_id, erase=erase, ip=ip)
+    async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:
+        """Close the account for good. Raises as `check_era`."""
+        await self._deactivation.do_deactivate(session.user_id, erase=erase, ip=ip, era=session.era)

@@ -298,12 +298,12 @@ class AccountPage:
 
     async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._resets.do_allow(session.user_id, context.client_ip)
+        await self._resets.do_allow(session.user_id, context.client_ip, session.era)
         return see_other(f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}")
 
     async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._account.do_deactivate(session.user_id, context.client_ip, erase=fields.get("erase") == "true")
+        await self._account.do_deactivate(session, context.client_ip, erase=fields.get("erase") == "true")
         _ = self._pages.choose(context.languages).gettext
         texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
         return self._pages.message(context, _("Your account is closed"), texts)

@@ -160,6 +160,31 @@ def test_an_app_that_a_browser_session_lets_in(
     assert browser.path.startswith(SIGN_IN_PATH)
 
 
+@pytest.mark.parametrize(
+    ("action", "do", "fields"),
+    [
+        ("", "password", {"password": "the thief's own", "password_again": "the thief's own"}),
+        ("org.matrix.account_deactivate", "deactivate", {}),
+        ("org.matrix.cross_signing_reset", "reset", {}),
+    ],
+)
+def test_the_account_page_with_the_old_password(
+    tmp_path: Path, sqlite_database: Database, action: str, do: str, fields: dict[str, str]
+) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(sign_in_link(f"/_mahalla/account?action={action}"))
+    browser.send(name="alice", password="wonderland")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
+    server.threads.meanwhile = lambda: run_change(server)
+    browser.post("/_mahalla/account", {**form.fields, **fields, "old_password": "wonderland"})
+    assert browser.path.startswith(SIGN_IN_PATH)
+    browser.send(name="alice", password=NEW)
+    assert browser.status == 200
+    assert not browser.path.startswith(SIGN_IN_PATH)
+
+
 async def test_what_rests_on_a_browser_session(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     server.register("alice")
@@ -173,4 +198,7 @@ async def test_what_rests_on_a_browser_session(tmp_path: Path, sqlite_database: 
         await programs.do_make(ALICE, "Bot", None, era=0)
     with pytest.raises(ProofEnded):
         await sessions.do_begin(ALICE, context, 0)
+    with pytest.raises(ProofEnded):
+        await server.app.accounts.resets.do_allow(ALICE, "127.0.0.1", 0)
+    assert not await server.app.accounts.resets.is_allowed(ALICE)
     assert await sessions.do_begin(ALICE, context, 1)
