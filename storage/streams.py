@@ -50,6 +50,8 @@ class Topic(Enum):
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
+    ERASURE = "erasure"
+    """The user's account was erased."""
     STICKY = "sticky"
     """An event is sticky from now on; `detail` is the `StickyRow`."""
     THREAD_SUBSCRIPTION = "thread_subscription"

@@ -11,6 +11,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.published_keys import KeysOfPeople
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
+from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.partial_rooms import PartialRooms
@@ -89,6 +90,7 @@ from storage.aliases import AliasStore
 from storage.auth_chains import AuthChainStore
 from storage.cross_signing import CrossSigningStore
 from storage.database import Database
+from storage.erasures import ErasureStore
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
@@ -172,7 +174,8 @@ class RoomParts:
         self.trees = trees
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
-        self.visibility = visibility = Visibility(trees, self.events, stays, self.lifetimes)
+        self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
+        self.visibility = visibility = Visibility(trees, self.events, stays, self.lifetimes, self.erased)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
