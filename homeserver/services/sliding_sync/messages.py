@@ -56,6 +56,14 @@ class View(msgspec.Struct, frozen=True, gc=False):
     configs: Mapping[int, RoomConfig]
     """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
 
+    def asks_the_same_as(self, other: "View") -> bool:
+        """Whether both are of the same request, which as a rule is remembered: then nothing needs to be compared."""
+        return (
+            self.lists is other.lists
+            and self.subscriptions is other.subscriptions
+            and self.extensions is other.extensions
+        )
+
 
 class Told(msgspec.Struct, frozen=True, gc=False):
     """An answer as far as it is made here."""
@@ -98,11 +106,10 @@ class MessagesInView:
     def keep(self, key: ConnectionKey, view: View) -> None:
         """The client has this in view from now on."""
         former = self._views.get(key)
-        if former is not None and former[0].configs is view.configs and former[0].lists is view.lists:
-            weight = former[1]
+        if former is not None and former[0].asks_the_same_as(view):
+            weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
         else:
-            asked = (view.lists, view.subscriptions, view.extensions)
-            weight = ROOM * (1 + len(view.configs) + len(view.state.rooms)) + weigh(asked, set())
+            weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
         self._views.put(key, view, weight)
 
     async def read(
@@ -196,6 +203,10 @@ def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, sta
         selection.labels,
         _staying(request, selection),
     )
+
+
+def _weigh_rooms(view: View) -> int:
+    return ROOM * (1 + len(view.configs) + len(view.state.rooms))
 
 
 def lists_json(selection: Selection) -> dict[str, Any]:
