@@ -21,6 +21,7 @@ from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
+from homeserver.services.sliding_sync.typing_views import TypingViews
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.sync import SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
@@ -87,17 +88,17 @@ def sliding_parts(
             synced.devices,
             synced.account_data,
             synced.receipts,
-            synced.typing,
             synced.recent,
             synced.rooms,
             synced.ignored,
             threads,
             ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states),
             synced.sticky,
+            TypingViews(synced.typing, streams, capacity=sizes.typing_view_bytes),
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), now_ms, capacity=sizes.connected_rooms),
+        Connections(SlidingConnectionStore(database), streams, now_ms, capacity=sizes.connected_rooms),
         lists,
         entries,
         extensions,
@@ -107,5 +108,5 @@ def sliding_parts(
         synced.recent,
         synced.typing,
         synced.partial,
-        EmptyAnswers(capacity=sizes.empty_answer_bytes),
+        EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
     )

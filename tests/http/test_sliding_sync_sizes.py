@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import messages, rooms, sliding_sync
+from homeserver.services.sliding_sync import portions, rooms
 from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
@@ -51,9 +51,8 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
 
 
 def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sliding_sync, "MOST_EVENTS_AT_ONCE", 2)
-    for module in (sliding_sync, messages):
-        monkeypatch.setattr(module, "LARGEST_ANSWER", 5000)
+    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(portions, "LARGEST_ANSWER", 5000)
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
     for room_id in ids:

@@ -33,7 +33,6 @@ from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.typing import Typing
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
 from storage.receipts import ReceiptRow, ReceiptStore
@@ -55,13 +54,13 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     devices: DeviceNewsReader
     account_data: AccountDataStore
     receipts: ReceiptStore
-    typing: Typing
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
     threads: ThreadSubscriptions
     profiles: ProfileNews
     sticky: StickyReader
+    typing_views: TypingViews
 
 
 class ExtensionReader:
@@ -69,7 +68,6 @@ class ExtensionReader:
 
     def __init__(self, parts: ExtensionParts) -> None:
         self._parts = parts
-        self._views = TypingViews(parts.typing)
 
     async def read(
         self,
@@ -107,22 +105,22 @@ class ExtensionReader:
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
             scope = _rooms_in(wanted.typing, selection) & selection.joined
-            typing = await self._typing(connection, scope, token)
+            typing, typing_news = await self._typing(connection, scope, token)
             answer["typing"] = {"rooms": typing}
-            is_news = is_news or bool(typing)
+            is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
             threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
             answer[wanted.thread_subscriptions.name] = threads
             is_news = is_news or bool(threads)
         if wanted.profiles is None:
-            changes.set_profiles(None, ())
+            changes.set_profiles(None)
         else:
             scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
-            users, left = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
-            changes.set_profiles(fields, left)
+            users, told = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            changes.set_profiles(told)
             answer[wanted.profiles.name] = {"users": users} if users else {}
-            is_news = is_news or bool(users) or bool(left)
+            is_news = is_news or bool(users) or bool(told.left)
         if wanted.sticky is not None:
             sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
             answer[wanted.sticky.name] = sticky
@@ -151,7 +149,8 @@ class ExtensionReader:
         if wanted.receipts is not None:
             answer["receipts"] = {"rooms": {}}
         if wanted.typing is not None:
-            self._views.stay(connection.key, connection.token, now)
+            if connection.token is not None:
+                self._parts.typing_views.stay(connection.key, connection.token, now)
             answer["typing"] = {"rooms": {}}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
@@ -289,17 +288,14 @@ class ExtensionReader:
         # the form has room for one event; of a user's receipts for threads of the same event it takes one
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
-    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> dict[str, Any]:
-        def find_live() -> set[int]:
-            known = connection.state.rooms
-            return {nid for nid in scope if nid in known and known[nid].upto == LIVE}
-
-        found = self._views.move(connection.key, connection.token, token, scope, find_live)
-        if not found:
-            return {}
-        rooms = await self._parts.rooms.get_rooms_by_nid(found)
+    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:
+        found = self._parts.typing_views.move(connection.key, connection.token, token, scope)
+        if not found.rooms:
+            return {}, False
+        rooms = await self._parts.rooms.get_rooms_by_nid(found.rooms)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id))
-        return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
+        events = {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.rooms.items()}
+        return events, found.is_news
 
     async def _threads(
         self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int

@@ -25,19 +25,20 @@ from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
 from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.sliding_connections import ConnectionKey
+from storage.streams import Streams
 
 ROOM: Final = 100
 """Bytes of a view, about, for each room that is in it or was told of."""
 
 _room_nid: Final = attrgetter("room_nid")
-_size: Final = attrgetter("size")
 
 
 class View(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +87,7 @@ class MessagesInView:
         partial: PartialRooms,
         entries: RoomEntries,
         extensions: ExtensionReader,
+        streams: Streams,
         *,
         capacity: int,
     ) -> None:
@@ -96,7 +98,7 @@ class MessagesInView:
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
-        self._views = KeptOfConnections[View](capacity=capacity)
+        self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
@@ -134,15 +136,15 @@ class MessagesInView:
         if extensions is None:
             return None
         works = await self._make_works(view, own)
-        if len(works) > 1 and sum(work.config.timeline_limit for work in works) > MOST_EVENTS_AT_ONCE:
-            return None  # it is looked at in parts
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
         changes = StateChanges(connection.state)
         if works:
-            entries = await self._entries.make(request, connection, works, now.position, members, newly_sent)
-            if len(works) > 1 and sum(map(_size, works)) > LARGEST_ANSWER:
-                return None  # it is told in several answers
+            entries, told = await make_entries(
+                self._entries, request, connection, works, now.position, members, newly_sent
+            )
+            if len(told) < len(works):
+                return None  # the others are out of view with this answer
             for work in works:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()

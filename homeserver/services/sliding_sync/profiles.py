@@ -1,8 +1,8 @@
 """The profiles of people in the rooms that a client looks at, and what changes in them.
 
 Told are the profiles of this server's own users: of those of others it keeps none. A profile comes whole when its owner comes
-into view (with the events or memberships that the client gets anyway); later changes are told of everyone with whom the user
-shares a room, in view or not.
+into view: with the room, the first time that it is given, or with what the client gets of the room later; where members come lazily,
+with the events or memberships that need them. Later changes are told of everyone with whom the user shares a room, in view or not.
 
 Proposal: MSC4262.
 """
@@ -17,7 +17,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, UnknownPos
+from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, ToldProfiles, UnknownPos
 from homeserver.services.sliding_sync.rooms import RoomWork
 from storage.memberships import MembershipRow, MembershipStore
 from storage.profiles import ProfileStore
@@ -57,36 +57,48 @@ class ProfileNews:
         scope: Set[int],
         works: Sequence[RoomWork],
         upto: int,
-    ) -> tuple[dict[str, Any], Sequence[ProfilesLeft]]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And of whom the
-        next answers are to tell.
+    ) -> tuple[dict[str, Any], ToldProfiles]:
+        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And what the
+        client has then. `scope`: the rooms in view, `works` those that the answer tells something of.
 
         Raises UnknownPos.
         """
-        followed = connection.state.profile_fields
+        former = connection.state.profiles
         users: dict[str, Any] = {}
-        if followed is not None and connection.position < upto:
+        if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
-        covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
-        seen = [work for work in works if work.room.room_nid in scope]
-        left: Sequence[ProfilesLeft] = connection.state.profiles_left
-        if connection.token is not None and not covered:
-            whole, left = scope, ()
-        else:
-            whole = {
-                work.room.room_nid for work in seen if work.initial and not work.config.required_state.lazy_members
-            }
+        rooms: frozenset[int] = frozenset()
+        left: tuple[ProfilesLeft, ...] = ()
+        if former is not None and (former.fields >= EVERY_FIELD or former.fields >= fields):
+            rooms, left = former.rooms, former.left
+        seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
+        people, whole = await self._who_comes(seen, scope - rooms)
         told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
-        told.update(*(work.people for work in seen))
+        told |= people
         for owner, profile in (await self._profiles.get_profiles(sorted(told))).items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
-        return users, left
+        return users, ToldProfiles(frozenset(fields), rooms | scope, left)
+
+    async def _who_comes(self, works: Mapping[int, RoomWork], new: Set[int]) -> tuple[set[str], set[int]]:
+        """Who comes into view with these rooms, and the rooms of which all members do. `new`: those of whose people the client
+        has not been told yet."""
+        people: set[str] = set()
+        whole = set(new - works.keys())
+        for nid, work in works.items():
+            is_whole, named = _is_whole(work, is_new=nid in new), work.people
+            if not work.config.required_state.lazy_members and work.state.changed_members and not is_whole:
+                named |= work.state.changed_members.keys() & await self._memberships.local_members(nid)
+            if is_whole or len(named) > MOST_WHOLE:
+                whole.add(nid)
+                named = work.people_shown
+            people |= named
+        return people, whole
 
     async def _members(
         self, user_id: UserID, waiting: Sequence[ProfilesLeft]
-    ) -> tuple[set[str], Sequence[ProfilesLeft]]:
+    ) -> tuple[set[str], tuple[ProfilesLeft, ...]]:
         """The next of this server's users who are in rooms of which all are to be told; those who are left then."""
         told: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
@@ -155,11 +167,20 @@ class ProfileNews:
         return behind
 
 
-def _merged(left: list[ProfilesLeft]) -> list[ProfilesLeft]:
+def _is_whole(work: RoomWork, *, is_new: bool) -> bool:
+    """Whether all members come into view with a room: not where members come lazily, unless their events came already, but not
+    their profiles."""
+    is_lazy = work.config.required_state.lazy_members
+    if work.initial:
+        return not is_lazy
+    return is_new or (not is_lazy and work.sent is not None and work.sent.required_state.lazy_members)
+
+
+def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:
     """The same people, those of many parts from their beginning: it is no harm to be told of somebody again."""
     if len(left) <= MOST_PARTS:
-        return left
-    return [ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), "")]
+        return tuple(left)
+    return (ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),)
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -35,10 +35,6 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
 
-LARGEST_ANSWER: Final = 4 * 1024 * 1024
-"""In bytes of events: with what goes beyond it an answer ends."""
-MOST_EVENTS_AT_ONCE: Final = 500
-"""So many events of timelines are looked for before it is asked how large they are."""
 LARGEST_TIMELINE: Final = 1024 * 1024
 """In bytes, of the events of one room; one event at least is told."""
 
@@ -99,11 +95,13 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told, and with a new timeline those who are named in
-        it."""
-        people = {key.state_key for key in self.state.entries if key.type == MEMBER}
-        if self.anew:
-            people |= self.speakers
+        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
+        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
+
+    @property
+    def people_shown(self) -> set[str]:
+        """Those who are named in a new timeline, and those by whom the room is named."""
+        people = set(self.speakers) if self.anew else set()
         if self.summary is not None:
             people.update(hero.user_id for hero in self.summary.heroes)
         return people
@@ -158,6 +156,12 @@ class RoomEntries:
     def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
         """These members go out with the answer that has this `pos`."""
         self._parts.lazy_members.note(request.caller.user_id, _device(connection), members, pos)
+
+    def find_latest(self, work: RoomWork) -> int:
+        """The position of the latest thing that the user may hear of in the room, where it is joined as far as it is in memory."""
+        if work.own.membership != "join":
+            return work.own.position
+        return self._parts.recency.known.get(work.room.room_nid, 0)
 
     async def make(
         self,

@@ -12,7 +12,7 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -36,8 +36,9 @@ from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
+from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -47,8 +48,6 @@ from storage.rooms import RoomStore
 from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
-MOST_ROOMS_OF_MEMBERS: Final = 10
-"""As many rooms as are looked at before that if all of their members are asked for."""
 
 
 class SlidingParts(msgspec.Struct, frozen=True):
@@ -108,6 +107,7 @@ class SlidingSync:
             parts.partial,
             parts.entries,
             parts.extensions,
+            streams,
             capacity=view_bytes,
         )
 
@@ -155,22 +155,15 @@ class SlidingSync:
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
-        entries: dict[str, dict[str, Any]] = {}
-        told: list[RoomWork] = []
-        size = 0
-        for part in _parts_of(works):
-            entries |= await parts.entries.make(request, connection, part, upto, members, newly_sent)
-            told += part
-            size += sum(work.size for work in part)
-            if size > LARGEST_ANSWER:
-                break
+        entries, told = await make_entries(parts.entries, request, connection, works, upto, members, newly_sent)
+        told_nids = {work.room.room_nid for work in told}
         if len(told) < len(works):
-            selection = selection.without({work.room.room_nid for work in works[len(told) :]})
+            selection = selection.without({work.room.room_nid for work in works} - told_nids)
         changes = StateChanges(connection.state)
         extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
             changes.set_room(work.room.room_nid, work.result())
-        await self._end_others(request, connection, selection, {work.room.room_nid for work in told}, changes)
+        await self._end_others(request, connection, selection, told_nids, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
             "rooms": entries,
@@ -261,20 +254,6 @@ class SlidingSync:
         for nid in live:
             if news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
-
-
-def _parts_of(works: Sequence[RoomWork]) -> Iterator[Sequence[RoomWork]]:
-    """One part as a rule: as many as may be made before it is known how large they are."""
-    begin, load = 0, 0
-    for index, work in enumerate(works):
-        events = max(1, min(work.config.timeline_limit, MOST_EVENTS_AT_ONCE))
-        if work.initial and work.config.required_state.all_members:
-            events = max(events, MOST_EVENTS_AT_ONCE // MOST_ROOMS_OF_MEMBERS)
-        if load and load + events > MOST_EVENTS_AT_ONCE:
-            yield works[begin:index]
-            begin, load = index, 0
-        load += events
-    yield works[begin:]
 
 
 def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, list[str]]:
