@@ -106,7 +106,7 @@ class PushOutcomeStore:
 
         Sending is reading too: what came in a thread before the user's own last message in it is read.
         """
-        return await self._database.read("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
+        return await self._database.read_once("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
 
     async def get_outcomes(self, user_id: str, rooms: Mapping[int, int]) -> Mapping[int, int]:
         """The user's own rows in these rooms after these positions: outcomes by position."""

@@ -60,8 +60,8 @@ class ReceiptStore:
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
-        """Both of `get_receipts` and `get_receipts_of_user`, of one moment."""
-        return await self._database.read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+        """Both of `get_receipts` and `get_receipts_of_user`."""
+        return await self._database.read_once("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""

@@ -111,10 +111,12 @@ class MessagesInView:
     def keep(self, key: ConnectionKey, view: View) -> None:
         """The client has this in view from now on."""
         former = self._views.get(key)
-        if former is not None and former[0].asks_the_same_as(view):
-            weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
-        else:
+        if former is None or not former[0].asks_the_same_as(view):
             weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
+        elif former[0].configs is view.configs:
+            weight = former[1]
+        else:
+            weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
         self._views.put(key, view, weight)
 
     async def read(

@@ -37,10 +37,11 @@ async def make_entries(
 
     For the sets see `RoomEntries.make`.
     """
+    if len(works) == 1:
+        return await entries.make(request, connection, works, upto, sent_members, newly_sent), works
     made: dict[str, dict[str, Any]] = {}
     told, size = 0, 0
-    if len(works) > 1:
-        works = sorted(works, key=entries.find_latest, reverse=True)
+    works = sorted(works, key=entries.find_latest, reverse=True)
     for portion in _portions_of(works):
         made |= await entries.make(request, connection, portion, upto, sent_members, newly_sent)
         told += len(portion)
