@@ -13,6 +13,8 @@ UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 MAIN_THREAD = "main"
 """The `thread_id` of a receipt for what is in no thread."""
+FEW_POSITIONS = 2000
+"""What changed in so many is read like what is read by key."""
 MOST_THREADS = 500
 """In so many threads of a room a user has receipts of one type; those that are the furthest back go first."""
 
@@ -61,7 +63,10 @@ class ReceiptStore:
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
         """Both of `get_receipts` and `get_receipts_of_user`, in one query."""
-        return await self._database.read_once("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+        # each position is one receipt at most
+        few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
+        read = self._database.read_quickly if few else self._database.read_once
+        return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""

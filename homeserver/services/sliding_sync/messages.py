@@ -167,8 +167,9 @@ class MessagesInView:
         return Told(body, is_news or bool(entries), state, newly_sent, replace(view, token=now, state=state))
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
-        """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that."""
-        if len(view.lists) != 1 or view.subscriptions:
+        """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or
+        one of them is new to the client."""
+        if len(view.lists) != 1 or view.subscriptions or not coming <= view.state.rooms.keys():
             return None
         (wanted,) = view.lists.values()
         front = await self._lists.front(user_id, wanted, view.labels)
