@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.sliding_sync.connections import LIVE, ConnectionState, SentRoom, StateChanges
+from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import both_ways
@@ -287,3 +289,20 @@ def test_a_receipt_that_was_missed_out_of_view_comes_with_the_room(server: TestS
     with both_ways():
         say(alice, rooms[0], "three")
         assert event_id in client.sync()["extensions"]["receipts"]["rooms"][rooms[0]]["content"]
+
+
+def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
+    required = RequiredState()
+    config = RoomConfig(5, required)
+    state = ConnectionState(
+        {1: SentRoom(LIVE, 5, required), 2: SentRoom(LIVE, 1, required), 3: SentRoom(7, 5, required)}
+    )
+    assert state.settled(config) == {1}
+    changes = StateChanges(state)
+    changes.end_room(1, 9)
+    changes.set_room(2, SentRoom(LIVE, 5, required))
+    changes.set_room(3, SentRoom(LIVE, 8, required))
+    changes.set_room(4, SentRoom(LIVE, 4, required))
+    after = changes.result()
+    assert after.settled(config) == ConnectionState(after.rooms).settled(config) == {2, 3}
+    assert after.settled(RoomConfig(4, required)) == {2, 3, 4}
