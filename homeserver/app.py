@@ -393,6 +393,7 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.thread_subscriptions,
+        rooms.thread_updates,
         rooms.typing,
         rooms.upgrades,
         registry,

@@ -32,7 +32,7 @@ from homeserver.assembly.lifetimes import lifetimes_of
 from homeserver.assembly.presence import presence_of
 from homeserver.assembly.profile_rules import fixed_profile_fields, name_rules_of
 from homeserver.assembly.push_rules import PushParts
-from homeserver.assembly.sliding import sliding_parts
+from homeserver.assembly.sliding import sliding_parts, thread_updates
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
@@ -436,6 +436,7 @@ class RoomParts:
             self.notifier,
             clock,
         )
+        self.thread_updates = thread_updates(database, parts, self.events, visibility, client_events)
         self.sliding = sliding_parts(
             database,
             parts,
@@ -446,6 +447,7 @@ class RoomParts:
             visibility,
             client_events,
             self.thread_subscriptions,
+            self.thread_updates,
             accounts.profile_store,
             sizes,
             now_ms,

@@ -25,6 +25,7 @@ from homeserver.services.sliding_sync.typing_views import TypingViews
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.sync import SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
+from homeserver.services.thread_updates import ThreadUpdates
 from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.profiles import ProfileStore
@@ -32,6 +33,16 @@ from storage.room_recency import RoomRecencyStore
 from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.state_tree import StateTreeStore
+from storage.thread_updates import ThreadUpdateStore
+
+
+def thread_updates(
+    database: Database, synced: SyncParts, events: RoomEvents, visibility: Visibility, client_events: ClientEvents
+) -> ThreadUpdates:
+    """What reads in which threads something was said; it shares what /sync is made of."""
+    store = ThreadUpdateStore(database)
+    rooms, memberships, ignored = synced.rooms, synced.memberships, synced.ignored
+    return ThreadUpdates(store, rooms, events, memberships, visibility, client_events, ignored, database.streams)
 
 
 def sliding_parts(
@@ -44,6 +55,7 @@ def sliding_parts(
     visibility: Visibility,
     client_events: ClientEvents,
     threads: ThreadSubscriptions,
+    updates: ThreadUpdates,
     profiles: ProfileStore,
     sizes: CacheSizes,
     now_ms: Callable[[], int],
@@ -95,6 +107,7 @@ def sliding_parts(
             ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states),
             synced.sticky,
             TypingViews(synced.typing, streams, capacity=sizes.typing_view_bytes),
+            updates,
         )
     )
     return SlidingParts(

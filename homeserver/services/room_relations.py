@@ -116,7 +116,7 @@ class RoomRelations:
                 place = _before(page[-1][0])
             if not more or len(shown) >= limit:
                 break
-        shown = [_without_content(each) if each.event.event.sender in ignored else each for each in shown]
+        shown = [without_content(each) if each.event.event.sender in ignored else each for each in shown]
         chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
         answer: dict[str, Any] = {"chunk": chunk}
         if more:
@@ -131,7 +131,7 @@ def _before(place: Place) -> Place:
     return Place(place.depth, place.event_nid - 1)
 
 
-def _without_content(seen: Seen) -> Seen:
+def without_content(seen: Seen) -> Seen:
     """The event as if it were redacted: the root of a thread that an ignored user began."""
     event = seen.event.event
     pruned = encode_event_json(event.version, redact(event.version, event.pdu))

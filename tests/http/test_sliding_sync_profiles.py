@@ -324,3 +324,18 @@ def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
     say(alice, room_id, "again")
     assert names_in(client.sync()) == {"alice", "bob"}
     assert users_in(client.sync()) == {}
+
+
+def test_who_shares_no_room_is_not_told_of(alice: User, bob: User) -> None:
+    """What changes in their profiles would not be told either."""
+    room_id = create(alice, preset="public_chat", name="tea")
+    act(bob, room_id, "join")
+    say(bob, room_id, "hello")
+    act(bob, room_id, "leave")
+    client = client_of(alice)
+    client.body["lists"]["all"] |= {"timeline_limit": 5, "required_state": [["m.room.member", "*"]]}
+    assert names_in(client.sync()) == {"alice"}
+    other = create(alice, preset="public_chat", name="coffee")
+    act(bob, other, "join")
+    say(bob, other, "hello")
+    assert names_in(client.sync()) == {"alice", "bob"}

@@ -78,6 +78,8 @@ class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
     fields: frozenset[str]
     rooms: frozenset[int]
     """Rooms whose people it was told of, or is with those who are left. Of who comes later it is told then."""
+    lazily: frozenset[int]
+    """Those where it is told of people as their events need them."""
     left: tuple[ProfilesLeft, ...] = ()
     """Whose whole profiles it is still to be told."""
 
@@ -337,6 +339,7 @@ class _Blob(msgspec.Struct, array_like=True):
     """The rooms that were told to be direct chats."""
     profiles_left: tuple[ProfilesLeft, ...] = ()
     profile_rooms: list[int] = []
+    profiles_lazily: list[int] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -357,7 +360,8 @@ def _encode(state: ConnectionState) -> bytes:
     blob = _Blob(required, rooms, dict(state.receipts), dict(state.account_data), None, direct)
     told = state.profiles
     if told is not None:
-        blob.profile_fields, blob.profiles_left, blob.profile_rooms = sorted(told.fields), told.left, sorted(told.rooms)
+        blob.profile_fields, blob.profiles_left = sorted(told.fields), told.left
+        blob.profile_rooms, blob.profiles_lazily = sorted(told.rooms), sorted(told.lazily)
     return _encoder.encode(blob)
 
 
@@ -375,5 +379,6 @@ def _decode(blob: bytes) -> ConnectionState:
     }
     told = None
     if stored.profile_fields is not None:
-        told = ToldProfiles(frozenset(stored.profile_fields), frozenset(stored.profile_rooms), stored.profiles_left)
+        rooms_told, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
+        told = ToldProfiles(frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left)
     return ConnectionState(rooms, stored.receipts, stored.account_data, told)

@@ -1,7 +1,7 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
-MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508 (typing),
+MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.ids import UserID
+from federation.rooms.relations import read_relation
 from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
@@ -24,6 +25,7 @@ from homeserver.services.sliding_sync.request import (
     Scope,
     SlidingRequest,
     StickyRequest,
+    ThreadsRequest,
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
@@ -35,9 +37,11 @@ from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
+from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
 from storage.receipts import ReceiptRow, ReceiptStore
+from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
 
@@ -66,6 +70,7 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     profiles: ProfileNews
     sticky: StickyReader
     typing_views: TypingViews
+    thread_updates: ThreadUpdates
 
 
 class ExtensionReader:
@@ -95,10 +100,10 @@ class ExtensionReader:
             is_news = is_news or e2ee_news
         if wanted.account_data is None:
             if connection.state.account_data:
-                await self._account_data(request, connection, set(), token.position, changes)
+                await self._account_data(request, connection, set(), (), token.position, changes)
         else:
             scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
-            data = await self._account_data(request, connection, scope, token.position, changes)
+            data = await self._account_data(request, connection, scope, works, token.position, changes)
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
@@ -109,9 +114,9 @@ class ExtensionReader:
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
-            scope = _rooms_in(wanted.typing, selection) & selection.joined
+            scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
             typing, typing_news = await self._typing(connection, scope, token)
-            answer["typing"] = {"rooms": typing}
+            answer[wanted.typing.name] = {"rooms": typing}
             is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
             threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
@@ -122,7 +127,10 @@ class ExtensionReader:
         else:
             scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
-            users, told = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            lazy = {nid for nid in scope if selection.configs[nid].required_state.lazy_members}
+            users, told = await self._parts.profiles.read(
+                user_id, fields, connection, scope, lazy, works, token.position
+            )
             changes.set_profiles(told)
             answer[wanted.profiles.name] = {"users": users} if users else {}
             is_news = is_news or bool(users) or bool(told.left)
@@ -130,6 +138,9 @@ class ExtensionReader:
             sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
             answer[wanted.sticky.name] = sticky
             is_news = is_news or bool(sticky)
+        if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
+            answer[wanted.threads.name] = said
+            is_news = True
         return answer, is_news
 
     async def read_without_news(
@@ -141,10 +152,10 @@ class ExtensionReader:
         `moved_to`: the rooms in view now, all of them joined, if they are others than before.
         """
         wanted, is_news = request.extensions, False
+        if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
+            return None  # messages bring people and sticky events into view, and are said in threads
         if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
             return None
-        if wanted.profiles is not None or wanted.sticky is not None:
-            return None  # messages bring people and sticky events into view
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
             if not self._parts.devices.nothing_waits(request.caller, Range(connection.position, now.position)):
@@ -163,7 +174,7 @@ class ExtensionReader:
                 typing, is_news = await self._typing(connection, set(moved_to), now)
             elif connection.token is not None:
                 self._parts.typing_views.stay(connection.key, connection.token, now)
-            answer["typing"] = {"rooms": typing}
+            answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
         return answer, is_news
@@ -190,15 +201,21 @@ class ExtensionReader:
         return answer, bool(news.lists["changed"] or news.lists["left"])
 
     async def _account_data(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], upto: int, changes: StateChanges
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        scope: set[int],
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
     ) -> dict[str, Any]:
-        """What is new in the scope; what is new outside it is noted as missed."""
+        """What is new in the scope, and all of rooms with which the client begins anew; what is new outside it is noted as missed."""
         store, user_id, known = self._parts.account_data, request.caller.user_id, connection.state.account_data
         changed = connection.position < upto and self._parts.recent.concerns_user(
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
-        new = scope - known.keys()
-        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
+        new = (scope - known.keys()) | (scope & {work.room.room_nid for work in works if work.initial})
+        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -318,6 +335,32 @@ class ExtensionReader:
             return {}
         return await self._parts.threads.read(user_id, since, upto, wanted.limit, further="prev_batch")
 
+    async def _said(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        wanted: ThreadsRequest,
+        works: Sequence[RoomWork],
+        token: SyncToken,
+    ) -> dict[str, Any]:
+        """In which threads something was said since the client heard last. Who begins has missed nothing yet."""
+        since, user_id = connection.position, request.caller.user_id
+        if connection.token is None or since >= token.position:
+            return {}
+        recent = self._parts.recent.rooms_since(user_id, since)
+        told: dict[Thread, int] | None = None
+        if not wanted.with_roots:
+            told = {}
+            for work in works:
+                for seen in work.shown:
+                    relation = read_relation(seen.event.event)
+                    if relation is not None and relation.rel_type == THREAD and (seen.event.position or 0) > since:
+                        thread = work.room.room_nid, relation.target
+                        told[thread] = told.get(thread, 0) + 1
+        return await self._parts.thread_updates.read(
+            request.caller, None if recent is None else recent.events, since, token.position, wanted.limit, told
+        )
+
     async def _sticky(
         self, request: SlidingRequest, wanted: StickyRequest, selection: Selection, works: Sequence[RoomWork], upto: int
     ) -> dict[str, Any]:
@@ -366,7 +409,7 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
 
 def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
     """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
-    scopes = (wanted.account_data, wanted.receipts, wanted.typing)
+    scopes = (wanted.account_data, wanted.receipts, None if wanted.typing is None else wanted.typing.scope)
     if any(scope is not None and scope.lists is not None for scope in scopes):
         return False
     state = connection.state

@@ -135,7 +135,7 @@ class RoomLists:
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
             row = rows.get(room.room_nid)
-            if row is not None and await self._may_see(row):
+            if row is not None and await self._may_see(row, connection):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
@@ -174,15 +174,23 @@ class RoomLists:
                 self._was_joined.popitem(last=False)
         return known
 
+    async def was_inside(self, row: MembershipRow) -> bool:
+        """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
+        return row.membership not in OUTSIDE and await self.was_joined(row)
+
     async def was_reset(self, row: MembershipRow) -> bool:
         """Whether the user is no longer in the room although no event says so: the resolution of a fork took them out."""
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
         return event is not None and event.event.membership != row.membership
 
-    async def _may_see(self, row: MembershipRow) -> bool:
+    async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
-        return row.membership in OUTSIDE or await self.was_joined(row)
+        if row.membership in OUTSIDE or await self.was_joined(row):
+            return True
+        # who was told of an invite or a knock of theirs is told once that it came to nothing
+        sent = connection.state.rooms.get(row.room_nid)
+        return sent is not None and row.position > connection.since(sent.upto)
 
     async def _candidates(self, order: RoomOrder, connection: Connection) -> tuple[Collection[MembershipRow], bool]:
         """The rooms that a list may show, in order; and whether it may show them all once the client was told of them."""

@@ -1,8 +1,8 @@
 """How much of an answer is made at once, and where it ends: the same for an answer made in the ordinary way (`sliding_sync.py`) and
 in the shorter one (`messages.py`).
 
-What events weigh is known once they are read; so rooms are made in portions that cannot become too large, those with the newest
-events first, and after a portion that filled the answer no other is begun.
+What events weigh is known once they are read; so rooms are made in portions that cannot become too large, those that the client has
+open first, then those with the newest events, and after a portion that filled the answer no other is begun.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,8 @@ async def make_entries(
         return await entries.make(request, connection, works, upto, sent_members, newly_sent), works
     made: dict[str, dict[str, Any]] = {}
     told, size = 0, 0
-    works = sorted(works, key=entries.find_latest, reverse=True)
+    opened = request.subscriptions
+    works = sorted(works, key=lambda work: (work.room.room_id in opened, entries.find_latest(work)), reverse=True)
     for portion in _portions_of(works):
         made |= await entries.make(request, connection, portion, upto, sent_members, newly_sent)
         told += len(portion)

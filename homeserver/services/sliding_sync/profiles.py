@@ -55,11 +55,13 @@ class ProfileNews:
         fields: Set[str],
         connection: Connection,
         scope: Set[int],
+        lazy: Set[int],
         works: Sequence[RoomWork],
         upto: int,
     ) -> tuple[dict[str, Any], ToldProfiles]:
         """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And what the
-        client has then. `scope`: the rooms in view, `works` those that the answer tells something of.
+        client has then. `scope`: the rooms in view, `lazy` those of them whose members come lazily; `works` those of which the
+        answer tells something.
 
         Raises UnknownPos.
         """
@@ -67,34 +69,49 @@ class ProfileNews:
         users: dict[str, Any] = {}
         if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
-        rooms: frozenset[int] = frozenset()
-        left: tuple[ProfilesLeft, ...] = ()
-        if former is not None and (former.fields >= EVERY_FIELD or former.fields >= fields):
-            rooms, left = former.rooms, former.left
+        if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
+            former = ToldProfiles(frozenset(), frozenset(), frozenset())
         seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
-        people, whole = await self._who_comes(seen, scope - rooms)
+        people, others, whole = await self._who_comes(former, scope, lazy, seen)
+        left = former.left
         told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
         told |= people
-        for owner, profile in (await self._profiles.get_profiles(sorted(told))).items():
+        found = await self._profiles.get_profiles(sorted(told | others))
+        for owner in await self._who_are_strangers(user_id, found.keys() - told):
+            del found[owner]  # what changes in their profiles would not be told
+        for owner, profile in found.items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
-        return users, ToldProfiles(frozenset(fields), rooms | scope, left)
+        rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
+        return users, ToldProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
-    async def _who_comes(self, works: Mapping[int, RoomWork], new: Set[int]) -> tuple[set[str], set[int]]:
-        """Who comes into view with these rooms, and the rooms of which all members do. `new`: those of whose people the client
-        has not been told yet."""
+    async def _who_comes(
+        self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
+    ) -> tuple[set[str], set[str], set[int]]:
+        """Who comes into view with these rooms and is in one of them, who else does, and the rooms of which all members do.
+
+        They do not where members come lazily, unless events that need them came before their profiles were asked for.
+        """
+        begun = {nid for nid, work in works.items() if work.initial}
+        whole = {*(scope - lazy - former.rooms), *(begun - lazy), *(lazy - former.rooms - former.lazily - begun)}
         people: set[str] = set()
-        whole = set(new - works.keys())
+        others: set[str] = set()
         for nid, work in works.items():
-            is_whole, named = _is_whole(work, is_new=nid in new), work.people
-            if not work.config.required_state.lazy_members and work.state.changed_members and not is_whole:
-                named |= work.state.changed_members.keys() & await self._memberships.local_members(nid)
-            if is_whole or len(named) > MOST_WHOLE:
+            named, members = work.people, await self._memberships.local_members(nid)
+            if nid not in lazy:
+                named |= work.state.changed_members.keys() & members
+            if nid in whole or len(named) > MOST_WHOLE:
                 whole.add(nid)
                 named = work.people_shown
-            people |= named
-        return people, whole
+            people |= named & members
+            others |= named - members
+        return people, others, whole
+
+    async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+        """Those of the people who share no room with the user, mostly since they have left."""
+        people = people - {user_id}
+        return people - (await self._membership_store.get_shared_rooms(user_id, people)).keys() if people else people
 
     async def _members(
         self, user_id: UserID, waiting: Sequence[ProfilesLeft]
@@ -165,15 +182,6 @@ class ProfileNews:
             behind |= {member for member in moved if (room_nid, member) in before}
             behind |= await self._memberships.local_members(room_nid) - moved
         return behind
-
-
-def _is_whole(work: RoomWork, *, is_new: bool) -> bool:
-    """Whether all members come into view with a room: not where members come lazily, unless their events came already, but not
-    their profiles."""
-    is_lazy = work.config.required_state.lazy_members
-    if work.initial:
-        return not is_lazy
-    return is_new or (not is_lazy and work.sent is not None and work.sent.required_state.lazy_members)
 
 
 def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:

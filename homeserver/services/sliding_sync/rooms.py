@@ -237,7 +237,8 @@ class RoomEntries:
                 entry["is_dm"] = False
             if request.stable:
                 entry["membership"] = work.own.membership
-                entry["lists"] = list(work.in_lists)
+                if work.in_lists:
+                    entry["lists"] = list(work.in_lists)
             entries[work.room.room_id] = entry
         return entries
 
@@ -247,9 +248,11 @@ class RoomEntries:
             stripped = present_stripped(await self._parts.invited.get_stripped(work.own))
             entry: dict[str, Any] = {"stripped_state" if request.stable else "invite_state": stripped}
         else:
-            # stripped state would be taken for an invite
             own = await self._parts.invited.find_own(work.room, work.own)
-            entry = {"required_state": [present_plainly(own, with_room_id=False)] if own is not None else []}
+            if request.stable:
+                entry = {"stripped_state": present_stripped([] if own is None else [own.event])}
+            else:  # stripped state would be taken for an invite
+                entry = {"required_state": [present_plainly(own, with_room_id=False)] if own is not None else []}
         if not request.stable:
             entry |= {"notification_count": 0, "highlight_count": 0}
         return entry
@@ -258,9 +261,8 @@ class RoomEntries:
         parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for work in works:
-            joined, sent = work.own.membership == "join", work.sent
-            if sent is not None and joined and not work.initial:
-                work.expanded = work.config.timeline_limit > sent.timeline_limit
+            if work.sent is not None and not work.initial:
+                work.expanded = work.config.timeline_limit > work.sent.timeline_limit
             since = 0 if work.initial or work.expanded else work.since
             by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
         arrivals = await self._get_arrivals(by_limit)

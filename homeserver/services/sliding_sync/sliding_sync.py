@@ -207,7 +207,7 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or nid in moved or (grown and row.membership == "join"):
+            if sent is None or news or nid in moved or (grown and await parts.lists.was_inside(row)):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}

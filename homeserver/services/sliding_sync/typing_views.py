@@ -1,4 +1,5 @@
-"""In which rooms a client of sliding sync was told who types, and up to when: a room may leave its windows and come back.
+"""In which rooms a client of sliding sync was told who types, and up to when: a room may leave its windows and come back. Then the
+client is told anew who types there: it gave up what it knew, or should have. Proposal: MSC4508.
 
 In memory alone: typing is over in seconds. Of a client of which it is not known, since the server was started anew or
 remembers others, everything that is known of who types is told: what it had before can only be put right by that. It does not
@@ -77,8 +78,10 @@ class TypingViews:
             for nid in rooms - view.rooms:
                 if nid not in view.left and len(view.left) >= MOST_ROOMS_LEFT:
                     told.update(self._typing.get_known([nid]))  # it may be one of those that are no longer remembered
-                else:
-                    told.update(self._typing.get_changed([nid], view.left.get(nid)))
+                    continue
+                told.update(self._typing.get_changed([nid], None))
+                if nid in view.left:  # that nobody types any more, to who has not given up what they knew
+                    told.update(self._typing.get_changed([nid], view.left[nid]))
             moved = View(frozenset(rooms), _left(view, before, rooms))
         self._keep(key, {before: view, after: moved})
         return Typists(told, bool(told))
