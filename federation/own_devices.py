@@ -2,6 +2,7 @@
 
 Laws:
 - Of signatures others see those of the owner.
+- One-time keys are claimed at a bounded rate by each server, so that none takes those that others need.
 - Names that people give their devices stay here.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
@@ -15,7 +16,7 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, NotFound
-from federation.protocol.ids import UserID
+from federation.protocol.ids import ServerName, UserID
 from federation.published_keys import KeysOfPeople
 from storage.cross_signing import CrossSigningKey, KeySignature
 from storage.device_keys import DeviceKeyStore, KeyWish
@@ -35,12 +36,18 @@ class OwnDevices:
         log: DeviceListLog,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
+        check_claims: Callable[[ServerName], None],
+        count_claims: Callable[[ServerName, int], None],
     ) -> None:
+        """`check_claims` raises LimitExceeded where a server has claimed too many keys of late; `count_claims` is told how many it
+        claims now."""
         self._keys = keys
         self._published = published
         self._now_ms = now_ms
         self._log = log
         self._identity = identity
+        self._check_claims = check_claims
+        self._count_claims = count_claims
 
     async def get_list(self, user_id: UserID) -> dict[str, Any]:
         """All devices of one of our users, with the number of the latest change. Raises NotFound.
@@ -86,6 +93,18 @@ class OwnDevices:
             "master_keys": keys.cross_signing["master"],
             "self_signing_keys": keys.cross_signing["self_signing"],
         }
+
+    async def do_claim_for(
+        self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
+        """As `do_claim`, for another server. Whoever may claim may claim as many as one request takes, and then waits the longer.
+        Raises InvalidParam, LimitExceeded.
+
+        spec: server-server-api#post_matrixfederationv1userkeysclaim
+        """
+        self._check_claims(origin)
+        self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
+        return await self.do_claim(wanted)
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
         """One-time keys (or fallback keys) of our users by user and device; each is given out once. Raises InvalidParam."""

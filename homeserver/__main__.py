@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorSSL, IReactorTCP, IReactorTime, 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import MatrixError, WeakPassword
 from homeserver.app import Server, build
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
@@ -230,7 +230,10 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
             password = password_file.readline().rstrip("\n")
         else:
             password = ask_for_password()
-        accounts.passwords.check_policy(password)
+        try:
+            accounts.passwords.check_policy(password)
+        except WeakPassword as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
+            click.echo(f"warning: {error.text}; people may not choose such a one", err=True)
         wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
 
@@ -345,7 +348,9 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
             mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
-        accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None)
+        accounts = AccountParts(
+            config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None, time.monotonic
+        )
         return await work(accounts)
 
     return run_with_database(config, with_accounts)

@@ -4,8 +4,8 @@ Laws:
 - Contents are JSON objects, kept and given back as bytes.
 - Each change takes a position (`Topic.ACCOUNT_DATA`, with the room it is of). The latest of each entry is kept: who has
   read up to an earlier position hears of it with the later one.
-- A deleted entry stays as `{}`, for incremental readers; it is absent for all others.
-- What a user keeps in all stands beside it (`account_data_sums`), and is changed with each entry.
+- A deleted entry stays as `{}`, for incremental readers; it is absent for all others. Of one user the latest MOST_DELETED stay.
+- What a user keeps in all stands beside it (`account_data_sums`), and is changed with each entry; deleted ones are counted apart.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +19,7 @@ from storage.transaction import Transaction, WriteTransaction
 
 GLOBAL = ""
 """Stands where a room's id would, for data that is of no room."""
+MOST_DELETED = 5000
 
 
 class AccountData(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +35,8 @@ class AccountDataSums(msgspec.Struct, frozen=True, gc=False):
     entries: int = 0
     size: int = 0
     """In bytes, of all contents."""
+    deleted: int = 0
+    """Entries that are deleted, and not counted above."""
 
 
 class AccountDataStore:
@@ -112,19 +115,18 @@ class AccountDataStore:
         return None if row is None else bytes(row[0])
 
     def get_sums(self, txn: Transaction, user_id: str) -> AccountDataSums:
-        """How much a user keeps, deleted entries counted."""
-        row = txn.query_one("SELECT entries, bytes FROM account_data_sums WHERE user_id = ?", (user_id,))
+        """How much a user keeps."""
+        row = txn.query_one("SELECT entries, bytes, deleted FROM account_data_sums WHERE user_id = ?", (user_id,))
         return AccountDataSums() if row is None else AccountDataSums(*row)
 
     def find_growth(
         self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
     ) -> AccountDataSums | None:
         """How much the user would keep with this entry; None where that is not more than now."""
-        entries, size = _growth(txn, user_id, room_id, type_, content)
-        if entries <= 0 and size <= 0:
+        growth = _growth(txn, user_id, room_id, type_, _kept(content))
+        if growth.entries <= 0 and growth.size <= 0:
             return None
-        sums = self.get_sums(txn, user_id)
-        return AccountDataSums(sums.entries + entries, sums.size + size)
+        return _add(self.get_sums(txn, user_id), growth)
 
     def set_entry(
         self,
@@ -138,20 +140,17 @@ class AccountDataStore:
     ) -> int:
         """Set one entry; the position of the change."""
         position = txn.next_position()
-        entries, size = _growth(txn, user_id, room_id, type_, content)
-        if entries or size:
-            txn.execute(
-                "INSERT INTO account_data_sums (user_id, entries, bytes) VALUES (?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
-                " SET entries = account_data_sums.entries + excluded.entries,"
-                " bytes = account_data_sums.bytes + excluded.bytes",
-                (user_id, entries, size),
-            )
+        growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _kept(content))
+        if growth != AccountDataSums():
+            _grow(txn, user_id, growth)
         txn.execute(
             "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
+        if growth.deleted > 0 and self.get_sums(txn, user_id).deleted > MOST_DELETED:
+            _forget_deleted(txn, user_id)
         put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
         txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_))
         return position
@@ -169,13 +168,45 @@ class AccountDataStore:
         remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
 
 
-def _growth(txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes) -> tuple[int, int]:
-    """By how many entries and bytes the user keeps more with this entry than without."""
+_DELETED = AccountDataSums(deleted=1)
+
+
+def _kept(content: bytes) -> AccountDataSums:
+    return AccountDataSums(1, len(content))
+
+
+def _add(sums: AccountDataSums, more: AccountDataSums) -> AccountDataSums:
+    return AccountDataSums(sums.entries + more.entries, sums.size + more.size, sums.deleted + more.deleted)
+
+
+def _growth(txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataSums) -> AccountDataSums:
+    """By how much what the user keeps grows with an entry that counts so, in the place of the one that is there."""
     row = txn.query_one(
-        "SELECT length(content) FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+        "SELECT length(content), deleted FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
         (user_id, room_id or GLOBAL, type_),
     )
-    return (1, len(content)) if row is None else (0, len(content) - int(row[0]))
+    if row is None:
+        return entry
+    return _add(entry, AccountDataSums(0, 0, -1) if row[1] else AccountDataSums(-1, -int(row[0])))
+
+
+def _grow(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
+    txn.execute(
+        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
+        " SET entries = account_data_sums.entries + excluded.entries, bytes = account_data_sums.bytes + excluded.bytes,"
+        " deleted = account_data_sums.deleted + excluded.deleted",
+        (user_id, growth.entries, growth.size, growth.deleted),
+    )
+
+
+def _forget_deleted(txn: WriteTransaction, user_id: str) -> None:
+    """Those that were deleted first: who has not heard of them since, will not."""
+    gone = txn.execute(
+        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1 AND position <= (SELECT position FROM account_data"
+        " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
+        (user_id, user_id, MOST_DELETED),
+    )
+    _grow(txn, user_id, AccountDataSums(deleted=-gone))
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:

@@ -136,10 +136,11 @@ class AccountStore:
         return True
 
     def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
-        """Move the account's position and announce that what was remembered of it no longer holds."""
+        """Move the account's position and announce that what was remembered of it no longer holds, on any node."""
         position = txn.next_position()
         txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
         txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
+        txn.hold_everywhere(position)
 
     def set_password_hash(
         self, txn: WriteTransaction, user_id: str, password_hash: str | None, instead_of: str | None = None

@@ -67,9 +67,11 @@ class BrowserSessionStore:
             (token_hash, user_id, proved_ts, expires_ts, origin, session),
         )
 
-    def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> bool:
-        """End one; False where there is none."""
-        return bool(txn.execute("DELETE FROM browser_sessions WHERE token_hash = ?", (token_hash,)))
+    def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> tuple[str, int] | None:
+        """End one; whose it was, and when its time is, or was, over. None where there is none."""
+        sql = "DELETE FROM browser_sessions WHERE token_hash = ? RETURNING user_id, expires_ts"
+        row = txn.query_one(sql, (token_hash,))
+        return None if row is None else (row[0], row[1])
 
     def get_origins_by_session(self, txn: Transaction, beginning: str) -> list[tuple[str, str]]:
         """Who came by a sign-in whose name (`session` of their `origin`) begins so, with the `origin`; a beginning has letters,
@@ -81,14 +83,10 @@ class BrowserSessionStore:
         """End all of a user's; how many there were."""
         return txn.execute("DELETE FROM browser_sessions WHERE user_id = ?", (user_id,))
 
-    async def remove_old(self, now: int, limit: int) -> int:
-        """Remove up to `limit` whose time is over; how many."""
-
-        def write(txn: WriteTransaction) -> int:
-            sql = (
-                "DELETE FROM browser_sessions WHERE token_hash IN"
-                " (SELECT token_hash FROM browser_sessions WHERE expires_ts <= ? LIMIT ?)"
-            )
-            return txn.execute(sql, (now, limit))
-
-        return await self._database.write("remove_old_browser_sessions", write)
+    def remove_old(self, txn: WriteTransaction, now: int, limit: int) -> list[tuple[str, int]]:
+        """Remove up to `limit` whose time is over; whose they were, and when it was over."""
+        sql = (
+            "DELETE FROM browser_sessions WHERE token_hash IN"
+            " (SELECT token_hash FROM browser_sessions WHERE expires_ts <= ? LIMIT ?) RETURNING user_id, expires_ts"
+        )
+        return [(row[0], row[1]) for row in txn.query(sql, (now, limit))]

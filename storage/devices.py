@@ -66,15 +66,6 @@ class DeviceStore:
             devices.setdefault(row[0], []).append(DeviceRow(*row))
         return devices
 
-    def get_device_ids_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[str]]:
-        """The ids alone, which an index holds."""
-        ids: dict[str, list[str]] = {}
-        for user_id, device_id in txn.query_in(
-            "SELECT user_id, device_id FROM devices WHERE user_id IN {keys}", user_ids
-        ):
-            ids.setdefault(user_id, []).append(device_id)
-        return ids
-
     async def get_device(self, user_id: str, device_id: str) -> DeviceRow | None:
         """One device of one user."""
 
@@ -106,7 +97,8 @@ class DeviceStore:
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Make the device where there is none of that id; False where there is: then it keeps its name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}, made_ts) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO devices ({_COLUMNS}, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
             (
                 device.user_id,
                 device.device_id,
@@ -116,6 +108,7 @@ class DeviceStore:
                 device.last_seen_ip,
                 device.last_seen_user_agent,
                 device.created_ts,
+                txn.allocate("device"),
             ),
         )
         if added:

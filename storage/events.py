@@ -78,7 +78,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     current_root: bytes | None = None
     """Root of the room's current state once it had arrived; None: it was the state after it."""
     thread_root: str | None = None
-    """The event at the root of the thread that it stands in, as far as it notifies anybody."""
+    """The event at the root of the thread that it stands in, as far as it notifies anybody or was redacted."""
 
 
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
@@ -163,6 +163,12 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
 def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
     """The flags of events by id; unknown ids are missing from the answer."""
     return dict(txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids))
+
+
+def select_position(txn: Transaction, room_nid: int, event_id: str) -> int | None:
+    """Where in the sequence an event of a room arrived; None where it did not as news, or is not known."""
+    row = txn.query_one("SELECT position FROM events WHERE event_id = ? AND room_nid = ?", (event_id, room_nid))
+    return None if row is None else row[0]
 
 
 def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:

@@ -12,6 +12,8 @@ from storage.media_references import Setting, put_batch, put_setting, select_bat
 from storage.transaction import Transaction, WriteTransaction
 
 NOTE: Final = "follow_media"
+AT_ONCE: Final = 200
+"""Events that are looked at in one write."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -76,12 +78,19 @@ def note_events(txn: WriteTransaction, upto: int) -> None:
 
 
 def catch_up(txn: WriteTransaction, at_most: int) -> bool:
-    """Look at the events that are left, at most so many; whether none is left, and so every reference is known."""
+    """Look at the events that are left, at most so many, and fewer where they refer to much; whether none is left, and so every reference
+    is known."""
     progress = select_progress(txn)
-    batch = select_batch(txn, progress.upto, at_most)
-    put_batch(txn, batch)
-    note_events(txn, batch.upto)
-    return progress.has_settings and batch.count < at_most
+    upto = progress.upto
+    for left in range(at_most, 0, -AT_ONCE):
+        batch = select_batch(txn, upto, min(AT_ONCE, left))
+        put_batch(txn, batch)
+        upto = batch.upto
+        is_last = batch.count < min(AT_ONCE, left) and not batch.is_cut
+        if is_last or batch.is_cut:
+            break
+    note_events(txn, upto)
+    return progress.has_settings and is_last
 
 
 def _put(txn: WriteTransaction, progress: Progress) -> None:

@@ -7,13 +7,15 @@ Laws:
   server also while others are in the room.
 - Rows of events are written by who follows the events by their numbers (`select_batch`, `put_batch`), rows of settings in the
   write that changes the setting. What may have lost a reference is noted in the write that takes it, and looked at later.
+- One write looks at as many addresses as one event may have (`MOST`), or a little more: others wait for the writer.
 - `unreferenced_ts` says since when nobody refers to a file. A file of this server to which its uploader never was seen to refer
-  has none, whatever others say and take back: it may be attached to an encrypted message.
+  has none, whatever others say and take back: it may be attached to an encrypted message. Account data does not count as seen there:
+  what is taken out of a pack of stickers may be in encrypted messages.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -24,11 +26,17 @@ from storage.media_addresses import MOST, MediaAddress, find_addresses
 from storage.relations import REPLACE
 from storage.transaction import Transaction, WriteTransaction
 
+T = TypeVar("T")
+
 _MEMBER, _ROOM_AVATAR, _ENCRYPTED = "m.room.member", "m.room.avatar", "m.room.encrypted"
 _EVENTS: Final = "SELECT event_nid, room_nid, type, sender, pdu, redacted_by FROM events"
 _TIMELINE: Final = int(EventFlag.TIMELINE)
 UNREFERENCED: Final = "unreferenced"
 """The cause where a reference was taken back, or its place was taken by another."""
+FORGOTTEN: Final = "forgotten"
+"""The cause where this server purged what was said in a room that nobody of it remembers."""
+EVENTS_AT_ONCE: Final = 50
+"""Events of what may have lost a reference that are read at once."""
 PART: Final = 2 * MOST
 """References of a room, or files of a user, that are looked at at once; more than one event has."""
 
@@ -78,6 +86,8 @@ class MentionBatch(msgspec.Struct, frozen=True):
     """All events up to this number have been looked at after it."""
     count: int
     mentions: Sequence[EventMentions]
+    is_cut: bool = False
+    """They refer to so much that it ends before the number of events that was asked for."""
 
 
 def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
@@ -106,7 +116,8 @@ def put_setting(txn: WriteTransaction, user_id: str, kind: Setting, name: str, v
     if not before and not addresses:
         return
     numbers = number_media(txn, addresses)
-    _note_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
+    if kind is Setting.PROFILE:
+        _note_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
     now = set(numbers.values())
     txn.execute_many(
         "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ? AND media_nid = ?",
@@ -163,17 +174,32 @@ def add_attachments(txn: WriteTransaction, event_id: str, addresses: Collection[
 
 
 def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> MentionBatch:
-    """The next events after a number, `limit` of them and none above `at_most`, and what they refer to.
+    """The next events after a number, `limit` of them and none above `at_most`, and what they refer to; fewer, where that is much.
 
     Encrypted ones are not looked into.
     """
     sql = "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ? ORDER BY event_nid LIMIT ?"
-    numbers = txn.query(sql, (after, at_most, limit))
-    upto = numbers[-1][0] if numbers else after
-    sql = f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}'"
+    numbers = _column(txn.query(sql, (after, at_most, limit)))
+    upto = max(numbers, default=after)
+    sql = f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}' ORDER BY event_nid"
     rows = txn.query(sql, (after, upto)) if numbers else []
-    with_files = [row for row in rows if b"mxc:" in bytes(row[4])]
-    return MentionBatch(upto, len(numbers), [each for each in _mentions(txn, with_files) if each.addresses])
+    found = [each for each in _mentions(txn, _with_files(rows)) if each.addresses]
+    mentions = bounded(found, lambda each: len(each.addresses))
+    is_cut = len(mentions) < len(found)
+    if is_cut:
+        upto = mentions[-1].event_nid
+        numbers = {number for number in numbers if number <= upto}
+    return MentionBatch(upto, len(numbers), mentions, is_cut)
+
+
+def bounded(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
+    """As many of the first as one write looks at, by how many addresses each has; one at least."""
+    total = 0
+    for number, item in enumerate(items):
+        total += addresses(item)
+        if total > MOST and number:
+            return items[:number]
+    return items
 
 
 def put_batch(txn: WriteTransaction, batch: MentionBatch) -> None:
@@ -197,12 +223,14 @@ def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
 
 
 def note_purged(txn: WriteTransaction, room_nid: int, event_nids: Collection[int], cause: str) -> None:
-    """Messages of a room are about to lose their content for good, and why: as `note_redaction`. Messages without files cost no write."""
+    """Messages of a room are about to lose their content for good, and why: as `note_redaction`. Messages without files cost no write.
+
+    Who purges chooses them by `bounded`.
+    """
     rows = txn.query_in(f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids)
-    mentions = [each for each in _mentions(txn, [row for row in rows if b"mxc:" in bytes(row[4])]) if each.addresses]
-    put_batch(txn, MentionBatch(0, 0, mentions))
+    put_batch(txn, MentionBatch(0, 0, [each for each in _mentions(txn, _with_files(rows)) if each.addresses]))
     with_files = txn.query_in(
-        "SELECT event_nid FROM media_in_events WHERE room_nid = ? AND event_nid IN {keys}",
+        "SELECT DISTINCT event_nid FROM media_in_events WHERE room_nid = ? AND event_nid IN {keys}",
         event_nids,
         before=(room_nid,),
     )
@@ -220,10 +248,8 @@ def number_media(txn: WriteTransaction, addresses: Collection[MediaAddress]) -> 
     if new:
         first = txn.allocate("media", len(new))
         numbers.update(zip(new, range(first, first + len(new)), strict=True))
-        txn.execute_many(
-            "INSERT INTO known_media (media_nid, origin, media_id) VALUES (?, ?, ?)",
-            [(numbers[address], *address) for address in new],
-        )
+        columns = ("media_nid", "origin", "media_id")
+        txn.insert_rows("known_media", columns, [(numbers[address], *address) for address in new])
     return numbers
 
 
@@ -238,12 +264,11 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
         " ORDER BY kind, nid, user_id LIMIT ?",
         (upto_event, limit),
     )
+    if rows and rows[0][0] == Recheck.EVENT:
+        rows = [row for row in rows if row[0] == Recheck.EVENT][:EVENTS_AT_ONCE]
+        return _recheck_events(txn, own, {nid: cause for _, nid, _, _, cause in rows}, now_ms)
     lost: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
-    by_cause: dict[str, set[int]] = {UNREFERENCED: lost}
-    for cause in dict.fromkeys(row[4] for row in rows if row[0] == Recheck.EVENT):
-        events = [nid for kind, nid, _, _, why in rows if kind == Recheck.EVENT and why == cause]
-        by_cause.setdefault(cause, set()).update(_recheck_events(txn, events))
-    done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind in (Recheck.FILE, Recheck.EVENT)]
+    done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind == Recheck.FILE]
     for kind, nid, user_id, upto, _ in rows:
         if kind == Recheck.ROOM:
             sql = "SELECT event_nid, media_nid FROM media_in_events WHERE room_nid = ? AND event_nid > ?"
@@ -263,50 +288,93 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
             sql = "UPDATE media_rechecks SET upto = ? WHERE kind = ? AND nid = ? AND user_id = ?"
             txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
             break
+    _set_unreferenced(txn, own, {UNREFERENCED: lost}, now_ms)
+    txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
+    return len(rows)
+
+
+def _set_unreferenced(txn: WriteTransaction, own: str, by_cause: Mapping[str, Collection[int]], now_ms: int) -> None:
+    """Those of these files to which nobody refers are to go."""
     condition, args = referred_sql(own)
     for cause, part in [(cause, part) for cause, nids in by_cause.items() for part in _chunks(sorted(nids))]:
         places = ", ".join("?" * len(part))
         txn.execute(
             f"UPDATE known_media AS k SET unreferenced_ts = ?, cause = ? WHERE media_nid IN ({places})"
-            f" AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?) AND NOT {condition}",
+            " AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?"
+            f" OR NOT EXISTS (SELECT 1 FROM media AS u WHERE u.media_id = k.media_id)) AND NOT {condition}",
             (now_ms, cause, *part, own, *args),
         )
-    txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
-    return len(rows)
 
 
-def _recheck_events(txn: WriteTransaction, event_nids: Collection[int]) -> set[int]:
-    """Take away what events, and their edits, refer to no longer; the numbers of these files. A membership that is the member's again
-    refers to its files again."""
-    edits = txn.query_in(
-        "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-        f" WHERE r.rel_type = '{REPLACE}' AND p.event_nid IN {{keys}}",
-        event_nids,
-    )
-    rows = txn.query_in(
-        f"{_EVENTS} WHERE event_nid IN {{keys}}",
-        {*event_nids, *_column(edits)},
-    )
+def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], now_ms: int) -> int:
+    """Take away what events refer to no longer, of as many of these as one write looks at; how many it were. `causes`: by their numbers.
+
+    A membership that is the member's again refers to its files again. The edits of an event are noted, to be looked at in their turn.
+    """
+    rows = sorted(txn.query_in(f"{_EVENTS} WHERE event_nid IN {{keys}}", causes))
     redacted = {row[0] for row in rows if row[5] is not None}
-    mentions = _mentions(txn, rows)
-    nids = number_media(txn, {address for each in mentions for address in each.addresses if each.is_live})
-    lost: set[int] = set()
-    for each in mentions:
-        stay = {nids[address] for address in each.addresses if each.is_live}
-        if each.role is Role.MEMBER:
-            _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in stay])
-            _set_referenced(txn, stay)
-        loses_attached = each.event_nid in redacted or (not each.is_live and each.role is not Role.MEMBER)
+    kept = _kept_for_others(txn, own, [row[0] for row in rows if causes[row[0]] == FORGOTTEN])
+    lost: dict[str, set[int]] = {}
+    looked_at, addresses = set(causes) - {row[0] for row in rows}, 0
+    for each in _mentions(txn, rows):
         before = txn.query(
             "SELECT media_nid, role FROM media_in_events WHERE room_nid = ? AND event_nid = ?",
             (each.room_nid, each.event_nid),
         )
+        addresses += len(before) + len(each.addresses)
+        if addresses > MOST and looked_at:
+            break
+        looked_at.add(each.event_nid)
+        stay = set(number_media(txn, each.addresses).values()) if each.is_live else set()
+        if each.role is Role.MEMBER:
+            _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in stay])
+            _set_referenced(txn, stay)
+        stay |= kept.get(each.event_nid, frozenset())
+        loses_attached = each.event_nid in redacted or (not each.is_live and each.role is not Role.MEMBER)
         gone = {nid for nid, role in before if nid not in stay and (role != Role.ATTACHED or loses_attached)}
         txn.execute_many(
             "DELETE FROM media_in_events WHERE media_nid = ? AND event_nid = ?", [(nid, each.event_nid) for nid in gone]
         )
-        lost |= gone
-    return lost
+        lost.setdefault(causes[each.event_nid], set()).update(gone)
+    _set_unreferenced(txn, own, lost, now_ms)
+    _note_edits(txn, looked_at)
+    txn.execute_many("DELETE FROM media_rechecks WHERE kind = 0 AND nid = ?", [(nid,) for nid in looked_at])
+    return len(looked_at)
+
+
+def _kept_for_others(txn: Transaction, own: str, event_nids: Collection[int]) -> Mapping[int, Set[int]]:
+    """The files of this server in events of rooms that only this server has forgotten: others have the messages still, and show them."""
+    rows = txn.query_in(
+        "SELECT e.event_nid, e.media_nid FROM events AS v JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
+        " JOIN media_in_events AS e ON e.room_nid = v.room_nid AND e.event_nid = v.event_nid"
+        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ? WHERE v.event_nid IN {keys}",
+        event_nids,
+        before=(own,),
+    )
+    kept: dict[int, set[int]] = {}
+    for event_nid, media_nid in rows:
+        kept.setdefault(event_nid, set()).add(media_nid)
+    return kept
+
+
+def _note_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+    """The edits of these events, by the same cause; edits themselves have none."""
+    for part in _chunks(sorted(event_nids)):
+        places = ", ".join("?" * len(part))
+        txn.execute(
+            "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause)"
+            " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_rechecks AS c"
+            " JOIN events AS p ON p.event_nid = c.nid"
+            f" JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid AND r.rel_type = '{REPLACE}'"
+            " JOIN media_in_events AS e ON e.room_nid = r.room_nid AND e.event_nid = r.event_nid"
+            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS (SELECT 1 FROM relations AS s"
+            f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}') ON CONFLICT DO NOTHING",
+            part,
+        )
+
+
+def _with_files(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if b"mxc:" in bytes(row[4])]
 
 
 def _mentions(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
@@ -354,10 +422,10 @@ def _note_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddres
 
 
 def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
-    txn.execute_many(
-        "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ? AND unreferenced_ts IS NOT NULL",
-        [(nid,) for nid in media_nids],
-    )
+    for part in _chunks(sorted(media_nids)):
+        places = ", ".join("?" * len(part))
+        sql = f"UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+        txn.execute(sql, part)
 
 
 def _column(rows: Iterable[tuple[int, ...]]) -> set[int]:

@@ -136,7 +136,7 @@ class MediaRemovalStore:
         return await self._database.read("get_removable_media", read)
 
     async def forget_unkept(self, before_ms: int, limit: int) -> int:
-        """Forget of files that are not here, or are to stay, that nobody refers to them; how many these were."""
+        """Forget the addresses of files that are not here and to which nobody refers; how many these were."""
         return await self._database.write("forget_unkept_media", self._forget_unkept, before_ms, limit)
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
@@ -219,15 +219,7 @@ class MediaRemovalStore:
                 for number, (address, user_id, hash, type, size, created_ts) in enumerate(rows, first)
             ],
         )
-        txn.execute_many(
-            "UPDATE known_media SET unreferenced_ts = NULL WHERE origin = ? AND media_id = ?", [row[0] for row in rows]
-        )
-        txn.execute_many(
-            "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
-            " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
-            " WHERE s.media_nid = known_media.media_nid)",
-            [row[0] for row in rows],
-        )
+        _forget_addresses(txn, [row[0] for row in rows])
         hashes = {row[2] for row in rows}
         unused = hashes - select_used_hashes(txn, tuple(hashes))
         forget_scans(txn, unused)
@@ -249,13 +241,27 @@ class MediaRemovalStore:
         return _removable(rows[:limit])
 
     def _forget_unkept(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
-        return txn.execute(
-            "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid IN (SELECT k.media_nid FROM known_media AS k"
+        rows = txn.query(
+            "SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
             " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r WHERE r.origin = k.origin"
             " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1 FROM media AS m"
-            " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?)",
+            " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, self._own, limit),
         )
+        _forget_addresses(txn, [(origin, media_id) for _, origin, media_id in rows])
+        return len(rows)
+
+
+def _forget_addresses(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) -> None:
+    """Forget files that are not here; those to which something refers that counts no more are known still, so that it is known whose
+    address it is."""
+    txn.execute_many(
+        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
+        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
+        " WHERE s.media_nid = known_media.media_nid)",
+        addresses,
+    )
+    txn.execute_many("UPDATE known_media SET unreferenced_ts = NULL WHERE origin = ? AND media_id = ?", addresses)
 
 
 def _removable(rows: Iterable[Row]) -> list[Removable]:

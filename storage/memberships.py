@@ -28,9 +28,19 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     display_name: str | None
     avatar_url: str | None
     forgotten: bool
+    left_position: int | None = None
+    """Where in the sequence the last stay in the room ended, of who is not in it and was; None for all others."""
+
+    @property
+    def was_joined(self) -> bool:
+        """Whether the user is, or ever was, in the room."""
+        return self.membership == "join" or self.left_position is not None
 
 
-_COLUMNS = "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten"
+_COLUMNS = (
+    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
+    " left_position"
+)
 
 _SELECT_BY_KIND = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
 
@@ -123,10 +133,11 @@ def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str])
 def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> None:
     """Write memberships over whatever was there, as one statement for all."""
     txn.execute_many(
-        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
         " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
-        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten",
+        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten,"
+        " left_position = excluded.left_position",
         [
             (
                 row.room_nid,
@@ -139,6 +150,7 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
                 row.display_name,
                 row.avatar_url,
                 int(row.forgotten),
+                row.left_position,
             )
             for row in rows
         ],
@@ -156,10 +168,20 @@ def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
     return counts.get("join", 0), counts.get("invite", 0)
 
 
-def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:
-    nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten = row
+def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int, int | None]) -> MembershipRow:
+    nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten, left_position = row
     return MembershipRow(
-        nid, user_id, membership, event_nid, sender, position, bool(is_local), name, avatar, bool(forgotten)
+        nid,
+        user_id,
+        membership,
+        event_nid,
+        sender,
+        position,
+        bool(is_local),
+        name,
+        avatar,
+        bool(forgotten),
+        left_position,
     )
 
 

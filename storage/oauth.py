@@ -47,6 +47,11 @@ class OAuthSessionRow(msgspec.Struct, frozen=True):
 
 _CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for"
 _SESSION = "user_id, device_id, client_id, scope, family_hash"
+_NOT_IN_USE = (
+    "NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
+    " AND NOT EXISTS (SELECT 1 FROM oauth_codes o WHERE o.client_id = c.client_id)"
+    " AND NOT EXISTS (SELECT 1 FROM oauth_device_grants g WHERE g.client_id = c.client_id)"
+)
 
 
 class OAuthStore:
@@ -78,15 +83,33 @@ class OAuthStore:
         )
         return True
 
-    def remove_unused_clients(self, txn: WriteTransaction, used_before: int, limit: int) -> int:
-        """Forget up to `limit` that nobody used for long and that have no session, no code and nothing under way."""
+    def set_client_allowed(self, txn: WriteTransaction, client_id: str, now: int) -> bool:
+        """Somebody lets it in; whether nobody had before."""
+        sql = "UPDATE oauth_clients SET allowed_ts = ? WHERE client_id = ? AND allowed_ts IS NULL"
+        return bool(txn.execute(sql, (now, client_id)))
+
+    def remove_unused_clients(self, txn: WriteTransaction, used_before: int, never_before: int, limit: int) -> int:
+        """Forget up to `limit` that nobody used since `used_before`, or, of those that nobody ever let in, `never_before`, and that have no
+        session, no code and nothing under way."""
         return txn.execute(
             "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
-            " WHERE c.last_used_ts < ?"
-            " AND NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
-            " AND NOT EXISTS (SELECT 1 FROM oauth_codes o WHERE o.client_id = c.client_id)"
-            " AND NOT EXISTS (SELECT 1 FROM oauth_device_grants g WHERE g.client_id = c.client_id) LIMIT ?)",
-            (used_before, limit),
+            " WHERE (c.last_used_ts < ? OR (c.allowed_ts IS NULL AND c.last_used_ts < ?))"
+            f" AND {_NOT_IN_USE} LIMIT ?)",
+            (used_before, never_before, limit),
+        )
+
+    def remove_clients_beyond(self, txn: WriteTransaction, most: int, limit: int) -> int:
+        """Of those that nobody ever let in, keep `most`, the last used; of others up to `limit` are forgotten."""
+        row = txn.query_one(
+            "SELECT last_used_ts FROM oauth_clients WHERE allowed_ts IS NULL ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
+            (most,),
+        )
+        if row is None:
+            return 0
+        return txn.execute(
+            "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
+            f" WHERE c.allowed_ts IS NULL AND c.last_used_ts <= ? AND {_NOT_IN_USE} LIMIT ?)",
+            (row[0], limit),
         )
 
     # Codes.

@@ -88,6 +88,7 @@ def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
         new.display_name,
         new.avatar_url,
         forgotten=False,
+        left_position=None if present is None else present.left_position,
     )
     put_memberships(txn, [membership])
     txn.announce(Change(membership.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=membership))

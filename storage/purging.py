@@ -19,7 +19,8 @@ from storage.database import Database
 from storage.delayed_events import forget_contents
 from storage.engine import Row
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
-from storage.media_references import note_purged
+from storage.media_addresses import find_addresses
+from storage.media_references import bounded, note_purged
 from storage.outgoing_mail import withdraw_letters
 from storage.push_outcomes import remove_outcomes
 from storage.relations import remove_relations
@@ -102,20 +103,21 @@ class PurgingStore:
         return await self._database.read("find_rooms_to_purge", read)
 
     async def get_older(self, room_nid: int, before_ms: int, after: tuple[int, int], limit: int) -> Sequence[Message]:
-        """Messages of a room that were sent before a time, after one by time and number, the oldest first, so many at most."""
+        """Messages of a room that were sent before a time, after one by time and number, the oldest first: so many at
+        most, and as many as one write may purge for the files that they name."""
 
         def read(txn: Transaction) -> Sequence[Message]:
             sql = f"{_SELECT} AND origin_server_ts < ? AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
-            return [_message(row) for row in txn.query(sql, (room_nid, before_ms, *after, limit))]
+            return _messages(txn.query(sql, (room_nid, before_ms, *after, limit)))
 
         return await self._database.read("get_older_messages", read)
 
     async def get_following(self, room_nid: int, after: tuple[int, int], limit: int) -> Sequence[Message]:
-        """Messages of a room after one, by time and number, so many at most."""
+        """Messages of a room after one, by time and number: so many at most, and as many as one write may purge."""
 
         def read(txn: Transaction) -> Sequence[Message]:
             sql = f"{_SELECT} AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
-            return [_message(row) for row in txn.query(sql, (room_nid, *after, limit))]
+            return _messages(txn.query(sql, (room_nid, *after, limit)))
 
         return await self._database.read("get_following_messages", read)
 
@@ -196,6 +198,8 @@ def _forget_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
     txn.execute_many("UPDATE related_redactions SET reason = NULL WHERE target = ? AND reason IS NOT NULL", keys)
 
 
-def _message(row: Row) -> Message:
-    nid, event_id, depth, sent, sender, pdu = row
-    return Message(nid, event_id, depth, sent, sender, bytes(pdu))
+def _messages(rows: Sequence[Row]) -> Sequence[Message]:
+    messages = [
+        Message(nid, event_id, depth, sent, sender, bytes(pdu)) for nid, event_id, depth, sent, sender, pdu in rows
+    ]
+    return bounded(messages, lambda each: len(find_addresses(each.pdu)))

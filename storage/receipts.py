@@ -1,4 +1,7 @@
-"""Receipts: how far users have read, public and private, of whole rooms and of threads."""
+"""Receipts: how far users have read, public and private, of whole rooms and of threads.
+
+spec: client-server-api#receipts
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -6,6 +9,7 @@ from operator import attrgetter
 import msgspec
 
 from storage.database import Database
+from storage.event_threads import Standing
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -28,7 +32,7 @@ class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
     thread_id: str
     event_id: str
     event_position: int | None
-    """Arrival of the event that was read, where known."""
+    """Arrival of the event that was read; None where that is from the past, before what arrived as news."""
     ts: int
     position: int
 
@@ -72,28 +76,20 @@ class ReceiptStore:
         """A user's own receipts by room."""
         return await self._database.read_quickly("get_receipts_of_user", _select_of_user, user_id, list(room_nids))
 
-    async def set_receipt(
-        self,
-        room_nid: int,
-        room_id: str,
-        user_id: str,
-        receipt_type: str,
-        thread_id: str,
-        event_id: str,
-        event_position: int | None,
-        ts: int,
-    ) -> ReceiptRow | None:
-        """Move a receipt forward; None if it stood there or further on already."""
-        return await self._database.write(
-            "set_receipt",
-            _set_receipt,
-            room_id,
-            ReceiptRow(room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, 0),
-        )
-
     async def set_receipts(self, receipts: Sequence[NewReceipt]) -> None:
         """Move receipts forward, those that do not stand there or further on already."""
-        await self._database.write("set_receipts", _set_receipts, receipts)
+        await self._database.write("set_receipts", set_receipts, receipts)
+
+
+def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
+    """Whether a receipt of that thread may stand at an event that stands there.
+
+    A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
+    spec: client-server-api#threaded-read-receipts
+    """
+    if thread_id == MAIN_THREAD:
+        return standing.in_main
+    return thread_id in (UNTHREADED, event_id, standing.root)
 
 
 def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> dict[int, list[ReceiptRow]]:
@@ -137,7 +133,8 @@ def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dic
     return found
 
 
-def _set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
+def set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
+    """The form of `ReceiptStore.set_receipts` for use inside a transaction."""
     for new in receipts:
         row = ReceiptRow(
             new.room_nid, new.user_id, new.receipt_type, new.thread_id, new.event_id, new.event_position, new.ts, 0
@@ -145,7 +142,7 @@ def _set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None
         _set_receipt(txn, new.room_id, row)
 
 
-def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> ReceiptRow | None:
+def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> None:
     key = (receipt.room_nid, receipt.user_id, receipt.receipt_type, receipt.thread_id)
     old = txn.query_one(
         "SELECT event_id, event_position FROM receipts"
@@ -153,11 +150,10 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
         key,
     )
     if old is not None:
-        came_before_its_event = old[1] is None and receipt.event_position is not None
-        if old[0] == receipt.event_id and not came_before_its_event:
-            return None
+        if old[0] == receipt.event_id:
+            return
         if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
-            return None  # of an event whose place is not known nobody can say that it is further on
+            return
     position = txn.next_position()
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(
@@ -169,7 +165,6 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> Re
     if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
         _drop_furthest_back(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
-    return row
 
 
 def _drop_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:

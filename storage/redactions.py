@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from storage.delayed_events import forget_contents
 from storage.directory_changes import note_directory_changes
+from storage.event_threads import select_standing_of
 from storage.media_references import note_redaction
 from storage.memberships import put_memberships, select_memberships
 from storage.outgoing_mail import withdraw_letters
@@ -32,9 +33,11 @@ def redact_event(
 ) -> None:
     """Carry out a redaction, by its number and its position, if it arrived as news. What has no content any more stays as it is."""
     note_redaction(txn, redaction.target_nid)
+    thread_root = select_standing_of(txn, room_nid, redaction.target_nid).root
     changed = txn.execute(
-        "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
-        (redaction.pruned_pdu, redaction_nid, redaction.target_nid, room_nid),
+        "UPDATE events SET pdu = ?, redacted_by = ?, thread_root = ?"
+        " WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
+        (redaction.pruned_pdu, redaction_nid, thread_root, redaction.target_nid, room_nid),
     )
     if not changed:
         return

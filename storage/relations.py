@@ -78,14 +78,15 @@ class RelationStore:
         self._database = database
 
     async def get_children(
-        self, event_nids: Iterable[int], reader: str, ignored: Collection[str]
+        self, event_nids: Iterable[int], reader: str, ignored: Collection[str], *, until_left: bool = False
     ) -> Mapping[int, list[Children]]:
         """For those events that have valid replacements, threads or references, these; without what `ignored` sent.
 
-        One query. Events that were redacted have no replacements.
+        One query. Events that were redacted have no replacements. With `until_left` as it was when the reader's stay in the room
+        ended.
         """
         return await self._database.read_once(  # the children of some may be many
-            "get_relation_children", _select_children, list(event_nids), reader, list(ignored)
+            "get_relation_children", _select_children, list(event_nids), reader, list(ignored), until_left
         )
 
     async def have_children(self, event_ids: Iterable[str]) -> bool:
@@ -180,7 +181,7 @@ def _select_whether_children(txn: Transaction, event_ids: list[str]) -> bool:
 
 
 def _select_children(
-    txn: Transaction, event_nids: list[int], reader: str, ignored: list[str]
+    txn: Transaction, event_nids: list[int], reader: str, ignored: list[str], until_left: bool
 ) -> dict[int, list[Children]]:
     unwanted = ignored[:_MOST_IGNORED]
     of_group = "OVER (PARTITION BY p.event_nid, r.rel_type)"
@@ -198,6 +199,12 @@ def _select_children(
         f" AND (r.rel_type <> '{REPLACE}' OR (r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type"
         " AND p.redacted_by IS NULL))"
         + (f" AND r.sender NOT IN ({', '.join('?' * len(unwanted))})" if unwanted else "")
+        + (
+            " JOIN memberships AS m ON m.room_nid = p.room_nid AND m.user_id = ?"
+            " JOIN events AS c ON c.event_nid = r.event_nid AND (c.position IS NULL OR c.position <= m.left_position)"
+            if until_left
+            else ""
+        )
         + " WHERE p.state_key IS NULL AND p.event_nid IN {keys}"
     )
     rows = txn.query_in(
@@ -205,7 +212,7 @@ def _select_children(
         f" WHERE place <= CASE rel_type WHEN '{REFERENCE}' THEN {MOST_REFERENCES} ELSE {CANDIDATES} END"
         " ORDER BY parent, rel_type, place",
         event_nids,
-        before=(reader, *unwanted),
+        before=(reader, *unwanted, reader) if until_left else (reader, *unwanted),
     )
     found: dict[int, list[Children]] = {}
     nids: dict[tuple[int, str], list[int]] = {}

@@ -54,7 +54,7 @@ def apply_effects(
 ) -> tuple[int, int]:
     """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
     summary: dict[str, SQLValue] = {}
-    members: dict[str, tuple[int, int, NewMembership]] = {}
+    members: dict[str, list[tuple[int, int, NewMembership]]] = {}
     children: dict[int, NewChild] = {}
     lifetime: NewLifetime | None = None
     for nid, position, effect in effects:
@@ -62,7 +62,7 @@ def apply_effects(
         if effect.child is not None:
             children[nid] = effect.child
         if effect.membership is not None:
-            members[effect.membership.user_id] = (nid, position, effect.membership)
+            members.setdefault(effect.membership.user_id, []).append((nid, position, effect.membership))
         lifetime = effect.lifetime or lifetime
     if lifetime is not None:
         set_lifetime(txn, room_nid, lifetime.max_lifetime)
@@ -77,8 +77,8 @@ def apply_effects(
     servers: dict[str, int] = {}
     positions: dict[str, int] = {}
     rows: list[MembershipRow] = []
-    for user_id, (nid, position, new) in members.items():
-        old = before.get(user_id)
+    for user_id, changes in members.items():
+        old, (nid, position, new) = before.get(user_id), changes[-1]
         if old is not None and old.membership in change:
             change[old.membership] -= 1
         if new.membership in change:
@@ -88,12 +88,12 @@ def apply_effects(
             was_in = old is not None and old.membership == "join"
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
-        rows.append(_make_row(room_nid, nid, position, new))
+        rows.append(_make_row(room_nid, nid, position, new, _end_of_stay(old, changes)))
     put_memberships(txn, rows)
     _note_pictures(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
-    remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
+    remote = [(row.user_id, row.position) for row in rows if not row.is_local]
     if remote:
         note_directory_changes(txn, remote)
     if servers:
@@ -108,7 +108,18 @@ def _note_pictures(txn: WriteTransaction, changed: Sequence[tuple[MembershipRow,
     note_rechecks(txn, Recheck.EVENT, nids)
 
 
-def _make_row(room_nid: int, nid: int, position: int, new: NewMembership) -> MembershipRow:
+def _end_of_stay(old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]) -> int | None:
+    membership, left_position = (None, None) if old is None else (old.membership, old.left_position)
+    for _, position, new in changes:
+        if new.membership == "join":
+            left_position = None
+        elif membership == "join":
+            left_position = position
+        membership = new.membership
+    return left_position
+
+
+def _make_row(room_nid: int, nid: int, position: int, new: NewMembership, left_position: int | None) -> MembershipRow:
     return MembershipRow(
         room_nid,
         new.user_id,
@@ -120,4 +131,5 @@ def _make_row(room_nid: int, nid: int, position: int, new: NewMembership) -> Mem
         new.display_name,
         new.avatar_url,
         forgotten=False,
+        left_position=left_position,
     )

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
+from storage.event_threads import links_of, select_standing
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.media_references import Recheck, note_rechecks
 from storage.memberships import count_members
@@ -267,6 +268,8 @@ class RoomWriter:
             key = (event.type, event.state_key)
             replaces = self._trees.get_entries_in(txn, room_nid, root, [key]).get(key)
             root = self._trees.apply(txn, room_nid, root, {key: nid})
+        if event.redacted_by is not None and event.relation is not None:
+            event = replace(event, thread_root=select_standing(txn, room_nid, links_of(event.relation)).root)
         return _row(room_nid, nid, position, root, replaces, event, now_ms)
 
     def _tell(self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], rows: Sequence[EventRow]) -> None:

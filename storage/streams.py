@@ -13,6 +13,7 @@ Laws:
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from operator import attrgetter
 
 import msgspec
 from twisted.logger import Logger
@@ -80,6 +81,9 @@ Watcher = Callable[[int, int], None]
 """Called with (after, upto): what is above `after`, up to and with `upto`, was written by another process and can now be read."""
 
 
+_position = attrgetter("position")
+
+
 class Streams:
     """The head of the sequence, and its readers."""
 
@@ -115,7 +119,7 @@ class Streams:
 
     def publish(self, changes: Sequence[Change], head: int) -> None:
         """Tell the subscribers of a commit's changes; `head` is the highest position that the commit took."""
-        ordered = sorted(changes, key=lambda change: change.position)
+        ordered = sorted(changes, key=_position)
         self._current = max(self._current, head)
         if not ordered:
             return

@@ -7,7 +7,7 @@ Laws:
 spec: client-server-api#adding-account-administrative-contact-information
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -87,14 +87,10 @@ class ThreepidStore:
             found.setdefault(user_id, []).append(row)
         return found
 
-    async def get_taken(self, medium: str, addresses: Iterable[str]) -> Collection[str]:
-        """Those of the addresses that belong to somebody."""
-        return await self._database.read_quickly("get_taken_threepids", self.get_taken_in, medium, tuple(addresses))
-
-    def get_taken_in(self, txn: Transaction, medium: str, addresses: Iterable[str]) -> Collection[str]:
-        """As `get_taken`, in a transaction."""
-        sql = "SELECT address FROM threepids WHERE medium = ? AND address IN {keys}"
-        return {address for (address,) in txn.query_in(sql, addresses, before=[medium])}
+    def get_owners_in(self, txn: Transaction, medium: str, addresses: Iterable[str]) -> dict[str, str]:
+        """Whose these addresses are, in a transaction; one that is nobody's is absent."""
+        sql = "SELECT address, user_id FROM threepids WHERE medium = ? AND address IN {keys}"
+        return dict(txn.query_in(sql, addresses, before=[medium]))
 
     def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
         """Give an account an address; False where it is another's. One's own is left as it is, but that somebody has confirmed it now

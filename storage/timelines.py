@@ -32,6 +32,7 @@ class Place(msgspec.Struct, frozen=True, order=True):
     event_nid: int
 
 
+LATEST_ARRIVALS = 1000
 START = Place(-1, 0)
 """Before all events."""
 
@@ -66,6 +67,13 @@ class TimelineStore:
     async def get_place_at(self, room_nid: int, position: int) -> Place:
         """The place right after the newest event that had arrived at that position; START if there was none."""
         return await self._database.read_quickly("get_place_at", _select_place_at, room_nid, position)
+
+    async def get_deepest_at(self, room_nid: int, position: int) -> Place:
+        """The place right after the deepest of the thousand events that had last arrived at a position; START if there was none.
+
+        While a room's history is forked, what arrives may stand far behind the rest.
+        """
+        return await self._database.read_quickly("get_deepest_at", _select_deepest_at, room_nid, position)
 
     async def get_page(
         self, room_nid: int, start: Place, end: Place | None, direction: Direction, limit: int
@@ -129,6 +137,15 @@ def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
     row = txn.query_one(
         "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ? ORDER BY position DESC LIMIT 1",
         (room_nid, position),
+    )
+    return Place(*row) if row is not None else START
+
+
+def _select_deepest_at(txn: Transaction, room_nid: int, position: int) -> Place:
+    row = txn.query_one(
+        "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
+        " ORDER BY position DESC LIMIT ?) AS latest ORDER BY depth DESC, event_nid DESC LIMIT 1",
+        (room_nid, position, LATEST_ARRIVALS),
     )
     return Place(*row) if row is not None else START
 

@@ -115,6 +115,15 @@ class TokenStore:
         )
         return None if row is None else RefreshTokenRow(*row)
 
+    def get_refresh_token_of_family(self, txn: Transaction, family_hash: bytes) -> RefreshTokenRow | None:
+        """The newest refresh token of a session of `/refresh`, by what all of the session begin with."""
+        row = txn.query_one(
+            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, next_nid FROM refresh_tokens"
+            " WHERE family_hash = ? ORDER BY refresh_nid DESC LIMIT 1",
+            (family_hash,),
+        )
+        return None if row is None else RefreshTokenRow(*row)
+
     def add_access_token(
         self,
         txn: WriteTransaction,
@@ -146,13 +155,15 @@ class TokenStore:
         now: int,
         expires_ts: int | None,
         ultimate_expires_ts: int | None,
+        family_hash: bytes | None = None,
     ) -> int:
-        """Add one; its number."""
+        """Add one; its number. `family_hash`: by what its session is found when one comes that went before it; of sessions of the
+        OAuth 2.0 API that is kept with them (`storage/oauth.py`)."""
         refresh_nid = txn.allocate("token")
         txn.execute(
             "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id, created_ts, expires_ts,"
-            " ultimate_expires_ts) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (token_hash, refresh_nid, user_id, device_id, now, expires_ts, ultimate_expires_ts),
+            " ultimate_expires_ts, family_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (token_hash, refresh_nid, user_id, device_id, now, expires_ts, ultimate_expires_ts, family_hash),
         )
         return refresh_nid
 

@@ -58,6 +58,7 @@ class Limit(Enum):
 
     NONE = "none"
     MESSAGE = "rc_message"
+    MEMBERSHIP = "rc_memberships"
     REGISTRATION = "rc_registration"
     REGISTRATION_TOKEN = "rc_registration_token_validity"
     LOGIN = "rc_login.address"
@@ -100,6 +101,7 @@ class Limit(Enum):
     ALIAS = "rc_aliases"
     TYPING = "rc_typing"
     FORGET = "rc_forget"
+    CLAIMED_KEYS = "rc_federation.claimed_keys"
 
 
 PER_ADDRESS = frozenset(

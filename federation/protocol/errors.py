@@ -17,6 +17,9 @@ class MatrixError(Exception):
     status: ClassVar[int] = 400
     default_text: ClassVar[str] = "The request could not be carried out"
 
+    headers: ClassVar[Mapping[str, str]] = {}
+    """Of the answer, besides those of every answer."""
+
     def __init__(self, text: str | None = None, **fields: object) -> None:
         super().__init__(text or self.default_text)
         self.text = text or self.default_text

@@ -30,7 +30,8 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from federation.rooms.state_view import StateView
 from storage.database import Database
-from storage.events import EventFlag, EventRow, select_flags
+from storage.early_receipts import select_awaited, take_early_receipts
+from storage.events import EventFlag, EventRow
 from storage.redactions import Redaction
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, HeadMoved, NewCurrentState, NewEvent, RoomWriter, StateChange
@@ -266,13 +267,16 @@ class Placements:
         extremities: Sequence[str],
         current: NewCurrentState | None,
     ) -> Appended:
-        self._check_unchanged(txn, snapshot, arrival, new)
-        return self._writer.append(
+        is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
+        appended = self._writer.append(
             txn, snapshot.room, snapshot.head, [new], extremities, current=current, now_ms=self._now_ms()
         )
+        if is_awaited:
+            take_early_receipts(txn, snapshot.room.room_id, appended.rows)
+        return appended
 
     def _add_aside(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> EventRow:
-        self._check_unchanged(txn, snapshot, arrival, new)
+        is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
         is_partial = snapshot.head.partial_join is not None
         if new.flags & EventFlag.SOFT_FAILED or is_partial:
             head = select_head(txn, snapshot.room.room_nid)
@@ -280,17 +284,21 @@ class Placements:
                 new.flags & EventFlag.SOFT_FAILED and head.version != snapshot.head.version
             ):
                 raise HeadMoved(snapshot.room.room_id)  # it was judged by a state that is no longer the present one
-        return self._writer.add_aside(
+        rows = self._writer.add_aside(
             txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
-        )[0]
+        )
+        if is_awaited:
+            take_early_receipts(txn, snapshot.room.room_id, rows)
+        return rows[0]
 
-    def _check_unchanged(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> None:
-        """Another node may have received the same event meanwhile."""
-        flags = select_flags(txn, [new.event_id])
-        was_outlier = bool(flags.get(new.event_id, 0) & EventFlag.OUTLIER)
-        if was_outlier != (new.placed_nid is not None) or (flags and not was_outlier):
+    def _check_unchanged(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> bool:
+        """Another node may have received the same event meanwhile. Whether receipts wait for it."""
+        flags, is_awaited = select_awaited(txn, new.event_id)
+        was_outlier = bool((flags or 0) & EventFlag.OUTLIER)
+        if was_outlier != (new.placed_nid is not None) or (flags is not None and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
         move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth)
+        return is_awaited
 
 
 def _depth(arrival: Arrival) -> int:

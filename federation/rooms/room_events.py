@@ -72,7 +72,7 @@ class StoredEvent:
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.thread_root = row.thread_root
-        """The thread that it stands in, by its root, as far as it notifies anybody; None for the main timeline."""
+        """The thread that it stands in, by its root, as far as it notifies anybody or was redacted; None for the main timeline."""
         self.pdu = row.pdu
         self.weight = _weigh(row.pdu)
         """About how many bytes of memory it takes, parsed and encoded."""

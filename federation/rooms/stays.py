@@ -1,28 +1,55 @@
-"""How long a user was in a room that they are not in any more: what came later is not for them."""
+"""Where somebody's stay in a room ended that they are not in any more: what came later is not for them.
 
-from federation.rooms.current_states import CurrentStates
-from federation.rooms.visible import Visibility
+At which position it ended is kept with their membership, whether they left by an event or the resolution of a fork took them
+out. Nothing later is for them, but their own membership and what the history visibility says of events.
+"""
+
+import msgspec
+
+from federation.rooms.current_states import MEMBER
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Timelines
 from storage.memberships import MembershipRow
+from storage.timelines import Place, TimelineStore
+
+
+class Departure(msgspec.Struct, frozen=True, gc=False):
+    """Where the last stay of a user in a room ended."""
+
+    position: int
+    place: Place
+    """Right after the last event that was for them."""
+    state_root: bytes | None
+    """Root of the room's state, as they know it."""
 
 
 class Stays:
-    """Finds the ends of stays. For the reactor thread."""
+    """Finds departures. For the reactor thread."""
 
-    def __init__(self, visibility: Visibility, states: CurrentStates) -> None:
-        self._visibility = visibility
-        self._states = states
+    def __init__(self, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
+        self._timelines = timelines
+        self._events = events
+        self._store = store
 
-    async def find_end(self, own: MembershipRow) -> int | None:
-        """The position at which the last stay of a user ended who is not in the room; None for who was never in it.
-
-        Nothing that came later is for them, but their own membership and what the history visibility says of events. Where the
-        resolution of forks put a membership into force whose event had come before, the position of the row is that of the
-        resolution. It ended a stay if the user was in the room until then; else (a ban was lifted by it) they had left before.
-        """
-        departure, joined = await self._visibility.find_last_stay(own)
-        if joined is None:
+    async def find_departure(self, own: MembershipRow | None) -> Departure | None:
+        """Where the last stay of a user ended; None for who was never in the room, or is in it now."""
+        if own is None or own.left_position is None:
             return None
-        left = (departure or joined).position or 0  # without a departure it was a resolution that took them out
-        if departure is not None and (departure.nid != own.event_nid or left == own.position):
-            return left
-        return own.position if await self._states.was_joined_at(own, own.position - 1) else left
+        end, room_nid = own.left_position, own.room_nid
+        newest = (await self._timelines.get_newest({room_nid: end})).get(room_nid)
+        last = None if newest is None else await self._find(newest.event_nid)
+        root = None if last is None else last.current_root
+        if last is not None and last.position == end and await self._ends_stay(last, own.user_id):
+            return Departure(end, Place(last.depth, last.nid), root)
+        # a resolution took them out: what made it may stand far behind what they have seen
+        return Departure(end, await self._store.get_deepest_at(room_nid, end), root)
+
+    async def _ends_stay(self, event: StoredEvent, user_id: str) -> bool:
+        """Whether it says itself that the user, who was in the room before it, is in it no more."""
+        if event.event.type != MEMBER or event.event.state_key != user_id or event.replaces is None:
+            return False
+        before = await self._find(event.replaces)
+        return before is not None and before.event.membership == "join"
+
+    async def _find(self, nid: int) -> StoredEvent | None:
+        return (await self._events.get_events([nid])).get(nid)

@@ -17,13 +17,13 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.visibility import (
     HISTORY_VISIBILITY,
-    HistoryVisibility,
     is_visible,
     membership_after,
     read_visibility,
 )
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.stays import Stays
 from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
@@ -34,8 +34,6 @@ _SHOWN: Final = frozenset({EventFlag.TIMELINE})
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
 MAX_DEPTH: Final = 2**53 - 1
-MAX_CHANGES_BACK: Final = 20
-"""How many changes of a former member's membership are followed back to the last time they were in the room."""
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
@@ -49,10 +47,13 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 class Visibility:
     """Filters pages of events for a user."""
 
-    def __init__(self, trees: StateTreeStore, events: RoomEvents, lifetimes: Lifetimes | None = None) -> None:
+    def __init__(
+        self, trees: StateTreeStore, events: RoomEvents, stays: Stays, lifetimes: Lifetimes | None = None
+    ) -> None:
         """Without `lifetimes` messages are shown for ever."""
         self._trees = trees
         self._events = events
+        self._stays = stays
         self._lifetimes = lifetimes
 
     async def filter(self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]) -> list[Seen]:
@@ -139,55 +140,12 @@ class Visibility:
                 decided[case] = afterwards if shows else None
         return seen
 
-    async def filter_for_members(self, events: Sequence[StoredEvent]) -> list[Seen]:
-        """Those of the events (of one room, that are no state) that all may see who are in it, whenever they joined."""
-        events = await self.without_expired(events)
-        if not events:
-            return []
-        room_nid = events[0].room_nid
-        roots = {event.state_root for event in events}
-        found = await self._trees.get_entries_of(room_nid, roots, (HISTORY_VISIBILITY,))
-        nids = {root: entries.get(HISTORY_VISIBILITY) for root, entries in found.items()}
-        loaded = await self._events.get_events(nid for nid in nids.values() if nid is not None)
-        seen: list[Seen] = []
-        for event in events:
-            nid = nids[event.state_root]
-            visibility = loaded.get(nid) if nid is not None else None
-            value = read_visibility(visibility.event if visibility is not None else None)
-            if event.is_shown and value in (HistoryVisibility.SHARED, HistoryVisibility.WORLD_READABLE):
-                seen.append(Seen(event, "join"))
-        return seen
-
-    async def was_joined(self, own: MembershipRow | None) -> bool:
-        """Whether the user is, or ever was, in the room."""
-        return await self._last_join(own) is not None
-
-    async def find_departure(self, own: MembershipRow | None) -> StoredEvent | None:
-        """The event that ended the user's last stay in the room; None for who was never in it, or is in it now."""
-        departure, _ = await self.find_last_stay(own)
-        return departure
-
-    async def find_last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
-        """The event that ended the user's last stay in the room, and the one that it ended."""
-        after: StoredEvent | None = None
-        nid = None if own is None else own.event_nid
-        for _ in range(MAX_CHANGES_BACK):
-            event = (await self._events.get_events([nid])).get(nid) if nid is not None else None
-            if event is None:
-                break
-            if event.event.membership == "join":
-                return after, event
-            after, nid = event, event.replaces
-        return None, None
-
     async def _last_join(self, own: MembershipRow | None) -> int | None:
         """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
-        if own is None:
-            return None
-        if own.membership == "join":
+        if own is not None and own.membership == "join":
             return MAX_DEPTH
-        _, joined = await self.find_last_stay(own)
-        return None if joined is None else joined.event.depth
+        departure = await self._stays.find_departure(own)
+        return None if departure is None else departure.place.depth
 
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.own_devices import OwnDevices
+from federation.protocol.endpoint import Limit
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
@@ -18,6 +19,7 @@ from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.others import Peering
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.jobs import Job
 from homeserver.observe.sender import SenderMetrics
 from homeserver.services.destinations import Destinations
@@ -30,6 +32,7 @@ from storage.database import Database
 from storage.destination_lists import DestinationListStore
 from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
+from storage.early_receipts import EarlyReceiptStore
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServerStore
@@ -43,6 +46,7 @@ class FederationOutParts:
         peering: Peering,
         clock: IReactorTime,
         database: Database,
+        limiter: RateLimiter,
         random: RandomBytes,
         accounts: AccountParts,
         rooms: RoomParts,
@@ -53,7 +57,15 @@ class FederationOutParts:
         identity, now_ms = federation.identity, rooms.now_ms
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = encryption.outgoing_store
-        self.own_devices = OwnDevices(accounts.device_key_store, rooms.published_keys, log, identity, now_ms)
+        self.own_devices = OwnDevices(
+            accounts.device_key_store,
+            rooms.published_keys,
+            log,
+            identity,
+            now_ms,
+            lambda origin: limiter.check_only(Limit.CLAIMED_KEYS, origin),
+            lambda origin, keys: limiter.count(Limit.CLAIMED_KEYS, origin, cost=keys),
+        )
         contents = Contents(
             rooms.store,
             rooms.engine,
@@ -125,8 +137,8 @@ class FederationOutParts:
             rooms.membership_store,
             rooms.typing,
             rooms.receipt_store,
+            EarlyReceiptStore(database),
             rooms.presence,
-            database.streams,
             now_ms,
         )
         edus = federation.edus

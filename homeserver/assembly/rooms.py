@@ -171,7 +171,8 @@ class RoomParts:
         self.membership_store = membership_store
         self.trees = trees
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
-        self.visibility = visibility = Visibility(trees, self.events, self.lifetimes)
+        self.stays = stays = Stays(timelines, self.events, timeline_store)
+        self.visibility = visibility = Visibility(trees, self.events, stays, self.lifetimes)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
@@ -302,6 +303,7 @@ class RoomParts:
             membership_store,
             timeline_store,
             visibility,
+            stays,
             client_events,
             ignored,
             aggregations,
@@ -342,7 +344,7 @@ class RoomParts:
             identity,
             accounts.secret_text,
         )
-        self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
+        self.markers = ReadMarkers(database, account_data_store, self.events, self.reading, now_ms)
         ephemeral = EphemeralCounter(clock)
         self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
         self.presence = presence_of(
@@ -371,7 +373,6 @@ class RoomParts:
             timelines,
             current_states,
             visibility,
-            Stays(visibility, current_states),
             RoomStates(trees, self.events),
             summaries,
             client_events,

@@ -49,7 +49,7 @@ class SearchParts:
             rooms.events,
             rooms.memberships,
             rooms.room_store,
-            rooms.visibility,
+            rooms.stays,
             rooms.reading,
             answers,
             rooms.lifetimes,

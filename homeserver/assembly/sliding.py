@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
-from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.cache_sizes import CacheSizes
@@ -66,17 +65,15 @@ def sliding_parts(
     recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
     orders = RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms)
     traits = RoomTraits(summary_store, streams, capacity=sizes.listed_rooms)
-    stays = Stays(visibility, synced.states)
     lists = RoomLists(
         events,
         synced.rooms,
         synced.memberships,
-        visibility,
         synced.permissions,
         RoomLabels(synced.account_data, streams, capacity=sizes.users),
         recency,
         orders,
-        RoomFilters(engine, events, synced.rooms, synced.invited, stays, synced.states, traits, orders),
+        RoomFilters(engine, events, synced.rooms, synced.invited, synced.states, traits, orders),
     )
     entries = RoomEntries(
         RoomParts(
@@ -84,7 +81,6 @@ def sliding_parts(
             synced.states,
             timelines,
             visibility,
-            stays,
             synced.invited,
             synced.ignored,
             RequiredStates(trees),

@@ -60,7 +60,9 @@ class WebParts:
         self._audit = accounts.audit
         self._application_passwords = accounts.application_passwords
         self.cookies = Cookies(config.name.public_baseurl, identity.key)
-        self.pages = Pages(mail.languages, config.server_name, mail.branding)
+        self.pages = Pages(
+            mail.languages, config.server_name, mail.branding, shortest_password=accounts.passwords.shortest
+        )
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(
             clock, database, accounts.browser_store, accounts.secret_text, self.cookies, validity=accounts.validity
@@ -105,6 +107,8 @@ class WebParts:
             accounts.validity,
         )
         account_export = AccountExport(
+            clock,
+            database,
             identity.server_name,
             own_account,
             people.accounts,

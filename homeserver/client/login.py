@@ -86,8 +86,9 @@ async def post_login(
     context: RequestContext,
     *,
     body: Login,
+    access_token: str = "",
 ) -> dict[str, object]:
-    """Sign in."""
+    """Sign in. `access_token`: an application service's, which may come in the address."""
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
     by_token = {
@@ -115,7 +116,7 @@ async def post_login(
     )
     if body.type == SERVICE_TYPE:
         session = await acting.do_sign_in(
-            context.header("authorization"),
+            acting.find_token(context, access_token),
             name,
             context.client_ip,
             device_id=device_id,
@@ -158,7 +159,7 @@ async def post_get_token(
     "/_matrix/client/unstable/org.matrix.msc2918.refresh_token/refresh",
     auth=Auth.NONE,
 )
-async def post_refresh(sessions: Sessions, *, body: Refresh) -> dict[str, object]:
+async def post_refresh(sessions: Sessions, context: RequestContext, *, body: Refresh) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
-    answer = session_answer(None, await sessions.do_refresh(body.refresh_token))
+    answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))
     return {key: answer[key] for key in ("access_token", "refresh_token", "expires_in_ms") if key in answer}

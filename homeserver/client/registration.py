@@ -53,8 +53,10 @@ async def post_register(
     *,
     body: Register = Register(),
     kind: Kind = Kind.USER,
+    access_token: str = "",
 ) -> dict[str, object]:
-    """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over."""
+    """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over. `access_token`: an
+    application service's, which may come in the address."""
     device_name = check_device_name(body.initial_device_display_name)
     if kind is Kind.GUEST:
         registered = await registration.do_register_guest(device_name, body.refresh_token, context.client_ip)
@@ -71,7 +73,7 @@ async def post_register(
             guest_token=body.guest_access_token,
         )
         if body.type == LOGIN_TYPE:
-            registered = await acting.do_register(context.header("authorization"), wish)
+            registered = await acting.do_register(acting.find_token(context, access_token), wish)
         else:
             registered = await registration.do_register(wish, body.auth, context.client_ip)
     return session_answer(registered.user_id, registered.session)

@@ -90,7 +90,7 @@ async def knock_room(
     return {"room_id": await memberships.do_knock(caller, room_id, body.reason, servers)}
 
 
-@endpoint("POST", *_paths("leave"), auth=Auth.GUEST, limit=Limit.MESSAGE, while_suspended=True)
+@endpoint("POST", *_paths("leave"), auth=Auth.GUEST, limit=Limit.MEMBERSHIP, while_suspended=True)
 async def leave_room(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: WithReason = WithReason()
 ) -> Empty:
@@ -119,21 +119,21 @@ async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_i
     return EMPTY
 
 
-@endpoint("POST", *_paths("kick"), auth=Auth.USER, limit=Limit.MESSAGE)
+@endpoint("POST", *_paths("kick"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def kick_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
     """Remove someone."""
     await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
-@endpoint("POST", *_paths("ban"), auth=Auth.USER, limit=Limit.MESSAGE)
+@endpoint("POST", *_paths("ban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def ban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
     """Ban someone."""
     await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
-@endpoint("POST", *_paths("unban"), auth=Auth.USER, limit=Limit.MESSAGE)
+@endpoint("POST", *_paths("unban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def unban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
     """Lift a ban."""
     await memberships.do_unban(caller, room_id, parse_user_id(body.user_id), body.reason)

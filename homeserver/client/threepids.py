@@ -245,6 +245,7 @@ async def _request(
         body.next_link,
         languages.choose(context.languages),
         context.client_ip,
+        may_tell=True,
     )
     return {"sid": sid}
 
@@ -262,5 +263,6 @@ async def _request_code(
         body.next_link,
         languages.choose(context.languages),
         context.client_ip,
+        may_tell=True,
     )
     return {"sid": asked.sid, "submit_url": phones.submit_url, "msisdn": asked.number}

@@ -124,8 +124,12 @@ class Registration:
 class PasswordPolicy:
     """What a password must have."""
 
-    enabled: bool = option(False, "Whether the rules below hold.")
-    minimum_length: int = option(0, "The fewest characters.", minimum=0, maximum=512)
+    enabled: bool = option(
+        True,
+        "Whether the rules below hold, for passwords that people choose, and those that administrators give them in the API. On the "
+        "command line (`create-user`) a weak one is taken with a warning.",
+    )
+    minimum_length: int = option(8, "The fewest characters.", minimum=0, maximum=512)
     require_digit: bool = option(False, "Whether it must have a digit.")
     require_symbol: bool = option(False, "Whether it must have a sign that is neither letter nor digit.")
     require_lowercase: bool = option(False, "Whether it must have a small letter.")

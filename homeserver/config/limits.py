@@ -93,15 +93,20 @@ class FederationLimits:
     sleep_delay: int = option(500, "How long it waits, in milliseconds.", minimum=0)
     reject_limit: int = option(50, "Waiting requests of one server, before more are refused.", minimum=0)
     concurrent: int = option(3, "Requests of one server that are answered at the same time.", minimum=1)
+    claimed_keys: RateLimit = limit(
+        50,
+        5000,
+        "One-time keys of encryption that one server claims. One request may claim 5,000; what it claims beyond what there is room"
+        " for, it waits for before the next.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Rate limits. Each is a bucket of `burst_count` that fills at `per_second`."""
 
-    rc_message: RateLimit = limit(
-        0.2, 10, "Messages and other events sent by one user, by which they leave rooms, kick and ban too."
-    )
+    rc_message: RateLimit = limit(0.2, 10, "Messages and other events sent by one user.")
+    rc_memberships: RateLimit = limit(1, 50, "Leaving rooms, kicking, banning and unbanning by one user.")
     rc_registration: RateLimit = limit(0.17, 3, "Registrations from one address.")
     rc_registration_token_validity: RateLimit = limit(
         0.1, 5, "Questions from one address whether a registration token is valid."

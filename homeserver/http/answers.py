@@ -71,7 +71,7 @@ def encode_body(answer: object) -> bytes:
 
 def error_response(error: MatrixError) -> Response:
     """The answer that says no. spec: client-server-api#standard-error-response"""
-    headers: dict[str, str] = {}
+    headers = dict(error.headers)
     if isinstance(error, LimitExceeded):
         retry_after_ms = error.fields.get("retry_after_ms")
         if isinstance(retry_after_ms, int):

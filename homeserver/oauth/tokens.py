@@ -64,7 +64,8 @@ async def post_device(grants: DeviceGrants, metadata: OAuthMetadata, *, body: by
 async def post_revoke(tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes) -> Empty:
     """End a session by one of its tokens; also for who found a token that was lost."""
     metadata.check_enabled()
-    await tokens.do_revoke(wanted(parse_parameters(body), "token"), context.client_ip)
+    given = parse_parameters(body)
+    await tokens.do_revoke(wanted(given, "token"), given.get("client_id", ""), context.client_ip)
     return EMPTY
 
 

@@ -134,8 +134,8 @@ class AccountData:
         *,
         deleted: bool = False,
     ) -> None:
-        """Set an entry, unless the user would keep too much with it. What makes it less is always taken."""
-        sums = self._store.find_growth(txn, user_id, room_id, type_, content)
+        """Set an entry, unless the user would keep too much with it. What makes it less is always taken, and so is a deletion."""
+        sums = None if deleted else self._store.find_growth(txn, user_id, room_id, type_, content)
         if sums is not None:
             if self._most_entries is not None and sums.entries > self._most_entries:
                 raise self._refusal(f"{self._most_entries} entries")

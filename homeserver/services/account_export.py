@@ -4,19 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
-from homeserver.services.audit import Audit
+from homeserver.services.audit import FOLDED_MS, Audit, Happened, note
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships
 from storage.account_data import AccountDataStore
+from storage.database import Database
 from storage.external_ids import ExternalIdStore
 from storage.identity_bindings import IdentityBindingStore
 from storage.media_lists import MediaListStore, Order
 from storage.policy_consents import PolicyConsentStore
+from storage.transaction import WriteTransaction
 
 MOST: Final = 10_000
 """Records, and files, in one export: the newest."""
@@ -27,6 +30,8 @@ class AccountExport:
 
     def __init__(
         self,
+        clock: IReactorTime,
+        database: Database,
         server_name: ServerName,
         own_account: OwnAccount,
         accounts: Accounts,
@@ -40,6 +45,8 @@ class AccountExport:
         audit: Audit,
         files: MediaListStore,
     ) -> None:
+        self._clock = clock
+        self._database = database
         self._server_name = server_name
         self._own_account = own_account
         self._accounts = accounts
@@ -53,9 +60,10 @@ class AccountExport:
         self._audit = audit
         self._files = files
 
-    async def make(self, user_id: UserID) -> Mapping[str, Any]:
+    async def do_make(self, user_id: UserID, ip: str) -> Mapping[str, Any]:
         """An object of JSON; times are milliseconds since 1970. Files are listed, with how many there are and how large together,
-        and are fetched one by one."""
+        and are fetched one by one. That it was taken, and whence (`ip`), is recorded before."""
+        await self._database.write("note_export", self._note, user_id, ip)
         account = await self._accounts.get_account(user_id)
         overview = await self._own_account.look(user_id)
         data = await self._account_data.get_account_data(user_id)
@@ -118,6 +126,10 @@ class AccountExport:
                 for room_id, entries in data.rooms.items()
             },
         }
+
+    def _note(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
+        now = int(self._clock.seconds() * 1000)
+        note(txn, user_id, Happened.DATA_EXPORTED, now, ip=ip, unless_since=now - FOLDED_MS)
 
     async def _list_files(self, user_id: UserID) -> Mapping[str, Any]:
         page = await self._files.get_uploads(user_id, Order("created_ts", descending=True), 0, MOST)

@@ -3,7 +3,8 @@
 Laws:
 - One query tells which events of a page have children; a page without any costs no more than that, and that only once.
 - Nothing is told of children that the reader may not see, or that users whom they ignore have sent. Counts are of what
-  this server knows, as the specification has it: they are not of what each reader may see.
+  this server knows, as the specification has it: they are not of what each reader may see. But of what came after they had left
+  the room, and is not for them, nothing is counted.
 
 spec: client-server-api#aggregations-of-child-events
 """
@@ -84,13 +85,38 @@ class Aggregations:
             self._childless.note([event.event.event_id for nid, event in parents.items() if nid not in children], heard)
         if not children:
             return {}
-        seen = await self.see(user_id, [nid for each in children.values() for group in each for nid in group.nids])
+        seen = await self._see_children(user_id, children)
+        left = await self._left_before(user_id, parents, children, seen)
+        if left:
+            former = await self._store.get_children(left, user_id, ignored, until_left=True)
+            children = {nid: former.get(nid, []) if nid in left else groups for nid, groups in children.items()}
+            seen |= await self._see_children(user_id, former)
         found: dict[int, Aggregation] = {}
         for nid, groups in children.items():
             aggregation = _aggregate(user_id, parents[nid], groups, seen)
             if aggregation.edit is not None or aggregation.thread is not None or aggregation.references:
                 found[nid] = aggregation
         return found
+
+    async def _see_children(self, user_id: UserID, children: Mapping[int, Sequence[Children]]) -> dict[int, Seen]:
+        return await self.see(user_id, [nid for each in children.values() for group in each for nid in group.nids])
+
+    async def _left_before(
+        self,
+        user_id: UserID,
+        parents: Mapping[int, StoredEvent],
+        children: Mapping[int, Sequence[Children]],
+        seen: Mapping[int, Seen],
+    ) -> set[int]:
+        """Those that have children which came after the reader had left the room, and which they may not see."""
+        own = await self._memberships.of_user(user_id)
+        return {
+            nid
+            for nid, groups in children.items()
+            if (row := own.get(parents[nid].room_nid)) is not None
+            and row.left_position is not None
+            and any(group.nids[0] not in seen for group in groups if group.rel_type != REFERENCE)
+        }
 
     async def only_related(self, seen: Sequence[Seen], wanted: RoomEventFilter) -> list[Seen]:
         """Those of the events that have the children which the filter asks for."""

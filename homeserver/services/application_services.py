@@ -130,7 +130,11 @@ class ActingServices:
         sign_in: SignIn,
         sessions: Sessions,
         validity: AccountValidity,
+        *,
+        token_in_query: bool = True,
     ) -> None:
+        """`token_in_query`: whether tokens count that come in the address."""
+        self._token_in_query = token_in_query
         self._services = services
         self._accounts = accounts
         self._devices = devices
@@ -185,10 +189,18 @@ class ActingServices:
             await self._registration.do_register_for_service(wish, service.service_id)
         return (await self._accounts.get_accounts([service.sender])).get(service.sender)
 
-    async def do_register(self, authorization: str | None, wish: Wish) -> Registered:
+    def find_token(self, context: RequestContext, in_query: str) -> str | None:
+        """The token that a request shows, in its header or in its address, where people come without one, so that the guard does not
+        look. spec: client-server-api#using-access-tokens"""
+        scheme, _, token = (context.header("authorization") or "").partition(" ")
+        if scheme:
+            return token.strip() or None if scheme.lower() == "bearer" else None
+        return in_query or None if self._token_in_query else None
+
+    async def do_register(self, token: str | None, wish: Wish) -> Registered:
         """Make an account without a password, for an application service. Raises `MissingToken`, `UnknownToken`,
         `MissingParam`, `Exclusive`, `UserInUse`, `InvalidUsername`."""
-        service = self._service_of(authorization)
+        service = self._service_of(token)
         if wish.username is None:
             raise MissingParam("username is missing")
         user_id = self._registration.parse_username(wish.username)
@@ -197,7 +209,7 @@ class ActingServices:
 
     async def do_sign_in(
         self,
-        authorization: str | None,
+        token: str | None,
         name: str,
         address: str,
         *,
@@ -205,9 +217,14 @@ class ActingServices:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session of a user of an application service, who has no password. Raises `MissingToken`, `UnknownToken`,
-        `Exclusive`, `Forbidden`, `UserLocked`, `ExpiredAccount`, `UserDeactivated`."""
-        service = self._service_of(authorization)
+        """Begin a session of a user of an application service, who has no password. Raises `MissingToken`, `Exclusive`, `Forbidden` (also
+        for a token that is no application service's), `UserLocked`, `ExpiredAccount`, `UserDeactivated`.
+
+        spec: client-server-api#appservice-login"""
+        try:
+            service = self._service_of(token)
+        except UnknownToken:
+            raise Forbidden("The access token is no application service's") from None
         user_id = self._sign_in.as_user_id(name)
         if user_id is None:
             raise Exclusive("The user is not in the namespaces of the application service")
@@ -222,11 +239,10 @@ class ActingServices:
         await self._sessions.do_begin(session)
         return session
 
-    def _service_of(self, authorization: str | None) -> ApplicationService:
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+    def _service_of(self, token: str | None) -> ApplicationService:
+        if token is None:
             raise MissingToken
-        service = self._services.find(token.strip())
+        service = self._services.find(token)
         if service is None:
             raise UnknownToken
         return service

@@ -24,20 +24,28 @@ class Happened(Enum):
     SESSION_ENDED = "session_ended"
     BROWSER_SIGNED_IN = "browser_signed_in"
     BROWSER_SIGNED_OUT = "browser_signed_out"
-    """By its owner, by an identity provider, or with all sessions of the account."""
+    """By its owner, by an identity provider, with all sessions of the account, or since its time was over (`TIME_OVER`)."""
     SIGN_IN_FAILED = "sign_in_failed"
     SIGN_IN_REFUSED = "sign_in_refused"
     """Somebody has proved who they are, and the account may not be used; the detail says why."""
+    CONFIRMATION_REFUSED = "confirmation_refused"
+    """Something of the account was to be confirmed, and somebody else than its owner proved who they are: nothing was done. The
+    detail says what, and who came."""
     NEW_ADDRESS = "new_address"
     """A device was used from an address that the account had not been used from."""
     TOKEN_REUSED = "token_reused"
-    """A code or a refresh token came twice: its session ended; or a code came to be exchanged by whom it was not meant for, which
-    made it void: the detail says why."""
+    """A code of the OAuth 2.0 API came twice, or a refresh token, of that API or of `/refresh`, after its successor was used: its
+    session ended. Or such a code came to be exchanged by whom it was not meant for, which made it void: the detail says why."""
+    TOKEN_FOUND = "token_found"
+    """Somebody else than the program of a session showed a token of it, to end it: it has ended."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
-    """A device that had shown a code was not let in."""
+    """By somebody who was asked, on the page where apps ask or that where a device is let in by its code."""
+    DATA_EXPORTED = "data_exported"
+    """Somebody took the file of what is kept of the account."""
     CLIENT_REGISTERED = "client_registered"
-    """A program of the OAuth 2.0 API made itself known: a record of no account (`NOBODY`)."""
+    """A program of the OAuth 2.0 API, which had made itself known, was let in by somebody for the first time: a record of no account
+    (`NOBODY`)."""
     LOGIN_TOKEN_GIVEN = "login_token_given"
     """To an app, to let another one in with it."""
     PASSWORD_CHANGED = "password_changed"
@@ -87,6 +95,10 @@ class Happened(Enum):
 NOBODY: Final = UserID("")
 """Under this are kept records of what concerns no account."""
 LONGEST_DETAIL: Final = 400
+TIME_OVER: Final = "time_over"
+FOLDED_MS: Final = 600_000
+"""Refusals of one account, from one address and for one reason, are one record for so long, since apps try again by themselves; exports
+from one address too."""
 FOR_ADMINISTRATORS: Final = frozenset({Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value})
 """What owners of accounts are not told."""
 
@@ -111,6 +123,14 @@ def note(
     record = AuditRecord(user_id, now, what.value, whence, device_id, by, told)
     if unless_since is None or not has_record(txn, record, unless_since):
         note_events(txn, [record])
+
+
+def note_refusal(
+    txn: WriteTransaction, user_id: UserID, now: int, why: str, *, ip: str, device_id: DeviceID | None = None
+) -> None:
+    """Keep a record that somebody has proved who they are, and was let in nowhere."""
+    since = now - FOLDED_MS
+    note(txn, user_id, Happened.SIGN_IN_REFUSED, now, ip=ip, device_id=device_id, detail=why, unless_since=since)
 
 
 class RemovesByUser(Protocol):

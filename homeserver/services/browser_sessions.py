@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import UserID
 from homeserver.services.account_validity import AccountValidity
-from homeserver.services.audit import Happened, note
+from homeserver.services.audit import TIME_OVER, Happened, note
 from homeserver.services.cookies import Cookies
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.browser_sessions import BrowserSessionStore
@@ -75,10 +75,7 @@ class BrowserSessions:
 
         def write(txn: WriteTransaction) -> None:
             if old is not None:
-                row = self._store.get_browser_session_in(txn, hash_token(old), now)
-                if row is not None and row.user_id != user_id:
-                    note(txn, UserID(row.user_id), Happened.BROWSER_SIGNED_OUT, now, ip=context.client_ip)
-                self._store.remove_browser_session(txn, hash_token(old))
+                self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
             proved = now if proved_ts is None else proved_ts
             self._store.add_browser_session(txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin)
             note(txn, user_id, Happened.BROWSER_SIGNED_IN, now, ip=context.client_ip)
@@ -122,20 +119,39 @@ class BrowserSessions:
     async def do_end(self, context: RequestContext) -> str:
         """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""
         token = self._cookies.find(context, COOKIE)
-        now = self._now()
 
         def write(txn: WriteTransaction, token_hash: bytes) -> None:
-            row = self._store.get_browser_session_in(txn, token_hash, now)
-            if self._store.remove_browser_session(txn, token_hash) and row is not None:
-                note(txn, UserID(row.user_id), Happened.BROWSER_SIGNED_OUT, now, ip=context.client_ip)
+            self._end(txn, token_hash, context.client_ip)
 
         if token is not None:
             await self._database.write("end_browser_session", write, hash_token(token))
         return self._cookies.remove(context, COOKIE)
 
+    def _end(self, txn: WriteTransaction, token_hash: bytes, ip: str, *, unless_of: UserID | None = None) -> None:
+        """End the session of a cookie, and keep a record of it, unless it is of somebody who stays signed in."""
+        ended = self._store.remove_browser_session(txn, token_hash)
+        if ended is None:
+            return
+        user_id, expires_ts = ended
+        if expires_ts <= self._now():
+            self._note_over(txn, UserID(user_id), expires_ts)
+        elif user_id != unless_of:
+            note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now(), ip=ip)
+
+    @staticmethod
+    def _note_over(txn: WriteTransaction, user_id: UserID, expires_ts: int) -> None:
+        note(txn, user_id, Happened.BROWSER_SIGNED_OUT, expires_ts, detail=TIME_OVER)
+
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` sessions whose time is over; how many."""
-        return await self._store.remove_old(self._now(), limit)
+
+        def write(txn: WriteTransaction) -> int:
+            gone = self._store.remove_old(txn, self._now(), limit)
+            for user_id, expires_ts in gone:
+                self._note_over(txn, UserID(user_id), expires_ts)
+            return len(gone)
+
+        return await self._database.write("end_old_browser_sessions", write)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -91,6 +91,10 @@ class ClientEvents:
         spec: client-server-api#redactions
         """
         redactions = {event.redacted_by for event in filterfalse(_is_plain, events) if event.redacted_by is not None}
+        return await self.find_reasons_among(user_id, redactions)
+
+    async def find_reasons_among(self, user_id: UserID, redactions: Collection[int]) -> Reasons:
+        """Those of the redactions, by number, that the user may see."""
         return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
 
     async def _present(

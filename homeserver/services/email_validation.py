@@ -65,7 +65,7 @@ class EmailValidation:
         base_url: str,
         known_is_told: bool,
     ) -> None:
-        """`known_is_told`: whoever asks learns whether an address belongs to an account."""
+        """`known_is_told`: whoever asks learns whether an address belongs to an account (see `do_request_token`)."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -90,8 +90,11 @@ class EmailValidation:
         next_link: str | None,
         language: Language,
         ip: str,
+        *,
+        may_tell: bool = False,
     ) -> str:
-        """Send a letter to an address; the id of the validation.
+        """Send a letter to an address; the id of the validation. `may_tell`: whoever asks may learn whether an account has the address,
+        as the specification wants of the API, and unless the operator forbids it. Pages tell nobody.
 
         Raises `InvalidParam`, `ThreepidMediumNotSupported`, `ThreepidDenied`, `ThreepidInUse`, `ThreepidNotFound`,
         `LimitExceeded`.
@@ -106,7 +109,7 @@ class EmailValidation:
         if purpose != PASSWORD_RESET:
             self._validations.check_allowed(EMAIL, address)
         owner = await self._store.get_owner(EMAIL, address)
-        if self._known_is_told:
+        if may_tell and self._known_is_told:
             if owner is None and purpose == PASSWORD_RESET:
                 raise ThreepidNotFound
             if owner is not None and purpose != PASSWORD_RESET:

@@ -1,62 +1,52 @@
-"""In which thread an event stands. spec: client-server-api#threaded-read-receipts"""
+"""In which thread an event stands, read from the events that are in memory. spec: client-server-api#threaded-read-receipts"""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+
+from msgspec.structs import replace
 
 from federation.protocol.events import Event
-from federation.protocol.ids import EventID, is_event_id
-from federation.rooms.room_events import RoomEvents
-
-THREAD: Final = "m.thread"
-MOST_HOPS: Final = 3
-"""Over how many events that relate to each other a thread is looked for."""
+from federation.protocol.ids import EventID
+from federation.rooms.relations import relation_in
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.event_threads import Links, Standing, ThreadWalk, links_of
 
 
 async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> EventID | None:
-    """The root of the thread that an event stands in, itself or by what it relates to; None: in the main timeline.
+    """The root of the thread that a new event stands in, itself or by what it relates to; None: in the main timeline.
 
     The root is what the event says, whether or not this server has it.
     """
-    return (await find_thread_roots(events, [(room_nid, event)]))[event.event_id]
+    found = await _follow(events, {event.event_id: (room_nid, links_of(relation_in(event.content)))})
+    root = found[event.event_id].root
+    return None if root is None else EventID(root)
 
 
-async def find_thread_roots(
-    events: RoomEvents, wanted: Iterable[tuple[int, Event]]
-) -> Mapping[EventID, EventID | None]:
-    """As `find_thread_root`, of many events with the numbers of their rooms; a fixed number of queries."""
-    at = {event.event_id: (room_nid, event) for room_nid, event in wanted}
-    roots: dict[EventID, EventID | None] = dict.fromkeys(at)
-    for _ in range(MOST_HOPS):
-        parents = _step(at, roots)
-        if not parents:
-            return roots
+async def find_standings(events: RoomEvents, wanted: Iterable[StoredEvent]) -> Mapping[EventID, Standing]:
+    """Where stored events stand, by id; a fixed number of queries."""
+    return await _follow(events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted})
+
+
+async def _follow(events: RoomEvents, at: Mapping[EventID, tuple[int, Links]]) -> dict[EventID, Standing]:
+    walks = {event_id: ThreadWalk() for event_id in at}
+    while at:
+        parents = {
+            event_id: (room_nid, EventID(parent))
+            for event_id, (room_nid, links) in at.items()
+            if (parent := walks[event_id].step(links)) is not None
+        }
         found = await events.get_anywhere({parent for _, parent in parents.values()})
         at = {
-            event_id: (room_nid, found[parent].event)
+            event_id: (room_nid, _links(found[parent]))
             for event_id, (room_nid, parent) in parents.items()
             if parent in found and found[parent].room_nid == room_nid
         }
-    _step(at, roots)
-    return roots
+    return {event_id: walk.standing for event_id, walk in walks.items()}
 
 
-def _step(
-    at: Mapping[EventID, tuple[int, Event]], roots: dict[EventID, EventID | None]
-) -> dict[EventID, tuple[int, EventID]]:
-    """Note the roots that are named here; where to look further for the others."""
-    parents: dict[EventID, tuple[int, EventID]] = {}
-    for event_id, (room_nid, event) in at.items():
-        rel_type, target = _relation(event)
-        if rel_type == THREAD:
-            roots[event_id] = target
-        elif target is not None:
-            parents[event_id] = (room_nid, target)
-    return parents
-
-
-def _relation(event: Event) -> tuple[object, EventID | None]:
-    relation = event.content.get("m.relates_to")
-    if not isinstance(relation, Mapping) or not isinstance(relation.get("rel_type"), str):
-        return None, None
-    target = relation.get("event_id")
-    return relation["rel_type"], EventID(target) if isinstance(target, str) and is_event_id(target) else None
+def _links(stored: StoredEvent) -> Links:
+    return replace(
+        links_of(relation_in(stored.event.content)),
+        thread_root=stored.thread_root,
+        is_redacted=stored.redacted_by is not None,
+        redacts=stored.event.redacts,
+    )

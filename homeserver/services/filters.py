@@ -4,44 +4,46 @@ spec: client-server-api#filtering
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge, UserLimitExceeded
+from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import UserID
 from homeserver.services.event_filters import NO_FILTER, Filter, parse_filter
-from storage.database import Database
 from storage.filters import FilterStore
-from storage.transaction import WriteTransaction
 
-MOST_FILTERS: Final = 1000
-"""Of one user. Clients upload the same ones again, which get the same numbers."""
 LARGEST_FILTER: Final = 65536
-LARGEST_FILTERS: Final = 1024 * 1024
-"""In characters of JSON, all of one user."""
-
+_DAY_MS: Final = 24 * 3600 * 1000
 _LONGEST_NUMBER: Final = 18
+
+
+class _Remembered(msgspec.Struct):
+    filter: Filter
+    weight: int
+    used_day: int
 
 
 class Filters:
     """Keeps filters, and remembers those in use."""
 
-    def __init__(self, database: Database, store: FilterStore, *, capacity: int, info_uri: str) -> None:
-        """`capacity`: about how many bytes of filters are kept in memory. `info_uri`: a page about the limits of accounts."""
-        self._database = database
+    def __init__(self, store: FilterStore, now_ms: Callable[[], int], *, capacity: int) -> None:
+        """`capacity`: about how many bytes of filters are kept in memory."""
         self._store = store
+        self._now_ms = now_ms
         self._capacity = capacity
-        self._info_uri = info_uri
         self.weight = 0
         """About how many bytes are."""
-        self._remembered: OrderedDict[tuple[UserID, str], tuple[Filter, int]] = OrderedDict()
-        """Filters and how much each weighs."""
+        self._remembered: OrderedDict[tuple[UserID, str], _Remembered] = OrderedDict()
 
     async def do_add(self, caller: Requester, user_id: UserID, definition: dict[str, object]) -> str:
-        """Keep a filter; its id, the same for the same filter. Raises `Forbidden`, `BadJson`, `TooLarge`, `UserLimitExceeded`."""
+        """Keep a filter; its id, the same for the same filter. Raises `Forbidden`, `BadJson`, `TooLarge`.
+
+        Of one user so many are kept (`storage/filters.py`): those that are in use, since who comes with one of them has it noted.
+        """
         if caller.user_id != user_id:
             raise Forbidden("You may add filters for yourself only")
         canonical = encode_canonical(definition)
@@ -49,25 +51,17 @@ class Filters:
             raise TooLarge("A filter may have at most 64 KiB")
         parse_filter(canonical)
         text = canonical.decode()
-        filter_id = await self._store.get_filter_id(user_id, text)
-        if filter_id is None:
-
-            def write(txn: WriteTransaction) -> int:
-                count, size = self._store.get_sums(txn, user_id)
-                if count >= MOST_FILTERS or size + len(text) > LARGEST_FILTERS:
-                    raise UserLimitExceeded(
-                        "You have uploaded as many filters as this server keeps for one user", info_uri=self._info_uri
-                    )
-                return self._store.add_filter(txn, user_id, text)
-
-            filter_id = await self._database.write("add_filter", write)
-        return str(filter_id)
+        today = self._today()
+        found = await self._store.get_filter_id(user_id, text)
+        if found is not None and found[1] >= today:
+            return str(found[0])
+        return str(await self._store.add_filter(user_id, text, today))
 
     async def get_definition(self, caller: Requester, user_id: UserID, filter_id: str) -> msgspec.Raw:
         """A filter as it was uploaded. Raises `Forbidden`, `NotFound`."""
         if caller.user_id != user_id:
             raise Forbidden("You may read your own filters only")
-        return msgspec.Raw((await self._find(user_id, filter_id)).encode())
+        return msgspec.Raw((await self._find(user_id, filter_id))[0].encode())
 
     async def get_filter(self, user_id: UserID, text: str | None) -> Filter:
         """The filter that a request names: by id, as JSON, or none. Raises `InvalidParam`, `BadJson`."""
@@ -77,32 +71,39 @@ class Filters:
             return parse_filter(text)
         key = (user_id, text)
         remembered = self._remembered.get(key)
-        if remembered is not None:
+        if remembered is None:
+            try:
+                definition, used_day = await self._find(user_id, text)
+            except NotFound as error:
+                raise InvalidParam(error.text) from None
+            remembered = _Remembered(parse_filter(definition), _weigh(definition), used_day)
+            if key not in self._remembered:  # two may have asked at once
+                self._remember(key, remembered)
+        else:
             self._remembered.move_to_end(key)
-            return remembered[0]
-        try:
-            definition = await self._find(user_id, text)
-        except NotFound as error:
-            raise InvalidParam(error.text) from None
-        found = parse_filter(definition)
-        if key not in self._remembered:  # two may have asked at once
-            self._remember(key, found, _weigh(definition))
+        today = self._today()
+        if remembered.used_day < today:
+            remembered.used_day = today
+            await self._store.note_used(user_id, int(text), today)
+        return remembered.filter
+
+    def _remember(self, key: tuple[UserID, str], remembered: _Remembered) -> None:
+        self._remembered[key] = remembered
+        self.weight += remembered.weight
+        while self.weight > self._capacity:
+            _, dropped = self._remembered.popitem(last=False)
+            self.weight -= dropped.weight
+
+    async def _find(self, user_id: UserID, filter_id: str) -> tuple[str, int]:
+        found = None
+        if filter_id.isascii() and filter_id.isdecimal() and len(filter_id) <= _LONGEST_NUMBER:
+            found = await self._store.get_filter(user_id, int(filter_id))
+        if found is None:
+            raise NotFound("There is no such filter, or no longer: upload it again")
         return found
 
-    def _remember(self, key: tuple[UserID, str], filter: Filter, weight: int) -> None:
-        self._remembered[key] = (filter, weight)
-        self.weight += weight
-        while self.weight > self._capacity:
-            _, (_, dropped) = self._remembered.popitem(last=False)
-            self.weight -= dropped
-
-    async def _find(self, user_id: UserID, filter_id: str) -> str:
-        definition = None
-        if filter_id.isascii() and filter_id.isdecimal() and len(filter_id) <= _LONGEST_NUMBER:
-            definition = await self._store.get_filter(user_id, int(filter_id))
-        if definition is None:
-            raise NotFound("There is no such filter")
-        return definition
+    def _today(self) -> int:
+        return self._now_ms() // _DAY_MS
 
 
 def _weigh(definition: str) -> int:

@@ -61,6 +61,14 @@ class HashingThreads:
             self._waiting -= 1
 
 
+class PasswordTooShort(WeakPassword):
+    """It has fewer characters than the policy wants."""
+
+    def __init__(self, shortest: int) -> None:
+        super().__init__(f"The password must have at least {shortest} characters")
+        self.shortest = shortest
+
+
 class PasswordPolicy(msgspec.Struct, frozen=True):
     """What a new password must have."""
 
@@ -75,7 +83,7 @@ class PasswordPolicy(msgspec.Struct, frozen=True):
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
             raise InvalidParam(f"A password has 1 to {LONGEST_PASSWORD} characters")
         if len(password) < self.minimum_length:
-            raise WeakPassword(f"The password must have at least {self.minimum_length} characters")
+            raise PasswordTooShort(self.minimum_length)
         wanted = (
             (self.require_digit, str.isdigit, "a digit"),
             (self.require_symbol, lambda sign: not sign.isalnum(), "a symbol"),
@@ -105,6 +113,8 @@ class Passwords:
         self._threads = threads
         self._pepper = pepper
         self._policy = policy or PasswordPolicy()
+        self.shortest = max(1, self._policy.minimum_length)
+        """The fewest characters that a new password may have."""
         self._hasher = PasswordHasher(
             time_cost=passes,
             memory_cost=memory,

@@ -144,7 +144,7 @@ class PhoneValidation:
     ) -> None:
         """`messages`: None on a server that sends none. `purposes`: for which codes are sent. `base_url`: empty where clients
         cannot be told whither codes go; no numbers are taken then. `known_is_told`: whoever asks learns whether a number belongs
-        to an account. `most_per_day`: messages in all."""
+        to an account (see `do_request_token`). `most_per_day`: messages in all."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -180,8 +180,11 @@ class PhoneValidation:
         next_link: str | None,
         language: Language,
         ip: str,
+        *,
+        may_tell: bool = False,
     ) -> Asked:
-        """Send a code to a number; `country` as in `parse_phone_number`.
+        """Send a code to a number; `country` as in `parse_phone_number`. `may_tell`: whoever asks may learn whether an account has the
+        number, as the specification wants of the API, and unless the operator forbids it. Pages tell nobody.
 
         Raises `ThreepidMediumNotSupported`, `InvalidParam`, `NumberDenied`, `NumberInUse`, `NumberNotFound`, `LimitExceeded`,
         `MessageNotSent`.
@@ -203,7 +206,8 @@ class PhoneValidation:
             except ThreepidDenied:
                 raise NumberDenied from None
         owner = await self._store.get_owner(MSISDN, address)
-        if self._known_is_told:
+        tells = may_tell and self._known_is_told
+        if tells:
             if owner is None and purpose == PASSWORD_RESET:
                 raise NumberNotFound
             if owner is not None and purpose != PASSWORD_RESET:
@@ -231,8 +235,10 @@ class PhoneValidation:
         prepared = await self._database.write("request_phone_code", write)
         if prepared.text is not None:
             sending = Deferred.fromCoroutine(self._send(messages, address, prepared))
-            if self._known_is_told:
-                await sending
+            if tells or purpose != PASSWORD_RESET:
+                await (
+                    sending
+                )  # for a new password one is sent to known numbers alone, so that its failure would tell of them
             else:
                 sending.addErrback(lambda failure: self._log.failure("a text message was not sent", failure))
         return Asked(prepared.sid, address)

@@ -10,14 +10,14 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
-from federation.protocol.ids import EventID, RoomID, is_event_id
+from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.snapshots import RoomSnapshot
-from homeserver.services.event_threads import find_thread_root
+from homeserver.services.event_threads import find_standings
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database
-from storage.receipts import MAIN_THREAD, UNTHREADED, ReceiptStore
+from storage.events import select_position
+from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, set_receipts, stands_in
 from storage.transaction import WriteTransaction
 
 FULLY_READ: Final = "m.fully_read"
@@ -34,14 +34,12 @@ class ReadMarkers:
     def __init__(
         self,
         database: Database,
-        receipts: ReceiptStore,
         account_data: AccountDataStore,
         events: RoomEvents,
         reading: RoomReading,
         now_ms: Callable[[], int],
     ) -> None:
         self._database = database
-        self._receipts = receipts
         self._account_data = account_data
         self._events = events
         self._reading = reading
@@ -50,78 +48,57 @@ class ReadMarkers:
     async def do_mark(
         self, caller: Requester, room_id: RoomID, marks: dict[str, EventID], thread_id: str | None
     ) -> None:
-        """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only.
+        """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only: all of them, or none.
 
         Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does not have.
         """
         snapshot = await self._reading.check_joined(caller.user_id, room_id)
         for kind, event_id in marks.items():
-            if not is_event_id(event_id):
-                raise InvalidParam(f"{kind}: not an event id")
-            if kind == FULLY_READ:
-                if thread_id is not None:
-                    raise InvalidParam("The fully read marker belongs to no thread")
-                await self._set_fully_read(caller, snapshot, event_id)
-            elif kind in RECEIPT_TYPES:
-                await self._set_receipt(caller, snapshot, kind, event_id, _check_thread(thread_id))
-            else:
-                raise InvalidParam(f"Unknown type of receipt: {kind[:255]}")
-
-    async def _set_receipt(
-        self, caller: Requester, snapshot: RoomSnapshot, kind: str, event_id: EventID, thread_id: str
-    ) -> None:
-        event = await self._events.get_event(snapshot.room.room_nid, event_id)
-        if event is None:
-            raise NotFound("The room has no such event")
-        root = await find_thread_root(self._events, event.room_nid, event.event)
-        if not stands_in(thread_id, event_id, root):
-            raise InvalidParam("The event is not in that thread")
-        await self._receipts.set_receipt(
-            snapshot.room.room_nid,
-            snapshot.room.room_id,
-            caller.user_id,
-            kind,
-            thread_id,
-            event_id,
-            event.position,
-            self._now_ms(),
-        )
-
-    async def _set_fully_read(self, caller: Requester, snapshot: RoomSnapshot, event_id: EventID) -> None:
-        room_nid, room_id = snapshot.room.room_nid, snapshot.room_id
-        before = await self._account_data.get_entry(caller.user_id, room_id, FULLY_READ)
-        former = _event_id_of(before)
-        if former == event_id:
+            _check_mark(kind, event_id, thread_id)
+        thread = _check_thread(thread_id)
+        if not marks:
             return
-        events = await self._events.get_by_id(room_nid, [event_id] if former is None else [event_id, former])
-        if event_id not in events:
+        room_nid = snapshot.room.room_nid
+        events = await self._events.get_by_id(room_nid, set(marks.values()))
+        if any(event_id not in events for event_id in marks.values()):
             raise NotFound("The room has no such event")
-        if former is not None and former in events and _arrival(events[event_id]) < _arrival(events[former]):
-            return
-        content = msgspec.json.encode({"event_id": event_id})
+        if thread != UNTHREADED:
+            for event_id, standing in (await find_standings(self._events, events.values())).items():
+                if not stands_in(thread, event_id, standing):
+                    raise InvalidParam("The event is not in that thread")
+        now_ms, user_id = self._now_ms(), caller.user_id
+        receipts = [
+            NewReceipt(room_nid, room_id, user_id, kind, thread, event_id, events[event_id].position, now_ms)
+            for kind, event_id in marks.items()
+            if kind in RECEIPT_TYPES
+        ]
+        fully_read = marks.get(FULLY_READ)
 
         def write(txn: WriteTransaction) -> None:
-            if self._account_data.get_entry_in(txn, caller.user_id, room_id, FULLY_READ) == before:
-                self._account_data.set_entry(txn, caller.user_id, room_id, FULLY_READ, content)
+            set_receipts(txn, receipts)
+            if fully_read is not None:
+                self._move_fully_read(txn, user_id, room_id, events[fully_read])
 
-        await self._database.write("set_fully_read", write)
+        await self._database.write("set_receipts", write)
+
+    def _move_fully_read(self, txn: WriteTransaction, user_id: UserID, room_id: RoomID, event: StoredEvent) -> None:
+        before = self._account_data.get_entry_in(txn, user_id, room_id, FULLY_READ)
+        former = None if before is None else msgspec.json.decode(before, type=_Marker).event_id
+        if former == event.event.event_id:
+            return
+        if former is not None and (event.position or 0) < (select_position(txn, event.room_nid, former) or 0):
+            return
+        content = msgspec.json.encode({"event_id": event.event.event_id})
+        self._account_data.set_entry(txn, user_id, room_id, FULLY_READ, content)
 
 
-def _event_id_of(content: bytes | None) -> EventID | None:
-    return None if content is None else msgspec.json.decode(content, type=_Marker).event_id
-
-
-def _arrival(event: StoredEvent) -> int:
-    return event.position or 0
-
-
-def stands_in(thread_id: str, event_id: EventID, root: EventID | None) -> bool:
-    """Whether a receipt of that thread may stand at an event of the thread with that root (None: of the main timeline).
-
-    A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
-    spec: client-server-api#threaded-read-receipts
-    """
-    return thread_id in (UNTHREADED, event_id, MAIN_THREAD if root is None else root)
+def _check_mark(kind: str, event_id: EventID, thread_id: str | None) -> None:
+    if kind != FULLY_READ and kind not in RECEIPT_TYPES:
+        raise InvalidParam(f"Unknown type of receipt: {kind[:255]}")
+    if not is_event_id(event_id):
+        raise InvalidParam(f"{kind}: not an event id")
+    if kind == FULLY_READ and thread_id is not None:
+        raise InvalidParam("The fully read marker belongs to no thread")
 
 
 def _check_thread(thread_id: str | None) -> str:

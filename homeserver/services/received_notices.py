@@ -5,7 +5,7 @@ A server speaks for its own users only, and of rooms in which these are. Room AC
 spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,23 +14,20 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
-from homeserver.services.early_receipts import EarlyReceipts
-from homeserver.services.event_threads import find_thread_roots
+from homeserver.services.event_threads import find_standings
 from homeserver.services.presence.people import State
 from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.remote_people import PresenceUpdate
-from homeserver.services.read_markers import stands_in
 from homeserver.services.typing import Typing
+from storage.early_receipts import PUBLIC, EarlyReceipt, EarlyReceiptStore
 from storage.memberships import MembershipStore
-from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
+from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore, stands_in
 from storage.rooms import RoomStore
-from storage.streams import Streams
 
 MAX_RECEIPTS: Final = 1000
 """In one EDU."""
 MAX_PRESENCES: Final = 1000
 LONGEST_AGO_MS: Final = (1 << 53) - 1
-PUBLIC: Final = "m.read"
 
 
 class ReceiptData(msgspec.Struct):
@@ -68,8 +65,8 @@ class ReceivedNotices:
         membership_store: MembershipStore,
         typing: Typing,
         receipts: ReceiptStore,
+        early_receipts: EarlyReceiptStore,
         presence: Presence,
-        streams: Streams,
         now_ms: Callable[[], int],
     ) -> None:
         self._rooms = rooms
@@ -78,9 +75,9 @@ class ReceivedNotices:
         self._membership_store = membership_store
         self._typing = typing
         self._receipts = receipts
+        self._early_receipts = early_receipts
         self._presence = presence
         self._now_ms = now_ms
-        self._early = EarlyReceipts(streams, self.receive_receipts)
 
     async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """m.typing. Raises InvalidParam."""
@@ -94,21 +91,21 @@ class ReceivedNotices:
     async def receive_receipts(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """m.receipt: those of users who are in the room.
 
-        One may come before the event at which it stands: then nobody can say in which thread that is, and it counts as what it
-        says, where nothing better is known; it is looked at again when the event comes. How many of a user are kept is bounded
-        (`ReceiptStore`).
+        One may come before the event at which it stands: then it waits for it (`EarlyReceiptStore`). How many of a user are kept is
+        bounded (`ReceiptStore`).
         """
-        found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
+        await self._take_receipts(origin, list(_read_receipts(origin, content)))
+
+    async def _take_receipts(self, origin: ServerName, found: Sequence[tuple[str, UserID, Receipt]]) -> None:
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
         events = await self._events.get_anywhere({EventID(receipt.event_ids[0]) for _, _, receipt in found})
         joined = await self._memberships.find_joined(
             (rooms[room_id].room_nid, user_id) for room_id, user_id, _ in found if room_id in rooms
         )
         threaded = {EventID(receipt.event_ids[0]) for _, _, receipt in found if receipt.data.thread_id is not None}
-        roots = await find_thread_roots(
-            self._events, [(event.room_nid, event.event) for id, event in events.items() if id in threaded]
-        )
+        standings = await find_standings(self._events, [event for id, event in events.items() if id in threaded])
         new: list[NewReceipt] = []
+        early: list[EarlyReceipt] = []
         for room_id, user_id, receipt in found:
             room = rooms.get(room_id)
             if room is None or (room.room_nid, user_id) not in joined:
@@ -120,26 +117,21 @@ class ReceivedNotices:
             if event is not None and event.room_nid != room.room_nid:
                 continue
             thread_id = receipt.data.thread_id or UNTHREADED
-            if event is not None and not stands_in(thread_id, event_id, roots.get(event_id)):
-                continue
-            if event is None:
-                told = {room_id: {PUBLIC: {user_id: msgspec.to_builtins(receipt)}}}
-                self._early.keep(origin, (room_id, user_id, receipt.data.thread_id), event_id, told)
             ts = receipt.data.ts
-            new.append(
-                NewReceipt(
-                    room.room_nid,
-                    room_id,
-                    user_id,
-                    PUBLIC,
-                    thread_id,
-                    event_id,
-                    None if event is None else event.position,
-                    self._now_ms() if ts is None or not 0 <= ts < 1 << 53 else ts,
-                )
-            )
+            if ts is None or not 0 <= ts < 1 << 53:
+                ts = self._now_ms()
+            if event is None or event.is_outlier:
+                early.append(EarlyReceipt(room.room_nid, user_id, thread_id, event_id, ts))
+            elif thread_id == UNTHREADED or stands_in(thread_id, event_id, standings[event_id]):
+                new.append(NewReceipt(room.room_nid, room_id, user_id, PUBLIC, thread_id, event_id, event.position, ts))
         if new:
             await self._receipts.set_receipts(new)
+        if early:
+            come = await self._early_receipts.keep(origin, early)
+            if come:
+                self._events.forget(map(EventID, come))
+                again = [each for each in found if each[2].event_ids[0] in come]
+                await self._take_receipts(origin, again)
 
     async def receive_presence(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """m.presence: that of users who share a room with ours. Raises InvalidParam."""
@@ -174,7 +166,7 @@ def _bounded(ago_ms: int | None) -> int | None:
     return None if ago_ms is None else min(max(ago_ms, 0), LONGEST_AGO_MS)
 
 
-def _read_receipts(origin: ServerName, content: Mapping[str, Any]) -> Iterator[tuple[str, str, Receipt]]:
+def _read_receipts(origin: ServerName, content: Mapping[str, Any]) -> Iterator[tuple[str, UserID, Receipt]]:
     """(room, user, receipt) of what is well-formed, as many as are taken."""
     count = 0
     for room_id, by_type in content.items():
@@ -194,7 +186,7 @@ def _read_receipts(origin: ServerName, content: Mapping[str, Any]) -> Iterator[t
                 and is_event_id(read.event_ids[0])
                 and (thread is None or thread == MAIN_THREAD or is_event_id(thread))
             ):
-                yield room_id, user_id, read
+                yield room_id, UserID(user_id), read
 
 
 def _is_user_of(origin: ServerName, user_id: object) -> bool:

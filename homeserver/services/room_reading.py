@@ -10,7 +10,8 @@ Laws:
 spec: client-server-api#getting-events-for-a-room
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -26,12 +27,13 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
+from federation.rooms.stays import Departure, Stays
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import ClientEvents, Reasons, present_plainly, present_state
+from homeserver.services.client_events import ClientEvents, present_plainly, present_state
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
-from homeserver.services.room_answers import RoomAnswers
+from homeserver.services.room_answers import Question, RoomAnswers
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
@@ -55,8 +57,8 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     own: MembershipRow | None
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
-    departure: StoredEvent | None = None
-    """With which they left, if they see no state of what came later."""
+    departure: Departure | None = None
+    """Where their stay ended, if they see no state of what came later."""
 
     @property
     def has_left(self) -> bool:
@@ -66,7 +68,7 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
     def had_left(self, event: StoredEvent) -> bool:
         """Whether they left before the event: a ban of them, for example. They see then the state in which they left."""
         left = self.departure
-        return left is not None and (event.depth > left.depth or (event.position or 0) > (left.position or 0))
+        return left is not None and (event.depth > left.place.depth or (event.position or 0) > left.position)
 
 
 class RoomReading:
@@ -80,6 +82,7 @@ class RoomReading:
         membership_store: MembershipStore,
         timelines: TimelineStore,
         visibility: Visibility,
+        stays: Stays,
         client_events: ClientEvents,
         ignored: IgnoredUsers,
         aggregations: Aggregations,
@@ -92,6 +95,7 @@ class RoomReading:
         self._membership_store = membership_store
         self._timelines = timelines
         self._visibility = visibility
+        self._stays = stays
         self._client_events = client_events
         self._ignored = ignored
         self._aggregations = aggregations
@@ -113,8 +117,8 @@ class RoomReading:
         start = await self.find_place(reader, from_) if from_ is not None else self._default_start(direction)
         end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
-        if direction is Direction.BACKWARDS and reader.own is not None and reader.has_left:
-            start = min(start, await self._place_after(reader.own.event_nid))
+        if direction is Direction.BACKWARDS and reader.own is not None and reader.departure is not None:
+            start = min(start, max(reader.departure.place, await self._place_after(reader.own.event_nid)))
         shown: list[Seen] = []
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):
@@ -187,14 +191,7 @@ class RoomReading:
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """The whole state that the caller may see: a list of events."""
         reader = await self._find_whole(caller.user_id, room_id)
-        state = reader.state
-
-        async def make() -> list[msgspec.Raw]:
-            nids = await state.load_nids()
-            events = (await self._events.get_events(nids.values())).values()
-            return present_state(events, await self._find_shared_reasons(reader, caller, events))
-
-        return await self._answers.get(state, ("state", _shared_by(reader, caller)), make)
+        return await self._present_state(caller, reader.state, None, ("state",), list)
 
     async def get_state_entry(
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
@@ -221,19 +218,17 @@ class RoomReading:
         reader = await self._find_whole(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
-        async def make() -> list[msgspec.Raw]:
-            events = list((await self._events.get_events((await state.load_nids(MEMBER)).values())).values())
-            if membership is not None or not_membership is not None:
-                events = [
-                    event
-                    for event in events
-                    if (membership is not None and event.event.membership == membership)
-                    or (not_membership is not None and event.event.membership != not_membership)
-                ]
-            return present_state(events, await self._find_shared_reasons(reader, caller, events))
+        def choose(events: Iterable[StoredEvent]) -> list[StoredEvent]:
+            if membership is None and not_membership is None:
+                return list(events)
+            return [
+                event
+                for event in events
+                if (membership is not None and event.event.membership == membership)
+                or (not_membership is not None and event.event.membership != not_membership)
+            ]
 
-        question = ("members", membership, not_membership, _shared_by(reader, caller))
-        return await self._answers.get(state, question, make)
+        return await self._present_state(caller, state, MEMBER, ("members", membership, not_membership), choose)
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
@@ -281,10 +276,10 @@ class RoomReading:
         readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
         if readable:
             return Reader(snapshot, own, snapshot.state)
-        leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
-        if leaving is None:
+        departure = None if own is None or own.forgotten else await self._stays.find_departure(own)
+        if departure is None:
             raise Forbidden("You are not in this room")
-        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root), leaving)
+        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, departure.state_root), departure)
 
     async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
         """As `find_reader`, once all of the room's state is here. Raises Forbidden, StateIncomplete."""
@@ -350,14 +345,35 @@ class RoomReading:
         members = (await state.load(keys)).values()
         return present_state(members, await self._client_events.find_reasons(caller.user_id, members))
 
-    async def _find_shared_reasons(self, reader: Reader, caller: Requester, events: Collection[StoredEvent]) -> Reasons:
-        """Why events were redacted, in an answer that is kept for all members: what each of them may see of that."""
-        if _shared_by(reader, caller) is not None:
-            return await self._client_events.find_reasons(caller.user_id, events)
-        redactions = await self._events.get_events(
-            {event.redacted_by for event in events if event.redacted_by is not None}
+    async def _present_state(
+        self,
+        caller: Requester,
+        state: StateView,
+        type_: str | None,
+        question: Question,
+        choose: Callable[[Iterable[StoredEvent]], list[StoredEvent]],
+    ) -> msgspec.Raw:
+        """Some of the events of a state, of one type or of all, as they are kept for all who see the same of their redactions."""
+        loaded: list[StoredEvent] = []
+
+        async def load() -> list[StoredEvent]:
+            if not loaded:
+                loaded.extend((await self._events.get_events((await state.load_nids(type_)).values())).values())
+            return loaded
+
+        async def find_redactions() -> list[int]:
+            return sorted({event.redacted_by for event in await load() if event.redacted_by is not None})
+
+        redactions = await self._answers.get(state, ("redactions", type_), find_redactions)
+        reasons = await self._client_events.find_reasons_among(
+            caller.user_id, msgspec.json.decode(redactions, type=list[int])
         )
-        return {seen.event.nid: seen for seen in await self._visibility.filter_for_members(list(redactions.values()))}
+
+        async def make() -> list[msgspec.Raw]:
+            return present_state(choose(await load()), reasons)
+
+        seen = sha256(b"%r" % sorted(reasons)).hexdigest() if reasons else None
+        return await self._answers.get(state, (*question, seen), make)
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
         place = await self.find_place(reader, at)
@@ -384,8 +400,3 @@ class RoomReading:
 
     def _default_start(self, direction: Direction) -> Place:
         return END if direction is Direction.BACKWARDS else START
-
-
-def _shared_by(reader: Reader, caller: Requester) -> str | None:
-    """For whom an answer about the state is kept: for all members (None), or for one who is none."""
-    return None if reader.own is not None and reader.own.membership == "join" else caller.user_id

@@ -93,7 +93,7 @@ class RoomRelations:
         """
         reader = await self._reading.find_reader(caller.user_id, room_id)
         place = END if from_ is None else await self._reading.find_place(reader, from_)
-        end = None if reader.departure is None else Place(reader.departure.depth, reader.departure.nid)
+        end = None if reader.departure is None else reader.departure.place
         limit = max(1, min(limit, MAX_RELATIONS))
         ignored = await self._ignored.of_user(caller.user_id)
         shown: list[Seen] = []

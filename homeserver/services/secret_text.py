@@ -1,7 +1,7 @@
 """Secrets that this server gives out: access and refresh tokens, device and session ids, generated names.
 
-A token says what it is and carries a checksum: `mha_` (access) or `mhr_` (refresh), 33 random characters, 6 of CRC-32.
-Refresh tokens of the OAuth 2.0 API (`mho_`) have 24 characters that all those of a session begin with, and 24 of their own;
+A token says what it is and carries a checksum: `mha_` (access), 33 random characters, 6 of CRC-32. Refresh tokens, those of the
+OAuth 2.0 API (`mho_`) and others (`mhr_`), have 24 characters that all those of a session begin with, their family, and 24 of their own;
 passwords for programs (`mhp_`) 12 by which they are found, and 24 that are secret.
 So a scanner of leaked secrets finds it, and a request with a token that was cut short or made up costs no query.
 """
@@ -37,20 +37,20 @@ class SecretText:
 
     def access_token(self) -> str:
         """196 bits."""
-        return self._token(ACCESS_PREFIX)
+        body = ACCESS_PREFIX + self._text(_ALPHABET, _RANDOM_LENGTH)
+        return body + _checksum(body)
 
-    def refresh_token(self) -> str:
-        """196 bits."""
-        return self._token(REFRESH_PREFIX)
-
-    def oauth_family(self) -> str:
-        """142 bits: what all refresh tokens of one session of the OAuth 2.0 API begin with."""
+    def family(self) -> str:
+        """142 bits: what all refresh tokens of one session begin with."""
         return self._text(_ALPHABET, _FAMILY_LENGTH)
+
+    def refresh_token(self, family: str) -> str:
+        """142 bits besides those of the family."""
+        return self._refresh_token(REFRESH_PREFIX, family)
 
     def oauth_refresh_token(self, family: str) -> str:
         """142 bits besides those of the family."""
-        body = OAUTH_REFRESH_PREFIX + family + self._text(_ALPHABET, _FAMILY_LENGTH)
-        return body + _checksum(body)
+        return self._refresh_token(OAUTH_REFRESH_PREFIX, family)
 
     def application_password(self) -> str:
         """71 bits by which it is found, and 142 that nobody else knows."""
@@ -121,8 +121,8 @@ class SecretText:
         """128 hexadecimal digits."""
         return self._random(64).hex()
 
-    def _token(self, prefix: str) -> str:
-        body = prefix + self._text(_ALPHABET, _RANDOM_LENGTH)
+    def _refresh_token(self, prefix: str, family: str) -> str:
+        body = prefix + family + self._text(_ALPHABET, _FAMILY_LENGTH)
         return body + _checksum(body)
 
     def _text(self, alphabet: str, length: int) -> str:
@@ -152,12 +152,19 @@ def is_damaged(token: str) -> bool:
     return _checksum(token[:-_CHECK_LENGTH]) != token[-_CHECK_LENGTH:]
 
 
-def family_of(token: str) -> str | None:
-    """What a refresh token of the OAuth 2.0 API has in common with the others of its session; None for other tokens."""
-    if not token.startswith(OAUTH_REFRESH_PREFIX) or is_damaged(token):
+def family_of(token: str, prefix: str = REFRESH_PREFIX) -> str | None:
+    """What a refresh token of this kind has in common with the others of its session; None for other tokens, for those of imported
+    sessions, and for those of before there were families."""
+    start = len(prefix)
+    whole = start + 2 * _FAMILY_LENGTH + _CHECK_LENGTH
+    if not token.startswith(prefix) or len(token) != whole or is_damaged(token):
         return None
-    start = len(OAUTH_REFRESH_PREFIX)
     return token[start : start + _FAMILY_LENGTH]
+
+
+def oauth_family_of(token: str) -> str | None:
+    """As `family_of`, of a refresh token of the OAuth 2.0 API."""
+    return family_of(token, OAUTH_REFRESH_PREFIX)
 
 
 def application_password_id(password: str) -> str | None:

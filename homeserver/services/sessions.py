@@ -4,9 +4,12 @@ Laws:
 - The texts of tokens are made outside the transaction and leave the server once, in the answer.
 - A sign-in on a device that exists ends the session it had, and keeps its name and keys.
 - A renewal leaves the old pair usable until one of the new pair is used; `session_lifetime` bounds all renewals.
+- A refresh token that comes after its successor was used ends its session: one of the two who show it has stolen it, and neither
+  can be told from the other. It begins as the others of its session do, so it is known without being kept.
 - Other stores that keep something by device (keys, messages to it) take part in its removal, in the same write.
 
-spec: client-server-api#relationship-between-access-tokens-and-devices, client-server-api#refreshing-access-tokens
+spec: client-server-api#relationship-between-access-tokens-and-devices, client-server-api#refreshing-access-tokens,
+RFC 9700 section 4.14
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,17 +19,17 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
+from federation.protocol.errors import Forbidden, MatrixError, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
-from homeserver.services.audit import Happened, note
-from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
+from homeserver.services.audit import Happened, note, note_refusal
+from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged, oauth_family_of
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 from storage.upstream_sessions import UpstreamSessionStore
 
 
@@ -151,7 +154,7 @@ class Sessions:
         """A session to be written with `add`; without a device id, of a new device. `address`: whence it is asked for, None where
         that is not known; `access_token` and `refresh_token`: their texts, where they are made already."""
         if refreshable and refresh_token is None:
-            refresh_token = self._secret_text.refresh_token()
+            refresh_token = self._secret_text.refresh_token(self._secret_text.family())
         refreshable = refresh_token is not None
         now = self._now()
         lifetimes = self._lifetimes
@@ -218,22 +221,60 @@ class Sessions:
             return None
         return UserID(row.user_id)
 
-    async def do_refresh(self, refresh_token: str) -> NewSession:
-        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
-        and `UserLocked`."""
-        if is_damaged(refresh_token) or family_of(refresh_token) is not None:
+    async def do_refresh(self, refresh_token: str, address: str) -> NewSession:
+        """Exchange a refresh token for a new pair; `address`: whence it comes. Raises `UnknownToken`, with `soft_logout` where time is
+        over, and `UserLocked`."""
+        if is_damaged(refresh_token) or oauth_family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
-        now = self._now()
+        if not await self._database.read_quickly("find_refresh_token", self._is_ours, refresh_token):
+            raise UnknownToken("Unknown refresh token")  # what is made up costs no write
         # Texts may not be made in the transaction, which may run twice.
-        access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
-        renewed = await self._database.write(
-            "refresh_session", self.renew, hash_token(refresh_token), access_token, new_refresh_token, now
-        )
-        if renewed is None:
-            raise UnknownToken("Unknown refresh token")
-        if renewed.refresh_token is None:
-            raise UnknownToken("The session has expired", soft_logout=True)
+        family = family_of(refresh_token) or self._secret_text.family()
+        texts = self._secret_text.access_token(), self._secret_text.refresh_token(family)
+        renewed = await self._database.write("refresh_session", self._refresh, refresh_token, texts, address)
+        if isinstance(renewed, MatrixError):
+            raise renewed
         return renewed
+
+    def _is_ours(self, txn: Transaction, refresh_token: str) -> bool:
+        """Whether it is a refresh token, or was one of a session that there still is."""
+        if self._tokens.get_refresh_token(txn, hash_token(refresh_token)) is not None:
+            return True
+        family = family_of(refresh_token)
+        return family is not None and self._tokens.get_refresh_token_of_family(txn, hash_token(family)) is not None
+
+    def _refresh(
+        self, txn: WriteTransaction, refresh_token: str, texts: tuple[str, str], address: str
+    ) -> NewSession | MatrixError:
+        """What is refused is returned, since a record is kept of it."""
+        token_hash, now = hash_token(refresh_token), self._now()
+        try:
+            renewed = self.renew(txn, token_hash, *texts, now)
+        except UserLocked as error:
+            token = self._tokens.get_refresh_token(txn, token_hash)
+            assert token is not None
+            device_id = DeviceID(token.device_id)
+            note_refusal(txn, UserID(token.user_id), now, "locked", ip=address, device_id=device_id)
+            return error
+        if renewed is None:
+            self._end_family(txn, refresh_token, address)
+            return UnknownToken("Unknown refresh token")
+        if renewed.refresh_token is None:
+            return UnknownToken("The session has expired", soft_logout=True)
+        return renewed
+
+    def _end_family(self, txn: WriteTransaction, refresh_token: str, address: str) -> None:
+        """A refresh token came that is good no more; while nothing of an exchange was used, it may be one whose answer got lost."""
+        family = family_of(refresh_token)
+        current = None if family is None else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
+        if current is None or self._tokens.has_exchange_under_way(txn, current.user_id, current.device_id):
+            return
+        self.end_reused(txn, UserID(current.user_id), DeviceID(current.device_id), address)
+
+    def end_reused(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, address: str) -> None:
+        """A secret of a session was used twice: it ends."""
+        note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
+        self.remove_devices(txn, user_id, [device_id], address)
 
     def renew(
         self,
@@ -278,6 +319,7 @@ class Sessions:
     def _add_tokens(self, txn: WriteTransaction, session: NewSession, *, first_used: bool = True) -> int:
         refresh_nid = None
         if session.refresh_token is not None:
+            family = family_of(session.refresh_token)
             refresh_nid = self._tokens.add_refresh_token(
                 txn,
                 hash_token(session.refresh_token),
@@ -286,6 +328,7 @@ class Sessions:
                 now=session.now,
                 expires_ts=session.refresh_expires_ts,
                 ultimate_expires_ts=session.ultimate_expires_ts,
+                family_hash=None if family is None else hash_token(family),
             )
         self._tokens.add_access_token(
             txn,

@@ -36,7 +36,7 @@ from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
-from homeserver.services.audit import Happened, note
+from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.passwords import Passwords
 from homeserver.services.phone_validation import InvalidNumber, digits_of, parse_phone_number
 from homeserver.services.secret_text import application_password_id
@@ -50,8 +50,6 @@ from storage.transaction import WriteTransaction
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
-_REFUSALS_FOLDED_MS: Final = 600_000
-"""Refusals of one account, from one address and for one reason, are one record for so long: apps try again by themselves."""
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
@@ -238,6 +236,16 @@ class SignIn:
         detail = why if isinstance(why, str) else _WHY.get(type(why), NOT_ALLOWED)
         await self._database.write("note_refusal", self._note_refusal, user_id, address, detail)
 
+    async def do_note_other_person(self, owner: UserID, address: str, operation: str, came: str) -> None:
+        """Keep a record that somebody else (`came`) has proved who they are, where `owner` was to confirm an operation."""
+
+        def write(txn: WriteTransaction) -> None:
+            now = int(self._clock.seconds() * 1000)
+            detail = f"{operation} ({came})"
+            note(txn, owner, Happened.CONFIRMATION_REFUSED, now, ip=address, detail=detail)
+
+        await self._database.write("note_other_person", write)
+
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and own password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
         return await self._check(name, password, address)
@@ -316,16 +324,7 @@ class SignIn:
         note(txn, user_id, Happened.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address)
 
     def _note_refusal(self, txn: WriteTransaction, user_id: UserID, address: str, why: str) -> None:
-        now = int(self._clock.seconds() * 1000)
-        note(
-            txn,
-            user_id,
-            Happened.SIGN_IN_REFUSED,
-            now,
-            ip=address,
-            detail=why,
-            unless_since=now - _REFUSALS_FOLDED_MS,
-        )
+        note_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -3,10 +3,8 @@
 spec: client-server-api#adding-account-administrative-contact-information
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final, Protocol
-
-import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
@@ -15,9 +13,10 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.audit import Happened, note
 from homeserver.services.threepid_validation import ADD, EMAIL, Proof, ThreepidValidation
 from homeserver.services.uia import AuthData
+from homeserver.services.vouched_addresses import Plan, compute_plans
 from storage.database import Database
 from storage.threepids import ThreepidRow, ThreepidStore
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 MOST_ADDRESSES: Final = 20
 """Of one account."""
@@ -120,33 +119,41 @@ class Threepids:
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
-        """Give an account the e-mail addresses for which an identity provider vouches, and take away those for which it did before,
-        and no other does; those of others are left out, and what would be too many. Where it says none, all stay; so do those from
-        before while the account can have none of the new ones, and has no other. False where some are another account's."""
+    async def do_set_vouched(self, said: Mapping[UserID, Sequence[str]], provider: str) -> Set[UserID]:
+        """Give accounts the e-mail addresses for which an identity provider vouches, and take away those for which it did before, and
+        no other does, in one write; those of others are left out, unless they too get other ones by it, and what would be too many.
+        Where it says none, all stay; so do those from before while the account can have none of the new ones, and has no other.
+        Returned is who could not have some since they are another account's."""
 
-        def write(txn: WriteTransaction) -> bool:
+        def write(txn: WriteTransaction) -> Mapping[UserID, Plan]:
             now = self._now_ms()
-            rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
-            plan = _plan(rows, self._store.get_taken_in(txn, EMAIL, addresses), addresses, provider)
-            for address in plan.disowned:
-                self._store.remove_voucher(txn, EMAIL, address, provider)
-            for address in plan.gone:
-                self._remove(txn, user_id, EMAIL, address)
-            for address in plan.confirmed:
-                self._store.add_voucher(txn, EMAIL, address, provider)
-            for address in plan.new:
-                self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,))))
-                note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
-            return not plan.refused
+            plans = self._plan(txn, said, provider)
+            for user_id, plan in plans.items():
+                for address in plan.disowned:
+                    self._store.remove_voucher(txn, EMAIL, address, provider)
+                for address in plan.gone:
+                    self._remove(txn, user_id, EMAIL, address)
+            for user_id, plan in plans.items():
+                for address in plan.confirmed:
+                    self._store.add_voucher(txn, EMAIL, address, provider)
+                for address in plan.new:
+                    row = ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,)))
+                    self._store.add_threepid(txn, row)
+                    note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+            return plans
 
-        if not addresses:
-            return True
-        taken = await self._store.get_taken(EMAIL, addresses)
-        plan = _plan(await self.get_threepids(user_id), taken, addresses, provider)
-        if plan.has_changes:
-            return await self._database.write("set_vouched_threepids", write)
-        return not plan.refused
+        said = {user_id: addresses for user_id, addresses in said.items() if addresses}
+        if not said:
+            return frozenset()
+        plans = await self._database.read("plan_vouched_threepids", self._plan, said, provider)
+        if any(plan.has_changes for plan in plans.values()):
+            plans = await self._database.write("set_vouched_threepids", write)
+        return {user_id for user_id, plan in plans.items() if plan.refused}
+
+    def _plan(self, txn: Transaction, said: Mapping[UserID, Sequence[str]], provider: str) -> Mapping[UserID, Plan]:
+        rows = self._store.get_threepids_in(txn, said)
+        wanted = {address for addresses in said.values() for address in addresses}
+        return compute_plans(rows, self._store.get_owners_in(txn, EMAIL, wanted), said, provider, MOST_ADDRESSES)
 
     async def do_replace(self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID) -> None:
         """Give an account these addresses and numbers, each with its medium, instead of those that it has; an administrator vouches
@@ -171,40 +178,3 @@ class Threepids:
         """Raises `Forbidden` where people may not change their addresses."""
         if not self._changes:
             raise Forbidden("Addresses are set by the people who run this server")
-
-
-class _Plan(msgspec.Struct, frozen=True):
-    """What changes of an account's e-mail addresses, by what an identity provider says of them now."""
-
-    new: Sequence[str]
-    confirmed: Sequence[str]
-    """Another provider vouches for these already."""
-    disowned: Sequence[str]
-    """Another provider goes on to vouch for these."""
-    gone: Sequence[str]
-    refused: Sequence[str]
-    """These are another account's."""
-
-    @property
-    def has_changes(self) -> bool:
-        return bool(self.new or self.confirmed or self.disowned or self.gone)
-
-
-def _plan(rows: Sequence[ThreepidRow], taken: Collection[str], addresses: Sequence[str], provider: str) -> _Plan:
-    """`rows`: those of the account; `taken`: those of `addresses` that are anybody's."""
-    lost = [row for row in rows if provider in row.vouched_by and row.address not in addresses]
-    gone = [row.address for row in lost if len(row.vouched_by) == 1]
-    known = {row.address for row in rows if row.medium == EMAIL}
-    unknown = [address for address in dict.fromkeys(addresses) if address not in known]
-    new = [address for address in unknown if address not in taken]
-    if not new and known == set(gone):
-        gone = []  # better the address from before than none
-    free = max(0, MOST_ADDRESSES - len(rows) + len(gone))
-    vouched = [row for row in rows if row.vouched_by and row.address in addresses]
-    return _Plan(
-        new=new[:free],
-        confirmed=[row.address for row in vouched if provider not in row.vouched_by],
-        disowned=[row.address for row in lost if len(row.vouched_by) > 1],
-        gone=gone,
-        refused=[address for address in unknown if address in taken],
-    )

@@ -7,7 +7,6 @@ spec: client-server-api#oauth-20-account-management
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
@@ -19,7 +18,7 @@ from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.account_export import AccountExport
-from homeserver.services.audit import Audit, Happened
+from homeserver.services.audit import Audit
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
@@ -40,11 +39,11 @@ from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.secret_text import SecretText
 from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, ThreepidValidation
 from homeserver.services.threepids import Threepids
+from homeserver.web.account_records import describe, detail_for_owner, moment
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import PasswordsDiffer, explain
+from homeserver.web.refusals import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
-from storage.audit import AuditRecord
 
 RECORDS_SHOWN: Final = 20
 RECORDS_OPEN: Final = 3
@@ -63,6 +62,9 @@ _VIEWS: Final = {
     ADDRESS: "address",
     NUMBER: "number",
 }
+
+_KEPT: Final = ("action", "device_id", "address", "sid", "client_secret")
+"""What of its address the page keeps over a sign-in."""
 
 Fields = Mapping[str, str]
 
@@ -122,14 +124,13 @@ class AccountPage:
         """The page that an address names, for who is signed in; others sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            here = {
-                name: given[name] for name in ("action", "device_id", "address", "sid", "client_secret") if given[name]
-            }
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
+            return see_other(sign_in_link(_link(given, *_KEPT)))
         try:
             return await self._page(context, session, given)
         except NotFound:
-            return await self._page(context, session, {"action": PROFILE})
+            # perhaps somebody else is signed in here than in the app that has led here
+            elsewhere = {"action": PROFILE, "here": _link(given, "action", "device_id")}
+            return await self._page(context, session, elsewhere, error=NoSuchSession())
 
     async def press(self, context: RequestContext, fields: Fields) -> Response:
         """A button was pressed."""
@@ -144,19 +145,17 @@ class AccountPage:
         except NotFound:
             return _done("session_ended")
         except ProveAgain:
-            kept = ("action", "device_id", "address", "sid", "client_secret")
-            back = urlencode({name: fields[name] for name in kept if fields.get(name)})
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
+            return see_other(sign_in_link(_link(fields, *_KEPT), again=True), cookies=(cookie,))
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
 
     async def export(self, context: RequestContext) -> Response:
-        """A file with what is kept of the account."""
+        """A file with what is kept of the account; that somebody took it is recorded."""
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
-        body = msgspec.json.format(msgspec.json.encode(await self._export.make(session.user_id)))
+        body = msgspec.json.format(msgspec.json.encode(await self._export.do_make(session.user_id, context.client_ip)))
         headers = {
             "Content-Type": "application/json",
             "Content-Disposition": 'attachment; filename="account.json"',
@@ -185,7 +184,7 @@ class AccountPage:
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
             "sign_out_path": SIGN_OUT_PATH,
-            "here": ACCOUNT_PATH,
+            "here": given.get("here") or _link(given, "action", "device_id"),
             "form_token": token.text,
             "user_id": session.user_id,
             "overview": overview,
@@ -211,9 +210,9 @@ class AccountPage:
         """What happened, when, and where."""
         return [
             (
-                _event(record.event, language),
+                describe(record, language),
                 moment(record.ts),
-                " · ".join(each for each in (_detail(record), record.device_id, record.address) if each),
+                " · ".join(each for each in (detail_for_owner(record), record.device_id, record.address) if each),
             )
             for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
         ]
@@ -307,107 +306,14 @@ class AccountPage:
         return self._pages.message(context, _("Your account is closed"), texts)
 
 
+def _link(given: Fields, *names: str) -> str:
+    """The page again, with these parameters as far as they are given."""
+    kept = {name: given[name] for name in names if given.get(name)}
+    return f"{ACCOUNT_PATH}?{urlencode(kept)}" if kept else ACCOUNT_PATH
+
+
 def _done(what: str, *, cookies: tuple[str, ...] = ()) -> Response:
     return see_other(f"{ACCOUNT_PATH}?{urlencode({'done': what})}", cookies=cookies)
-
-
-def moment(ts: int | None) -> str:
-    """A time as people of every language read it; of the server's clock, in UTC."""
-    return "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _detail(record: AuditRecord) -> str | None:
-    """What people are told more: of an app its name, without the id; why they were refused, it has told them."""
-    if record.event == Happened.SIGN_IN_REFUSED.value:
-        return None
-    if record.event in (Happened.APP_ALLOWED.value, Happened.APP_DENIED.value):
-        return (record.detail or "").rpartition(" (")[0]
-    return record.detail
-
-
-def _event(event: str, language: Language) -> str:
-    _ = language.gettext
-    match event:
-        case Happened.REGISTERED.value:
-            return _("The account was made")
-        case Happened.SESSION_BEGAN.value:
-            return _("An app signed in")
-        case Happened.SESSION_ENDED.value:
-            return _("A session ended")
-        case Happened.BROWSER_SIGNED_IN.value:
-            return _("Signed in to this page")
-        case Happened.BROWSER_SIGNED_OUT.value:
-            return _("Signed out of this page")
-        case Happened.SIGN_IN_FAILED.value:
-            return _("A wrong password was typed")
-        case Happened.SIGN_IN_REFUSED.value:
-            return _("Somebody proved to be you, but the account could not be used")
-        case Happened.NEW_ADDRESS.value:
-            return _("An app was used from a new place")
-        case Happened.TOKEN_REUSED.value:
-            return _("A secret of an app was used twice or wrongly; it is void now, in case it was stolen")
-        case Happened.APP_ALLOWED.value:
-            return _("An app was allowed")
-        case Happened.APP_DENIED.value:
-            return _("An app was not let in")
-        case Happened.PASSWORD_CHANGED.value:
-            return _("The password was changed")
-        case Happened.PASSWORD_RESET_ASKED.value:
-            return _("Somebody asked for a new password")
-        case Happened.APPLICATION_PASSWORD_MADE.value:
-            return _("A password for a program was made")
-        case Happened.APPLICATION_PASSWORD_ENDED.value:
-            return _("A password for a program was ended")
-        case Happened.ADDRESS_ADDED.value:
-            return _("An e-mail address was added")
-        case Happened.ADDRESS_REMOVED.value:
-            return _("An e-mail address was removed")
-        case Happened.NUMBER_ADDED.value:
-            return _("A telephone number was added")
-        case Happened.NUMBER_REMOVED.value:
-            return _("A telephone number was removed")
-        case Happened.ADDRESS_BOUND.value:
-            return _("Others can find the account by an address")
-        case Happened.ADDRESS_UNBOUND.value:
-            return _("Others can no longer find the account by an address")
-        case Happened.KEYS_RESET_ALLOWED.value:
-            return _("An app was allowed to replace the keys")
-        case Happened.KEYS_REPLACED.value:
-            return _("The keys of the account were replaced")
-        case Happened.LOGIN_TOKEN_GIVEN.value:
-            return _("An app was given a secret to let another one in")
-        case Happened.REGISTRATION_TOKEN_MADE.value:
-            return _("A registration token was made")
-        case Happened.REGISTRATION_TOKEN_CHANGED.value:
-            return _("A registration token was changed")
-        case Happened.REGISTRATION_TOKEN_ENDED.value:
-            return _("A registration token was taken away")
-        case Happened.TERMS_ACCEPTED.value:
-            return _("The terms were accepted")
-        case Happened.APPROVED.value:
-            return _("An administrator approved the account")
-        case Happened.APPROVAL_WITHDRAWN.value:
-            return _("The account has to be approved again")
-        case Happened.LINKED.value:
-            return _("The account was linked to a sign-in service")
-        case Happened.UNLINKED.value:
-            return _("The link to a sign-in service was removed")
-        case Happened.RENEWED.value:
-            return _("The end of the account was moved")
-        case Happened.ADMIN_GRANTED.value:
-            return _("The account became an administrator's")
-        case Happened.ADMIN_REVOKED.value:
-            return _("The account is an administrator's no more")
-        case Happened.USER_TYPE_CHANGED.value:
-            return _("An administrator changed the kind of the account")
-        case Happened.LOCKED.value | Happened.SUSPENDED.value:
-            return _("The account was locked or limited")
-        case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:
-            return _("The account was unlocked")
-        case Happened.FILE_HARMFUL.value:
-            return _("A file that was uploaded here was found harmful, and is held back")
-        case _:
-            return event
 
 
 def _told(done: str, language: Language) -> str:

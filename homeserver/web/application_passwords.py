@@ -16,7 +16,8 @@ from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.own_account import OwnAccount, ProveAgain
-from homeserver.web.account import PROGRAMS_PATH, moment
+from homeserver.web.account import PROGRAMS_PATH
+from homeserver.web.account_records import moment
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
@@ -54,6 +54,7 @@ class ConsentPage:
         self._metadata.check_enabled()
         language = self._pages.choose(context.languages)
         try:
+            _check_once(context)
             request = await self._authorization.check(given)
         except Refused as error:
             return see_other(self._authorization.refuse(error))
@@ -73,7 +74,7 @@ class ConsentPage:
             await self._upstream.note(session, request.scope.device_id)
             return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
         if decision == "deny":
-            return see_other(self._authorization.deny(request))
+            return see_other(await self._authorization.do_deny(request, session.user_id, context.client_ip))
         return self._page(context, language, given, request, session)
 
     def _page(
@@ -107,6 +108,14 @@ class ConsentPage:
         return self._pages.message(
             context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST
         )
+
+
+def _check_once(context: RequestContext) -> None:
+    """Raises `OAuthError` where a parameter stands in the address twice. spec: RFC 6749 section 3.1"""
+    names = [name for name, _ in parse_qsl(urlsplit(context.uri).query.decode("latin-1"), keep_blank_values=True)]
+    twice = next((name for name in PARAMETERS if names.count(name) > 1), None)
+    if twice is not None:
+        raise OAuthError("invalid_request", f"{twice} stands there twice")
 
 
 def _without_prompt(given: Mapping[str, str]) -> dict[str, str]:

@@ -49,11 +49,15 @@ class Widget(msgspec.Struct, frozen=True):
 class Pages:
     """Makes pages."""
 
-    def __init__(self, languages: Languages, server_name: str, branding: Branding | None = None) -> None:
+    def __init__(
+        self, languages: Languages, server_name: str, branding: Branding | None = None, *, shortest_password: int = 1
+    ) -> None:
+        """`shortest_password`: how many characters a new password must have."""
         self.branding = branding or Branding(server_name)
         """Whose pages they are."""
         self._languages = languages
         self._server_name = server_name
+        self._shortest_password = shortest_password
         self._environment = Environment(
             loader=PackageLoader("homeserver.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
@@ -94,6 +98,7 @@ class Pages:
                 "_": language.gettext,
                 "lang": language.tag,
                 "server_name": self._server_name,
+                "shortest_password": self._shortest_password,
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,

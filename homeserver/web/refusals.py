@@ -8,11 +8,11 @@ from federation.protocol.errors import (
     InvalidUsername,
     LimitExceeded,
     MatrixError,
+    NotFound,
     SessionExpired,
     ThreepidAuthFailed,
     ThreepidDenied,
     ThreepidInUse,
-    ThreepidNotFound,
     TokenIncorrect,
     UserAwaitingApproval,
     UserDeactivated,
@@ -26,9 +26,14 @@ from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.captcha import CaptchaUnavailable
 from homeserver.services.languages import Language
 from homeserver.services.own_account import WrongProof
-from homeserver.services.phone_validation import InvalidNumber, NumberDenied, NumberInUse, NumberNotFound
+from homeserver.services.passwords import PasswordTooShort
+from homeserver.services.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.profiles import NameNotAllowed
 from homeserver.services.text_messages import MessageNotSent
+
+
+class NoSuchSession(NotFound):
+    """A page was asked for a session that who is signed in does not have."""
 
 
 class PasswordsDiffer(MatrixError):
@@ -72,8 +77,12 @@ def explain(error: MatrixError, language: Language) -> str:
             )
         case UserDeactivated():
             return _("This account has been closed.")
+        case NoSuchSession():
+            return _("You have no such session. If it is one of another account of yours, sign in here as that one.")
         case PasswordsDiffer():
             return _("The two passwords differ. Type the new one again, twice.")
+        case PasswordTooShort():
+            return _("The password must have at least %(count)s characters.") % {"count": error.shortest}
         case WeakPassword():
             return _(
                 "This password is too weak. Choose a longer one, with capital and small letters, digits and signs."
@@ -84,10 +93,6 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("A name may have small letters a to z, digits, and the signs . _ = - / +")
         case InvalidNumber():
             return _("This is not a mobile number. Write it with the code of its country, such as +998 90 123 45 67.")
-        case NumberInUse():
-            return _("This number belongs to an account already.")
-        case NumberNotFound():
-            return _("No account has this number.")
         case NumberDenied():
             return _("This number may not be used here.")
         case TokenIncorrect():
@@ -98,8 +103,6 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("The message could not be sent. Try again later.")
         case ThreepidInUse():
             return _("This e-mail address belongs to an account already.")
-        case ThreepidNotFound():
-            return _("No account has this e-mail address.")
         case ThreepidDenied():
             return _("This e-mail address may not be used here. Take that of your institution.")
         case ThreepidAuthFailed():

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import MatrixError, MissingToken, SessionExpired, ThreepidNotFound
+from federation.protocol.errors import MatrixError, MissingToken, SessionExpired
 from homeserver.http.answers import Response
 from homeserver.services.accounts import Accounts
 from homeserver.services.email_validation import EmailValidation
@@ -82,14 +82,12 @@ class ResetPasswordPage:
             await self._validation.do_request_token(
                 PASSWORD_RESET, given["address"], given["client_secret"], 1, back, language, context.client_ip
             )
-        except ThreepidNotFound:
-            pass  # the page is for everybody: nobody learns from it who has an account
         except MatrixError as error:
             return self.make(context, given, state="address", error=error)
         return self.make(context, given, state="letter")
 
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a code to the number of an account."""
+        """Send a code to the number of an account; where it is none's, the page says the same."""
         number, secret = fields.get("number", ""), self._secret_text.session_id()
         language = self._pages.choose(context.languages)
         try:

@@ -19,7 +19,7 @@ from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in import SignIn
 from homeserver.services.upstream.buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
-from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
+from homeserver.services.upstream.identity import ForClient, ForPage, OtherPerson, Reason, Refused
 from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
 from homeserver.services.upstream.sign_in import (
     AskClient,
@@ -132,12 +132,21 @@ class UpstreamPages:
 
     async def refuse(self, context: RequestContext, refused: Refused) -> Response:
         """The page that says why it did not work; it is recorded of the account, where it is known whose that is."""
+        if isinstance(refused, OtherPerson):
+            return await self._refuse_other_person(context, refused)
         user_id = await self._sign_in.get_refused(refused)
         if user_id is not None:
             await self._own_sign_in.do_note_refusal(user_id, context.client_ip, refused.reason.value)
         self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
+
+    async def _refuse_other_person(self, context: RequestContext, refused: OtherPerson) -> Response:
+        came = refused.came or refused.provider.provider_id
+        await self._own_sign_in.do_note_other_person(refused.owner, context.client_ip, refused.operation, came)
+        self.log.info("nothing is confirmed: {why}", why=refused)
+        fields: dict[str, object] = {"owner": refused.owner, "came": refused.came, "provider": refused.provider.name}
+        return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
 
     async def sign_out(self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage) -> Response:
         """A provider says that somebody has signed out there; the browser brings it back our answer."""

@@ -24,6 +24,7 @@ ENDED_WITHIN = 30
 PLENTY = {"per_second": 1_000_000, "burst_count": 1_000_000}
 NO_LIMITS: Mapping[str, object] = {
     "rc_message": PLENTY,
+    "rc_memberships": PLENTY,
     "rc_registration": PLENTY,
     "rc_login": {"address": PLENTY, "account": PLENTY, "failed_attempts": PLENTY},
     "rc_joins": {"local": PLENTY, "remote": PLENTY},

@@ -151,15 +151,18 @@ async def _room_list(alice: Person, bob: Person, room_id: str) -> None:
     """The newest room comes first, with what was said last; names, tags and marks come through."""
     other = await alice.client.create_room(room_of("Bozor", invite=[bob.user_id]))
     await (await bob.room(other, sdk.Membership.INVITED)).join()
-    await bob.room(other)
+    unspoken = await bob.room(other)
+
+    def is_news(latest: Any) -> bool:
+        return bool(latest.is_remote() and text_of(latest) == "news")
+
+    # In a room where Bob said nothing himself: on a busy machine the engine (0.18.0) may keep what was sent from here as the newest,
+    # still being sent, when the server's answer and its sync cross.
+    await (await alice.timeline(other)).say("news")
+    await asked("what was said last", unspoken.latest_event, is_news)
     await (await alice.timeline(room_id)).say("up")
     await until("the room to be first", lambda: bob.rooms.items and bob.rooms.items[0].id() == room_id)
     room = await bob.room(room_id)
-
-    def is_up(latest: Any) -> bool:
-        return bool(latest.content.content.kind.content.body == "up")
-
-    await asked("what was said last", room.latest_event, is_up)
     await (await alice.room(room_id)).set_name("Katta choyxona")
     await until("the new name", lambda: room.display_name() == "Katta choyxona")
     await room.set_is_favourite(True, None)

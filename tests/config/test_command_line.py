@@ -218,6 +218,9 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
             "create-user", "-c", str(config), "alice", "--admin", "--password-file", "-", given="secret\n"
         )
         assert made.stdout == "made @alice:example.org, an administrator\n", made.stderr
+        assert made.stderr == (
+            "warning: The password must have at least 8 characters; people may not choose such a one\n"
+        )
         again = run_command("create-user", "-c", str(config), "alice")
         assert (again.returncode, again.stdout, again.stderr) == (1, "", "Error: User ID already taken\n")
         second = run_command("run", "-c", str(config))

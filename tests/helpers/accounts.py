@@ -283,7 +283,7 @@ class AccountsServer:
             ),
             ClientDiscovery(public_baseurl),
             Devices(database, self.device_store, self.sessions, self.accounts),
-            Filters(database, FilterStore(database), capacity=1 << 20, info_uri="https://example.org/"),
+            Filters(FilterStore(database), lambda: int(clock.seconds() * 1000), capacity=1 << 20),
             ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
             self.profiles,
             self.registration,

@@ -105,6 +105,7 @@ def _configuration(port: int, database: DatabaseConfig) -> dict[str, object]:
         "enable_registration": True,
         "enable_registration_without_verification": True,
         "rc_message": _UNLIMITED,
+        "rc_memberships": _UNLIMITED,
         "rc_registration": _UNLIMITED,
         "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
         "rc_presence": {"per_user": _UNLIMITED},

@@ -28,6 +28,7 @@ from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
+from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
 from federation.rooms.unproved import UnprovedStates
 from federation.rooms.visible import Visibility
@@ -79,7 +80,8 @@ class RoomParts:
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
-        self.visibility = Visibility(self.trees, self.events)
+        self.stays = Stays(self.timelines, self.events, TimelineStore(database))
+        self.visibility = Visibility(self.trees, self.events, self.stays)
         self.chains = chains = AuthChainStore(database)
         writer = self.writer_class(self.trees, chains)
         self.engine = RoomEngine(

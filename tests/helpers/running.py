@@ -36,6 +36,7 @@ OPEN: Mapping[str, object] = {
     "enable_registration_without_verification": True,
     "filter_timeline_limit": 100000,
     "rc_message": _UNLIMITED,
+    "rc_memberships": _UNLIMITED,
     "rc_registration": _UNLIMITED,
     "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
     "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},

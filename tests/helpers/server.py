@@ -47,6 +47,7 @@ enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
 bcrypt_rounds: 4
+password_config: {policy: {enabled: false}}
 rc_room_creation: &unlimited {per_second: 100000, burst_count: 100000}
 rc_message: *unlimited
 rc_registration: *unlimited
@@ -60,6 +61,7 @@ rc_threads: *unlimited
 rc_timestamp_to_event: *unlimited
 rc_receipts: *unlimited
 rc_account_data: *unlimited
+rc_memberships: *unlimited
 rc_aliases: *unlimited
 rc_typing: *unlimited
 rc_forget: *unlimited

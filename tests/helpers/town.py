@@ -31,6 +31,7 @@ SECONDS_TO_END = 20.0
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 _NO_LIMITS = {
     "rc_message": _UNLIMITED,
+    "rc_memberships": _UNLIMITED,
     "rc_registration": _UNLIMITED,
     "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
     "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -113,12 +114,31 @@ def test_it_signs_its_users_in(server: TestServer) -> None:
     assert login("_irc_nobody").errcode == "M_FORBIDDEN"
     assert login("carol").errcode == "M_EXCLUSIVE"
     assert login("@_irc_bob:elsewhere.org").errcode == "M_EXCLUSIVE"
-    assert login("_irc_bob", "made up").errcode == "M_UNKNOWN_TOKEN"
+    wrong = login("_irc_bob", "made up")
+    assert (wrong.status, wrong.errcode) == (403, "M_FORBIDDEN")
+    assert login("_irc_bob", server.register("alice").token).errcode == "M_FORBIDDEN"
     by_number = {"type": TYPE, "identifier": {"type": "m.id.phone", "country": "UZ", "phone": "901234567"}}
     assert ask(server, "POST", "/login", by_number, OTHER).errcode == "M_EXCLUSIVE"  # its digits are nobody's name
     assert server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
     server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert login("_irc_bob").errcode == "M_USER_LOCKED"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_its_token_may_come_in_the_address(tmp_path: Path, sqlite_database: Database, taken: bool) -> None:
+    """Where such tokens are taken at all. spec: client-server-api#using-access-tokens"""
+    (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
+    config = f"app_service_config_files: [irc.yaml]\naccept_token_in_query: {str(taken).lower()}\n"
+    server = TestServer(tmp_path, sqlite_database, config)
+    body = {"type": TYPE, "username": "_irc_bob", "inhibit_login": True}
+    made = server.post(f"{V3}/register?access_token={quote(TOKEN)}", body)
+    assert made.status == (200 if taken else 401)
+    login = {"type": TYPE, "identifier": {"type": "m.id.user", "user": GHOST}}
+    assert server.post(f"{V3}/login?access_token={quote(TOKEN)}", login).status == (200 if taken else 401)
+    if taken:
+        assert server.post(f"{V3}/login?access_token=x", login).errcode == "M_FORBIDDEN"
+        both = server.client.request("POST", f"{V3}/login?access_token={quote(TOKEN)}", json=login, token="x")
+        assert both.errcode == "M_FORBIDDEN"  # the header counts
 
 
 def test_people_do_not_take_its_names(server: TestServer) -> None:

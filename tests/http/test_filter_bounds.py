@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services import filters
+from storage import filters
 from storage.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
@@ -17,14 +17,25 @@ def post(user: User, filter: Mapping[str, object]) -> Answer:
     return user.post(f"{V3}/user/{user.user_id}/filter", filter)
 
 
-def test_the_same_filter_again_takes_nothing(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    alice, bob = server.register("alice"), server.register("bob")
+def test_filters_in_use_stay_and_others_go(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is not refused for ever when it has uploaded many."""
     monkeypatch.setattr(filters, "MOST_FILTERS", 2)
-    wanted = [{"room": {"timeline": {"limit": number}}} for number in range(3)]
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    wanted = [{"room": {"timeline": {"limit": number}}} for number in range(1, 4)]
+
+    def read(filter_id: str) -> Answer:
+        return alice.get(f"{V3}/user/{alice.user_id}/filter/{filter_id}")
+
     assert [ok(post(alice, each))["filter_id"] for each in (*wanted[:2], *wanted[:2])] == ["0", "1", "0", "1"]
-    assert refused(post(alice, wanted[2])) == (403, "M_USER_LIMIT_EXCEEDED")
-    assert post(alice, wanted[2]).json["info_uri"] == "https://example.org/"
-    assert ok(alice.get(f"{V3}/user/{alice.user_id}/filter/1")) == wanted[1]
+    ok(alice.get(sync_path(filter="0")))
+    server.clock.advance(24 * 3600)
+    ok(alice.get(sync_path(filter="0")))
+    assert ok(post(alice, wanted[2])) == {"filter_id": "2"}
+    assert refused(read("1")) == (404, "M_NOT_FOUND")
+    assert refused(alice.get(sync_path(filter="1"))) == (400, "M_INVALID_PARAM")
+    assert [ok(read(filter_id)) for filter_id in "02"] == [wanted[0], wanted[2]]
+    assert ok(post(alice, wanted[1])) == {"filter_id": "3"}
     assert ok(post(bob, wanted[2])) == {"filter_id": "0"}
 
 
@@ -35,9 +46,11 @@ def test_large_filters_are_counted_by_their_size(server: TestServer) -> None:
         return {"note": f"{number}".ljust(size, "x")}
 
     assert refused(post(alice, large(0, 65_536))) == (413, "M_TOO_LARGE")
-    statuses = [post(alice, large(number)).status for number in range(18)]
-    assert statuses == [200] * 17 + [403]
-    assert post(alice, {"room": {"timeline": {"limit": 1}}}).status == 200
+    ids = [ok(post(alice, large(number)))["filter_id"] for number in range(18)]
+    assert ids == [str(number) for number in range(18)]
+    assert [alice.get(f"{V3}/user/{alice.user_id}/filter/{filter_id}").status for filter_id in ids] == [404] + [
+        200
+    ] * 17
 
 
 def test_what_of_filters_is_in_memory_is_bounded(tmp_path: Path, sqlite_database: Database) -> None:

@@ -11,7 +11,7 @@ from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
-from tests.http.test_upstream import ALICE
+from tests.helpers.upstream import ALICE
 
 PAGE = "/_matrix/static/client/login/"
 WHOAMI = "/_matrix/client/v3/account/whoami"

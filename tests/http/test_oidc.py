@@ -22,7 +22,7 @@ from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
-from tests.http.test_upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
+from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
 FAILED = "does not answer as it should"
 

@@ -8,7 +8,7 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, put_event, refused, room_path, say
+from tests.helpers.talk import V3, create, join, leave, ok, put_event, redact, refused, room_path, say
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")
@@ -97,6 +97,35 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
+async def test_receipts_at_what_was_redacted_in_a_thread(tmp_path: Path, database: Database) -> None:
+    """Clients keep a redacted reply in its thread, or move it to the main timeline: what was redacted relates to nothing."""
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    room_id = create(alice)
+    root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
+
+    def relate(rel_type: str, target: str, type_: str = "m.room.message", **more: str) -> str:
+        content = {"body": "x", "m.relates_to": {"rel_type": rel_type, "event_id": target, **more}}
+        return str(ok(put_event(alice, room_id, type_, content))["event_id"])
+
+    def gone(event_id: str) -> str:
+        return str(ok(redact(alice, room_id, event_id))["event_id"])
+
+    reply, silent = relate("m.thread", root), relate("m.thread", root, "m.silent")
+    liked = relate("m.annotation", reply, "m.reaction", key="1")
+    liked_no_more = relate("m.annotation", reply, "m.reaction", key="2")
+    beside = relate("m.annotation", root, "m.reaction", key="3")
+    redactions = [gone(liked_no_more), gone(silent), gone(reply), gone(beside)]
+    for event_id in (reply, silent, liked, liked_no_more, *redactions[:3]):
+        ok(mark(alice, room_id, "m.read", event_id, thread_id=root))
+        ok(mark(alice, room_id, "m.read", event_id, thread_id="main"))
+        ok(mark(alice, room_id, "m.read", event_id))
+        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=other)) == INVALID
+    for event_id in (beside, redactions[3]):
+        ok(mark(alice, room_id, "m.read", event_id, thread_id="main"))
+        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=root)) == INVALID
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "expected"),
     [
@@ -134,6 +163,20 @@ def test_a_marker_stands_at_an_event_of_the_room(alice: User, room_id: str) -> N
     assert refused(alice.post(path, {"m.fully_read": "nonsense"})) == INVALID
     assert refused(alice.post(path, {"m.read": 1})) == (400, "M_BAD_JSON")
     assert fully_read(alice, room_id) is None
+
+
+def test_markers_move_all_or_none(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    path = room_path(room_id, "read_markers")
+    ok(bob.post(path, {"m.fully_read": first, "m.read": first}))
+    since = ok(bob.get(f"{V3}/sync"))["next_batch"]
+    elsewhere = say(alice, create(alice), "x")
+    assert refused(bob.post(path, {"m.fully_read": second, "m.read": elsewhere})) == (404, "M_NOT_FOUND")
+    assert refused(bob.post(path, {"m.fully_read": second, "m.read.private": "nonsense"})) == INVALID
+    assert refused(bob.post(path, {"m.fully_read": elsewhere, "m.read": second})) == (404, "M_NOT_FOUND")
+    assert fully_read(bob, room_id) == first
+    assert set(ephemeral(bob, room_id, "m.receipt")) == {first}
+    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
 
 
 def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> None:

@@ -91,6 +91,24 @@ def test_who_joined_later_is_told_why_if_they_see_the_past(server: TestServer, w
         assert list(reasons(way, bob, room_id)) == [told]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("visibility", ["joined", "invited"])
+def test_who_was_there_is_told_why_whatever_others_may_see(
+    server: TestServer, way: Callable[[User, str], Any], visibility: str
+) -> None:
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat")
+    set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": visibility})
+    join(carol, room_id)
+    topic = set_state(alice, room_id, TOPIC, {"topic": "secret"})
+    ok(redact(alice, room_id, topic, reason="oops"))
+    join(bob, room_id)
+    for _ in range(2):
+        assert [list(reasons(way, user, room_id)) for user in (bob, alice, carol)] == [[None], ["oops"], ["oops"]]
+    leave(carol, room_id)
+    assert list(reasons(way, carol, room_id)) == ["oops"]
+
+
 def test_redacted_members_say_why(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

@@ -171,6 +171,18 @@ def test_receipts(server: TestServer) -> None:
     assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
+def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    event_id = say(alice, room_id, "salom")
+    for body in ({"thread_id": "main"}, {}, {"thread_id": event_id}):
+        assert bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": ON})
+    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
+    assert list(told[bob.user_id]) == ["ts"]
+
+
 def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

@@ -1,12 +1,14 @@
 """Threads: what is told of them with their roots, and the list of a room's threads. spec: client-server-api#threading"""
 
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from storage.database import Database
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, leave, ok, put_event, redact, refused, say
+from tests.helpers.talk import create, join, leave, ok, put_event, redact, refused, say, set_state
 from tests.http.test_relations import bundle, edit, ignore, relate
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -137,6 +139,35 @@ def test_who_left_finds_the_threads_as_they_were(alice: User, bob: User, room: s
     assert roots(alice, room) == [later, going_on, old]
     assert roots(bob, room) == [old, going_on]
     assert roots(bob, room, "?limit=1") == [old]
+
+
+def test_a_thread_is_as_large_as_it_was_for_who_left(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    room = create(alice, preset="public_chat")
+    join(bob, room)
+    root, quiet, opened = (say(alice, room, text) for text in ("root", "quiet", "opened"))
+    replies = [relate(alice, room, root, "m.thread", f"r{number}") for number in range(2)]
+    first_edit = edit(alice, room, quiet, "first")
+    leave(bob, room)
+    for number in range(7):
+        relate(alice, room, root, "m.thread", f"later {number}")
+        edit(alice, room, quiet, f"later {number}")
+    relate(alice, room, opened, "m.thread", "later")
+    told = bundle(bob, room, root)["m.thread"]
+    assert (told["count"], told["latest_event"]["event_id"]) == (2, replies[1])
+    (shown,) = ok(bob.get(path(room)))["chunk"]
+    assert shown["unsigned"]["m.relations"]["m.thread"]["count"] == 2
+    assert bundle(bob, room, quiet)["m.replace"]["event_id"] == first_edit
+    assert bundle(bob, room, opened) == {}
+    assert bundle(alice, room, root)["m.thread"]["count"] == 9
+    join(bob, room)
+    assert bundle(bob, room, root)["m.thread"]["count"] == 9
+    set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
+    leave(bob, room)
+    last = relate(alice, room, root, "m.thread", "for all the world")
+    told = bundle(bob, room, root)["m.thread"]
+    assert (told["count"], told["latest_event"]["event_id"]) == (10, last)
 
 
 def test_no_thread_begins_at_a_child(alice: User, room: str) -> None:

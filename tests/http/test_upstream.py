@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -13,12 +13,8 @@ from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.records import told
-from tests.helpers.server import START, TestServer, User
-
-REDIRECT = "/_matrix/client/v3/login/sso/redirect"
-FALLBACK = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
-CLIENT = "https://client.example/done"
-ALICE = {"sub": "1", "preferred_username": "alice", "name": "Alice Liddell", "email": "Alice@Example.com"}
+from tests.helpers.server import START, TestServer
+from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, redeem, sign_in
 
 
 @pytest.fixture
@@ -29,30 +25,6 @@ def provider() -> OpenIDProvider:
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
-
-
-def leave(browser: Browser, client: str = CLIENT) -> str:
-    """Where the server sends a browser that signs in for a client."""
-    answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
-    assert answer.status == 302, browser.words
-    return browser.location
-
-
-def sign_in(server: TestServer, provider: OpenIDProvider, browser: Browser, **claims: str) -> User:
-    """The whole way."""
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, **claims}))
-    assert browser.status == 200, browser.words
-    browser.send("/_mahalla/upstream/client")
-    return redeem(server, browser)
-
-
-def redeem(server: TestServer, browser: Browser, **further: str) -> User:
-    """The client takes the token that the browser brings."""
-    assert browser.status in (302, 303), browser.words
-    token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
-    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token, **further})
-    assert answer.status == 200, answer.body
-    return User(server, answer.json)
 
 
 def test_clients_are_told(server: TestServer) -> None:
@@ -339,95 +311,6 @@ def test_pages_speak_the_language_of_the_reader(server: TestServer) -> None:
 
 
 # Confirming with the provider.
-
-
-def _delete(alice: User, device: str, auth: object = None) -> tuple[int, dict[str, object]]:
-    answer = alice.delete(f"/_matrix/client/v3/devices/{device}", {"auth": auth} if auth else {})
-    return answer.status, answer.json
-
-
-def test_something_is_confirmed_with_the_provider(server: TestServer, provider: OpenIDProvider) -> None:
-    browser = Browser(server)
-    alice = sign_in(server, provider, browser)
-    other = sign_in(server, provider, Browser(server))
-    status, asked = _delete(alice, other.device_id)
-    assert (status, asked["flows"]) == (401, [{"stages": ["m.login.sso"]}])
-    session = asked["session"]
-    auth = {"type": "m.login.sso", "session": session}
-    assert _delete(alice, other.device_id, auth)[0] == 401
-    browser.open(f"{FALLBACK}?session={session}")
-    assert "sign out devices" in browser.words
-    assert "@alice:example.org" in browser.words
-    browser.send(button="oidc-town")
-    browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "it is confirmed" in browser.words
-    assert "window.onAuthDone" in browser.text
-    assert "script-src 'sha256-" in browser.answer.headers["content-security-policy"]
-    assert _delete(alice, other.device_id, {"session": session})[0] == 200
-
-
-def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenIDProvider) -> None:
-    alice = sign_in(server, provider, Browser(server))
-    session = _delete(alice, alice.device_id)[1]["session"]
-    browser = Browser(server)
-    browser.open(f"{FALLBACK}?session={session}")
-    browser.send(button="oidc-town")
-    assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
-    browser.open(provider.sign_in(browser.location, **ALICE, auth_time=START - 3600))
-    assert (browser.status, "were not asked there" in browser.words) == (403, True)
-    assert _delete(alice, alice.device_id, {"session": session})[0] == 401
-
-
-def without_asking(address: str) -> str:
-    """The address of the provider, when somebody has taken out that it is to ask them."""
-    where = urlsplit(address)
-    query = {name: values[0] for name, values in parse_qs(where.query).items() if name not in ("prompt", "max_age")}
-    return where._replace(query=urlencode(query)).geturl()
-
-
-@pytest.mark.parametrize("required", [True, False])
-def test_that_the_provider_asks_does_not_hang_on_the_browser(
-    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, required: bool
-) -> None:
-    config = CONFIG if required else CONFIG + "  auth_time_required: false\n"
-    server = TestServer(tmp_path, sqlite_database, config + TEMPLATES, web=provider)
-    alice = sign_in(server, provider, Browser(server))
-    session = _delete(alice, alice.device_id)[1]["session"]
-    browser = Browser(server)
-    browser.open(f"{FALLBACK}?session={session}")
-    browser.send(button="oidc-town")
-    assert parse_qs(urlsplit(browser.location).query)["max_age"] == ["0"]
-    browser.open(provider.sign_in(without_asking(browser.location), **ALICE))
-    assert ("were not asked there" in browser.words) is required
-    assert _delete(alice, alice.device_id, {"session": session})[0] == (401 if required else 200)
-
-
-def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
-    alice = sign_in(server, provider, Browser(server))
-    sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")
-    session = _delete(alice, alice.device_id)[1]["session"]
-    browser = Browser(server)
-    browser.open(f"{FALLBACK}?session={session}")
-    browser.send(button="oidc-town")
-    browser.open(provider.sign_in(browser.location, sub="2"))
-    assert browser.status == 403
-    assert "Somebody else is signed in there" in browser.words
-    assert _delete(alice, alice.device_id, {"session": session})[0] == 401
-
-
-def test_nothing_is_confirmed_without_being_read(server: TestServer, provider: OpenIDProvider) -> None:
-    alice = sign_in(server, provider, Browser(server))
-    session = _delete(alice, alice.device_id)[1]["session"]
-    browser, other = Browser(server), Browser(server)
-    browser.open(f"{FALLBACK}?session={session}")
-    form = browser.page.forms[0]
-    other.post(form.action, {**form.fields, "provider": "oidc-town"})
-    assert other.status == 400
-    browser.open(f"{FALLBACK}?session=unknown")
-    assert browser.status == 400
-
-
-# The server's own pages.
 
 
 def test_the_sign_in_page_has_a_button(server: TestServer, provider: OpenIDProvider) -> None:

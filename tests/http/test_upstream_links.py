@@ -10,7 +10,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.images import opened, picture
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
-from tests.http.test_upstream import ALICE, leave, sign_in
+from tests.helpers.upstream import ALICE, leave, sign_in
 
 USERS = "/_mahalla/admin/v1/users/{}/external_ids"
 FIND = "/_synapse/admin/v1/auth_providers/oidc-town/users/"

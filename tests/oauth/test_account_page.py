@@ -75,6 +75,28 @@ def test_devices_of_others_are_not_there(server: TestServer, browser: Browser) -
     assert bob.get(WHOAMI).status == 200
 
 
+@pytest.mark.parametrize("action", ["cross_signing_reset", "account_deactivate", "device_delete"])
+def test_who_is_signed_in_here_as_somebody_else_sees_it(
+    server: TestServer, program: Program, browser: Browser, action: str
+) -> None:
+    """An app of alice's leads to the page, and bob is signed in in this browser."""
+    alice = program.sign_in(Browser(server))
+    server.register("bob")
+    here = f"{ACCOUNT}?action=org.matrix.{action}"
+    if action == "device_delete":
+        here += f"&device_id={alice.device_id}"
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="bob", password="wonderland")
+    browser.open(here)
+    assert "You are @bob:example.org Not you?" in browser.words
+    assert ("You have no such session" in browser.words) is (action == "device_delete")
+    browser.send("/_mahalla/sign_out")
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    assert "You are @alice:example.org" in browser.words
+    wanted = {"cross_signing_reset": "reset", "account_deactivate": "deactivate", "device_delete": "end_device"}[action]
+    assert [form.fields["do"] for form in browser.page.forms if "do" in form.fields] == [wanted]
+
+
 def test_other_sites_press_no_button(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     for do in ("end_device", "deactivate", "reset", "password"):

@@ -224,6 +224,47 @@ def test_browsers_are_signed_out(server: TestServer, browser: Browser) -> None:
     assert browser.path == "/_mahalla/account"
 
 
+def test_a_browser_is_signed_out_by_time(server: TestServer, browser: Browser) -> None:
+    def sign_in() -> None:
+        browser.open("/_mahalla/account")
+        browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+
+    sign_in()
+    began = int(server.clock.seconds() * 1000)
+    server.clock.advance(25 * 3600)
+    sign_in()  # in the same browser, before the sweep has come
+    ended = ("browser_signed_out", "time_over")
+    assert told(server)[-3:] == [("browser_signed_in", None), ended, ("browser_signed_in", None)]
+    server.clock.advance(25 * 3600)
+    assert server.run(server.app.pages.sessions.do_sweep(10)) == 1
+    assert told(server)[-1] == ended
+    records = server.run(server.app.accounts.audit.get_records(ALICE, 100))
+    over = [record for record in reversed(records) if record.detail == "time_over"]
+    assert [record.ts - began for record in over] == [24 * 3600_000, 49 * 3600_000]
+    sign_in()
+    assert "Signed out of this page by itself" in browser.words
+
+
+def test_an_app_that_is_not_allowed(program: Program, browser: Browser) -> None:
+    browser.open(program.request())
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    browser.send(program.path_of("authorization_endpoint"), button="deny")
+    assert told(program.server)[-1] == ("app_denied", f"Element X ({program.client_id})")
+    browser.open("/_mahalla/account")
+    assert "An app was not let in" in browser.words
+
+
+def test_data_are_taken_along(server: TestServer, browser: Browser) -> None:
+    browser.open("/_mahalla/account")
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    for _ in range(3):
+        kept = browser.open("/_mahalla/account/export").json
+    assert kept["records"][0]["event"] == "data_exported"
+    server.clock.advance(601)
+    browser.open("/_mahalla/account/export")
+    assert [event for event, _ in told(server)].count("data_exported") == 2
+
+
 def test_programs_that_make_themselves_known(program: Program, browser: Browser) -> None:
     boss = admin(program.server)
     browser.open(program.request())

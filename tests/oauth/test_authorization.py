@@ -122,6 +122,22 @@ def test_a_wrong_request_is_told_to_the_app(program: Program, browser: Browser) 
         assert (back["error"], back["state"]) == (error, "a state"), changed
 
 
+def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser: Browser) -> None:
+    by_code = Program(program.server, {**METADATA, "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]})
+    browser.open(by_code.request())
+    assert returned(browser)["error"] == "unauthorized_client"
+    once = Program(program.server, {**METADATA, "grant_types": ["authorization_code"]})
+    once.take(once.exchange(once.code(browser)))
+    assert once.refresh().json["error"] == "unauthorized_client"
+
+
+@pytest.mark.parametrize("name", ["redirect_uri", "client_id", "scope", "state", "code_challenge", "response_mode"])
+def test_a_parameter_that_stands_there_twice_leads_nowhere(program: Program, browser: Browser, name: str) -> None:
+    """spec: RFC 6749 section 3.1"""
+    browser.open(f"{program.request(response_mode='query')}&{name}=")
+    assert (browser.status, f"{name} stands there twice" in browser.words) == (400, True)
+
+
 LED_NOWHERE = [
     {"client_id": ""},
     {"client_id": "unknown"},

@@ -1,19 +1,25 @@
 """Apps register themselves: what is taken, what is refused, what is forgotten."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
+from homeserver.services.audit import NOBODY
 from homeserver.services.oauth.addresses import is_registered, may_lead_to, origin_of
-from homeserver.services.oauth.clients import UNUSED_MS
+from homeserver.services.oauth.clients import NEVER_USED_MS, UNUSED_MS, Client, Clients
+from storage.audit import AuditStore
 from storage.database import Database
+from storage.oauth import OAuthStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
 from tests.helpers.server import TestServer
 
+T = TypeVar("T")
 PATH = "/_mahalla/oauth/register"
 
 WEB = ["https://example.com/callback", "https://app.example.com/callback", "https://example.com:5173/?query=value"]
@@ -149,7 +155,6 @@ def test_wrong_registrations(server: TestServer) -> None:
     for changed, error in WRONG:
         answer = server.post(PATH, {**METADATA, **changed})
         assert (answer.status, answer.json["error"]) == (400, error), changed
-    assert server.post(PATH, []).errcode == "M_BAD_JSON"
     assert server.client.request("POST", PATH, body=b"x" * 40000).status == 413
 
 
@@ -159,11 +164,56 @@ def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> Non
     assert {"redirect_uris", "response_types"} & told.keys() == set()
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"client_uri": "\xff"}'])
+def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(server: TestServer, body: bytes) -> None:
+    """spec: RFC 7591 section 3.2.2"""
+    answer = server.client.request("POST", PATH, body=body, headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.json["error"]) == (400, "invalid_client_metadata")
+    assert "errcode" not in answer.json
+
+
 def test_registrations_are_counted(tmp_path: Path, sqlite_database: Database) -> None:
     limits = CONFIG.replace("rc_oauth: {}", "rc_oauth: {client_registration: {per_second: 0.01, burst_count: 2}}")
     server = TestServer(tmp_path, sqlite_database, limits)
     answers: list[Answer] = [server.post(PATH, METADATA) for _ in range(3)]
     assert [answer.status for answer in answers] == [201, 201, 429]
+
+
+def test_who_let_nobody_in_is_forgotten_sooner(program: Program, browser: Browser) -> None:
+    server = program.server
+    clients = server.app.oauth.clients
+    program.ask(browser)  # it is used, but nobody lets it in
+    other = Program(server, {**METADATA, "client_name": "Other"})
+    other.code(Browser(server))
+    server.clock.advance(NEVER_USED_MS / 1000 - 60)
+    assert server.run(clients.do_sweep(10)) == 0
+    server.clock.advance(61)
+    assert server.run(clients.do_sweep(10)) == 1
+    assert server.run(clients.find(program.client_id)) is None
+    assert server.run(clients.find(other.client_id)) is not None
+
+
+def test_there_are_so_many_that_let_nobody_in(database: Database) -> None:
+    clock = Clock()
+    clients = Clients(clock, database, OAuthStore(database), most_never_used=3)
+
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        done: list[T] = []
+        Deferred.fromCoroutine(work).addCallback(done.append)
+        return done[0]
+
+    known: list[Client] = []
+    for number in range(6):
+        clock.advance(60)
+        known.append(run(clients.do_register({**METADATA, "client_name": f"Program {number}"})))
+        if number == 0:
+            run(database.write("allow", clients.note_allowed, known[0], "127.0.0.1"))
+        if number == 3:  # known once more, and so the newest
+            clock.advance(1)
+            run(clients.do_register({**METADATA, "client_name": "Program 1"}))
+    left = [number for number, client in enumerate(known) if run(clients.find(client.client_id)) is not None]
+    assert left == [0, 1, 4, 5]
+    assert len(run(AuditStore(database).get_records(NOBODY, 100))) == 1
 
 
 def test_who_is_not_used_is_forgotten(program: Program, browser: Browser) -> None:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from federation.protocol.ids import UserID
+from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer
 from tests.helpers.sms import SMSGateway
@@ -57,8 +61,6 @@ def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, 
     forgetful = Browser(server)
     forgetful.open(SIGN_IN)
     forgetful.follow("Have you forgotten your password?")
-    forgetful.send(number="+998912345678")
-    assert "No account has this number." in forgetful.words
     forgetful.send(number=NUMBER)
     forgetful.send(code=gateway.code, password="new", password_again="other")
     assert "The two passwords differ" in forgetful.words
@@ -73,6 +75,57 @@ def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, 
     press(forgetful, "remove_number")
     assert "The number is removed." in forgetful.words
     assert "+998901234567" not in forgetful.words
+
+
+def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGateway) -> None:
+    """Whoever asks for a new password reads the same of every number, to the end."""
+    alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
+    row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
+    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    read = []
+    for number in (NUMBER, "+998 91 234-56-78"):
+        browser = Browser(server)
+        browser.open("/_mahalla/reset_password")
+        pages = []
+        browser.send(number=number)
+        for _ in range(5):
+            pages.append((browser.status, browser.words.replace("998901234567", "N").replace("998912345678", "N")))
+            browser.send(code="no", password="looking-glass", password_again="looking-glass")
+        read.append(pages)
+    assert read[0] == read[1]
+    assert "If an account has this number, a message with a code is on its way to" in read[0][0][1]
+    assert "Ask for a new one." in read[0][-1][1]
+    assert {msgspec.json.decode(body)["to"] for _, _, body in gateway.requests} == {"+998901234567"}
+
+
+def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
+    tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway)
+    store = AccountStore(server.app.database)
+    alice = UserID("@alice:example.org")
+    server.run(server.app.database.write("account", store.add_account, AccountRow(alice, None, 0)))
+    row = ThreepidRow("msisdn", "998901234567", alice, 0, 0)
+    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    browser = Browser(server)
+    browser.open("/_mahalla/register")
+    browser.send(number=NUMBER)
+    assert "A message with a code is on its way to +998901234567" in browser.words
+    assert "belongs to an account on example.org already" in gateway.last["text"]
+
+
+def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: SMSGateway) -> None:
+    alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
+    row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
+    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    gateway.is_away = True
+    statuses = []
+    for number in (NUMBER, "+998 91 234-56-78"):
+        browser = Browser(server)
+        browser.open("/_mahalla/reset_password")
+        browser.send(number=number)
+        statuses.append(browser.status)
+    assert statuses == [200, 200]
 
 
 def test_a_code_that_was_wrong_too_often_is_asked_for_again(server: TestServer, gateway: SMSGateway) -> None:

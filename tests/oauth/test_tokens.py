@@ -2,15 +2,18 @@
 
 from base64 import b64encode
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from homeserver.services.secret_text import family_of
+from homeserver.services.secret_text import SecretText, oauth_family_of
+from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -62,12 +65,28 @@ def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, a
 
 def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
     real = str(program.tokens["refresh_token"])
-    family = family_of(real)
+    family = oauth_family_of(real)
     assert family is not None
     for token in ("", "x", "mho_" + "a" * 54, real[:-1], real + "x", real.swapcase(), "mhr_" + real[4:], "\x00"):
         assert program.refresh(token).status == 400
-    assert family_of(real[:-7] + "!" + real[-6:]) is None
+    assert oauth_family_of(real[:-7] + "!" + real[-6:]) is None
     assert alice.get(WHOAMI).status == 200
+
+
+def test_what_is_made_up_costs_no_write(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask so, as often as they like."""
+    text = SecretText(Random(99).randbytes)
+    legacy, ours, access = (
+        text.refresh_token(text.family()),
+        text.oauth_refresh_token(text.family()),
+        text.access_token(),
+    )
+    monkeypatch.setattr(program.server.app.database, "write", None)
+    refused(program.refresh(ours))
+    answer = program.server.post("/_matrix/client/v3/refresh", {"refresh_token": legacy})
+    assert (answer.status, answer.errcode) == (401, "M_UNKNOWN_TOKEN")
+    for token in (legacy, ours, access, "x"):
+        assert program.form("revocation_endpoint", token=token).status == 200
 
 
 def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:
@@ -135,14 +154,28 @@ def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
     assert alice.get(WHOAMI).status == 401
     refused(program.refresh())
     assert program.form("revocation_endpoint", token=token).status == 200  # once more is no error
+    assert "token_found" not in [event for event, _ in told(program.server)]
     assert alice.device_id not in _devices(program.server)
 
 
 def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
     assert program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
     assert alice.get(WHOAMI).status == 401
+    assert [event for event, _ in told(program.server)][-2:] == ["token_found", "session_ended"]
     refused(program.form("revocation_endpoint"), "invalid_request")
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
+
+
+def test_an_account_whose_day_is_over_before_the_code_is_exchanged(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 100d}\n")
+    alice = server.register("alice")
+    program = Program(server)
+    code = program.code(Browser(server))
+    store = AccountValidityStore(sqlite_database, AccountStore(sqlite_database))
+    over = int(server.clock.seconds() * 1000) - 1
+    server.run(sqlite_database.write("end", store.set_end, alice.user_id, over))
+    refused(program.exchange(code))
+    assert told(server)[-1] == ("sign_in_refused", "expired")
 
 
 def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:
@@ -211,6 +244,17 @@ def test_others_are_told_nothing(trusting: Program) -> None:
     for header, status in ((_basic("calendar:sesame"), 200), (_basic("calendar:x"), 401), ("Basic !", 401)):
         answer = trusting.server.client.request("POST", path, body=b"token=x", headers={"Authorization": header})
         assert answer.status == status
+
+
+def test_a_service_is_told_how_to_show_who_it_is(program: Program) -> None:
+    """spec: RFC 6749 section 5.2"""
+    headers = {"Authorization": _basic("calendar:wrong")}
+    path = program.path_of("introspection_endpoint")
+    answer = program.server.client.request("POST", path, body=b"token=x", headers=headers)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Basic realm=")
+    # an app, which has no secret to show, is not asked for one by the browser that it runs in
+    assert "www-authenticate" not in program.refresh("x", client_id="nobody").headers
 
 
 def _basic(text: str) -> str:

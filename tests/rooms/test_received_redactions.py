@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 from federation.rooms.check import Verdict
 from storage.database import Database
 from tests.conftest import run_coroutine
@@ -37,6 +37,21 @@ async def test_redactions_find_their_targets_before_and_after(pair: list[Peer], 
         assert by is not None
         assert stored.event.content == {}
         assert stored.redacted_by == by.nid
+
+
+async def test_what_came_redacted_keeps_its_thread(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, root = await shared_room(pair, DEFAULT_ROOM_VERSION)
+    reply = {"m.relates_to": {"rel_type": "m.thread", "event_id": root.event_id}}
+    secret = await b.fork(room_id, root, "m.room.message", {"body": "secret", **reply})
+    redaction = await b.fork(room_id, root, "m.room.redaction", {}, redacts=secret.event_id)
+    for order in ((secret, redaction), (redaction, secret)):
+        peer = a if order[0] is secret else b
+        for event in order:
+            await peer.verdict(room_id, event)
+        stored = await peer.find(room_id, secret)
+        assert stored is not None
+        assert (stored.event.content, stored.thread_root) == ({}, root.event_id)
 
 
 @EachVersion

@@ -8,7 +8,7 @@ import pytest
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.signing import SigningKey, encode_base64
-from homeserver.services import early_receipts
+from storage import early_receipts
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -201,51 +201,60 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
     assert seen.get("m.receipt", {}) == {}
 
 
+async def told(room: Shared, event_id: str, **thread: str) -> Any:
+    """What is shown in the north of receipts, once the south has told that Bob has read something."""
+    receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
+    content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
+    await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
+    return receipts_of(room.alice, room.room_id).get("m.receipt", {})
+
+
 async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
     room = await sending(network)
     first, second = (say(room.alice, room.room_id, text) for text in ("first", "second"))
     network.settle()
 
-    async def tell(event_id: str, **data: str) -> Any:
-        receipt = {"event_ids": [event_id], "data": {"ts": 1, **data}}
-        content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
-        await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
-        return receipts_of(room.alice, room.room_id).get("m.receipt", {})
+    async def tell(event_id: str, **thread: str) -> set[str]:
+        return set(await told(room, event_id, **thread))
 
-    assert await tell(first, thread_id="$invented") == {}  # the event is here, and is in no thread
-    assert await tell("$to_come", thread_id="$root") != {}  # it may be the event that is late
-    assert first in await tell(first, thread_id="main")
-    seen = await tell(second)
-    assert set(seen) == {"$to_come", first, second}
-    assert await tell("$unknown") == seen
+    assert await tell(first, thread_id="$invented") == set()  # the event is here, and is in no thread
+    assert await tell("$to_come", thread_id="$root") == set()
+    assert await tell(first, thread_id="main") == {first}
+    assert await tell(second) == {first, second}
+    assert await tell("$unknown") == {first, second}
 
 
 async def test_receipts_that_come_before_their_events(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     room = await sending(network)
-    known = say(room.alice, room.room_id, "known")
+    bob = UserID(room.bob.user_id)
+    known, known_later = (say(room.alice, room.room_id, text) for text in ("known", "known later"))
     network.settle()
 
-    def message(text: str) -> Awaitable[Event]:
-        return room.south.build_next(room.room_id, UserID(room.bob.user_id), "m.room.message", {"body": text})
+    def message(text: str, **content: Any) -> Awaitable[Event]:
+        return room.south.build_next(room.room_id, bob, "m.room.message", {"body": text, **content})
 
-    async def tell(event_id: str, **thread: str) -> set[str]:
-        receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
-        content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
-        await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
-        return set(receipts_of(room.alice, room.room_id)["m.receipt"])
+    async def bring(event: Event) -> Any:
+        await room.south.push(NORTH, [event.pdu])
+        return receipts_of(room.alice, room.room_id)["m.receipt"]
 
-    late, later = await message("late"), await message("later")
-    assert await tell(known) == {known}
-    assert await tell("$never") == await tell(late.event_id) == {known}
-    await room.south.push(NORTH, [late.pdu])
-    seen = receipts_of(room.alice, room.room_id)["m.receipt"]
-    assert seen == {late.event_id: {"m.read": {room.bob.user_id: {"ts": 7}}}}
+    late = await message("late")
+    assert set(await told(room, late.event_id)) == set()
+    assert set(await told(room, known)) == {known}  # its place is known, and that of the other is not yet
+    assert set(await told(room, known_later)) == {known_later}
+    assert await bring(late) == {late.event_id: {"m.read": {bob: {"ts": 7}}}}
+    assert set(await told(room, known_later)) == {late.event_id}
+
+    root = {"rel_type": "m.thread", "event_id": known}
+    reply, other_reply, later = await message("1", **{"m.relates_to": root}), await message("2"), await message("3")
+    await told(room, reply.event_id, thread_id=known)
+    await told(room, other_reply.event_id, thread_id="$another")
+    assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
+    assert other_reply.event_id not in await bring(other_reply)
 
     monkeypatch.setattr(early_receipts, "MOST_OF_SERVER", 1)
-    assert await tell(later.event_id) == {late.event_id}
-    await tell("$never", thread_id="main")  # takes the place of what waits
-    await room.south.push(NORTH, [later.pdu])
-    assert later.event_id not in receipts_of(room.alice, room.room_id)["m.receipt"]
+    await told(room, later.event_id)
+    await told(room, "$never", thread_id="main")  # takes the place of what waits
+    assert later.event_id not in await bring(later)
 
 
 async def test_presence_is_told(network: Network) -> None:

@@ -196,3 +196,67 @@ def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
         assert entry["initial"] is True
         assert ("m.room.member", town.carol.user_id) not in keys(entry["required_state"])
         follower.catch_up()
+
+
+def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, list[str]]:
+    """By how it is read, what somebody is told of the room beside their own memberships."""
+    room = f"/_matrix/client/v3/rooms/{room_id}"
+    answers = {
+        "backwards": f"{room}/messages?dir=b&limit=50",
+        "forwards": f"{room}/messages?dir=f&limit=50",
+        "state": f"{room}/state",
+        "members": f"{room}/members",
+        "context": f"{room}/context/{event_id}?limit=50",
+        "threads": f"/_matrix/client/v1/rooms/{room_id}/threads",
+    }
+    told: dict[str, list[str]] = {}
+    for name, path in answers.items():
+        answer = user.get(path)
+        assert answer.status == 200, (name, answer.body)
+        parts = answer.json if isinstance(answer.json, list) else []
+        if isinstance(answer.json, dict):
+            for part in ("chunk", "state", "events_before", "event", "events_after"):
+                found = answer.json.get(part, [])
+                parts += found if isinstance(found, list) else [found]
+        told[name] = sorted(event["event_id"] for event in parts if event.get("state_key") != user.user_id)
+    return told
+
+
+@pytest.mark.parametrize("later", ["", "ban"])
+@pytest.mark.parametrize("how", ["closed", "kicked"])
+def test_who_was_taken_out_without_an_event_reads_what_they_saw(town: Town, how: str, later: str) -> None:
+    """As who left then: whatever the resolution put in the place of their joining, and whatever becomes of that later."""
+    town.act(town.alice, "invite", town.carol)
+    town.pass_time()
+    town.part()
+    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    town.act(town.dave, "kick" if how == "kicked" else "ban", town.carol)
+    if how == "closed":
+        town.act(town.dave, "unban", town.carol)
+    town.pass_time()
+    town.act(town.carol, "join")
+    root = say(town.alice, town.room_id, "to carol")
+    for number in range(5):
+        said = say(town.carol, town.room_id, f"by carol {number}")
+    before = everything_read(town.carol, town.room_id, said)
+    town.meet()
+    assert town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/joined_members").json["joined"].keys() == {
+        town.alice.user_id,
+        town.bob.user_id,
+        town.dave.user_id,
+    }
+    say(town.alice, town.room_id, "not for carol")
+    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "not for carol"})
+    if later:
+        town.act(town.alice, later, town.carol)
+    after = everything_read(town.carol, town.room_id, said)
+    assert {root, said} <= set(after["backwards"]) & set(after["forwards"]) & set(after["context"])
+    for name in ("backwards", "forwards", "context"):
+        assert set(before[name]) <= set(after[name]), name
+    told = town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state").json
+    assert topic_of(told) == "old"
+    assert town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json == {"topic": "old"}
+    assert "not for carol" not in str([town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b").json])
+    assert sync(town.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]["timeline"][
+        "events"
+    ]

@@ -1,5 +1,8 @@
 """Account data by position, for those who read incrementally."""
 
+import pytest
+
+from storage import account_data
 from storage.account_data import AccountDataStore, AccountDataSums
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from storage.streams import Change, Topic
@@ -78,6 +81,29 @@ async def test_what_a_user_keeps_is_summed_up(database: Database) -> None:
     assert growth == [AccountDataSums(2, 16), None, None, AccountDataSums(3, 17)]
     await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":123}')
     await database.write("t", store.remove_entry, ALICE, None, "x")
-    assert await sums() == (2, 11)
+    assert await sums() == (1, 9)
+    assert await database.read("t", store.find_growth, ALICE, None, "x", b"{}") == AccountDataSums(2, 11)
+    await database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
+    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(2, 16)
     await database.write("t", store.remove_account_data, ALICE)
     assert (await sums(), await sums("@bob:example.org")) == ((0, 0), (1, 2))
+
+
+async def test_what_was_deleted_stays_for_a_while(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_data, "MOST_DELETED", 2)
+    store = AccountDataStore(database)
+    start = database.streams.current()
+
+    async def told() -> dict[str, bytes]:
+        return (await store.get_account_data_since(ALICE, start, database.streams.current())).everywhere
+
+    for type_ in "abcd":
+        await database.write("t", store.set_entry, ALICE, None, type_, b'{"a":1}')
+    for type_ in "bac":
+        await database.write("t", store.remove_entry, ALICE, None, type_)
+    assert await told() == {"d": b'{"a":1}', "a": b"{}", "c": b"{}"}
+    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(1, 7, 2)
+    await database.write("t", store.set_entry, ALICE, None, "a", b"{}", deleted=True)
+    assert list(await told()) == ["d", "c", "a"]
+    await database.write("t", store.set_entry, ALICE, None, "c", b'{"a":1}')
+    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(2, 14, 1)

@@ -8,11 +8,12 @@ from storage.media import Content, MediaRow, MediaStore
 from storage.media_addresses import MOST, MediaAddress, find_addresses
 from storage.media_follower import catch_up, put_settings
 from storage.media_lists import ORDERS, MediaListStore, Order, Wished
-from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings
+from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings, select_batch
 from storage.media_removal import MediaRemovalStore, Reason
+from storage.purging import BEFORE_ALL, PurgingStore
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.room_effects import NewMembership, StateEffect, apply_effects
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
 
@@ -163,12 +164,71 @@ async def test_an_account_that_is_erased_is_rechecked(database: Database) -> Non
     assert len(await MediaRemovalStore(database, OWN).get_unreferenced(NOW, 10)) == 1
 
 
-async def test_of_files_that_are_not_here_it_is_forgotten_that_nobody_refers_to_them(database: Database) -> None:
-    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"mxc://north.example/never")
+async def test_of_files_that_are_not_here_nothing_stays(database: Database) -> None:
+    addresses = b"mxc://north.example/never mxc://example.org/never"
+    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", addresses)
     await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"{}")
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     removal = MediaRemovalStore(database, OWN)
-    assert [await removal.forget_unkept(NOW, 10) for _ in range(2)] == [1, 0]
+    assert [await removal.forget_unkept(NOW, 10) for _ in range(2)] == [2, 0]
+    assert await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
+
+
+def _count(txn: Transaction, table: str) -> int:
+    return int(txn.query(f"SELECT COUNT(*) FROM {table}")[0][0])
+
+
+async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(database: Database) -> None:
+    """Else somebody who sends a hundred of such events holds up everybody's writes."""
+    await database.write("begin", _begin)
+    while await database.write("settings", put_settings, 1):
+        pass
+    half = MOST // 2 + 1
+    for nid in range(1, 5):
+        text = " ".join(f"mxc://north.example/{nid}-{number}" for number in range(half))
+        await database.write("send", _add_event, nid, ALICE, text)
+    batch = await database.read("select", select_batch, 0, 100)
+    assert (batch.upto, batch.count, batch.is_cut, len(batch.mentions)) == (1, 1, True, 1)
+
+    looked = [await database.write("look", catch_up, 100) for _ in range(4)]
+    assert looked == [False, False, False, True]
+    assert await database.read("count", _count, "media_in_events") == 4 * half
+
+    purging = PurgingStore(database)
+    assert [each.event_nid for each in await purging.get_older(1, NOW, BEFORE_ALL, 100)] == [1]
+    assert [each.event_nid for each in await purging.get_following(1, (1, 1), 100)] == [2]
+
+    for nid in range(1, 5):
+        await database.write("redact", _redact, nid)
+    left = []
+    while await database.write("recheck", do_rechecks, OWN, 4, NOW, 100):
+        left.append(await database.read("count", _count, "media_in_events"))
+    assert left == [3 * half, 2 * half, half, 0]
+
+
+async def test_edits_of_a_redacted_message_are_looked_at_in_their_turn(database: Database) -> None:
+    await database.write("begin", _begin)
+    while await database.write("settings", put_settings, 1):
+        pass
+
+    def edit(txn: WriteTransaction, nid: int, target: int) -> None:
+        _add_event(txn, nid, ALICE, f"mxc://north.example/{nid}")
+        txn.execute(
+            "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender,"
+            " origin_server_ts, is_whole) VALUES (?, 'm.replace', 1, ?, ?, 1, 'm.room.message', ?, 1, 1)",
+            (f"${target}", nid, f"${nid}", ALICE),
+        )
+
+    await database.write("send", _add_event, 1, ALICE, "mxc://north.example/1")
+    for nid in (2, 3):
+        await database.write("edit", edit, nid, 1)
+    await database.write("edit", edit, 4, 3)  # one of an edit is none
+    assert await database.write("look", catch_up, 10)
+    await database.write("redact", _redact, 1)
+    counts = []
+    while await database.write("recheck", do_rechecks, OWN, 4, NOW, 10):
+        counts.append(await database.read("count", _count, "media_in_events"))
+    assert counts == [3, 1]
 
 
 async def test_uploads_are_listed_in_any_order(database: Database) -> None:

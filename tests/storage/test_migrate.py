@@ -5,13 +5,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import DatabaseUnavailable, Engine, UnsuitableDatabase
+from storage.engine import Connection, DatabaseUnavailable, Engine, UnsuitableDatabase
 from storage.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
@@ -135,39 +136,84 @@ def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: Postgre
     postgres_templates.drop(config)
 
 
-def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, tmp_path: Path) -> None:
+@contextmanager
+def database_before(engine: Engine, tmp_path: Path, version: int) -> Iterator[Connection]:
+    """A writer upon the schema just before that version, which is brought up to that version at the end."""
     folder = tmp_path / "until_then"
     folder.mkdir()
     for file in SCHEMA.glob("*.sql"):
-        if int(file.name[:4]) <= 74:
+        if int(file.name[:4]) <= version:
             (folder / file.name).write_bytes(file.read_bytes())
-    steps = [folder / file for file in folder.glob("0074_*")]
+    steps = [folder / file for file in folder.glob(f"{version:04}_*")]
     latest = [file.rename(tmp_path / file.name) for file in steps]
     migrate(engine, folder)
     writer = engine.connect_writer()
     writer.begin_migration()
-    room = (
+    writer.execute(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
-        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)"
+        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)",
+        (),
     )
+    yield writer
+    writer.commit({})
+    writer.close()
+    for file in latest:
+        file.rename(folder / file.name)
+    migrate(engine, folder)
+
+
+def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, tmp_path: Path) -> None:
     event = (
         "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
         " VALUES (?, 1, 1, ?, 16, ?, '', ?, '', ?)"
     )
     future = 2**50
-    writer.execute(room, ())
-    for nid, (ts, state_key) in enumerate([(5, None), (future, None), (future, "")], 1):
-        writer.execute(event, (nid, ts, f"${nid}", state_key, b"{}"))
-    writer.commit({})
-    writer.close()
-    for file in latest:
-        file.rename(folder / file.name)
     before = int(time.time()) * 1000
-    migrate(engine, folder)
+    with database_before(engine, tmp_path, 74) as writer:
+        for nid, (ts, state_key) in enumerate([(5, None), (future, None), (future, "")], 1):
+            writer.execute(event, (nid, ts, f"${nid}", state_key, b"{}"))
     (first,), (second,), (state,) = ask(engine, "SELECT origin_server_ts FROM events ORDER BY event_nid")
     assert (first, state) == (5, future)
     assert isinstance(second, int)
     assert before <= second <= time.time() * 1000
+
+
+def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path) -> None:
+    event = (
+        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, replaces, flags, event_id, type,"
+        " state_key, sender, pdu) VALUES (?, 1, ?, 1, 1, ?, 16, ?, 'm.room.member', ?, '', ?)"
+    )
+    row = (
+        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+        " VALUES (1, ?, ?, ?, '', ?, 1)"
+    )
+    stories = {
+        "in": ["invite", "join"],
+        "left": ["join", "leave", "ban", "leave"],
+        "back": ["join", "leave", "join", "ban"],
+        "never": ["invite", "leave"],
+        "reset": ["join"],
+    }
+    nids: dict[str, list[int]] = {}
+    with database_before(engine, tmp_path, 82) as writer:
+        for user, story in stories.items():
+            of_user = nids.setdefault(user, [])
+            for membership in story:
+                nid = 1 + sum(map(len, nids.values()))
+                pdu = b'{"content":{"membership":"%s"}}' % membership.encode()
+                before = of_user[-1] if of_user else None
+                writer.execute(event, (nid, 100 + nid, before, f"${nid}", user, pdu))
+                of_user.append(nid)
+            latest = of_user[-1]
+            writer.execute(row, (user, "leave" if user == "reset" else story[-1], latest, 100 + latest))
+    found = {user: ended for user, ended in ask(engine, "SELECT user_id, left_position FROM memberships")}
+    assert found == {
+        "in": None,
+        "left": 100 + nids["left"][1],
+        "back": 100 + nids["back"][3],
+        "never": None,
+        "reset": 100 + nids["reset"][0],
+    }
 
 
 def test_sqlite_in_memory_is_refused() -> None:

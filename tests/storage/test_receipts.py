@@ -4,7 +4,7 @@ import pytest
 
 from storage import receipts
 from storage.database import Database
-from storage.receipts import UNTHREADED, ReceiptStore
+from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
 
 ALICE, ROOM = "@alice:example.org", "!room:example.org"
 
@@ -13,20 +13,15 @@ async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) 
     store = ReceiptStore(database)
 
     async def read(event_id: str, position: int | None) -> bool:
-        return await store.set_receipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0) is not None
+        """Whether it is told to anybody."""
+        before = database.streams.current()
+        await store.set_receipts([NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)])
+        return bool((await store.get_receipts({1: (before, database.streams.current())}))[1])
 
-    told = [("$early", None), ("$earlier", None), ("$5", 5), ("$unknown", None), ("$4", 4), ("$5", 5), ("$6", 6)]
+    told = [("$past", None), ("$of_the_past", None), ("$5", 5), ("$unknown", None), ("$4", 4), ("$5", 5), ("$6", 6)]
     assert [await read(*each) for each in told] == [True, True, True, False, False, False, True]
     (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert (row.event_id, row.event_position) == ("$6", 6)
-
-
-async def test_a_receipt_that_came_before_its_event_has_its_place_with_the_event(database: Database) -> None:
-    store = ReceiptStore(database)
-    for event_id, position in (("$new", None), ("$new", 50), ("$old", 10)):
-        await store.set_receipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)
-    (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
-    assert (row.event_id, row.event_position) == ("$new", 50)
 
 
 async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +29,7 @@ async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: 
     store = ReceiptStore(database)
 
     async def read(thread_id: str, position: int | None, user_id: str = ALICE) -> None:
-        await store.set_receipt(1, ROOM, user_id, "m.read", thread_id, "$of" + thread_id, position, 0)
+        await store.set_receipts([NewReceipt(1, ROOM, user_id, "m.read", thread_id, "$of" + thread_id, position, 0)])
 
     for thread_id, position in (("$a", 7), ("$b", None), (UNTHREADED, 1), ("$c", 5), ("main", 2), ("$d", 6), ("$e", 3)):
         await read(thread_id, position)
@@ -50,7 +45,8 @@ async def test_what_changed_and_what_is_ones_own_is_one_question(database: Datab
     for number, (room, user_id) in enumerate(
         [(1, ALICE), (1, "@bob:example.org"), (2, ALICE), (2, "@carol:example.org")]
     ):
-        await store.set_receipt(room, f"!{room}", user_id, "m.read", UNTHREADED, f"${number}", number, 0)
+        new = NewReceipt(room, f"!{room}", user_id, "m.read", UNTHREADED, f"${number}", number, 0)
+        await store.set_receipts([new])
     head = database.streams.current()
     ranges = dict.fromkeys(rooms, (head - 1, head))
     changed, own = await store.get_receipts_and_own(ranges, ALICE, rooms[:2])

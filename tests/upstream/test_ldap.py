@@ -111,7 +111,10 @@ def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slap
 
 
 def test_own_passwords_may_not_count(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
-    further = config_of(slapd, "  allow_existing_users: true") + "\npassword_config: {localdb_enabled: false}"
+    further = (
+        config_of(slapd, "  allow_existing_users: true")
+        + "\npassword_config: {localdb_enabled: false, policy: {enabled: false}}"
+    )
     server = TestServer(tmp_path, sqlite_database, further)
     slapd.add_person("emil", "directory")
     server.register("emil", "own")
@@ -211,6 +214,29 @@ def test_an_address_that_another_still_has(server: TestServer, slapd: Slapd, mon
     assert addresses(ada) == ["ada@example.org"]
     server.clock.advance(20)
     assert addresses(abe) == ["office@example.org"]
+
+
+@pytest.mark.parametrize("at_once", [200, 1])
+def test_people_swap_their_addresses(
+    server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Two of them, and three in a ring; also where a look takes over no more than one."""
+
+    def addresses(user: User) -> list[str]:
+        return [each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]]
+
+    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", at_once)
+    names = [f"sw{letter}{at_once}" for letter in "abcde"]
+    for uid in names:
+        slapd.add_person(uid, mail=f"{uid}@example.org")
+    people = [signed_in(server, uid) for uid in names]
+    look(server)
+    after = [names[place] for place in (1, 0, 3, 4, 2)]
+    for uid, other in zip(names, after, strict=True):
+        slapd.set(uid, mail=f"{other}@example.org")
+    for _ in range(6 if at_once == 1 else 1):
+        server.clock.advance(20)
+    assert [addresses(user) for user in people] == [[f"{other}@example.org"] for other in after]
 
 
 def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:

@@ -14,14 +14,12 @@ from federation.protocol.ids import EventID, UserID
 from storage.database import Database
 from storage.media import MediaStore
 from storage.media_addresses import MediaAddress, find_addresses
-from storage.media_follower import note_events, put_events, put_settings, select_progress
+from storage.media_follower import AT_ONCE, note_events, put_events, put_settings, select_progress
 from storage.media_references import add_attachments, do_rechecks, select_batch
 from storage.media_removal import MOST_BEHIND
 from storage.transaction import WriteTransaction
 
 FOLLOW_SECONDS: Final = 5.0
-AT_ONCE: Final = 200
-"""Events that are looked at in one write."""
 LOOK_AGAIN_MS: Final = 60_000
 """After so long it looks although nothing was announced: what is fetched from the past is not."""
 NOTE_EVERY: Final = MOST_BEHIND // 2

@@ -108,8 +108,12 @@ class Authorization:
             raise Refused(returning, "invalid_request", "response_mode must be query or fragment")
         if state is not None and len(state) > LONGEST_STATE:
             raise OAuthError("invalid_request", "state is too long")
-        if given.get("response_type") != "code" or CODE_GRANT not in client.grant_types:
+        if given.get("response_type") != "code":
             raise Refused(returning, "unsupported_response_type", "response_type must be code")
+        if CODE_GRANT not in client.grant_types:
+            raise Refused(
+                returning, "unauthorized_client", "This client has not registered the authorization_code grant"
+            )
         challenge = given.get("code_challenge", "")
         if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
             raise Refused(returning, "invalid_request", "A code_challenge of the method S256 is needed")
@@ -138,22 +142,22 @@ class Authorization:
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_code(txn, row)
-            note(
-                txn,
-                user_id,
-                Happened.APP_ALLOWED,
-                self._now(),
-                ip=ip,
-                device_id=request.scope.device_id,
-                detail=request.client.called,
-            )
+            self._clients.note_allowed(txn, request.client, ip)
+            self._note(txn, Happened.APP_ALLOWED, request, user_id, ip)
 
         await self._database.write("add_oauth_code", write)
         return self._answer(request.returning, {"code": code})
 
-    def deny(self, request: AuthorizationRequest) -> str:
-        """Where the browser goes when somebody does not let the program in."""
+    async def do_deny(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
+        """This user does not let the program in. Where the browser goes."""
+        await self._database.write("deny_oauth_client", self._note, Happened.APP_DENIED, request, user_id, ip)
         return self.refuse(Refused(request.returning, "access_denied", "The user did not allow this"))
+
+    def _note(
+        self, txn: WriteTransaction, what: Happened, request: AuthorizationRequest, user_id: UserID, ip: str
+    ) -> None:
+        device_id = request.scope.device_id
+        note(txn, user_id, what, self._now(), ip=ip, device_id=device_id, detail=request.client.called)
 
     def refuse(self, error: Refused) -> str:
         """Where the browser goes with an error."""

@@ -4,7 +4,8 @@ Laws:
 - What is registered is bounded, and every address in it belongs to the host of the program's page; what people may follow
   besides (logo, terms, privacy) is left out where it does not, a redirect address is refused.
 - The same metadata gives the same id: a program on a thousand telephones is one row.
-- A registration that nobody uses for long is forgotten, unless a session stands on it.
+- A registration that nobody uses for long is forgotten, unless a session stands on it; one with which nobody was ever let in goes
+  sooner, and of these there are so many at most: anybody can register, and what they register is to cost nothing that lasts.
 
 spec: client-server-api#client-registration, RFC 7591
 """
@@ -33,6 +34,11 @@ MOST_REDIRECTS: Final = 20
 LONGEST_NAME: Final = 100
 UNUSED_MS: Final = 30 * 24 * 3600 * 1000
 """After so long a registration without sessions is forgotten."""
+NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
+"""After so long one is that nobody was ever let in with."""
+MOST_NEVER_USED: Final = 10_000
+"""Of these there are so many; a new one takes the place of that which was used longest ago."""
+_FORGOTTEN_AT_ONCE: Final = 100
 _USED_AGAIN_MS: Final = 24 * 3600 * 1000
 
 
@@ -70,26 +76,33 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Clients:
     """Registers programs, and finds them."""
 
-    def __init__(self, clock: IReactorTime, database: Database, store: OAuthStore) -> None:
+    def __init__(
+        self, clock: IReactorTime, database: Database, store: OAuthStore, *, most_never_used: int = MOST_NEVER_USED
+    ) -> None:
         self._clock = clock
         self._database = database
         self._store = store
+        self._most_never_used = most_never_used
 
-    async def do_register(self, metadata: Mapping[str, Any], ip: str) -> Client:
-        """`ip`: whence it asks. Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
+    async def do_register(self, metadata: Mapping[str, Any]) -> Client:
+        """Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
         client = parse_client(metadata)
         encoded = msgspec.json.encode(client, order="sorted")
         client_id = b32encode(hashlib.sha256(encoded).digest())[:26].decode().lower()
         now = self._now()
         row = OAuthClientRow(client_id, encoded.decode(), now, now)
-        named = msgspec.structs.replace(client, client_id=client_id)
 
         def write(txn: WriteTransaction) -> None:
             if self._store.add_client(txn, row):
-                note(txn, NOBODY, Happened.CLIENT_REGISTERED, now, ip=ip, detail=named.called)
+                self._store.remove_clients_beyond(txn, self._most_never_used, _FORGOTTEN_AT_ONCE)
 
         await self._database.write("add_oauth_client", write)
-        return named
+        return msgspec.structs.replace(client, client_id=client_id)
+
+    def note_allowed(self, txn: WriteTransaction, client: Client, ip: str) -> None:
+        """Somebody lets a program in, in the write that does it; `ip`: whence. The first time is recorded."""
+        if self._store.set_client_allowed(txn, client.client_id, self._now()):
+            note(txn, NOBODY, Happened.CLIENT_REGISTERED, self._now(), ip=ip, detail=client.called)
 
     async def get(self, client_id: str) -> Client:
         """Raises `InvalidClient`."""
@@ -115,7 +128,8 @@ class Clients:
         """Forget up to `limit` that nobody uses; how many."""
 
         def write(txn: WriteTransaction) -> int:
-            return self._store.remove_unused_clients(txn, self._now() - UNUSED_MS, limit)
+            now = self._now()
+            return self._store.remove_unused_clients(txn, now - UNUSED_MS, now - NEVER_USED_MS, limit)
 
         return await self._database.write("sweep_oauth_clients", write)
 

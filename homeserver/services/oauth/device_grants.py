@@ -18,7 +18,7 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
-from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
 from homeserver.services.oauth.tokens import Granted, OAuthTokens
 from homeserver.services.secret_text import SecretText, hash_token
@@ -68,7 +68,7 @@ class DeviceGrants:
         """A program wants in. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if DEVICE_GRANT not in client.grant_types:
-            raise OAuthError("unauthorized_client", "This client has not registered the device_code grant")
+            raise UnauthorizedClient("This client has not registered the device_code grant")
         parsed = parse_scope(scope)
         for _ in range(_ATTEMPTS):
             asked = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())
@@ -107,6 +107,8 @@ class DeviceGrants:
         def write(txn: WriteTransaction) -> bool:
             decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
             if decided:
+                if allowed:
+                    self._clients.note_allowed(txn, client, address)
                 what = Happened.APP_ALLOWED if allowed else Happened.APP_DENIED
                 device_id = DeviceID(grant.device_id)
                 note(txn, user_id, what, self._now(), ip=address, device_id=device_id, detail=client.called)
@@ -123,7 +125,7 @@ class DeviceGrants:
             is None
         ):
             raise _unknown()  # what is made up costs no write
-        family = self._secret_text.oauth_family()
+        family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts, address

@@ -4,6 +4,7 @@ spec: RFC 6749 section 5.2, RFC 7591 section 3.2.2, RFC 8628 section 3.5
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from federation.protocol.errors import MatrixError
 
@@ -20,6 +21,13 @@ class OAuthError(MatrixError):
         return {"error": self.error, "error_description": self.text}
 
 
+class UnauthorizedClient(OAuthError):
+    """A program asks for what it has not said, when it registered, that it would."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("unauthorized_client", text)
+
+
 class InvalidClient(OAuthError):
     """A program that is not known, or that does not show that it is who it says."""
 
@@ -27,3 +35,9 @@ class InvalidClient(OAuthError):
 
     def __init__(self, text: str) -> None:
         super().__init__("invalid_client", text)
+
+
+class InvalidService(InvalidClient):
+    """A service that does not show that it is one of those which the operator trusts. It is told how it could."""
+
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Basic realm="introspection", charset="UTF-8"'}

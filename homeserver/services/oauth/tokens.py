@@ -24,15 +24,15 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
 from homeserver.services.account_validity import AccountValidity
-from homeserver.services.audit import Happened, note
+from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
-from homeserver.services.oauth.errors import InvalidClient, OAuthError
-from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
+from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
+from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
-from storage.tokens import TokenStore
+from storage.tokens import AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.transaction import Transaction, WriteTransaction
 
 _VAIN: Final = b""
@@ -96,7 +96,7 @@ class OAuthTokens:
         client = await self._clients.get(client_id)
         if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
             raise _invalid("The code is unknown; begin again")  # what is made up costs no write
-        family = self._secret_text.oauth_family()
+        family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "exchange_oauth_code",
@@ -167,7 +167,9 @@ class OAuthTokens:
     ) -> Granted | OAuthError:
         """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
-        if account is None or not self._is_usable(account):
+        why_not = "deactivated" if account is None else self._why_not(account)
+        if why_not is not None:
+            note_refusal(txn, user_id, self._now(), why_not, ip=address, device_id=device_id)
             return _invalid("The account may not be used")
         session = self._sessions.prepare(
             user_id,
@@ -188,9 +190,14 @@ class OAuthTokens:
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
         """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
-        family = family_of(refresh_token)
-        if family is None or REFRESH_GRANT not in client.grant_types:
+        family = oauth_family_of(refresh_token)
+        if REFRESH_GRANT not in client.grant_types:
+            raise UnauthorizedClient("This client has not registered the refresh_token grant")
+        if family is None:
             raise _invalid("The refresh token is unknown")
+        find = self._store.get_session_of_family
+        if await self._database.read_quickly("get_oauth_session", find, hash_token(family)) is None:
+            raise _invalid("The refresh token is unknown")  # what is made up costs no write
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
             "refresh_oauth_session",
@@ -231,34 +238,42 @@ class OAuthTokens:
     def _end_family(self, txn: WriteTransaction, family_hash: bytes, address: str) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
-            device_id = DeviceID(row.device_id)
-            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
-            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id], address)
+            self._sessions.end_reused(txn, UserID(row.user_id), DeviceID(row.device_id), address)
 
     # Ending.
 
-    async def do_revoke(self, token: str, address: str) -> None:
-        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error."""
-        if not is_damaged(token):
-            await self._database.write("revoke_token", self._revoke, hash_token(token), address)
-
-    def _revoke(self, txn: WriteTransaction, token_hash: bytes, address: str) -> None:
-        access = self._tokens.get_access_token_in(txn, token_hash)
-        if access is not None and access.device_id is None:
-            self._tokens.remove_access_token(txn, access.token_nid)
-            self._accounts.set_account_changed(txn, access.user_id)
+    async def do_revoke(self, token: str, client_id: str, address: str) -> None:
+        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error. `client_id`: the
+        program that shows it, as it says; where that is not the session's, its owner is told that somebody has found the token."""
+        if is_damaged(token):
             return
-        found = access or self._tokens.get_refresh_token(txn, token_hash)
-        if found is not None and found.device_id is not None:
-            self._sessions.remove_devices(txn, UserID(found.user_id), [DeviceID(found.device_id)], address)
+        token_hash = hash_token(token)
+        if await self._database.read_quickly("find_token", self._find, token_hash) is not None:
+            await self._database.write("revoke_token", self._revoke, token_hash, client_id, address)
+
+    def _find(self, txn: Transaction, token_hash: bytes) -> AccessTokenRow | RefreshTokenRow | None:
+        access = self._tokens.get_access_token_in(txn, token_hash)
+        return access or self._tokens.get_refresh_token(txn, token_hash)
+
+    def _revoke(self, txn: WriteTransaction, token_hash: bytes, client_id: str, address: str) -> None:
+        found = self._find(txn, token_hash)
+        if isinstance(found, AccessTokenRow) and found.device_id is None:
+            self._tokens.remove_access_token(txn, found.token_nid)
+            self._accounts.set_account_changed(txn, found.user_id)
+        elif found is not None and found.device_id is not None:
+            user_id, device_id = UserID(found.user_id), DeviceID(found.device_id)
+            session = self._store.get_session(txn, user_id, device_id)
+            if session is None or session.client_id != client_id:
+                note(txn, user_id, Happened.TOKEN_FOUND, self._now(), ip=address, device_id=device_id)
+            self._sessions.remove_devices(txn, user_id, [device_id], address)
 
     # Telling.
 
     def check_trusted(self, name: str, secret: str) -> None:
-        """Raises `InvalidClient` unless this is a service that may ask whose a token is."""
+        """Raises `InvalidService` unless this is a service that may ask whose a token is."""
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
-            raise InvalidClient("Only services that the operator trusts may ask this")
+            raise InvalidService("Only services that the operator trusts may ask this")
 
     async def introspect(self, token: str) -> Mapping[str, object]:
         """Whose a token is, and what it is for. spec: RFC 7662 section 2.2"""
@@ -269,13 +284,11 @@ class OAuthTokens:
 
     def _introspect(self, txn: Transaction, token_hash: bytes) -> Mapping[str, object] | None:
         now = self._now()
-        access = self._tokens.get_access_token_in(txn, token_hash)
-        refresh = self._tokens.get_refresh_token(txn, token_hash) if access is None else None
-        found = access or refresh
+        found = self._find(txn, token_hash)
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
-        if not self._is_usable(account):
+        if self._why_not(account) is not None:
             return None
         device_id = found.device_id or ""
         session = self._store.get_session(txn, found.user_id, device_id)
@@ -287,14 +300,20 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            "token_type": "access_token" if access is not None else "refresh_token",
+            "token_type": "access_token" if isinstance(found, AccessTokenRow) else "refresh_token",
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }
 
-    def _is_usable(self, account: AccountRow) -> bool:
-        over = self._validity.is_over(account.expires_ts)
-        return account.deactivated_ts is None and not account.locked and account.awaiting_ts is None and not over
+    def _why_not(self, account: AccountRow) -> str | None:
+        """Why an account may not be used, in the word of records; None where it may."""
+        whys = {
+            "deactivated": account.deactivated_ts is not None,
+            "locked": account.locked,
+            "awaiting_approval": account.awaiting_ts is not None,
+            "expired": self._validity.is_over(account.expires_ts),
+        }
+        return next((why for why, holds in whys.items() if holds), None)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -25,7 +25,8 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.visible import Seen, Visibility
+from federation.rooms.stays import Departure, Stays
+from federation.rooms.visible import Seen
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.room_reading import Reader, RoomReading
 from homeserver.services.search.indexing import KEYS
@@ -45,6 +46,7 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.search import Hit, SearchStore, TextQuery
 from storage.text_index import MOST_ROOM_KEYS, Term
+from storage.timelines import Place
 
 CREATE: Final = StateKey("m.room.create", "")
 WINDOW: Final = 2_000
@@ -81,7 +83,7 @@ class _Place(msgspec.Struct, frozen=True):
     """A room, and up to where the reader was in it."""
 
     reader: Reader
-    departure: StoredEvent | None
+    departure: Departure | None
 
 
 class MessageSearch:
@@ -95,7 +97,7 @@ class MessageSearch:
         events: RoomEvents,
         memberships: Memberships,
         rooms: RoomStore,
-        visibility: Visibility,
+        stays: Stays,
         reading: RoomReading,
         answers: SearchAnswers,
         lifetimes: Lifetimes | None,
@@ -108,7 +110,7 @@ class MessageSearch:
         self._events = events
         self._memberships = memberships
         self._rooms = rooms
-        self._visibility = visibility
+        self._stays = stays
         self._reading = reading
         self._answers = answers
         self._lifetimes = lifetimes
@@ -319,7 +321,7 @@ class MessageSearch:
             return None
         departure = None
         if own.membership != "join":
-            departure = await self._visibility.find_departure(own)
+            departure = await self._stays.find_departure(own)
             if departure is None:
                 return None
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
@@ -334,8 +336,8 @@ def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
     return own is not None and own.membership == "join" and hit.position is not None and hit.position > own.position
 
 
-def _is_before(event: StoredEvent, departure: StoredEvent | None) -> bool:
-    return departure is None or (event.depth, event.nid) <= (departure.depth, departure.nid)
+def _is_before(event: StoredEvent, departure: Departure | None) -> bool:
+    return departure is None or Place(event.depth, event.nid) <= departure.place
 
 
 def _order(hit: Hit) -> tuple[int, int, int]:

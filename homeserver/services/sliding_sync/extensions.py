@@ -40,7 +40,7 @@ from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
-from storage.receipts import ReceiptRow, ReceiptStore
+from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
@@ -314,7 +314,9 @@ class ExtensionReader:
         ignored = await self._parts.ignored.of_user(user_id)
         shown = {nid: visible for nid, rows in found.items() if (visible := visible_receipts(rows, user_id, ignored))}
         rooms = await self._parts.rooms.get_rooms_by_nid(shown)
-        # the form has room for one event; of a user's receipts for threads of the same event it takes one
+        # the form has room for one event, and that for one of a user's receipts at the same event: the one for all threads first
+        for rows in shown.values():
+            rows.sort(key=lambda row: row.thread_id != UNTHREADED)
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
     async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:

@@ -15,7 +15,6 @@ from federation.protocol.ids import RoomID, is_room_id
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
-from federation.rooms.stays import Stays
 from homeserver.services.sliding_sync.labels import CREATE, ENCRYPTION, NAME, NO_TAGS, TRAITS, Labels, RoomTraits
 from homeserver.services.sliding_sync.order import OUTSIDE, FilteredRooms, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
@@ -42,7 +41,6 @@ class RoomFilters:
         events: RoomEvents,
         rooms: RoomStore,
         invited: InvitedRooms,
-        stays: Stays,
         states: CurrentStates,
         traits: RoomTraits,
         orders: RoomOrders,
@@ -51,7 +49,6 @@ class RoomFilters:
         self._events = events
         self._rooms = rooms
         self._invited = invited
-        self._stays = stays
         self._states = states
         self._traits = traits
         self._orders = orders
@@ -144,7 +141,7 @@ class RoomFilters:
 
     async def _find_former_traits(self, left: Sequence[MembershipRow]) -> dict[int, _Traits]:
         """What rooms were when the user left them; nothing is said of those that they were never in."""
-        ends = {row.room_nid: await self._stays.find_end(row) for row in left}
+        ends = {row.room_nid: row.left_position for row in left}
         roots = await self._states.at({nid: end for nid, end in ends.items() if end is not None})
         found = {nid: _Traits(False, None, None) for nid in ends}
         keys = [StateKey(type, "") for type in TRAITS]

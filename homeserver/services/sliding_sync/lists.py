@@ -3,7 +3,6 @@
 Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import compress, islice
 from operator import attrgetter
@@ -15,7 +14,6 @@ from msgspec.structs import replace
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
-from federation.rooms.visible import Visibility
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.filters import RoomFilters
@@ -32,7 +30,6 @@ from homeserver.services.sliding_sync.request import (
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 
-ANSWERS_REMEMBERED: Final = 100_000
 _room_nid: Final = attrgetter("room_nid")
 _membership: Final = attrgetter("membership")
 
@@ -86,6 +83,11 @@ def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
     return max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
 
 
+def was_inside(row: MembershipRow) -> bool:
+    """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
+    return row.membership not in OUTSIDE and row.was_joined
+
+
 class RoomLists:
     """Selects rooms."""
 
@@ -94,7 +96,6 @@ class RoomLists:
         events: RoomEvents,
         rooms: RoomStore,
         memberships: Memberships,
-        visibility: Visibility,
         permissions: InvitePermissions,
         labels: RoomLabels,
         recency: RoomRecency,
@@ -104,14 +105,11 @@ class RoomLists:
         self._events = events
         self._rooms = rooms
         self._memberships = memberships
-        self._visibility = visibility
         self._permissions = permissions
         self._labels = labels
         self._recency = recency
         self._orders = orders
         self._filters = filters
-        # whether the user had been in the room, by the number of a membership event: that never changes
-        self._was_joined: OrderedDict[int, bool] = OrderedDict()
 
     async def select(self, request: SlidingRequest, connection: Connection) -> Selection:
         """The rooms in the windows and subscriptions of a request."""
@@ -163,21 +161,6 @@ class RoomLists:
         """The positions of the newest events of rooms that the user is in, of these at least."""
         return await self._recency.latest(room_nids)
 
-    async def was_joined(self, row: MembershipRow) -> bool:
-        """Whether the user is, or ever was, in the room."""
-        if row.membership == "join":
-            return True
-        known = self._was_joined.get(row.event_nid)
-        if known is None:
-            known = self._was_joined[row.event_nid] = await self._visibility.was_joined(row)
-            if len(self._was_joined) > ANSWERS_REMEMBERED:
-                self._was_joined.popitem(last=False)
-        return known
-
-    async def was_inside(self, row: MembershipRow) -> bool:
-        """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
-        return row.membership not in OUTSIDE and await self.was_joined(row)
-
     async def was_reset(self, row: MembershipRow) -> bool:
         """Whether the user is no longer in the room although no event says so: the resolution of a fork took them out."""
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
@@ -186,7 +169,7 @@ class RoomLists:
     async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
-        if row.membership in OUTSIDE or await self.was_joined(row):
+        if row.membership in OUTSIDE or row.was_joined:
             return True
         # who was told of an invite or a knock of theirs is told once that it came to nothing
         sent = connection.state.rooms.get(row.room_nid)
@@ -213,11 +196,7 @@ class RoomLists:
                 removed.append(row)
             else:
                 lasts = False
-        unknown = [row.event_nid for row in removed if row.event_nid not in self._was_joined]
-        if unknown:
-            left = await self._events.get_events(unknown)
-            await self._events.get_events(event.replaces for event in left.values() if event.replaces is not None)
-        hidden |= {row.room_nid for row in removed if not await self.was_joined(row)}
+        hidden |= {row.room_nid for row in removed if not row.was_joined}
         if not news and not hidden:
             return NewestFirst(order.rooms), lasts
         latest = self._recency.known

@@ -15,7 +15,6 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import NO_REASONS, ClientEvents, Reasons, present_plainly, present_stripped
@@ -59,8 +58,6 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
-    stayed_until: int | None = None
-    """Of a room that the user was in and has left: the position at which they did."""
     expanded: bool = False
     """Whether more of the past is wanted than the client has."""
     limited: bool = False
@@ -114,7 +111,7 @@ class RoomWork(msgspec.Struct, gc=False):
     @property
     def left_before(self) -> bool:
         """Whether something has become of the user's membership since they left."""
-        return self.stayed_until is not None and self.stayed_until < self.own.position
+        return self.own.left_position is not None and self.own.left_position < self.own.position
 
     def result(self) -> SentRoom:
         """What the client has of the room with this answer."""
@@ -131,7 +128,6 @@ class RoomParts(msgspec.Struct, frozen=True):
     current_states: CurrentStates
     timelines: Timelines
     visibility: Visibility
-    stays: Stays
     invited: InvitedRooms
     ignored: IgnoredUsers
     states: RequiredStates
@@ -174,9 +170,6 @@ class RoomEntries:
     ) -> dict[str, dict[str, Any]]:
         """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
         shown = [work for work in works if work.shows_room]
-        for work in shown:
-            if work.own.membership != "join":
-                work.stayed_until = await self._parts.stays.find_end(work.own)
         parts = self._parts
         user_id, device_id = request.caller.user_id, request.caller.device_id
         ignored = await parts.ignored.of_user(user_id)
@@ -269,7 +262,7 @@ class RoomEntries:
         for work in works:
             arrived, work.limited = arrivals[work.room.room_nid]
             if work.left_before:
-                arrived = told_after_leaving(arrived, work.own, work.stayed_until)
+                arrived = told_after_leaving(arrived, work.own, work.own.left_position)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.newest = arrived[-1] if arrived else None
             if len(work.shown) > 1:
@@ -381,7 +374,7 @@ def _end(work: RoomWork, upto: int) -> int:
 def _state_end(work: RoomWork, upto: int) -> int:
     """Up to where the user is told of its state."""
     end = _end(work, upto)
-    return end if work.stayed_until is None else min(end, work.stayed_until)
+    return end if work.own.left_position is None else min(end, work.own.left_position)
 
 
 def _ends_with_newest(work: RoomWork) -> bool:

@@ -34,7 +34,7 @@ from homeserver.services.sliding_sync.connections import (
 )
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
-from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
+from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -207,7 +207,7 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or nid in moved or (grown and await parts.lists.was_inside(row)):
+            if sent is None or news or nid in moved or (grown and was_inside(row)):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}
@@ -229,7 +229,7 @@ class SlidingSync:
                     since,
                     initial,
                     news,
-                    await parts.lists.was_joined(row),
+                    row.was_joined,
                     rooms[nid].room_id in selection.labels.direct,
                     named.get(nid, ()),
                 )

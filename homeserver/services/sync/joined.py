@@ -19,7 +19,6 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.stays import Stays
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
@@ -65,8 +64,6 @@ class RoomWork(msgspec.Struct, gc=False):
     whole_state: bool
     in_part: bool = False
     """Only a part of the room's state is here: memberships become known as people act."""
-    stayed_until: int | None = None
-    """Of a room that the user is not in: the position at which they left it; None if they were never in it."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
     resolved: bool = False
@@ -80,6 +77,11 @@ class RoomWork(msgspec.Struct, gc=False):
     sticky: Sequence[msgspec.Raw] = ()
     account_data: list[Any] = []
 
+    @property
+    def stayed_until(self) -> int | None:
+        """Of a room that the user is not in: the position at which they left it; None if they were never in it."""
+        return self.own.left_position
+
 
 class JoinedRooms:
     """Makes the parts of rooms: also for those that were left, up to the leaving."""
@@ -90,7 +92,6 @@ class JoinedRooms:
         timelines: Timelines,
         current_states: CurrentStates,
         visibility: Visibility,
-        stays: Stays,
         states: RoomStates,
         summaries: RoomSummaries,
         client_events: ClientEvents,
@@ -104,7 +105,6 @@ class JoinedRooms:
         self._timelines = timelines
         self._current_states = current_states
         self._visibility = visibility
-        self._stays = stays
         self._states = states
         self._summaries = summaries
         self._client_events = client_events
@@ -116,9 +116,6 @@ class JoinedRooms:
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
-        for work in works:
-            if work.own.membership != "join":
-                work.stayed_until = await self._stays.find_end(work.own)
         await self._fill_timelines(request, works, span, ignored)
         lazy = request.loads_lazily
         sent: set[Member] | None = None

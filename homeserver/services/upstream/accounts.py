@@ -6,7 +6,7 @@ Laws:
 - Account, link and first profile are one write.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Final, Protocol
 
 import msgspec
@@ -47,9 +47,9 @@ class Profiles(Protocol):
 class Addresses(Protocol):
     """Where e-mail addresses of people are kept."""
 
-    async def do_set_vouched(self, user_id: UserID, addresses: Sequence[str], provider: str) -> bool:
-        """Give an account those for which this provider vouches, instead of those for which it did before; False where some are
-        another account's."""
+    async def do_set_vouched(self, said: Mapping[UserID, Sequence[str]], provider: str) -> Set[UserID]:
+        """Give accounts those for which this provider vouches, instead of those for which it did before; who could not have some
+        since they are another account's."""
         ...
 
 
@@ -184,19 +184,19 @@ class UpstreamAccounts:
         except MatrixError:
             return None
 
-    async def do_update(self, info: ProviderInfo, user_id: UserID, identity: UpstreamIdentity) -> bool:
-        """Take name, picture and addresses over; False where some of the addresses are another account's. Raises nothing: who is
-        signed in stays so."""
-        if identity.display_name is not None:
-            try:
-                await self._profiles.do_set_display_name(user_id, identity.display_name)
-            except MatrixError as error:
-                self.log.warn("the name of {user_id} was not taken over: {why}", user_id=user_id, why=error.text)
-        if identity.picture is not None:
-            await self._pictures.do_take_over(user_id, identity.picture)
-        if identity.emails:
-            return await self._addresses.do_set_vouched(user_id, identity.emails, info.provider_id)
-        return True
+    async def do_update(self, info: ProviderInfo, people: Mapping[UserID, UpstreamIdentity]) -> Set[UserID]:
+        """Take names and pictures over, of each by itself, and addresses, of all at once, so that people may swap theirs; whose
+        addresses are, in part, another account's. Raises nothing: who is signed in stays so."""
+        for user_id, identity in people.items():
+            if identity.display_name is not None:
+                try:
+                    await self._profiles.do_set_display_name(user_id, identity.display_name)
+                except MatrixError as error:
+                    self.log.warn("the name of {user_id} was not taken over: {why}", user_id=user_id, why=error.text)
+            if identity.picture is not None:
+                await self._pictures.do_take_over(user_id, identity.picture)
+        said = {user_id: identity.emails for user_id, identity in people.items()}
+        return await self._addresses.do_set_vouched(said, info.provider_id)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))

@@ -177,6 +177,18 @@ class Refused(Exception):
         self.person = person
 
 
+class OtherPerson(Refused):
+    """Somebody else has proved who they are than the one who was to confirm something."""
+
+    def __init__(self, operation: str, owner: UserID, came: str | None, provider: ProviderInfo) -> None:
+        """`operation`: what `owner` was to confirm; `came`: whose account it is that came, None where they have none."""
+        super().__init__(Reason.OTHER_PERSON, f"{owner} was to confirm, and {came} came", user_id=owner)
+        self.operation = operation
+        self.owner = owner
+        self.came = came
+        self.provider = provider
+
+
 CLOCK_SLACK: Final = 60
 """Seconds by which the clock of a provider may differ."""
 

@@ -29,6 +29,7 @@ from homeserver.services.upstream.identity import (
     ForClient,
     ForConfirmation,
     ForPage,
+    OtherPerson,
     ProviderInfo,
     Purpose,
     Reason,
@@ -215,11 +216,11 @@ class UpstreamSignIn:
         info = self._info(flow)
         account = await self._accounts.find(info, identity)
         if isinstance(flow.purpose, ForConfirmation):
-            return await self._confirm(flow.purpose, None if account is None else account.user_id)
+            return await self._confirm(flow.purpose, None if account is None else account.user_id, info)
         if account is not None:
             user_id = UserID(account.user_id)
             if self._update_profiles:
-                await self._accounts.do_update(info, user_id, identity)
+                await self._accounts.do_update(info, {user_id: identity})
             return await self._finish(flow, identity, user_id, browser)
         if not info.enable_registration:
             raise Refused(Reason.NO_ACCOUNT)
@@ -307,13 +308,12 @@ class UpstreamSignIn:
         self.log.info("{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider)
         return Leave(where)
 
-    async def _confirm(self, purpose: ForConfirmation, user_id: str | None) -> Confirmed:
+    async def _confirm(self, purpose: ForConfirmation, user_id: str | None, info: ProviderInfo) -> Confirmed:
         operation = await self._uia.get_operation(purpose.uia_session)
-        if operation is None:
+        if operation is None or operation.user_id is None:
             raise Refused(Reason.OLD)
-        if user_id is None or operation.user_id != user_id:
-            text = f"{operation.user_id} was to confirm, and {user_id} came"
-            raise Refused(Reason.OTHER_PERSON, text, user_id=operation.user_id)
+        if operation.user_id != user_id:
+            raise OtherPerson(operation.name, operation.user_id, user_id, info)
         if not await self._uia.do_prove(purpose.uia_session, SSO):
             raise Refused(Reason.OLD)
         return Confirmed()

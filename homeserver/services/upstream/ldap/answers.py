@@ -52,7 +52,7 @@ class AskedDirectory(Protocol):
 
     def list_people(self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()) -> Listing:
         """Everybody, and up to `most` of those in `known` (by subjects) whose name or
-        addresses are others now, those in `later` last. Raises `DirectoryFailed`."""
+        addresses are others now, and all of those in `later` after them. Raises `DirectoryFailed`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

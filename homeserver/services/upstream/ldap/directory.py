@@ -84,12 +84,12 @@ class LDAPDirectory:
                 for dn, attributes in self._search(connection, filter, wanted):
                     subject = self._subject(attributes)
                     present.add(subject)
-                    wait = last if subject in later else changed
-                    if subject in known and len(wait) < most:
+                    waits = subject in later
+                    if subject in known and (waits or len(changed) < most):
                         identity = self._entry(dn, attributes).identity
                         if compute_said(identity) != known[subject]:
-                            wait.append(identity)
-            return Listing(present, [*changed, *last][:most])
+                            (last if waits else changed).append(identity)
+            return Listing(present, [*changed, *last])
 
         return self._ask(ask)
 

@@ -7,10 +7,11 @@ Laws:
 - When nobody is there, or more are missing than may leave at once, the directory is taken to be at fault: nothing is done
   but to say so, until people look.
 - What an administrator has locked, no directory unlocks.
-- Names and addresses are taken over when the directory says others than before, so many at a time, and each by itself; while it
-  says the same, nothing is written, and what people call themselves stays. Where it is not known what it said before, that is noted,
-  and nothing is changed.
-- Nobody is left without an address because another still has theirs: it is tried again at each look.
+- Names and addresses are taken over when the directory says others than before, so many people at a time, and each of the two by
+  itself; while it says the same, nothing is written, and what people call themselves stays. Where it is not known what it said before,
+  that is noted, and nothing is changed.
+- Nobody is left without an address because another still has theirs: it is tried again at each look, together with what the directory
+  says of others, so that people who swap their addresses, two or a ring of them, all get theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,9 @@ from storage.external_ids import ExternalIdRow, ExternalIdStore
 from storage.transaction import WriteTransaction
 
 MOST_CHANGED: Final = 200
-"""People whose name or address is taken over at one look."""
+"""People whose name or address is taken over at one look, beside those who could not have theirs at the last."""
+MOST_REFUSED: Final = 10_000
+"""So many of these are looked at together: two who swap their addresses, or a ring of so many."""
 
 
 class DirectoryLeavers:
@@ -67,7 +70,7 @@ class DirectoryLeavers:
         self._config = config
         self._complaint = ""
         self._refused: frozenset[str] = frozenset()
-        """Whose addresses others had at the last look: they are tried again, after all others."""
+        """Whose addresses others had at the last look: they are tried again, together with those of now."""
 
     async def do_check(self, limit: int) -> int:
         """Look once, whatever the limit; 0, since nothing is left to be done at once."""
@@ -115,24 +118,27 @@ class DirectoryLeavers:
         return False
 
     async def _do_update(self, changed: Sequence[UpstreamIdentity], links: Mapping[str, ExternalIdRow]) -> None:
-        refused = set()
+        news = {}
         for identity in changed:
             link = links[identity.subject]
             name, addresses = compute_said(identity)
             has_new_name = link.said_name not in (None, name)
             has_new_addresses = link.said_addresses not in (None, addresses)
-            news = msgspec.structs.replace(
+            news[UserID(link.user_id)] = msgspec.structs.replace(
                 identity,
                 display_name=identity.display_name if has_new_name else None,
                 emails=identity.emails if has_new_addresses else (),
             )
-            taken = await self._upstream_accounts.do_update(self._info, UserID(link.user_id), news)
-            if not taken:
-                refused.add(identity.subject)
-            said = name, addresses if taken else ""
+        refused = await self._upstream_accounts.do_update(self._info, news)
+        for identity in changed:
+            link = links[identity.subject]
+            name, addresses = compute_said(identity)
+            said = name, "" if link.user_id in refused else addresses
             if (link.said_name, link.said_addresses) != said:
                 await self._links.set_said(self._info.provider_id, identity.subject, *said)
-        self._refused = frozenset(refused)
+        self._refused = frozenset(
+            [each.subject for each in changed if links[each.subject].user_id in refused][:MOST_REFUSED]
+        )
 
     async def _do_end(self, gone: list[ExternalIdRow]) -> None:
         for link in gone:

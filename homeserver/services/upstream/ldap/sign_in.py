@@ -118,9 +118,9 @@ class DirectoryPasswords:
             raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
-            taken = await self._accounts.do_update(directory.info, user_id, identity)
+            elsewhere = await self._accounts.do_update(directory.info, {user_id: identity})
             name, addresses = compute_said(identity)
-            said = name, addresses if taken else ""
+            said = name, "" if user_id in elsewhere else addresses
             if link is None or (link.said_name, link.said_addresses) != said:
                 await self._links.set_said(directory.info.provider_id, identity.subject, *said)
         return user_id

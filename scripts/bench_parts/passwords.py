@@ -1,0 +1,122 @@
+"""What a password costs: to hash one and to check one, by `bcrypt_rounds`, a whole sign-in with one beside the same sign-in without its
+hash, and how many are checked in a second by the threads that a server has for it.
+
+CPU is that of the process, of the best round; memory is what Argon2id fills for one hash, as it was asked for.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import bcrypt
+
+from bench_parts.client import PASSWORD
+from homeserver.openings import HASHING_THREADS
+from homeserver.services.passwords import Passwords
+from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.server import TestServer
+
+T = TypeVar("T")
+ROUNDS = 5
+COSTS = (4, 10, 11, 12, 13, 14)
+MANY = 60
+
+
+class AtOnce:
+    """Does the work in this thread."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return work()
+
+
+def best(name: str, times: int, work: Callable[[], object]) -> None:
+    """Say what one costs in the best of some rounds: milliseconds of this process."""
+    found = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        for _ in range(times):
+            work()
+        found.append((time.process_time() - started) / times)
+    sys.stdout.write(f"{name:<60} {min(found) * 1e3:>8.2f} ms\n")
+
+
+def finish(coroutine: object) -> object:
+    """The result of what waits for nothing."""
+    try:
+        coroutine.send(None)  # type: ignore[attr-defined]
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("it had to wait for something")
+
+
+def _hash(passwords: Passwords) -> object:
+    return finish(passwords.hash(PASSWORD))
+
+
+def _check(passwords: Passwords, kept: str) -> object:
+    return finish(passwords.verify(PASSWORD, kept))
+
+
+def measure_hashes() -> None:
+    """By cost."""
+    for rounds in COSTS:
+        passwords = Passwords(AtOnce(), rounds=rounds)
+        kept = str(finish(passwords.hash(PASSWORD)))
+        called = f"bcrypt_rounds {rounds} ({kept.split('$')[3]})"
+        best(f"{called}: hash", 5, partial(_hash, passwords))
+        best(f"{called}: check", 5, partial(_check, passwords, kept))
+    passwords = Passwords(AtOnce())
+    best("nobody has this name", 5, lambda: finish(passwords.verify(PASSWORD, None)))
+    imported = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(12)).decode()
+    best(
+        "bcrypt of 12 rounds, of an account that was imported",
+        2,
+        lambda: bcrypt.checkpw(PASSWORD.encode(), imported.encode()),
+    )
+    kept = str(finish(passwords.hash(PASSWORD)))
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        started = time.perf_counter()
+        list(pool.map(lambda _: finish(passwords.verify(PASSWORD, kept)), range(MANY)))
+        rate = MANY / (time.perf_counter() - started)
+    sys.stdout.write(f"{f'checked in a second by {HASHING_THREADS} threads':<60} {rate:>8.1f}\n")
+
+
+def measure_sign_ins() -> None:
+    """The whole request, by cost."""
+    for rounds in (4, 12):
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            template = make_sqlite_template(folder)
+            (folder / "server").mkdir()
+            database = open_inline(copy_sqlite(template, folder / "server"))
+            server = TestServer(folder / "server", database, f"bcrypt_rounds: {rounds}\n")
+            server.register("alice", PASSWORD)
+            identifier = {"type": "m.id.user", "user": "alice"}
+            body: dict[str, object] = {
+                "type": "m.login.password",
+                "identifier": identifier,
+                "password": PASSWORD,
+                "device_id": "BENCH",
+            }
+
+            def sign_in(server: TestServer = server, body: dict[str, object] = body) -> None:
+                answer = server.post("/_matrix/client/v3/login", body)
+                assert answer.status == 200, answer.body
+
+            best(f"POST /login, bcrypt_rounds {rounds}", 10, sign_in)
+
+
+def main() -> int:
+    """Measure, and print."""
+    measure_hashes()
+    measure_sign_ins()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+-- Where in the sequence the last stay in the room ended, of who is not in it and was: by an event, or by the resolution of a fork
+ALTER TABLE memberships ADD COLUMN left_position BIGINT;
+WITH RECURSIVE walk (room_nid, user_id, nid, ended, membership, hops) AS (
+    SELECT m.room_nid, m.user_id, m.event_nid, m.position, json_extract(CAST(e.pdu AS TEXT), '$.content.membership'), 0
+        FROM memberships AS m JOIN events AS e ON e.event_nid = m.event_nid
+        WHERE m.is_local = 1 AND m.membership <> 'join'
+    UNION ALL
+    SELECT w.room_nid, w.user_id, l.replaces, COALESCE(l.position, 0), json_extract(CAST(e.pdu AS TEXT), '$.content.membership'), w.hops + 1
+        FROM walk AS w JOIN events AS l ON l.event_nid = w.nid JOIN events AS e ON e.event_nid = l.replaces
+        WHERE w.membership <> 'join' AND w.hops < 20
+)
+UPDATE memberships SET left_position = found.ended
+    FROM (SELECT room_nid, user_id, ended FROM walk WHERE membership = 'join') AS found
+    WHERE memberships.room_nid = found.room_nid AND memberships.user_id = found.user_id;

@@ -1,0 +1,35 @@
+"""The way of somebody who signs in to a client with an identity provider."""
+
+from urllib.parse import parse_qs, urlsplit
+
+from tests.helpers.browser import Browser
+from tests.helpers.openid import OpenIDProvider
+from tests.helpers.server import TestServer, User
+
+REDIRECT = "/_matrix/client/v3/login/sso/redirect"
+CLIENT = "https://client.example/done"
+ALICE = {"sub": "1", "preferred_username": "alice", "name": "Alice Liddell", "email": "Alice@Example.com"}
+
+
+def leave(browser: Browser, client: str = CLIENT) -> str:
+    """Where the server sends a browser that signs in for a client."""
+    answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
+    assert answer.status == 302, browser.words
+    return browser.location
+
+
+def sign_in(server: TestServer, provider: OpenIDProvider, browser: Browser, **claims: str) -> User:
+    """The whole way."""
+    browser.open(provider.sign_in(leave(browser), **{**ALICE, **claims}))
+    assert browser.status == 200, browser.words
+    browser.send("/_mahalla/upstream/client")
+    return redeem(server, browser)
+
+
+def redeem(server: TestServer, browser: Browser, **further: str) -> User:
+    """The client takes the token that the browser brings."""
+    assert browser.status in (302, 303), browser.words
+    token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
+    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token, **further})
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)
