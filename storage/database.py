@@ -82,6 +82,13 @@ class Database:
         """
         return await self._read_in_pool(name, partial(fn, **kwargs), args, True)
 
+    async def read_once(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for a function that asks once, or each of whose queries may see the database as it then is: there is no
+        transaction to end."""
+        return await self._read_in_pool(name, partial(fn, **kwargs), args, False)
+
     async def read_quickly(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

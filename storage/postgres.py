@@ -99,10 +99,20 @@ for _kind in (TextArray, NumberArray):
 _BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
 
 
-@lru_cache(maxsize=1024)
 def _with_any(sql: str) -> str:
     """The statement with one argument for its list of keys."""
-    replaced, count = _KEYS.subn("= ANY(?)", sql)
+    return _with_keys(sql, "= ANY(?)")
+
+
+def _with_one(sql: str) -> str:
+    """The statement for one key. To the planner a list may always be a long one, so that it would plan a prepared statement anew
+    each time."""
+    return _with_keys(sql, "= ?")
+
+
+@lru_cache(maxsize=1024)
+def _with_keys(sql: str, keys: str) -> str:
+    replaced, count = _KEYS.subn(keys, sql)
     if count != 1:
         raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
     return replaced
@@ -213,10 +223,15 @@ class PostgresConnection:
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        self._run(_with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after)))
+        if len(keys) == 1:
+            self._run(_with_one(sql), (*_adapt(before), *_adapt(keys), *_adapt(after)))
+        else:
+            self._run(_with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after)))
         return self._cursor.fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+        if len(rows) == 1:
+            return [self.query(sql, rows[0])]
         self._run(_for_each(sql, _column_types(rows[0])), _columns(rows))
         found: list[list[Row]] = [[] for _ in rows]
         for number, *row in self._cursor.fetchall():

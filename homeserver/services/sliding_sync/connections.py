@@ -123,6 +123,13 @@ class ConnectionState:
             self._settled = (config, frozenset(found))
         return self._settled[1]
 
+    def take_settled_from(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
+        """What is known of the former state, from which this one came by the rooms that changed."""
+        if former._settled is not None:
+            config, settled = former._settled
+            covered = {nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)}
+            self._settled = (config, settled - changed.keys() | covered)
+
     async def moved_to_or_from_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
     ) -> Sequence[int]:
@@ -309,12 +316,14 @@ class StateChanges:
         same_profiles = self._profiles is self._state.profiles
         if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
-        return ConnectionState(
+        state = ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
             self._profiles,
         )
+        state.take_settled_from(self._state, self._rooms)
+        return state
 
 
 class _Blob(msgspec.Struct, array_like=True):

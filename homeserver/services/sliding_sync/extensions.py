@@ -4,7 +4,8 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from homeserver.services.sliding_sync.connections import LIVE, Connection, State
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.request import (
+    Extensions,
     Scope,
     SlidingRequest,
     StickyRequest,
@@ -45,6 +47,9 @@ from storage.streams import Topic
 
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
+
+NEVER: Final = -1
+"""Stands for the position of what was not told at all, where LIVE is 0."""
 
 FEW_ROOMS: Final = 50
 """So many rooms come into view at once as a rule, at most."""
@@ -139,14 +144,18 @@ class ExtensionReader:
         return answer, is_news
 
     async def read_without_news(
-        self, request: SlidingRequest, connection: Connection, now: SyncToken
-    ) -> dict[str, Any] | None:
+        self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
+    ) -> tuple[dict[str, Any], bool] | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
-        rooms that it has. None where that is not enough to know them.
+        rooms that it has; and whether there is anything new in them. None where that is not enough to know them.
+
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before.
         """
-        wanted = request.extensions
+        wanted, is_news = request.extensions, False
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
+        if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
+            return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
             if not self._parts.devices.nothing_waits(request.caller, Range(connection.position, now.position)):
@@ -160,12 +169,15 @@ class ExtensionReader:
         if wanted.receipts is not None:
             answer["receipts"] = {"rooms": {}}
         if wanted.typing is not None:
-            if connection.token is not None:
+            typing: dict[str, Any] = {}
+            if moved_to is not None:
+                typing, is_news = await self._typing(connection, set(moved_to), now)
+            elif connection.token is not None:
                 self._parts.typing_views.stay(connection.key, connection.token, now)
-            answer[wanted.typing.name] = {"rooms": {}}
+            answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
-        return answer
+        return answer, is_news
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
@@ -395,6 +407,17 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
         "device_one_time_keys_count": counts.one_time,
         "device_unused_fallback_key_types": counts.unused_fallback,
     }
+
+
+def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
+    """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
+    scopes = (wanted.account_data, wanted.receipts, None if wanted.typing is None else wanted.typing.scope)
+    if any(scope is not None and scope.lists is not None for scope in scopes):
+        return False
+    state = connection.state
+    if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
+        return False
+    return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
 
 
 def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:

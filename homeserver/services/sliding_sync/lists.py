@@ -3,7 +3,7 @@
 Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows.
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import compress, islice
 from operator import attrgetter
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.invite_permissions import InvitePermissions
@@ -19,7 +20,13 @@ from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import Labels, RoomLabels
 from homeserver.services.sliding_sync.order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import ListRequest, RoomConfig, SlidingRequest, merge_configs
+from homeserver.services.sliding_sync.request import (
+    NO_FILTERS,
+    ListRequest,
+    RoomConfig,
+    SlidingRequest,
+    merge_configs,
+)
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 
@@ -134,6 +141,21 @@ class RoomLists:
         joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
         return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels, lasts)
+
+    async def front(self, user_id: UserID, wanted: ListRequest, labels: Labels) -> Iterable[int] | None:
+        """The numbers of the rooms in the window of a list that begins with the first room. For who was told all that the list shows,
+        since when nothing has happened but messages, nor to the user's labels; None where it takes more to know them.
+        """
+        order = await self._orders.of_user(user_id)
+        rooms = order.rooms
+        if wanted.filters != NO_FILTERS:
+            kept = order.filtered.get(wanted.filters)
+            if kept is None or kept.labels is not labels:
+                return None
+            rooms = kept.rooms
+        if order.unsure or wanted.ranges is None or len(wanted.ranges) != 1 or wanted.ranges[0][0] != 0:
+            return None
+        return islice(reversed(rooms), wanted.ranges[0][1] + 1)
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The positions of the newest events of rooms that the user is in, of these at least."""

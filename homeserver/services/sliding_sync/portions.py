@@ -37,11 +37,12 @@ async def make_entries(
 
     For the sets see `RoomEntries.make`.
     """
+    if len(works) == 1:
+        return await entries.make(request, connection, works, upto, sent_members, newly_sent), works
     made: dict[str, dict[str, Any]] = {}
     told, size = 0, 0
-    if len(works) > 1:
-        opened = request.subscriptions
-        works = sorted(works, key=lambda work: (work.room.room_id in opened, entries.find_latest(work)), reverse=True)
+    opened = request.subscriptions
+    works = sorted(works, key=lambda work: (work.room.room_id in opened, entries.find_latest(work)), reverse=True)
     for portion in _portions_of(works):
         made |= await entries.make(request, connection, portion, upto, sent_members, newly_sent)
         told += len(portion)

@@ -40,6 +40,7 @@ LARGEST_TIMELINE: Final = 1024 * 1024
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
+_pdu: Final = attrgetter("event.pdu")
 
 
 class RoomWork(msgspec.Struct, gc=False):
@@ -177,8 +178,9 @@ class RoomEntries:
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
         for work in shown:
-            work.size = sum(len(seen.event.pdu) for seen in work.shown)
-            work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
+            work.size = sum(map(len, map(_pdu, work.shown)))
+            if work.state.entries:
+                work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
         reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
@@ -354,6 +356,8 @@ class RoomEntries:
 
 def _trim(work: RoomWork) -> None:
     """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
+    if sum(map(len, map(_pdu, work.shown))) <= LARGEST_TIMELINE:
+        return
     size = 0
     for index in range(len(work.shown) - 1, -1, -1):
         size += len(work.shown[index].event.pdu)

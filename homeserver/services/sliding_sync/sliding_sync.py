@@ -102,6 +102,7 @@ class SlidingSync:
         self._catch_up = catch_up
         self._messages = MessagesInView(
             parts.recent,
+            parts.lists,
             parts.memberships,
             parts.rooms,
             parts.partial,
