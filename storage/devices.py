@@ -172,6 +172,12 @@ class DeviceStore:
             announce_device_list(txn, user_id, [device_id for _, device_id in rows])
 
 
+def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:
+    """Where the lists of devices of these users changed last; whose never did is missing. One query."""
+    sql = "SELECT user_id, position FROM device_list_positions WHERE user_id IN {keys}"
+    return {user_id: position for user_id, position in txn.query_in(sql, user_ids)}
+
+
 def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequence[object]]) -> None:
     txn.execute_many(
         "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL"
