@@ -87,6 +87,10 @@ class MembershipStore:
         """The memberships of these rooms that changed after `since`, up to `upto`."""
         return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
 
+    async def get_moved_members(self, room_nids: Iterable[int], since: int) -> list[MembershipRow]:
+        """The present memberships of those in these rooms whose membership changed after `since`: also of who moved again later."""
+        return await self._database.read("get_moved_members", _select_moved, list(room_nids), since)
+
     async def get_shared_rooms(self, user_id: str, others: Iterable[str]) -> Mapping[str, list[int]]:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
@@ -239,6 +243,11 @@ def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: in
         after=(since, upto),
     )
     return [_row(row) for row in rows]
+
+
+def _select_moved(txn: Transaction, room_nids: list[int], since: int) -> list[MembershipRow]:
+    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ?"
+    return [_row(row) for row in txn.query_in(sql, room_nids, after=(since,))]
 
 
 def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:
