@@ -101,7 +101,7 @@ class MembershipStore:
 
     async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
         """Those of the users with whom somebody of this server shares a room."""
-        return await self._database.read_quickly("get_users_with_ours", _select_users_with_ours, list(user_ids))
+        return await self._database.read_quickly("get_users_with_ours", select_users_with_ours, list(user_ids))
 
     async def get_rooms_with_server(self, room_nids: Iterable[int], server: str) -> Mapping[int, set[str]]:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
@@ -147,6 +147,12 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
             for row in rows
         ],
     )
+
+
+def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
+    """Whether somebody of this server is in a room."""
+    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1 LIMIT 1"
+    return txn.query_one(sql, (room_nid,)) is not None
 
 
 def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
@@ -273,12 +279,14 @@ def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
     return {room_nid for (room_nid,) in rows}
 
 
-def _select_users_with_ours(txn: Transaction, user_ids: list[str]) -> set[str]:
+def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: int = 0) -> set[str]:
+    """Those of the users who are in a room with some user of this server, other than the room `besides`; one query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
-        " AND theirs.membership = 'join' AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1 FROM memberships AS ours"
         " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
         user_ids,
+        after=(besides,),
     )
     return {user_id for (user_id,) in rows}
 
