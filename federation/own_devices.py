@@ -125,9 +125,9 @@ class OwnDevices:
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
-        """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.
+        """The EDUs about one user's changes from a number on; where there is none, about the latest, so that who missed it asks.
 
-        Whoever was told all before, finds that each names the one before it.
+        Of several changes of a device the last is told. Whoever was told all before, finds that each names the one before it.
         """
         changes = await self._log.get_changes(user_id, since)
         keys = await self._read([user_id], is_committed=True)
