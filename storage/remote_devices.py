@@ -15,7 +15,7 @@ import msgspec
 from storage.cross_signing import CrossSigningKey, put_cross_signing_keys
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow
-from storage.devices import announce_device_list, select_positions
+from storage.devices import announce_device_list, announce_remote_lists, select_positions
 from storage.memberships import select_users_with_ours
 from storage.transaction import Transaction, WriteTransaction
 
@@ -57,10 +57,6 @@ class RemoteDeviceStore:
         """Users with stale lists, in order, after a user."""
         return await self._database.read("get_stale_lists", _select_stale, after, limit)
 
-    async def set_stale(self, user_ids: Sequence[str]) -> None:
-        """Something was missed of these, as far as their lists are kept. Everyone concerned is told to ask again."""
-        await self._database.write("set_lists_stale", _set_stale, user_ids)
-
     async def get_position(self, user_id: str) -> int:
         """Where something that was heard of the user's devices was announced last; 0: never."""
         found = await self._database.read_quickly("get_remote_position", select_positions, [user_id])
@@ -87,12 +83,8 @@ class RemoteDeviceStore:
         return await self._database.write("take_remote_change", _take_change, change, most)
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
-        """A user has these keys of cross-signing now."""
+        """A user has these keys of cross-signing now; they are kept where the list is."""
         await self._database.write("set_remote_cross_signing", _set_cross_signing, user_id, keys)
-
-    async def announce(self, user_id: str) -> None:
-        """Something of a user whose devices are not kept has changed."""
-        await self._database.write("announce_remote_list", announce_device_list, user_id)
 
     async def remove_unshared(self, user_ids: Collection[str]) -> None:
         """Keep nothing any longer of those of these users with whom no room is shared."""
@@ -154,18 +146,11 @@ def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
     return [user_id for (user_id,) in txn.query(sql, (after, limit))]
 
 
-def _set_stale(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
-    for user_id in user_ids:
-        sql = "UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ? AND is_stale = 0"
-        if txn.execute(sql, (user_id,)):
-            announce_device_list(txn, user_id)
-
-
 def _mark_stale(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
     """Also where they are so already: a list of these that is on its way may be of before."""
-    for user_id in user_ids:
-        txn.execute("UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ?", (user_id,))
-        announce_device_list(txn, user_id)
+    sql = "UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ?"
+    txn.execute_many(sql, [(user_id,) for user_id in user_ids])
+    announce_remote_lists(txn, user_ids)
 
 
 def _set_list(
@@ -229,7 +214,7 @@ def _follows(change: DeviceChange, tracked: TrackedList) -> bool:
 
 
 def _set_cross_signing(txn: WriteTransaction, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
-    if put_cross_signing_keys(txn, user_id, (), keys):
+    if not _select_lists(txn, [user_id]) or put_cross_signing_keys(txn, user_id, (), keys):
         announce_device_list(txn, user_id)
 
 

@@ -63,12 +63,6 @@ class RoomServers:
             self._known.popitem(last=False)
         return found
 
-    async def of_user(self, user_id: UserID) -> set[ServerName]:
-        """The other servers that share a room with one of our users."""
-        rows = await self._memberships.of_user(user_id)
-        rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
-        return {server for servers in rooms.values() for server in servers}
-
     async def newly_shared(self, user_id: UserID, room_nid: int, position: int) -> set[ServerName]:
         """The other servers that share a room with one of our users since they joined it at a position: not one from before."""
         rows = await self._memberships.of_user(user_id)
@@ -77,6 +71,12 @@ class RoomServers:
             return set()
         found = await self.in_rooms([room_nid, *earlier])
         return found[room_nid].keys() - {server for nid in earlier if nid != room_nid for server in found[nid]}
+
+    async def of_user(self, user_id: UserID) -> set[ServerName]:
+        """The other servers that share a room with one of our users."""
+        rows = await self._memberships.of_user(user_id)
+        rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
+        return {server for servers in rooms.values() for server in servers}
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -163,9 +163,6 @@ class RemoteDevices:
         user_id = _check_user(origin, content)
         if not await self.shares_room(user_id):
             return
-        if user_id not in await self._store.get_lists([user_id]):
-            await self._store.announce(user_id)
-            return
         keys = UserKeys()
         for usage in ("master", "self_signing"):
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))

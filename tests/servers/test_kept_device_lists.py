@@ -215,6 +215,31 @@ async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minut
     assert await number_of(room) == number
 
 
+async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
+    """That their keys were not known before is not remembered."""
+    room = await sending(network)
+    dan = room.south.server.register("dan")
+    theirs, their_key = cross_signing_key(dan, "master", 7)
+    assert dan.post(f"{V3}/keys/device_signing/upload", {"master_key": their_key}).status == 200
+    network.settle()  # nobody is told of this, as no room is shared
+    master, master_key = cross_signing_key(room.alice, "master", 5)
+    signing, signing_key = cross_signing_key(room.alice, "user_signing", 6, by=master)
+    keys = {"master_key": master_key, "user_signing_key": signing_key}
+    assert room.alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    signed = {dan.user_id: {theirs.public: signing.sign(their_key, room.alice)}}
+
+    def sign() -> dict[str, Any]:
+        failures: dict[str, Any] = room.alice.post(f"{V3}/keys/signatures/upload", signed).json["failures"]
+        return failures
+
+    assert sign()[dan.user_id][theirs.public]["errcode"] == "M_NOT_FOUND"
+    assert dan.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
+    network.settle()
+    query(room.alice, dan)
+    assert sign() == {}
+    assert signing.key_id in query(room.alice, dan)["master_keys"][dan.user_id]["signatures"][room.alice.user_id]
+
+
 async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> None:
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)

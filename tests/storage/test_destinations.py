@@ -17,6 +17,7 @@ from storage.partial_rooms import begin_partial
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
 from storage.remote_devices import DeviceChange, RemoteDeviceStore
+from storage.room_effects import NewMembership, StateEffect, apply_effects
 from storage.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms import note_room
 from storage.streams import Change, Topic
@@ -206,7 +207,7 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10)
     assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
-    await store.set_stale([BOB, ALICE])
+    assert await store.take_change(changed("B3", 9, [8]), 10)
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
@@ -244,6 +245,47 @@ async def test_a_change_follows_is_known_or_makes_the_list_stale(
 
     assert (await store.get_lists([BOB]))[BOB].is_stale == is_stale
     assert [each.user_id for each in heard] == [BOB] * is_told
+
+
+async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
+    carol, many = "@carol:peer.example", [f"@person{number}:peer.example" for number in range(300)]
+    store = RemoteDeviceStore(database)
+
+    async def join(room_nid: int, *user_ids: str) -> int:
+        """How many queries that takes."""
+
+        def write(txn: WriteTransaction) -> int:
+            before = txn.queries
+            members = [NewMembership(each, "join", each, each == ALICE, None, None) for each in user_ids]
+            first = txn.allocate("event", len(members))
+            position = txn.next_position(len(members))
+            effects = [(first + n, position + n, StateEffect(member)) for n, member in enumerate(members)]
+            apply_effects(txn, room_nid, effects)
+            return txn.queries - before
+
+        return await database.write("join", write)
+
+    async def take_stale() -> set[str]:
+        """Whose lists are stale; then they are not."""
+        stale = await store.get_stale("", 1000)
+        for user_id in stale:
+            await store.set_list(user_id, 5, [], [], await store.get_position(user_id))
+        return set(stale)
+
+    for user_id in (BOB, carol, *many):
+        await store.set_list(user_id, 5, [], [], 0)
+    await join(1, ALICE, carol)
+    assert await take_stale() == {carol}
+    await join(2, BOB, carol)
+    await take_stale()
+    few = await join(2, ALICE)
+    assert await take_stale() == {BOB}, "another room is shared with the other"
+    await join(2, BOB)
+    assert await take_stale() == set(), "another name is no coming"
+    await join(3, *many)
+    await take_stale()
+    assert await join(3, ALICE) == few
+    assert await take_stale() == set(many)
 
 
 async def test_a_list_that_a_change_overtook_is_stale(database: Database) -> None:
