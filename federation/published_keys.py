@@ -39,22 +39,22 @@ class KeysOfPeople:
         others: Collection[str] = (),
         reader: str | None = None,
         *,
-        is_committed: bool = False,
+        at_least: int = 0,
     ) -> PublishedKeys:
         """Keys of users of ours and of others. `reader`: who asks, if it is one of our users; they see what they signed.
 
-        `is_committed`: with all that is in the database, also what nobody has been told of yet.
+        `at_least`: a position up to which all changes of users of ours are in them, also one that nobody has been told of yet.
         """
         devices: dict[str, Sequence[DeviceKeysRow]] = {}
         cross_signing: dict[str, Mapping[str, CrossSigningKey]] = {}
         signatures: dict[str, Sequence[KeySignature]] = {}
-        newest: Mapping[str, int] | None = None
+        newest: Mapping[str, int] = {}
         signed: Mapping[str, Sequence[KeySignature]] = {}
-        if is_committed or not self._is_alone:
+        if not self._is_alone:
             newest, signed = await self._store.get_newest([each for each in ours if each in self._keys], reader)
         elif reader is not None:
             signed = await self._signed_by(reader)
-        for keys in await self._known(ours, others, newest):
+        for keys in await self._known(ours, others, newest, at_least):
             devices.update(keys.devices)
             cross_signing.update(keys.cross_signing)
             signatures.update(keys.signatures)
@@ -63,14 +63,14 @@ class KeysOfPeople:
         return PublishedKeys(devices, cross_signing, signatures)
 
     async def _known(
-        self, ours: Collection[str], others: Collection[str], newest: Mapping[str, int] | None
+        self, ours: Collection[str], others: Collection[str], newest: Mapping[str, int], at_least: int
     ) -> Sequence[PublishedKeys]:
-        """What is published, in parts. `newest`: where users changed last, if that is to be looked at."""
+        """What is published, in parts. `newest`: where users changed last, as far as that was looked at."""
         parts: list[PublishedKeys] = []
         missing: list[str] = []
         for user_id in ours:
             known = self._keys.get(user_id)
-            if known is None or (newest is not None and _position(known, user_id) < newest.get(user_id, 0)):
+            if known is None or _position(known, user_id) < max(at_least, newest.get(user_id, 0)):
                 missing.append(user_id)
             else:
                 parts.append(known)

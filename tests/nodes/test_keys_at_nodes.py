@@ -1,12 +1,18 @@
 """Keys that were published through one node, at the other: what it answers is no older than what anybody has been told."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from federation.protocol.ids import UserID
+from storage.database import PostgresConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_two_nodes import Nodes, nodes, sync
+from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes, sync
 
 __all__ = ["nodes"]
 
@@ -82,6 +88,23 @@ def test_a_device_of_one_node_is_signed_through_the_other(nodes: Nodes) -> None:
     assert (answer.status, answer.json) == (200, {"failures": {}})
     shown = query(there, here)["device_keys"][here.user_id][here.device_id]
     assert shown["signatures"][here.user_id].keys() >= {signing.key_id}
+
+
+@pytest.mark.parametrize("number", [1, 30])
+def test_that_keys_are_the_newest_is_one_read_for_however_many(
+    tmp_path: Path, postgresql: PostgresConfig, number: int
+) -> None:
+    counter = QueryCounter()
+    server = TestServer(tmp_path, open_inline(postgresql, counter), POSTGRES)
+    users = [server.register(f"person{each}") for each in range(number)]
+    for seed, user in enumerate(users, 1):
+        upload(user, device_keys=identity_keys(user, seed)[1])
+    asking = server.register("asking")
+    first = query(asking, *users)
+    counter.clear()
+    assert query(asking, *users) == first
+    assert dict(counter.queries) == {"get_newest_keys": 2}
+    run_coroutine(server.app.database.close(), None)
 
 
 def test_what_one_signs_of_others_is_seen_through_the_other_node(nodes: Nodes) -> None:
