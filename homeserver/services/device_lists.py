@@ -81,6 +81,7 @@ class DeviceLists:
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
+        shared |= await self._shared_then(user_id, own, changed - shared, upto)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
             "left": sorted(gone - shared - {user_id}),
@@ -102,6 +103,23 @@ class DeviceLists:
         if rows is not None:
             return [row for row in rows if row.room_nid in own and row.position <= upto]
         return await self._membership_store.get_moved_members(await self._encrypted.among(own), since)
+
+    async def _shared_then(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
+    ) -> set[str]:
+        """Those of the others with whom an encrypted room was shared where the answer ends: they, or the user, may have left it since,
+        and come back before the next one."""
+        if not others:
+            return set()
+        later = self._recent.memberships_since(upto)
+        if later is None:
+            later = await self._membership_store.get_moved_members(await self._encrypted.among(own), upto)
+        concerned = {row.room_nid for row in later if row.room_nid in own and row.user_id in {*others, user_id}}
+        rows: list[MembershipRow] = []
+        for nid in await self._encrypted.among(concerned):
+            rows += (await self._membership_store.get_memberships(nid, {*others, user_id})).values()
+        joined = await self._states.joined_at(rows, upto)
+        return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
 
     async def _follow(
         self, own: Mapping[int, MembershipRow], moves: Sequence[MembershipRow], since: int, upto: int
@@ -155,14 +173,13 @@ class DeviceLists:
         self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        joined = {nid for nid in turned_on if nid in own and own[nid].membership == "join"}
         members: set[str] = set()
-        encrypted = await self._encrypted.among(joined)
+        encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             event = await snapshot.state.get(ENCRYPTION)
             if event is not None and event.position is not None and since < event.position <= upto:
-                members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+                members |= await self._present_at(nid, upto)
         return members
 
     async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
@@ -172,11 +189,15 @@ class DeviceLists:
             for nid, room in (await self._partial.get_all()).items()
             if room.completed is not None and since < room.completed <= upto
         ]
-        joined = [nid for nid in completed if nid in own and own[nid].membership == "join"]
         members: set[str] = set()
-        for nid in await self._encrypted.among(joined) if joined else ():
-            members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+        for nid in await self._encrypted.among(await self._joined_at(own, completed, upto)):
+            members |= await self._present_at(nid, upto)
         return members
+
+    async def _joined_at(self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int) -> set[int]:
+        """Those of the rooms that the user was in."""
+        rows = [own[nid] for nid in room_nids if nid in own]
+        return {nid for nid, _ in await self._states.joined_at(rows, position)}
 
     async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]) -> set[str]:
         """Those of the others with whom the user shares an encrypted room."""

@@ -213,6 +213,29 @@ def test_what_is_told_while_messages_wait(
     live_through(tmp_path, sqlite_template, steps, 20 if forgetting == "little memory" else recent_changes.KEPT)
 
 
+@pytest.mark.parametrize("leaver", [ALICE, BOB])
+@pytest.mark.parametrize("kept", [recent_changes.KEPT, 20])
+@pytest.mark.parametrize("change", ["device", "encrypt"])
+def test_who_changed_and_was_away_between_two_answers_is_told(
+    tmp_path: Path, sqlite_template: Path, leaver: int, kept: int, change: str
+) -> None:
+    """When the answer that ends after the change is made, the room is not shared; for the next one it never ceased to be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_changes, "KEPT", kept)
+        town = Town(tmp_path, sqlite_template)
+        for step in [("join", ALICE, 0), ("join", BOB, 0), *([("encrypt", 0, 0)] if change == "device" else [])]:
+            town.do(step)
+        for step in [("sync", BOB, 0), (change, ALICE, 0), *[("messages", BOB, 0)] * 2, ("leave", leaver, 0)]:
+            town.do(step)
+        bob, alice, token = town.people[BOB], town.people[ALICE].user_id, town.since[BOB]
+        first = bob.get(f"{V3}/sync?since={token}").json
+        town.do(("join", leaver, 0))
+        second = bob.get(f"{V3}/sync?since={first['next_batch']}").json
+        told = [answer["device_lists"]["changed"] for answer in (first, second)]
+        assert alice in told[0] + told[1], told
+        town.close()
+
+
 def live_through(folder: Path, template: Path, steps: list[Action], kept: int) -> None:
     """`kept`: how many of the latest changes the server remembers, at least."""
     with pytest.MonkeyPatch.context() as patch:
