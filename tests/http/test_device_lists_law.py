@@ -28,7 +28,7 @@ actions = st.lists(
         st.sampled_from(
             ["join", "leave"] * 5
             + ["sync"] * 4
-            + ["encrypt", "device", "kick", "messages", "rename"] * 2
+            + ["encrypt", "device", "kick", "messages", "rename", "look"] * 2
             + ["forget", "restart"]
         ),
         st.integers(0, len(NAMES) - 1),
@@ -56,7 +56,10 @@ class Town:
         self.encrypted: set[int] = set()
         self.count = 0
         self.since: list[str] = []
-        self.shared: list[set[str]] = [set() for _ in NAMES]
+        self.known: list[set[str]] = [set() for _ in NAMES]
+        """Whose devices each client keeps, by what it was told."""
+        self.is_whole = [True for _ in NAMES]
+        """Whether the last answer of each ended when it was made."""
         self.devices: list[set[str]] = [set() for _ in NAMES]
         """Of whom each has to be told that their devices changed, as far as rooms are shared."""
         for who in range(len(NAMES)):
@@ -78,29 +81,35 @@ class Town:
 
     def check(self, who: int) -> None:
         """What a sync, and /keys/changes, tell somebody."""
-        before, now = self.shared[who], self.sharing(who)
-        known, changed, left = set(before), set[str](), set[str]()
+        before, changed, left = set(self.known[who]), set[str](), set[str]()
         answers = []
         while True:
-            answer = self._sync(who, self.since[who])
-            lists = answer["device_lists"]
+            lists, is_last = self.look(who)
             answers.append(lists)
-            assert not set(lists["changed"]) & set(lists["left"])
-            known = (known | set(lists["changed"])) - set(lists["left"])
             changed |= set(lists["changed"])
             left |= set(lists["left"])
-            changes = self.people[who].get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}").json
-            assert changes == lists
-            self.since[who] = answer["next_batch"]
-            if len(answer["to_device"]["events"]) < MESSAGES_AN_ANSWER:
+            if is_last:
                 break
-        told = (NAMES[who], before, now, answers)
-        assert known - {self.people[who].user_id} == now, told
-        assert (now - before) | (self.devices[who] & now) <= changed, told
-        if len(answers) == 1:
-            assert left == before - now, told
-        self.shared[who] = now
-        self.devices[who].clear()
+        now, told = self.sharing(who), (NAMES[who], before, answers)
+        assert self.known[who] == now, (told, now)
+        assert not self.devices[who] & now, (told, now)
+        assert changed <= now | left | {self.people[who].user_id}, (told, now)
+        if len(answers) == 1 and self.is_whole[who]:
+            assert left == before - now, (told, now)
+        self.is_whole[who] = True
+
+    def look(self, who: int) -> tuple[Any, bool]:
+        """One answer: what it says, and whether it ends now. The client keeps to it, and asks for keys at once."""
+        answer = self._sync(who, self.since[who])
+        lists = answer["device_lists"]
+        changed, left = set(lists["changed"]), set(lists["left"])
+        assert not changed & left
+        changes = self.people[who].get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}").json
+        assert changes == lists
+        self.known[who] = (self.known[who] | changed - {self.people[who].user_id}) - left
+        self.devices[who] -= changed | left
+        self.since[who] = answer["next_batch"]
+        return lists, len(answer["to_device"]["events"]) < MESSAGES_AN_ANSWER
 
     def _sync(self, who: int, since: str | None = None) -> Any:
         answer = self.people[who].get(f"{V3}/sync" + ("" if since is None else f"?since={since}"))
@@ -109,6 +118,9 @@ class Town:
 
     def _do_sync(self, who: int, _where: int) -> None:
         self.check(who)
+
+    def _do_look(self, who: int, _where: int) -> None:
+        _, self.is_whole[who] = self.look(who)
 
     def _do_join(self, who: int, where: int) -> None:
         assert self.people[who].post(f"{V3}/join/{self.rooms[where]}").status == 200
