@@ -57,6 +57,8 @@ def apply_effects(
     summary: dict[str, SQLValue] = {}
     members: dict[str, tuple[int, int, NewMembership]] = {}
     children: dict[int, NewChild] = {}
+    away: set[str] = set()
+    """Who is out of the room in between, if not at the end."""
     lifetime: NewLifetime | None = None
     for nid, position, effect in effects:
         summary.update(effect.summary)
@@ -64,6 +66,8 @@ def apply_effects(
             children[nid] = effect.child
         if effect.membership is not None:
             members[effect.membership.user_id] = (nid, position, effect.membership)
+            if effect.membership.membership != "join":
+                away.add(effect.membership.user_id)
         lifetime = effect.lifetime or lifetime
     if lifetime is not None:
         set_lifetime(txn, room_nid, lifetime.max_lifetime)
@@ -87,7 +91,7 @@ def apply_effects(
         if new.membership in change:
             change[new.membership] += 1
         was_in = old is not None and old.membership == "join"
-        if new.membership == "join" and not was_in:
+        if new.membership == "join" and (not was_in or user_id in away):
             came[new.is_local].add(user_id)
         if not new.is_local:
             server = user_id.partition(":")[2]

@@ -251,12 +251,15 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
     carol, many = "@carol:peer.example", [f"@person{number}:peer.example" for number in range(300)]
     store = RemoteDeviceStore(database)
 
-    async def join(room_nid: int, *user_ids: str) -> int:
-        """How many queries that takes."""
+    async def join(room_nid: int, *user_ids: str, leaving: bool = False) -> int:
+        """How many queries that takes. `leaving`: they leave before, in the same write."""
 
         def write(txn: WriteTransaction) -> int:
             before = txn.queries
-            members = [NewMembership(each, "join", each, each == ALICE, None, None) for each in user_ids]
+            steps = ("leave", "join") if leaving else ("join",)
+            members = [
+                NewMembership(each, step, each, each == ALICE, None, None) for step in steps for each in user_ids
+            ]
             first = txn.allocate("event", len(members))
             position = txn.next_position(len(members))
             effects = [(first + n, position + n, StateEffect(member)) for n, member in enumerate(members)]
@@ -282,6 +285,8 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
     assert await take_stale() == {BOB}, "another room is shared with the other"
     await join(2, BOB)
     assert await take_stale() == set(), "another name is no coming"
+    await join(2, BOB, leaving=True)
+    assert await take_stale() == {BOB}
     await join(3, *many)
     await take_stale()
     assert await join(3, ALICE) == few
