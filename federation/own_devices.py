@@ -4,6 +4,7 @@ Laws:
 - Of signatures others see those of the owner.
 - One-time keys are claimed at a bounded rate by each server, so that none takes those that others need.
 - Names that people give their devices stay here.
+- A number is given out with what it stands for: the number is read first, and then keys that are no older.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """
@@ -58,7 +59,7 @@ class OwnDevices:
             raise NotFound("This server does not have that user")
         # the number first: a change in between is then told once more, and not lost
         stream_id = await self._log.get_stream_id(user_id)
-        keys = await self._read([user_id])
+        keys = await self._read([user_id], at_least=stream_id)
         answer: dict[str, Any] = {
             "user_id": user_id,
             "stream_id": stream_id,
@@ -124,12 +125,12 @@ class OwnDevices:
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
-        """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.
+        """The EDUs about one user's changes from a number on; where there is none, about the latest, so that who missed it asks.
 
-        Whoever was told all before, finds that each names the one before it.
+        Of several changes of a device the last is told. Whoever was told all before, finds that each names the one before it.
         """
         changes = await self._log.get_changes(user_id, since)
-        keys = await self._read([user_id])
+        keys = await self._read([user_id], at_least=changes[-1].stream_id if changes else 0)
         latest = {change.device_id: change.stream_id for change in changes}
         of_devices = [change for change in changes if change.device_id is not None]
         edus: list[bytes] = []
@@ -158,8 +159,8 @@ class OwnDevices:
             edus.append(encode_edu("m.signing_key_update", content))
         return edus
 
-    async def _read(self, user_ids: Sequence[str]) -> "_Published":
-        stored = await self._published.get_published(user_ids)
+    async def _read(self, user_ids: Sequence[str], *, at_least: int = 0) -> "_Published":
+        stored = await self._published.get_published(user_ids, at_least=at_least)
         published = _Published()
         for user_id in user_ids:
             visible = signatures_by_target(stored.signatures.get(user_id, ()))

@@ -44,6 +44,10 @@ class DeviceSighting(msgspec.Struct, frozen=True):
     """Where `ip` belongs to: what counts as one address."""
 
 
+_SET_POSITION = (
+    "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
+    " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position"
+)
 _COLUMNS = "user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip, last_seen_user_agent"
 
 
@@ -165,6 +169,12 @@ class DeviceStore:
             announce_device_list(txn, user_id, [device_id for _, device_id in rows])
 
 
+def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:
+    """Where the lists of devices of these users changed last; whose never did is missing. One query."""
+    sql = "SELECT user_id, position FROM device_list_positions WHERE user_id IN {keys}"
+    return {user_id: position for user_id, position in txn.query_in(sql, user_ids)}
+
+
 def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequence[object]]) -> None:
     txn.execute_many(
         "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL"
@@ -183,9 +193,14 @@ def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequen
     if device_ids:
         log_changes(txn, user_id, device_ids, first)
     position = first + max(0, len(device_ids) - 1)
-    txn.execute_later(
-        "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
-        (user_id, position),
-    )
+    txn.execute_later(_SET_POSITION, (user_id, position))
     txn.announce(Change(position, Topic.DEVICE, user_id=user_id))
+
+
+def announce_remote_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
+    """Something of these users of other servers has changed; two statements, however many they are."""
+    if user_ids:
+        positions = dict(enumerate(user_ids, txn.next_position(len(user_ids))))
+        txn.execute_many(_SET_POSITION, [(user_id, position) for position, user_id in positions.items()])
+        for position, user_id in positions.items():
+            txn.announce(Change(position, Topic.DEVICE, user_id=user_id))

@@ -123,7 +123,7 @@ class FederationOutParts:
             rooms.memberships,
             rooms.membership_store,
             self.sender,
-            database.streams,
+            identity.is_local,
         )
         self.everyones_keys = EveryonesKeys(self.own_devices, rooms.published_keys, self.remote_devices, identity)
         self._to_device = encryption.to_device
@@ -156,4 +156,5 @@ class FederationOutParts:
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
+            Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )

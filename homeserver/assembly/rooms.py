@@ -355,7 +355,9 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
+        self.published_keys = KeysOfPeople(
+            PublishedKeyStore(database), streams, capacity=sizes.devices, is_alone=database.engine.name == "sqlite"
+        )
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,

@@ -132,8 +132,9 @@ class CrossSigning:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
         if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
             raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        # those of others are read: that a list of another server's user is kept for the first time is announced to nobody
         others = {user_id for user_id in signed if user_id != caller.user_id}
-        published = await self._published.get_published([caller.user_id, *others])
+        published = await self._published.get_published([caller.user_id], others)
         keys = published.cross_signing
         identity_keys = {row.device_id: row.keys for row in published.devices.get(caller.user_id, ())}
         failures: dict[str, dict[str, Any]] = {}

@@ -29,7 +29,6 @@ MOST_WHOLE: Final = 500
 MOST_PARTS: Final = 16
 MOST_CHANGES: Final = 5_000
 """So many fields of profiles may have changed since a client's last answer, whosoever they are."""
-LEFT: Final = frozenset({"leave", "ban"})
 
 
 class ProfileNews:
@@ -163,11 +162,16 @@ class ProfileNews:
     async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
         """Those of this server's users who left a room of the user's, or whom the user left behind there."""
         own = await self._memberships.of_user(user_id)
-        rows: Sequence[MembershipRow] | None = self._recent.memberships_since(since)
-        if rows is None:
-            rows = await self._membership_store.get_changed_members(own, since, upto)
-        rows = [row for row in rows if row.room_nid in own and row.is_local and row.position <= upto]
-        gone = {row.user_id for row in rows if row.membership in LEFT and own[row.room_nid].membership == "join"}
+        recent = self._recent.memberships_since(since)
+        if recent is None:  # who moved again after `upto` is among them by that move
+            moves = await self._membership_store.get_moved_members(own, since)
+        else:
+            moves = [row for row in recent if row.position <= upto]
+        latest = {(row.room_nid, row.user_id): row for row in moves if row.room_nid in own and row.is_local}
+        rows = list(latest.values())
+        stayed = [row for row in rows if own[row.room_nid].membership == "join"]
+        left = await self._states.joined_at(stayed, since) - await self._states.joined_at(stayed, upto)
+        gone = {member for _, member in left}
         elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
         if elsewhere:
             gone |= await self._whom_left_behind(user_id, elsewhere, since)

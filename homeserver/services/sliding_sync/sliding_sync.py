@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
@@ -121,6 +122,7 @@ class SlidingSync:
         members = self._parts.entries.begin(request, connection)
         if connection.position > self._streams.current() and connection.position > await self._catch_up():
             raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
             return await self._finish(request, connection, await self._compute(request, connection, members))
@@ -134,6 +136,19 @@ class SlidingSync:
                     return await self._finish(request, connection, answer)
         finally:
             listener.close()
+
+    async def _check_tokens(self, request: SlidingRequest) -> SlidingRequest:
+        """The request; extensions' own tokens that are ahead of all there is, as those for all there is: see `pos`."""
+        to_device, sticky = request.extensions.to_device, request.extensions.sticky
+        highest = max(to_device.since if to_device else 0, sticky.since if sticky else 0)
+        if highest <= self._streams.current():
+            return request
+        now = await self._catch_up()
+        if to_device is not None and to_device.since > now:
+            to_device = replace(to_device, since=0)
+        if sticky is not None and sticky.since > now:
+            sticky = replace(sticky, since=0)
+        return replace(request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky))
 
     async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
         pos = await self._parts.connections.keep(connection, answer.state, answer.token)
