@@ -2,7 +2,9 @@
 
 Laws:
 - Of signatures others see those of the owner.
+- One-time keys are claimed at a bounded rate by each server, so that none takes those that others need.
 - Names that people give their devices stay here.
+- A number is given out with what it stands for: the number is read first, and then keys that are no older.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """
@@ -15,7 +17,7 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, NotFound
-from federation.protocol.ids import UserID
+from federation.protocol.ids import ServerName, UserID
 from federation.published_keys import KeysOfPeople
 from storage.cross_signing import CrossSigningKey, KeySignature
 from storage.device_keys import DeviceKeyStore, KeyWish
@@ -35,12 +37,18 @@ class OwnDevices:
         log: DeviceListLog,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
+        check_claims: Callable[[ServerName], None],
+        count_claims: Callable[[ServerName, int], None],
     ) -> None:
+        """`check_claims` raises LimitExceeded where a server has claimed too many keys of late; `count_claims` is told how many it
+        claims now."""
         self._keys = keys
         self._published = published
         self._now_ms = now_ms
         self._log = log
         self._identity = identity
+        self._check_claims = check_claims
+        self._count_claims = count_claims
 
     async def get_list(self, user_id: UserID) -> dict[str, Any]:
         """All devices of one of our users, with the number of the latest change. Raises NotFound.
@@ -51,7 +59,7 @@ class OwnDevices:
             raise NotFound("This server does not have that user")
         # the number first: a change in between is then told once more, and not lost
         stream_id = await self._log.get_stream_id(user_id)
-        keys = await self._read([user_id])
+        keys = await self._read([user_id], at_least=stream_id)
         answer: dict[str, Any] = {
             "user_id": user_id,
             "stream_id": stream_id,
@@ -87,6 +95,18 @@ class OwnDevices:
             "self_signing_keys": keys.cross_signing["self_signing"],
         }
 
+    async def do_claim_for(
+        self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
+        """As `do_claim`, for another server. Whoever may claim may claim as many as one request takes, and then waits the longer.
+        Raises InvalidParam, LimitExceeded.
+
+        spec: server-server-api#post_matrixfederationv1userkeysclaim
+        """
+        self._check_claims(origin)
+        self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
+        return await self.do_claim(wanted)
+
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
         """One-time keys (or fallback keys) of our users by user and device; each is given out once. Raises InvalidParam."""
         wishes = [
@@ -105,12 +125,12 @@ class OwnDevices:
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
-        """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.
+        """The EDUs about one user's changes from a number on; where there is none, about the latest, so that who missed it asks.
 
-        Whoever was told all before, finds that each names the one before it.
+        Of several changes of a device the last is told. Whoever was told all before, finds that each names the one before it.
         """
         changes = await self._log.get_changes(user_id, since)
-        keys = await self._read([user_id])
+        keys = await self._read([user_id], at_least=changes[-1].stream_id if changes else 0)
         latest = {change.device_id: change.stream_id for change in changes}
         of_devices = [change for change in changes if change.device_id is not None]
         edus: list[bytes] = []
@@ -139,8 +159,8 @@ class OwnDevices:
             edus.append(encode_edu("m.signing_key_update", content))
         return edus
 
-    async def _read(self, user_ids: Sequence[str]) -> "_Published":
-        stored = await self._published.get_published(user_ids)
+    async def _read(self, user_ids: Sequence[str], *, at_least: int = 0) -> "_Published":
+        stored = await self._published.get_published(user_ids, at_least=at_least)
         published = _Published()
         for user_id in user_ids:
             visible = signatures_by_target(stored.signatures.get(user_id, ()))

@@ -348,7 +348,9 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
             mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
-        accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None)
+        accounts = AccountParts(
+            config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None, time.monotonic
+        )
         return await work(accounts)
 
     return run_with_database(config, with_accounts)

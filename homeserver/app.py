@@ -10,7 +10,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorFDSet,
+    IReactorSSL,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUNIX,
+)
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
@@ -39,14 +46,14 @@ from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.oauth import OAuthParts
 from homeserver.assembly.offers import offers_of
-from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.people import PeopleParts, identity_server_of
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.retention import RetentionParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.assembly.search import SearchParts
 from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
-from homeserver.config.server import Listener, Name
+from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
@@ -56,7 +63,6 @@ from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.jobs import Jobs
-from homeserver.nodes import OtherNodes
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
@@ -127,8 +133,7 @@ class Server:
         self._bodies = HeldBodies(clock)
         self._ports: list[IListeningPort] = []
         self._tls: list[TlsContext] = []
-        # SQLite is for one node
-        self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
+        self.other_nodes = accounts.other_nodes
 
     def site(self, listener: Listener) -> Site:
         """What answers on one listener."""
@@ -178,7 +183,7 @@ class Server:
         self.federation_out.sender.start()
         self.pushers.start()
         if self.other_nodes is not None:
-            self.other_nodes.start()
+            self.other_nodes.start(IReactorFDSet(tcp, None))
         for port in self._ports:
             self.log.info("listening on {address}", address=address_of(port))
 
@@ -270,7 +275,7 @@ def build(
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
-    accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web, monotonic)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail, web)
@@ -306,7 +311,16 @@ def build(
         remote_times=incoming.times,
     )
     federation_out = FederationOutParts(
-        config.federation.federation, clock, database, random, accounts, rooms, encryption, federation, registry
+        config.federation.federation,
+        clock,
+        database,
+        limiter,
+        random,
+        accounts,
+        rooms,
+        encryption,
+        federation,
+        registry,
     )
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(
@@ -393,6 +407,7 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.thread_subscriptions,
+        rooms.thread_updates,
         rooms.typing,
         rooms.upgrades,
         registry,
@@ -477,12 +492,6 @@ def build(
         access_log,
         jobs,
     )
-
-
-def identity_server_of(name: Name) -> Mapping[str, object]:
-    """What clients are told of an identity server, where there is one."""
-    url = name.default_identity_server
-    return {} if url is None else {"m.identity_server": {"base_url": url}}
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

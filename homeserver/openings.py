@@ -36,6 +36,9 @@ from storage.sqlite import SQLiteConfig
 
 WAITING_THREADS = 8
 HASHING_THREADS = 2
+MOST_HASHES = 1000
+MOST_HASHES_OF_ONE = 200
+"""Passwords that wait to be hashed, in all and for one address, which may be that of a whole school."""
 NAME_THREADS = 8
 """How many names of servers are looked up at the same time."""
 
@@ -132,7 +135,7 @@ def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return HashingThreads(reactor, pool)
+    return HashingThreads(reactor, pool, longest_queue=MOST_HASHES, longest_queue_of_one=MOST_HASHES_OF_ONE)
 
 
 def waiting_threads(reactor: ReactorBase) -> HashingThreads:

@@ -2,6 +2,8 @@
 
 Laws:
 - An account never goes: a deactivated one stays, so that nobody else ever gets its user id.
+- Whatever ends all that somebody had proved to be (a new password, a sign-out everywhere, a lock, the end of the account) begins a new
+  `era` of it; a hash that is made anew of the same password does not.
 - Whatever ends sessions or changes what an account may do moves its `position`, and is announced (`Topic.ACCOUNT`), so
   that every node forgets what it remembers of it.
 """
@@ -12,6 +14,7 @@ import msgspec
 
 from storage.database import Database
 from storage.directory_changes import note_directory_changes
+from storage.erasures import add_erasure
 from storage.media_references import note_erased
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
@@ -39,6 +42,22 @@ class AccountRow(msgspec.Struct, frozen=True):
     """Until when it is good, where accounts end."""
     shadow_banned: bool = False
     """Whether its events and invites go nowhere."""
+    era: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a sign-in that is under way has to know again in its write."""
+
+    era: int
+    locked: bool
+    deactivated: bool
+
+
+def select_standing(txn: Transaction, user_id: str) -> Standing | None:
+    """That of an account, if there is one."""
+    sql = "SELECT era, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
+    row = txn.query_one(sql, (user_id,))
+    return None if row is None else Standing(row[0], bool(row[1]), bool(row[2]))
 
 
 class AccountStore:
@@ -55,7 +74,7 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned"
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned, era"
             " FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
@@ -76,6 +95,7 @@ class AccountStore:
                 awaiting_languages=row[12],
                 expires_ts=row[13],
                 shadow_banned=bool(row[14]),
+                era=row[15],
             )
             for row in rows
         }
@@ -136,19 +156,26 @@ class AccountStore:
         return True
 
     def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
-        """Move the account's position and announce that what was remembered of it no longer holds."""
+        """Move the account's position and announce that what was remembered of it no longer holds, on any node."""
         position = txn.next_position()
         txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
         txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
+        txn.hold_everywhere(position)
 
     def set_password_hash(
         self, txn: WriteTransaction, user_id: str, password_hash: str | None, instead_of: str | None = None
     ) -> bool:
-        """Set the hash; with `instead_of`, only while that one still stands. False where nothing changed."""
+        """Set the hash of a new password, which begins a new era; with `instead_of`, that of the same one, and only while that one still
+        stands. False where nothing changed."""
         if instead_of is not None:
             sql, args = " AND password_hash = ?", (password_hash, user_id, instead_of)
             return bool(txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?" + sql, args))
-        return bool(txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?", (password_hash, user_id)))
+        sql = "UPDATE accounts SET password_hash = ?, era = era + 1 WHERE user_id = ?"
+        return bool(txn.execute(sql, (password_hash, user_id)))
+
+    def begin_era(self, txn: WriteTransaction, user_id: str) -> None:
+        """Whatever was proved before holds no longer."""
+        txn.execute("UPDATE accounts SET era = era + 1 WHERE user_id = ?", (user_id,))
 
     def set_flags(
         self,
@@ -213,6 +240,7 @@ class AccountStore:
         )
         if erase:
             note_erased(txn, user_id)
+            add_erasure(txn, user_id)
         txn.execute("INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
         self.set_account_changed(txn, user_id)
 

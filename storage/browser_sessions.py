@@ -19,6 +19,8 @@ class BrowserSessionRow(msgspec.Struct, frozen=True):
     origin: str | None = None
     """JSON: the sign-in at an identity provider by which they came, if any."""
     account_expires_ts: int | None = None
+    era: int = 0
+    """Of the account."""
 
 
 class _Origin(msgspec.Struct, frozen=True):
@@ -40,7 +42,7 @@ class BrowserSessionStore:
     def get_browser_session_in(self, txn: Transaction, token_hash: bytes, now: int) -> BrowserSessionRow | None:
         """As `get_browser_session`, in a transaction."""
         row = txn.query_one(
-            "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin, a.expires_ts"
+            "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin, a.expires_ts, a.era"
             " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
             " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0"
             " AND a.awaiting_ts IS NULL",
@@ -48,7 +50,7 @@ class BrowserSessionStore:
         )
         if row is None:
             return None
-        return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5], row[6])
+        return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5], row[6], row[7])
 
     def add_browser_session(
         self,

@@ -10,7 +10,7 @@ Laws:
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -19,9 +19,10 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.engine import Connection, DatabaseUnavailable, Engine, Row, SQLValue
+from storage.engine import Connection, DatabaseUnavailable, Engine, NodeCalls, Row, SQLValue
 from storage.executors import Executor, ThreadExecutor
 from storage.migrate import migrate
+from storage.node_calls import select_nodes, tell_heard
 from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresConfig, PostgresEngine
 from storage.sqlite import SQLiteConfig, SQLiteEngine
@@ -70,6 +71,7 @@ class Database:
         self._idle = deque(engine.connect_reader() for _ in range(engine.readers_at_start))
         self._quick: Connection | None = None
         self._closed = False
+        self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
 
     async def read(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -79,6 +81,13 @@ class Database:
         All queries of `fn` see the database at one moment.
         """
         return await self._read_in_pool(name, partial(fn, **kwargs), args, True)
+
+    async def read_once(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for a function that asks once, or each of whose queries may see the database as it then is: there is no
+        transaction to end."""
+        return await self._read_in_pool(name, partial(fn, **kwargs), args, False)
 
     async def read_quickly(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -113,7 +122,29 @@ class Database:
         write = QueuedWrite(name, lambda txn: fn(txn, *args, **kwargs), copy_context(), self._clock())
         self._writer.add(write)
         result: T = await write.deferred
+        if write.everywhere and self._wait_for_nodes is not None:
+            await self._wait_for_nodes(write.everywhere)
         return result
+
+    def wait_for_nodes(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        """From now on, a write that must hold everywhere is acknowledged after that: it waits until the other nodes have taken in
+        everything up to a position."""
+        self._wait_for_nodes = wait
+
+    async def connect_node(self) -> NodeCalls | None:
+        """See `storage.engine.Engine.connect_node`. Raises DatabaseUnavailable."""
+        try:
+            return await self._read_in_pool("connect_node", lambda _txn: self.engine.connect_node(), (), False)
+        except self.engine.errors as error:
+            raise DatabaseUnavailable(f"this node cannot hear others: {error}") from error
+
+    async def get_nodes(self) -> set[int]:
+        """The numbers of the nodes that are there, on a database that several share."""
+        return await self.read_quickly("get_nodes", select_nodes)
+
+    async def tell_heard(self, node: int, position: int) -> None:
+        """Tell the other nodes that this one has taken in everything up to that position."""
+        await self.read_quickly("tell_heard", tell_heard, node, position)
 
     async def empty_log(self) -> bool:
         """Leave nothing of what was written before in the log beside the database (SQLite's; PostgreSQL's is the operator's), as

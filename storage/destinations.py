@@ -49,6 +49,15 @@ class EventToSend(msgspec.Struct, frozen=True):
     is_member: bool
 
 
+class OwnMove(msgspec.Struct, frozen=True):
+    """Somebody said something of their own membership."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    user_id: str
+
+
 class ReceiptToSend(msgspec.Struct, frozen=True):
     """A public receipt."""
 
@@ -77,6 +86,10 @@ class DestinationStore:
     async def get_events_to_send(self, after: int, upto: int, limit: int) -> Sequence[EventToSend]:
         """Events of that stretch of the stream that others have to be told of, in order."""
         return await self._database.read_quickly("get_events_to_send", _select_events, after, upto, limit)
+
+    async def get_own_moves(self, after: int, upto: int, limit: int) -> Sequence[OwnMove]:
+        """Who joined, left, or took another name in that stretch, by themselves, in order: also users of other servers."""
+        return await self._database.read_quickly("get_own_moves", _select_own_moves, after, upto, limit)
 
     async def get_receipts_to_send(self, after: int, upto: int, limit: int) -> Sequence[ReceiptToSend]:
         """Public receipts of that stretch, in order."""
@@ -183,6 +196,15 @@ def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[
     return [
         EventToSend(position, nid, room, sender, type == "m.room.member") for position, nid, room, sender, type in rows
     ]
+
+
+def _select_own_moves(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
+    rows = txn.query(
+        "SELECT position, event_nid, room_nid, sender FROM events WHERE position > ? AND position <= ?"
+        " AND type = 'm.room.member' AND state_key = sender ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [OwnMove(*row) for row in rows]
 
 
 def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:

@@ -2,7 +2,7 @@
 
 Laws:
 - A one-time key is given out once (`storage/one_time_keys.py`); a fallback key where there is none left.
-- However many keys are asked for, a claim is a fixed number of statements for each hundred of them, which are one write.
+- A claim is one write of a fixed number of statements, or, where it is for very many keys, one for each five hundred.
 - Whoever hears of a change of what is left need not ask for it: the change says what it is.
 - A change of identity keys is a change of the user's list of devices.
 """
@@ -14,13 +14,13 @@ import msgspec
 
 from storage.database import Database
 from storage.devices import announce_device_list
-from storage.engine import Row
+from storage.engine import LARGEST_CHUNK, Row
 from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, take_keys
 from storage.streams import Change, Topic
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
-CLAIMED_AT_ONCE: Final = 100
-"""Keys, by one write."""
+CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
+"""Keys, by one write: as many as one statement takes."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):

@@ -44,7 +44,7 @@ class DeviceListLog:
         return await self._database.read_quickly("get_device_stream_id", select_stream_id, user_id)
 
     async def get_changes(self, user_id: str, since: int) -> Sequence[LoggedChange]:
-        """Those of a user's changes from a number on that are kept, in order."""
+        """Those of a user's changes from a number on that are kept, in order; where there is none, the latest of a device."""
         return await self._database.read_quickly("get_device_changes", _select, user_id, since)
 
 
@@ -85,4 +85,10 @@ def _select(txn: Transaction, user_id: str, since: int) -> list[LoggedChange]:
         " ORDER BY stream_id",
         (user_id, since),
     )
+    if not rows:
+        latest = (
+            "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log"
+            " WHERE user_id = ? AND device_id IS NOT NULL ORDER BY stream_id DESC LIMIT 1"
+        )
+        rows = txn.query(latest, (user_id,))
     return [LoggedChange(*row) for row in rows]

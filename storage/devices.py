@@ -44,6 +44,10 @@ class DeviceSighting(msgspec.Struct, frozen=True):
     """Where `ip` belongs to: what counts as one address."""
 
 
+_SET_POSITION = (
+    "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
+    " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position"
+)
 _COLUMNS = "user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip, last_seen_user_agent"
 
 
@@ -65,15 +69,6 @@ class DeviceStore:
         ):
             devices.setdefault(row[0], []).append(DeviceRow(*row))
         return devices
-
-    def get_device_ids_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[str]]:
-        """The ids alone, which an index holds."""
-        ids: dict[str, list[str]] = {}
-        for user_id, device_id in txn.query_in(
-            "SELECT user_id, device_id FROM devices WHERE user_id IN {keys}", user_ids
-        ):
-            ids.setdefault(user_id, []).append(device_id)
-        return ids
 
     async def get_device(self, user_id: str, device_id: str) -> DeviceRow | None:
         """One device of one user."""
@@ -106,7 +101,8 @@ class DeviceStore:
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Make the device where there is none of that id; False where there is: then it keeps its name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}, made_ts) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO devices ({_COLUMNS}, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
             (
                 device.user_id,
                 device.device_id,
@@ -116,6 +112,7 @@ class DeviceStore:
                 device.last_seen_ip,
                 device.last_seen_user_agent,
                 device.created_ts,
+                txn.allocate("device"),
             ),
         )
         if added:
@@ -172,6 +169,12 @@ class DeviceStore:
             announce_device_list(txn, user_id, [device_id for _, device_id in rows])
 
 
+def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:
+    """Where the lists of devices of these users changed last; whose never did is missing. One query."""
+    sql = "SELECT user_id, position FROM device_list_positions WHERE user_id IN {keys}"
+    return {user_id: position for user_id, position in txn.query_in(sql, user_ids)}
+
+
 def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequence[object]]) -> None:
     txn.execute_many(
         "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL"
@@ -190,9 +193,14 @@ def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequen
     if device_ids:
         log_changes(txn, user_id, device_ids, first)
     position = first + max(0, len(device_ids) - 1)
-    txn.execute_later(
-        "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
-        (user_id, position),
-    )
+    txn.execute_later(_SET_POSITION, (user_id, position))
     txn.announce(Change(position, Topic.DEVICE, user_id=user_id))
+
+
+def announce_remote_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
+    """Something of these users of other servers has changed; two statements, however many they are."""
+    if user_ids:
+        positions = dict(enumerate(user_ids, txn.next_position(len(user_ids))))
+        txn.execute_many(_SET_POSITION, [(user_id, position) for position, user_id in positions.items()])
+        for position, user_id in positions.items():
+            txn.announce(Change(position, Topic.DEVICE, user_id=user_id))

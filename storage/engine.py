@@ -36,6 +36,10 @@ class DatabaseUnavailable(Exception):
     """
 
 
+class NodeCallsLost(Exception):
+    """The other nodes are not heard any more."""
+
+
 class UnsuitableDatabase(Exception):
     """The database cannot be used as it is; the text says what to do."""
 
@@ -92,6 +96,9 @@ class Connection(Protocol):
     def undo(self) -> None:
         """Undo what was done since the savepoint."""
 
+    def call_nodes(self, position: int) -> None:
+        """With the commit, call the other nodes to take in what is written up to that position, where there may be others."""
+
     def commit(self, counters: dict[str, int]) -> None:
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
 
@@ -107,6 +114,21 @@ class Connection(Protocol):
 
     def is_usable(self) -> bool:
         """False when the connection is lost and has to be replaced."""
+
+    def close(self) -> None: ...
+
+
+class NodeCalls(Protocol):
+    """The connection by which a node hears the others call; it is seen to be there while it lives."""
+
+    node: int
+    """Its number among them."""
+
+    def fileno(self) -> int:
+        """The same until `close`, whatever befalls the connection."""
+
+    def take(self) -> Sequence[Any]:
+        """What was called since the last time; waits for nothing. Raises NodeCallsLost."""
 
     def close(self) -> None: ...
 
@@ -142,6 +164,9 @@ class Engine(Protocol):
 
     def connect_reader(self) -> Connection: ...
     def connect_writer(self) -> Connection: ...
+    def connect_node(self) -> NodeCalls | None:
+        """None where there are no other nodes. Blocks."""
+
     def is_worth_retrying(self, error: Exception) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""
 

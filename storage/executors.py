@@ -7,7 +7,6 @@ results back to the reactor's thread in the order in which they were delivered. 
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from twisted.internet.base import ReactorBase
@@ -61,8 +60,19 @@ class InlineExecutor:
         return succeed(None)
 
 
+class _Worker:
+    """One thread, as far as others hand it jobs."""
+
+    __slots__ = ("job", "wake")
+
+    def __init__(self) -> None:
+        self.job: Callable[[], None] | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
 class ThreadExecutor:
-    """A fixed number of threads.
+    """A fixed number of threads. Of those that are idle the one that worked last works next: what it needs is in the caches.
 
     Results that come while the reactor is busy are delivered together: one wake-up of the reactor for all of them.
     """
@@ -73,18 +83,25 @@ class ThreadExecutor:
         """`patience`: how many seconds `close` waits for jobs to end."""
         self._reactor = reactor
         self._patience = patience
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._idle: list[_Worker] = []
+        self._closing = False
         self._results: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._woken = False
         self._running = threads
-        self._threads = threads
         self._ended: Deferred[None] = Deferred()
         for number in range(threads):
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+        with self._lock:
+            if not self._idle:
+                self._jobs.append(job)
+                return
+            worker = self._idle.pop()
+        worker.job = job
+        worker.wake.release()
 
     def deliver(self, call: Callable[[], None]) -> None:
         self._results.append(call)
@@ -95,8 +112,11 @@ class ThreadExecutor:
         self._reactor.callFromThread(self._deliver_results)
 
     def close(self) -> Deferred[None]:
-        for _ in range(self._threads):
-            self._jobs.put(None)
+        with self._lock:
+            self._closing = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.wake.release()
 
         def give_up(failure: Failure) -> None:
             failure.trap(TookTooLong)
@@ -105,9 +125,22 @@ class ThreadExecutor:
         return self._ended.addTimeout(self._patience, self._reactor).addErrback(give_up)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        worker = _Worker()
+        while (job := self._next_job(worker)) is not None:
             job()
         self.deliver(self._thread_ended)
+
+    def _next_job(self, worker: _Worker) -> Callable[[], None] | None:
+        """Wait for it; None once there is no more."""
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            if self._closing:
+                return None
+            self._idle.append(worker)
+        worker.wake.acquire()
+        job, worker.job = worker.job, None
+        return job
 
     def _thread_ended(self) -> None:
         self._running -= 1

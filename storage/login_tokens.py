@@ -7,10 +7,11 @@ from storage.transaction import WriteTransaction
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for."""
+    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for; `era`: of the account, then."""
 
     user_id: str
-    origin: str | None = None
+    origin: str | None
+    era: int
 
 
 class LoginTokenStore:
@@ -30,11 +31,14 @@ class LoginTokenStore:
         """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""
 
         def write(txn: WriteTransaction) -> LoginTokenRow | None:
-            sql = "SELECT user_id, expires_ts, origin FROM login_tokens WHERE token_hash = ?"
+            sql = (
+                "SELECT t.user_id, t.expires_ts, t.origin, a.era FROM login_tokens t JOIN accounts a ON a.user_id = t.user_id"
+                " WHERE t.token_hash = ?"
+            )
             row = txn.query_one(sql, (token_hash,))
             if row is None or not txn.execute("DELETE FROM login_tokens WHERE token_hash = ?", (token_hash,)):
                 return None
-            return LoginTokenRow(row[0], row[2]) if row[1] > now else None
+            return LoginTokenRow(row[0], row[2], row[3]) if row[1] > now else None
 
         return await self._database.write("take_login_token", write)
 

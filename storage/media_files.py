@@ -4,15 +4,15 @@
     thumbnails/ab/cd/abcd…/NAME   what was made of it; may be deleted at any time
     incoming/*.part               a content that is being written or read, by whoever has it locked
     incoming/HASH.*               a content that is in its place, but not yet in the database, or no longer
-    lock                          held shared by who puts a content in its place, until its row is committed, and exclusively
-                                  to take things away
+    lock, turn                    who puts a content in its place, or takes one away (`storage/folder_lock.py`)
 
 Laws:
 - The order is: bytes written and synced, linked to their place, folder synced, row committed, entry in `incoming` removed.
   A crash at any point leaves an entry in `incoming`, from which `sweep` knows what to take away: so there is no row
   without its file, and no file without a row after the next start.
 - What is taken away goes in the other order: entry in `incoming`, rows, content, entry.
-- Several processes may share the folder. Who sweeps holds the lock alone; if others are writing, it sweeps another time.
+- Several processes may share the folder. Who puts a content in its place shares the lock until its row is committed; who takes things
+  away has it alone, or comes another time.
 - All of it runs in the executor's threads, but for what holds the lock alone: the threads may all be waiting for it.
 """
 
@@ -29,7 +29,10 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 from uuid import uuid4
 
+from twisted.internet.interfaces import IReactorTime
+
 from storage.executors import Executor, run_in
+from storage.folder_lock import FolderLock
 from storage.media_spool import DiskSpool, TakenFile
 
 COPY_BYTES: Final = 1 << 18
@@ -105,8 +108,9 @@ class KeptThumbnail(NamedTuple):
 class MediaFiles:
     """The folder. `open_folder` before anything else."""
 
-    def __init__(self, folder: Path, executor: Executor, least_free_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, executor: Executor, clock: IReactorTime, least_free_bytes: int = 0) -> None:
         """`least_free_bytes`: what the disk is to keep free, whatever comes."""
+        self._lock = FolderLock(folder, clock)
         self._least_free_bytes = least_free_bytes
         self._folder = folder
         self._incoming = folder / "incoming"
@@ -131,6 +135,7 @@ class MediaFiles:
 
     async def add(self, source: ReadableBytes) -> StoredFile:
         """Copy what is left of `source` to its place, durably. Raises OSError."""
+        await self._lock.let_go_first()
         return await run_in(self._executor, lambda: self._add(source))
 
     async def receive(self, source: ReadableBytes) -> Received:
@@ -139,6 +144,7 @@ class MediaFiles:
 
     async def place(self, received: Received) -> StoredFile:
         """The second half: link it to its place. Raises OSError."""
+        await self._lock.let_go_first()
         return await run_in(self._executor, lambda: self._place(received))
 
     def discard(self, received: Received) -> None:
@@ -216,7 +222,7 @@ class MediaFiles:
 
     async def sweep(self, get_used_hashes: Callable[[Set[bytes]], Awaitable[Set[bytes]]]) -> int | None:
         """Take away what a crash has left; how many entries there were. None: others are writing, so nothing was done."""
-        lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = await self._lock.take_alone()
         if lock is None:
             return None
         try:
@@ -233,7 +239,7 @@ class MediaFiles:
         None: others are writing, so nothing was done, and `forget` was not called. An entry in `incoming` comes before
         the rows go and leaves after the contents: a crash between leaves it for the next sweep.
         """
-        lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = await self._lock.take_alone()
         if lock is None:
             return None
         # Not in the executor, whose threads may all be waiting for the lock. No bytes are freed here: the entries hold them
@@ -268,18 +274,6 @@ class MediaFiles:
         text = hash.hex()
         return self._folder / kind / text[:2] / text[2:4] / text
 
-    def _lock(self, how: int) -> int | None:
-        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, how)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        except BaseException:
-            os.close(lock)
-            raise
-        return lock
-
     def _add(self, source: ReadableBytes) -> StoredFile:
         received = self.receive_now(source)
         try:
@@ -305,8 +299,7 @@ class MediaFiles:
         return Received(part, digest, size, handle)
 
     def _place(self, received: Received) -> StoredFile:
-        lock = self._lock(fcntl.LOCK_SH)
-        assert lock is not None  # it was waited for
+        lock = self._lock.share()
         try:
             entry = self._incoming / f"{received.hash.hex()}.{uuid4().hex}"
             received.path.rename(entry)

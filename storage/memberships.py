@@ -93,9 +93,9 @@ class MembershipStore:
         """
         return await self._database.read("get_users_of_server", _select_of_server, room_nid, server, limit)
 
-    async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
-        """The memberships of these rooms that changed after `since`, up to `upto`."""
-        return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
+    async def get_moved_members(self, room_nids: Iterable[int], since: int) -> list[MembershipRow]:
+        """The present memberships of those in these rooms whose membership changed after `since`: also of who moved again later."""
+        return await self._database.read("get_moved_members", _select_moved, list(room_nids), since)
 
     async def get_shared_rooms(self, user_id: str, others: Iterable[str]) -> Mapping[str, list[int]]:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
@@ -107,7 +107,7 @@ class MembershipStore:
 
     async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
         """Those of the users with whom somebody of this server shares a room."""
-        return await self._database.read_quickly("get_users_with_ours", _select_users_with_ours, list(user_ids))
+        return await self._database.read_quickly("get_users_with_ours", select_users_with_ours, list(user_ids))
 
     async def get_rooms_with_server(self, room_nids: Iterable[int], server: str) -> Mapping[int, set[str]]:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
@@ -155,6 +155,12 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
             for row in rows
         ],
     )
+
+
+def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
+    """Whether somebody of this server is in a room."""
+    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1 LIMIT 1"
+    return txn.query_one(sql, (room_nid,)) is not None
 
 
 def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
@@ -254,13 +260,9 @@ def _select_of_server(txn: Transaction, room_nid: int, server: str, limit: int) 
     return [user_id for (user_id,) in rows if user_id.partition(":")[2] == server][:limit]
 
 
-def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: int) -> list[MembershipRow]:
-    rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ? AND position <= ?",
-        room_nids,
-        after=(since, upto),
-    )
-    return [_row(row) for row in rows]
+def _select_moved(txn: Transaction, room_nids: list[int], since: int) -> list[MembershipRow]:
+    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ?"
+    return [_row(row) for row in txn.query_in(sql, room_nids, after=(since,))]
 
 
 def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:
@@ -286,12 +288,14 @@ def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
     return {room_nid for (room_nid,) in rows}
 
 
-def _select_users_with_ours(txn: Transaction, user_ids: list[str]) -> set[str]:
+def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: int = 0) -> set[str]:
+    """Those of the users who are in a room with some user of this server, other than the room `besides`; one query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
-        " AND theirs.membership = 'join' AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1 FROM memberships AS ours"
         " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
         user_ids,
+        after=(besides,),
     )
     return {user_id for (user_id,) in rows}
 

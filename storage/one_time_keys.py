@@ -7,7 +7,7 @@ bring it back, though others came in between.
 Laws:
 - A key is given out once: a claim moves the mark in its block, in one write, and writes run one after another, on all nodes.
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys are claimed, it is one statement for each hundred of them.
+- However many keys a write claims, it is one statement.
 - A block is small, whatever is uploaded: a claim may write the whole of it anew.
 - An upload reads the ids of the keys that are left, and digests of a bounded number of those that are not; contents only where
   an id comes again, or for its digest, once.

@@ -21,16 +21,19 @@ from psycopg2 import errorcodes
 from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
+    QuotedString,
     connection,
     cursor,
     make_dsn,
     new_type,
+    register_adapter,
     register_type,
 )
 from psycopg2.extras import execute_values
 
-from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue, UnsuitableDatabase
-from storage.prepared import Argument, Prepared, with_places
+from storage.engine import Connection, DatabaseUnavailable, NodeCalls, Row, SQLValue, UnsuitableDatabase
+from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.prepared import Argument, NumberArray, Prepared, TextArray, array_of, with_places
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
@@ -90,13 +93,26 @@ def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
     return bytes.fromhex(value[2:]) if isinstance(value, str) else value
 
 
+for _kind in (TextArray, NumberArray):
+    register_adapter(_kind, QuotedString)
+
 _BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
 
 
-@lru_cache(maxsize=1024)
 def _with_any(sql: str) -> str:
     """The statement with one argument for its list of keys."""
-    replaced, count = _KEYS.subn("= ANY(?)", sql)
+    return _with_keys(sql, "= ANY(?)")
+
+
+def _with_one(sql: str) -> str:
+    """The statement for one key. To the planner a list may always be a long one, so that it would plan a prepared statement anew
+    each time."""
+    return _with_keys(sql, "= ?")
+
+
+@lru_cache(maxsize=1024)
+def _with_keys(sql: str, keys: str) -> str:
+    replaced, count = _KEYS.subn(keys, sql)
     if count != 1:
         raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
     return replaced
@@ -122,8 +138,8 @@ def _column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
     return tuple("text" if isinstance(value, str) else "bigint" for value in row)
 
 
-def _columns(rows: Iterable[Sequence[SQLValue]]) -> list[list[SQLValue]]:
-    return [list(column) for column in zip(*map(_adapt, rows), strict=True)]
+def _columns(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
+    return [array_of(column) for column in zip(*map(_adapt, rows), strict=True)]
 
 
 @lru_cache(maxsize=1024)
@@ -161,11 +177,13 @@ def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
     for row in rows:
         parts.append(begin)
         for value in row:
-            if isinstance(value, str):
-                encoded = (value.replace("\0", NOT_TEXT) if "\0" in value else value).encode()
-                parts += (_LENGTH.pack(len(encoded)), encoded)
+            if type(value) is int:  # what is asked first is most usual
+                parts.append(_WHOLE.pack(8, value))
             elif isinstance(value, bytes):
                 parts += (_LENGTH.pack(len(value)), value)
+            elif isinstance(value, str):
+                encoded = (value.replace("\0", NOT_TEXT) if "\0" in value else value).encode()
+                parts += (_LENGTH.pack(len(encoded)), encoded)
             elif value is None:
                 parts.append(_NULL)
             elif isinstance(value, float):
@@ -205,10 +223,15 @@ class PostgresConnection:
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        self._run(_with_any(sql), (*_adapt(before), list(_adapt(keys)), *_adapt(after)))
+        if len(keys) == 1:
+            self._run(_with_one(sql), (*_adapt(before), *_adapt(keys), *_adapt(after)))
+        else:
+            self._run(_with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after)))
         return self._cursor.fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+        if len(rows) == 1:
+            return [self.query(sql, rows[0])]
         self._run(_for_each(sql, _column_types(rows[0])), _columns(rows))
         found: list[list[Row]] = [[] for _ in rows]
         for number, *row in self._cursor.fetchall():
@@ -314,6 +337,9 @@ class PostgresConnection:
             self._waiting.clear()
             self._cursor.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 
+    def call_nodes(self, position: int) -> None:
+        self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
+
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
         for name, value in counters.items():
@@ -397,6 +423,9 @@ class PostgresEngine:
     def connect_writer(self) -> Connection:
         patience = int(self._config.write_lock_timeout * 1000)
         return self._connect({"lock_timeout": patience, "idle_in_transaction_session_timeout": patience})
+
+    def connect_node(self) -> NodeCalls | None:
+        return PostgresNodeCalls(self.open({}))
 
     def is_worth_retrying(self, error: Exception) -> bool:
         if not isinstance(error, psycopg2.Error):

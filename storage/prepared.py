@@ -16,6 +16,19 @@ from typing import Final
 
 from storage.engine import SQLValue
 
+
+class TextArray(str):
+    """An array of text as PostgreSQL reads it: one literal, where a list would be an expression with a constant for each."""
+
+    __slots__ = ()
+
+
+class NumberArray(str):
+    """An array of whole numbers, likewise."""
+
+    __slots__ = ()
+
+
 Argument = SQLValue | list[SQLValue]
 
 USES: Final = 3
@@ -31,11 +44,26 @@ _TYPES: Final[dict[type, str]] = {
     int: "bigint",
     float: "double precision",
     bytes: "bytea",
+    TextArray: "text[]",
+    NumberArray: "bigint[]",
     type(None): "unknown",  # of what it stands beside
 }
 
 _Key = tuple[str, tuple[str, ...]]
 """A statement, and the types of its arguments."""
+
+
+def array_of(values: Sequence[SQLValue]) -> Argument:
+    """Many values as one argument."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        joined = '","'.join(values)  # type: ignore[arg-type]
+        if "\\" in joined or joined.count('"') != 2 * (len(values) - 1):
+            joined = '","'.join([str(each).replace("\\", "\\\\").replace('"', '\\"') for each in values])
+        return TextArray(f'{{"{joined}"}}')
+    if kinds == {int}:
+        return NumberArray(f"{{{','.join(map(str, values))}}}")
+    return list(values)
 
 
 class Prepared:

@@ -11,6 +11,7 @@ import msgspec
 from storage.cross_signing import CrossSigningKey, KeySignature, select_keys, select_own_signatures, select_signed_by
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, select_device_keys
+from storage.devices import select_positions
 from storage.remote_devices import select_remote_devices
 from storage.transaction import Transaction
 
@@ -24,6 +25,8 @@ class PublishedKeys(msgspec.Struct, frozen=True):
     devices: Mapping[str, Sequence[DeviceKeysRow]] = msgspec.field(default_factory=dict)
     cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = msgspec.field(default_factory=dict)
     signatures: Mapping[str, Sequence[KeySignature]] = msgspec.field(default_factory=dict)
+    positions: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Of our users: of the latest change of all this that is in it. Who never published anything is missing."""
 
 
 class PublishedKeyStore:
@@ -37,6 +40,12 @@ class PublishedKeyStore:
         read = self._database.read_quickly if len(ours) + len(others) <= FEW_USERS else self._database.read
         return await read("get_published_keys", _select, tuple(ours), tuple(others))
 
+    async def get_newest(
+        self, ours: Collection[str], signer: str | None
+    ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
+        """The positions of the latest changes of users of ours, and by user what somebody has signed of others; a query each."""
+        return await self._database.read_quickly("get_newest_keys", _select_newest, tuple(ours), signer)
+
     async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
         """By user what somebody has signed of others; one query."""
         return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
@@ -44,8 +53,17 @@ class PublishedKeyStore:
 
 def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) -> PublishedKeys:
     users = (*ours, *others)
+    positions = select_positions(txn, ours) if ours else {}  # first: what is read after them is no older
     return PublishedKeys(
         {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
         select_keys(txn, users),
         select_own_signatures(txn, users),
+        positions,
     )
+
+
+def _select_newest(
+    txn: Transaction, ours: tuple[str, ...], signer: str | None
+) -> tuple[dict[str, int], dict[str, list[KeySignature]]]:
+    positions = select_positions(txn, ours) if ours else {}
+    return positions, {} if signer is None else select_signed_by(txn, signer)

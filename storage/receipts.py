@@ -17,6 +17,8 @@ UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 MAIN_THREAD = "main"
 """The `thread_id` of a receipt for what is in no thread."""
+FEW_POSITIONS = 2000
+"""What changed in so many is read like what is read by key."""
 MOST_THREADS = 500
 """In so many threads of a room a user has receipts of one type; those that are the furthest back go first."""
 
@@ -64,8 +66,11 @@ class ReceiptStore:
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
-        """Both of `get_receipts` and `get_receipts_of_user`, of one moment."""
-        return await self._database.read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+        """Both of `get_receipts` and `get_receipts_of_user`, in one query."""
+        # each position is one receipt at most
+        few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
+        read = self._database.read_quickly if few else self._database.read_once
+        return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
@@ -101,7 +106,21 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
 def _select_both(
     txn: Transaction, ranges: dict[int, tuple[int, int]], user_id: str, room_nids: list[int]
 ) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
-    return _select_receipts(txn, ranges) if ranges else {}, _select_of_user(txn, user_id, room_nids)
+    sql = (
+        f"SELECT {_COLUMNS}, 1 AS own FROM receipts WHERE room_nid = ? AND user_id = ? UNION ALL"
+        f" SELECT {_COLUMNS}, 0 AS own FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?"
+    )
+    rooms = dict.fromkeys((*ranges, *room_nids))
+    asked, nothing = set(room_nids), (0, 0)
+    args = [(nid, user_id if nid in asked else "", nid, *ranges.get(nid, nothing)) for nid in rooms]
+    changed: dict[int, list[ReceiptRow]] = {nid: [] for nid in ranges}
+    own: dict[int, list[ReceiptRow]] = {}
+    for nid, rows in zip(rooms, txn.query_each(sql, args), strict=True):
+        for *columns, is_own in rows:
+            (own if is_own else changed).setdefault(nid, []).append(ReceiptRow(*columns))
+        if nid in changed:
+            changed[nid].sort(key=attrgetter("position"))
+    return changed, own
 
 
 def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dict[int, list[ReceiptRow]]:

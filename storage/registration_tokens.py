@@ -79,8 +79,11 @@ class RegistrationTokenStore:
         )
 
     def set_completed(self, txn: WriteTransaction, token: str) -> None:
-        """A use that was held back has made an account."""
-        sql = "UPDATE registration_tokens SET pending = pending - 1, completed = completed + 1 WHERE token = ?"
+        """A use that was held back has made an account; nothing where none was."""
+        sql = (
+            "UPDATE registration_tokens SET pending = pending - 1, completed = completed + 1"
+            " WHERE token = ? AND pending > 0"
+        )
         txn.execute(sql, (token,))
 
     def remove_pending(self, txn: WriteTransaction, token: str) -> None:

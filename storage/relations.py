@@ -85,9 +85,13 @@ class RelationStore:
         One query. Events that were redacted have no replacements. With `until_left` as it was when the reader's stay in the room
         ended.
         """
-        return await self._database.read(  # the children of some may be many
+        return await self._database.read_once(  # the children of some may be many
             "get_relation_children", _select_children, list(event_nids), reader, list(ignored), until_left
         )
+
+    async def have_children(self, event_ids: Iterable[str]) -> bool:
+        """Whether any of these few events has children that `get_children` may find."""
+        return await self._database.read_quickly("have_children", _select_whether_children, list(event_ids))
 
     async def get_page(
         self,
@@ -169,6 +173,11 @@ def remove_relation(txn: WriteTransaction, event_nid: int) -> None:
 def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """The same for several."""
     txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in event_nids])
+
+
+def _select_whether_children(txn: Transaction, event_ids: list[str]) -> bool:
+    types = f"rel_type IN ('{REPLACE}', '{THREAD}', '{REFERENCE}')"
+    return bool(txn.query_in(f"SELECT 1 FROM relations WHERE target IN {{keys}} AND {types} LIMIT 1", event_ids))
 
 
 def _select_children(

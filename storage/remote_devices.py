@@ -3,16 +3,20 @@
 Laws:
 - A list is complete as of its number, or stale: then some change was missed, and it has to be fetched again.
 - What changes is announced to our users, as changes of their own devices are; other servers are told nothing.
+- Whether a change follows upon what is kept, and whether one came while a list was on its way, is decided in the write: other
+  processes take in changes too.
+- Who comes to share a room with us finds their list stale in the write that lets them in.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 import msgspec
 
 from storage.cross_signing import CrossSigningKey, put_cross_signing_keys
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow
-from storage.devices import announce_device_list
+from storage.devices import announce_device_list, announce_remote_lists, select_positions
+from storage.memberships import select_users_with_ours
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -23,6 +27,20 @@ class TrackedList(msgspec.Struct, frozen=True):
     stream_id: int
     """The last change of it that is in what we have."""
     is_stale: bool
+
+
+class DeviceChange(msgspec.Struct, frozen=True):
+    """What another server says of a device of one of its users."""
+
+    user_id: str
+    device_id: str
+    stream_id: int
+    prev_ids: Sequence[int] | None
+    """The changes before it; None: that was not said in a way that can be understood."""
+    device: DeviceKeysRow | None
+    """As it is now; None where it is gone."""
+    is_clear: bool
+    """Whether it is said what became of the device."""
 
 
 class RemoteDeviceStore:
@@ -39,9 +57,10 @@ class RemoteDeviceStore:
         """Users with stale lists, in order, after a user."""
         return await self._database.read("get_stale_lists", _select_stale, after, limit)
 
-    async def set_stale(self, user_ids: Sequence[str]) -> None:
-        """Something was missed of these, as far as their lists are kept. Everyone concerned is told to ask again."""
-        await self._database.write("set_lists_stale", _set_stale, user_ids)
+    async def get_position(self, user_id: str) -> int:
+        """Where something that was heard of the user's devices was announced last; 0: never."""
+        found = await self._database.read_quickly("get_remote_position", select_positions, [user_id])
+        return found.get(user_id, 0)
 
     async def set_list(
         self,
@@ -49,38 +68,31 @@ class RemoteDeviceStore:
         stream_id: int,
         devices: Sequence[DeviceKeysRow],
         cross_signing: Sequence[CrossSigningKey],
-        *,
-        is_stale: bool,
+        asked_at: int,
     ) -> None:
-        """Keep a whole list in the place of what was kept. `is_stale`: something changed while it was on its way."""
-        await self._database.write(
-            "set_remote_list", _set_list, TrackedList(user_id, stream_id, is_stale), devices, cross_signing
-        )
+        """Keep a whole list in the place of what was kept. `asked_at`: the position (`get_position`) when it was asked for;
+        where there is a later one, something changed while the list was on its way, and it is stale."""
+        await self._database.write("set_remote_list", _set_list, user_id, stream_id, devices, cross_signing, asked_at)
 
-    async def set_device(
-        self, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None, most: int
-    ) -> None:
-        """One device is another one now, or (None) gone: the change with this number, which follows what is kept.
+    async def take_change(self, change: DeviceChange, most: int) -> bool:
+        """Take in a change of a device. Where it does not follow upon what is kept, and is not known either, the list is stale;
+        whether it is.
 
-        A new one is passed over where there are `most` already.
+        A new device is passed over where there are `most` already.
         """
-        await self._database.write("set_remote_device", _set_device, user_id, device_id, stream_id, device, most)
+        return await self._database.write("take_remote_change", _take_change, change, most)
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
-        """A user has these keys of cross-signing now."""
+        """A user has these keys of cross-signing now; they are kept where the list is."""
         await self._database.write("set_remote_cross_signing", _set_cross_signing, user_id, keys)
 
-    async def announce(self, user_id: str) -> None:
-        """Something of a user whose devices are not kept has changed."""
-        await self._database.write("announce_remote_list", announce_device_list, user_id)
+    async def remove_unshared(self, user_ids: Collection[str]) -> None:
+        """Keep nothing any longer of those of these users with whom no room is shared."""
+        await self._database.write("remove_remote_lists", _remove_unshared, user_ids)
 
-    async def remove_lists(self, user_ids: Sequence[str]) -> None:
-        """Keep these users' devices no longer."""
-        await self._database.write("remove_remote_lists", _remove_lists, user_ids)
-
-    async def get_users_in(self, room_nid: int) -> Sequence[str]:
-        """The members of a room whose devices are kept."""
-        return await self._database.read("get_remote_lists_in", _select_in, room_nid)
+    async def get_known(self, after: str, limit: int) -> Sequence[str]:
+        """Users, our own among them, of whose devices something is kept; the first ones after a user, in order."""
+        return await self._database.read("get_known_device_lists", _select_known, after, limit)
 
 
 def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, TrackedList]:
@@ -102,13 +114,31 @@ def select_remote_devices(txn: Transaction, user_ids: Iterable[str]) -> dict[str
     return found
 
 
-def _select_in(txn: Transaction, room_nid: int) -> list[str]:
-    rows = txn.query(
-        "SELECT l.user_id FROM memberships AS m JOIN remote_device_lists AS l ON l.user_id = m.user_id"
-        " WHERE m.room_nid = ? AND m.membership = 'join'",
-        (room_nid,),
-    )
-    return [user_id for (user_id,) in rows]
+def note_newly_shared(txn: WriteTransaction, room_nid: int, came: Set[str], *, is_entered: bool) -> None:
+    """Mark as stale the lists of those who share a room with us since this write, and no other one: until now we were told nothing
+    of them. `came`: other servers' users who came into the room; `is_entered`: the first of ours has.
+
+    It costs a query as long as no list is kept of any of them.
+    """
+    tracked = set(_select_lists(txn, sorted(came))) if came else set[str]()
+    if is_entered:
+        rows = txn.query(
+            "SELECT l.user_id FROM memberships AS m JOIN remote_device_lists AS l ON l.user_id = m.user_id"
+            " WHERE m.room_nid = ? AND m.membership = 'join'",
+            (room_nid,),
+        )
+        tracked.update(user_id for (user_id,) in rows)
+    if tracked:
+        newly = tracked - select_users_with_ours(txn, sorted(tracked), besides=room_nid)
+        _mark_stale(txn, sorted(newly))
+
+
+def _select_known(txn: Transaction, after: str, limit: int) -> list[str]:
+    found: set[str] = set()
+    for table in ("remote_device_lists", "device_list_positions"):
+        sql = f"SELECT user_id FROM {table} WHERE user_id > ? ORDER BY user_id LIMIT ?"
+        found.update(user_id for (user_id,) in txn.query(sql, (after, limit)))
+    return sorted(found)[:limit]
 
 
 def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
@@ -116,20 +146,22 @@ def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
     return [user_id for (user_id,) in txn.query(sql, (after, limit))]
 
 
-def _set_stale(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
-    for user_id in user_ids:
-        sql = "UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ? AND is_stale = 0"
-        if txn.execute(sql, (user_id,)):
-            announce_device_list(txn, user_id)
+def _mark_stale(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
+    """Also where they are so already: a list of these that is on its way may be of before."""
+    sql = "UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ?"
+    txn.execute_many(sql, [(user_id,) for user_id in user_ids])
+    announce_remote_lists(txn, user_ids)
 
 
 def _set_list(
     txn: WriteTransaction,
-    tracked: TrackedList,
+    user_id: str,
+    stream_id: int,
     devices: Sequence[DeviceKeysRow],
     cross_signing: Sequence[CrossSigningKey],
+    asked_at: int,
 ) -> None:
-    user_id = tracked.user_id
+    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != asked_at
     before = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     was_tracked = bool(_select_lists(txn, [user_id]))
     txn.execute("DELETE FROM remote_devices WHERE user_id = ?", (user_id,))
@@ -141,36 +173,52 @@ def _set_list(
     txn.execute(
         "INSERT INTO remote_device_lists (user_id, stream_id, is_stale) VALUES (?, ?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, is_stale = excluded.is_stale",
-        (user_id, tracked.stream_id, int(tracked.is_stale)),
+        (user_id, stream_id, int(is_overtaken)),
     )
     if was_tracked and (keys_changed or before != {row.device_id: row for row in devices}):
         announce_device_list(txn, user_id)
 
 
-def _set_device(
-    txn: WriteTransaction, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None, most: int
-) -> None:
-    others = txn.query_one(
-        "SELECT count(*) FROM remote_devices WHERE user_id = ? AND device_id != ?", (user_id, device_id)
-    )
-    assert others is not None
-    if device is None:
+def _take_change(txn: WriteTransaction, change: DeviceChange, most: int) -> bool:
+    user_id, device_id = change.user_id, change.device_id
+    tracked = _select_lists(txn, [user_id]).get(user_id)
+    if tracked is None:
+        announce_device_list(txn, user_id)
+        return False
+    devices = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
+    if tracked.is_stale or not change.is_clear or not _follows(change, tracked):
+        kept, said = devices.get(device_id), change.device
+        is_old = not tracked.is_stale and change.stream_id <= tracked.stream_id
+        if is_old and (not change.is_clear or (kept and kept.keys) == (said and said.keys)):
+            return False  # heard of before
+        _mark_stale(txn, [user_id])
+        return True
+    if change.device is None:
         txn.execute("DELETE FROM remote_devices WHERE user_id = ? AND device_id = ?", (user_id, device_id))
-    elif others[0] < most:
+    elif device_id in devices or len(devices) < most:
         txn.execute(
             "INSERT INTO remote_devices (user_id, device_id, keys, display_name) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, display_name = excluded.display_name",
-            (user_id, device_id, device.keys, device.display_name),
+            (user_id, device_id, change.device.keys, change.device.display_name),
         )
-    txn.execute("UPDATE remote_device_lists SET stream_id = ? WHERE user_id = ?", (stream_id, user_id))
+    txn.execute("UPDATE remote_device_lists SET stream_id = ? WHERE user_id = ?", (change.stream_id, user_id))
     announce_device_list(txn, user_id)
+    return False
+
+
+def _follows(change: DeviceChange, tracked: TrackedList) -> bool:
+    """Whether nothing lies between the change and what is kept."""
+    if change.prev_ids is None or change.stream_id <= tracked.stream_id:
+        return False
+    return max(change.prev_ids) <= tracked.stream_id if change.prev_ids else tracked.stream_id == 0
 
 
 def _set_cross_signing(txn: WriteTransaction, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
-    if put_cross_signing_keys(txn, user_id, (), keys):
+    if not _select_lists(txn, [user_id]) or put_cross_signing_keys(txn, user_id, (), keys):
         announce_device_list(txn, user_id)
 
 
-def _remove_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
-    for table in ("remote_devices", "remote_device_lists", "cross_signing_keys"):
-        txn.execute_many(f"DELETE FROM {table} WHERE user_id = ?", [(user_id,) for user_id in user_ids])
+def _remove_unshared(txn: WriteTransaction, user_ids: Collection[str]) -> None:
+    unshared = sorted(set(user_ids) - select_users_with_ours(txn, sorted(user_ids)))
+    for table in ("remote_devices", "remote_device_lists", "cross_signing_keys", "device_list_positions"):
+        txn.execute_many(f"DELETE FROM {table} WHERE user_id = ?", [(user_id,) for user_id in unshared])

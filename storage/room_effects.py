@@ -11,7 +11,8 @@ import msgspec
 from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
 from storage.media_references import Recheck, note_rechecks
-from storage.memberships import MembershipRow, put_memberships, select_memberships
+from storage.memberships import MembershipRow, has_members_of_ours, put_memberships, select_memberships
+from storage.remote_devices import note_newly_shared
 from storage.room_lifetimes import set_lifetime
 from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
@@ -77,19 +78,27 @@ def apply_effects(
     servers: dict[str, int] = {}
     positions: dict[str, int] = {}
     rows: list[MembershipRow] = []
+    came: dict[bool, set[str]] = {True: set(), False: set()}
+    """Who joins: of ours, and of other servers."""
     for user_id, changes in members.items():
         old, (nid, position, new) = before.get(user_id), changes[-1]
         if old is not None and old.membership in change:
             change[old.membership] -= 1
         if new.membership in change:
             change[new.membership] += 1
+        was_in = old is not None and old.membership == "join"
+        is_back = any(change.membership != "join" for _, _, change in changes)
+        if new.membership == "join" and (not was_in or is_back):
+            came[new.is_local].add(user_id)
         if not new.is_local:
             server = user_id.partition(":")[2]
-            was_in = old is not None and old.membership == "join"
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new, _end_of_stay(old, changes)))
+    is_entered = bool(came[True]) and not has_members_of_ours(txn, room_nid)
     put_memberships(txn, rows)
+    if came[False] or is_entered:
+        note_newly_shared(txn, room_nid, came[False], is_entered=is_entered)
     _note_pictures(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))

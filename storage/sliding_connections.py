@@ -85,11 +85,11 @@ def _select(txn: Transaction, key: ConnectionKey, state_nid: int) -> ConnectionR
 
 def _insert(txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int) -> int:
     state_nid = txn.allocate("sliding_state")
-    txn.execute(
+    txn.execute_later(
         "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid <> ?",
         (*_args(key), 0 if former is None else former),
     )
-    txn.execute(
+    txn.execute_later(
         "INSERT INTO sliding_connections (user_id, device_id, conn_id, state_nid, used_ts, state)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         (*_args(key), state_nid, now_ms, state),

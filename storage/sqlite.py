@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue, UnsuitableDatabase
+from storage.engine import LARGEST_CHUNK, Connection, NodeCalls, Row, SQLValue, UnsuitableDatabase
 
 SAVE_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -147,6 +147,9 @@ class SQLiteConnection:
         self._execute("ROLLBACK TO one")
         self._execute("RELEASE one")
 
+    def call_nodes(self, position: int) -> None:
+        """There are none."""
+
     def commit(self, counters: dict[str, int]) -> None:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
@@ -201,6 +204,9 @@ class SQLiteEngine:
 
     def connect_writer(self) -> Connection:
         return self._connect_writer()
+
+    def connect_node(self) -> NodeCalls | None:
+        return None
 
     def is_worth_retrying(self, error: Exception) -> bool:
         return False  # one writer, which has waited `busy_timeout` for other processes already

@@ -13,6 +13,7 @@ Laws:
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from operator import attrgetter
 
 import msgspec
 from twisted.logger import Logger
@@ -49,6 +50,8 @@ class Topic(Enum):
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
+    ERASURE = "erasure"
+    """The user's account was erased."""
     STICKY = "sticky"
     """An event is sticky from now on; `detail` is the `StickyRow`."""
     THREAD_SUBSCRIPTION = "thread_subscription"
@@ -78,6 +81,9 @@ Subscriber = Callable[[Sequence[Change]], None]
 
 Watcher = Callable[[int, int], None]
 """Called with (after, upto): what is above `after`, up to and with `upto`, was written by another process and can now be read."""
+
+
+_position = attrgetter("position")
 
 
 class Streams:
@@ -115,7 +121,7 @@ class Streams:
 
     def publish(self, changes: Sequence[Change], head: int) -> None:
         """Tell the subscribers of a commit's changes; `head` is the highest position that the commit took."""
-        ordered = sorted(changes, key=lambda change: change.position)
+        ordered = sorted(changes, key=_position)
         self._current = max(self._current, head)
         if not ordered:
             return

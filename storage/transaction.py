@@ -92,13 +92,15 @@ class Transaction:
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = ("_counters", "callbacks", "changes")
+    __slots__ = ("_counters", "callbacks", "changes", "everywhere")
 
     def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
         super().__init__(connection)
         self._counters = counters
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
+        self.everywhere = 0
+        """The position up to which all nodes must have heard before the write is acknowledged."""
 
     def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
         """Run one statement; the number of rows that it changed."""
@@ -146,6 +148,11 @@ class WriteTransaction(Transaction):
     def announce(self, change: Change) -> None:
         """Publish this change to the readers of streams once this write is committed."""
         self.changes.append(change)
+
+    def hold_everywhere(self, position: int) -> None:
+        """Acknowledge this write only when what is at that position holds on all nodes: each of them is called with the commit."""
+        self.everywhere = max(self.everywhere, position)
+        self._connection.call_nodes(position)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Run this on the reactor thread once this write is committed, before the write is acknowledged."""

@@ -64,9 +64,11 @@ class UIAStore:
         """The stages that are done."""
         txn.execute("UPDATE uia_sessions SET completed = ? WHERE session_hash = ?", (completed, session_hash))
 
-    def set_result(self, txn: WriteTransaction, session_hash: str, result: str) -> None:
-        """What the operation made."""
-        txn.execute("UPDATE uia_sessions SET result = ? WHERE session_hash = ?", (result, session_hash))
+    def set_result(self, txn: WriteTransaction, session_hash: str, result: str) -> bool:
+        """What the operation made; False where there is no such session (any more), or it has made something already, so that of
+        two operations one has it."""
+        sql = "UPDATE uia_sessions SET result = ? WHERE session_hash = ? AND result IS NULL"
+        return bool(txn.execute(sql, (result, session_hash)))
 
     def remove_session(self, txn: WriteTransaction, session_hash: str) -> bool:
         """End one; False where there is none, so that of two who end it one wins."""

@@ -52,6 +52,7 @@ class QueuedWrite:
         "changes",
         "context",
         "deferred",
+        "everywhere",
         "failure",
         "fn",
         "name",
@@ -72,6 +73,7 @@ class QueuedWrite:
         self.failure: Failure | None = None
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
+        self.everywhere = 0
         self.queries = 0
         self.waited = 0.0
         self.took = 0.0
@@ -210,6 +212,7 @@ class Writer:
         else:
             write.changes = txn.changes
             write.callbacks = txn.callbacks
+            write.everywhere = txn.everywhere
         write.queries = txn.queries
         write.took = self._clock() - began
 

@@ -5,6 +5,7 @@
 - With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
   says (`reactor(60)`; 30 by default).
 - Several workers share the work (`--dist loadgroup`).
+- No example of Hypothesis has a deadline: how long something takes is a matter of `scripts/bench`.
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import settings
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -29,6 +31,9 @@ from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
+
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 REACTOR_SECONDS = 30.0
 LONG = ("interop", "nodes", "clients", "upstream")

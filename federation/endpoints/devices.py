@@ -41,6 +41,6 @@ class KeyClaim(msgspec.Struct, frozen=True):
 @endpoint(
     "POST", "/_matrix/federation/v1/user/keys/claim", auth=Auth.SERVER, max_body=1024 * 1024, resource="federation"
 )
-async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:  # noqa: ARG001
+async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys of our users, each given out once."""
-    return {"one_time_keys": await devices.do_claim(body.one_time_keys)}
+    return {"one_time_keys": await devices.do_claim_for(peer.server_name, body.one_time_keys)}

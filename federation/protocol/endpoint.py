@@ -101,6 +101,7 @@ class Limit(Enum):
     ALIAS = "rc_aliases"
     TYPING = "rc_typing"
     FORGET = "rc_forget"
+    CLAIMED_KEYS = "rc_federation.claimed_keys"
 
 
 PER_ADDRESS = frozenset(

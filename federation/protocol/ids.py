@@ -11,6 +11,7 @@ spec: appendices#identifier-grammar
 """
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, NewType
 
@@ -50,8 +51,11 @@ def is_server_name(text: str) -> bool:
 
     spec: appendices#server-name
     """
-    if len(text) > MAX_ID_BYTES:
-        return False
+    return len(text) <= MAX_ID_BYTES and _names_server(text)
+
+
+@lru_cache(maxsize=1024)  # those of few servers come again and again
+def _names_server(text: str) -> bool:
     match = _SERVER_NAME.fullmatch(text)
     if match is None:
         return False

@@ -38,8 +38,8 @@ MAX_PAGE: Final = 100
 """Events that one request gets."""
 MAX_NAMED: Final = 100
 """Events that a request may name."""
-MAX_LOOKED_AT: Final = 20
-"""Events next to a time that are looked at until one is found that the server may see."""
+LOOKED_AT: Final = (20, 200, 200, 200, 200)
+"""Events next to a time that are looked at, page by page, until one is found that the server may see. Many at once have become too old."""
 
 Pdus = list[msgspec.Raw]
 
@@ -163,14 +163,18 @@ class ServedRooms:
     ) -> tuple[EventID, int]:
         """The event next to a time in milliseconds, and its own time. Raises NotFound, Forbidden."""
         snapshot = await self._access.get_room(server, room_id)
-        page = await self._timelines.get_by_time(snapshot.room.room_nid, ts, direction, None, MAX_LOOKED_AT)
-        loaded = await self._events.get_events(nid for _, nid in page)
-        events = [loaded[nid] for _, nid in page]
-        for stored, visible in zip(
-            events, await self._visibility.see(server, snapshot.room.room_nid, events), strict=True
-        ):
-            if visible:
-                return stored.event.event_id, stored.event.origin_server_ts
+        place: tuple[int, int] | None = None
+        for limit in LOOKED_AT:
+            page = await self._timelines.get_by_time(snapshot.room.room_nid, ts, direction, place, limit)
+            loaded = await self._events.get_events(nid for _, nid in page)
+            events = [loaded[nid] for _, nid in page]
+            seen = await self._visibility.see(server, snapshot.room.room_nid, events)
+            for stored, visible in zip(events, seen, strict=True):
+                if visible:
+                    return stored.event.event_id, stored.event.origin_server_ts
+            if len(page) < limit:
+                break
+            place = page[-1]
         raise NotFound("There is no event on that side of the time")
 
     async def _get_whole(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:

@@ -63,6 +63,15 @@ class RoomServers:
             self._known.popitem(last=False)
         return found
 
+    async def newly_shared(self, user_id: UserID, room_nid: int, position: int) -> set[ServerName]:
+        """The other servers that share a room with one of our users since they joined it at a position: not one from before."""
+        rows = await self._memberships.of_user(user_id)
+        earlier = [nid for nid, row in rows.items() if row.membership == "join" and row.position < position]
+        if room_nid not in rows or rows[room_nid].membership != "join":
+            return set()
+        found = await self.in_rooms([room_nid, *earlier])
+        return found[room_nid].keys() - {server for nid in earlier if nid != room_nid for server in found[nid]}
+
     async def of_user(self, user_id: UserID) -> set[ServerName]:
         """The other servers that share a room with one of our users."""
         rows = await self._memberships.of_user(user_id)

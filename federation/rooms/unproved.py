@@ -103,7 +103,7 @@ class UnprovedStates:
         self._call: IDelayedCall | None = None
         self._task: Deferred[None] | None = None
         self._started = False
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.COMPLETENESS)
         streams.watch(lambda _after, _upto: self._forget())
 
     def start(self) -> None:
@@ -277,9 +277,8 @@ class UnprovedStates:
         self._changes_heard += 1
         self._known = None
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        if any(change.topic is Topic.COMPLETENESS for change in changes):
-            self._forget()
+    def _hear(self, _changes: Sequence[Change]) -> None:
+        self._forget()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -22,6 +22,7 @@ from federation.protocol.visibility import (
     membership_after,
     read_visibility,
 )
+from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.stays import Stays
@@ -43,15 +44,23 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     event: StoredEvent
     membership: str
     """The user's own, once the event had happened."""
+    is_erased: bool = False
+    """Whether it is without its content, since its sender's account was erased before the user came."""
 
 
 class Visibility:
     """Filters pages of events for a user."""
 
     def __init__(
-        self, trees: StateTreeStore, events: RoomEvents, stays: Stays, lifetimes: Lifetimes | None = None
+        self,
+        trees: StateTreeStore,
+        events: RoomEvents,
+        stays: Stays,
+        lifetimes: Lifetimes | None = None,
+        erased: ErasedSenders | None = None,
     ) -> None:
         """Without `lifetimes` messages are shown for ever."""
+        self._erased = erased
         self._trees = trees
         self._events = events
         self._stays = stays
@@ -152,7 +161,19 @@ class Visibility:
                 seen.append(Seen(event, afterwards))
             if not is_state:
                 decided[case] = afterwards if shows else None
-        return seen
+        return await self.without_erased(own, seen)
+
+    async def without_erased(self, own: MembershipRow | None, seen: list[Seen]) -> list[Seen]:
+        """The events (of one room), those without their content that were sent by somebody whose account was erased before the user
+        came into the room. `own`: the user's present membership."""
+        if self._erased is None or not seen:
+            return seen
+        hidden = await self._erased.find_hidden(own, [(each.event, each.membership) for each in seen])
+        return [self._without_content(each) if each.event.nid in hidden else each for each in seen] if hidden else seen
+
+    def _without_content(self, seen: Seen) -> Seen:
+        assert self._erased is not None
+        return Seen(self._erased.without_content(seen.event), seen.membership, is_erased=True)
 
     async def _last_join(self, own: MembershipRow | None) -> int | None:
         """The depth up to which the user was in the room: none for who is in it now, None for who never was."""

@@ -2,7 +2,7 @@
 
 A server that has been in the room since before an event sees it without any look-up. For older events the history visibility
 counts, and only where that shows little the memberships of the server's users: for a whole page at once. Messages that are older
-than their room keeps them are shown whole to no server.
+than their room keeps them are shown whole to no server; those of an erased user to none that came after the erasure.
 
 spec: client-server-api#room-history-visibility, server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -18,6 +18,7 @@ from federation.protocol.visibility import (
     is_visible_to_server,
     read_visibility,
 )
+from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
@@ -38,7 +39,9 @@ class ServerVisibility:
         membership_store: MembershipStore,
         servers: RoomServers,
         lifetimes: Lifetimes | None = None,
+        erased: ErasedSenders | None = None,
     ) -> None:
+        self._erased = erased
         self._lifetimes = lifetimes
         self._trees = trees
         self._events = events
@@ -48,6 +51,10 @@ class ServerVisibility:
     async def see(self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]) -> list[bool]:
         """Which of the events (of one room) a server, which is in the room now, may see whole."""
         seen = await self._see(server, room_nid, events)
+        joined = (await self._servers.in_room(room_nid)).get(server)
+        if self._erased is not None and joined is not None and await self._erased.get():
+            hidden = [await self._erased.hides_from_server(joined, stored) for stored in events]
+            seen = [visible and not is_hidden for visible, is_hidden in zip(seen, hidden, strict=True)]
         if self._lifetimes is None:
             return seen
         oldest = await self._lifetimes.oldest_shown(room_nid)

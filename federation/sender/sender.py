@@ -5,6 +5,8 @@ Laws:
   write, is nothing special: up to the lease's position all is told or noted, and from there the stream is read again.
 - One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
 - Of a destination one transaction is under way at a time, and is tried again under its id and with its content.
+- A server that comes to share a room with one of our users, whatever was told it of them before, is told of the latest change of
+  their devices: so it sees whether it has missed some. One that is behind is not: it sees them come when it hears of the room.
 - A destination that has heard everything costs nothing; one that cannot be reached costs a row for each room of which it
   misses something (`destination.py`), and a try now and then. So does one that the policy refuses: it is told when the
   policy lets it.
@@ -32,7 +34,7 @@ from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
 from storage.database import DatabaseUnavailable
-from storage.destinations import Backlog, DestinationStore, EventToSend
+from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
@@ -181,7 +183,8 @@ class Sender:
             known = self._servers.peek(row.room_nid)
             return row.receipt_type == PUBLIC_RECEIPT and known != {} and self._identity.is_local(row.user_id)
         if isinstance(row, MembershipRow):
-            return self._note_newcomer(row)
+            joins = row.is_local and row.membership == "join" and self._servers.peek(row.room_nid) != {}
+            return joins or self._note_newcomer(row)
         return True
 
     def _note_newcomer(self, row: MembershipRow) -> bool:
@@ -231,6 +234,9 @@ class Sender:
         receipts = await self._store.get_receipts_to_send(after, upto, AT_ONCE) if Topic.RECEIPT in topics else ()
         if len(receipts) == AT_ONCE:
             upto = receipts[-1].position
+        moves = await self._store.get_own_moves(after, upto, AT_ONCE) if Topic.MEMBERSHIP in topics else ()
+        if len(moves) == AT_ONCE:
+            upto = moves[-1].position
         for event in events:
             if event.position <= upto:
                 queued = QueuedEvent(event.position, event.event_nid, event.room_nid)
@@ -247,6 +253,12 @@ class Sender:
                 for destination in self._find(await self._servers.of_user(UserID(user_id))):
                     woken[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
+        for move in await self._find_joins(moves):
+            servers = await self._servers.newly_shared(UserID(move.user_id), move.room_nid, move.position)
+            for destination in self._find(servers):
+                if not destination.is_behind:
+                    woken[destination.server] = destination
+                    destination.users.setdefault(move.user_id, move.position)
         if Topic.OUTGOING in topics:
             for destination in self._find(map(ServerName, await self._to_device.get_servers(after, upto))):
                 woken[destination.server] = destination
@@ -257,7 +269,20 @@ class Sender:
         self._dispatched = upto
         for destination in woken.values():
             self._deliveries.wake(destination)
-        return len(events) < AT_ONCE > len(receipts)
+        return max(len(events), len(receipts), len(moves)) < AT_ONCE
+
+    async def _find_joins(self, moves: Sequence[OwnMove]) -> list[OwnMove]:
+        """Those of the moves by which one of our users came in."""
+        ours = [move for move in moves if self._identity.is_local(move.user_id)]
+        stored = await self._events.get_events(move.event_nid for move in ours)
+        before = await self._events.get_events(each.replaces for each in stored.values() if each.replaces is not None)
+        joins = []
+        for move in ours:
+            event = stored[move.event_nid]
+            former = None if event.replaces is None else before.get(event.replaces)
+            if event.event.membership == "join" and (former is None or former.event.membership != "join"):
+                joins.append(move)
+        return joins
 
     async def _tell_newcomers(self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]) -> None:
         """Our own sticky events from before they came. Proposal: MSC4354"""

@@ -1,6 +1,6 @@
 """Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
@@ -12,6 +12,7 @@ from homeserver.config.registration_files import read_registration_files
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.nodes import OtherNodes
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
@@ -87,9 +88,11 @@ class AccountParts:
         random: RandomBytes,
         mail: MailParts,
         web: Web | None,
+        monotonic: Callable[[], float],
     ) -> None:
         """`web` leads to whoever makes the riddles that people solve before they register; None for commands, where nobody
-        registers so. Raises `ValueError` where nobody would check solutions, or send the messages that are needed."""
+        registers so. `monotonic` counts seconds, and nobody sets it. Raises `ValueError` where nobody would check solutions, or
+        send the messages that are needed."""
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
@@ -121,8 +124,17 @@ class AccountParts:
         self.validity = AccountValidity(clock, enabled=account_validity.enabled)
         self.validity_store = AccountValidityStore(database, self.store)
         self.access_tokens = AccessTokens(
-            clock, database, token_store, self.store, database.streams, self.last_seen, validity=self.validity
+            clock,
+            database,
+            token_store,
+            self.store,
+            database.streams,
+            self.last_seen,
+            validity=self.validity,
+            monotonic=monotonic,
         )
+        is_shared = config.storage.database.name == "psycopg2"  # SQLite is for one node
+        self.other_nodes = OtherNodes(clock, database, self.access_tokens, monotonic) if is_shared else None
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,

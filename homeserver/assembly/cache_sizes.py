@@ -23,6 +23,7 @@ class CacheSizes:
         self.answer_bytes = scaled(16 << 20)
         self.empty_answer_bytes = scaled(64 << 20)
         self.view_bytes = scaled(32 << 20)
+        self.typing_view_bytes = scaled(32 << 20)
         self.filter_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
         self.state_bytes = scaled(64 << 20)

@@ -52,7 +52,6 @@ class EncryptionParts:
         self.to_device = ToDevice(
             database,
             accounts.to_device_store,
-            accounts.device_store,
             self.outgoing_store,
             identity,
             policy,

@@ -127,7 +127,9 @@ class IncomingParts:
             rooms.chains,
             TimelineStore(database),
             federation.access,
-            ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers, rooms.lifetimes),
+            ServerVisibility(
+                rooms.trees, rooms.events, rooms.membership_store, rooms.servers, rooms.lifetimes, rooms.erased
+            ),
         )
         self.audit = StateAudit(
             StateAuditStore(database),

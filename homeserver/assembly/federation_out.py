@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.own_devices import OwnDevices
+from federation.protocol.endpoint import Limit
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
@@ -18,6 +19,7 @@ from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.others import Peering
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.jobs import Job
 from homeserver.observe.sender import SenderMetrics
 from homeserver.services.destinations import Destinations
@@ -44,6 +46,7 @@ class FederationOutParts:
         peering: Peering,
         clock: IReactorTime,
         database: Database,
+        limiter: RateLimiter,
         random: RandomBytes,
         accounts: AccountParts,
         rooms: RoomParts,
@@ -54,7 +57,15 @@ class FederationOutParts:
         identity, now_ms = federation.identity, rooms.now_ms
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = encryption.outgoing_store
-        self.own_devices = OwnDevices(accounts.device_key_store, rooms.published_keys, log, identity, now_ms)
+        self.own_devices = OwnDevices(
+            accounts.device_key_store,
+            rooms.published_keys,
+            log,
+            identity,
+            now_ms,
+            lambda origin: limiter.check_only(Limit.CLAIMED_KEYS, origin),
+            lambda origin, keys: limiter.count(Limit.CLAIMED_KEYS, origin, cost=keys),
+        )
         contents = Contents(
             rooms.store,
             rooms.engine,
@@ -112,7 +123,7 @@ class FederationOutParts:
             rooms.memberships,
             rooms.membership_store,
             self.sender,
-            database.streams,
+            identity.is_local,
         )
         self.everyones_keys = EveryonesKeys(self.own_devices, rooms.published_keys, self.remote_devices, identity)
         self._to_device = encryption.to_device
@@ -145,4 +156,5 @@ class FederationOutParts:
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
+            Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )

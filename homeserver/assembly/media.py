@@ -126,7 +126,9 @@ class MediaParts:
             if storage.remove_photo_locations
             else None
         )
-        self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
+        self.files = MediaFiles(
+            config.folder / storage.media_store_path, threads.files, clock, storage.media_free_disk_floor
+        )
         self.files.open_folder()
         stores = stores_of(
             storage.media_object_store, clock, database, self.files, threads.objects_out, threads.objects_in

@@ -25,6 +25,7 @@ def offers_of(
             threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
             or accounts.phones.is_possible(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
+            login_tokens_confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             longest_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,
         ),

@@ -1,6 +1,6 @@
 """Puts together what of accounts needs their rooms: the end of an account, and what people keep with the server."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -12,6 +12,7 @@ from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import has_own_pages
 from homeserver.assembly.rooms import RoomParts
+from homeserver.config.server import Name
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.jobs import Job
@@ -177,3 +178,9 @@ class PeopleParts:
         Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
             lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )
+
+
+def identity_server_of(name: Name) -> Mapping[str, object]:
+    """What clients are told of an identity server, where there is one."""
+    url = name.default_identity_server
+    return {} if url is None else {"m.identity_server": {"base_url": url}}

@@ -11,6 +11,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.published_keys import KeysOfPeople
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
+from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.partial_rooms import PartialRooms
@@ -32,7 +33,7 @@ from homeserver.assembly.lifetimes import lifetimes_of
 from homeserver.assembly.presence import presence_of
 from homeserver.assembly.profile_rules import fixed_profile_fields, name_rules_of
 from homeserver.assembly.push_rules import PushParts
-from homeserver.assembly.sliding import sliding_parts
+from homeserver.assembly.sliding import sliding_parts, thread_updates
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
@@ -89,6 +90,7 @@ from storage.aliases import AliasStore
 from storage.auth_chains import AuthChainStore
 from storage.cross_signing import CrossSigningStore
 from storage.database import Database
+from storage.erasures import ErasureStore
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
@@ -172,7 +174,8 @@ class RoomParts:
         self.trees = trees
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
-        self.visibility = visibility = Visibility(trees, self.events, stays, self.lifetimes)
+        self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
+        self.visibility = visibility = Visibility(trees, self.events, stays, self.lifetimes, self.erased)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
@@ -352,7 +355,9 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
+        self.published_keys = KeysOfPeople(
+            PublishedKeyStore(database), streams, capacity=sizes.devices, is_alone=database.engine.name == "sqlite"
+        )
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
@@ -437,6 +442,7 @@ class RoomParts:
             self.notifier,
             clock,
         )
+        self.thread_updates = thread_updates(database, parts, self.events, visibility, client_events)
         self.sliding = sliding_parts(
             database,
             parts,
@@ -447,6 +453,7 @@ class RoomParts:
             visibility,
             client_events,
             self.thread_subscriptions,
+            self.thread_updates,
             accounts.profile_store,
             sizes,
             now_ms,

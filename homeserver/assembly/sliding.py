@@ -20,9 +20,11 @@ from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
+from homeserver.services.sliding_sync.typing_views import TypingViews
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.sync import SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
+from homeserver.services.thread_updates import ThreadUpdates
 from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.profiles import ProfileStore
@@ -30,6 +32,16 @@ from storage.room_recency import RoomRecencyStore
 from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.state_tree import StateTreeStore
+from storage.thread_updates import ThreadUpdateStore
+
+
+def thread_updates(
+    database: Database, synced: SyncParts, events: RoomEvents, visibility: Visibility, client_events: ClientEvents
+) -> ThreadUpdates:
+    """What reads in which threads something was said; it shares what /sync is made of."""
+    store = ThreadUpdateStore(database)
+    rooms, memberships, ignored = synced.rooms, synced.memberships, synced.ignored
+    return ThreadUpdates(store, rooms, events, memberships, visibility, client_events, ignored, database.streams)
 
 
 def sliding_parts(
@@ -42,6 +54,7 @@ def sliding_parts(
     visibility: Visibility,
     client_events: ClientEvents,
     threads: ThreadSubscriptions,
+    updates: ThreadUpdates,
     profiles: ProfileStore,
     sizes: CacheSizes,
     now_ms: Callable[[], int],
@@ -83,17 +96,18 @@ def sliding_parts(
             synced.devices,
             synced.account_data,
             synced.receipts,
-            synced.typing,
             synced.recent,
             synced.rooms,
             synced.ignored,
             threads,
             ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states),
             synced.sticky,
+            TypingViews(synced.typing, streams, capacity=sizes.typing_view_bytes),
+            updates,
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), now_ms, capacity=sizes.connected_rooms),
+        Connections(SlidingConnectionStore(database), streams, now_ms, capacity=sizes.connected_rooms),
         lists,
         entries,
         extensions,
@@ -103,5 +117,5 @@ def sliding_parts(
         synced.recent,
         synced.typing,
         synced.partial,
-        EmptyAnswers(capacity=sizes.empty_answer_bytes),
+        EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
     )

@@ -6,6 +6,7 @@ from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.room_reading import DEFAULT_PAGE
 from homeserver.services.room_relations import RoomRelations
+from homeserver.services.thread_updates import MOST_UPDATES, ThreadUpdates
 from storage.timelines import Direction
 
 
@@ -59,3 +60,23 @@ async def get_thread_roots(
 ) -> dict[str, Any]:
     """The threads of a room."""
     return await relations.get_threads(caller, room_id, from_, limit, participated=include == "participated")
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/thread_updates",
+    "/_matrix/client/unstable/io.element.msc4360/thread_updates",
+    auth=Auth.USER,
+    limit=Limit.THREADS,
+)
+async def get_thread_updates(
+    updates: ThreadUpdates,
+    caller: Requester,
+    *,
+    dir: Literal["b"],
+    from_: str | None = None,
+    to: str | None = None,
+    limit: int = MOST_UPDATES,
+) -> dict[str, Any]:
+    """In which threads something was said, in all rooms: what sliding sync had no room for, going back. Proposal: MSC4360."""
+    return await updates.get_page(caller, from_, to, limit)

@@ -9,10 +9,11 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID, is_opaque_id, is_room_id
+from homeserver.client.sliding_extensions import MOST_NAMES, ExtensionsBody, Names, Natural, Text, read_extensions
 from homeserver.http.parameters import json_decoder
 from homeserver.services.presence.presence import Presence
-from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
+    ALL_MEMBERS,
     ANY,
     MEMBER,
     Clause,
@@ -20,17 +21,11 @@ from homeserver.services.sliding_sync.request import (
     ListFilters,
     ListRequest,
     Pattern,
-    ProfilesRequest,
     RequiredState,
     RoomConfig,
-    Scope,
     SlidingRequest,
-    StickyRequest,
-    ThreadSubscriptionsRequest,
-    ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
-from homeserver.services.thread_subscriptions import MOST_CHANGES
 
 MOST_LISTS: Final = 100
 MOST_SUBSCRIPTIONS: Final = 100
@@ -40,30 +35,19 @@ LONGEST_UNSTABLE_KEY: Final = 64
 """Of a list, in the form of the released clients; in the accepted one it may be as long as any opaque identifier."""
 LONGEST_CONN_ID: Final = 255
 MOST_EVENTS: Final = 1000
-MOST_MESSAGES: Final = 100
 MAX_BODY: Final = 256 * 1024
+ALL_OF_MEMBERS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
-MOST_FIELDS: Final = 100
-MOST_NAMES: Final = 500
-"""Of spaces, tags, lists or rooms, wherever they are named."""
-UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
-UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
-UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
-LONGEST_PATTERN: Final = 255
-"""Of a type or state key: no event has a longer one."""
 REMEMBERED: Final = 512
 MOST_REMEMBERED_PATTERNS: Final = 50
 REMEMBERED_BODIES: Final = 1024
 MOST_REMEMBERED_BYTES: Final = 4096
 """Of a body: longer ones are read anew each time."""
 
-Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
-Names = Annotated[list[Text], msgspec.Meta(max_length=MOST_NAMES)]
 RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MOST_NAMES)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
 _PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
     "offline": "offline",
@@ -129,45 +113,6 @@ class StableList(StableRoom, frozen=True):
 
     range: tuple[Natural, Natural] | None = None
     filters: FiltersBody | None = None
-
-
-class SinceExtension(msgspec.Struct, frozen=True):
-    """An extension with a token of its own."""
-
-    enabled: bool | None = None
-    since: Text | None = None
-    limit: Natural | None = None
-
-
-class RoomsExtension(msgspec.Struct, frozen=True):
-    """An extension that is wanted in some rooms."""
-
-    enabled: bool | None = None
-    lists: Names | None = None
-    rooms: Names | None = None
-
-
-class ProfilesExtension(RoomsExtension, frozen=True):
-    """Profiles of people in some rooms."""
-
-    fields: list[Text] | None = None
-
-
-class ExtensionsBody(msgspec.Struct, frozen=True):
-    """Those that are known here; others are ignored."""
-
-    to_device: SinceExtension | None = None
-    e2ee: RoomsExtension | None = None
-    account_data: RoomsExtension | None = None
-    receipts: RoomsExtension | None = None
-    typing: RoomsExtension | None = None
-    thread_subscriptions: SinceExtension | None = None
-    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
-    sticky_events: SinceExtension | None = None
-    unstable_sticky_events: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_STICKY)
-    profiles: ProfilesExtension | None = None
-    unstable_profiles: ProfilesExtension | None = msgspec.field(default=None, name=UNSTABLE_PROFILES)
-    unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
 
 
 class UnstableBody(msgspec.Struct, frozen=True):
@@ -257,7 +202,7 @@ async def post_sliding_sync(
         stable=True,
         lists={name: _stable_list(wanted, most) for name, wanted in lists.items()},
         subscriptions={id: _stable_config(wanted, most) for id, wanted in subscriptions.items() if is_room_id(id)},
-        extensions=_extensions(body.extensions or ExtensionsBody()),
+        extensions=read_extensions(body.extensions or ExtensionsBody()),
     )
     presence.arrive(caller, set_presence)
     try:
@@ -297,7 +242,7 @@ def _read_asked(body: bytes, user_id: UserID, most: int) -> _Asked:
         read.txn_id,
         {name: _unstable_list(wanted, user_id, most) for name, wanted in lists.items()},
         {id: _unstable_config(wanted, user_id, most) for id, wanted in subscriptions.items() if is_room_id(id)},
-        _extensions(read.extensions or ExtensionsBody()),
+        read_extensions(read.extensions or ExtensionsBody()),
     )
 
 
@@ -351,8 +296,18 @@ def _stable_config(wanted: StableRoom, most: int) -> RoomConfig:
 def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
-    clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
-    return RoomConfig(timeline_limit, RequiredState(clauses, bool(required.lazy_members)))
+    clauses = {Clause(include, exclude)} if include else set()
+    if required.lazy_members and include & ALL_OF_MEMBERS:
+        # the members are those that are needed and those that are named, not all
+        others, named = include - {ALL_MEMBERS}, frozenset((MEMBER, key) for type, key in include if _names(type, key))
+        clauses = {Clause(others, exclude | {ALL_MEMBERS})} if others else set()
+        clauses |= {Clause(named, exclude)} if named else set()
+    return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), bool(required.lazy_members)))
+
+
+def _names(type: str, state_key: str) -> bool:
+    """Whether it is the membership of one user that is asked for, or with other state also that."""
+    return type in (MEMBER, ANY) and state_key != ANY
 
 
 _remembered_stable = lru_cache(REMEMBERED)(_make_stable)
@@ -404,64 +359,3 @@ def _filters(body: FiltersBody | None) -> ListFilters:
 
 def _set(names: Sequence[str] | None) -> frozenset[str] | None:
     return None if names is None else frozenset(names)
-
-
-def _extensions(body: ExtensionsBody) -> Extensions:
-    return Extensions(
-        to_device=_to_device(body.to_device),
-        e2ee=body.e2ee is not None and bool(body.e2ee.enabled),
-        account_data=_scope(body.account_data),
-        receipts=_scope(body.receipts),
-        typing=_scope(body.typing) or _scope(body.unstable_typing),
-        thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
-        or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
-        profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
-        sticky=_sticky("sticky_events", body.sticky_events) or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
-    )
-
-
-def _sticky(name: str, body: SinceExtension | None) -> StickyRequest | None:
-    if body is None or not body.enabled:
-        return None
-    limit = MOST_MESSAGES if body.limit is None else max(1, min(body.limit, MOST_MESSAGES))
-    return StickyRequest(name, _since(name, body.since), limit)
-
-
-def _since(name: str, since: str | None) -> int:
-    since = since or "0"
-    if not (since.isascii() and since.isdigit() and len(since) <= 18):
-        raise InvalidParam(f"The since of {name} is not one that this server gave out")
-    return int(since)
-
-
-def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | None:
-    scope = _scope(body)
-    if body is None or scope is None:
-        return None
-    if body.fields is not None and len(body.fields) > MOST_FIELDS:
-        raise InvalidParam(f"At most {MOST_FIELDS} fields of profiles can be asked for by name")
-    return ProfilesRequest(name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields))
-
-
-def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
-    if body is None or not body.enabled:
-        return None
-    return ThreadSubscriptionsRequest(name, MOST_CHANGES if body.limit is None else max(1, body.limit))
-
-
-def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
-    if body is None or not body.enabled:
-        return None
-    return ToDeviceRequest(
-        _since("to_device", body.since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES))
-    )
-
-
-def _scope(body: RoomsExtension | None) -> Scope | None:
-    if body is None or not body.enabled:
-        return None
-    return Scope(_named(body.lists), _named(body.rooms))
-
-
-def _named(names: Sequence[str] | None) -> frozenset[str] | None:
-    return None if names is None or ANY in names else frozenset(names)

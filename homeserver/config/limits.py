@@ -93,6 +93,12 @@ class FederationLimits:
     sleep_delay: int = option(500, "How long it waits, in milliseconds.", minimum=0)
     reject_limit: int = option(50, "Waiting requests of one server, before more are refused.", minimum=0)
     concurrent: int = option(3, "Requests of one server that are answered at the same time.", minimum=1)
+    claimed_keys: RateLimit = limit(
+        50,
+        5000,
+        "One-time keys of encryption that one server claims. One request may claim 5,000; what it claims beyond what there is room"
+        " for, it waits for before the next.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

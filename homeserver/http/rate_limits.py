@@ -4,10 +4,10 @@ A bucket of `burst_count` tokens refills by `per_second`. Only the time when it 
 a bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -28,6 +28,24 @@ class Rate(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.per_second <= 0 or self.burst_count < 1:
             raise ValueError("a rate limit needs per_second above 0 and burst_count of at least 1")
+
+
+class Counted(NamedTuple):
+    """A bucket, and how much of it something takes."""
+
+    limit: Limit
+    key: str
+    cost: float = 1.0
+
+
+class Attempt:
+    """Something that may fail."""
+
+    has_failed = False
+
+    def fail(self) -> None:
+        """It did."""
+        self.has_failed = True
 
 
 class RateLimiter:
@@ -69,6 +87,22 @@ class RateLimiter:
         yield
         self._give_back(limit, key)
 
+    @contextmanager
+    def attempting(self, counted: Sequence[Counted]) -> Iterator[Attempt]:
+        """Count an attempt, in all of these buckets or in none, before it is known how it ends: whatever is under way counts.
+        Unless it is said to have failed, all is given back at the end, whatever is raised. Raises LimitExceeded."""
+        for limit, key, cost in counted:
+            self._check(limit, key, cost, None, counts=False)
+        for limit, key, cost in counted:
+            self._check(limit, key, cost, None, counts=True)
+        attempt = Attempt()
+        try:
+            yield attempt
+        finally:
+            if not attempt.has_failed:
+                for limit, key, cost in counted:
+                    self._give_back(limit, key, cost)
+
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count what has happened already, though it be more than there was room for: for what is known only then."""
         rate = rate or self._rates.get(limit)
@@ -97,10 +131,10 @@ class RateLimiter:
         if len(buckets) > self._max_buckets:
             self._forget(limit, now)
 
-    def _give_back(self, limit: Limit, key: str) -> None:
+    def _give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         buckets = self._full_at.get(limit, {})
         if key in buckets:  # else it is full already
-            buckets[key] -= 1 / self._rates[limit].per_second
+            buckets[key] -= cost / self._rates[limit].per_second
 
     def forget(self, limit: Limit, key: str) -> None:
         """Fill a bucket: after a good password, failures before it no longer count."""

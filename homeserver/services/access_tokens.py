@@ -3,6 +3,8 @@
 Laws:
 - A remembered token costs no query, and is forgotten when the stream tells of a change of its account
   (`Topic.ACCOUNT`): on every node, as soon as the change is heard of.
+- On several nodes what is remembered is trusted only for a while after others were last heard (`homeserver/nodes.py`); then the
+  database is asked each time.
 - What was read while such a change came in is not remembered: it may be the state from before.
 - Memory is bounded: the token that was learnt first is forgotten first.
 - Until its account is past its day a token is remembered at most: then it is read again.
@@ -12,7 +14,9 @@ Laws:
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -63,9 +67,10 @@ class AccessTokens:
         last_seen: LastSeen,
         *,
         validity: AccountValidity | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
         most_remembered: int = 100_000,
     ) -> None:
-        """`validity`: whether accounts end, and which are past their day."""
+        """`validity`: whether accounts end, and which are past their day. `monotonic` counts seconds, and nobody sets it."""
         self._validity = validity or AccountValidity(clock)
         self._consents: OwedConsents | None = None
         self._clock = clock
@@ -77,6 +82,10 @@ class AccessTokens:
         self._remembered: dict[bytes, tuple[Requester, float]] = {}
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
+        self._monotonic = monotonic
+        self._trusted_until = inf
+        self._taking_in = 0
+        self._settling: list[Deferred[None]] = []
         streams.subscribe(self._heed, Topic.ACCOUNT)
         streams.watch(self._heed_others)
 
@@ -89,7 +98,11 @@ class AccessTokens:
         a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
         token_hash = hash_token(token)
         remembered = self._remembered.get(token_hash)
-        if remembered is not None and remembered[1] > self._clock.seconds():
+        if (
+            remembered is not None
+            and remembered[1] > self._clock.seconds()
+            and (self._trusted_until == inf or self._trusted_until > self._monotonic())
+        ):
             owner: Requester | None = remembered[0]
         elif is_damaged(token):
             return None
@@ -98,6 +111,17 @@ class AccessTokens:
         if owner is not None and owner.device_id is not None:
             self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.user_agent)
         return owner
+
+    def trust_until(self, seconds: float) -> None:
+        """What is remembered is trusted until then, by the clock that nobody sets; from then on the database is asked each time."""
+        self._trusted_until = seconds
+
+    async def settle(self) -> None:
+        """Wait until what was heard of is forgotten."""
+        if self._taking_in:
+            settled: Deferred[None] = Deferred()
+            self._settling.append(settled)
+            await settled
 
     async def _learn(self, token_hash: bytes) -> Requester | None:
         forgotten: set[str] = set()
@@ -169,6 +193,7 @@ class AccessTokens:
                 self._forget(change.user_id)
 
     def _heed_others(self, after: int, upto: int) -> None:
+        self._taking_in += 1
         Deferred.fromCoroutine(self._forget_changed(after, upto))
 
     async def _forget_changed(self, after: int, upto: int) -> None:
@@ -181,6 +206,11 @@ class AccessTokens:
             changed = {*self._by_user, _EVERYBODY}
         for user_id in changed:
             self._forget(user_id)
+        self._taking_in -= 1
+        if not self._taking_in:
+            settling, self._settling = self._settling, []
+            for settled in settling:
+                settled.callback(None)
 
     def _forget(self, user_id: str) -> None:
         for forgotten in self._forgotten_meanwhile:

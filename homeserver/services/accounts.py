@@ -13,6 +13,7 @@ from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
 from homeserver.services.deactivation import Deactivation
+from homeserver.services.eras import check_era
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
@@ -79,17 +80,18 @@ class Accounts:
 
     async def check_confirmed(
         self, caller: Requester, operation: str, auth: AuthData | None, address: str, *, bears_earlier: bool = False
-    ) -> None:
-        """Return once the caller has confirmed, with their password or at their identity provider, that they do this.
+    ) -> int:
+        """Return once the caller has confirmed, with their password or at their identity provider, that they do this: in which era
+        of the account, to be compared (`check_era`) in the write in which it is done.
         `bears_earlier`: it is enough that they confirmed something else on this device lately, where the operator has it so;
         never for what lets others in, or takes the account away. Raises `AuthenticationRequired`, and `Forbidden` where they
         have nothing to confirm it with, or do not do it in this way."""
         if caller.oauth_client is not None:
             # an app that was let in without a password is not to ask for it afterwards
             raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
-        if bears_earlier and await self._has_confirmed(caller):
-            return
         account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
+        if bears_earlier and await self._has_confirmed(caller):
+            return account.era
         stages = [PASSWORD] if self._sign_in.password_confirmation and account.password_hash is not None else []
         if self._other_proofs is not None:
             stages += await self._other_proofs.stages_of(caller.user_id)
@@ -99,6 +101,7 @@ class Accounts:
         await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
         if self._confirmations is not None and caller.device_id is not None:
             await self._confirmations.set_confirmed(caller.user_id, caller.device_id, self._now())
+        return account.era
 
     async def _has_confirmed(self, caller: Requester) -> bool:
         if self._confirmations is None or caller.device_id is None:
@@ -111,9 +114,9 @@ class Accounts:
     ) -> None:
         """Change it, once that is confirmed. Raises `WeakPassword`, and as `check_confirmed`."""
         self._passwords.check_policy(new_password)
-        await self.check_confirmed(caller, "POST account/password", auth, address)
+        era = await self.check_confirmed(caller, "POST account/password", auth, address)
         await self.do_set_password(
-            caller.user_id, new_password, log_out_but=caller if log_out_others else None, ip=address
+            caller.user_id, new_password, log_out_but=caller if log_out_others else None, ip=address, era=era
         )
 
     async def do_reset_password(self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool) -> None:
@@ -132,7 +135,7 @@ class Accounts:
         account = None if owner is None else await self.get_account(UserID(owner))
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("No account has this address any more")
-        await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out, ip=ip)
+        await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out, ip=ip, era=account.era)
 
     def check_password_policy(self, password: str) -> None:
         """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
@@ -147,14 +150,18 @@ class Accounts:
         log_out_but: Requester | None = None,
         by: UserID | None = None,
         ip: str | None = None,
+        era: int | None = None,
         also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does;
-        `also` is done in the same write. Raises `WeakPassword`, `InvalidParam`."""
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does, and `era`: in
+        which of the account they have proved to be; `also` is done in the same write. Raises `WeakPassword`, `InvalidParam`, and as
+        `check_era`."""
         self._passwords.check_policy(new_password)
-        password_hash = await self._passwords.hash(new_password)
+        password_hash = await self._passwords.hash(new_password, ip)
 
         def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, user_id, era)
             self._accounts.set_password_hash(txn, user_id, password_hash)
             note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
             if log_out_all or log_out_but is not None:
@@ -166,8 +173,8 @@ class Accounts:
 
     async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> str:
         """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises as `check_confirmed`."""
-        await self.check_confirmed(caller, "POST account/deactivate", auth, address)
-        return await self._deactivation.do_deactivate(caller.user_id, erase=erase, ip=address)
+        era = await self.check_confirmed(caller, "POST account/deactivate", auth, address)
+        return await self._deactivation.do_deactivate(caller.user_id, erase=erase, ip=address, era=era)
 
     async def get_account(self, user_id: UserID) -> AccountRow:
         """Raises `NotFound`."""

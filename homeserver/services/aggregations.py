@@ -26,6 +26,9 @@ from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
 
+FEW_EVENTS: Final = 64
+"""Of so many it is asked first whether any has children: as a rule none has, and to find that out costs less."""
+
 _event_id: Final = attrgetter("event.event_id")
 
 
@@ -73,7 +76,11 @@ class Aggregations:
             return {}
         ignored = await self._ignored.of_user(user_id)
         heard = self._childless.heard
-        children = await self._store.get_children(parents, user_id, ignored)
+        children: Mapping[int, Sequence[Children]] = {}
+        if len(parents) > FEW_EVENTS or await self._store.have_children(
+            event.event.event_id for event in parents.values()
+        ):
+            children = await self._store.get_children(parents, user_id, ignored)
         if not ignored:
             self._childless.note([event.event.event_id for nid, event in parents.items() if nid not in children], heard)
         if not children:
@@ -132,6 +139,21 @@ class Aggregations:
             for seen in await self._visibility.filter(user_id, own.get(room_nid), events)
         }
 
+    async def without_erased(self, user_id: UserID, events: Mapping[int, StoredEvent]) -> Mapping[int, StoredEvent]:
+        """The events, of whatever rooms and by number, which the user may see: those without their content that were sent by
+        somebody whose account was erased before the user came."""
+        if not events:
+            return events
+        own = await self._memberships.of_user(user_id)
+        rooms: dict[int, list[Seen]] = {}
+        for event in events.values():
+            rooms.setdefault(event.room_nid, []).append(Seen(event, "leave"))
+        return {
+            seen.event.nid: seen.event
+            for room_nid, each in rooms.items()
+            for seen in await self._visibility.without_erased(own.get(room_nid), each)
+        }
+
 
 def _aggregate(user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, Seen]) -> Aggregation:
     edit: Seen | None = None
@@ -147,6 +169,10 @@ def _aggregate(user_id: UserID, parent: StoredEvent, groups: Sequence[Children],
         elif group.rel_type == THREAD:
             participated = group.has_own or parent.event.sender == user_id
             thread = Thread(shown[0], group.count, participated)
-        elif group.rel_type == REPLACE and (own_relation is None or own_relation.rel_type != REPLACE):
+        elif (
+            group.rel_type == REPLACE
+            and not shown[0].is_erased
+            and (own_relation is None or own_relation.rel_type != REPLACE)
+        ):
             edit = shown[0]
     return Aggregation(edit, thread, references)

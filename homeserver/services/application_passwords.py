@@ -19,6 +19,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.passwords import Passwords
 from homeserver.services.secret_text import SecretText, application_password_id
 from homeserver.services.sessions import NewSession, Sessions
@@ -77,8 +78,11 @@ class ApplicationPasswords:
         row = None if password_id is None else await self._store.get_password(password_id)
         return None if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()) else row
 
-    async def do_make(self, user_id: UserID, name: str, lifetime_ms: int | None) -> str:
-        """A new one, to be shown once. `lifetime_ms`: None for as long as may be. Raises `Forbidden` where there are none,
+    async def do_make(
+        self, user_id: UserID, name: str, lifetime_ms: int | None, *, era: int, address: str | None = None
+    ) -> str:
+        """A new one, to be shown once. `lifetime_ms`: None for as long as may be; `address`: whence it is asked for. Raises as
+        `check_era`, `Forbidden` where there are none,
         `InvalidParam`, `NameTaken`, `TooMany`, `LimitExceeded`."""
         if not self.enabled:
             raise Forbidden("This server has no passwords for programs")
@@ -88,7 +92,7 @@ class ApplicationPasswords:
             raise InvalidParam("It must end in the future")
         lasts = min((each for each in (lifetime_ms, self.longest_ms) if each is not None), default=None)
         password = self._secret_text.application_password()
-        password_hash = await self._passwords.hash(password)
+        password_hash = await self._passwords.hash(password, address)
         now = self._now()
         row = ApplicationPasswordRow(
             password_id=application_password_id(password) or "",
@@ -100,6 +104,7 @@ class ApplicationPasswords:
         )
 
         def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
             if self._store.count_passwords(txn, user_id) >= self._most:
                 raise TooMany(f"An account has at most {self._most} passwords for programs")
             if not self._store.add_password(txn, row):

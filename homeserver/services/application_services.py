@@ -234,7 +234,12 @@ class ActingServices:
             raise Forbidden("The application service has not registered this user")
         await self._sign_in.check_usable(account, "application_service", address)
         session = self._sessions.prepare(
-            user_id, address=address, device_id=device_id, device_name=device_name, refreshable=refreshable
+            user_id,
+            address=address,
+            era=account.era,
+            device_id=device_id,
+            device_name=device_name,
+            refreshable=refreshable,
         )
         await self._sessions.do_begin(session)
         return session

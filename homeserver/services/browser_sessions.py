@@ -2,6 +2,7 @@
 
 Laws:
 - The cookie is random and signed, is kept as a hash, and is new with each sign-in: no session is taken over that somebody else began.
+- A session begins only while what it rests on holds (`homeserver/services/eras.py`).
 - A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a closed account end it;
   an account past its day has none.
 - No script reads the cookie, no other site sends it with a form, and over https no other host can set it.
@@ -20,6 +21,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import TIME_OVER, Happened, note
 from homeserver.services.cookies import Cookies
+from homeserver.services.eras import check_era
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
@@ -39,6 +41,8 @@ class BrowserSession(msgspec.Struct, frozen=True):
     is_suspended: bool = False
     origin: str | None = None
     """JSON: the sign-in at an identity provider by which they came, if any."""
+    era: int = 0
+    """Of the account, for the writes of what they do here (`homeserver/services/eras.py`)."""
 
 
 class BrowserSessions:
@@ -64,16 +68,22 @@ class BrowserSessions:
         self._lifetime_ms = lifetime_ms
 
     async def do_begin(
-        self, user_id: UserID, context: RequestContext, origin: str | None = None, proved_ts: int | None = None
+        self,
+        user_id: UserID,
+        context: RequestContext,
+        era: int,
+        origin: str | None = None,
+        proved_ts: int | None = None,
     ) -> str:
-        """Sign somebody in, who has proved who they are and whose account may be used; what this browser had before
-        ends. `origin`: the sign-in at an identity provider by which they came; `proved_ts`: when they proved who they are there
-        (None: now, and here). The cookie, to be set with the answer (`Response.cookies`)."""
+        """Sign somebody in, who has proved who they are and whose account may be used, in this `era`; what this browser had before
+        ends. Raises as `check_era`. `origin`: the sign-in at an identity provider by which they came; `proved_ts`: when they proved
+        who they are there (None: now, and here). The cookie, to be set with the answer (`Response.cookies`)."""
         token = self._secret_text.browser_token()
         old = self._cookies.find(context, COOKIE)
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
             proved = now if proved_ts is None else proved_ts
@@ -89,7 +99,7 @@ class BrowserSessions:
         row = None if token is None else await self._store.get_browser_session(hash_token(token), self._now())
         if row is None or self._validity.is_over(row.account_expires_ts):
             return None
-        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
+        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, row.era)
 
     async def do_end_others(
         self, context: RequestContext, user_id: UserID, remove_sessions: Callable[[WriteTransaction, UserID, str], None]

@@ -12,7 +12,8 @@ from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME
 
 class Capabilities:
     """Answers from what the server was made with; encoded beforehand. `fixed_profile_fields`: those that people may not
-    change themselves. `longest_delay_ms`: of delayed events, None where there are none."""
+    change themselves. `longest_delay_ms`: of delayed events, None where there are none. `login_tokens_confirmed`: who asks for one has
+    to confirm that."""
 
     def __init__(
         self,
@@ -22,6 +23,7 @@ class Capabilities:
         fixed_profile_fields: frozenset[str] = frozenset(),
         rooms_forgotten_on_leave: bool = False,
         login_tokens: bool = False,
+        login_tokens_confirmed: bool = False,
         threepid_changes: bool = False,
         longest_delay_ms: int | None = None,
         url_previews: bool = False,
@@ -49,12 +51,22 @@ class Capabilities:
             limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MOST_SCHEDULED}
             people["org.matrix.msc4140.delayed_events"] = limits
         moderation = {"suspend": True, "lock": True}
-        self._of_people = _encode(people)
-        self._of_admins = _encode({**people, "m.account_moderation": moderation, "uk.timedout.msc4323": moderation})
+        of_admins = {"m.account_moderation": moderation, "uk.timedout.msc4323": moderation}
+        # what is to be confirmed, apps of the OAuth 2.0 API leave to the account page
+        of_apps = {
+            "m.change_password": {"enabled": False},
+            "m.3pid_changes": {"enabled": False},
+            "m.get_login_token": {"enabled": login_tokens and not login_tokens_confirmed},
+        }
+        self._bodies = {
+            (is_admin, is_app): _encode({**people, **(of_admins if is_admin else {}), **(of_apps if is_app else {})})
+            for is_admin in (False, True)
+            for is_app in (False, True)
+        }
 
     def body(self, caller: Requester) -> msgspec.Raw:
-        """The answer."""
-        return self._of_admins if caller.is_admin else self._of_people
+        """The answer, for the session that asks."""
+        return self._bodies[caller.is_admin, caller.oauth_client is not None]
 
 
 def _encode(capabilities: Mapping[str, object]) -> msgspec.Raw:

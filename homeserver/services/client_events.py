@@ -178,6 +178,7 @@ class ClientEvents:
         # who has left may see what was redacted later, and not why
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
+        loaded = await self._aggregations.without_erased(user_id, loaded)
         extras: dict[int, bytes] = {}
         for event in special:
             extra = b""

@@ -18,6 +18,7 @@ from federation.published_keys import KeysOfPeople
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.cross_signing_resets import CrossSigningResets
+from homeserver.services.eras import check_era
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
@@ -110,13 +111,16 @@ class CrossSigning:
     ) -> bool:
         """Set keys, of which some take the place of others, once that is confirmed."""
         operation = "POST keys/device_signing/upload"
+        era = None
         allowed = await self._resets.is_allowed(caller.user_id)
         if not allowed and caller.oauth_client is not None:
             await self._resets.ask(caller, operation, auth, address)
         elif not allowed:
-            await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
+            era = await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
 
         def write(txn: WriteTransaction) -> bool:
+            if era is not None:
+                check_era(txn, caller.user_id, era)
             is_done = self._store.set_keys(txn, present, changed)
             if is_done:
                 self._resets.end(txn, caller, address)
@@ -128,8 +132,9 @@ class CrossSigning:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
         if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
             raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        # those of others are read: that a list of another server's user is kept for the first time is announced to nobody
         others = {user_id for user_id in signed if user_id != caller.user_id}
-        published = await self._published.get_published([caller.user_id, *others])
+        published = await self._published.get_published([caller.user_id], others)
         keys = published.cross_signing
         identity_keys = {row.device_id: row.keys for row in published.devices.get(caller.user_id, ())}
         failures: dict[str, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.uia import UIA, AuthData, Operation
 from storage.database import Database
 from storage.oauth import CrossSigningResetStore
@@ -55,10 +56,12 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID, ip: str) -> None:
-        """Allow it, to whoever uses this account. `ip`: whence their browser asks."""
+    async def do_allow(self, user_id: UserID, ip: str, era: int) -> None:
+        """Allow it, to whoever uses this account. `ip`: whence their browser asks; `era`: in which they are signed in there. Raises as
+        `check_era`."""
 
         def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
             self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
             note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now(), ip=ip)
 

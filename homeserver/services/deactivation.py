@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.identity_bindings import SUCCESS, IdentityBindings
 from homeserver.services.sessions import Sessions
 from storage.account_data import AccountDataStore
@@ -72,17 +73,25 @@ class Deactivation:
         self._bindings = bindings
 
     async def do_deactivate(
-        self, user_id: UserID, *, erase: bool, by: UserID | None = None, ip: str | None = None
+        self,
+        user_id: UserID,
+        *,
+        erase: bool,
+        by: UserID | None = None,
+        ip: str | None = None,
+        era: int | None = None,
     ) -> str:
         """End an account for good, then leave its rooms; what became of its addresses at identity servers
         (`IdentityBindings.try_unbind`); `erase`: take away its profile and account data too, and mark
         it so that who comes later sees no content of its events; `by`: the administrator who does; `ip`: whence
-        its owner does. Raises `NotFound`."""
+        its owner does, and `era`: in which of the account they have proved to be. Raises `NotFound`, and as `check_era`."""
         if not await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, user_id, era)
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
             note(txn, user_id, Happened.DEACTIVATED, now, ip=ip, by=by)
             self._sessions.remove_sessions(txn, user_id, None, ip)

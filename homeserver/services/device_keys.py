@@ -183,12 +183,12 @@ def present_keys(published: PublishedKeys, reader: UserID, wanted: Mapping[str, 
     """What a reader sees of users' keys: of their devices (none named: all of them), and by usage of cross-signing."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
-        signatures = signatures_by_target(published.signatures.get(user_id, ()))
-        answer["device_keys"][user_id] = {
-            row.device_id: _present_device(row, signatures.get(row.device_id, ()))
-            for row in published.devices.get(user_id, ())
-            if not devices or row.device_id in devices
-        }
+        made = published.signatures.get(user_id)
+        signatures = signatures_by_target(made) if made else {}
+        shown = answer["device_keys"][user_id] = {}
+        for row in published.devices.get(user_id, ()):
+            if not devices or row.device_id in devices:
+                shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
                 answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(key, signatures.get(key.public_key, ()))
@@ -209,6 +209,8 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
 
 
 def _present_device(row: DeviceKeysRow, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    keys = bytes(with_signatures(row.keys, signatures))
-    unsigned = {} if row.display_name is None else {"device_display_name": row.display_name}
-    return msgspec.Raw(keys[:-1] + b',"unsigned":' + msgspec.json.encode(unsigned) + b"}")
+    keys = bytes(with_signatures(row.keys, signatures)) if signatures else row.keys
+    if row.display_name is None:
+        return msgspec.Raw(keys[:-1] + b',"unsigned":{}}')
+    name = msgspec.json.encode(row.display_name)
+    return msgspec.Raw(b'%b,"unsigned":{"device_display_name":%b}}' % (keys[:-1], name))

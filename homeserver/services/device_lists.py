@@ -4,6 +4,9 @@ A client needs the devices of everyone with whom its user shares an encrypted ro
 devices or keys changed, and those with whom such a room is newly shared. Told as left: those with whom none is shared any
 more. What there is to look at comes from the latest changes in memory; who was away for long costs a few queries.
 
+An answer may end before now (where messages to the device wait for the next one). So who was in which room is looked up as it
+was then, and not only as it is: else a move that another one followed upon would be told neither now nor later.
+
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
@@ -73,11 +76,12 @@ class DeviceLists:
         known = await self._newly_known(own, since, upto)
         if not (changed or moves or signed or turned_on is None or turned_on or known):
             return {"changed": [], "left": []}
-        newly, gone = await self._follow(user_id, own, moves, since)
+        newly, gone = await self._follow(own, moves, since, upto)
         newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto) | known
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
+        shared |= await self._shared_then(user_id, own, changed - shared, upto)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
             "left": sorted(gone - shared - {user_id}),
@@ -94,44 +98,63 @@ class DeviceLists:
         return await self._devices.get_all_changed_device_lists(since, upto) if users is None else users
 
     async def _moves(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> Sequence[MembershipRow]:
-        """Changes of memberships in the rooms that the user has to do with."""
+        """Who moved in the rooms that the user has to do with: each change, or of each the latest, which may be a later one."""
         rows = self._recent.memberships_since(since)
         if rows is not None:
             return [row for row in rows if row.room_nid in own and row.position <= upto]
-        encrypted = await self._encrypted.among(own)
-        return await self._membership_store.get_changed_members(encrypted, since, upto)
+        return await self._membership_store.get_moved_members(await self._encrypted.among(own), since)
+
+    async def _shared_then(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
+    ) -> set[str]:
+        """Those of the others with whom an encrypted room was shared where the answer ends: they, or the user, may have left it since,
+        and come back before the next one."""
+        if not others:
+            return set()
+        later = self._recent.memberships_since(upto)
+        if later is None:
+            later = await self._membership_store.get_moved_members(await self._encrypted.among(own), upto)
+        concerned = {row.room_nid for row in later if row.room_nid in own and row.user_id in {*others, user_id}}
+        rows: list[MembershipRow] = []
+        for nid in await self._encrypted.among(concerned):
+            rows += (await self._membership_store.get_memberships(nid, {*others, user_id})).values()
+        joined = await self._states.joined_at(rows, upto)
+        return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
 
     async def _follow(
-        self, user_id: UserID, own: Mapping[int, MembershipRow], moves: Sequence[MembershipRow], since: int
+        self, own: Mapping[int, MembershipRow], moves: Sequence[MembershipRow], since: int, upto: int
     ) -> tuple[set[str], set[str]]:
         """Who came to share an encrypted room by these moves, and who may have ceased to."""
         newly: set[str] = set()
         gone: set[str] = set()
         if not moves:
             return newly, gone
-        by_room: dict[int, dict[str, MembershipRow]] = {}
-        for row in moves:
-            by_room.setdefault(row.room_nid, {})[row.user_id] = row
-        encrypted = await self._encrypted.among(by_room)
-        before = await self._states.joined_at((row for nid in encrypted for row in by_room[nid].values()), since)
+        encrypted = await self._encrypted.among({row.room_nid for row in moves})
+        latest = {(nid, own[nid].user_id): own[nid] for nid in encrypted}
+        latest.update(((row.room_nid, row.user_id), row) for row in moves if row.room_nid in encrypted)
+        rows = latest.values()
+        before = await self._states.joined_at(rows, since)
+        after = await self._states.joined_at(rows, upto)
         for nid in encrypted:
-            rows = by_room[nid]
-            came, went = set[str](), set[str]()
-            for member, row in rows.items():
-                was_in = (nid, member) in before
-                is_in = row.membership == "join"
-                if was_in != is_in:
-                    (came if is_in else went).add(member)
-            is_in = own[nid].membership == "join"
-            was_in = is_in if user_id not in came | went else not is_in
+            user_id = own[nid].user_id
+            was_in, is_in = (nid, user_id) in before, (nid, user_id) in after
+            came = {member for room_nid, member in after - before if room_nid == nid}
+            went = {member for room_nid, member in before - after if room_nid == nid}
             if was_in != is_in:
-                present = {row.user_id for row in await self._membership_store.get_members(nid, "join")}
+                present = await self._present_at(nid, upto)
                 came, went = (present, set()) if is_in else (set(), (present - came) | went)
             if is_in:
                 newly |= came
             if was_in and went and await self._was_encrypted(nid, since):
                 gone |= went
         return newly, gone
+
+    async def _present_at(self, room_nid: int, position: int) -> set[str]:
+        """Who was in a room."""
+        rows = await self._membership_store.get_members(room_nid, "join")
+        later = await self._membership_store.get_moved_members([room_nid], position)
+        joined = await self._states.joined_at({row.user_id: row for row in (*rows, *later)}.values(), position)
+        return {user_id for _, user_id in joined}
 
     async def _was_encrypted(self, room_nid: int, position: int) -> bool:
         """Whether a room that is encrypted was so at a position."""
@@ -150,14 +173,13 @@ class DeviceLists:
         self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        joined = {nid for nid in turned_on if nid in own and own[nid].membership == "join"}
         members: set[str] = set()
-        encrypted = await self._encrypted.among(joined)
+        encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             event = await snapshot.state.get(ENCRYPTION)
             if event is not None and event.position is not None and since < event.position <= upto:
-                members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+                members |= await self._present_at(nid, upto)
         return members
 
     async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
@@ -167,11 +189,15 @@ class DeviceLists:
             for nid, room in (await self._partial.get_all()).items()
             if room.completed is not None and since < room.completed <= upto
         ]
-        joined = [nid for nid in completed if nid in own and own[nid].membership == "join"]
         members: set[str] = set()
-        for nid in await self._encrypted.among(joined) if joined else ():
-            members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+        for nid in await self._encrypted.among(await self._joined_at(own, completed, upto)):
+            members |= await self._present_at(nid, upto)
         return members
+
+    async def _joined_at(self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int) -> set[int]:
+        """Those of the rooms that the user was in."""
+        rows = [own[nid] for nid in room_nids if nid in own]
+        return {nid for nid, _ in await self._states.joined_at(rows, position)}
 
     async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]) -> set[str]:
         """Those of the others with whom the user shares an encrypted room."""

@@ -6,6 +6,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.accounts import Accounts
+from homeserver.services.eras import check_era
 from homeserver.services.sessions import Sessions
 from homeserver.services.uia import AuthData
 from storage.database import Database
@@ -68,7 +69,14 @@ class Devices:
     ) -> None:
         """Remove them with their sessions, once that is confirmed; an application service confirms nothing. Raises
         `AuthenticationRequired`, `Forbidden`."""
+        era = None
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
-            await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
-        await self._database.write("remove_devices", self._sessions.remove_devices, caller.user_id, device_ids, address)
+            era = await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
+
+        def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, caller.user_id, era)
+            self._sessions.remove_devices(txn, caller.user_id, device_ids, address)
+
+        await self._database.write("remove_devices", write)

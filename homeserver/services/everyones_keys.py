@@ -107,11 +107,11 @@ class EveryonesKeys:
         local: dict[str, T] = {}
         by_server: dict[ServerName, dict[str, T]] = {}
         for user_id, what in wanted.items():
-            parse_user_id(user_id)
-            if self._identity.is_local(user_id):
+            server = domain_of(parse_user_id(user_id))
+            if server == self._identity.server_name:
                 local[user_id] = what
             else:
-                by_server.setdefault(domain_of(user_id), {})[user_id] = what
+                by_server.setdefault(server, {})[user_id] = what
         return local, by_server
 
 

@@ -16,10 +16,11 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
@@ -93,27 +94,34 @@ class LoginTokens:
         if await self._application_passwords.is_program(caller):
             raise Forbidden("Who has signed in with a password for a program lets no other client in")
         self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
+        era = None
         if self._confirmed:
-            await self._accounts.check_confirmed(caller, "POST login/get_token", auth, address)
+            era = await self._accounts.check_confirmed(caller, "POST login/get_token", auth, address)
         self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)
         token = self._secret_text.login_token()
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, caller.user_id, era)
             self._store.add_login_token(txn, hash_token(token), caller.user_id, now + self._lifetime_ms)
             note(txn, caller.user_id, Happened.LOGIN_TOKEN_GIVEN, now, ip=address, device_id=caller.device_id)
 
         await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin | None) -> str:
-        """A token for the client of somebody who has signed in in a browser. `origin`: with an identity provider."""
+    async def do_give_to(self, user_id: UserID, origin: Origin | None, era: int) -> str:
+        """A token for the client of somebody who has signed in in a browser. `origin`: with an identity provider. Raises as
+        `check_era`."""
         token = self._secret_text.login_token()
         expires_ts = self._now() + UPSTREAM_LIFETIME_MS
         kept = None if origin is None else msgspec.json.encode(origin).decode()
-        await self._database.write(
-            "add_login_token", self._store.add_login_token, hash_token(token), user_id, expires_ts, kept
-        )
+
+        def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
+            self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, kept)
+
+        await self._database.write("add_login_token", write)
         return token
 
     async def do_sign_in(
@@ -126,16 +134,18 @@ class LoginTokens:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session with a token. Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `ExpiredAccount`."""
-        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
-        taken = await self._store.take_login_token(hash_token(token), self._now())
-        account = None if taken is None else (await self._account_store.get_accounts([taken.user_id]))[taken.user_id]
-        if taken is None or account is None or account.deactivated_ts is not None:
-            self._limiter.check(Limit.LOGIN_FAILED, address_key(address))
-            raise Forbidden("This token is not valid (any more); ask for a new one")
+        with self._limiter.attempting([Counted(Limit.LOGIN_FAILED, address_key(address))]) as attempt:
+            taken = await self._store.take_login_token(hash_token(token), self._now())
+            found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
+            account = None if taken is None else found[taken.user_id]
+            if taken is None or account is None or account.deactivated_ts is not None:
+                attempt.fail()
+                raise Forbidden("This token is not valid (any more); ask for a new one")
         await self._sign_in.check_usable(account, "token", address)
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
+            era=taken.era,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,

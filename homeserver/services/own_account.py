@@ -165,12 +165,12 @@ class OwnAccount:
         self._sessions.remove_sessions(txn, user_id, None, ip)
 
     async def do_set_password(
-        self, user_id: UserID, new_password: str, ip: str, end_others: Callable[[WriteTransaction], None]
+        self, session: BrowserSession, new_password: str, ip: str, end_others: Callable[[WriteTransaction], None]
     ) -> None:
         """Change the password; `end_others` ends, in the same write, all sessions but that of the browser. Raises `WeakPassword`,
-        `InvalidParam`."""
-        await self._accounts.do_set_password(user_id, new_password, ip=ip, also=end_others)
+        `InvalidParam`, and as `check_era`."""
+        await self._accounts.do_set_password(session.user_id, new_password, ip=ip, era=session.era, also=end_others)
 
-    async def do_deactivate(self, user_id: UserID, ip: str, *, erase: bool) -> None:
-        """Close the account for good."""
-        await self._deactivation.do_deactivate(user_id, erase=erase, ip=ip)
+    async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:
+        """Close the account for good. Raises as `check_era`."""
+        await self._deactivation.do_deactivate(session.user_id, erase=erase, ip=ip, era=session.era)

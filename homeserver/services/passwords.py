@@ -1,8 +1,8 @@
 """Passwords: kept as Argon2id, checked in threads, and never known to anyone again.
 
 Laws:
-- A hash is made and checked in a few threads of its own; where more wait than a bound, further ones are refused
-  (`LimitExceeded`) rather than queued without end.
+- A hash is made and checked in a few threads of its own, by turns among the addresses from which that is asked for, so that none
+  holds up the others; where more wait than a bound, of one or of all, further ones are refused (`LimitExceeded`).
 - For a user who does not exist, or has no password, the same work is done: time tells nothing.
 - bcrypt hashes of imported accounts are checked as they were made, and replaced at the next sign-in.
 """
@@ -21,6 +21,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import InvalidParam, LimitExceeded, WeakPassword
+from homeserver.http.rate_limits import address_key
+from homeserver.services.fair_turns import FairTurns
 
 T = TypeVar("T")
 
@@ -36,29 +38,44 @@ _SALT_LENGTH: Final = 16
 class Threads(Protocol):
     """Where work that takes long is done."""
 
-    def run(self, work: Callable[[], T]) -> Awaitable[T]:
-        """The result of `work`, which may run in another thread. Raises `LimitExceeded` when too many wait."""
+    def run(self, work: Callable[[], T], asker: str = "") -> Awaitable[T]:
+        """The result of `work`, which may run in another thread. `asker`: who asks for it, such as an address. Raises `LimitExceeded`
+        when too many wait."""
         ...
 
 
 class HashingThreads:
-    """A few threads, and a bounded queue before them."""
+    """A few threads, and a bounded queue before them, in which who asks has turns."""
 
-    def __init__(self, reactor: IReactorFromThreads, pool: ThreadPool, longest_queue: int = 200) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        pool: ThreadPool,
+        *,
+        longest_queue: int = 200,
+        longest_queue_of_one: int = 200,
+    ) -> None:
         self._reactor = reactor
         self._pool = pool
-        self._longest_queue = longest_queue
-        self._waiting = 0
+        self._turns = FairTurns(
+            pool.max,
+            pool.max,
+            most_waiting=longest_queue,
+            most_waiting_of_one=longest_queue_of_one,
+            refusal=_TooManyAtOnce,
+        )
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], asker: str = "") -> T:
         """As `Threads.run`."""
-        if self._waiting >= self._longest_queue:
-            raise LimitExceeded("Too many people are signing in at this moment", retry_after_ms=2000)
-        self._waiting += 1
-        try:
+        async with self._turns.turn(asker):
             return await deferToThreadPool(self._reactor, self._pool, work)
-        finally:
-            self._waiting -= 1
+
+
+class _TooManyAtOnce(LimitExceeded):
+    """The queue is full."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many people are signing in at this moment", retry_after_ms=2000)
 
 
 class PasswordTooShort(WeakPassword):
@@ -131,15 +148,17 @@ class Passwords:
         """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
         self._policy.check(password)
 
-    async def hash(self, password: str) -> str:
-        """The hash to keep. Raises `LimitExceeded`."""
-        return await self._threads.run(lambda: self._hasher.hash(self._prepare(password)))
+    async def hash(self, password: str, address: str | None = None) -> str:
+        """The hash to keep. `address`, here and below: whence it is asked for, where that is known. Raises `LimitExceeded`."""
+        return await self._threads.run(lambda: self._hasher.hash(self._prepare(password)), address_key(address or ""))
 
-    async def verify(self, password: str, password_hash: str | None) -> Verdict:
+    async def verify(self, password: str, password_hash: str | None, address: str | None = None) -> Verdict:
         """Whether the password is the one hashed; never for the hash None. Raises `LimitExceeded`."""
         if len(password) > LONGEST_PASSWORD:
             return Verdict(correct=False)
-        return await self._threads.run(lambda: self._verify(self._prepare(password), password_hash))
+        return await self._threads.run(
+            lambda: self._verify(self._prepare(password), password_hash), address_key(address or "")
+        )
 
     def _prepare(self, password: str) -> bytes:
         # NFKC: the same word typed on another keyboard is the same password.

@@ -3,6 +3,7 @@
 Laws:
 - An account, its first display name, its first session, the use of its registration token and the note of all that in
   the session of user-interactive authentication are one write.
+- Such a session makes one account, however many requests come in it at once: the write claims it, and who was there first has it.
 - A request that is repeated in that session, since its answer was lost, gets the account that is there.
 - What counts against the limit of registrations is an account, not each request on the way to it.
 - A name is checked before anything is asked of people, and again in the write.
@@ -40,7 +41,7 @@ from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.threepid_validation import EMAIL, Proof
-from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
+from homeserver.services.uia import UIA, AuthData, Confirmation, Operation, SessionUsed
 from homeserver.services.uia_stages import (
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
@@ -126,6 +127,8 @@ class Registered(msgspec.Struct, frozen=True):
 
     user_id: UserID
     session: NewSession | None
+    era: int = 0
+    """Of the account (`homeserver/services/eras.py`)."""
 
 
 Also = Callable[[WriteTransaction, UserID], None]
@@ -264,8 +267,14 @@ class Registration:
         proved = confirmation.completed.get(EMAIL_IDENTITY)
         emails = [] if proved is None else [parse_proof(proved).address]
         await self._check_allowed(wish.username, emails, address)
-        self._limiter.check(Limit.REGISTRATION, address_key(address))
-        return await self._make(wish, confirmation)
+        try:
+            with self._limiter.counting(Limit.REGISTRATION, address_key(address)):
+                registered = await self._make(wish, confirmation)
+        except SessionUsed:  # by a request that came with this one: now it is seen what it made
+            return await self.do_register(wish, auth, address)
+        if self._rules.needs_approval and self._approvals is not None:
+            raise await self._approvals.refusal(registered.user_id)
+        return registered
 
     async def _check_guest(self, token: str, username: str | None) -> None:
         """Raises `Forbidden` unless it is the token of whoever has this name, `UserLocked`, and `UserSuspended`: a suspended
@@ -309,8 +318,7 @@ class Registration:
             awaiting_ts=now if self._rules.needs_approval else None,
             awaiting_languages=wish.languages if self._rules.needs_approval else None,
         )
-        if not await self._database.write("register", self._write, account, None, None, wish, also):
-            raise UserInUse("User ID already taken")
+        await self._database.write("register", self._write, account, None, None, wish, also)
         if account.awaiting_ts is None:
             await self._newcomers.welcome(UserID(account.user_id))
         return UserID(account.user_id)
@@ -332,7 +340,7 @@ class Registration:
     async def _make(
         self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
     ) -> Registered:
-        password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
+        password_hash = None if wish.password is None else await self._passwords.hash(wish.password, wish.address)
         waits = self._rules.needs_approval and confirmation is not None
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(
@@ -352,12 +360,13 @@ class Registration:
                 appservice_id=service_id,
             )
             session = None if wish.inhibit_login or waits else self._session(wish, user_id)
-            registered = Registered(user_id, session)
-            if await self._database.write("register", self._write, account, registered.session, confirmation, wish):
-                await self._check_approved(account)
-                if not is_guest and service_id is None:
-                    await self._newcomers.welcome(user_id)
-                return registered
+            try:
+                await self._database.write("register", self._write, account, session, confirmation, wish)
+            except UserInUse:
+                continue
+            if not is_guest and service_id is None and not waits:
+                await self._newcomers.welcome(user_id)
+            return Registered(user_id, session)
         raise UserInUse("User ID already taken")
 
     def _write(
@@ -368,10 +377,13 @@ class Registration:
         confirmation: Confirmation | None,
         wish: Wish,
         also: Also | None = None,
-    ) -> bool:
+    ) -> None:
+        """Raises `SessionUsed`, `UserInUse`, `ThreepidInUse`, and as `also`."""
+        if confirmation is not None:
+            self._uia.claim(txn, confirmation, account.user_id)
         was_guest = wish.guest_token is not None
         if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
-            return False
+            raise UserInUse("User ID already taken")
         note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, ip=wish.address, by=wish.by)
         if account.is_admin:
             note(txn, UserID(account.user_id), Happened.ADMIN_GRANTED, account.created_ts, ip=wish.address, by=wish.by)
@@ -399,7 +411,6 @@ class Registration:
                 proved = confirmation.completed.get(stage)
                 if proved is not None:
                     self._add_proved(txn, account, parse_proof(proved), wish)
-            self._uia.set_result(txn, confirmation, account.user_id)
         for address in wish.emails:
             vouched_by = frozenset(() if wish.vouched_by is None else (wish.vouched_by,))
             row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by)
@@ -407,7 +418,6 @@ class Registration:
                 self._note_address(txn, account, EMAIL, address, wish)
         if also is not None:
             also(txn, UserID(account.user_id))
-        return True
 
     def _add_proved(self, txn: WriteTransaction, account: AccountRow, proof: Proof, wish: Wish) -> None:
         row = ThreepidRow(proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts)
@@ -424,26 +434,24 @@ class Registration:
     async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
         """The account that an earlier request made, in the same session, for who knows its password, and may sign in."""
         account = (await self._accounts.get_accounts([user_id]))[user_id]
-        verdict = await self._passwords.verify(wish.password or "", account.password_hash)
+        verdict = await self._passwords.verify(wish.password or "", account.password_hash, address)
         same_name = wish.username is None or self._user_id(wish.username) == user_id
         no_password = account.password_hash is None and wish.password is None
         if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):
             raise Forbidden("This session has been used to register another account")
-        await self._check_approved(account)
+        if account.awaiting_ts is not None and self._approvals is not None:
+            raise await self._approvals.refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
-        session = None if wish.inhibit_login else self._session(wish, user_id)
+        session = None if wish.inhibit_login else self._session(wish, user_id, account.era)
         if session is not None:
             await self._sessions.do_begin(session)
-        return Registered(user_id, session)
+        return Registered(user_id, session, account.era)
 
-    async def _check_approved(self, account: AccountRow) -> None:
-        if account.awaiting_ts is not None and self._approvals is not None:
-            raise await self._approvals.refusal(UserID(account.user_id))
-
-    def _session(self, wish: Wish, user_id: UserID) -> NewSession:
+    def _session(self, wish: Wish, user_id: UserID, era: int | None = None) -> NewSession:
         return self._sessions.prepare(
             user_id,
             address=wish.address,
+            era=era,
             device_id=wish.device_id,
             device_name=wish.device_name,
             refreshable=wish.refreshable,

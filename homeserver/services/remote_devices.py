@@ -2,15 +2,19 @@
 
 Laws:
 - A list is kept of users with whom we share a room: only of these their servers tell us. Whoever comes to share one is
-  taken to have changed, since nothing was told before: they came into a room of ours, or we into one of theirs.
+  taken to have changed, since nothing was told before: the write that lets them into a room of ours, or us into one of theirs,
+  marks the list (`storage/remote_devices.py`).
 - A change that does not follow upon the one before it makes the list stale: it is fetched again, at once and if need be
-  later; meanwhile what there is is answered, and the failure named.
+  later; meanwhile what there is is answered, and the failure named. So does one with a number of the past that says what is not
+  known: the other server may have been restored from a backup. However many such changes it tells, for them a list is
+  fetched once a minute.
+- What other processes take in counts: whether a change came while a list was on its way is read from the database.
 - A server speaks for its own users only.
 
 spec: server-server-api#device-management
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -22,7 +26,6 @@ from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
     MAX_DEVICES,
-    DeviceList,
     RemoteKeys,
     UserKeys,
     is_device_id,
@@ -36,14 +39,15 @@ from federation.sender.sender import Sender
 from storage.cross_signing import CrossSigningKey
 from storage.database import DatabaseUnavailable
 from storage.device_keys import DeviceKeysRow
-from storage.memberships import MembershipRow, MembershipStore
-from storage.remote_devices import RemoteDeviceStore
-from storage.streams import Change, Streams, Topic
+from storage.memberships import MembershipStore
+from storage.remote_devices import DeviceChange, RemoteDeviceStore
 
 MOST_FETCHED_AT_ONCE: Final = 20
 """Lists of one server's users for one question; of further ones the keys are asked for and not kept."""
 CONCURRENT_RESYNCS: Final = 5
 RESYNC_SECONDS: Final = 30.0
+RESYNC_PAUSE: Final = 60.0
+"""Seconds after which a list is fetched again at once because of what its server tells; before that it is a job's."""
 MAX_PREV_IDS: Final = 100
 
 
@@ -60,7 +64,7 @@ class RemoteDevices:
         memberships: Memberships,
         membership_store: MembershipStore,
         sender: Sender,
-        streams: Streams,
+        is_local: Callable[[str], bool],
     ) -> None:
         self._clock = clock
         self._store = store
@@ -68,14 +72,13 @@ class RemoteDevices:
         self._memberships = memberships
         self._membership_store = membership_store
         self._sender = sender
+        self._is_local = is_local
         self._fetching: dict[str, list[Deferred[None]]] = {}
-        self._overtaken: set[str] = set()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
-        self._came: set[str] = set()
-        self._entered: dict[int, set[str]] = {}
-        self._scheduled = False
+        self._resyncs: dict[str, float] = {}
+        """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        self._swept_upto = ""
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
@@ -86,7 +89,7 @@ class RemoteDevices:
         shared = await self._membership_store.get_users_with_ours(wanted)
         untold = [user_id for user_id in lists if user_id not in shared]
         if untold:
-            await self._store.remove_lists(untold)
+            await self._store.remove_unshared(untold)
         missing = [
             user_id for user_id in wanted if user_id in untold or user_id not in lists or lists[user_id].is_stale
         ]
@@ -127,13 +130,14 @@ class RemoteDevices:
         finally:
             self._note(server, failure)
 
-    async def shares_room(self, user_id: str, besides: Set[int] = frozenset()) -> bool:
-        """Whether one of our users is in a room with them, other than those `besides`."""
+    async def shares_room(self, user_id: str) -> bool:
+        """Whether one of our users is in a room with them."""
         rows = await self._memberships.of_user(UserID(user_id))
-        for room_nid in [nid for nid, row in rows.items() if row.membership == "join" and nid not in besides]:
+        for room_nid in [nid for nid, row in rows.items() if row.membership == "join"]:
             if await self._memberships.local_members(room_nid):
                 return True
-        return False
+        # another process may have let them in a moment ago, of which this one has not heard
+        return user_id in await self._membership_store.get_users_with_ours([user_id])
 
     async def receive_update(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """A device of a user of that server has changed: m.device_list_update. Raises InvalidParam."""
@@ -141,40 +145,23 @@ class RemoteDevices:
         device_id, stream_id, prev_ids = content.get("device_id"), content.get("stream_id"), content.get("prev_id", [])
         if not isinstance(device_id, str) or not is_device_id(device_id) or not is_stream_id(stream_id):
             raise InvalidParam("device_id or stream_id is missing, or malformed")
-        tracked = (await self._store.get_lists([user_id])).get(user_id)
         if not await self.shares_room(user_id):
-            if tracked is not None:
-                await self._store.remove_lists([user_id])
+            if await self._store.get_lists([user_id]):
+                await self._store.remove_unshared([user_id])
             return
-        if user_id in self._fetching:
-            self._overtaken.add(user_id)
-        if tracked is None:
-            await self._store.announce(user_id)
-        elif tracked.is_stale:
+        keys = UserKeys()
+        put_device(keys, user_id, device_id, content.get("keys"))
+        is_gone = content.get("deleted") is True or content.get("keys") is None
+        device = None if is_gone or device_id not in keys.devices else _rows(user_id, keys)[0]
+        is_clear = is_gone or device is not None
+        change = DeviceChange(user_id, device_id, stream_id, _prev_ids(prev_ids), device, is_clear)
+        if await self._store.take_change(change, MAX_DEVICES):
             self._resync(user_id)
-        elif stream_id > tracked.stream_id:
-            keys = UserKeys()
-            put_device(keys, user_id, device_id, content.get("keys"))
-            known = isinstance(prev_ids, list) and all(
-                is_stream_id(prev_id) and prev_id <= tracked.stream_id for prev_id in prev_ids[:MAX_PREV_IDS]
-            )
-            is_gone = content.get("deleted") is True or content.get("keys") is None
-            if known and (is_gone or device_id in keys.devices) and (prev_ids or tracked.stream_id == 0):
-                row = None if is_gone else _rows(user_id, keys)[0]
-                await self._store.set_device(user_id, device_id, stream_id, row, MAX_DEVICES)
-            else:
-                await self._store.set_stale([user_id])
-                self._resync(user_id)
 
     async def receive_signing_key(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """A user of that server has other keys of cross-signing: m.signing_key_update. Raises InvalidParam."""
         user_id = _check_user(origin, content)
         if not await self.shares_room(user_id):
-            return
-        if user_id in self._fetching:
-            self._overtaken.add(user_id)
-        if user_id not in await self._store.get_lists([user_id]):
-            await self._store.announce(user_id)
             return
         keys = UserKeys()
         for usage in ("master", "self_signing"):
@@ -190,6 +177,13 @@ class RemoteDevices:
             await self._fetch_quietly(user_id)
         return len(reachable) if len(users) == limit else 0
 
+    async def do_sweep(self, limit: int) -> int:
+        """Forget what is kept of some users with whom no room is shared any more; at how many was looked, or 0 at the end."""
+        users = await self._store.get_known(self._swept_upto, limit)
+        self._swept_upto = users[-1] if len(users) == limit else ""
+        await self._store.remove_unshared([user_id for user_id in users if not self._is_local(user_id)])
+        return len(users) if len(users) == limit else 0
+
     async def _fetch(self, user_id: str, seconds: float) -> None:
         """Fetch a list and keep it; who asks while it is on its way waits for the same. Raises RemoteError, Forbidden."""
         waiting = self._fetching.get(user_id)
@@ -201,24 +195,17 @@ class RemoteDevices:
         self._fetching[user_id] = waiting = []
         outcome: Failure | None = None
         try:
-            await self._keep(user_id, await self._remote.get_list(user_id, seconds))
+            asked_at = await self._store.get_position(user_id)
+            found = await self._remote.get_list(user_id, seconds)
+            rows, cross_signing = _rows(user_id, found.keys), _cross_signing(user_id, found.keys)
+            await self._store.set_list(user_id, found.stream_id, rows, cross_signing, asked_at)
         except Exception:
             outcome = Failure()
             raise
         finally:
             del self._fetching[user_id]
-            self._overtaken.discard(user_id)
             for done in waiting:
                 done.callback(None) if outcome is None else done.errback(outcome)
-
-    async def _keep(self, user_id: str, found: DeviceList) -> None:
-        await self._store.set_list(
-            user_id,
-            found.stream_id,
-            _rows(user_id, found.keys),
-            _cross_signing(user_id, found.keys),
-            is_stale=user_id in self._overtaken,
-        )
 
     def _note(self, server: ServerName, failure: Exception | None) -> None:
         """Let the sender know whether the server answers."""
@@ -228,9 +215,14 @@ class RemoteDevices:
             self._sender.note_silence(server)
 
     def _resync(self, user_id: str) -> None:
-        """Fetch a list in the background, as soon as there is room for that."""
-        if user_id not in self._fetching and not self._sender.is_failing(domain_of(user_id)):
-            self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
+        """Fetch a list in the background, as soon as there is room for that; later if it has been done a moment ago."""
+        now = self._clock.seconds()
+        while self._resyncs and (oldest := next(iter(self._resyncs.items())))[1] <= now - RESYNC_PAUSE:
+            del self._resyncs[oldest[0]]
+        if user_id in self._fetching or user_id in self._resyncs or self._sender.is_failing(domain_of(user_id)):
+            return
+        self._resyncs[user_id] = now
+        self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
 
     async def _fetch_quietly(self, user_id: str) -> None:
         try:
@@ -239,46 +231,6 @@ class RemoteDevices:
             self.log.info("the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
-
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            row = change.detail
-            if isinstance(row, MembershipRow) and row.membership == "join":
-                if row.is_local:
-                    self._entered.setdefault(row.room_nid, set()).add(row.user_id)
-                else:
-                    self._came.add(row.user_id)
-                if not self._scheduled:
-                    self._scheduled = True
-                    self._clock.callLater(0, self._start_turn)
-
-    def _start_turn(self) -> None:
-        Deferred.fromCoroutine(self._turn())
-
-    async def _turn(self) -> None:
-        """Those who came to share a room have not told us of changes before."""
-        came, self._came = self._came, set()
-        entered, self._entered = self._entered, {}
-        self._scheduled = False
-        try:
-            stale = []
-            # where nobody of ours was, its members have not told us either
-            new = {nid for nid, users in entered.items() if await self._memberships.local_members(nid) <= users}
-            for room_nid in new:
-                came.update(await self._store.get_users_in(room_nid))
-            for user_id in await self._store.get_lists(came):
-                rows = await self._memberships.of_user(UserID(user_id))
-                newest = max(rows.values(), key=lambda row: row.position, default=None)
-                if newest is None or not await self.shares_room(user_id, besides={newest.room_nid, *new}):
-                    stale.append(user_id)
-            if stale:
-                await self._store.set_stale(stale)
-        except DatabaseUnavailable:
-            self._came |= came  # with the next one who comes
-            for room_nid, users in entered.items():
-                self._entered.setdefault(room_nid, set()).update(users)
-        except Exception:  # a bug of ours
-            self.log.failure("it is not known who came to share a room")
 
 
 def _unreachable(server: ServerName) -> RemoteError:
@@ -290,6 +242,14 @@ def _check_user(origin: ServerName, content: Mapping[str, Any]) -> str:
     if not isinstance(user_id, str) or not is_user_id(user_id) or domain_of(user_id) != origin:
         raise InvalidParam("user_id is not one of the server's users")
     return user_id
+
+
+def _prev_ids(prev_ids: object) -> list[int] | None:
+    """What an update says of the changes before it; None if that is malformed."""
+    if not isinstance(prev_ids, list):
+        return None
+    found = [prev_id for prev_id in prev_ids[:MAX_PREV_IDS] if is_stream_id(prev_id)]
+    return found if len(found) == len(prev_ids[:MAX_PREV_IDS]) else None
 
 
 def _rows(user_id: str, keys: UserKeys) -> list[DeviceKeysRow]:

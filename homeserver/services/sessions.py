@@ -2,6 +2,7 @@
 
 Laws:
 - The texts of tokens are made outside the transaction and leave the server once, in the answer.
+- A session begins only while what it rests on holds: its write compares the era of the account (`homeserver/services/eras.py`).
 - A sign-in on a device that exists ends the session it had, and keeps its name and keys.
 - A renewal leaves the old pair usable until one of the new pair is used; `session_lifetime` bounds all renewals.
 - A refresh token that comes after its successor was used ends its session: one of the two who show it has stolen it, and neither
@@ -22,6 +23,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MatrixError, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
 from homeserver.services.audit import Happened, note, note_refusal
+from homeserver.services.eras import check_era
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged, oauth_family_of
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
@@ -56,6 +58,8 @@ class NewSession(msgspec.Struct, frozen=True):
     ultimate_expires_ts: int | None = None
     address: str | None = None
     """Whence it was begun, as far as that is known."""
+    era: int | None = None
+    """That of the account in which its owner proved who they are; None where that is in the same write."""
 
     @property
     def expires_in_ms(self) -> int | None:
@@ -145,6 +149,7 @@ class Sessions:
         user_id: UserID,
         *,
         address: str | None,
+        era: int | None,
         device_id: DeviceID | None = None,
         device_name: str | None = None,
         refreshable: bool = False,
@@ -152,7 +157,8 @@ class Sessions:
         refresh_token: str | None = None,
     ) -> NewSession:
         """A session to be written with `add`; without a device id, of a new device. `address`: whence it is asked for, None where
-        that is not known; `access_token` and `refresh_token`: their texts, where they are made already."""
+        that is not known; `era`: in which its owner proved who they are, None where the write itself sees that; `access_token` and
+        `refresh_token`: their texts, where they are made already."""
         if refreshable and refresh_token is None:
             refresh_token = self._secret_text.refresh_token(self._secret_text.family())
         refreshable = refresh_token is not None
@@ -171,12 +177,15 @@ class Sessions:
             refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), ends),
             ultimate_expires_ts=ends,
             address=address,
+            era=era,
         )
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
         """Write a prepared session; it takes the place of the one that the device had. Raises `Forbidden` for a device
         that would be named like a cross-signing key of its user (signatures of one would pass for the other's), or that is
-        the dehydrated one."""
+        the dehydrated one, and as `check_era`."""
+        if session.era is not None:
+            check_era(txn, session.user_id, session.era)
         _check_device_id(txn, session.user_id, session.device_id)
         device = DeviceRow(
             user_id=session.user_id,
@@ -391,7 +400,9 @@ class Sessions:
         self._accounts.set_account_changed(txn, user_id)
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
-        """Remove all by which a user could begin a session without proving who they are once more; `ip`: as in `remove_sessions`."""
+        """Remove all by which a user could begin a session without proving who they are once more, also where they are about to; `ip`:
+        as in `remove_sessions`."""
+        self._accounts.begin_era(txn, user_id)
         for store in self._ends_with_sessions:
             store.remove_user(txn, user_id)
         for recorded in self._recorded_with_sessions:

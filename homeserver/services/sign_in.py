@@ -2,7 +2,8 @@
 
 Laws:
 - An unknown user, one without a password and a wrong password look alike, and take the same time.
-- Failures count against the account and the address; who has too many waits, with the right password too.
+- Failures count against the account and the address; who has too many waits, with the right password too. Against the
+  account an attempt counts from when it begins, so that many at once are no more guesses than many in a row.
 - What an account may not do any more is told only to who has shown its password.
 - A password that was made for a program (`homeserver/services/application_passwords.py`) begins a session in the client-server
   API, and does nothing else: it opens no page and confirms nothing. It is asked of nobody else.
@@ -10,7 +11,8 @@ Laws:
 spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -22,7 +24,6 @@ from federation.protocol.errors import (
     BadJson,
     ExpiredAccount,
     Forbidden,
-    LimitExceeded,
     MatrixError,
     MissingParam,
     Unrecognized,
@@ -32,11 +33,12 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.hooks import Plugins
-from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note, note_refusal
+from homeserver.services.eras import ProofEnded
 from homeserver.services.passwords import Passwords
 from homeserver.services.phone_validation import InvalidNumber, digits_of, parse_phone_number
 from homeserver.services.secret_text import application_password_id
@@ -50,6 +52,8 @@ from storage.transaction import WriteTransaction
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
+_ATTEMPTS: Final = 3
+"""At a sign-in, where the account changes while the password is checked: it is checked again, against what stands then."""
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
@@ -168,6 +172,23 @@ class SignIn:
         `UserDeactivated`, `ExpiredAccount`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
         if not self.takes_passwords:
             raise Unrecognized("This server has no sign-in with a password")
+        for _ in range(_ATTEMPTS):
+            with suppress(ProofEnded):
+                return await self._try_sign_in(
+                    name, password, address, device_id=device_id, device_name=device_name, refreshable=refreshable
+                )
+        raise ProofEnded
+
+    async def _try_sign_in(
+        self,
+        name: str,
+        password: str,
+        address: str,
+        *,
+        device_id: DeviceID | None,
+        device_name: str | None,
+        refreshable: bool,
+    ) -> NewSession:
         program = await self._application_passwords.find(password)
         if program is None:
             account = await self._check(name, password, address, own=self.password_login)
@@ -177,6 +198,7 @@ class SignIn:
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
+            era=account.era,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,
@@ -196,7 +218,7 @@ class SignIn:
         """The account of who may sign in with this name and password. Raises as `do_sign_in`."""
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
-        account = await self.check_password(name, password, address)
+        account = await self._check(name, password, address)
         await self._check_account(account, "password", address)
         return account
 
@@ -247,8 +269,15 @@ class SignIn:
         await self._database.write("note_other_person", write)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
-        """The account whose name and own password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
-        return await self._check(name, password, address)
+        """The account whose name and own password these are, where somebody who is signed in confirms something. A failure counts
+        like a sign-in. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
+        return await self._check(name, password, address, also=[Counted(Limit.LOGIN, address_key(address))])
+
+    async def is_name_of(self, name: str, user_id: UserID) -> bool:
+        """Whether somebody names themself so: by a local part, user id, `EmailAddress` or `PhoneNumber`."""
+        if isinstance(name, EmailAddress | PhoneNumber):
+            return await self._threepids.get_owner(name.medium, name) == user_id
+        return user_id in self._candidates(name)
 
     async def _check(
         self,
@@ -258,46 +287,61 @@ class SignIn:
         *,
         own: bool = True,
         program: ApplicationPasswordRow | None = None,
+        also: Sequence[Counted] = (),
     ) -> AccountRow:
         """As `check_password`. `own`: whether people's own passwords count; `program`: the one that it claims to be of those
-        made for programs, which counts alone."""
+        made for programs, which counts alone; `also`: where else a failure counts."""
         if isinstance(name, EmailAddress | PhoneNumber):
             owner = await self._threepids.get_owner(name.medium, name)
             candidates = [] if owner is None else [UserID(owner)]
         else:
             candidates = self._candidates(name)
-        keys = (candidates[-1] if candidates else name[:_LONGEST_NAME], address_key(address))
-        for key in keys:
-            self._limiter.check_only(Limit.LOGIN_FAILED, key)
+        key = candidates[-1] if candidates else name[:_LONGEST_NAME]
+        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        with self._limiter.attempting([Counted(Limit.LOGIN_FAILED, key), *also]) as attempt:
+            account = await self._find(name, candidates, password, address, own=own, program=program)
+            if account is None:
+                attempt.fail()
+                # Afterwards, lest a class that signs in at once be held back; but all of them, so that who guesses waits the longer.
+                self._limiter.count(Limit.LOGIN_FAILED, address_key(address), cost=_COST_FOR_ADDRESS)
+                raise Forbidden(_WRONG)
+        self._limiter.forget(Limit.LOGIN_FAILED, key)
+        return account
+
+    async def _find(
+        self,
+        name: str,
+        candidates: Sequence[UserID],
+        password: str,
+        address: str,
+        *,
+        own: bool,
+        program: ApplicationPasswordRow | None,
+    ) -> AccountRow | None:
+        """The account among these whose password it is; None for a wrong one."""
         accounts = await self._accounts.get_accounts(candidates)
         account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
         if program is not None:
             known = program.password_hash if account is not None and program.user_id == account.user_id else None
         else:
             known = account.password_hash if account is not None and own and self.own_passwords else None
-        verdict = await self._passwords.verify(password, known)
+        verdict = await self._passwords.verify(password, known, address)
         if account is None or not verdict.correct:
             # others know nobody by a number: they are asked for whoever has it
             asked = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
             is_nobody = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
             ask = own and application_password_id(password) is None and not is_nobody
             found = await self._ask_others(asked, account, password, address) if ask else None
-            if found is not None:
-                self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
-                return found
-            for key, cost in zip(keys, (1.0, _COST_FOR_ADDRESS), strict=True):
-                self._count_failure(key, cost)
-            if account is not None:
+            if found is None and account is not None:
                 # not waited for, so that the time tells nothing of who exists
                 work = self._database.write("note_failure", self._note_failure, UserID(account.user_id), address)
                 Deferred.fromCoroutine(work).addErrback(
                     lambda failure: self._log.failure("a failed sign-in was not recorded", failure)
                 )
-            raise Forbidden(_WRONG)
+            return found
         if account.deactivated_ts is not None:
             await self.do_note_refusal(UserID(account.user_id), address, UserDeactivated())
             raise UserDeactivated
-        self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
         if verdict.new_hash is not None and program is None:
             await self._database.write(
                 "renew_password_hash", self._accounts.set_password_hash, account.user_id, verdict.new_hash, known
@@ -325,12 +369,6 @@ class SignIn:
 
     def _note_refusal(self, txn: WriteTransaction, user_id: UserID, address: str, why: str) -> None:
         note_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
-
-    def _count_failure(self, key: str, cost: float) -> None:
-        try:
-            self._limiter.check(Limit.LOGIN_FAILED, key, cost=cost)
-        except LimitExceeded:  # others failed while this password was being checked: the bucket is full already
-            return
 
     def as_user_id(self, name: str) -> UserID | None:
         """The user id that a name is, as it was typed; None for one of another server, or that nobody can have, and for an address."""

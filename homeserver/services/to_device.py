@@ -13,10 +13,9 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from storage.database import Database
-from storage.devices import DeviceStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
-from storage.to_device import ToDeviceStore
+from storage.to_device import Recipient, ToDeviceStore
 from storage.transaction import WriteTransaction
 
 ALL_DEVICES: Final = "*"
@@ -54,7 +53,6 @@ class ToDevice:
         self,
         database: Database,
         store: ToDeviceStore,
-        devices: DeviceStore,
         outgoing: OutgoingToDeviceStore,
         identity: ServerIdentity,
         policy: Policy,
@@ -62,7 +60,6 @@ class ToDevice:
     ) -> None:
         self._database = database
         self._store = store
-        self._devices = devices
         self._outgoing = outgoing
         self._identity = identity
         self._policy = policy
@@ -94,9 +91,9 @@ class ToDevice:
         outgoing = self._for_others(caller.user_id, type, others)
 
         def write(txn: WriteTransaction) -> None:
-            devices = self._store.get_recipients(txn, sent, local)
+            recipients = self._store.get_recipients(txn, local, sent)
             add_new_transaction(txn, sent, ANSWER, now)
-            self._deliver(txn, devices, encoded)
+            self._deliver(txn, recipients, encoded)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
 
@@ -126,7 +123,7 @@ class ToDevice:
 
         def write(txn: WriteTransaction) -> None:
             if self._outgoing.add_received(txn, message.sender, message.message_id, now):
-                self._deliver(txn, self._devices.get_device_ids_in(txn, local), encoded)
+                self._deliver(txn, self._store.get_devices(txn, local), encoded)
 
         await self._database.write("receive_to_device", write)
 
@@ -139,19 +136,18 @@ class ToDevice:
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
     def _deliver(
-        self, txn: WriteTransaction, existing: Mapping[str, Iterable[str]], encoded: Mapping[tuple[str, str], bytes]
+        self, txn: WriteTransaction, existing: Iterable[Recipient], encoded: Mapping[tuple[str, str], bytes]
     ) -> None:
-        """Put messages by user and device to those devices that exist, which are given by user. Raises InvalidParam."""
-        waiting: dict[tuple[str, str], list[bytes]] = {}
-        for user_id, device_ids in existing.items():
-            for device_id in device_ids:
-                contents = [encoded[user_id, name] for name in (device_id, ALL_DEVICES) if (user_id, name) in encoded]
-                if contents:
-                    waiting[user_id, device_id] = contents
-        if sum(map(len, waiting.values())) > MOST_MESSAGES:
+        """Put messages by user and device to those devices that exist. Raises InvalidParam."""
+        messages = [
+            (device, encoded[device[0], name])
+            for device in existing
+            for name in (device[1], ALL_DEVICES)
+            if (device[0], name) in encoded
+        ]
+        if len(messages) > MOST_MESSAGES:
             raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
-        if waiting:
-            self._store.add_messages(txn, waiting)
+        self._store.add_messages(txn, messages)
 
     def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
         """The contents of EDUs by server: several for a server for which it is much. What is for a server that is refused for
@@ -185,9 +181,10 @@ class ToDevice:
 
 
 def _encode(sender: str, type: str, messages: Messages) -> dict[tuple[str, str], bytes]:
-    """The events as devices get them, by user and device."""
+    """The events as devices get them, by user and device: what all have in common is encoded once."""
+    begin = b'{"type":%b,"sender":%b,"content":' % (msgspec.json.encode(type), msgspec.json.encode(sender))
     return {
-        (user_id, device_id): msgspec.json.encode({"type": type, "sender": sender, "content": content})
+        (user_id, device_id): b"%b%b}" % (begin, msgspec.json.encode(content))
         for user_id, devices in messages.items()
         for device_id, content in devices.items()
     }

@@ -114,6 +114,11 @@ class Typing:
                 found[room_nid] = list(self._ends.get(room_nid, ()))
         return found
 
+    def get_known(self, room_nids: Iterable[int]) -> Mapping[int, list[UserID]]:
+        """Who types in those of the rooms where anybody does, or did lately as far as that is remembered."""
+        ends, changed = self._ends, self._changed
+        return {nid: list(ends.get(nid, ())) for nid in room_nids if nid in ends or nid in changed}
+
     def is_quiet_since(self, since: int | None) -> bool:
         """Whether nobody types, and nobody has stopped since the position."""
         return not self._ends and (since is None or since == self._counter.position)

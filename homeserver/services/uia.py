@@ -3,7 +3,8 @@
 Laws:
 - A session is bound to one operation: method, path, further particulars and user. Shown for another, it is unknown.
 - A confirmation is good for one operation, once: `check` ends the session, unless the caller keeps it to answer a
-  repeated request in the same way.
+  repeated request in the same way; then the operation claims it (`claim`) in the write in which it is done.
+- A session that has ended never comes back, whatever was under way in it.
 - A request without `auth` is never let through.
 - What a stage holds back (a use of a registration token) is written together with the stage's completion.
 - Whoever has the id of a session may go on with it: its hash is kept, and not itself.
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import BadJson, MatrixError
+from federation.protocol.errors import BadJson, LimitExceeded, MatrixError
 from federation.protocol.ids import UserID
 from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
@@ -99,6 +100,10 @@ class Confirmation(msgspec.Struct, frozen=True):
     """What the operation made when this session confirmed it before."""
 
 
+class SessionUsed(Exception):
+    """Another request, in the same session, was there first."""
+
+
 class _Session(msgspec.Struct, frozen=True):
     """One, with its id, which is not kept."""
 
@@ -130,9 +135,9 @@ class UIA:
         self, operation: Operation, flows: Flows, auth: AuthData | None, *, keep: bool = False
     ) -> Confirmation:
         """Return once the operation is confirmed; until then raise `AuthenticationRequired`, or `BadJson` for a
-        malformed `auth`.
+        malformed `auth`, and `LimitExceeded` where a stage is tried too often.
 
-        `keep`: leave the session in place, for `set_result` and for a repeated request.
+        `keep`: leave the session in place, for `claim` and for a repeated request.
         """
         if auth is None:
             raise self._required(flows, await self._begin(operation), {})
@@ -149,6 +154,8 @@ class UIA:
             try:
                 result = await self._stages[name].check(auth, operation)
                 session, completed = await self._complete(operation, session, name, result)
+            except LimitExceeded:
+                raise  # whoever asks too often is to wait, whatever they ask
             except MatrixError as error:
                 session = session or await self._begin(operation)
                 raise self._required(flows, session, completed, error) from None
@@ -178,8 +185,8 @@ class UIA:
             return True
         operation = _operation_of(session, address)
         result = "" if auth is None else await self._stages[name].check(auth, operation)
-        await self._complete(operation, session, name, result)
-        return True
+        _, completed = await self._complete(operation, session, name, result)
+        return bool(completed)
 
     async def do_agree(self, session_id: str, name: str) -> None:
         """Note that a stage was done on a page, by whoever has the session, with what its check says."""
@@ -188,10 +195,13 @@ class UIA:
             operation = _operation_of(session, "")
             await self._complete(operation, session, name, await self._stages[name].check({}, operation))
 
-    def set_result(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
-        """Note what the operation made, for a repeated request."""
-        if confirmation.session_id is not None:
-            self._store.set_result(txn, hash_secret(confirmation.session_id), result)
+    def claim(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
+        """Use the confirmation up, in the write in which the operation is done, and note what it makes, for a repeated request.
+        Raises `SessionUsed`, so that of many requests in one session one is done."""
+        if confirmation.session_id is None:
+            return
+        if not self._store.set_result(txn, hash_secret(confirmation.session_id), result):
+            raise SessionUsed
 
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` sessions that have grown old, and give back what they held; how many there were."""
@@ -229,14 +239,17 @@ class UIA:
     async def _complete(
         self, operation: Operation, session: _Session | None, name: str, result: str
     ) -> tuple[_Session | None, dict[str, str]]:
-        """Note that a stage is done. Where there is no session and nothing to hold, nothing is written."""
+        """Note that a stage is done. Where there is no session and nothing to hold, nothing is written; where it has ended in the
+        meantime, neither, and no stage is done."""
         if session is None and not result:
             return None, {name: result}
         found = session or self._new_session(operation)
         row = found.row
 
         def write(txn: WriteTransaction) -> dict[str, str]:
-            now = self._store.get_session_in(txn, row.session_hash, 0)
+            now = None if session is None else self._store.get_session_in(txn, row.session_hash, 0)
+            if now is None and session is not None:
+                return {}
             completed = {} if now is None else _completed_decoder.decode(now.completed)
             if name not in completed:
                 self._stages[name].add(txn, result)
@@ -248,6 +261,8 @@ class UIA:
             return completed
 
         completed = await self._database.write("complete_uia_stage", write)
+        if not completed:
+            return None, completed
         return _Session(found.session_id, _filled(row, completed)), completed
 
     def _new_session(self, operation: Operation) -> _Session:

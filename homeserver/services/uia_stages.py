@@ -65,9 +65,13 @@ class PasswordStage:
         password = auth.get("password")
         if not isinstance(password, str):
             raise MissingParam("auth.password is missing")
-        account = await self._sign_in.check_password(parse_identifier(auth), password, operation.address)
-        if account.user_id != operation.user_id:
-            raise Forbidden("This is the password of another user")
+        user_id = operation.user_id
+        # Nobody else's password is tried, lest somebody who is signed in guess those of others here.
+        if user_id is None or not await self._sign_in.is_name_of(parse_identifier(auth), user_id):
+            raise Forbidden("Confirm this with your own user name and password")
+        account = await self._sign_in.check_password(user_id, password, operation.address)
+        if account.user_id != user_id:
+            raise Forbidden("Confirm this with your own user name and password")
         return ""
 
     def add(self, txn: WriteTransaction, result: str) -> None:

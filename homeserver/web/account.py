@@ -23,6 +23,7 @@ from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.email_validation import EmailValidation
+from homeserver.services.eras import ProofEnded
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
@@ -144,6 +145,8 @@ class AccountPage:
             return await button(context, session, fields)
         except NotFound:
             return _done("session_ended")
+        except ProofEnded:
+            return see_other(sign_in_link(ACCOUNT_PATH))
         except ProveAgain:
             cookie = await self._sessions.do_end(context)
             return see_other(sign_in_link(_link(fields, *_KEPT), again=True), cookies=(cookie,))
@@ -237,7 +240,7 @@ class AccountPage:
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
         end_others = self._sessions.ending_others(context, session.user_id, self._account.remove_sessions)
-        await self._account.do_set_password(session.user_id, fields.get("password", ""), context.client_ip, end_others)
+        await self._account.do_set_password(session, fields.get("password", ""), context.client_ip, end_others)
         return _done("password")
 
     async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -260,7 +263,7 @@ class AccountPage:
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip)
+        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip, session.era)
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -284,7 +287,7 @@ class AccountPage:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
-        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip)
+        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip, session.era)
         return _done("number")
 
     async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -295,12 +298,12 @@ class AccountPage:
 
     async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._resets.do_allow(session.user_id, context.client_ip)
+        await self._resets.do_allow(session.user_id, context.client_ip, session.era)
         return see_other(f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}")
 
     async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._account.do_deactivate(session.user_id, context.client_ip, erase=fields.get("erase") == "true")
+        await self._account.do_deactivate(session, context.client_ip, erase=fields.get("erase") == "true")
         _ = self._pages.choose(context.languages).gettext
         texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
         return self._pages.message(context, _("Your account is closed"), texts)

@@ -13,6 +13,7 @@ from federation.protocol.errors import InvalidParam, MatrixError, NotFound, Unre
 from homeserver.http.answers import Response
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.eras import ProofEnded
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.own_account import OwnAccount, ProveAgain
@@ -66,6 +67,8 @@ class ApplicationPasswordsPage:
             return await self._make(context, session, fields)
         except NotFound:  # it was ended in another window
             return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
+        except ProofEnded:
+            return see_other(sign_in_link(PROGRAMS_PATH))
         except ProveAgain:
             cookie = await self._sessions.do_end(context)
             return see_other(sign_in_link(PROGRAMS_PATH, again=True), cookies=(cookie,))
@@ -84,7 +87,10 @@ class ApplicationPasswordsPage:
             raise InvalidParam("days is none of those to choose from")
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         name = fields.get("name", "").strip()
-        password = await self._passwords.do_make(session.user_id, name, int(days) * DAY_MS if days else None)
+        lifetime_ms = int(days) * DAY_MS if days else None
+        password = await self._passwords.do_make(
+            session.user_id, name, lifetime_ms, era=session.era, address=context.client_ip
+        )
         return await self._page(context, session, password=password, made=name)
 
     async def _page(

@@ -6,9 +6,11 @@ from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import UserDeactivated, UserLocked
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
+from homeserver.services.eras import ProofEnded
 from homeserver.services.languages import Language
 from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
@@ -72,7 +74,11 @@ class ConsentPage:
             return terms
         if decision == "allow":
             await self._upstream.note(session, request.scope.device_id)
-            return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
+            try:
+                where = await self._authorization.do_allow(request, session.user_id, context.client_ip, session.era)
+            except (ProofEnded, UserLocked, UserDeactivated):
+                where = sign_in_link(here)
+            return see_other(where)
         if decision == "deny":
             return see_other(await self._authorization.do_deny(request, session.user_id, context.client_ip))
         return self._page(context, language, given, request, session)

@@ -4,10 +4,11 @@ from http import HTTPStatus
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import LimitExceeded
+from federation.protocol.errors import LimitExceeded, UserDeactivated, UserLocked
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
+from homeserver.services.eras import ProofEnded
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
 from homeserver.services.upstream.devices import UpstreamDevices
@@ -68,7 +69,12 @@ class LinkPage:
         allowed = decision == "allow"
         if allowed:
             await self._upstream.note(session, grant.device_id)
-        await self._grants.do_decide(grant, client, session.user_id, context.client_ip, allowed=allowed)
+        try:
+            await self._grants.do_decide(
+                grant, client, session.user_id, context.client_ip, session.era, allowed=allowed
+            )
+        except (ProofEnded, UserLocked, UserDeactivated):
+            return see_other(sign_in_link(here))
         return self._page(context, session, {**fields, "state": "allowed" if allowed else "denied"})
 
     def _page(

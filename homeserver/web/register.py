@@ -15,7 +15,6 @@ from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, SessionExpired, UserAwaitingApproval
-from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.email_validation import EmailValidation
@@ -23,7 +22,7 @@ from homeserver.services.languages import Language
 from homeserver.services.own_paths import own_path
 from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.policies import Policies
-from homeserver.services.registration import Registration, Wish
+from homeserver.services.registration import Registered, Registration, Wish
 from homeserver.services.secret_text import SecretText
 from homeserver.services.threepid_validation import EMAIL, REGISTER, ThreepidValidation
 from homeserver.services.uia import AuthData, AuthenticationRequired
@@ -205,17 +204,17 @@ class RegisterPage:
             return self.make(context, shown, state="account", error=refused.error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
-        cookie = await self._sessions.do_begin(registered, context)
+        cookie = await self._sessions.do_begin(registered.user_id, context, registered.era)
         return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
 
-    async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> UserID:
+    async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> Registered:
         """Make the account. Raises `_NotYet` where something is refused in a session that has begun."""
         session_id = fields.get("confirmation", "")
         try:
             for stage in self._stages(fields):
                 auth = {**stage, "session": session_id} if session_id else stage
                 try:
-                    return (await self._registration.do_register(wish, auth, ip)).user_id
+                    return await self._registration.do_register(wish, auth, ip)
                 except AuthenticationRequired as more:
                     session_id = more.session_id
                     if more.error is not None:

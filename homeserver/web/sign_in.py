@@ -142,10 +142,10 @@ async def post_sign_in(
     name = fields.get("name", "").strip()
     try:
         account = await sign_in.check_sign_in(as_name(name), fields.get("password", ""), context.client_ip)
+        cookie = await sessions.do_begin(UserID(account.user_id), context, account.era)
     except MatrixError as error:
         again = fields.get("again") == "true"
         return page.make(context, next_path, name=name, again=again, error=error, status=error.status)
-    cookie = await sessions.do_begin(UserID(account.user_id), context)
     return see_other(next_path, cookies=(cookie,))
 
 

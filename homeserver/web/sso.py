@@ -95,13 +95,13 @@ class SSOPage:
         language = self._pages.choose(context.languages)
         try:
             await self._sign_in.check_allowed(session.user_id, "browser", context.client_ip)
+            origin = None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
+            where = await self._upstream.do_give_token(session.user_id, origin, redirect_url, session.era)
         except MatrixError as error:
             _ = language.gettext
             return self._pages.message(
                 context, _("Signing in did not work"), [explain(error, language)], HTTPStatus.FORBIDDEN
             )
-        origin = None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
-        where = await self._upstream.do_give_token(session.user_id, origin, redirect_url)
         if agreed:
             return see_other(where)
         _ = language.gettext

@@ -30,6 +30,7 @@ from homeserver.services.upstream.sign_in import (
     SignedIn,
     Step,
     UpstreamSignIn,
+    refused_in_the_meantime,
 )
 from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
@@ -91,7 +92,7 @@ class UpstreamPages:
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
                 headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case SignedIn(user_id, next_path, origin, proved_ts):
+            case SignedIn(user_id, next_path, origin, proved_ts, era):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
                 except UserAwaitingApproval as error:
@@ -99,7 +100,10 @@ class UpstreamPages:
                 except Forbidden as error:
                     raise Refused(Reason.NOT_ALLOWED, error.text) from None
                 came = msgspec.json.encode(origin).decode()
-                cookie = await self._sessions.do_begin(user_id, context, came, proved_ts)
+                try:
+                    cookie = await self._sessions.do_begin(user_id, context, era, came, proved_ts)
+                except MatrixError as error:
+                    raise refused_in_the_meantime(user_id, error) from None
                 return see_other(own_path(next_path, "/"), cookies=(cookie,))
             case AskName():
                 return self._ask_name(context, step)

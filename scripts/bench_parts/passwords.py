@@ -30,7 +30,7 @@ MANY = 60
 class AtOnce:
     """Does the work in this thread."""
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], asker: str = "") -> T:
         return work()
 
 

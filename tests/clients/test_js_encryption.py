@@ -1,5 +1,6 @@
 """matrix-js-sdk with its Rust crypto: nothing that anybody may read is unreadable, as `js/encryption.mjs` tells it, and
-`js/encryption_more.mjs`, and between two servers `js/encryption_between.mjs`."""
+`js/encryption_more.mjs`, and between two servers `js/encryption_between.mjs`. Servers are killed at random moments: a story that
+fails has told its STORY_SEED, with which it draws the same ones."""
 
 from pathlib import Path
 

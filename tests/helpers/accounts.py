@@ -1,8 +1,8 @@
 """A server that has accounts and nothing else, with a client that speaks to it over the real HTTP tree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.task import Clock
 
@@ -66,8 +66,8 @@ from storage.tokens import TokenStore
 from storage.uia import UIAStore
 from storage.upstream_sessions import UpstreamSessionStore
 from tests.helpers.http import Answer, Client, client_for
+from tests.helpers.threads import InlineThreads
 
-T = TypeVar("T")
 SERVER_NAME = ServerName("example.org")
 START = 1_700_000_000.0
 OPEN = RegistrationRules(enabled=True, without_verification=True, guests=True)
@@ -79,17 +79,6 @@ class NoProfiles:
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         raise NotFound
-
-
-class InlineThreads:
-    """Does the work at once, and counts it."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-
-    async def run(self, work: Callable[[], T]) -> T:
-        self.runs += 1
-        return work()
 
 
 class RememberingRooms:

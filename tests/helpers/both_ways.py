@@ -87,7 +87,7 @@ def _as_json(answer: object) -> Any:
 
 
 def _of_state(state: ConnectionState) -> tuple[object, ...]:
-    return state.rooms, state.receipts, state.account_data, state.profile_fields
+    return state.rooms, state.receipts, state.account_data, state.profiles
 
 
 def _of_view(view: View | None) -> tuple[object, ...]:

@@ -52,7 +52,7 @@ class Node:
         self.clock = Clock()
         self.folder = folder
         self.clock.advance(1_700_000_000)
-        self.files = MediaFiles(folder, InlineExecutor())
+        self.files = MediaFiles(folder, InlineExecutor(), Clock())
         self.files.open_folder()
         self.contents = SharedContents(
             database,

@@ -35,7 +35,7 @@ def asked(network: Network, path: str = "/media/") -> list[str]:
 
 def kept(tmp_path: Path, server: str = SOUTH) -> list[Path]:
     folder = tmp_path / server / "media_store"
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return [path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "turn")]
 
 
 def lie(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:

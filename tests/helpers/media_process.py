@@ -75,7 +75,7 @@ def main() -> None:
     path, folder, seed = sys.argv[1:]
     reactor = cast(ReactorBase, installed_reactor)
     database = open_database(SQLiteConfig(path), reactor)
-    files = MediaFiles(Path(folder), ThreadExecutor(reactor, "files", 4))
+    files = MediaFiles(Path(folder), ThreadExecutor(reactor, "files", 4), reactor)
     files.open_folder()
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(begin(database, files, reactor, int(seed))))
     reactor.run()

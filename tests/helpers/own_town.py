@@ -23,7 +23,8 @@ from storage.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.server import CutWeb, CutWire, InlineThreads, MemoryRelay, fetch_nothing, follow_nowhere
+from tests.helpers.server import CutWeb, CutWire, MemoryRelay, fetch_nothing, follow_nowhere
+from tests.helpers.threads import InlineThreads
 
 CHUNK = 200
 

@@ -8,7 +8,7 @@ moves only by `server.clock.advance`.
 `TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -38,6 +38,7 @@ from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from storage.executors import Executor, InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
+from tests.helpers.threads import InlineThreads
 
 T = TypeVar("T")
 
@@ -122,13 +123,6 @@ async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes:
     raise OutboundError(f"there is nothing at {url}")
 
 
-class InlineThreads:
-    """Does the work at once."""
-
-    async def run(self, work: Callable[[], T]) -> T:
-        return work()
-
-
 class TestServer:
     """The server, and people on it."""
 
@@ -173,13 +167,14 @@ class TestServer:
         self.config = load_config([path], {}).config
         self.registry = CollectorRegistry()
         access_log = RememberingAccessLog()
+        self.threads = InlineThreads()
         self.app: Server = build(
             self.config,
             self.clock,
             database,
             key=key
             or SigningKey("a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]),
-            threads=InlineThreads(),
+            threads=self.threads,
             directory_threads=InlineThreads(),
             media_threads=MediaThreads(
                 files=InlineExecutor(),

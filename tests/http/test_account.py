@@ -85,8 +85,55 @@ def test_malformed_proofs_are_refused(sqlite_database: Database, auth: object) -
 def test_guessing_while_confirming_is_limited(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 2)})
     alice = server.register()
-    errors = [alice.post("account/deactivate", {"auth": alice.proof(password="guess")}).errcode for _ in range(3)]
-    assert errors == ["M_FORBIDDEN", "M_FORBIDDEN", "M_LIMIT_EXCEEDED"]
+    answers = [alice.post("account/deactivate", {"auth": alice.proof(password="guess")}) for _ in range(3)]
+    assert [answer.errcode for answer in answers] == ["M_FORBIDDEN", "M_FORBIDDEN", "M_LIMIT_EXCEEDED"]
+    assert [answer.status for answer in answers] == [401, 401, 429]
+    assert answers[-1].json["retry_after_ms"] > 0
+    assert "retry-after" in answers[-1].headers
+
+
+def test_guessing_at_once_is_limited_as_in_a_row(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    alice, bob = server.register(), server.register("bob")
+    path = "/_matrix/client/v3/account/deactivate"
+    before = server.threads.runs
+    server.threads.hold()
+    wrong = {"auth": alice.proof(password="guess")}
+    asked = [server.http.start("POST", path, json=wrong, token=alice.token) for _ in range(20)]
+    other = server.http.start("POST", path, json={"auth": bob.proof()}, token=bob.token)
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [401] * 3 + [429] * 17
+    assert server.threads.runs == before + 4  # the others were not tried
+    assert other.answer.status == 200
+    assert server.login().status == 429
+    server.clock.advance(11)
+    assert server.login().status == 200
+
+
+def test_confirming_counts_failures_of_an_address(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN: Rate(0.1, 3)})
+    alice = server.register()
+    for _ in range(5):
+        assert alice.post("delete_devices", {"devices": ["A"], "auth": alice.proof()}).status == 200
+    wrong = {"devices": ["A"], "auth": alice.proof(password="guess")}
+    assert [alice.post("delete_devices", wrong).status for _ in range(4)] == [401, 401, 401, 429]
+
+
+def test_nobody_elses_password_is_tried(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    alice, bob = server.register(), server.register("bob", "builder")
+    before = server.threads.runs
+    texts = set()
+    for password in (bob.password, "guess"):
+        auth = {**alice.proof(password=password), "identifier": {"type": "m.id.user", "user": bob.id}}
+        answer = alice.post("account/deactivate", {"auth": auth})
+        assert (answer.status, answer.errcode) == (401, "M_FORBIDDEN")
+        texts.add(answer.json["error"])
+    assert len(texts) == 1
+    assert server.threads.runs == before
+    for name in ("ALICE", "@alice:example.org"):
+        auth = {**alice.proof(), "identifier": {"type": "m.id.user", "user": name}}
+        assert alice.post("delete_devices", {"devices": ["A"], "auth": auth}).status == 200
 
 
 def test_deactivation(server: AccountsServer) -> None:

@@ -99,7 +99,7 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     granted = Program(server, device_id="SECOND")
     granted.take(granted.exchange(granted.code(browser)))
     assert browser.open("/_mahalla/account").status == 200
-    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None))
+    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0))
     server.clock.advance(60)
     assert login(server).errcode == EXPIRED
     assert login(server, password=password).errcode == EXPIRED

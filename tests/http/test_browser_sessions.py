@@ -162,7 +162,7 @@ def test_a_session_that_was_there_before_is_not_taken_over(server: TestServer) -
     alice = Browser(server)
     alice.open(SIGN_IN_PATH)
     alice.cookies.update(laid)
-    cookie = server.run(server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice)))
+    cookie = server.run(server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice), 0))
     assert cookie.partition("=")[2].partition(";")[0] != laid["mahalla_session"]
     assert signed_in(mallory) is None
 

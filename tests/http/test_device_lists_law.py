@@ -1,7 +1,8 @@
 """Whose devices a client is told to ask for again, and whose to forget, held against a plain model.
 
-People join and leave rooms at random, encryption is turned on, devices change, the server is started anew; a client that
-syncs now and then must be told of everyone of whom the model says that they changed, and of exactly those who left.
+People join and leave rooms at random, encryption is turned on, devices change, the server is started anew, and remembers many
+changes or few; messages pile up for devices, so that answers end before now. A client that syncs now and then must be told of
+everyone of whom the model says that they changed, and of exactly those who left.
 """
 
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
+from homeserver.services import recent_changes
+from homeserver.services.sync.devices import MESSAGES_AN_ANSWER
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.server import TestServer
 
@@ -23,7 +26,10 @@ Action = tuple[str, int, int]
 actions = st.lists(
     st.tuples(
         st.sampled_from(
-            ["join", "leave"] * 5 + ["sync"] * 4 + ["encrypt", "device", "kick"] * 2 + ["rename", "forget", "restart"]
+            ["join", "leave"] * 5
+            + ["sync"] * 4
+            + ["encrypt", "device", "kick", "messages", "rename", "look"] * 2
+            + ["forget", "restart"]
         ),
         st.integers(0, len(NAMES) - 1),
         st.integers(0, ROOMS - 1),
@@ -50,7 +56,10 @@ class Town:
         self.encrypted: set[int] = set()
         self.count = 0
         self.since: list[str] = []
-        self.shared: list[set[str]] = [set() for _ in NAMES]
+        self.known: list[set[str]] = [set() for _ in NAMES]
+        """Whose devices each client keeps, by what it was told."""
+        self.is_whole = [True for _ in NAMES]
+        """Whether the last answer of each ended when it was made."""
         self.devices: list[set[str]] = [set() for _ in NAMES]
         """Of whom each has to be told that their devices changed, as far as rooms are shared."""
         for who in range(len(NAMES)):
@@ -72,18 +81,35 @@ class Town:
 
     def check(self, who: int) -> None:
         """What a sync, and /keys/changes, tell somebody."""
+        before, changed, left = set(self.known[who]), set[str](), set[str]()
+        answers = []
+        while True:
+            lists, is_last = self.look(who)
+            answers.append(lists)
+            changed |= set(lists["changed"])
+            left |= set(lists["left"])
+            if is_last:
+                break
+        now, told = self.sharing(who), (NAMES[who], before, answers)
+        assert self.known[who] == now, (told, now)
+        assert not self.devices[who] & now, (told, now)
+        assert changed <= now | left | {self.people[who].user_id}, (told, now)
+        if len(answers) == 1 and self.is_whole[who]:
+            assert left == before - now, (told, now)
+        self.is_whole[who] = True
+
+    def look(self, who: int) -> tuple[Any, bool]:
+        """One answer: what it says, and whether it ends now. The client keeps to it, and asks for keys at once."""
         answer = self._sync(who, self.since[who])
         lists = answer["device_lists"]
-        told = (set(lists["changed"]), set(lists["left"]))
-        before, now = self.shared[who], self.sharing(who)
-        assert (now - before) | (self.devices[who] & now) <= told[0], (NAMES[who], before, now, lists)
-        assert told[0] <= now | {self.people[who].user_id}, (NAMES[who], before, now, lists)
-        assert told[1] == before - now, (NAMES[who], before, now, lists)
+        changed, left = set(lists["changed"]), set(lists["left"])
+        assert not changed & left
         changes = self.people[who].get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}").json
         assert changes == lists
+        self.known[who] = (self.known[who] | changed - {self.people[who].user_id}) - left
+        self.devices[who] -= changed | left
         self.since[who] = answer["next_batch"]
-        self.shared[who] = now
-        self.devices[who].clear()
+        return lists, len(answer["to_device"]["events"]) < MESSAGES_AN_ANSWER
 
     def _sync(self, who: int, since: str | None = None) -> Any:
         answer = self.people[who].get(f"{V3}/sync" + ("" if since is None else f"?since={since}"))
@@ -92,6 +118,9 @@ class Town:
 
     def _do_sync(self, who: int, _where: int) -> None:
         self.check(who)
+
+    def _do_look(self, who: int, _where: int) -> None:
+        _, self.is_whole[who] = self.look(who)
 
     def _do_join(self, who: int, where: int) -> None:
         assert self.people[who].post(f"{V3}/join/{self.rooms[where]}").status == 200
@@ -132,6 +161,14 @@ class Town:
         assert user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": str(self.count)}).status == 200
         self.server.clock.advance(1)
 
+    def _do_messages(self, who: int, _where: int) -> None:
+        """More than half of what one answer takes."""
+        user = self.people[who]
+        for number in range(MESSAGES_AN_ANSWER // 2 + 10):
+            body = {"messages": {user.user_id: {user.device_id: {"number": number}}}}
+            path = f"{V3}/sendToDevice/m.test/{self.count}_{number}"
+            assert self.owner.put(path, body).status == 200
+
     def _do_restart(self, _who: int, _where: int) -> None:
         now = self.server.clock.seconds()
         self.close()
@@ -147,16 +184,79 @@ class Town:
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(actions)
-@example([("join", 0, 0), ("sync", 0, 0), ("encrypt", 0, 0), ("leave", 0, 0)])  # they never shared an encrypted room
+@given(actions, st.sampled_from([recent_changes.KEPT, 20]))
+@example(
+    [("join", 0, 0), ("sync", 0, 0), ("encrypt", 0, 0), ("leave", 0, 0)], 20
+)  # they never shared an encrypted room
 def test_clients_know_whose_devices_to_ask_for(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action]
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action], kept: int
 ) -> None:
-    town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
-    try:
-        for step in steps:
+    live_through(tmp_path_factory.mktemp("town"), sqlite_template, steps, kept)
+
+
+ALICE, BOB, CAROL = range(3)
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        pytest.param([("join", CAROL, 0), ("rename", CAROL, 0)], id="who_came_has_another_name"),
+        pytest.param([("join", CAROL, 0), ("leave", CAROL, 0), ("join", CAROL, 0)], id="who_came_comes_again"),
+        pytest.param([("join", BOB, 0), ("rename", BOB, 0)], id="who_syncs_came_and_has_another_name"),
+        pytest.param(
+            [("leave", BOB, 0), ("leave", ALICE, 0), ("join", BOB, 0)], id="who_syncs_was_away_while_another_left"
+        ),
+        pytest.param([("leave", ALICE, 0), ("leave", BOB, 0)], id="who_syncs_left_after_another"),
+        pytest.param([("leave", ALICE, 0), ("join", ALICE, 0), ("leave", ALICE, 0)], id="who_left_leaves_again"),
+    ],
+)
+@pytest.mark.parametrize("forgetting", ["nothing", "restart", "little memory"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_told_while_messages_wait(
+    tmp_path: Path, sqlite_template: Path, moves: list[Action], forgetting: str, number: int
+) -> None:
+    """The first answer ends amid the messages: after a number of the moves, and before the others."""
+    steps: list[Action] = [("join", ALICE, 0), ("encrypt", 0, 0)]
+    if moves[0] != ("join", BOB, 0):
+        steps.append(("join", BOB, 0))
+    steps += [("sync", BOB, 0), ("messages", BOB, 0), *moves[:number], ("messages", BOB, 0), *moves[number:]]
+    if forgetting == "restart":
+        steps.append(("restart", 0, 0))
+    live_through(tmp_path, sqlite_template, steps, 20 if forgetting == "little memory" else recent_changes.KEPT)
+
+
+@pytest.mark.parametrize("leaver", [ALICE, BOB])
+@pytest.mark.parametrize("kept", [recent_changes.KEPT, 20])
+@pytest.mark.parametrize("change", ["device", "encrypt"])
+def test_who_changed_and_was_away_between_two_answers_is_told(
+    tmp_path: Path, sqlite_template: Path, leaver: int, kept: int, change: str
+) -> None:
+    """When the answer that ends after the change is made, the room is not shared; for the next one it never ceased to be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_changes, "KEPT", kept)
+        town = Town(tmp_path, sqlite_template)
+        for step in [("join", ALICE, 0), ("join", BOB, 0), *([("encrypt", 0, 0)] if change == "device" else [])]:
             town.do(step)
-        for who in range(len(NAMES)):
-            town.check(who)
-    finally:
+        for step in [("sync", BOB, 0), (change, ALICE, 0), *[("messages", BOB, 0)] * 2, ("leave", leaver, 0)]:
+            town.do(step)
+        bob, alice, token = town.people[BOB], town.people[ALICE].user_id, town.since[BOB]
+        first = bob.get(f"{V3}/sync?since={token}").json
+        town.do(("join", leaver, 0))
+        second = bob.get(f"{V3}/sync?since={first['next_batch']}").json
+        told = [answer["device_lists"]["changed"] for answer in (first, second)]
+        assert alice in told[0] + told[1], told
         town.close()
+
+
+def live_through(folder: Path, template: Path, steps: list[Action], kept: int) -> None:
+    """`kept`: how many of the latest changes the server remembers, at least."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_changes, "KEPT", kept)
+        town = Town(folder, template)
+        try:
+            for step in steps:
+                town.do(step)
+            for who in range(len(NAMES)):
+                town.check(who)
+        finally:
+            town.close()

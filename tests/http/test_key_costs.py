@@ -43,7 +43,7 @@ def test_a_question_for_keys_is_one_read_the_first_time_and_then_none(
     query(asking)
     counter.clear()
     answer = query(asking, *users)
-    assert dict(counter.queries) == {"get_published_keys": 3}
+    assert dict(counter.queries) == {"get_published_keys": 4}
     assert len(answer["device_keys"]) == len(answer["master_keys"]) == number
     assert all(answer["device_keys"].values())
     counter.clear()

@@ -119,10 +119,41 @@ def test_failures_are_limited_by_account_and_by_address(sqlite_database: Databas
     assert server.login().status == 200
     # From one address, whatever the names.
     server.clock.advance(60)
-    statuses = [server.login(f"nobody{number}").status for number in range(30)]
-    assert statuses == [403] * statuses.index(429) + [429] * (30 - statuses.index(429))
-    assert 10 < statuses.index(429) < 30
+    statuses = [server.login(f"nobody{number}").status for number in range(40)]
+    assert statuses == [403] * statuses.index(429) + [429] * (40 - statuses.index(429))
+    assert 10 < statuses.index(429) < 40
     assert server.login("nobody", ip="10.0.0.2").status == 403
+
+
+def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    names = [f"pupil{number}" for number in range(40)]
+    for name in names:
+        server.register(name)
+    server.threads.hold()
+    bodies = [
+        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+        for name in names
+    ]
+    asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
+    server.threads.let_go()
+    assert {pending.answer.status for pending in asked} == {200}
+
+
+def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.threads.hold()
+    bodies = [
+        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": f"nobody{n}"}, "password": "guess"}
+        for n in range(100)
+    ]
+    asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1") for body in bodies]
+    server.threads.let_go()
+    assert {pending.answer.status for pending in asked} == {403}
+    server.clock.advance(60)
+    assert server.login("somebody").status == 429
+    server.clock.advance(30)
+    assert server.login("somebody").status == 403
 
 
 def test_a_sign_in_on_a_known_device_ends_its_session_and_keeps_its_name(server: AccountsServer) -> None:

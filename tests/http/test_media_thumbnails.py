@@ -295,7 +295,7 @@ def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Datab
 
 
 async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     seconds = count(0, SECONDS_A_JOB)
@@ -306,7 +306,7 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     times = iter([0.0, SECONDS_A_JOB])  # the first takes too long

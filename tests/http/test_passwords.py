@@ -1,12 +1,15 @@
 """What becomes of a password."""
 
+from threading import Event
+
 import pytest
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.passwords import HashingThreads, Passwords
-from tests.helpers.accounts import InlineThreads
+from tests.helpers.threads import InlineThreads
 
 
 async def test_cost_and_pepper() -> None:
@@ -36,5 +39,32 @@ async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> 
         full = Passwords(HashingThreads(reactor, pool, longest_queue=0), rounds=4)  # type: ignore[arg-type]
         with pytest.raises(LimitExceeded):
             await full.hash("x")
+    finally:
+        pool.stop()
+
+
+@pytest.mark.reactor(20)
+async def test_one_address_holds_up_no_other() -> None:
+    pool = ThreadPool(minthreads=1, maxthreads=1)
+    pool.start()
+    try:
+        threads = HashingThreads(reactor, pool, longest_queue=100, longest_queue_of_one=20)  # type: ignore[arg-type]
+        done: list[str] = []
+        first = Event()
+
+        def work(asker: str) -> Deferred[None]:
+            async def run() -> None:
+                await threads.run(first.wait, asker)
+                done.append(asker)
+
+            return Deferred.fromCoroutine(run())
+
+        flood = [work("flood") for _ in range(21)]
+        with pytest.raises(LimitExceeded):
+            await threads.run(first.wait, "flood")
+        other = work("office")
+        first.set()
+        await gatherResults([*flood, other])
+        assert done.index("office") <= 2
     finally:
         pool.stop()

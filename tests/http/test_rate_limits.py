@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
-from homeserver.http.rate_limits import Rate, RateLimiter, address_key
+from homeserver.http.rate_limits import Counted, Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer
@@ -110,6 +110,24 @@ def test_where_failures_count_so_does_what_is_under_way() -> None:
     limiter.check(Limit.FALSE_PROMISE, "a")
     with pytest.raises(LimitExceeded):
         limiter.check(Limit.FALSE_PROMISE, "a")
+
+
+def test_an_attempt_counts_until_it_is_known_not_to_have_failed() -> None:
+    limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 2), Limit.LOGIN: Rate(0.1, 10)})
+    both = [Counted(Limit.LOGIN_FAILED, "a", 2.0), Counted(Limit.LOGIN, "b", 10.0)]
+    for _ in range(5):
+        with limiter.attempting(both), pytest.raises(LimitExceeded):
+            limiter.check_only(Limit.LOGIN_FAILED, "a")
+    with pytest.raises(ValueError, match="broken"), limiter.attempting(both):
+        raise ValueError("broken")
+    limiter.check(Limit.LOGIN, "b", cost=1.0)
+    with pytest.raises(LimitExceeded), limiter.attempting(both):
+        pass
+    limiter.check_only(Limit.LOGIN_FAILED, "a")  # nothing was counted where not all could be
+    with limiter.attempting(both[:1]) as attempt:
+        attempt.fail()
+    with pytest.raises(LimitExceeded):
+        limiter.check_only(Limit.LOGIN_FAILED, "a")
 
 
 def test_a_rate_of_ones_own_replaces_the_usual_one() -> None:

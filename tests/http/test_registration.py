@@ -14,7 +14,7 @@ from homeserver.services.shared_secret_registration import compute_mac
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.registration_tokens import RegistrationTokenRow
-from tests.helpers.accounts import SHARED_SECRET, AccountsServer, User
+from tests.helpers.accounts import OPEN, SHARED_SECRET, AccountsServer, User
 from tests.helpers.http import Answer
 
 DUMMY = {"type": "m.login.dummy"}
@@ -394,3 +394,64 @@ async def test_a_token_that_was_made_is_good_for_its_time(sqlite_database: Datab
     assert server.request("GET", path).json == {"valid": True}
     server.clock.advance(61)
     assert server.request("GET", path).json == {"valid": False}
+
+
+@pytest.mark.parametrize("rules", [OPEN, WITH_TOKEN])
+async def test_a_session_makes_one_account_however_many_are_asked_for_at_once(
+    database: Database, rules: RegistrationRules
+) -> None:
+    server = AccountsServer(database, rules=rules)
+    auth: dict[str, str] = dict(DUMMY)
+    if rules.requires_token:
+        await database.write(
+            "t", server.registration_tokens.add_registration_token, RegistrationTokenRow("key", uses_allowed=1)
+        )
+        auth = {"type": TOKEN_STAGE, "token": "key"}
+    auth["session"] = server.request("POST", "register", {}).json["session"]
+    wanted = [
+        {"username": name, "password": "wonderland", "auth": auth, "device_id": f"D{number}"}
+        for number, name in enumerate(["alice", "alice", "bob", "carol", "dave"])
+    ]
+    server.threads.hold()
+    asked = [server.http.start("POST", "/_matrix/client/v3/register", json=body) for body in wanted]
+    assert len(server.threads.held) == len(asked)
+    server.threads.let_go()
+    answers = [pending.answer for pending in asked]
+    made = {answer.json["user_id"] for answer in answers if answer.status == 200}
+    assert len(made) == 1
+    assert {answer.errcode for answer in answers if answer.status != 200} == {"M_FORBIDDEN"}
+    users = await server.account_store.get_accounts([f"@{name}:example.org" for name in ("alice", "bob", "carol")])
+    assert set(users) <= made
+    if "@alice:example.org" in made:  # who asked for the same has the same
+        assert [answer.status for answer in answers[:2]] == [200, 200]
+    row = await server.registration_tokens.get_registration_token("key")
+    assert row is None or (row.pending, row.completed) == (0, 1)
+
+
+async def test_a_name_that_is_taken_leaves_the_session_good(server: AccountsServer) -> None:
+    session = server.request("POST", "register", {}).json["session"]
+    wanted = {"username": "alice", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    server.threads.hold()
+    pending = server.http.start("POST", "/_matrix/client/v3/register", json=wanted)
+    assert len(server.threads.held) == 1
+    await server.registration.do_register_vouched(Wish(username="alice"), lambda *_: None)
+    server.threads.let_go()
+    assert pending.answer.errcode == "M_USER_IN_USE"
+    assert server.request("POST", "register", {**wanted, "username": "bob"}).status == 200
+
+
+async def test_a_session_that_has_ended_does_not_come_back(server: AccountsServer) -> None:
+    alice = server.register()
+    session = alice.post("delete_devices", {"devices": ["A"]}).json["session"]
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": alice.password,
+    }
+    body = {"devices": ["A"], "auth": {**proof, "session": session}}
+    server.threads.hold()
+    path = "/_matrix/client/v3/delete_devices"
+    asked = [server.http.start("POST", path, json=body, token=alice.token) for _ in range(4)]
+    assert len(server.threads.held) == len(asked)
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [200, 401, 401, 401]

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from federation.outbound.errors import OutboundError
+from federation.protocol.ids import ServerName
+from federation.requests import path_of
 from storage.database import Database
-from tests.helpers.federated import create_room, say, set_state
+from tests.helpers.federated import NORTH, create_room, say, set_state, shared
 from tests.helpers.gateway import Gateway, set_pusher
+from tests.helpers.network import Network
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer
 
@@ -57,3 +60,18 @@ async def test_a_server_that_was_away_is_told_without_the_content(tmp_path: Path
     texts = [pdu["content"].get("body") for pdu in told if pdu["type"] == "m.room.message"]
     assert texts == [None, "new"]
     assert "secret" not in repr(told)
+
+
+async def test_another_server_finds_the_next_event_that_is_still_shown(network: Network) -> None:
+    room = await shared(network, "12", {NORTH: RULES})
+    set_state(room.alice, room.room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
+    network.clock.advance(10)
+    start = int(network.clock.seconds() * 1000)
+    for number in range(25):
+        say(room.alice, room.room_id, f"old {number}")
+    network.clock.advance(2 * HOUR)
+    newer = say(room.alice, room.room_id, "new")
+    path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room.room_id)
+    query = [("ts", str(start)), ("dir", "f")]
+    found = await room.south.federation.requests.get(ServerName(NORTH), path, query)
+    assert found["event_id"] == newer

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.sliding_sync.connections import LIVE, ConnectionState, SentRoom, StateChanges
+from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
+from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of, texts
@@ -231,3 +234,75 @@ def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_hap
     settle()
     say(bob, newer, "hello")
     assert texts(client.sync()["rooms"][newer]) == ["hello"]
+
+
+@pytest.mark.parametrize("filters", [{}, {"not_room_types": ["m.space"]}])
+def test_a_room_that_comes_back_into_a_window_costs_no_query(
+    tmp_path: Path, counted: Database, counter: QueryCounter, filters: dict[str, Any]
+) -> None:
+    server = TestServer(tmp_path, counted)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat", name=f"room {number}") for number in range(5)]
+    for room_id in rooms:
+        act(bob, room_id, "join")
+    lists = {"all_rooms": a_list([0, 2], state=ELEMENT_STATE, **filters)}
+    client = SlidingClient(alice, lists=lists, extensions=ELEMENT_EXTENSIONS)
+    client.sync()
+    for room_id in rooms:  # each comes into view, and is pushed out by the others
+        say(bob, room_id, "one")
+        client.sync()
+    with both_ways() as compared:
+        for number, room_id in enumerate(rooms):
+            say(bob, room_id, "two")
+            counter.clear()
+            answer = client.sync()
+            assert texts(answer["rooms"].pop(room_id)) == ["two"]
+            assert not answer["rooms"]
+            assert not counter.queries
+            assert len(compared) == number + 1
+        # so does one in which somebody began to type while it was out of view
+        bob.put(f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{bob.user_id}", {"typing": True, "timeout": 30000})
+        assert not client.sync()["extensions"]["typing"]["rooms"]
+        say(bob, rooms[0], "three")
+        typing = client.sync()["extensions"]["typing"]["rooms"]
+        assert typing[rooms[0]]["content"]["user_ids"] == [bob.user_id]
+        assert len(compared) == len(rooms) + 1
+
+
+def test_a_receipt_that_was_missed_out_of_view_comes_with_the_room(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat") for _ in range(3)]
+    for room_id in rooms:
+        act(bob, room_id, "join")
+    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"receipts": {"enabled": True}})
+    for room_id in rooms:
+        say(bob, room_id, "one")
+        client.sync()
+    event_id = say(alice, rooms[0], "two")
+    client.sync()
+    say(bob, rooms[2], "two")
+    say(bob, rooms[1], "two")
+    client.sync()
+    receipt = f"/_matrix/client/v3/rooms/{rooms[0]}/receipt/m.read/{event_id}"
+    assert bob.post(receipt, {}).status == 200
+    assert not client.sync()["extensions"]["receipts"]["rooms"]
+    with both_ways():
+        say(alice, rooms[0], "three")
+        assert event_id in client.sync()["extensions"]["receipts"]["rooms"][rooms[0]]["content"]
+
+
+def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
+    required = RequiredState()
+    config = RoomConfig(5, required)
+    state = ConnectionState(
+        {1: SentRoom(LIVE, 5, required), 2: SentRoom(LIVE, 1, required), 3: SentRoom(7, 5, required)}
+    )
+    assert state.settled(config) == {1}
+    changes = StateChanges(state)
+    changes.end_room(1, 9)
+    changes.set_room(2, SentRoom(LIVE, 5, required))
+    changes.set_room(3, SentRoom(LIVE, 8, required))
+    changes.set_room(4, SentRoom(LIVE, 4, required))
+    after = changes.result()
+    assert after.settled(config) == ConnectionState(after.rooms).settled(config) == {2, 3}
+    assert after.settled(RoomConfig(4, required)) == {2, 3, 4}

@@ -1,6 +1,7 @@
 """Sliding sync: what goes beside the rooms."""
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -44,9 +45,6 @@ def test_to_device(server: TestServer) -> None:
     assert numbers(answer) == [2]
     wanted["since"] = answer["extensions"]["to_device"]["next_batch"]
     assert numbers(client.sync()) == []
-    wanted["since"] = "999999"
-    answer = client.sync()["extensions"]["to_device"]
-    assert answer == {"next_batch": "999999", "events": []}
 
 
 def test_acknowledged_messages_are_gone(server: TestServer) -> None:
@@ -81,6 +79,19 @@ def test_other_connections_do_not_take_messages(server: TestServer) -> None:
     rooms.sync()
     rooms.sync()
     assert numbers(encryption.sync()) == [1]
+
+
+def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: TestServer) -> None:
+    """It was restored from a backup, so that the token is ahead of all there is."""
+    alice, bob = server.register("alice"), server.register("bob")
+    client = SlidingClient(alice, "encryption", extensions={"to_device": {**ON, "since": "5000"}})
+    send_to(bob, alice, 1)
+    answer = client.sync()
+    assert numbers(answer) == [1]
+    client.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"]["next_batch"]
+    assert numbers(client.sync()) == []
+    send_to(bob, alice, 2)
+    assert numbers(client.sync()) == [2]
 
 
 def test_e2ee(server: TestServer) -> None:
@@ -248,6 +259,43 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
         client.body["lists"]["all"]["ranges"] = [[0, 9]]
         assert told() == {room_id: shown}
         assert told() == {}
+
+
+def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServer) -> None:
+    """Clients give up what they knew of who types in a room that leaves their windows. Proposal: MSC4508."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    create(alice)
+    path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
+    assert bob.put(path, {"typing": True, "timeout": 20000}).status == 200
+    name = "org.matrix.msc4508.typing"
+    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={name: ON})
+    for _ in range(2):
+        client.body["lists"]["all"]["ranges"] = [[0, 1]]
+        rooms = client.sync()["extensions"][name]["rooms"]
+        assert rooms == {room_id: {"type": "m.typing", "content": {"user_ids": [bob.user_id]}}}
+        assert client.sync()["extensions"] == {name: {"rooms": {}}}
+        client.body["lists"]["all"]["ranges"] = [[0, 0]]
+        assert client.sync()["extensions"] == {name: {"rooms": {}}}
+
+
+def test_who_begins_anew_with_a_room_is_told_its_account_data_anew(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, preset="public_chat")
+    act(alice, room_id, "join")
+    path = f"/_matrix/client/v3/user/{alice.user_id}/rooms/{quote(room_id)}"
+    assert alice.put(f"{path}/tags/m.favourite", {"order": 0.5}).status == 200
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"account_data": ON})
+    told = client.sync()["extensions"]["account_data"]["rooms"]
+    assert [event["type"] for event in told[room_id]] == ["m.tag"]
+    act(alice, room_id, "leave")
+    assert client.sync()["extensions"]["account_data"]["rooms"] == {}
+    act(alice, room_id, "join")
+    answer = client.sync()
+    assert answer["rooms"][room_id]["initial"] is True
+    assert answer["extensions"]["account_data"]["rooms"] == told
+    assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
 def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:

@@ -1,6 +1,7 @@
 """Sliding sync: what one client makes the server remember has an end, by number and by bytes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,12 +9,16 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.sliding_sync.connections import EMPTY, Connection
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
+from homeserver.services.sliding_sync.kept import KeptOfConnections
 from homeserver.services.sliding_sync.request import ListFilters, ListRequest, RequiredState, RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews
 from homeserver.services.stream_tokens import SyncToken
 from storage.database import Database
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
-from tests.helpers.server import TestServer
-from tests.http.sliding import UNSTABLE, SlidingClient, a_list, create
+from storage.streams import Streams
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
+from tests.http.test_sliding_sync_extensions import ended
 
 NOW = SyncToken(5, 0)
 CONFIG = RoomConfig(1, RequiredState())
@@ -29,7 +34,7 @@ def asked(device: str, conn_id: str, *tags: str) -> tuple[SlidingRequest, Connec
 
 
 def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_have() -> None:
-    answers = EmptyAnswers(capacity=1 << 30)
+    answers = EmptyAnswers(Streams(), capacity=1 << 30)
     for number in range(MOST_OF_A_DEVICE + 1):
         answers.keep(*asked("PHONE", str(number)), NOW, {"rooms": {}})
     answers.keep(*asked("TABLET", "0"), NOW, {"rooms": {}})
@@ -42,7 +47,7 @@ def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_h
 
 
 def test_answers_without_news_are_bounded_by_the_bytes_of_what_was_asked() -> None:
-    answers = EmptyAnswers(capacity=100_000)
+    answers = EmptyAnswers(Streams(), capacity=100_000)
     for number in range(10):
         answers.keep(*asked(f"D{number}", "", *(f"u.{number}.{n}".ljust(200, "x") for n in range(100))), NOW, {})
         assert 20_000 < answers.weight <= 100_000
@@ -91,3 +96,92 @@ def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Data
 def test_names_have_an_end(server: TestServer, body: dict[str, object]) -> None:
     answer = server.register("alice").post(UNSTABLE, body)
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+def is_typing(user: User, room_id: str, typing: bool) -> None:
+    answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/typing/{user.user_id}", {"typing": typing, "timeout": 90000})
+    assert answer.status == 200, answer.body
+
+
+def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
+    rooms = answer["extensions"]["typing"]["rooms"]
+    return {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()}
+
+
+def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
+    views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+
+    def key(device: str, conn_id: str = "") -> ConnectionKey:
+        return ConnectionKey("@alice:example.org", device, conn_id)
+
+    for number in range(MOST_OF_A_DEVICE + 5):
+        views.move(key("PHONE", str(number)), None, NOW, frozenset())
+    assert views.weight == MOST_OF_A_DEVICE * ENTRY
+    views.move(key("LAPTOP"), None, NOW, frozenset())
+    for number in range(1, 10):  # rooms that have left its view weigh too
+        at = SyncToken(5, number)
+        views.move(key("LAPTOP"), SyncToken(5, number - 1), at, frozenset(range(10 * number, 10 * number + 10)))
+    assert views.weight == (MOST_OF_A_DEVICE + 1) * ENTRY + 90 * ROOM
+    for number in range(20):
+        views.move(key(f"D{number}"), None, NOW, frozenset(range(100)))
+        assert 10_000 < views.weight <= 50_000
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_who_types_is_right_for_who_is_forgotten_too(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
+) -> None:
+    if is_forgotten:
+        monkeypatch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
+    alice, bob = server.register("alice"), server.register("bob")
+    older, newer = (create(alice, preset="public_chat") for _ in range(2))
+    for room_id in (older, newer):
+        act(bob, room_id, "join")
+    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"typing": {"enabled": True}})
+    client.sync()
+    is_typing(bob, older, True)
+    assert typists(client.sync()) == {older: [bob.user_id]}
+    client.body["lists"] = {"all": a_list([0, 0])}
+    client.sync()
+    is_typing(bob, older, False)
+    assert typists(client.sync()) == {}
+    client.body["lists"] = {"all": a_list([0, 1])}
+    assert typists(client.sync()) == {older: []}
+    is_typing(bob, newer, True)
+    pending = client.wait()
+    assert typists(ended(server, pending))[newer] == [bob.user_id]
+    client.pos = pending.answer.json["pos"]
+    pending = client.wait()
+    for _ in range(3):
+        server.clock.advance(1)
+    assert not pending.done  # who is forgotten waits all the same
+    server.clock.advance(30)
+    assert typists(pending.answer.json).get(newer, [bob.user_id]) == [bob.user_id]
+
+
+def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
+    alice = server.register("alice")
+    assert alice.device_id is not None
+    room_id = create(alice)
+    parts = server.app.rooms.sliding
+    key = ConnectionKey(alice.user_id, alice.device_id, "")
+    views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+    views.move(key, None, NOW, frozenset({1}))
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9])}, extensions={"org.matrix.msc4262.profiles": {"enabled": True}}
+    )
+    for text in ("a", "b", ""):
+        if text:
+            say(alice, room_id, text)
+        client.sync()
+    client.sync()
+    assert min(parts.empty.weight, views.weight, len(parts.connections)) > 0
+    assert alice.post("/_matrix/client/v3/logout", {}).status == 200
+    assert (parts.empty.weight, views.weight, len(parts.connections)) == (0, 0, 0)
+    identifier = {"type": "m.id.user", "user": "alice"}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", "device_id": key.device_id}
+    again = server.post("/_matrix/client/v3/login", body).json
+    client.user.token = again["access_token"]
+    assert again["device_id"] == key.device_id
+    answer = client.user.post(client.path(), client.body)
+    assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")

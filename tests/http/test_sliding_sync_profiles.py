@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync import profiles
+from homeserver.services.sliding_sync import portions, profiles
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
@@ -215,3 +215,127 @@ def test_rooms_that_come_while_people_are_left(
         told.update(users_in(client.sync()))
     assert told == everybody
     assert users_in(client.sync()) == {}
+
+
+def names_in(answer: dict[str, Any]) -> set[str]:
+    return {str(user_id)[1:].split(":")[0] for user_id in users_in(answer)}
+
+
+def with_people(server: TestServer, alice: User, *names: str) -> list[str]:
+    """Rooms, with one member more in each."""
+    rooms = []
+    for name in names:
+        rooms.append(create(alice, preset="public_chat", name=f"of {name}"))
+        act(server.register(name), rooms[-1], "join")
+    return rooms
+
+
+def test_rooms_that_were_given_before_profiles_were_asked_for(server: TestServer, alice: User) -> None:
+    rooms = with_people(server, alice, "bob", "carol", "dave")
+    for state in ([], LAZY):
+        client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=0, state=state)})
+        assert len(client.sync()["rooms"]) == 3
+        client.body |= {"lists": {"all": a_list([0, 0], limit=0, state=state)}, "extensions": {NAME: {"enabled": True}}}
+        assert names_in(client.sync()) == {"alice", "dave"}
+        client.body["room_subscriptions"] = {rooms[0]: {"timeline_limit": 0, "required_state": state}}
+        pos = client.pos
+        assert names_in(client.sync()) == {"alice", "bob"}
+        client.pos = pos  # that answer got lost
+        assert names_in(client.sync()) == {"alice", "bob"}
+        client.body["lists"]["all"]["ranges"] = [[0, 9]]
+        assert names_in(client.sync()) == {"alice", "carol"}
+        assert users_in(client.sync()) == {}
+
+
+def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(server: TestServer, alice: User) -> None:
+    with_people(server, alice, "bob", "carol")
+    lists = {"first": a_list([0, 0], limit=0), "both": a_list([0, 1], limit=0)}
+    client = SlidingClient(
+        alice, lists=lists, extensions={NAME: {"enabled": True, "lists": ["first"], "fields": ["displayname"]}}
+    )
+    assert names_in(client.sync()) == {"alice", "carol"}
+    client.body["extensions"][NAME]["lists"] = ["both"]
+    assert names_in(client.sync()) == {"alice", "bob"}
+    client.body["extensions"][NAME] = {"enabled": True, "lists": ["first"]}
+    assert names_in(client.sync()) == {"alice", "carol"}
+    client.body["extensions"][NAME]["lists"] = ["both"]
+    assert names_in(client.sync()) == {"alice", "bob"}
+    assert users_in(client.sync()) == {}
+
+
+def test_people_of_rooms_that_did_not_fit_into_the_answer(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = with_people(server, alice, "bob", "carol", "dave")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    for room_id in rooms:
+        say(alice, room_id, "long")
+    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(portions, "LARGEST_ANSWER", 400)
+    client.body["extensions"] = {NAME: {"enabled": True}}
+    answers = [client.sync() for _ in range(3)]
+    assert [list(answer["rooms"]) for answer in answers] == [[room_id] for room_id in reversed(rooms)]
+    assert [names_in(answer) - {"alice"} for answer in answers] == [{"dave"}, {"carol"}, {"bob"}]
+
+
+def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no members are asked for, and while the room is out of view; and however many they are."""
+    bob, *others = (server.register(name) for name in ("bob", "carol", "dave", "erin"))
+    room_id = create(alice, preset="public_chat", name="tea")
+    client = SlidingClient(alice, lists={"all": a_list([0, 0])}, extensions={NAME: {"enabled": True}})
+    client.sync()
+    act(bob, room_id, "join")
+    assert names_in(client.sync()) == {"bob"}
+    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
+    for user in others:
+        act(user, room_id, "join")
+    create(alice, name="coffee")
+    assert names_in(client.sync()) == {"alice"}
+    client.body["lists"]["all"]["ranges"] = [[0, 1]]
+    told = [names_in(client.sync()) for _ in range(4)]
+    assert set().union(*told) >= {"carol", "dave", "erin"}
+    assert told[-1] == set()
+    assert max(map(len, told)) == 3  # and those who are shown
+
+
+def test_all_members_in_view_are_still_told_in_parts(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
+    room_id = create(alice, preset="public_chat", name="tea")
+    people = [server.register(f"p{number}") for number in range(7)]
+    for user in people:
+        act(user, room_id, "join")
+    lists = {"all": a_list([0, 0], limit=1, state=[["m.room.member", "*"]])}
+    client = SlidingClient(alice, lists=lists, extensions={NAME: {"enabled": True}})
+    told = [names_in(client.sync()) for _ in range(5)]
+    assert [len(names) for names in told] == [3, 2, 2, 2, 0]
+    assert set().union(*told) == {"alice", *(f"p{number}" for number in range(7))}
+
+
+def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat", name="tea")
+    act(bob, room_id, "join")
+    say(alice, room_id, "hello")
+    client = client_of(alice)
+    assert names_in(client.sync()) == {"alice"}
+    client.body["lists"]["all"]["required_state"] = []
+    say(alice, room_id, "again")
+    assert names_in(client.sync()) == {"alice", "bob"}
+    assert users_in(client.sync()) == {}
+
+
+def test_who_shares_no_room_is_not_told_of(alice: User, bob: User) -> None:
+    """What changes in their profiles would not be told either."""
+    room_id = create(alice, preset="public_chat", name="tea")
+    act(bob, room_id, "join")
+    say(bob, room_id, "hello")
+    act(bob, room_id, "leave")
+    client = client_of(alice)
+    client.body["lists"]["all"] |= {"timeline_limit": 5, "required_state": [["m.room.member", "*"]]}
+    assert names_in(client.sync()) == {"alice"}
+    other = create(alice, preset="public_chat", name="coffee")
+    act(bob, other, "join")
+    say(bob, other, "hello")
+    assert names_in(client.sync()) == {"alice", "bob"}

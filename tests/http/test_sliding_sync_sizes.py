@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import messages, rooms, sliding_sync
+from homeserver.services.sliding_sync import portions, rooms
 from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
@@ -51,9 +51,8 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
 
 
 def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sliding_sync, "MOST_EVENTS_AT_ONCE", 2)
-    for module in (sliding_sync, messages):
-        monkeypatch.setattr(module, "LARGEST_ANSWER", 5000)
+    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(portions, "LARGEST_ANSWER", 5000)
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
     for room_id in ids:
@@ -82,3 +81,16 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monk
     assert [list(each["rooms"]) for each in (first, *later)] == [[old, older], [oldest[2], oldest[0]], [oldest[1]], []]
     assert later[0]["rooms"][oldest[2]]["limited"] is True
     assert [texts(later[0]["rooms"][oldest[0]]), "initial" in later[0]["rooms"][oldest[0]]] == [["b" * 6000], False]
+
+
+def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(portions, "LARGEST_ANSWER", 100)
+    alice = server.register("alice")
+    opened, old, new = (create(alice) for _ in range(3))
+    subscription = {"timeline_limit": 1, "required_state": []}
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, room_subscriptions={opened: subscription})
+    assert [list(client.sync()["rooms"]) for _ in range(4)] == [[opened], [new], [old], []]
+    for room_id in (opened, new, old):
+        say(alice, room_id, "hello")
+    assert [list(client.sync()["rooms"]) for _ in range(4)] == [[opened], [old], [new], []]

@@ -28,7 +28,7 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
 
 
 async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
@@ -51,7 +51,7 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_databa
 
 
 async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
@@ -79,7 +79,7 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(sqlite_database
 
 
 async def test_who_may_not_wait_for_more_is_refused_alone(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
@@ -104,7 +104,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(sqlite_database: Datab
 
 
 async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     executor = LaterExecutor()

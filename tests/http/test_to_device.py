@@ -326,9 +326,12 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
 
     waiting = REMOVED_AT_ONCE + 50
     to_device = server.app.accounts.to_device_store
-    device: tuple[str, str] = (bob.user_id, bob.device_id)
-    messages = {device: [b'{"content":{"n":0}}'] * waiting}
-    server.run(database.write("send", to_device.add_messages, messages))
+
+    def send(txn: WriteTransaction) -> None:
+        (device,) = to_device.get_devices(txn, [bob.user_id])
+        to_device.add_messages(txn, [(device, b'{"content":{"n":0}}')] * waiting)
+
+    server.run(database.write("send", send))
     since = sync(bob, sync(alice)["next_batch"])["next_batch"]
     assert stored() == waiting, "a floor is set"
     send_numbers(alice, bob, range(1, 3))

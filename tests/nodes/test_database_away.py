@@ -25,6 +25,14 @@ class Away:
             raise DatabaseUnavailable("connection refused\n")
 
 
+class Nothing:
+    """A node that remembers nothing."""
+
+    def trust_until(self, seconds: float) -> None: ...
+
+    async def settle(self) -> None: ...
+
+
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     found: list[str] = []
@@ -41,7 +49,7 @@ def lines() -> Iterator[list[str]]:
 
 def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(lines: list[str]) -> None:
     clock, database = Clock(), Away()
-    nodes = OtherNodes(clock, cast(Database, database))
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), clock.seconds)
     nodes.start()
     clock.pump([1.0] * 3)
     assert lines == []

@@ -54,7 +54,7 @@ class Opened:
         self.database: Database = open_inline(config)
         self.clock = Clock()
         self.clock.advance(time.time())
-        self.files = MediaFiles(folder / "media_store", InlineExecutor())
+        self.files = MediaFiles(folder / "media_store", InlineExecutor(), Clock())
         self.files.open_folder()
         self.store = bucket.open()
         self.contents = SharedContents(

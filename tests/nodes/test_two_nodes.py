@@ -194,3 +194,18 @@ def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes
     nodes.wait()
     say(alice, room_id, "two")
     assert counts() == [3, 1]
+
+
+def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    nodes.wait()
+    reserved = here.server.client.request("POST", "/_matrix/media/v1/create", token=here.token).json["content_uri"]
+    address = reserved.removeprefix("mxc://")
+    path = f"/_matrix/client/v1/media/download/{address}?timeout_ms=20000"
+    waiting = there.server.client.start("GET", path, token=there.token)
+    upload = f"/_matrix/media/v3/upload/{address}"
+    assert here.server.client.request("PUT", upload, token=here.token, body=b"x").status == 200
+    nodes.wait()
+    nodes.wait()
+    assert waiting.done
+    assert waiting.answer.body == b"x"

@@ -131,7 +131,7 @@ def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Data
     tokens = "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     alice = server.register("alice")
-    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None))
+    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0))
     bot = User(server, login(server, password).json)
     path = "/_matrix/client/v1/login/get_token"
     assert (bot.post(path).status, bot.post(path).errcode) == (403, "M_FORBIDDEN")
@@ -207,7 +207,7 @@ def test_where_people_have_no_passwords(tmp_path: Path, sqlite_database: Databas
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    password = server.run(passwords.do_make("@alice:example.org", "Bot", None))  # type: ignore[arg-type]
+    password = server.run(passwords.do_make("@alice:example.org", "Bot", None, era=0))  # type: ignore[arg-type]
 
     closed = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS, seed=2)
     assert closed.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
@@ -233,7 +233,7 @@ def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + limits)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    right = server.run(passwords.do_make("@alice:example.org", "Bot", None))  # type: ignore[arg-type]
+    right = server.run(passwords.do_make("@alice:example.org", "Bot", None, era=0))  # type: ignore[arg-type]
     wrong = server.app.accounts.secret_text.application_password()
     assert [login(server, wrong).status for _ in range(3)] == [403, 403, 429]
     assert login(server, right).status == 429

@@ -236,6 +236,25 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     assert ask(alice.token).json == {"active": False}
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_apps_are_told_what_they_cannot_do(tmp_path: Path, sqlite_database: Database, confirmed: bool) -> None:
+    tokens = f"login_via_existing_session: {{enabled: true, require_ui_auth: {str(confirmed).lower()}}}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
+    older = server.register("alice")
+    app = Program(server).sign_in(Browser(server))
+    names = ("m.change_password", "m.3pid_changes", "m.get_login_token", "m.set_displayname")
+
+    def told(user: User) -> dict[str, bool]:
+        capabilities = user.get("/_matrix/client/v3/capabilities").json["capabilities"]
+        return {name: capabilities[name]["enabled"] for name in names}
+
+    assert told(app) == dict(zip(names, (False, False, not confirmed, True), strict=True))
+    assert told(older)["m.change_password"]
+    assert told(older)["m.get_login_token"]
+    assert (app.post("/_matrix/client/v1/login/get_token", {}).status == 200) is not confirmed
+    assert app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status == 403
+
+
 def test_others_are_told_nothing(trusting: Program) -> None:
     path = trusting.path_of("introspection_endpoint")
     for name, secret in (("calendar", "wrong"), ("other", "sesame"), ("", "")):

@@ -5,6 +5,8 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import UserID
+from federation.rooms.current_states import CurrentStates
+from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.timelines import TAIL_LENGTH, Timelines
@@ -14,6 +16,7 @@ from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.unread import Unread, UnreadCounts
 from storage.account_data import AccountDataStore
 from storage.database import Database
+from storage.erasures import ErasureStore, add_erasure
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow, MembershipStore
 from storage.push_attention import PushAttentionStore
@@ -193,3 +196,18 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     streams.advance_to(20)
     count()
     assert len(store.asked) == 3, "another node may have written"
+
+
+async def test_whom_another_node_has_erased(database: Database) -> None:
+    parts = RoomParts(database)
+    streams = Streams(0)
+    states = CurrentStates(parts.timelines, parts.events, parts.trees)
+    erased = ErasedSenders(ErasureStore(database), streams, states, parts.events)
+    assert await erased.get() == {}
+    await database.write("t", add_erasure, ALICE)
+    position = database.streams.current()
+    streams.advance_to(position)
+    assert await erased.get() == {ALICE: position}
+    await database.write("t", add_erasure, ALICE)
+    streams.advance_to(database.streams.current())
+    assert await erased.get() == {ALICE: position}, "the first time counts"

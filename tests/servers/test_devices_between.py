@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from federation.protocol.ids import RoomID, UserID
+import pytest
+
+from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.requests import RefusedByRemote
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
-from tests.helpers.server import User
+from tests.helpers.server import TestServer, User
 
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
+CLAIM = "/_matrix/federation/v1/user/keys/claim"
 
 
 async def sending(network: Network) -> Shared:
@@ -190,6 +194,29 @@ async def test_a_key_is_never_given_to_two(network: Network) -> None:
     upload(room.bob, fallback_keys=fallback)
     assert claim(carol, room.bob) == claim(room.alice, room.bob) == fallback
     assert sync(room.bob)["device_unused_fallback_key_types"] == []
+
+
+async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(network: Network) -> None:
+    room = await shared(network, config={NORTH: "rc_federation: {claimed_keys: {per_second: 1, burst_count: 4}}\n"})
+    upload(room.alice, one_time_keys=one_time_keys(*[f"k{number}" for number in range(9)]))
+    east = network.add(EAST)
+    wish = {"one_time_keys": {room.alice.user_id: {room.alice.device_id: "signed_curve25519", "X": "other"}}}
+
+    async def ask(server: TestServer) -> int:
+        """How many keys it is given. Raises RefusedByRemote."""
+        answer = await server.app.federation.requests.post(ServerName(NORTH), CLAIM, wish)
+        return len(answer["one_time_keys"].get(room.alice.user_id, {}))
+
+    south = room.south.server
+    assert [await ask(south) for _ in range(2)] == [1, 1]
+    with pytest.raises(RefusedByRemote) as refused:
+        await ask(south)
+    assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")
+    assert refused.value.retry_after_ms == 1000
+    assert await ask(east) == 1
+    network.clock.advance(1.0)
+    assert await ask(south) == 1
+    assert sync(room.alice)["device_one_time_keys_count"] == {"signed_curve25519": 5}
 
 
 async def test_messages_to_devices_come_in_order_and_once(network: Network) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import ServerName
 from homeserver.services.media.transfer_lanes import QUICK_OF_ONE
@@ -328,9 +329,13 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     media = bob.server.app.media
     with (tmp_path / "other").open("w+b") as other:
         stored = bob.server.run(media.files.add(other))
-    assert bob.server.run(media.upkeep.removal.do_remove_unread_copies(50)) == 0
+    removed: list[int] = []
+    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unread_copies(50)).addCallback(removed.append)
+    network.clock.advance(1)
+    assert removed == []
     bob.server.run(media.files.settle(stored))
-    assert bob.server.run(media.upkeep.removal.do_remove_unread_copies(50)) == 1
+    network.clock.advance(1)
+    assert removed == [1]
 
 
 def test_what_a_crash_leaves_of_a_copy_is_swept(network: Network, tmp_path: Path) -> None:

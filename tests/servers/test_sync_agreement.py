@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import messages as sliding_messages
+from homeserver.services.sliding_sync import portions
 from homeserver.services.sliding_sync import rooms as sliding_rooms
-from homeserver.services.sliding_sync import sliding_sync
+from homeserver.services.sliding_sync.kept import KeptOfConnections
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -89,12 +89,13 @@ class Towns(RuleBasedStateMachine):
         ]
         self.clients: list[SyncClient | SlidingFollower] = [*self.v3, *self.sliding]
 
-    @initialize(short=st.booleans())
-    def begin(self, short: bool) -> None:
+    @initialize(short=st.booleans(), forgetful=st.booleans())
+    def begin(self, short: bool, forgetful: bool) -> None:
+        if forgetful:  # what sliding sync keeps in memory of connections is gone whenever it is looked for
+            self.patch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
-            for module in (sliding_sync, sliding_messages):
-                self.patch.setattr(module, "LARGEST_ANSWER", 2500)
-            self.patch.setattr(sliding_sync, "MOST_EVENTS_AT_ONCE", 3)
+            self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
+            self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
             self.patch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)

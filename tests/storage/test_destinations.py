@@ -1,5 +1,7 @@
 """What is kept for other servers, on both databases."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from storage.cross_signing import CrossSigningKey, CrossSigningStore
@@ -14,7 +16,8 @@ from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.partial_rooms import begin_partial
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
-from storage.remote_devices import RemoteDeviceStore
+from storage.remote_devices import DeviceChange, RemoteDeviceStore
+from storage.room_effects import NewMembership, StateEffect, apply_effects
 from storage.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms import note_room
 from storage.streams import Change, Topic
@@ -23,6 +26,12 @@ from storage.transaction import WriteTransaction
 PEER, OTHER = "peer.example", "other.example"
 ALICE, BOB = "@alice:example.org", "@bob:peer.example"
 ROOM_NID = 7
+
+
+def changed(device_id: str, stream_id: int, prev_ids: Sequence[int] | None, keys: bytes = b"{}") -> DeviceChange:
+    """What is told of a device of Bob's."""
+    device = DeviceKeysRow(BOB, device_id, keys, None)
+    return DeviceChange(BOB, device_id, stream_id, prev_ids, device, is_clear=True)
 
 
 async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database) -> None:
@@ -189,32 +198,119 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
     device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
-    await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], is_stale=False)
+    await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], 0)
     assert heard == [], "nobody had heard of them before"
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
-    await store.set_device(BOB, "B2", 6, DeviceKeysRow(BOB, "B2", b"{}", None), 10)
-    await store.set_device(BOB, "B1", 7, None, 10)
+    assert not await store.take_change(changed("B2", 6, [5]), 10)
+    assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10)
     assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
-    await store.set_stale([BOB, ALICE])
+    assert await store.take_change(changed("B3", 9, [8]), 10)
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
 
-    await store.remove_lists([BOB])
+    await store.remove_unshared([BOB])
     assert await store.get_lists([BOB]) == {}
     assert (await published.get_published([], [BOB])).cross_signing == {}
 
 
+@pytest.mark.parametrize(
+    ("change", "is_stale", "is_told"),
+    [
+        (changed("B1", 6, [5], b'{"n":1}'), False, True),
+        (changed("B1", 6, [3, 5], b'{"n":1}'), False, True),
+        (changed("B1", 7, [6], b'{"n":1}'), True, True),
+        (changed("B1", 6, [], b'{"n":1}'), True, True),
+        (changed("B1", 6, None, b'{"n":1}'), True, True),
+        (DeviceChange(BOB, "B1", 6, [5], None, is_clear=False), True, True),
+        (changed("B1", 5, [4]), False, False),
+        (DeviceChange(BOB, "GONE", 4, [3], None, is_clear=True), False, False),
+        (DeviceChange(BOB, "B1", 4, [3], None, is_clear=False), False, False),
+        (changed("B1", 4, [3], b'{"n":1}'), True, True),
+        (DeviceChange(BOB, "B1", 4, [3], None, is_clear=True), True, True),
+    ],
+)
+async def test_a_change_follows_is_known_or_makes_the_list_stale(
+    database: Database, change: DeviceChange, is_stale: bool, is_told: bool
+) -> None:
+    store = RemoteDeviceStore(database)
+    await store.set_list(BOB, 5, [DeviceKeysRow(BOB, "B1", b"{}", None)], [], 0)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+
+    assert await store.take_change(change, 10) == is_stale
+
+    assert (await store.get_lists([BOB]))[BOB].is_stale == is_stale
+    assert [each.user_id for each in heard] == [BOB] * is_told
+
+
+async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
+    carol, many = "@carol:peer.example", [f"@person{number}:peer.example" for number in range(300)]
+    store = RemoteDeviceStore(database)
+
+    async def join(room_nid: int, *user_ids: str, leaving: bool = False) -> int:
+        """How many queries that takes. `leaving`: they leave before, in the same write."""
+
+        def write(txn: WriteTransaction) -> int:
+            before = txn.queries
+            steps = ("leave", "join") if leaving else ("join",)
+            members = [
+                NewMembership(each, step, each, each == ALICE, None, None) for step in steps for each in user_ids
+            ]
+            first = txn.allocate("event", len(members))
+            position = txn.next_position(len(members))
+            effects = [(first + n, position + n, StateEffect(member)) for n, member in enumerate(members)]
+            apply_effects(txn, room_nid, effects)
+            return txn.queries - before
+
+        return await database.write("join", write)
+
+    async def take_stale() -> set[str]:
+        """Whose lists are stale; then they are not."""
+        stale = await store.get_stale("", 1000)
+        for user_id in stale:
+            await store.set_list(user_id, 5, [], [], await store.get_position(user_id))
+        return set(stale)
+
+    for user_id in (BOB, carol, *many):
+        await store.set_list(user_id, 5, [], [], 0)
+    await join(1, ALICE, carol)
+    assert await take_stale() == {carol}
+    await join(2, BOB, carol)
+    await take_stale()
+    few = await join(2, ALICE)
+    assert await take_stale() == {BOB}, "another room is shared with the other"
+    await join(2, BOB)
+    assert await take_stale() == set(), "another name is no coming"
+    await join(2, BOB, leaving=True)
+    assert await take_stale() == {BOB}
+    await join(3, *many)
+    await take_stale()
+    assert await join(3, ALICE) == few
+    assert await take_stale() == set(many)
+
+
+async def test_a_list_that_a_change_overtook_is_stale(database: Database) -> None:
+    store = RemoteDeviceStore(database)
+    asked_at = await store.get_position(BOB)
+    assert not await store.take_change(changed("B1", 6, [5]), 10)
+
+    await store.set_list(BOB, 5, [], [], asked_at)
+    assert (await store.get_lists([BOB]))[BOB].is_stale
+    await store.set_list(BOB, 6, [], [], await store.get_position(BOB))
+    assert not (await store.get_lists([BOB]))[BOB].is_stale
+
+
 async def test_a_list_of_devices_does_not_grow_for_ever(database: Database) -> None:
     store, published = RemoteDeviceStore(database), PublishedKeyStore(database)
-    await store.set_list(BOB, 5, [], [], is_stale=False)
+    await store.set_list(BOB, 5, [], [], 0)
 
     for number in range(5):
-        await store.set_device(BOB, f"B{number}", 6 + number, DeviceKeysRow(BOB, f"B{number}", b"{}", None), 3)
-    await store.set_device(BOB, "B1", 20, DeviceKeysRow(BOB, "B1", b'{"n":1}', None), 3)
+        assert not await store.take_change(changed(f"B{number}", 6 + number, [5 + number]), 3)
+    assert not await store.take_change(changed("B1", 20, [10], b'{"n":1}'), 3)
 
     rows = (await published.get_published([], [BOB])).devices[BOB]
     assert [(row.device_id, row.keys) for row in rows] == [("B0", b"{}"), ("B1", b'{"n":1}'), ("B2", b"{}")]

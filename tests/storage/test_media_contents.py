@@ -5,6 +5,7 @@ from collections.abc import Set
 from pathlib import Path
 
 import pytest
+from twisted.internet.task import Clock
 
 from storage.database import Database
 from storage.executors import InlineExecutor
@@ -20,7 +21,7 @@ class Refused(Exception):
 
 @pytest.fixture
 def files(tmp_path: Path) -> MediaFiles:
-    files = MediaFiles(tmp_path, InlineExecutor())
+    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     return files
 

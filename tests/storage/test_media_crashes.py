@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from storage.executors import InlineExecutor
 from storage.media_files import MediaFiles
@@ -41,6 +42,6 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     async def get_used(_hashes: Set[bytes]) -> Set[bytes]:
         return {bytes.fromhex(each) for each in rows}
 
-    Deferred.fromCoroutine(MediaFiles(folder, InlineExecutor()).sweep(get_used))
+    Deferred.fromCoroutine(MediaFiles(folder, InlineExecutor(), Clock()).sweep(get_used))
     assert _hashes(folder / "content") == rows
     assert _hashes(folder / "thumbnails") <= rows

@@ -10,6 +10,8 @@ from collections.abc import Set
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from storage.executors import InlineExecutor
 from storage.media_files import BEGINNING_BYTES, MediaFiles
@@ -24,14 +26,18 @@ def files(tmp_path: Path) -> MediaFiles:
 
 
 def _open(folder: Path) -> MediaFiles:
-    files = MediaFiles(folder / "media", InlineExecutor())
+    files = MediaFiles(folder / "media", InlineExecutor(), Clock())
     files.open_folder()
     return files
 
 
 def _all_files(folder: Path) -> list[str]:
     media = folder / "media"
-    return sorted(str(path.relative_to(media)) for path in media.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(
+        str(path.relative_to(media))
+        for path in media.rglob("*")
+        if path.is_file() and path.name not in ("lock", "turn")
+    )
 
 
 async def _none_used(_hashes: Set[bytes]) -> Set[bytes]:
@@ -112,9 +118,15 @@ async def test_a_file_with_a_row_stays(files: MediaFiles, tmp_path: Path) -> Non
 async def test_nothing_is_swept_while_somebody_uploads(files: MediaFiles, tmp_path: Path) -> None:
     other = await files.add(io.BytesIO(b"other"))
     files.abandon(await files.add(io.BytesIO(DATA)))
-    assert await _open(tmp_path).sweep(_none_used) is None
+    clock = Clock()
+    swept: list[int | None] = []
+    sweeper = MediaFiles(tmp_path / "media", InlineExecutor(), clock)
+    Deferred.fromCoroutine(sweeper.sweep(_none_used)).addCallback(swept.append)
+    clock.advance(1)
+    assert swept == []
     await files.settle(other)
-    assert await _open(tmp_path).sweep(_none_used) == 1
+    clock.advance(1)
+    assert swept == [1]
     opened = await files.open(other.hash)
     assert opened is not None
     opened.close()
@@ -124,13 +136,14 @@ CRASHING = """
 import io, os, signal, sys
 from pathlib import Path
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from storage import media_files
 from storage.executors import InlineExecutor
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor())
+files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
 files.open_folder()
 setattr(*{"write": (os, "fsync", die), "rename": (Path, "rename", die), "link": (os, "link", die),
           "commit": (os, "unlink", die)}[sys.argv[2]])
@@ -179,13 +192,14 @@ REMOVING = """
 import io, os, signal, sys
 from pathlib import Path
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from storage import media_files
 from storage.executors import InlineExecutor
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor())
+files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
 files.open_folder()
 stored = []
 Deferred.fromCoroutine(files.add(io.BytesIO(bytes(range(256)) * 3000))).addCallback(stored.append)

@@ -165,3 +165,25 @@ async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(pos
     connection = engine.connect_reader()
     assert connection.query(find, (0,)) == []
     connection.close()
+
+
+ODD = ["", "a", 'b"c', "d\\e", '\\"', "it's", "{x,y}", "NULL", "null", " ü\n", "%s", "?", "$1", '","', "'); --"]
+
+
+async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database) -> None:
+    """A list of text or of numbers is one literal."""
+    rows = [(text, number * (2**59 - 1)) for number, text in enumerate(ODD, -7)]
+    for _ in range(USES + 1):
+        found = await postgres_database.read(
+            "read", lambda txn: txn.query_with("given", ("a", "b"), rows, "SELECT a, b FROM given")
+        )
+        assert found == rows
+        found = await postgres_database.read(
+            "read",
+            lambda txn: txn.query_in(
+                "SELECT a FROM unnest(?::text[]) AS g (a) WHERE a IN {keys}", ODD, ['{"it\'s","d\\\\e"}']
+            ),
+        )
+        assert found == [("it's",), ("d\\e",)]
+        each = await postgres_database.read("read", lambda txn: txn.query_each("SELECT ?::text, ?::bigint", rows))
+        assert each == [[row] for row in rows]

@@ -37,3 +37,21 @@ async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: 
     rows = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert {row.thread_id for row in rows} == {UNTHREADED, "main", "$a", "$d", "$e"}
     assert len((await store.get_receipts_of_user("@bob:example.org", [1]))[1]) == 1
+
+
+@pytest.mark.parametrize("rooms", [[1], [1, 2, 3]])
+async def test_what_changed_and_what_is_ones_own_is_one_question(database: Database, rooms: list[int]) -> None:
+    store = ReceiptStore(database)
+    for number, (room, user_id) in enumerate(
+        [(1, ALICE), (1, "@bob:example.org"), (2, ALICE), (2, "@carol:example.org")]
+    ):
+        new = NewReceipt(room, f"!{room}", user_id, "m.read", UNTHREADED, f"${number}", number, 0)
+        await store.set_receipts([new])
+    head = database.streams.current()
+    ranges = dict.fromkeys(rooms, (head - 1, head))
+    changed, own = await store.get_receipts_and_own(ranges, ALICE, rooms[:2])
+    assert changed == await store.get_receipts(ranges)
+    assert own == await store.get_receipts_of_user(ALICE, rooms[:2])
+    everything = {1: (0, head)}
+    assert await store.get_receipts_and_own(everything, ALICE, []) == (await store.get_receipts(everything), {})
+    assert len((await store.get_receipts(everything))[1]) == 2

@@ -1,23 +1,68 @@
 """Messages that wait for devices."""
 
-from storage.database import Database
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.devices import DeviceRow, DeviceStore
+from storage.migrate import SCHEMA, migrate
 from storage.to_device import LOOK_EVERY, REMOVED_AT_ONCE, ToDeviceStore
 from storage.transaction import WriteTransaction
+from tests.helpers.databases import PostgresTemplates, open_inline
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
+BEFORE_NUMBERS = 78
+"""The last schema in which messages named their device."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def older(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
+) -> Iterator[SQLiteConfig | PostgresConfig]:
+    """A database from before devices had numbers."""
+    schema = tmp_path / "older"
+    schema.mkdir()
+    for path in SCHEMA.glob("*.sql"):
+        if int(path.name[:4]) <= BEFORE_NUMBERS:
+            shutil.copy(path, schema)
+    if request.param == "sqlite":
+        sqlite = SQLiteConfig(str(tmp_path / "homeserver.db"), synchronous="OFF")
+        migrate(make_engine(sqlite), schema)
+        yield sqlite
+        return
+    postgres = postgres_templates.create(empty=True)
+    migrate(make_engine(postgres), schema)
+    yield postgres
+    postgres_templates.drop(postgres)
+
+
+async def put_devices(database: Database) -> None:
+    """Both devices, or anew the one that has gone."""
+
+    def put(txn: WriteTransaction) -> None:
+        for user_id, device_id in (AWAY, OTHER):
+            DeviceStore(database).add_device(txn, DeviceRow(user_id, device_id, None, 0))
+
+    await database.write("put_devices", put)
+
+
+def send(txn: WriteTransaction, store: ToDeviceStore, device: tuple[str, str], numbers: range) -> None:
+    (recipient,) = (each for each in store.get_devices(txn, [device[0]]) if each[1] == device[1])
+    store.add_messages(txn, [(recipient, b"%d" % number) for number in numbers])
 
 
 async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(database: Database) -> None:
     store = ToDeviceStore(database, most_waiting=KEPT)
+    await put_devices(database)
 
-    def send(txn: WriteTransaction, device: tuple[str, str], numbers: range) -> None:
-        store.add_messages(txn, {device: [b"%d" % number for number in numbers]})
-
-    await database.write("send", send, OTHER, range(1))
+    await database.write("send", send, store, OTHER, range(1))
     sent = 4 * LOOK_EVERY
     for first in range(0, sent, 16):
-        await database.write("send", send, AWAY, range(first, first + 16))
+        await database.write("send", send, store, AWAY, range(first, first + 16))
     waiting = [int(message.content) for message in await store.get_messages(*AWAY, 0, 10**9, 10**6)]
     assert KEPT <= len(waiting) <= KEPT + LOOK_EVERY
     assert waiting == list(range(sent - len(waiting), sent)), "the newest stay, in order"
@@ -26,10 +71,8 @@ async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(databa
 
 async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(database: Database) -> None:
     store = ToDeviceStore(database)
+    await put_devices(database)
     number = REMOVED_AT_ONCE + 200
-
-    def send(txn: WriteTransaction, device: tuple[str, str], numbers: range) -> None:
-        store.add_messages(txn, {device: [b"%d" % number for number in numbers]})
 
     async def stored() -> int:
         return int(
@@ -40,10 +83,12 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
         return [int(message.content) for message in await store.get_messages(*device, 0, 10**9, 10**6)]
 
     for device in (AWAY, OTHER):
-        await database.write("send", send, device, range(number))
+        await database.write("send", send, store, device, range(number))
     await database.write("remove", lambda txn: store.remove_devices(txn, AWAY[0], [AWAY[1]]))
+    await database.write("remove", lambda txn: DeviceStore(database).remove_devices(txn, AWAY[0], [AWAY[1]]))
+    await put_devices(database)
     await store.remove_messages(*OTHER, (await store.get_messages(*OTHER, 0, 10**9, 650))[-1].position)
-    await database.write("send", send, AWAY, range(5000, 5003))
+    await database.write("send", send, store, AWAY, range(5000, 5003))
     assert await stored() == 2 * number + 3, "nothing was removed yet"
     assert await waiting(AWAY) == [5000, 5001, 5002], "a device of the old name begins anew"
     assert await waiting(OTHER) == list(range(650, number))
@@ -54,3 +99,38 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
     assert steps > 10
     assert await stored() == 3 + number - 650
     assert await waiting(OTHER) == list(range(650, number))
+
+
+async def test_what_waits_outlives_the_numbering_of_devices(older: SQLiteConfig | PostgresConfig) -> None:
+    """What was kept by names is found by numbers, with its floor; what nobody waits for any more is gone."""
+    connection = make_engine(older).connect_writer()
+    connection.begin_write()
+    for user_id, device_id in (AWAY, OTHER, (AWAY[0], "GONE")):
+        if device_id != "GONE":
+            connection.execute(
+                "INSERT INTO devices (user_id, device_id, created_ts) VALUES (?, ?, 0)", (user_id, device_id)
+            )
+        for position in (1, 2, 3):
+            connection.execute(
+                "INSERT INTO to_device_messages (user_id, device_id, position, content) VALUES (?, ?, ?, ?)",
+                (user_id, device_id, position * 10 + len(device_id), b"%d" % position),
+            )
+    connection.execute("INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?)", (*OTHER, 15))
+    connection.commit({"position": 100})
+    connection.close()
+    migrate(make_engine(older))
+    database = open_inline(older)
+    store = ToDeviceStore(database)
+
+    async def waiting(device: tuple[str, str]) -> list[bytes]:
+        return [message.content for message in await store.get_messages(*device, 0, 1000, 10)]
+
+    await database.write("send", send, store, AWAY, range(4, 5))
+    assert await waiting(AWAY) == [b"1", b"2", b"3", b"4"]
+    assert await waiting(OTHER) == [b"2", b"3"]
+    await put_devices(database)
+    await database.write("add", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(AWAY[0], "NEW", None, 0)))
+    await database.write("send", send, store, (AWAY[0], "NEW"), range(1))
+    assert await waiting((AWAY[0], "NEW")) == [b"0"]
+    assert await store.count_messages() == 3 + 3 + 1 + 1
+    await database.close()

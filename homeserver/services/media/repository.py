@@ -40,6 +40,8 @@ from storage.transaction import WriteTransaction
 ACCESS_GRAIN_MS: Final = 3600 * 1000
 """How exactly it is known when a file was read last: reading must not cost a write each time."""
 LONGEST_WAIT_MS: Final = 60_000
+LOOK_AGAIN_SECONDS: Final = 1.0
+"""How often it is looked whether a file that somebody waits for has come through another node."""
 MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -200,8 +202,9 @@ class MediaRepository:
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
         row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
-        if row.content is None:
-            await self._wait(media_id, min(timeout_ms, LONGEST_WAIT_MS))
+        end = self._clock.seconds() + min(timeout_ms, LONGEST_WAIT_MS) / 1000
+        while row.content is None and (left := end - self._clock.seconds()) > 0:
+            await self._wait(media_id, min(left, LOOK_AGAIN_SECONDS))
             row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
         if row.content is None:
             raise NotYetUploaded
@@ -236,12 +239,12 @@ class MediaRepository:
             raise NotFound("There is no such file")
         return (await self._store.get_media([media_id])).get(media_id)
 
-    async def _wait(self, media_id: str, timeout_ms: int) -> None:
-        """Until the file is there, or the time is over."""
+    async def _wait(self, media_id: str, seconds: float) -> None:
+        """Until the file is there, or the time is over. What came through another node is seen when it is looked for again."""
         arrived: Deferred[None] = Deferred()
         waiters = self._waiting.setdefault(media_id, [])
         waiters.append(arrived)
-        timer = self._clock.callLater(timeout_ms / 1000, arrived.callback, None)
+        timer = self._clock.callLater(seconds, arrived.callback, None)
         try:
             await arrived
         finally:

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError
@@ -126,8 +127,8 @@ class Authorization:
             raise Refused(returning, "interaction_required", "Somebody has to allow this")
         return AuthorizationRequest(client, returning, scope, challenge, prompts, given.get("login_hint", ""))
 
-    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
-        """Let the program in as this user. Where the browser goes."""
+    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str, era: int) -> str:
+        """Let the program in as this user. Where the browser goes. Raises as `check_era`."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),
@@ -141,6 +142,7 @@ class Authorization:
         )
 
         def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
             self._store.add_code(txn, row)
             self._clients.note_allowed(txn, request.client, ip)
             self._note(txn, Happened.APP_ALLOWED, request, user_id, ip)

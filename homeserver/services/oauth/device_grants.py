@@ -15,8 +15,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.audit import Happened, note
+from homeserver.services.eras import check_era
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
@@ -87,24 +88,23 @@ class DeviceGrants:
 
     async def find(self, user_code: str, user_id: UserID, address: str) -> tuple[DeviceGrantRow, Client] | None:
         """What asks by a code that somebody has typed; None where nothing does. Raises `LimitExceeded`."""
-        keys = (user_id, address_key(address))
-        for key in keys:
-            self._limiter.check_only(Limit.USER_CODE, key)
-        row = await self._store.get_grant_of_user_code(_plain(user_code), self._now())
-        client = None if row is None else await self._clients.find(row.client_id)
-        if row is None or client is None:
-            for key in keys:
-                self._limiter.count(Limit.USER_CODE, key)
-            return None
-        return row, client
+        counted = [Counted(Limit.USER_CODE, key) for key in (user_id, address_key(address))]
+        with self._limiter.attempting(counted) as attempt:
+            row = await self._store.get_grant_of_user_code(_plain(user_code), self._now())
+            client = None if row is None else await self._clients.find(row.client_id)
+            if row is None or client is None:
+                attempt.fail()
+                return None
+            return row, client
 
     async def do_decide(
-        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, *, allowed: bool
+        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, era: int, *, allowed: bool
     ) -> bool:
         """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no longer open. `address`: of their
-        browser."""
+        browser. Raises as `check_era`."""
 
         def write(txn: WriteTransaction) -> bool:
+            check_era(txn, user_id, era)
             decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
             if decided:
                 if allowed:

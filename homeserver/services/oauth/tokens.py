@@ -174,6 +174,7 @@ class OAuthTokens:
         session = self._sessions.prepare(
             user_id,
             address=address,
+            era=None,
             device_id=device_id,
             device_name=client.name,
             access_token=texts[0],

@@ -298,11 +298,12 @@ class MessageSearch:
                 continue
             nids = [hit.event_nid for hit in in_room if _is_before(events[hit.event_nid], place.departure)]
             for each in await self._reading.see(search.caller, place.reader, nids, search.wanted):
-                seen[each.event.nid] = (each, place.reader)
+                if not each.is_erased:  # that it was found would tell what it said
+                    seen[each.event.nid] = (each, place.reader)
             edits = [hit.text_nid for hit in in_room if hit.text_nid != hit.event_nid]
             if edits:
                 shown = await self._reading.see(search.caller, place.reader, edits, RoomEventFilter())
-                said.update(each.event.nid for each in shown)
+                said.update(each.event.nid for each in shown if not each.is_erased)
         return [
             Found(hit, *seen[hit.event_nid], events[hit.text_nid])
             for hit in hits

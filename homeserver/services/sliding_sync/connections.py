@@ -21,6 +21,8 @@ from homeserver.services.sliding_sync.request import Clause, RequiredState, Room
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.rooms import RoomRow
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
+from storage.streams import Change, Streams, Topic
+from storage.to_device import DevicesGone
 
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
@@ -70,27 +72,35 @@ class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Of the members of these rooms, those whose user ids come after this one."""
 
 
+class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a client has of people's profiles since it asks for them."""
+
+    fields: frozenset[str]
+    rooms: frozenset[int]
+    """Rooms whose people it was told of, or is with those who are left. Of who comes later it is told then."""
+    lazily: frozenset[int]
+    """Those where it is told of people as their events need them."""
+    left: tuple[ProfilesLeft, ...] = ()
+    """Whose whole profiles it is still to be told."""
+
+
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "profiles_left", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "profiles", "receipts", "rooms")
 
     def __init__(
         self,
         rooms: Mapping[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
-        profile_fields: frozenset[str] | None = None,
-        profiles_left: "Sequence[ProfilesLeft]" = (),
+        profiles: ToldProfiles | None = None,
     ) -> None:
-        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask.
-        `profiles_left`: whose whole profiles it is still to be told.
-        """
+        """`profiles`: None: it does not ask for them."""
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
-        self.profile_fields = profile_fields
-        self.profiles_left = tuple(profiles_left)
+        self.profiles = profiles
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
         self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
@@ -112,6 +122,13 @@ class ConnectionState:
                     found.append(nid)
             self._settled = (config, frozenset(found))
         return self._settled[1]
+
+    def take_settled_from(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
+        """What is known of the former state, from which this one came by the rooms that changed."""
+        if former._settled is not None:
+            config, settled = former._settled
+            covered = {nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)}
+            self._settled = (config, settled - changed.keys() | covered)
 
     async def moved_to_or_from_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
@@ -161,7 +178,9 @@ class _Remembered(msgspec.Struct):
 class Connections:
     """Finds the state of connections, and keeps new ones. For the reactor thread."""
 
-    def __init__(self, store: SlidingConnectionStore, now_ms: Callable[[], int], *, capacity: int) -> None:
+    def __init__(
+        self, store: SlidingConnectionStore, streams: Streams, now_ms: Callable[[], int], *, capacity: int
+    ) -> None:
         """`capacity`: about how many rooms of all connections are remembered in memory, long names counted as rooms too."""
         self._store = store
         self._now_ms = now_ms
@@ -170,6 +189,7 @@ class Connections:
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
         """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
         self._weight = 0
+        streams.subscribe(self._hear, Topic.TO_DEVICE)
 
     def __len__(self) -> int:
         """Connections in memory."""
@@ -244,6 +264,14 @@ class Connections:
             if not of_device:
                 del self._of_devices[key.user_id, key.device_id]
 
+    def _hear(self, changes: Sequence[Change]) -> None:
+        """Devices that go take their connections with them."""
+        for change in changes:
+            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+                for device_id in change.detail.device_ids:
+                    for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
+                        self._forget(ConnectionKey(change.user_id, device_id, conn_id))
+
 
 def _weigh(state: ConnectionState, blob: bytes) -> int:
     return 1 + len(state.rooms) + len(blob) // BYTES_LIKE_A_ROOM
@@ -257,8 +285,7 @@ class StateChanges:
         self._rooms: dict[int, SentRoom] = {}
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
-        self._profile_fields = state.profile_fields
-        self._profiles_left = state.profiles_left
+        self._profiles = state.profiles
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -279,27 +306,27 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profiles(self, fields: frozenset[str] | None, left: Sequence[ProfilesLeft]) -> None:
-        """These fields of profiles were told, of all but those who are left."""
-        self._profile_fields = fields
-        self._profiles_left = tuple(left)
+    def set_profiles(self, told: ToldProfiles | None) -> None:
+        """So much was told of profiles."""
+        if told != self._profiles:
+            self._profiles = told
 
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        fields, left = self._state.profile_fields, self._state.profiles_left
-        same_profiles = self._profile_fields == fields and self._profiles_left == left
+        same_profiles = self._profiles is self._state.profiles
         if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
-        return ConnectionState(
+        state = ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
-            self._profile_fields,
-            self._profiles_left,
+            self._profiles,
         )
+        state.take_settled_from(self._state, self._rooms)
+        return state
 
 
-class _Blob(msgspec.Struct, array_like=True, frozen=True):
+class _Blob(msgspec.Struct, array_like=True):
     """How a state is stored. Many rooms share one required state, so these stand in a table."""
 
     required: list[tuple[list[tuple[list[tuple[str, str]], list[tuple[str, str]]]], bool]]
@@ -310,7 +337,9 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     profile_fields: list[str] | None = None
     direct: list[int] = []
     """The rooms that were told to be direct chats."""
-    profiles_left: list[ProfilesLeft] = []
+    profiles_left: tuple[ProfilesLeft, ...] = ()
+    profile_rooms: list[int] = []
+    profiles_lazily: list[int] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -327,13 +356,13 @@ def _encode(state: ConnectionState) -> bytes:
         ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
         for each in indexes
     ]
-    fields = None if state.profile_fields is None else sorted(state.profile_fields)
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
-    return _encoder.encode(
-        _Blob(
-            required, rooms, dict(state.receipts), dict(state.account_data), fields, direct, list(state.profiles_left)
-        )
-    )
+    blob = _Blob(required, rooms, dict(state.receipts), dict(state.account_data), None, direct)
+    told = state.profiles
+    if told is not None:
+        blob.profile_fields, blob.profiles_left = sorted(told.fields), told.left
+        blob.profile_rooms, blob.profiles_lazily = sorted(told.rooms), sorted(told.lazily)
+    return _encoder.encode(blob)
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -348,5 +377,8 @@ def _decode(blob: bytes) -> ConnectionState:
     rooms = {
         nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
     }
-    fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
-    return ConnectionState(rooms, stored.receipts, stored.account_data, fields, stored.profiles_left)
+    told = None
+    if stored.profile_fields is not None:
+        rooms_told, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
+        told = ToldProfiles(frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, told)

@@ -13,6 +13,7 @@ from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken
+from storage.streams import Streams
 
 ENTRY: Final = 512
 """Bytes for an answer, beside what is in it and what was asked."""
@@ -32,9 +33,9 @@ class _Empty(msgspec.Struct, frozen=True, gc=False):
 class EmptyAnswers:
     """The latest one of each connection."""
 
-    def __init__(self, *, capacity: int) -> None:
+    def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept, with what was asked: clients make that large or small."""
-        self._kept = KeptOfConnections[_Empty](capacity=capacity)
+        self._kept = KeptOfConnections[_Empty](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:

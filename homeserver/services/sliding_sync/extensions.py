@@ -1,16 +1,18 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
-MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508 (typing),
+MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
 from federation.protocol.ids import UserID
+from federation.rooms.relations import read_relation
 from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
@@ -19,9 +21,11 @@ from homeserver.services.sliding_sync.connections import LIVE, Connection, State
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.request import (
+    Extensions,
     Scope,
     SlidingRequest,
     StickyRequest,
+    ThreadsRequest,
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
@@ -33,15 +37,19 @@ from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.typing import Typing
+from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
+from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
 
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
+
+NEVER: Final = -1
+"""Stands for the position of what was not told at all, where LIVE is 0."""
 
 FEW_ROOMS: Final = 50
 """So many rooms come into view at once as a rule, at most."""
@@ -55,13 +63,14 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     devices: DeviceNewsReader
     account_data: AccountDataStore
     receipts: ReceiptStore
-    typing: Typing
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
     threads: ThreadSubscriptions
     profiles: ProfileNews
     sticky: StickyReader
+    typing_views: TypingViews
+    thread_updates: ThreadUpdates
 
 
 class ExtensionReader:
@@ -69,7 +78,6 @@ class ExtensionReader:
 
     def __init__(self, parts: ExtensionParts) -> None:
         self._parts = parts
-        self._views = TypingViews(parts.typing)
 
     async def read(
         self,
@@ -92,10 +100,10 @@ class ExtensionReader:
             is_news = is_news or e2ee_news
         if wanted.account_data is None:
             if connection.state.account_data:
-                await self._account_data(request, connection, set(), token.position, changes)
+                await self._account_data(request, connection, set(), (), token.position, changes)
         else:
             scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
-            data = await self._account_data(request, connection, scope, token.position, changes)
+            data = await self._account_data(request, connection, scope, works, token.position, changes)
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
@@ -106,38 +114,48 @@ class ExtensionReader:
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
-            scope = _rooms_in(wanted.typing, selection) & selection.joined
-            typing = await self._typing(connection, scope, token)
-            answer["typing"] = {"rooms": typing}
-            is_news = is_news or bool(typing)
+            scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
+            typing, typing_news = await self._typing(connection, scope, token)
+            answer[wanted.typing.name] = {"rooms": typing}
+            is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
             threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
             answer[wanted.thread_subscriptions.name] = threads
             is_news = is_news or bool(threads)
         if wanted.profiles is None:
-            changes.set_profiles(None, ())
+            changes.set_profiles(None)
         else:
             scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
-            users, left = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
-            changes.set_profiles(fields, left)
+            lazy = {nid for nid in scope if selection.configs[nid].required_state.lazy_members}
+            users, told = await self._parts.profiles.read(
+                user_id, fields, connection, scope, lazy, works, token.position
+            )
+            changes.set_profiles(told)
             answer[wanted.profiles.name] = {"users": users} if users else {}
-            is_news = is_news or bool(users) or bool(left)
+            is_news = is_news or bool(users) or bool(told.left)
         if wanted.sticky is not None:
             sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
             answer[wanted.sticky.name] = sticky
             is_news = is_news or bool(sticky)
+        if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
+            answer[wanted.threads.name] = said
+            is_news = True
         return answer, is_news
 
     async def read_without_news(
-        self, request: SlidingRequest, connection: Connection, now: SyncToken
-    ) -> dict[str, Any] | None:
+        self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
+    ) -> tuple[dict[str, Any], bool] | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
-        rooms that it has. None where that is not enough to know them.
+        rooms that it has; and whether there is anything new in them. None where that is not enough to know them.
+
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before.
         """
-        wanted = request.extensions
-        if wanted.profiles is not None or wanted.sticky is not None:
-            return None  # messages bring people and sticky events into view
+        wanted, is_news = request.extensions, False
+        if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
+            return None  # messages bring people and sticky events into view, and are said in threads
+        if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
+            return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
             if not self._parts.devices.nothing_waits(request.caller, Range(connection.position, now.position)):
@@ -151,11 +169,15 @@ class ExtensionReader:
         if wanted.receipts is not None:
             answer["receipts"] = {"rooms": {}}
         if wanted.typing is not None:
-            self._views.stay(connection.key, connection.token, now)
-            answer["typing"] = {"rooms": {}}
+            typing: dict[str, Any] = {}
+            if moved_to is not None:
+                typing, is_news = await self._typing(connection, set(moved_to), now)
+            elif connection.token is not None:
+                self._parts.typing_views.stay(connection.key, connection.token, now)
+            answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
-        return answer
+        return answer, is_news
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
@@ -179,15 +201,21 @@ class ExtensionReader:
         return answer, bool(news.lists["changed"] or news.lists["left"])
 
     async def _account_data(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], upto: int, changes: StateChanges
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        scope: set[int],
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
     ) -> dict[str, Any]:
-        """What is new in the scope; what is new outside it is noted as missed."""
+        """What is new in the scope, and all of rooms with which the client begins anew; what is new outside it is noted as missed."""
         store, user_id, known = self._parts.account_data, request.caller.user_id, connection.state.account_data
         changed = connection.position < upto and self._parts.recent.concerns_user(
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
-        new = scope - known.keys()
-        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
+        new = (scope - known.keys()) | (scope & {work.room.room_nid for work in works if work.initial})
+        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -291,17 +319,14 @@ class ExtensionReader:
             rows.sort(key=lambda row: row.thread_id != UNTHREADED)
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
-    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> dict[str, Any]:
-        def find_live() -> set[int]:
-            known = connection.state.rooms
-            return {nid for nid in scope if nid in known and known[nid].upto == LIVE}
-
-        found = self._views.move(connection.key, connection.token, token, scope, find_live)
-        if not found:
-            return {}
-        rooms = await self._parts.rooms.get_rooms_by_nid(found)
+    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:
+        found = self._parts.typing_views.move(connection.key, connection.token, token, scope)
+        if not found.rooms:
+            return {}, False
+        rooms = await self._parts.rooms.get_rooms_by_nid(found.rooms)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id))
-        return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
+        events = {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.rooms.items()}
+        return events, found.is_news
 
     async def _threads(
         self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int
@@ -311,6 +336,32 @@ class ExtensionReader:
         if not self._parts.recent.concerns_user(user_id, Topic.THREAD_SUBSCRIPTION, since):
             return {}
         return await self._parts.threads.read(user_id, since, upto, wanted.limit, further="prev_batch")
+
+    async def _said(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        wanted: ThreadsRequest,
+        works: Sequence[RoomWork],
+        token: SyncToken,
+    ) -> dict[str, Any]:
+        """In which threads something was said since the client heard last. Who begins has missed nothing yet."""
+        since, user_id = connection.position, request.caller.user_id
+        if connection.token is None or since >= token.position:
+            return {}
+        recent = self._parts.recent.rooms_since(user_id, since)
+        told: dict[Thread, int] | None = None
+        if not wanted.with_roots:
+            told = {}
+            for work in works:
+                for seen in work.shown:
+                    relation = read_relation(seen.event.event)
+                    if relation is not None and relation.rel_type == THREAD and (seen.event.position or 0) > since:
+                        thread = work.room.room_nid, relation.target
+                        told[thread] = told.get(thread, 0) + 1
+        return await self._parts.thread_updates.read(
+            request.caller, None if recent is None else recent.events, since, token.position, wanted.limit, told
+        )
 
     async def _sticky(
         self, request: SlidingRequest, wanted: StickyRequest, selection: Selection, works: Sequence[RoomWork], upto: int
@@ -356,6 +407,17 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
         "device_one_time_keys_count": counts.one_time,
         "device_unused_fallback_key_types": counts.unused_fallback,
     }
+
+
+def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
+    """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
+    scopes = (wanted.account_data, wanted.receipts, None if wanted.typing is None else wanted.typing.scope)
+    if any(scope is not None and scope.lists is not None for scope in scopes):
+        return False
+    state = connection.state
+    if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
+        return False
+    return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
 
 
 def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:

@@ -1,15 +1,18 @@
-"""What is kept in memory of the connections of clients: bounded for each device, and in bytes for all. Who was idle longest goes first.
+"""What is kept in memory of the connections of clients: bounded for each device, and in bytes for all. Who was idle longest goes first,
+and with a device goes what is kept of it.
 
 Clients choose how many connections they name, and how long what they ask for is; so neither is a bound by itself.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
 
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
+from storage.streams import Change, Streams, Topic
+from storage.to_device import DevicesGone
 
 T = TypeVar("T")
 
@@ -17,13 +20,14 @@ T = TypeVar("T")
 class KeptOfConnections(Generic[T]):
     """One thing of each connection, of as many of a device as are stored. For the reactor thread."""
 
-    def __init__(self, *, capacity: int) -> None:
+    def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept."""
         self._capacity = capacity
         self._devices: OrderedDict[tuple[str, str], OrderedDict[str, tuple[T, int]]] = OrderedDict()
         """By user and device: what is kept by `conn_id`, and about how many bytes it takes."""
         self.weight = 0
         """About how many bytes are kept."""
+        streams.subscribe(self._hear, Topic.TO_DEVICE)
 
     def get(self, key: ConnectionKey) -> tuple[T, int] | None:
         """What is kept, and its weight."""
@@ -42,8 +46,18 @@ class KeptOfConnections(Generic[T]):
             self.weight -= dropped
         self._devices.move_to_end(device)
         while self.weight > self._capacity:
-            _, gone = self._devices.popitem(last=False)
+            self._forget(next(iter(self._devices)))
+
+    def _forget(self, device: tuple[str, str]) -> None:
+        gone = self._devices.pop(device, None)
+        if gone is not None:
             self.weight -= sum(each for _, each in gone.values())
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+                for device_id in change.detail.device_ids:
+                    self._forget((change.user_id, device_id))
 
 
 def weigh(value: object, seen: set[int]) -> int:

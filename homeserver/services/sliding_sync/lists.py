@@ -3,7 +3,7 @@
 Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows.
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import compress, islice
 from operator import attrgetter
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.invite_permissions import InvitePermissions
@@ -19,7 +20,13 @@ from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import Labels, RoomLabels
 from homeserver.services.sliding_sync.order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import ListRequest, RoomConfig, SlidingRequest, merge_configs
+from homeserver.services.sliding_sync.request import (
+    NO_FILTERS,
+    ListRequest,
+    RoomConfig,
+    SlidingRequest,
+    merge_configs,
+)
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 
@@ -76,6 +83,11 @@ def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
     return max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
 
 
+def was_inside(row: MembershipRow) -> bool:
+    """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
+    return row.membership not in OUTSIDE and row.was_joined
+
+
 class RoomLists:
     """Selects rooms."""
 
@@ -121,7 +133,7 @@ class RoomLists:
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
             row = rows.get(room.room_nid)
-            if row is not None and await self._may_see(row):
+            if row is not None and await self._may_see(row, connection):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
@@ -129,6 +141,21 @@ class RoomLists:
         joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
         return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels, lasts)
+
+    async def front(self, user_id: UserID, wanted: ListRequest, labels: Labels) -> Iterable[int] | None:
+        """The numbers of the rooms in the window of a list that begins with the first room. For who was told all that the list shows,
+        since when nothing has happened but messages, nor to the user's labels; None where it takes more to know them.
+        """
+        order = await self._orders.of_user(user_id)
+        rooms = order.rooms
+        if wanted.filters != NO_FILTERS:
+            kept = order.filtered.get(wanted.filters)
+            if kept is None or kept.labels is not labels:
+                return None
+            rooms = kept.rooms
+        if order.unsure or wanted.ranges is None or len(wanted.ranges) != 1 or wanted.ranges[0][0] != 0:
+            return None
+        return islice(reversed(rooms), wanted.ranges[0][1] + 1)
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The positions of the newest events of rooms that the user is in, of these at least."""
@@ -139,10 +166,14 @@ class RoomLists:
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
         return event is not None and event.event.membership != row.membership
 
-    async def _may_see(self, row: MembershipRow) -> bool:
+    async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
-        return row.membership in OUTSIDE or row.was_joined
+        if row.membership in OUTSIDE or row.was_joined:
+            return True
+        # who was told of an invite or a knock of theirs is told once that it came to nothing
+        sent = connection.state.rooms.get(row.room_nid)
+        return sent is not None and row.position > connection.since(sent.upto)
 
     async def _candidates(self, order: RoomOrder, connection: Connection) -> tuple[Collection[MembershipRow], bool]:
         """The rooms that a list may show, in order; and whether it may show them all once the client was told of them."""

@@ -5,7 +5,8 @@ Laws:
 - It is what `sliding_sync.py` gives for the same request by selecting rooms and looking at everything that there may be news
   of. An answer tells all there is to tell up to its `pos`; so who asks the same again lacks only what has happened since.
 - Messages do not change which rooms a list shows. One in a room of a window that begins with the first room moves that room
-  up within the window: the windows have the same rooms as before.
+  up within the window: the windows have the same rooms as before. One in another room of the list moves that room into the
+  window, and the last one out; where that room's past was told before, only the message is new.
 - Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
 """
 
@@ -24,20 +25,21 @@ from homeserver.services.sliding_sync.connections import LIVE, Connection, Conne
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
 from homeserver.services.sliding_sync.labels import Labels
-from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.sliding_sync.lists import RoomLists, Selection
+from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.sliding_connections import ConnectionKey
+from storage.streams import Streams
 
 ROOM: Final = 100
 """Bytes of a view, about, for each room that is in it or was told of."""
 
 _room_nid: Final = attrgetter("room_nid")
-_size: Final = attrgetter("size")
 
 
 class View(msgspec.Struct, frozen=True, gc=False):
@@ -56,6 +58,14 @@ class View(msgspec.Struct, frozen=True, gc=False):
     configs: Mapping[int, RoomConfig]
     """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
 
+    def asks_the_same_as(self, other: "View") -> bool:
+        """Whether both are of the same request, which as a rule is remembered: then nothing needs to be compared."""
+        return (
+            self.lists is other.lists
+            and self.subscriptions is other.subscriptions
+            and self.extensions is other.extensions
+        )
+
 
 class Told(msgspec.Struct, frozen=True, gc=False):
     """An answer as far as it is made here."""
@@ -73,22 +83,25 @@ class MessagesInView:
     def __init__(
         self,
         recent: RecentChanges,
+        lists: RoomLists,
         memberships: Memberships,
         rooms: RoomStore,
         partial: PartialRooms,
         entries: RoomEntries,
         extensions: ExtensionReader,
+        streams: Streams,
         *,
         capacity: int,
     ) -> None:
         """`capacity`: about how many bytes the views may take."""
         self._recent = recent
+        self._lists = lists
         self._memberships = memberships
         self._rooms = rooms
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
-        self._views = KeptOfConnections[View](capacity=capacity)
+        self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
@@ -98,11 +111,12 @@ class MessagesInView:
     def keep(self, key: ConnectionKey, view: View) -> None:
         """The client has this in view from now on."""
         former = self._views.get(key)
-        if former is not None and former[0].configs is view.configs and former[0].lists is view.lists:
+        if former is None or not former[0].asks_the_same_as(view):
+            weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
+        elif former[0].configs is view.configs:
             weight = former[1]
         else:
-            asked = (view.lists, view.subscriptions, view.extensions)
-            weight = ROOM * (1 + len(view.configs) + len(view.state.rooms)) + weigh(asked, set())
+            weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
         self._views.put(key, view, weight)
 
     async def read(
@@ -120,32 +134,57 @@ class MessagesInView:
         changed = self._recent.messages_since(request.caller.user_id, token.position)
         if changed is None:
             return None
-        own = await self._find_own(request.caller.user_id, view, changed)
+        rows = await self._memberships.of_user(request.caller.user_id)
+        coming = changed - view.configs.keys()
+        if coming:
+            coming = {nid for nid in coming if nid in rows and rows[nid].membership == "join"}
+        if coming:
+            configs = await self._move_window(view, request.caller.user_id, coming)
+            if configs is None:
+                return None
+            view = replace(view, configs=configs)
+        own = await self._find_own(rows, view, changed)
         if own is None:
             return None
-        extensions = await self._extensions.read_without_news(request, connection, now)
-        if extensions is None:
+        read = await self._extensions.read_without_news(request, connection, now, view.configs if coming else None)
+        if read is None:
             return None
+        extensions, is_news = read
         works = await self._make_works(view, own)
-        if len(works) > 1 and sum(work.config.timeline_limit for work in works) > MOST_EVENTS_AT_ONCE:
-            return None  # it is looked at in parts
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
         changes = StateChanges(connection.state)
         if works:
-            entries = await self._entries.make(request, connection, works, now.position, members, newly_sent)
-            if len(works) > 1 and sum(map(_size, works)) > LARGEST_ANSWER:
-                return None  # it is told in several answers
+            entries, told = await make_entries(
+                self._entries, request, connection, works, now.position, members, newly_sent
+            )
+            if len(told) < len(works):
+                return None  # the others are out of view with this answer
             for work in works:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()
         body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
-        return Told(body, bool(entries), state, newly_sent, replace(view, token=now, state=state))
+        return Told(body, is_news or bool(entries), state, newly_sent, replace(view, token=now, state=state))
 
-    async def _find_own(self, user_id: UserID, view: View, changed: Set[int]) -> list[MembershipRow] | None:
+    async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
+        """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or
+        one of them is new to the client."""
+        if len(view.lists) != 1 or view.subscriptions or not coming <= view.state.rooms.keys():
+            return None
+        (wanted,) = view.lists.values()
+        front = await self._lists.front(user_id, wanted, view.labels)
+        if front is None:
+            return None
+        configs = dict.fromkeys(front, wanted.config)
+        # others come into view as well where still more has happened meanwhile
+        return configs if configs.keys() - view.configs.keys() == coming else None
+
+    async def _find_own(
+        self, rows: Mapping[int, MembershipRow], view: View, changed: Set[int]
+    ) -> list[MembershipRow] | None:
         """The user's memberships of rooms in view with messages; None if there are messages in others, or a room is to be told
         of anew."""
-        rows, partial = await self._memberships.of_user(user_id), await self._partial.get_all()
+        partial = await self._partial.get_all()
         since = view.token.position
         own: list[MembershipRow] = []
         for nid in changed:
@@ -196,6 +235,10 @@ def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, sta
         selection.labels,
         _staying(request, selection),
     )
+
+
+def _weigh_rooms(view: View) -> int:
+    return ROOM * (1 + len(view.configs) + len(view.state.rooms))
 
 
 def lists_json(selection: Selection) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The profiles of people in the rooms that a client looks at, and what changes in them.
 
 Told are the profiles of this server's own users: of those of others it keeps none. A profile comes whole when its owner comes
-into view (with the events or memberships that the client gets anyway); later changes are told of everyone with whom the user
-shares a room, in view or not.
+into view: with the room, the first time that it is given, or with what the client gets of the room later; where members come lazily,
+with the events or memberships that need them. Later changes are told of everyone with whom the user shares a room, in view or not.
 
 Proposal: MSC4262.
 """
@@ -17,7 +17,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, UnknownPos
+from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, ToldProfiles, UnknownPos
 from homeserver.services.sliding_sync.rooms import RoomWork
 from storage.memberships import MembershipRow, MembershipStore
 from storage.profiles import ProfileStore
@@ -29,7 +29,6 @@ MOST_WHOLE: Final = 500
 MOST_PARTS: Final = 16
 MOST_CHANGES: Final = 5_000
 """So many fields of profiles may have changed since a client's last answer, whosoever they are."""
-LEFT: Final = frozenset({"leave", "ban"})
 
 
 class ProfileNews:
@@ -55,38 +54,67 @@ class ProfileNews:
         fields: Set[str],
         connection: Connection,
         scope: Set[int],
+        lazy: Set[int],
         works: Sequence[RoomWork],
         upto: int,
-    ) -> tuple[dict[str, Any], Sequence[ProfilesLeft]]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And of whom the
-        next answers are to tell.
+    ) -> tuple[dict[str, Any], ToldProfiles]:
+        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And what the
+        client has then. `scope`: the rooms in view, `lazy` those of them whose members come lazily; `works` those of which the
+        answer tells something.
 
         Raises UnknownPos.
         """
-        followed = connection.state.profile_fields
+        former = connection.state.profiles
         users: dict[str, Any] = {}
-        if followed is not None and connection.position < upto:
+        if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
-        covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
-        seen = [work for work in works if work.room.room_nid in scope]
-        left: Sequence[ProfilesLeft] = connection.state.profiles_left
-        if connection.token is not None and not covered:
-            whole, left = scope, ()
-        else:
-            whole = {
-                work.room.room_nid for work in seen if work.initial and not work.config.required_state.lazy_members
-            }
+        if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
+            former = ToldProfiles(frozenset(), frozenset(), frozenset())
+        seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
+        people, others, whole = await self._who_comes(former, scope, lazy, seen)
+        left = former.left
         told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
-        told.update(*(work.people for work in seen))
-        for owner, profile in (await self._profiles.get_profiles(sorted(told))).items():
+        told |= people
+        found = await self._profiles.get_profiles(sorted(told | others))
+        for owner in await self._who_are_strangers(user_id, found.keys() - told):
+            del found[owner]  # what changes in their profiles would not be told
+        for owner, profile in found.items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
-        return users, left
+        rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
+        return users, ToldProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
+
+    async def _who_comes(
+        self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
+    ) -> tuple[set[str], set[str], set[int]]:
+        """Who comes into view with these rooms and is in one of them, who else does, and the rooms of which all members do.
+
+        They do not where members come lazily, unless events that need them came before their profiles were asked for.
+        """
+        begun = {nid for nid, work in works.items() if work.initial}
+        whole = {*(scope - lazy - former.rooms), *(begun - lazy), *(lazy - former.rooms - former.lazily - begun)}
+        people: set[str] = set()
+        others: set[str] = set()
+        for nid, work in works.items():
+            named, members = work.people, await self._memberships.local_members(nid)
+            if nid not in lazy:
+                named |= work.state.changed_members.keys() & members
+            if nid in whole or len(named) > MOST_WHOLE:
+                whole.add(nid)
+                named = work.people_shown
+            people |= named & members
+            others |= named - members
+        return people, others, whole
+
+    async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+        """Those of the people who share no room with the user, mostly since they have left."""
+        people = people - {user_id}
+        return people - (await self._membership_store.get_shared_rooms(user_id, people)).keys() if people else people
 
     async def _members(
         self, user_id: UserID, waiting: Sequence[ProfilesLeft]
-    ) -> tuple[set[str], Sequence[ProfilesLeft]]:
+    ) -> tuple[set[str], tuple[ProfilesLeft, ...]]:
         """The next of this server's users who are in rooms of which all are to be told; those who are left then."""
         told: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
@@ -134,11 +162,16 @@ class ProfileNews:
     async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
         """Those of this server's users who left a room of the user's, or whom the user left behind there."""
         own = await self._memberships.of_user(user_id)
-        rows: Sequence[MembershipRow] | None = self._recent.memberships_since(since)
-        if rows is None:
-            rows = await self._membership_store.get_changed_members(own, since, upto)
-        rows = [row for row in rows if row.room_nid in own and row.is_local and row.position <= upto]
-        gone = {row.user_id for row in rows if row.membership in LEFT and own[row.room_nid].membership == "join"}
+        recent = self._recent.memberships_since(since)
+        if recent is None:  # who moved again after `upto` is among them by that move
+            moves = await self._membership_store.get_moved_members(own, since)
+        else:
+            moves = [row for row in recent if row.position <= upto]
+        latest = {(row.room_nid, row.user_id): row for row in moves if row.room_nid in own and row.is_local}
+        rows = list(latest.values())
+        stayed = [row for row in rows if own[row.room_nid].membership == "join"]
+        left = await self._states.joined_at(stayed, since) - await self._states.joined_at(stayed, upto)
+        gone = {member for _, member in left}
         elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
         if elsewhere:
             gone |= await self._whom_left_behind(user_id, elsewhere, since)
@@ -155,11 +188,11 @@ class ProfileNews:
         return behind
 
 
-def _merged(left: list[ProfilesLeft]) -> list[ProfilesLeft]:
+def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:
     """The same people, those of many parts from their beginning: it is no harm to be told of somebody again."""
     if len(left) <= MOST_PARTS:
-        return left
-    return [ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), "")]
+        return tuple(left)
+    return (ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),)
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

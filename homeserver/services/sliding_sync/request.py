@@ -143,9 +143,23 @@ class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class TypingRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+
+
 class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """As the client calls the extension."""
+    limit: int
+
+
+class ThreadsRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    with_roots: bool
+    """Whether it wants the roots of all threads in which something was said, whatever it is told of them anyway."""
     limit: int
 
 
@@ -172,10 +186,11 @@ class Extensions(msgspec.Struct, frozen=True, gc=False):
     e2ee: bool = False
     account_data: Scope | None = None
     receipts: Scope | None = None
-    typing: Scope | None = None
+    typing: TypingRequest | None = None
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
     profiles: ProfilesRequest | None = None
     sticky: StickyRequest | None = None
+    threads: ThreadsRequest | None = None
 
 
 class SlidingRequest(msgspec.Struct, frozen=True, gc=False):

@@ -34,16 +34,13 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
 
-LARGEST_ANSWER: Final = 4 * 1024 * 1024
-"""In bytes of events: with what goes beyond it an answer ends."""
-MOST_EVENTS_AT_ONCE: Final = 500
-"""So many events of timelines are looked for before it is asked how large they are."""
 LARGEST_TIMELINE: Final = 1024 * 1024
 """In bytes, of the events of one room; one event at least is told."""
 
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
+_pdu: Final = attrgetter("event.pdu")
 
 
 class RoomWork(msgspec.Struct, gc=False):
@@ -95,11 +92,13 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told, and with a new timeline those who are named in
-        it."""
-        people = {key.state_key for key in self.state.entries if key.type == MEMBER}
-        if self.anew:
-            people |= self.speakers
+        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
+        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
+
+    @property
+    def people_shown(self) -> set[str]:
+        """Those who are named in a new timeline, and those by whom the room is named."""
+        people = set(self.speakers) if self.anew else set()
         if self.summary is not None:
             people.update(hero.user_id for hero in self.summary.heroes)
         return people
@@ -154,6 +153,12 @@ class RoomEntries:
         """These members go out with the answer that has this `pos`."""
         self._parts.lazy_members.note(request.caller.user_id, _device(connection), members, pos)
 
+    def find_latest(self, work: RoomWork) -> int:
+        """The position of the latest thing that the user may hear of in the room, where it is joined as far as it is in memory."""
+        if work.own.membership != "join":
+            return work.own.position
+        return self._parts.recency.known.get(work.room.room_nid, 0)
+
     async def make(
         self,
         request: SlidingRequest,
@@ -173,8 +178,9 @@ class RoomEntries:
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
         for work in shown:
-            work.size = sum(len(seen.event.pdu) for seen in work.shown)
-            work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
+            work.size = sum(map(len, map(_pdu, work.shown)))
+            if work.state.entries:
+                work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
         reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
@@ -224,7 +230,8 @@ class RoomEntries:
                 entry["is_dm"] = False
             if request.stable:
                 entry["membership"] = work.own.membership
-                entry["lists"] = list(work.in_lists)
+                if work.in_lists:
+                    entry["lists"] = list(work.in_lists)
             entries[work.room.room_id] = entry
         return entries
 
@@ -234,9 +241,11 @@ class RoomEntries:
             stripped = present_stripped(await self._parts.invited.get_stripped(work.own))
             entry: dict[str, Any] = {"stripped_state" if request.stable else "invite_state": stripped}
         else:
-            # stripped state would be taken for an invite
             own = await self._parts.invited.find_own(work.room, work.own)
-            entry = {"required_state": [present_plainly(own, with_room_id=False)] if own is not None else []}
+            if request.stable:
+                entry = {"stripped_state": present_stripped([] if own is None else [own.event])}
+            else:  # stripped state would be taken for an invite
+                entry = {"required_state": [present_plainly(own, with_room_id=False)] if own is not None else []}
         if not request.stable:
             entry |= {"notification_count": 0, "highlight_count": 0}
         return entry
@@ -245,9 +254,8 @@ class RoomEntries:
         parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for work in works:
-            joined, sent = work.own.membership == "join", work.sent
-            if sent is not None and joined and not work.initial:
-                work.expanded = work.config.timeline_limit > sent.timeline_limit
+            if work.sent is not None and not work.initial:
+                work.expanded = work.config.timeline_limit > work.sent.timeline_limit
             since = 0 if work.initial or work.expanded else work.since
             by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
         arrivals = await self._get_arrivals(by_limit)
@@ -348,6 +356,8 @@ class RoomEntries:
 
 def _trim(work: RoomWork) -> None:
     """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
+    if sum(map(len, map(_pdu, work.shown))) <= LARGEST_TIMELINE:
+        return
     size = 0
     for index in range(len(work.shown) - 1, -1, -1):
         size += len(work.shown[index].event.pdu)

@@ -12,10 +12,11 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
@@ -34,10 +35,11 @@ from homeserver.services.sliding_sync.connections import (
 )
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
-from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
+from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
+from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_ANSWER, MOST_EVENTS_AT_ONCE, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -47,8 +49,6 @@ from storage.rooms import RoomStore
 from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
-MOST_ROOMS_OF_MEMBERS: Final = 10
-"""As many rooms as are looked at before that if all of their members are asked for."""
 
 
 class SlidingParts(msgspec.Struct, frozen=True):
@@ -103,11 +103,13 @@ class SlidingSync:
         self._catch_up = catch_up
         self._messages = MessagesInView(
             parts.recent,
+            parts.lists,
             parts.memberships,
             parts.rooms,
             parts.partial,
             parts.entries,
             parts.extensions,
+            streams,
             capacity=view_bytes,
         )
 
@@ -120,6 +122,7 @@ class SlidingSync:
         members = self._parts.entries.begin(request, connection)
         if connection.position > self._streams.current() and connection.position > await self._catch_up():
             raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
             return await self._finish(request, connection, await self._compute(request, connection, members))
@@ -133,6 +136,19 @@ class SlidingSync:
                     return await self._finish(request, connection, answer)
         finally:
             listener.close()
+
+    async def _check_tokens(self, request: SlidingRequest) -> SlidingRequest:
+        """The request; extensions' own tokens that are ahead of all there is, as those for all there is: see `pos`."""
+        to_device, sticky = request.extensions.to_device, request.extensions.sticky
+        highest = max(to_device.since if to_device else 0, sticky.since if sticky else 0)
+        if highest <= self._streams.current():
+            return request
+        now = await self._catch_up()
+        if to_device is not None and to_device.since > now:
+            to_device = replace(to_device, since=0)
+        if sticky is not None and sticky.since > now:
+            sticky = replace(sticky, since=0)
+        return replace(request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky))
 
     async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
         pos = await self._parts.connections.keep(connection, answer.state, answer.token)
@@ -155,22 +171,15 @@ class SlidingSync:
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
-        entries: dict[str, dict[str, Any]] = {}
-        told: list[RoomWork] = []
-        size = 0
-        for part in _parts_of(works):
-            entries |= await parts.entries.make(request, connection, part, upto, members, newly_sent)
-            told += part
-            size += sum(work.size for work in part)
-            if size > LARGEST_ANSWER:
-                break
+        entries, told = await make_entries(parts.entries, request, connection, works, upto, members, newly_sent)
+        told_nids = {work.room.room_nid for work in told}
         if len(told) < len(works):
-            selection = selection.without({work.room.room_nid for work in works[len(told) :]})
+            selection = selection.without({work.room.room_nid for work in works} - told_nids)
         changes = StateChanges(connection.state)
         extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
             changes.set_room(work.room.room_nid, work.result())
-        await self._end_others(request, connection, selection, {work.room.room_nid for work in told}, changes)
+        await self._end_others(request, connection, selection, told_nids, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
             "rooms": entries,
@@ -213,7 +222,7 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or nid in moved or (grown and row.membership == "join"):
+            if sent is None or news or nid in moved or (grown and was_inside(row)):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}
@@ -261,20 +270,6 @@ class SlidingSync:
         for nid in live:
             if news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
-
-
-def _parts_of(works: Sequence[RoomWork]) -> Iterator[Sequence[RoomWork]]:
-    """One part as a rule: as many as may be made before it is known how large they are."""
-    begin, load = 0, 0
-    for index, work in enumerate(works):
-        events = max(1, min(work.config.timeline_limit, MOST_EVENTS_AT_ONCE))
-        if work.initial and work.config.required_state.all_members:
-            events = max(events, MOST_EVENTS_AT_ONCE // MOST_ROOMS_OF_MEMBERS)
-        if load and load + events > MOST_EVENTS_AT_ONCE:
-            yield works[begin:index]
-            begin, load = index, 0
-        load += events
-    yield works[begin:]
 
 
 def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, list[str]]:

@@ -25,7 +25,9 @@ class RecentMessages:
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
         self._by_device: dict[DeviceKey, deque[DeviceMessage]] = {}
-        self._order: deque[NewMessage] = deque()
+        self._order: deque[tuple[Sequence[NewMessage], int]] = deque()
+        """What was sent to one user at once, with the bytes of it."""
+        self._number = 0
         self._bytes = 0
         streams.subscribe(self._hear, Topic.TO_DEVICE)
         streams.watch(self._heed_others)
@@ -55,19 +57,24 @@ class RecentMessages:
             if not isinstance(change.detail, NewMessages):
                 self._clear(change.position)
                 continue
-            for message in change.detail.messages:
+            messages, size = change.detail.messages, 0
+            for message in messages:
                 key = (message.user_id, message.device_id)
                 waiting = self._by_device.get(key)
                 if waiting is None:
                     waiting = self._by_device[key] = deque()
                 waiting.append(message)
-                self._order.append(message)
-                self._bytes += len(message.content)
-        while self._bytes > self._most_bytes or len(self._order) > MOST_MESSAGES:
-            message = self._order.popleft()
-            self._bytes -= len(message.content)
-            self.forget((message.user_id, message.device_id), message.position)
-            self._complete_from = max(self._complete_from, message.position)
+                size += len(message.content)
+            self._order.append((messages, size))
+            self._number += len(messages)
+            self._bytes += size
+        while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
+            messages, size = self._order.popleft()
+            self._number -= len(messages)
+            self._bytes -= size
+            for message in messages:
+                self.forget((message.user_id, message.device_id), message.position)
+            self._complete_from = max(self._complete_from, messages[-1].position)
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: to whom is not known here."""
@@ -76,5 +83,5 @@ class RecentMessages:
     def _clear(self, upto: int) -> None:
         self._by_device.clear()
         self._order.clear()
-        self._bytes = 0
+        self._number = self._bytes = 0
         self._complete_from = max(self._complete_from, upto)

@@ -61,7 +61,10 @@ class StickyReader:
                 for seen in await self._visibility.filter(caller.user_id, own.get(room_nid), present)
             }
             # what came before they were there, and would not be theirs to see if it were not sticky
-            seen = [visible.get(event.nid) or Seen(event, "leave") for event in present]
+            further = [Seen(event, "leave") for event in present if event.nid not in visible]
+            further = await self._visibility.without_erased(own.get(room_nid), further)
+            all_seen = visible | {seen.event.nid: seen for seen in further}
+            seen = [all_seen[event.nid] for event in present]
             presented[room_nid] = await self._client_events.present(
                 caller.user_id, caller.device_id, seen, with_room_id=False, bundled_in=frozenset()
             )

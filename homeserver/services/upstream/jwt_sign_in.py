@@ -101,6 +101,7 @@ class JWTSignIn:
             raise Forbidden(f"The token has no {self._config.subject_claim}")
         user_id = parse_new_user_id(subject.lower(), self._server_name)
         account = (await self._account_store.get_accounts([user_id])).get(user_id)
+        era = 0 if account is None else account.era
         if account is None:
             name = clean_name(claims.get(self._config.display_name_claim or ""))
             await self._registration.do_register_vouched(Wish(username=subject, display_name=name), _nothing_more)
@@ -108,7 +109,7 @@ class JWTSignIn:
         else:
             await self._sign_in.check_usable(account, "jwt", address)
         session = self._sessions.prepare(
-            user_id, address=address, device_id=device_id, device_name=device_name, refreshable=refreshable
+            user_id, address=address, era=era, device_id=device_id, device_name=device_name, refreshable=refreshable
         )
         await self._sessions.do_begin(session)
         return session

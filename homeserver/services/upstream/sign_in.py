@@ -17,7 +17,7 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import RequestContext
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.consents import Consents
 from homeserver.services.login_tokens import LoginTokens, Origin
@@ -38,7 +38,7 @@ from homeserver.services.upstream.identity import (
     UpstreamProvider,
     fit_localpart,
 )
-from storage.accounts import AccountStore
+from storage.accounts import AccountRow, AccountStore
 
 LONGEST_ADDRESS: Final = 4096
 _NO_CLIENTS: Final = frozenset({"javascript", "data", "vbscript", "file", "blob", "about", "view-source", "filesystem"})
@@ -87,12 +87,13 @@ class Confirmed(msgspec.Struct, frozen=True):
 
 class SignedIn(msgspec.Struct, frozen=True):
     """Somebody is signed in to the pages of this server, and goes on at a path of it. `proved_ts`: when they proved who they are,
-    in milliseconds since 1970; 0 where nobody knows."""
+    in milliseconds since 1970; 0 where nobody knows; `era`: of their account."""
 
     user_id: UserID
     next: str
     origin: Origin
     proved_ts: int
+    era: int
 
 
 Step = Leave | AskName | AskClient | Confirmed | SignedIn
@@ -247,8 +248,9 @@ class UpstreamSignIn:
         assert flow.identity is not None
         assert flow.user_id is not None
         assert isinstance(flow.purpose, ForClient)
-        self._accounts.check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
-        return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.purpose)
+        account = (await self._account_store.get_accounts([flow.user_id]))[flow.user_id]
+        self._accounts.check_usable(account)
+        return await self._leave(flow, flow.identity, account, flow.purpose)
 
     def _info(self, flow: Flow) -> ProviderInfo:
         provider = self._providers.get(flow.provider)
@@ -274,37 +276,43 @@ class UpstreamSignIn:
         return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
-        if (await self._account_store.get_accounts([user_id]))[user_id].awaiting_ts is not None:
+        account = self._accounts.check_usable((await self._account_store.get_accounts([user_id]))[user_id])
+        if account.awaiting_ts is not None:
             raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved", user_id=user_id)
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return self._signed_in(flow, identity, user_id, purpose.next)
+            return self._signed_in(flow, identity, account, purpose.next)
         assert isinstance(purpose, ForClient)
         if await self._consents.get_owed(user_id):
             # the page leads over the terms first, as whoever comes to it from elsewhere
             where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
-            return self._signed_in(flow, identity, user_id, where)
+            return self._signed_in(flow, identity, account, where)
         if self.is_known(purpose.redirect_url):
-            return await self._leave(flow, identity, user_id, purpose)
+            return await self._leave(flow, identity, account, purpose)
         asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
 
     @staticmethod
-    def _signed_in(flow: Flow, identity: UpstreamIdentity, user_id: UserID, next_path: str) -> SignedIn:
+    def _signed_in(flow: Flow, identity: UpstreamIdentity, account: AccountRow, next_path: str) -> SignedIn:
         origin = Origin(flow.provider, identity.subject, identity.session)
-        return SignedIn(user_id, next_path, origin, identity.proved_ts or 0)
+        return SignedIn(UserID(account.user_id), next_path, origin, identity.proved_ts or 0, account.era)
 
     def is_known(self, redirect_url: str) -> bool:
         """Whether a token goes to this address unasked."""
         return any(is_beginning(known, redirect_url) for known in self._known_clients)
 
-    async def do_give_token(self, user_id: UserID, origin: Origin | None, redirect_url: str) -> str:
-        """Where the browser goes of somebody who has signed in, and agrees to go on to a client: with a token."""
-        return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin))
+    async def do_give_token(self, user_id: UserID, origin: Origin | None, redirect_url: str, era: int) -> str:
+        """Where the browser goes of somebody who has signed in, and agrees to go on to a client: with a token. Raises as
+        `check_era`."""
+        return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin, era))
 
-    async def _leave(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, purpose: ForClient) -> Leave:
+    async def _leave(self, flow: Flow, identity: UpstreamIdentity, account: AccountRow, purpose: ForClient) -> Leave:
         origin = Origin(flow.provider, identity.subject, identity.session)
-        where = await self.do_give_token(user_id, origin, purpose.redirect_url)
+        user_id = UserID(account.user_id)
+        try:
+            where = await self.do_give_token(user_id, origin, purpose.redirect_url, account.era)
+        except MatrixError as error:
+            raise refused_in_the_meantime(user_id, error) from None
         self.log.info("{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider)
         return Leave(where)
 
@@ -317,6 +325,15 @@ class UpstreamSignIn:
         if not await self._uia.do_prove(purpose.uia_session, SSO):
             raise Refused(Reason.OLD)
         return Confirmed()
+
+
+def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:
+    """What is said where `check_era` has raised."""
+    if isinstance(error, UserLocked):
+        return Refused(Reason.LOCKED, f"{user_id} is locked", user_id=user_id)
+    if isinstance(error, UserDeactivated):
+        return Refused(Reason.DEACTIVATED, f"{user_id} is deactivated", user_id=user_id)
+    return Refused(Reason.OLD, error.text)
 
 
 def is_beginning(known: str, address: str) -> bool:

@@ -6,12 +6,13 @@
 import assert from "node:assert/strict";
 import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, device, devicesOf, ENCRYPTION, end, enter, eventually, killServer, lay, passwordOf, read, recover,
+    account, bootstrap, device, devicesOf, draw, ENCRYPTION, end, enter, eventually, killServerAtRandom, lay, passwordOf, read, recover,
     say, startServer, statusFor, step, stopServer, verifyByEmoji,
 } from "./people.mjs";
 
 const [url, other, prefix] = process.argv.slice(2);
 const FIRST = 0, OTHER = 1;
+const KILLS = 4;
 
 const [alice, bob, carol] = await Promise.all(
     [[url, "alice"], [other, "bob"], [url, "carol"]].map(([where, name]) => account(where, `${prefix}-${name}`)));
@@ -36,12 +37,16 @@ for (const [client, whom] of [[alice, bob], [bob, alice]]) {
         (await client.getCrypto().getUserVerificationStatus(whom.getUserId())).isCrossSigningVerified());
 }
 
-step("each server is killed between messages");
-await killServer(OTHER);
-await say(alice, roomId, "while the other server starts", [bob, carol]);
-await killServer(FIRST);
-await bob.getCrypto().forceDiscardSession(roomId);
-await say(bob, roomId, "while the first server starts", [alice, carol]);
+step("the servers are killed at some moment, while sessions begin and messages are under way");
+for (let number = 0; number < KILLS; number++) {
+    const talk = (async () => {
+        for (const [client, readers] of [[alice, [bob, carol]], [bob, [alice, carol]]]) {
+            await client.getCrypto().forceDiscardSession(roomId);
+            await say(client, roomId, `from ${client.getUserId()} before or after kill ${number}`, readers);
+        }
+    })();
+    await Promise.all([talk, killServerAtRandom(1500, draw(2))]);
+}
 
 step("the other server is away; at the first one there are new sessions, and a new device");
 await stopServer(OTHER);

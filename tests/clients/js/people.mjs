@@ -21,6 +21,17 @@ Math.random = () => random() / 100;
 const started = Date.now();
 export const step = (what) => console.error(`${((Date.now() - started) / 1000).toFixed(1)} s: ${what}`);
 
+// Moments at random, the same again with the same STORY_SEED: the seed is told, so that what went wrong can be told once more.
+const seed = Number(process.env.STORY_SEED ?? randomInt(2 ** 32));
+step(`STORY_SEED=${seed}`);
+let drawn = seed;
+export function draw(below) {
+    drawn = (drawn + 0x6d2b79f5) | 0; // mulberry32
+    let mixed = Math.imul(drawn ^ (drawn >>> 15), drawn | 1);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
+}
+
 async function ask(what, server) {
     console.log(JSON.stringify({ ask: what, server }));
     await lines.next();
@@ -28,7 +39,7 @@ async function ask(what, server) {
 export const killServer = (server = 0) => ask("kill", server);
 // At some moment within that time, which is told: what went wrong then can be looked for there.
 export async function killServerAtRandom(milliseconds, server = 0) {
-    const moment = randomInt(milliseconds);
+    const moment = draw(milliseconds);
     step(`the kill comes after ${moment} ms`);
     await sleep(moment);
     await killServer(server);

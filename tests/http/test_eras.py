@@ -1,0 +1,204 @@
+"""What somebody proves holds only if nothing has ended it by the time of the write: a new password, a sign-out everywhere, a lock."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.errors import UserLocked
+from federation.protocol.ids import UserID
+from homeserver.services.eras import ProofEnded
+from homeserver.web.sign_in import SIGN_IN_PATH, sign_in_link
+from storage.browser_sessions import BrowserSessionRow, BrowserSessionStore
+from storage.database import Database
+from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.browser import Browser
+from tests.helpers.oauth import CONFIG, Program
+from tests.helpers.server import TestServer
+
+ALICE = UserID("@alice:example.org")
+NEW = "a new password"
+
+
+@pytest.fixture
+def server(database: Database) -> AccountsServer:
+    return AccountsServer(database, login_tokens=True)
+
+
+def now(work: Coroutine[Any, Any, object]) -> None:
+    done: list[object] = []
+    Deferred.fromCoroutine(work).addCallback(done.append)
+    assert done
+
+
+def change(server: AccountsServer) -> None:
+    now(server.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+
+
+def lock(server: AccountsServer) -> None:
+    now(server.accounts.do_set_flags(ALICE, locked=True))
+
+
+def close(server: AccountsServer) -> None:
+    now(server.deactivation.do_deactivate(ALICE, erase=False))
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "errcode"),
+    [
+        (change, 403, "M_FORBIDDEN"),
+        (lock, 401, "M_USER_LOCKED"),
+        (close, 403, "M_USER_DEACTIVATED"),
+    ],
+)
+def test_a_sign_in_under_way(
+    server: AccountsServer, event: Callable[[AccountsServer], None], status: int, errcode: str
+) -> None:
+    server.register()
+    server.threads.meanwhile = lambda: event(server)
+    answer = server.login(device_id="LATE")
+    assert (answer.status, answer.errcode) == (status, errcode)
+    if event is change:
+        assert User(server, server.login(password=NEW).json, NEW).get("devices/LATE").status == 404
+
+
+def test_a_sign_in_while_others_are_ended_comes_after_them(server: AccountsServer) -> None:
+    alice = server.register()
+    server.threads.meanwhile = lambda: alice.post("logout/all", {})
+    answer = server.login()
+    assert answer.status == 200
+    assert User(server, answer.json, alice.password).is_signed_in()
+    assert not alice.is_signed_in()
+
+
+def test_a_hash_made_anew_ends_nothing(server: AccountsServer) -> None:
+    server.register()
+    weak = server.passwords
+    server.sign_in._passwords = type(weak)(server.threads, rounds=5, pepper="pepper")
+    server.threads.meanwhile = server.login
+    assert server.login().status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("account/password", {"new_password": "the thief's own"}),
+        ("account/deactivate", {}),
+        ("delete_devices", {"devices": ["A"]}),
+        ("/_matrix/client/v1/login/get_token", {}),
+    ],
+)
+async def test_what_is_confirmed_with_the_old_password(
+    server: AccountsServer, path: str, body: dict[str, object]
+) -> None:
+    thief = server.register()
+    server.threads.meanwhile = lambda: change(server)
+    answer = thief.post(path, {**body, "auth": thief.proof()})
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    assert server.login(password=NEW).status == 200
+
+
+def test_a_password_that_is_hashed_while_another_is_set(server: AccountsServer) -> None:
+    thief = server.register()
+    proof = thief.proof()
+
+    def hashing() -> None:  # the old password is checked; now the new one is being hashed
+        server.threads.meanwhile = lambda: change(server)
+
+    server.threads.meanwhile = hashing
+    answer = thief.post("account/password", {"new_password": "the thief's own", "auth": proof})
+    assert answer.status == 403
+    assert server.login(password=NEW).status == 200
+
+
+def run_change(server: TestServer) -> None:
+    server.run(server.app.people.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+
+
+def run_lock(server: TestServer) -> None:
+    server.run(server.app.people.accounts.do_set_flags(ALICE, locked=True))
+    server.run(server.app.people.accounts.do_set_flags(ALICE, locked=False))
+
+
+@pytest.mark.parametrize("event", [run_change, run_lock])
+def test_a_sign_in_to_the_pages_under_way(
+    tmp_path: Path, database: Database, event: Callable[[TestServer], None]
+) -> None:
+    server = TestServer(tmp_path, database)
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(sign_in_link("/_mahalla/account"))
+    server.threads.meanwhile = lambda: event(server)
+    browser.send(name="alice", password="wonderland")
+    assert browser.status in (401, 403)
+    browser.open("/_mahalla/account")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
+@pytest.mark.parametrize("event", [run_change, run_lock])
+def test_an_app_that_a_browser_session_lets_in(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, event: Callable[[TestServer], None]
+) -> None:
+    server = TestServer(tmp_path, database, CONFIG)
+    server.register("alice")
+    browser = Browser(server)
+    program = Program(server)
+    program.ask(browser)
+    read = BrowserSessionStore.get_browser_session
+
+    async def ends_after(self: BrowserSessionStore, token_hash: bytes, now: int) -> BrowserSessionRow | None:
+        row = await read(self, token_hash, now)
+        monkeypatch.undo()
+        event(server)
+        return row
+
+    monkeypatch.setattr(BrowserSessionStore, "get_browser_session", ends_after)
+    browser.send(program.path_of("authorization_endpoint"), button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
+@pytest.mark.parametrize(
+    ("action", "do", "fields"),
+    [
+        ("", "password", {"password": "the thief's own", "password_again": "the thief's own"}),
+        ("org.matrix.account_deactivate", "deactivate", {}),
+        ("org.matrix.cross_signing_reset", "reset", {}),
+    ],
+)
+def test_the_account_page_with_the_old_password(
+    tmp_path: Path, sqlite_database: Database, action: str, do: str, fields: dict[str, str]
+) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(sign_in_link(f"/_mahalla/account?action={action}"))
+    browser.send(name="alice", password="wonderland")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
+    server.threads.meanwhile = lambda: run_change(server)
+    browser.post("/_mahalla/account", {**form.fields, **fields, "old_password": "wonderland"})
+    assert browser.path.startswith(SIGN_IN_PATH)
+    browser.send(name="alice", password=NEW)
+    assert browser.status == 200
+    assert not browser.path.startswith(SIGN_IN_PATH)
+
+
+async def test_what_rests_on_a_browser_session(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    server.register("alice")
+    context = RequestContext("1", "GET", "/", "127.0.0.1", "")
+    programs, sessions = server.app.accounts.application_passwords, server.app.pages.sessions
+    await server.app.people.accounts.do_set_flags(ALICE, locked=True)
+    with pytest.raises(UserLocked):
+        await programs.do_make(ALICE, "Bot", None, era=0)
+    await server.app.people.accounts.do_set_flags(ALICE, locked=False)
+    with pytest.raises(ProofEnded):
+        await programs.do_make(ALICE, "Bot", None, era=0)
+    with pytest.raises(ProofEnded):
+        await sessions.do_begin(ALICE, context, 0)
+    with pytest.raises(ProofEnded):
+        await server.app.accounts.resets.do_allow(ALICE, "127.0.0.1", 0)
+    assert not await server.app.accounts.resets.is_allowed(ALICE)
+    assert await sessions.do_begin(ALICE, context, 1)

@@ -1,0 +1,291 @@
+"""Sliding sync: an answer with messages alone, which is made in a shorter way, is what the ordinary way gives; whatever is asked for, and
+whatever happened before.
+
+People do things at random, clients of one of them ask for something and mostly ask for the same again. Each answer that is made in
+the shorter way is made in the ordinary way too, and compared (`tests/helpers/both_ways.py`). `MAHALLA_SYNC_RUNS=1000` makes a
+thousand such histories.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from homeserver.services.sliding_sync import portions, rooms
+from storage.database import Database
+from tests.conftest import run_coroutine
+from tests.helpers.both_ways import both_ways
+from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say, texts
+
+RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "15"))
+V3 = "/_matrix/client/v3"
+ROOMS = 6
+
+SEED = st.integers(0, 2**32)
+"""What follows from one is left to chance, which does more different things than a search for simple ones."""
+WINDOWS: list[list[int] | None] = [[0, 1], [0, 3], [0, 99], [0, 99], [0, 99], [1, 3], None]
+LAZY = [["m.room.name", ""], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]]
+STATES: list[list[list[str]]] = [
+    [],
+    LAZY,
+    LAZY,
+    [["*", "*"], ["m.room.member", "$LAZY"]],
+    [["*", "*"]],
+    [["m.room.member", "*"], ["org.example.thing", "*"]],
+]
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {},
+    {},
+    {"is_dm": False},
+    {"is_dm": True},
+    {"tags": ["u.x"]},
+    {"not_tags": ["u.x"]},
+    {"is_encrypted": False},
+    {"is_invite": False},
+    {"room_types": [None]},
+]
+EXTENSIONS = ["account_data", "e2ee", "receipts", "to_device", "typing", "io.element.msc4308.thread_subscriptions"]
+DEEDS = [*range(14), 5, 7, 7, 7, 9]
+
+
+def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> dict[str, Any]:
+    """What a client asks for, in either form."""
+
+    def config() -> dict[str, Any]:
+        limit, state = chance.randrange(5), chance.choice(STATES)
+        if not stable:
+            return {"timeline_limit": limit, "required_state": state}
+        include = [
+            {
+                name: user.user_id if value == "$ME" else value
+                for name, value in zip(("type", "state_key"), pair, strict=True)
+                if value != "*"
+            }
+            for pair in state
+            if pair[1] != "$LAZY"
+        ]
+        lazy = ["m.room.member", "$LAZY"] in state
+        return {"timeline_limit": limit, "required_state": {"include": include, "lazy_members": lazy}}
+
+    lists = {}
+    for number in range(chance.choice([1, 1, 1, 2, 0])):
+        window = chance.choice(WINDOWS)
+        lists[f"l{number}"] = config() | {"filters": chance.choice(FILTERS)}
+        if window is not None:
+            lists[f"l{number}"] |= {"range": window} if stable else {"ranges": [window]}
+    subscribed = chance.sample(room_ids, chance.choice([0, 0, 1, 2, 4]))
+    return {
+        "lists": lists,
+        "room_subscriptions": {room_id: config() for room_id in subscribed},
+        "extensions": {name: {"enabled": True} for name in EXTENSIONS if chance.random() < 0.6},
+    }
+
+
+class Talk(RuleBasedStateMachine):
+    """Alice looks, and like Bob and Carol writes."""
+
+    with_messages: ClassVar[int] = 0
+    """How many answers with messages in them were compared, in all histories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        path = Path(self.stack.enter_context(TemporaryDirectory()))
+        self.database = open_inline(copy_sqlite(make_sqlite_template(path), path))
+        self.server = TestServer(path, self.database)
+        self.people = [self.server.register(name) for name in ("alice", "bob", "carol")]
+        alice, *others = self.people
+        # the last two are not Alice's from the beginning
+        self.rooms = [
+            create((alice, others[0])[at > 3], preset="public_chat", name=f"room {at}") for at in range(ROOMS)
+        ]
+        for room_id in self.rooms:
+            for user in others:
+                act(user, room_id, "join")
+        self.count = 0
+        self.events: dict[int, list[str]] = {}
+        self.pos: list[str | None] = [None, None, None]
+        self.bodies: list[dict[str, Any]] = [{}, {}, {}]
+        self.patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        self.compared = self.stack.enter_context(both_ways())
+
+    @initialize(seed=SEED, short=st.booleans())
+    def begin(self, seed: int, short: bool) -> None:
+        if short:  # answers end early, and go on in the next ones
+            self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
+            self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 5)
+            self.patch.setattr(rooms, "LARGEST_TIMELINE", 1500)
+        for at in range(3):
+            self.ask(at, seed + at)
+
+    @rule(at=st.integers(0, 2), seed=SEED)
+    def ask(self, at: int, seed: int) -> None:
+        """One of the clients asks for something else from now on. The second one uses the accepted form."""
+        self.bodies[at] = {"conn_id": f"c{at}", **wish(Random(seed), self.people[0], self.rooms, stable=at == 1)}
+
+    @rule(times=st.integers(1, 4), lost=st.integers(0, 5), seed=SEED)
+    def talk(self, times: int, lost: int, seed: int) -> None:
+        """Clients hear of what people say; of some of it twice: an answer got lost, and what was said meanwhile is new."""
+        chance = Random(seed)
+        self.sync()
+        for number in range(times):
+            for _ in range(chance.randrange(7)):
+                self.say(chance)
+            before = list(self.pos)
+            self.sync()
+            if number == lost:
+                self.pos = before
+
+    @rule(seed=SEED)
+    def happen(self, seed: int) -> None:
+        """Something else than messages, or beside them, happens to who has just heard of everything."""
+        chance = Random(seed)
+        self.sync()
+        for _ in range(chance.choice([1, 1, 2])):
+            self.do(chance)
+        for _ in range(chance.choice([0, 0, 1, 2])):
+            self.say(chance)
+        self.sync()
+
+    def sync(self) -> None:
+        for at, (body, pos) in enumerate(zip(self.bodies, self.pos, strict=True)):
+            if at == 1:
+                answer = self.people[0].post(STABLE, body if pos is None else {**body, "pos": pos})
+            else:
+                answer = self.people[0].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
+            assert answer.status == 200, answer.body
+            self.pos[at] = answer.json["pos"]
+
+    def say(self, chance: Random) -> None:
+        who, where, kind = chance.randrange(3), chance.randrange(ROOMS), chance.randrange(10)
+        self.count += 1
+        known = self.events.setdefault(where, [])
+        target = known[-1 - kind % min(len(known), 3)] if known else "$unknown"
+        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}" * (1 + 40 * (kind == 1))}
+        type = "m.room.message"
+        if kind == 2:
+            content["m.mentions"] = {"user_ids": [self.people[0].user_id]}
+        elif kind in (3, 4):
+            content["m.relates_to"] = {"rel_type": ("m.thread", "m.replace")[kind - 3], "event_id": target}
+            content["m.new_content"] = {"msgtype": "m.text", "body": "better"}
+        elif kind == 5:
+            type, content = (
+                "m.reaction",
+                {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": f"{self.count}"}},
+            )
+        elif kind == 6:
+            type = "m.sticker"  # moves the room up, and so do the next but one not
+        elif kind == 7:
+            type = "org.example.note"
+        path = f"{V3}/rooms/{self.rooms[where]}/send/{type}/{self.count}"
+        answer = self.people[who].put(path, content)
+        if answer.status == 200 and type == "m.room.message":
+            known.append(answer.json["event_id"])
+
+    def do(self, chance: Random) -> None:
+        who, where, what = chance.randrange(3), chance.randrange(ROOMS), chance.choice(DEEDS)
+        self.count += 1
+        user, room_id = self.people[who], self.rooms[where]
+        alice = self.people[0]
+        room = f"{V3}/rooms/{room_id}"
+        own = f"{V3}/user/{user.user_id}"
+        if what == 0:
+            user.put(f"{room}/state/m.room.name/", {"name": f"{self.count}"})
+        elif what == 1:
+            user.put(f"{room}/state/org.example.thing/{who}", {"value": self.count})
+        elif what == 2:
+            user.post(f"{room}/leave", {})
+        elif what in (3, 4):
+            user.post(f"{room}/join", {})
+        elif what == 5 and self.events.get(where):
+            user.post(f"{room}/receipt/m.read/{self.events[where][-1]}", {})
+        elif what == 6 and self.events.get(where):
+            user.put(f"{room}/redact/{self.events[where][-1]}/{self.count}", {})
+        elif what == 7:
+            user.put(f"{room}/typing/{user.user_id}", {"typing": chance.random() < 0.7, "timeout": 9000})
+        elif what == 8:
+            user.put(f"{own}/rooms/{quote(room_id)}/tags/u.x", {"order": 0.5})
+        elif what == 9:
+            user.put(f"{own}/account_data/m.direct", {self.people[1].user_id: [room_id]})
+        elif what == 10:
+            user.post(f"{room}/{('kick', 'invite')[self.count % 2]}", {"user_id": alice.user_id})
+        elif what == 11:
+            user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": f"{self.count}"})
+        elif what == 12:
+            device = {alice.device_id or "": {"n": self.count}}
+            user.put(f"{V3}/sendToDevice/org.example.x/{self.count}", {"messages": {alice.user_id: device}})
+        elif what == 13:
+            ignored: dict[str, Any] = {user.user_id: {}} if self.count % 3 == 0 and who else {}
+            alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": ignored})
+        self.server.clock.advance(chance.choice([0, 0, 5]))
+
+    def teardown(self) -> None:
+        Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]
+        self.stack.close()
+        run_coroutine(self.database.close(), None)
+
+
+def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
+    Talk.with_messages = 0
+    run_state_machine_as_test(
+        Talk,
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.reuse, Phase.generate]
+            + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
+        ),
+    )
+    assert Talk.with_messages > 5 * RUNS  # it was gone mostly
+
+
+def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 30)
+    alice = server.register("alice")
+    room_ids = [create(alice) for _ in range(4)]
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})
+    client.sync()
+    client.sync()
+    with both_ways() as compared:
+        for room_id in room_ids:
+            say(alice, room_id, "hello")
+        assert client.sync()["rooms"].keys() == set(room_ids)
+        assert len(compared) == 1
+        monkeypatch.setattr(portions, "LARGEST_ANSWER", 100)
+        for room_id in room_ids:
+            say(alice, room_id, "again")
+        answers = [client.sync() for _ in room_ids]
+        # the newest first
+        assert [list(answer["rooms"]) for answer in answers] == [[room_id] for room_id in reversed(room_ids)]
+        assert len(compared) == 1
+
+
+def test_who_is_forgotten_is_answered_in_the_ordinary_way(tmp_path: Path, sqlite_database: Database) -> None:
+    """What clients look at is remembered by bytes: here of some of them alone."""
+    server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
+    alice, *others = (server.register(f"user{number}") for number in range(15))
+    room_id = create(alice, preset="public_chat")
+    for user in others:
+        act(user, room_id, "join")
+    state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(190)]
+    clients = [SlidingClient(user, lists={"all": a_list([0, 9], limit=3, state=state)}) for user in (alice, *others)]
+    for client in clients:
+        client.sync()
+    with both_ways() as compared:
+        for text in ("one", "two"):
+            say(alice, room_id, text)
+            assert [texts(client.sync()["rooms"][room_id]) for client in reversed(clients)] == [[text]] * 15
+    assert 5 < len(compared) < 25

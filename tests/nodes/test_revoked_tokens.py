@@ -1,0 +1,104 @@
+"""A session that ends through one process has ended on all of them, as soon as that is answered: whether the others hear of it at
+once, hang, or are cut off."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn
+
+from homeserver.nodes import TRUSTED
+from storage.database import PostgresConfig
+from tests.helpers.running import RunningServer, ServerFiles
+
+V3 = "/_matrix/client/v3"
+ROUNDS = 25
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[RunningServer, RunningServer]]:
+    files = ServerFiles(tmp_path / "node", postgresql)
+    try:
+        yield files.start(), files.start()
+    finally:
+        files.end()
+
+
+def whoami(server: RunningServer, token: str) -> Any:
+    """The answer's status and error."""
+    reply = server.request("GET", f"{V3}/account/whoami", token=token)
+    return reply.status, reply.json.get("errcode")
+
+
+ENDED = (401, "M_UNKNOWN_TOKEN")
+
+
+def sign_in(server: RunningServer, password: str = "wonderland") -> str:
+    who = {"type": "m.id.user", "user": "alice"}
+    reply = server.request("POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password})
+    assert reply.status == 200, reply.body
+    return str(reply.json["access_token"])
+
+
+def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[RunningServer, RunningServer]) -> None:
+    nodes[0].register("alice")
+    took = []
+    for number in range(ROUNDS):
+        here, there = nodes[number % 2], nodes[1 - number % 2]
+        token, other = sign_in(here), sign_in(there)
+        for server in nodes:
+            assert [whoami(server, each)[0] for each in (token, other)] == [200, 200]
+        began = time.monotonic()
+        path = "logout" if number % 3 else "logout/all"
+        assert here.request("POST", f"{V3}/{path}", {}, token=token).status == 200
+        took.append(time.monotonic() - began)
+        assert whoami(there, token) == ENDED
+        assert whoami(here, token) == ENDED
+        assert (whoami(there, other) == ENDED) == (path == "logout/all")
+    assert sorted(took)[ROUNDS // 2] < TRUSTED / 2, "the others answer, and are not waited out"
+
+
+def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:
+    here, there = nodes
+    here.register("alice")
+    token = sign_in(here)
+    assert whoami(there, token)[0] == 200
+    os.kill(there.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
+        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 5
+    finally:
+        os.kill(there.process.pid, signal.SIGCONT)
+    assert whoami(there, token) == ENDED
+
+
+def test_a_node_whose_connections_are_cut_lets_nobody_in(
+    nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
+) -> None:
+    here, there = nodes
+    here.register("alice")
+    for _ in range(5):
+        token = sign_in(here)
+        assert whoami(there, token)[0] == 200
+        with psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin, admin.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        admin.close()
+        status = 0
+        while status != 200:
+            status = here.request("POST", f"{V3}/logout", {}, token=token).status
+            assert status in (200, 401, 503)
+            if status == 401:
+                break  # an earlier try was carried out, though its answer was lost
+        answer = whoami(there, token)
+        while answer[0] == 503:  # it has no connection again yet
+            answer = whoami(there, token)
+        assert answer == ENDED

@@ -1,0 +1,269 @@
+"""What is kept of other servers' users' devices stays true, or is known to be stale: through kills, other nodes, restored servers."""
+
+from typing import Any
+
+import msgspec
+
+from federation.protocol.ids import ServerName, UserID
+from federation.remote.keys import RemoteKeys
+from federation.rooms.memberships import Memberships
+from federation.wire import WireAnswer
+from homeserver.services.remote_devices import RESYNC_PAUSE, RemoteDevices
+from storage.memberships import MembershipStore
+from storage.remote_devices import RemoteDeviceStore, TrackedList
+from storage.streams import Streams
+from storage.transaction import Transaction
+from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, set_state
+from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.network import Network
+from tests.helpers.server import TestServer, User
+from tests.servers.test_devices_between import ENCRYPTED, another_device, asked, sending
+
+LIST = "/user/devices/"
+
+
+class Ghost:
+    """A device of which only its server knows."""
+
+    def __init__(self, owner: User, device_id: str) -> None:
+        self.user_id = owner.user_id
+        self.device_id = device_id
+
+
+def another_node(network: Network, name: str) -> RemoteDevices:
+    """Of another process on the same database, which has heard of nothing since it was built."""
+    app = network.servers[name].app
+    rows = MembershipStore(app.database)
+    memberships = Memberships(rows, Streams(), capacity=100)
+    remote = RemoteKeys(app.federation.requests)
+    store, sender = RemoteDeviceStore(app.database), app.federation_out.sender
+    return RemoteDevices(network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local)
+
+
+async def tracked(server: TestServer, user: User) -> TrackedList | None:
+    return (await RemoteDeviceStore(server.app.database).get_lists([user.user_id])).get(user.user_id)
+
+
+def leave(network: Network, user: User, room_id: str) -> None:
+    assert user.post(f"{V3}/rooms/{room_id}/leave").status == 200
+    network.settle()
+
+
+def add_device(network: Network, user: User, seed: int = 3) -> User:
+    device = another_device(user)
+    upload(device, device_keys=identity_keys(device, seed)[1])
+    network.settle()
+    return device
+
+
+def known_devices(asking: User, user: User) -> set[str]:
+    return set(query(asking, user)["device_keys"][user.user_id])
+
+
+async def number_of(room: Shared) -> int:
+    kept = await tracked(room.north.server, room.bob)
+    assert kept is not None
+    assert not kept.is_stale
+    return kept.stream_id
+
+
+async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9) -> None:
+    """South tells North of a device."""
+    content = {
+        "user_id": ghost.user_id,
+        "device_id": ghost.device_id,
+        "stream_id": stream_id,
+        "prev_id": [prev_id],
+        "keys": identity_keys(ghost, seed)[1],
+    }
+    await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
+
+
+async def test_who_came_is_stale_though_the_server_is_killed_at_once(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    leave(network, room.bob, room.room_id)
+    second = add_device(network, room.bob)
+    room.bob.start("POST", f"{V3}/join/{room.room_id}?via={NORTH}", {})
+    kept = await tracked(room.north.server, room.bob)
+    assert kept is not None
+    assert kept.is_stale, "the write that let them in says so, and no later one"
+    room.alice.server = network.rebuild(NORTH)
+    network.settle()
+    assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
+
+
+async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    rooms = [create_room(room.alice) for _ in range(2)]
+    for room_id in rooms:
+        set_state(room.alice, room_id, "m.room.encryption", ENCRYPTED)
+        assert room.alice.post(f"{V3}/rooms/{room_id}/invite", {"user_id": room.bob.user_id}).status == 200
+    network.settle()
+    leave(network, room.bob, room.room_id)
+    second = add_device(network, room.bob)
+    joins = [room.bob.start("POST", f"{V3}/join/{room_id}?via={NORTH}", {}) for room_id in rooms]
+    network.settle()
+    assert [join.answer.status for join in joins] == [200, 200]
+    assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
+
+
+async def test_another_name_is_no_coming(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    since, before = sync(room.alice)["next_batch"], asked(network, SOUTH, LIST)
+    assert room.bob.put(f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}).status == 200
+    network.clock.advance(5)
+    network.settle()
+    assert sync(room.alice, since)["device_lists"]["changed"] == []
+    query(room.alice, room.bob)
+    assert asked(network, SOUTH, LIST) == before
+
+
+async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    further = create_room(room.alice)
+    assert room.bob.post(f"{V3}/join/{further}?via={NORTH}", {}).status == 200
+    network.settle()
+    query(room.alice, room.bob)
+    assert asked(network, SOUTH, LIST) == 1
+
+
+async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_stale(network: Network) -> None:
+    room = await sending(network)
+    south = room.south.server.app.federation_out.own_devices
+    other = another_node(network, NORTH)
+    network.liars.append(lambda _, request: WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None)
+    network.hold()
+    pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": {room.bob.user_id: []}})
+    answer = msgspec.json.encode(await south.get_list(UserID(room.bob.user_id)))
+    second = another_device(room.bob)
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    for edu in await south.get_updates(room.bob.user_id, msgspec.json.decode(answer)["stream_id"] + 1):
+        await other.receive_update(ServerName(SOUTH), msgspec.json.decode(edu)["content"])
+    is_late = [True]
+
+    def answer_late(request: Any, real: WireAnswer) -> WireAnswer:
+        return WireAnswer(200, real.headers, answer) if LIST in request.uri and is_late else real
+
+    network.forge(SOUTH, answer_late)
+    network.deliver()
+    is_late.clear()
+    network.settle()
+    assert pending.answer.status == 200
+    assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
+
+
+async def test_a_node_that_has_not_heard_of_a_join_forgets_no_list(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    leave(network, room.bob, room.room_id)
+    other = another_node(network, NORTH)
+    assert not await other.shares_room(room.bob.user_id)
+    assert room.bob.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
+    network.settle()
+    query(room.alice, room.bob)
+    since, number = sync(room.alice)["next_batch"], await number_of(room)
+    second = Ghost(room.bob, "SECOND")
+    keys = identity_keys(second, 3)[1]
+    change = {"user_id": room.bob.user_id, "device_id": "SECOND", "stream_id": number + 1, "prev_id": [number]}
+    await other.receive_update(ServerName(SOUTH), {**change, "keys": keys})
+    assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
+    assert known_devices(room.alice, room.bob) == {room.bob.device_id, "SECOND"}
+
+
+async def test_a_server_that_was_restored_from_a_backup_is_asked_again(network: Network) -> None:
+    """Its numbers are lower than before."""
+    room = await sending(network)
+    query(room.alice, room.bob)
+    number, since = await number_of(room), sync(room.alice)["next_batch"]
+    await tell(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
+    network.settle()
+    assert asked(network, SOUTH, LIST) == 2
+    assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
+
+
+async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
+    room = await sending(network)
+    second = add_device(network, room.bob)
+    query(room.alice, room.bob)
+    number, since = await number_of(room), sync(room.alice)["next_batch"]
+    for stream_id in (number, number - 1):
+        await tell(room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3)
+    network.settle()
+    assert asked(network, SOUTH, LIST) == 1
+    assert sync(room.alice, since)["device_lists"]["changed"] == []
+
+
+async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minute(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    number = await number_of(room)
+    for seed in range(10, 20):
+        await tell(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
+        network.settle()
+    assert asked(network, SOUTH, LIST) == 2
+    kept = await tracked(room.north.server, room.bob)
+    assert kept is not None
+    assert kept.is_stale
+    network.clock.advance(RESYNC_PAUSE)
+    await tell(room, Ghost(room.bob, "OLD"), number, number - 1)
+    network.settle()
+    assert asked(network, SOUTH, LIST) == 3
+    assert await number_of(room) == number
+
+
+async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
+    """That their keys were not known before is not remembered."""
+    room = await sending(network)
+    dan = room.south.server.register("dan")
+    theirs, their_key = cross_signing_key(dan, "master", 7)
+    assert dan.post(f"{V3}/keys/device_signing/upload", {"master_key": their_key}).status == 200
+    network.settle()  # nobody is told of this, as no room is shared
+    master, master_key = cross_signing_key(room.alice, "master", 5)
+    signing, signing_key = cross_signing_key(room.alice, "user_signing", 6, by=master)
+    keys = {"master_key": master_key, "user_signing_key": signing_key}
+    assert room.alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    signed = {dan.user_id: {theirs.public: signing.sign(their_key, room.alice)}}
+
+    def sign() -> dict[str, Any]:
+        failures: dict[str, Any] = room.alice.post(f"{V3}/keys/signatures/upload", signed).json["failures"]
+        return failures
+
+    assert sign()[dan.user_id][theirs.public]["errcode"] == "M_NOT_FOUND"
+    assert dan.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
+    network.settle()
+    query(room.alice, dan)
+    assert sign() == {}
+    assert signing.key_id in query(room.alice, dan)["master_keys"][dan.user_id]["signatures"][room.alice.user_id]
+
+
+async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> None:
+    room = await sending(network)
+    _, master_key = cross_signing_key(room.bob, "master", 9)
+    assert room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key}).status == 200
+    network.settle()
+    query(room.alice, room.bob)
+    north = room.north.server.app
+    (sweep,) = (job for job in north.federation_out.jobs() if job.name == "sweep_device_lists")
+    tables = ("remote_device_lists", "remote_devices", "device_list_positions", "cross_signing_keys")
+
+    async def kept(user: User) -> set[str]:
+        def read(txn: Transaction) -> set[str]:
+            sql = "SELECT 1 FROM {} WHERE user_id = ?"
+            return {table for table in tables if txn.query(sql.format(table), (user.user_id,))}
+
+        return await north.database.read("test", read)
+
+    async def do_sweep() -> None:
+        while await sweep.step(1):
+            pass
+
+    await do_sweep()
+    assert await kept(room.bob) >= {"remote_device_lists", "remote_devices", "cross_signing_keys"}
+    leave(network, room.alice, room.room_id)
+    await do_sweep()
+    assert await kept(room.bob) == set()
+    assert await kept(room.alice) == {"device_list_positions"}, "our own stays"
