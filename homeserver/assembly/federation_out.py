@@ -32,6 +32,7 @@ from storage.database import Database
 from storage.destination_lists import DestinationListStore
 from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
+from storage.forgotten_destinations import ForgottenDestinationStore
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServerStore
@@ -112,7 +113,13 @@ class FederationOutParts:
             is_alone=database.engine.name == "sqlite",
         )
         self.greetings = Greetings(federation.policy, RoomServerStore(database), transactions, clock)
-        self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
+        self.destinations = Destinations(
+            DestinationListStore(database),
+            ForgottenDestinationStore(database),
+            self.sender,
+            federation.policy,
+            now_ms,
+        )
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(
@@ -154,5 +161,7 @@ class FederationOutParts:
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
+            Job("expire_outgoing_to_device", self.destinations.do_expire, 3600.0),
+            Job("forget_destinations", self.destinations.do_forget, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
         )
