@@ -131,7 +131,9 @@ class FederationOutParts:
             self.sender,
             database.streams,
         )
-        self.everyones_keys = EveryonesKeys(self.own_devices, rooms.published_keys, self.remote_devices, identity)
+        self.everyones_keys = EveryonesKeys(
+            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity
+        )
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)
         rooms.typing.subscribe(told.hear_typing)

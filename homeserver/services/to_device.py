@@ -107,7 +107,7 @@ class ToDevice:
         others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
         outgoing = self._for_others(caller.user_id, type, others)
         if outgoing:
-            await self._check_strangers(caller, set(outgoing[0]))
+            await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
         def write(txn: WriteTransaction) -> None:
             devices = self._store.get_recipients(txn, sent, local)
