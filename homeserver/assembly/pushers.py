@@ -130,7 +130,6 @@ class PusherParts:
             rooms.store,
             rooms.events,
             rooms.memberships,
-            rooms.timeline_store,
             rooms.receipt_store,
             rooms.unread,
             rooms.ignored,

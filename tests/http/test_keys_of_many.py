@@ -31,7 +31,7 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
 
 def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
     alice = server.register("alice")
-    many = {f"@p{n}:example.org": [] for n in range(MOST_USERS + 1)}
+    many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(MOST_USERS + 1)}
     question = alice.post(f"{V3}/keys/query", {"device_keys": many})
     assert (question.status, question.json["errcode"]) == (400, "M_INVALID_PARAM")
     claims = {alice.user_id: {f"D{n}": "x" for n in range(MOST_KEYS + 1)}}
