@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.federated import NORTH, set_state, shared
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.federated import NORTH, SOUTH, set_state, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
 
@@ -58,3 +59,32 @@ async def test_historical_ids_can_be_banned_and_asked_for(network: Network) -> N
     assert answer.status == 200
     assert answer.json["failures"].keys() == {"other.example"}, "who knows whether there is such a server"
     assert query(room.alice, room.bob)["failures"] == {}
+
+
+async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_asked_for_again(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    carol = room.south.server.register("carol")
+    assert carol.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
+    upload(room.bob, device_keys=identity_keys(room.bob)[1])
+    network.settle()
+    asked: list[str] = []
+
+    def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/user/devices/%40carol" not in request.uri:
+            return answer
+        asked.append(request.uri)
+        return WireAnswer(404, answer.headers, b'{"errcode":"M_NOT_FOUND","error":"no such user"}')
+
+    network.forge(SOUTH, forge)
+    for _ in range(2):
+        found = query(room.alice, room.bob, carol)
+        assert found["failures"] == {}
+        assert found["device_keys"][room.bob.user_id]
+        assert not found["device_keys"].get(carol.user_id)
+    assert len(asked) == 1
+
+    network.forge(SOUTH, lambda _, answer: answer)
+    upload(carol, device_keys=identity_keys(carol, 3)[1])
+    network.settle()
+    assert query(room.alice, carol)["device_keys"][carol.user_id].keys() == {carol.device_id}, "there after all"
