@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.protocol.ids import RoomID
 from storage.database import Database
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -39,7 +40,7 @@ def alice(server: TestServer) -> User:
     return alice
 
 
-def shared(alice: User, bob: User) -> str:
+def shared(alice: User, bob: User) -> RoomID:
     """A room of three, so that it is no talk of two."""
     room_id = create_room(bob)
     for user in (alice, alice.server.register("carol")):
