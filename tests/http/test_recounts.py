@@ -55,7 +55,7 @@ def counts(answer: Any, room_id: str) -> int | None:
 
 
 def ignore(user: User, *others: User) -> None:
-    content = {"ignored_users": {other.user_id: {} for other in others}}
+    content: dict[str, Any] = {"ignored_users": {other.user_id: {} for other in others}}
     assert user.put(f"{V3}/user/{user.user_id}/account_data/m.ignored_user_list", content).status == 200
 
 
