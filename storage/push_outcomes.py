@@ -143,6 +143,7 @@ class PushOutcomeStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove what is kept of what events were to a user, for an account that ends."""
         txn.execute("DELETE FROM push_outcomes WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM push_outcome_floors WHERE user_id = ?", (user_id,))
         txn.execute("DELETE FROM push_attention WHERE user_id = ?", (user_id,))
 
 

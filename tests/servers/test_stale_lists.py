@@ -58,7 +58,7 @@ async def test_a_server_that_does_not_answer_holds_up_its_own_users_alone(networ
     devices = room.north.server.app.federation_out.remote_devices
     network.hold()
     await devices.do_resync(10)
-    network.deliver(lambda letters: [letter.destination for letter in letters].index(EAST), most=1)
+    network.deliver(lambda letters: [str(letter.destination) for letter in letters].index(EAST), most=1)
     network.settle()
     assert await stale(room) == [room.bob.user_id, dave.user_id]
     network.clock.advance(31)
