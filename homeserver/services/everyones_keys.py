@@ -36,6 +36,8 @@ MOST_KEYS: Final = 100_000
 """In one claim."""
 PRESENTED_AT_ONCE: Final = 200
 """Users whose keys are put into an answer before others are served."""
+SORTED_AT_ONCE: Final = 2000
+"""Users who are sorted by their servers before others are served."""
 ASKED_AT_ONCE: Final = 1000
 """Users, or devices, in one request to another server; of devices of one user it may be more."""
 LARGEST_ANSWER: Final = 128 << 20
@@ -67,7 +69,7 @@ class EveryonesKeys:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam, TooLarge."""
         if len(wanted) > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        local, by_server = self._split(wanted)
+        local, by_server = await self._split(wanted)
         asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
@@ -95,8 +97,10 @@ class EveryonesKeys:
         """
         if sum(map(len, wanted.values())) > MOST_KEYS:
             raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
-        local, by_server = self._split(wanted)
-        claimed = await self._own_devices.do_claim(local)
+        local, by_server = await self._split(wanted)
+        claimed: dict[str, Any] = {}
+        for piece in _weighed(local, len):
+            claimed |= await self._own_devices.do_claim(piece)
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
 
@@ -148,11 +152,13 @@ class EveryonesKeys:
             stored.signatures,
         )
 
-    def _split(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], dict[ServerName, dict[str, T]]]:
+    async def _split(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], dict[ServerName, dict[str, T]]]:
         """Our own users, and others by their servers."""
         local: dict[str, T] = {}
         by_server: dict[ServerName, dict[str, T]] = {}
-        for user_id, what in wanted.items():
+        for number, (user_id, what) in enumerate(wanted.items(), 1):
+            if number % SORTED_AT_ONCE == 0:
+                await deferLater(self._clock, 0)
             if not is_user_id(user_id):
                 continue
             if self._identity.is_local(user_id):

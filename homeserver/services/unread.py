@@ -174,7 +174,8 @@ class UnreadCounts:
     async def get_events(
         self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str], *, after: int, limit: int
     ) -> Mapping[int, list[Notified]]:
-        """For each room the newest of the events that are counted, and came after a position: newest first. Two queries."""
+        """For each room the newest of the events that are counted, and came after a position: newest first. Two reads,
+        with statements for each room."""
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
         wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
