@@ -24,7 +24,7 @@ from storage.device_keys import DeviceKeyStore, KeyWish
 from storage.device_list_log import DeviceListLog
 
 MOST_USERS: Final = 5000
-"""In one query or claim."""
+"""In one query or claim of another server."""
 
 
 class OwnDevices:
@@ -103,20 +103,20 @@ class OwnDevices:
 
         spec: server-server-api#post_matrixfederationv1userkeysclaim
         """
+        if sum(map(len, wanted.values())) > MOST_USERS:
+            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
         self._check_claims(origin)
         self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
         return await self.do_claim(wanted)
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
-        """One-time keys (or fallback keys) of our users by user and device; each is given out once. Raises InvalidParam."""
+        """One-time keys (or fallback keys) of our users by user and device; each is given out once."""
         wishes = [
             KeyWish(user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
             if self._identity.is_local(user_id)
             for device_id, algorithm in devices.items()
         ]
-        if len(wishes) > MOST_USERS:
-            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
         claimed = await self._keys.do_claim(wishes, self._now_ms()) if wishes else {}
         answer: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
         for wish, key in claimed.items():

@@ -284,6 +284,7 @@ def build(
     federation = FederationParts(config, clock, database, wire, fetch, identity, rooms, registry)
     encryption = EncryptionParts(
         database,
+        limiter,
         identity,
         federation.policy,
         accounts,

@@ -16,6 +16,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from storage.events import EventRow
 from storage.partial_rooms import PartialRoom
+from storage.purging import PurgedMessages
 from storage.receipts import ReceiptRow
 from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
@@ -134,7 +135,7 @@ class Notifier:
                 isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
             ):
                 self._rooms[row.room_nid] = None
-            if isinstance(row, PartialRoom):
+            if isinstance(row, PartialRoom) or (isinstance(row, PurgedMessages) and row.counted_upto):
                 self._rooms[row.room_nid] = None
             if change.topic in TOLD_TO_ALL and change.user_id is not None:
                 self._people[change.user_id] = None

@@ -50,12 +50,17 @@ class CrossSigningStore:
     ) -> bool:
         """Set keys of one user of ours, who has those that are `present`: False where that is no longer so.
 
-        Signatures on a key that is replaced go with it.
+        With a key that is replaced goes what it has signed, and what its owner has signed of it. What others have signed of it
+        stands: it is of that key, and they signed it.
         """
         user_id = keys[0].user_id
         if select_keys(txn, (user_id,)).get(user_id, {}) != present:
             return False
         put_cross_signing_keys(txn, user_id, (), keys)
+        for key in keys:
+            old = present.get(key.usage)
+            if old is not None and old.public_key != key.public_key:
+                _remove_signatures(txn, old)
         told = any(key.usage != "user_signing" for key in keys)
         announce_device_list(txn, user_id, [None] if told else [])
         return True
@@ -111,9 +116,10 @@ class CrossSigningStore:
 def put_cross_signing_keys(
     txn: WriteTransaction, user_id: str, usages: Sequence[str], keys: Sequence[CrossSigningKey]
 ) -> bool:
-    """Set keys of one user, and remove those of the usages that are not among them; whether anything changed.
+    """Set keys of one user, and remove those of the usages that are not among them; whether anything changed. Nobody is told.
 
-    Signatures on a key that is replaced go with it. Nobody is told.
+    What others have signed of them stands, whatever becomes of the keys: what another server says about its users' keys, and takes
+    back, must not undo what users of ours have verified.
     """
     present = select_keys(txn, (user_id,)).get(user_id, {})
     new = {key.usage: key for key in keys}
@@ -121,10 +127,6 @@ def put_cross_signing_keys(
         old, key = present.get(usage), new.get(usage)
         if old == key:
             continue
-        if old is not None and (key is None or old.public_key != key.public_key):
-            txn.execute(
-                "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (user_id, old.public_key)
-            )
         if key is None:
             txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ? AND usage = ?", (user_id, usage))
             continue
@@ -135,6 +137,22 @@ def put_cross_signing_keys(
             (user_id, usage, key.public_key, key.content),
         )
     return any(present.get(usage) != new.get(usage) for usage in {*usages, *new})
+
+
+def _remove_signatures(txn: WriteTransaction, old: CrossSigningKey) -> None:
+    """Remove what the owner signed of a key that is no longer theirs, and what was signed with it."""
+    user_id = old.user_id
+    txn.execute(
+        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?",
+        (user_id, old.public_key, user_id),
+    )
+    if txn.execute(
+        "DELETE FROM key_signatures WHERE signer_user_id = ? AND signer_key_id = ?",
+        (user_id, f"ed25519:{old.public_key}"),
+    ):
+        position = txn.next_position()
+        txn.execute("UPDATE user_signature_positions SET position = ? WHERE signer_user_id = ?", (position, user_id))
+        txn.announce(Change(position, Topic.SIGNATURE, user_id=user_id))
 
 
 def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bool:

@@ -17,6 +17,8 @@ REMOVED_AT_ONCE: Final = 500
 """Keys of a version that is deleted; more wait for the job."""
 MOST_KEYS: Final = 500_000
 """That one version may have: several times what the busiest people come to in years."""
+MOST_BACKUPS: Final = 1000
+"""Of a user, those not counted that were deleted; clients make one a reset, and read the newest."""
 
 
 class BackupRow(msgspec.Struct, frozen=True):
@@ -54,6 +56,10 @@ class NotCurrentBackup(Exception):
         self.current = current
 
 
+class TooManyBackups(Exception):
+    """The user has as many backups as somebody may have."""
+
+
 class BackupFull(Exception):
     """A version has as many keys as it may have."""
 
@@ -74,7 +80,7 @@ class KeyBackupStore:
         return await self._database.read_quickly("get_key_backup", _select_backup, user_id, version)
 
     async def add_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> int:
-        """Begin a new version; its number."""
+        """Begin a new version; its number. Raises TooManyBackups."""
         return await self._database.write("add_key_backup", _add_backup, user_id, algorithm, auth_data)
 
     async def set_auth_data(self, user_id: str, version: int, auth_data: bytes) -> None:
@@ -146,6 +152,11 @@ def _add_backup(txn: WriteTransaction, user_id: str, algorithm: str, auth_data: 
     # a number that was used once is never used again, deleted or not: clients know backups by it
     ((latest,),) = txn.query("SELECT max(version) FROM key_backups WHERE user_id = ?", (user_id,))
     version = int(latest or 0) + 1
+    # most have few: who cannot have too many is not counted
+    if version > MOST_BACKUPS:
+        ((number,),) = txn.query("SELECT count(*) FROM key_backups WHERE user_id = ? AND deleted = 0", (user_id,))
+        if number >= MOST_BACKUPS:
+            raise TooManyBackups
     txn.execute(
         f"INSERT INTO key_backups ({_COLUMNS}) VALUES (?, ?, ?, ?, 0, 0)", (user_id, version, algorithm, auth_data)
     )
@@ -162,8 +173,9 @@ def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data:
 
 
 def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
-    # `key_count` says from now on that there are keys left to remove
-    changed = txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ? AND version = ?", (user_id, version))
+    # `key_count` says from now on that there are keys left to remove; of the rest the number stays
+    sql = "UPDATE key_backups SET deleted = 1, auth_data = ? WHERE user_id = ? AND version = ?"
+    changed = txn.execute(sql, (b"{}", user_id, version))
     if not changed:
         raise NoSuchBackup(version)
     _remove_some(txn, user_id, version, REMOVED_AT_ONCE)

@@ -54,6 +54,8 @@ class PurgedMessages(msgspec.Struct, frozen=True):
 
     room_nid: int
     nids: Sequence[int]
+    counted_upto: int = 0
+    """Position of the last that may have been counted as unread; 0: none."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -192,7 +194,8 @@ class PurgingStore:
             " messages = purged_messages.messages + excluded.messages",
             (room_nid, now_ms // DAY_MS, cause.value, len(nids), position),
         )
-        txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, nids)))
+        counted = max((at for _, _, at, flags in rows if at and flags & _COUNTED), default=0)
+        txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, nids, counted)))
         return len(nids)
 
 

@@ -131,9 +131,24 @@ class PushOutcomeStore:
             "get_notified", _select_notified, user_id, list(rooms), list(ignored), highlights_only, limit
         )
 
+    async def get_unread(
+        self,
+        user_id: str,
+        rooms: Mapping[int, tuple[ReadUpTo, Sequence[Span]]],
+        ignored: Iterable[str],
+        *,
+        after: int,
+        limit: int,
+    ) -> Mapping[int, list[Notified]]:
+        """For each room the newest of those events that `get_counts` counts, and that came after a position: newest first."""
+        return await self._database.read(
+            "get_unread", _select_unread, user_id, dict(rooms), list(ignored), after, limit
+        )
+
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove what is kept of what events were to a user, for an account that ends."""
         txn.execute("DELETE FROM push_outcomes WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM push_outcome_floors WHERE user_id = ?", (user_id,))
         txn.execute("DELETE FROM push_attention WHERE user_id = ?", (user_id,))
 
 
@@ -197,6 +212,33 @@ def _select_counts(
     }
 
 
+def _select_unread(
+    txn: Transaction,
+    user_id: str,
+    rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]],
+    ignored: list[str],
+    after: int,
+    limit: int,
+) -> dict[int, list[Notified]]:
+    others = [user_id, *ignored[:_MOST_IGNORED]]
+    own = _select_own_messages(txn, user_id, {nid: spans for nid, (_, spans) in rooms.items() if spans})
+    unread: dict[int, list[Notified]] = {nid: [] for nid in rooms}
+    for room_nid, spoken in own.items():
+        read, spans = rooms[room_nid]
+        bounds = _bounds(read, spoken)
+        found: list[Notified] = []
+        for span in spans:
+            for source in _BY_ATTENTION[span.attention] if span.upto > after else ():
+                sql = (
+                    f"{_marks(len(bounds) // 2)} SELECT e.position, e.event_nid, e.room_nid, {source.outcome}"
+                    f"{_unread(source, others)} ORDER BY {source.place}.position DESC LIMIT ?"
+                )
+                args = (*bounds, user_id, room_nid, max(span.after, after), span.upto, *others, limit)
+                found += [Notified(*row) for row in txn.query(sql, args)]
+        unread[room_nid] = sorted(found, key=attrgetter("position"), reverse=True)[:limit]
+    return unread
+
+
 def _bounds(read: ReadUpTo, spoken: Mapping[str, int]) -> list[str | int]:
     """Threads that are read further than the room, each with its position, one after the other; one of no thread, if there are
     none. `spoken`: the user's own last messages by thread."""
@@ -211,12 +253,22 @@ def _bounds(read: ReadUpTo, spoken: Mapping[str, int]) -> list[str | int]:
 def _count_by_thread(source: _Source, bounds: int, others: Sequence[str]) -> str:
     """Takes so many bounds, the user, and what `_within` takes."""
     return (
-        f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * bounds)})"
-        f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
+        f"{_marks(bounds)} SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
         f" sum(CASE WHEN {source.outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
+        f"{_unread(source, others)} GROUP BY COALESCE(e.thread_root, '{MAIN}')"
+    )
+
+
+def _marks(bounds: int) -> str:
+    """Takes so many bounds."""
+    return f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * bounds)})"
+
+
+def _unread(source: _Source, others: Sequence[str]) -> str:
+    """What is something to the user, and not read by `marks`. Takes the user, and what `_within` takes."""
+    return (
         f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
-        f"{_within(source, others)} AND {source.outcome} > 0"
-        f" AND e.position > COALESCE(marks.upto, 0) GROUP BY COALESCE(e.thread_root, '{MAIN}')"
+        f"{_within(source, others)} AND {source.outcome} > 0 AND e.position > COALESCE(marks.upto, 0)"
     )
 
 

@@ -91,6 +91,7 @@ class Limit(Enum):
     SEARCH = "rc_search"
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
+    TO_DEVICE_STRANGERS = "rc_to_device_strangers"
     PROFILE = "rc_profile"
     URL_PREVIEW = "rc_url_preview"
     HIERARCHY = "rc_hierarchy"

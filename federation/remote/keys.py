@@ -15,7 +15,7 @@ from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.device_keys import PublicKey, is_key_name, parse_cross_signing_key, parse_identity_keys
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName, domain_of
-from federation.requests import Requests, path_of
+from federation.requests import RefusedByRemote, Requests, path_of
 
 MAX_DEVICES: Final = 2000
 """Of a user."""
@@ -48,10 +48,18 @@ class RemoteKeys:
         self._requests = requests
 
     async def get_list(self, user_id: str, seconds: float) -> DeviceList:
-        """The devices of a user, asked of their server. Raises RemoteError, Forbidden."""
+        """The devices of a user, asked of their server; none of a user whom it does not have. Raises RemoteError, Forbidden.
+
+        spec: client-server-api#post_matrixclientv3keysquery: an unknown user is no failure of their server
+        """
         server = domain_of(user_id)
         path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
-        answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+        try:
+            answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+        except RefusedByRemote as error:
+            if (error.status, error.errcode) != (404, "M_NOT_FOUND"):
+                raise
+            return DeviceList(0, UserKeys())
         stream_id, devices = answer.get("stream_id"), answer.get("devices")
         if answer.get("user_id") != user_id or not is_stream_id(stream_id) or not isinstance(devices, list):
             raise RemoteError(server, "the answer is no list of the user's devices", retryable=False)

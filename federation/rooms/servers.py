@@ -5,7 +5,7 @@ remembered, and forgotten when a user of another server comes or goes. For the r
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from federation.protocol.ids import ServerName, UserID
 from federation.rooms.memberships import Memberships
@@ -77,6 +77,16 @@ class RoomServers:
         rows = await self._memberships.of_user(user_id)
         rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
         return {server for servers in rooms.values() for server in servers}
+
+    async def not_shared(self, user_id: UserID, servers: Set[ServerName]) -> set[ServerName]:
+        """Those of the servers that share no room with one of our users."""
+        rows = await self._memberships.of_user(user_id)
+        strangers = set(servers)
+        for in_room in (await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])).values():
+            if not strangers:
+                break
+            strangers = {server for server in strangers if server not in in_room}
+        return strangers
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

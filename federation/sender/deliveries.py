@@ -162,6 +162,13 @@ class Deliveries:
         if destination is not None and destination.failing_since_ts is not None:
             destination.tried_ts = self._now_ms()
 
+    def forget(self, server: ServerName) -> None:
+        """The database has nothing of that server any more, so there is nothing to try. What only memory knows, stays."""
+        destination = self._destinations.get(server)
+        if destination is not None and not destination.is_running and destination.lowest() is None:
+            _cancel_retry(destination)
+            del self._destinations[server]
+
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows."""
         positions = [position for destination in self if (position := destination.lowest()) is not None]
@@ -204,7 +211,8 @@ class Deliveries:
         if pending is None:
             return False
         destination.tried_ts = self._now_ms()
-        if pending.transaction.pdus or pending.transaction.edus:
+        is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
+        if is_sent:
             await self._slots.acquire()
             try:
                 self._policy.check_destination(destination.server)
@@ -218,7 +226,7 @@ class Deliveries:
             self.counts.events += len(pending.transaction.pdus)
             self.counts.refused_events += refused
             self.counts.edus += len(pending.transaction.edus)
-        await self._note_success(destination, pending)
+        await self._note_success(destination, pending, is_sent=is_sent)
         return True
 
     async def _hold(self, destination: Destination) -> None:
@@ -237,8 +245,9 @@ class Deliveries:
             if self._policy.allows(destination.server):
                 self.wake(destination)
 
-    async def _note_success(self, destination: Destination, pending: Pending) -> None:
-        was_behind, was_failing = destination.is_behind, destination.failing_since_ts is not None
+    async def _note_success(self, destination: Destination, pending: Pending, *, is_sent: bool) -> None:
+        """What was pending is told: sent, or there was nothing in it, which says nothing of the server."""
+        was_behind, was_failing = destination.is_behind, is_sent and destination.failing_since_ts is not None
         # what was missed since goes on to be missed
         rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
         users = {user_id: destination.users.get(user_id) for user_id in pending.users}
@@ -255,7 +264,8 @@ class Deliveries:
             await self._database.write("transaction_sent", write)
         if was_failing:
             self.log.info("{server} can be reached again", server=destination.server)
-        destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
+        if is_sent:
+            destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
         destination.pending = None
 
     async def _note_failure(self, destination: Destination, error: str) -> None:

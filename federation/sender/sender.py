@@ -140,6 +140,15 @@ class Sender:
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether this is the node that sends."""
+        return self._has_lease
+
+    def forget(self, server: ServerName) -> None:
+        """The database has nothing of that server any more."""
+        self._deliveries.forget(server)
+
     def note_silence(self, server: ServerName) -> None:
         """The server has not answered something else that we asked."""
         self._deliveries.note_silence(server)

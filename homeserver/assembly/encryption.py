@@ -6,6 +6,7 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.jobs import Job
 from homeserver.services.accounts import Accounts
 from homeserver.services.cross_signing import CrossSigning
@@ -23,6 +24,7 @@ class EncryptionParts:
     def __init__(
         self,
         database: Database,
+        limiter: RateLimiter,
         identity: ServerIdentity,
         policy: Policy,
         accounts: AccountParts,
@@ -55,6 +57,8 @@ class EncryptionParts:
             self.outgoing_store,
             identity,
             policy,
+            rooms.servers,
+            limiter,
             rooms.now_ms,
         )
 

@@ -33,6 +33,7 @@ from storage.destination_lists import DestinationListStore
 from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.early_receipts import EarlyReceiptStore
+from storage.forgotten_destinations import ForgottenDestinationStore
 from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServerStore
@@ -113,7 +114,13 @@ class FederationOutParts:
             is_alone=database.engine.name == "sqlite",
         )
         self.greetings = Greetings(federation.policy, RoomServerStore(database), transactions, clock)
-        self.destinations = Destinations(DestinationListStore(database), self.sender, federation.policy)
+        self.destinations = Destinations(
+            DestinationListStore(database),
+            ForgottenDestinationStore(database),
+            self.sender,
+            federation.policy,
+            now_ms,
+        )
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(
@@ -125,7 +132,9 @@ class FederationOutParts:
             self.sender,
             identity.is_local,
         )
-        self.everyones_keys = EveryonesKeys(self.own_devices, rooms.published_keys, self.remote_devices, identity)
+        self.everyones_keys = EveryonesKeys(
+            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity
+        )
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)
         rooms.typing.subscribe(told.hear_typing)
@@ -155,6 +164,8 @@ class FederationOutParts:
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
+            Job("expire_outgoing_to_device", self.destinations.do_expire, 3600.0),
+            Job("forget_destinations", self.destinations.do_forget, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
             Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )

@@ -13,6 +13,7 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.observe.push import PushMetrics, WaitingMetrics
+from homeserver.services.push.old_outcomes import OldOutcomes
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import NamesOfEvents
@@ -27,12 +28,14 @@ from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
 from storage.database import Database
 from storage.leases import LeaseStore
+from storage.old_outcomes import OldOutcomeStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.push_stream import PushStream
 
 USERS_CACHED = 20_000
 COUNTED_EVERY: Final = 300.0
 """Seconds between two counts of what waits, for metrics."""
+FORGOTTEN_EVERY: Final = 24 * 3600.0
 
 
 class PusherParts:
@@ -55,6 +58,7 @@ class PusherParts:
         push, store = config.notifications.push, accounts.pusher_store
         self._store, self._to_device, self._outgoing = store, accounts.to_device_store, OutgoingToDeviceStore(database)
         self._waiting = WaitingMetrics(registry)
+        self.old_outcomes = OldOutcomes(OldOutcomeStore(database), rooms.now_ms)
         self._enabled = push.enabled
         self.pushers = Pushers(
             rooms.now_ms,
@@ -130,7 +134,6 @@ class PusherParts:
             rooms.store,
             rooms.events,
             rooms.memberships,
-            rooms.timeline_store,
             rooms.receipt_store,
             rooms.unread,
             rooms.ignored,
@@ -162,7 +165,10 @@ class PusherParts:
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
-        return (Job("count_what_waits", self._count_waiting, COUNTED_EVERY),)
+        return (
+            Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
+            Job("forget_old_outcomes", self.old_outcomes.do_forget, FORGOTTEN_EVERY),
+        )
 
     async def _count_waiting(self, _batch: int) -> int:
         self._waiting.counted_pushers(await self._store.count_pushers())

@@ -93,6 +93,7 @@ from storage.database import Database
 from storage.erasures import ErasureStore
 from storage.events import EventStore
 from storage.memberships import MembershipStore
+from storage.old_outcomes import OldOutcomeStore
 from storage.outside_memberships import OutsideMembershipStore
 from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
@@ -208,6 +209,7 @@ class RoomParts:
 
         self.notifications = Notifications(
             push.outcome_store,
+            OldOutcomeStore(database),
             RoomRecencyStore(database),
             room_store,
             self.memberships,

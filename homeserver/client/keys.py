@@ -32,7 +32,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", *_paths("query"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+    "POST", *_paths("query"), auth=Auth.GUEST, max_body=4 * 1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
 )
 async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
     """The keys of people's devices."""
@@ -47,7 +47,7 @@ class KeyClaim(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", *_paths("claim"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+    "POST", *_paths("claim"), auth=Auth.GUEST, max_body=4 * 1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
 )
 async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""

@@ -137,6 +137,11 @@ class Limits:
     )
     rc_url_preview: RateLimit = limit(1, 30, "Previews of links that one user asks for.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
+    rc_to_device_strangers: RateLimit = limit(
+        0.01,
+        100,
+        "Servers with which a user shares no room, and to whose users' devices they send messages all the same.",
+    )
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
     rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")

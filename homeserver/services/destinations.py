@@ -1,19 +1,42 @@
-"""The other servers that this one sends to, as administrators see them, and try them anew."""
+"""The other servers that this one sends to, as administrators see them, and try them anew; and how they are forgotten.
 
-from collections.abc import Sequence
+Law: what waits for a server that cannot be reached does so for a bounded time. A name that somebody made up is tried for
+`STRANGERS_DAYS`, and leaves nothing behind.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from federation.policy import Policy
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
 from federation.sender.sender import Sender
 from storage.destination_lists import DestinationListStore, DestinationRoom, DestinationSummary, Order
+from storage.forgotten_destinations import Ages, ForgottenDestinationStore
+
+STRANGERS_DAYS: Final = 7
+"""How long messages to devices wait for a server that cannot be reached and shares no room with us."""
+DEAD_DAYS: Final = 90
+"""How long they wait for any server that cannot be reached; and what else one has missed that shares no room any more."""
+QUIET_DAYS: Final = 1
+"""How long after the last try it is remembered how such a server stands for which nothing waits."""
+DAY_MS: Final = 24 * 3600 * 1000
 
 
 class Destinations:
     """What is known of them."""
 
-    def __init__(self, store: DestinationListStore, sender: Sender, policy: Policy) -> None:
+    def __init__(
+        self,
+        store: DestinationListStore,
+        forgotten: ForgottenDestinationStore,
+        sender: Sender,
+        policy: Policy,
+        now_ms: Callable[[], int],
+    ) -> None:
         self._store = store
+        self._forgotten = forgotten
+        self._now_ms = now_ms
         self._sender = sender
         self._policy = policy
 
@@ -46,3 +69,20 @@ class Destinations:
         await self.get(server)
         self._sender.heard_from(server)
         await self._sender.pass_on()
+
+    async def do_expire(self, limit: int) -> int:
+        """Remove some of the messages to devices that have waited too long for a server; how many."""
+        return await self._forgotten.remove_expired(self._ages(), limit)
+
+    async def do_forget(self, limit: int) -> int:
+        """Forget some of the servers that share no room with us and for which nothing waits; how many. The node that sends does it."""
+        if not self._sender.is_sending:
+            return 0
+        gone = await self._forgotten.forget(self._ages(), limit)
+        for server in gone:
+            self._sender.forget(ServerName(server))
+        return len(gone)
+
+    def _ages(self) -> Ages:
+        now = self._now_ms()
+        return Ages(now - DEAD_DAYS * DAY_MS, now - STRANGERS_DAYS * DAY_MS, now - QUIET_DAYS * DAY_MS)

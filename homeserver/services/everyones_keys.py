@@ -1,19 +1,25 @@
 """Keys of whomever a client asks for: our own users', and other servers' users'.
 
-A server that does not answer in time is named in `failures`, and costs the others nothing.
+Laws:
+- A server that does not answer in time is named in `failures`, and costs the others nothing.
+- What is no user id is somebody without keys: rooms have such members, whom other servers let in, and clients ask for all members.
+- Clients ask for all members of a room at once. That is done in pieces: others are served in between, other servers get requests of a
+  size that they take, and the answer is bounded.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from federation.identity import ServerIdentity
-from federation.own_devices import MOST_USERS, OwnDevices
-from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
-from federation.protocol.ids import ServerName, UserID, domain_of, parse_user_id
+from federation.own_devices import OwnDevices
+from federation.protocol.errors import InvalidParam, MatrixError, RemoteError, TooLarge
+from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.published_keys import KeysOfPeople
 from federation.remote.keys import UserKeys
 from homeserver.services.device_keys import present_keys
@@ -24,90 +30,138 @@ from storage.published_keys import PublishedKeys
 
 LONGEST_TIMEOUT_MS: Final = 30_000
 SHORTEST_TIMEOUT_MS: Final = 1_000
+MOST_USERS: Final = 50_000
+"""In one question."""
+MOST_KEYS: Final = 100_000
+"""In one claim."""
+PRESENTED_AT_ONCE: Final = 200
+"""Users whose keys are put into an answer before others are served."""
+SORTED_AT_ONCE: Final = 2000
+"""Users who are sorted by their servers before others are served."""
+ASKED_AT_ONCE: Final = 1000
+"""Users, or devices, in one request to another server; of devices of one user it may be more."""
+LARGEST_ANSWER: Final = 128 << 20
+"""Bytes of keys in one answer."""
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class EveryonesKeys:
-    """Finds and claims keys for our users' clients."""
+    """Finds and claims keys for our users' clients. For the reactor thread."""
 
     def __init__(
         self,
+        clock: IReactorTime,
         own_devices: OwnDevices,
         published: KeysOfPeople,
         remote: RemoteDevices,
         identity: ServerIdentity,
     ) -> None:
+        self._clock = clock
         self._own_devices = own_devices
         self._published = published
         self._remote = remote
         self._identity = identity
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
-        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam."""
-        local, by_server = self._split(wanted)
-        failures: dict[str, dict[str, str]] = {}
-        seconds = _seconds(timeout_ms)
-
-        async def ask(server: ServerName, users: Mapping[str, Sequence[str]]) -> Mapping[str, UserKeys]:
-            found, failure = await self._remote.get_keys(server, users, seconds)
-            if failure is not None:
-                failures[server] = {"error": str(failure)}
-            return found
-
-        asked: dict[str, UserKeys] = {}
-        for found in await gatherResults(
-            [Deferred.fromCoroutine(ask(server, users)) for server, users in by_server.items()]
-        ):
-            asked.update(found)
+        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam, TooLarge."""
+        if len(wanted) > MOST_USERS:
+            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        local, by_server = await self._split(wanted)
+        asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
+        answer: dict[str, Any] = {"device_keys": {}}
+        size = 0
         remote = [user_id for users in by_server.values() for user_id in users]
-        stored = await self._published.get_published(local, [each for each in remote if each not in asked], caller)
-        published = PublishedKeys(
-            {**stored.devices, **{user_id: _rows(user_id, keys) for user_id, keys in asked.items()}},
-            {**stored.cross_signing, **{user_id: _cross_signing(user_id, keys) for user_id, keys in asked.items()}},
-            stored.signatures,
-        )
-        shown = {
-            user_id: devices
-            for user_id, devices in wanted.items()
-            if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
-        }
-        return {**present_keys(published, caller, shown), "failures": failures}
+        for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
+            if answer["device_keys"]:
+                await deferLater(self._clock, 0)
+            published = await self._read(caller, [each for each in users if each in local], users, asked)
+            size += _size_of(published)
+            if size > LARGEST_ANSWER:
+                raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
+            shown = {
+                user_id: wanted[user_id]
+                for user_id in users
+                if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
+            }
+            for kind, keys in present_keys(published, caller, shown).items():
+                answer.setdefault(kind, {}).update(keys)
+        return {**answer, "failures": failures}
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device.
 
         Raises InvalidParam.
         """
-        if sum(map(len, wanted.values())) > MOST_USERS:
-            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
-        local, by_server = self._split(wanted)
-        claimed: dict[str, Any] = await self._own_devices.do_claim(local)
+        if sum(map(len, wanted.values())) > MOST_KEYS:
+            raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
+        local, by_server = await self._split(wanted)
+        claimed: dict[str, Any] = {}
+        for piece in _weighed(local, len):
+            claimed |= await self._own_devices.do_claim(piece)
+        by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
+        return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
+
+    async def _claim(
+        self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
+    ) -> tuple[Mapping[str, Any], Exception | None]:
+        try:
+            return await self._remote.claim(server, wanted, seconds), None
+        except (RemoteError, MatrixError) as error:
+            return {}, error
+
+    async def _ask_all(
+        self,
+        by_server: Mapping[ServerName, Mapping[str, T]],
+        timeout_ms: int,
+        ask: Callable[[ServerName, Mapping[str, T], float], Awaitable[tuple[Mapping[str, V], Exception | None]]],
+        weigh: Callable[[T], int],
+    ) -> tuple[dict[str, V], dict[str, dict[str, str]]]:
+        """What servers answer, each asked for its users in requests of a bounded size, one after another, as long as there is time;
+        and what failed, by server. `ask` raises nothing."""
+        until = self._clock.seconds() + min(max(timeout_ms, SHORTEST_TIMEOUT_MS), LONGEST_TIMEOUT_MS) / 1000
+        found: dict[str, V] = {}
         failures: dict[str, dict[str, str]] = {}
-        seconds = _seconds(timeout_ms)
 
-        async def ask(server: ServerName, users: Mapping[str, Mapping[str, str]]) -> Mapping[str, Any]:
-            try:
-                return await self._remote.claim(server, users, seconds)
-            except (RemoteError, MatrixError) as error:
-                failures[server] = {"error": str(error)}
-                return {}
+        async def ask_one(server: ServerName, users: Mapping[str, T]) -> None:
+            for piece in _weighed(users, weigh):
+                seconds = until - self._clock.seconds()
+                if seconds <= 0:
+                    failures.setdefault(server, {"error": "It did not answer all in time"})
+                    break
+                answer, failure = await ask(server, piece, seconds)
+                found.update(answer)
+                if failure is not None:
+                    failures[server] = {"error": str(failure)}
 
-        for found in await gatherResults(
-            [Deferred.fromCoroutine(ask(server, users)) for server, users in by_server.items()]
-        ):
-            claimed.update(found)
-        return {"one_time_keys": claimed, "failures": failures}
+        await gatherResults([Deferred.fromCoroutine(ask_one(*each)) for each in by_server.items()])
+        return found, failures
 
-    def _split(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], dict[ServerName, dict[str, T]]]:
-        """Our own users, and others by their servers. Raises InvalidParam."""
-        if len(wanted) > MOST_USERS:
-            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+    async def _read(
+        self, caller: UserID, local: Sequence[str], users: Sequence[str], asked: Mapping[str, UserKeys]
+    ) -> PublishedKeys:
+        """What these have published, as far as it was asked for just now, or is kept."""
+        now = {user_id: asked[user_id] for user_id in users if user_id in asked}
+        kept = {*users} - {*local} - now.keys()
+        stored = await self._published.get_published(local, kept, caller)
+        return PublishedKeys(
+            {**stored.devices, **{user_id: _rows(user_id, keys) for user_id, keys in now.items()}},
+            {**stored.cross_signing, **{user_id: _cross_signing(user_id, keys) for user_id, keys in now.items()}},
+            stored.signatures,
+        )
+
+    async def _split(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], dict[ServerName, dict[str, T]]]:
+        """Our own users, and others by their servers."""
         local: dict[str, T] = {}
         by_server: dict[ServerName, dict[str, T]] = {}
-        for user_id, what in wanted.items():
-            server = domain_of(parse_user_id(user_id))
+        for number, (user_id, what) in enumerate(wanted.items(), 1):
+            if number % SORTED_AT_ONCE == 0:
+                await deferLater(self._clock, 0)
+            if not is_user_id(user_id):
+                continue
+            server = domain_of(UserID(user_id))
             if server == self._identity.server_name:
                 local[user_id] = what
             else:
@@ -115,8 +169,27 @@ class EveryonesKeys:
         return local, by_server
 
 
-def _seconds(timeout_ms: int) -> float:
-    return min(max(timeout_ms, SHORTEST_TIMEOUT_MS), LONGEST_TIMEOUT_MS) / 1000
+def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
+    return (users[at : at + number] for at in range(0, max(len(users), 1), number))
+
+
+def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict[str, T]]:
+    """The users in pieces that weigh `ASKED_AT_ONCE`, if no single one weighs more."""
+    piece: dict[str, T] = {}
+    weight = 0
+    for user_id, what in users.items():
+        if piece and weight + weigh(what) > ASKED_AT_ONCE:
+            yield piece
+            piece, weight = {}, 0
+        piece[user_id] = what
+        weight += weigh(what)
+    if piece:
+        yield piece
+
+
+def _size_of(published: PublishedKeys) -> int:
+    devices = sum(len(row.keys) for rows in published.devices.values() for row in rows)
+    return devices + sum(len(key.content) for keys in published.cross_signing.values() for key in keys.values())
 
 
 def _rows(user_id: str, keys: UserKeys) -> list[DeviceKeysRow]:

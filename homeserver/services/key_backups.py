@@ -9,9 +9,17 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from federation.protocol.answers import Pieces, Response
-from federation.protocol.errors import InvalidParam, NotFound, TooLarge, WrongRoomKeysVersion
+from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge, WrongRoomKeysVersion
 from federation.protocol.ids import UserID, is_room_id
-from storage.key_backups import BackedUpKey, BackupFull, BackupRow, KeyBackupStore, NoSuchBackup, NotCurrentBackup
+from storage.key_backups import (
+    BackedUpKey,
+    BackupFull,
+    BackupRow,
+    KeyBackupStore,
+    NoSuchBackup,
+    NotCurrentBackup,
+    TooManyBackups,
+)
 
 LARGEST_VERSION_DIGITS: Final = 18
 LONGEST_SESSION_ID: Final = 255
@@ -69,9 +77,12 @@ class KeyBackups:
         }
 
     async def do_create(self, user_id: UserID, definition: BackupDefinition) -> str:
-        """Begin a new version; its name."""
+        """Begin a new version; its name. Raises Forbidden for who has too many."""
         auth_data = msgspec.json.encode(definition.auth_data)
-        return str(await self._store.add_backup(user_id, definition.algorithm, auth_data))
+        try:
+            return str(await self._store.add_backup(user_id, definition.algorithm, auth_data))
+        except TooManyBackups:
+            raise Forbidden("You have too many backups of keys: delete old ones first") from None
 
     async def do_change(self, user_id: UserID, version: str, definition: BackupDefinition) -> None:
         """Change the data of a version; its algorithm cannot change. Raises NotFound, InvalidParam."""

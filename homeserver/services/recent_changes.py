@@ -6,7 +6,7 @@ message wakes were mostly at the same position.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ from federation.protocol.ids import UserID
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
+from storage.purging import PurgedMessages
 from storage.receipts import ReceiptRow
 from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
@@ -66,12 +67,14 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     is_encryption: bool = False
     is_message: bool = False
     """An event that sets no state."""
+    counted_upto: int = 0
+    """Of messages that were purged: the position of the last that may have been counted as unread."""
 
 
 class _News:
     """What happened after one position."""
 
-    __slots__ = ("encryption", "everyones", "has_more", "memberships", "of_readers", "topics", "users")
+    __slots__ = ("encryption", "everyones", "has_more", "memberships", "of_readers", "purged", "topics", "users")
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         events, receipts = set[int](), set[int]()
@@ -81,13 +84,16 @@ class _News:
         self.users: dict[Topic, set[str]] = {}
         self.memberships: list[MembershipRow] | None = []
         self.encryption: set[int] = set()
+        self.purged: dict[int, int] = {}
         self.topics: set[Topic] = {entry.topic for entry in entries}
         self.has_more = False
         """Whether others than single users may have to be told of more than messages."""
         for entry in entries:
             if not entry.is_message and entry.topic not in NOT_FOR_ALL:
                 self.has_more = self.has_more or entry.topic is not Topic.RECEIPT or entry.reader is None
-            if entry.room_nid is not None:
+            if entry.counted_upto and entry.room_nid is not None:
+                self.purged[entry.room_nid] = max(self.purged.get(entry.room_nid, 0), entry.counted_upto)
+            elif entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
                 kinds[entry.topic in BESIDE].add(entry.room_nid)
             if entry.user_id is not None:
@@ -165,6 +171,12 @@ class RecentChanges:
         news = self._since(position)
         return None if news is None else news.encryption
 
+    def purged_since(self, position: int) -> Mapping[int, int] | None:
+        """By room the position of the last message that may have been counted as unread, and lost its content after that position;
+        None as for `rooms_since`."""
+        news = self._since(position)
+        return None if news is None else news.purged
+
     def concerns_device_lists(self, position: int) -> bool:
         """Whether the devices that a client has to know of may be others since the position."""
         news = self._since(position)
@@ -198,6 +210,8 @@ class RecentChanges:
                 entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+            elif isinstance(row, PurgedMessages):
+                entry = _Entry(change.topic, row.room_nid if row.counted_upto else None, counted_upto=row.counted_upto)
             elif isinstance(row, PartialRoom):
                 entry = _Entry(Topic.COMPLETENESS, row.room_nid)
             elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):

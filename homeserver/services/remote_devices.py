@@ -48,6 +48,8 @@ CONCURRENT_RESYNCS: Final = 5
 RESYNC_SECONDS: Final = 30.0
 RESYNC_PAUSE: Final = 60.0
 """Seconds after which a list is fetched again at once because of what its server tells; before that it is a job's."""
+MOST_ASKED: Final = 100
+"""Servers that are asked at once for lists that are stale."""
 MAX_PREV_IDS: Final = 100
 
 
@@ -79,6 +81,8 @@ class RemoteDevices:
         """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
         self._swept_upto = ""
+        self._asked: set[ServerName] = set()
+        """Servers that are being asked for stale lists."""
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
@@ -169,13 +173,27 @@ class RemoteDevices:
         await self._store.set_cross_signing(user_id, _cross_signing(user_id, keys))
 
     async def do_resync(self, limit: int) -> int:
-        """Fetch some stale lists of servers that can be reached; how many."""
+        """Begin to fetch some stale lists of servers that can be reached; at how many was looked. Each server is asked for its users one
+        after another, until it does not answer, and waits for no other."""
         users = await self._store.get_stale(self._resynced_upto, limit)
         self._resynced_upto = users[-1] if len(users) == limit else ""
-        reachable = [user_id for user_id in users if not self._sender.is_failing(domain_of(user_id))]
-        for user_id in reachable:
-            await self._fetch_quietly(user_id)
-        return len(reachable) if len(users) == limit else 0
+        by_server: dict[ServerName, list[str]] = {}
+        for user_id in users:
+            by_server.setdefault(domain_of(user_id), []).append(user_id)
+        for server, of_server in by_server.items():
+            if server in self._asked or len(self._asked) >= MOST_ASKED or self._sender.is_failing(server):
+                continue
+            self._asked.add(server)
+            Deferred.fromCoroutine(self._fetch_of_server(server, of_server))
+        return len(users)
+
+    async def _fetch_of_server(self, server: ServerName, users: Sequence[str]) -> None:
+        try:
+            for user_id in users:
+                if not await self._fetch_quietly(user_id):
+                    break
+        finally:
+            self._asked.discard(server)
 
     async def do_sweep(self, limit: int) -> int:
         """Forget what is kept of some users with whom no room is shared any more; at how many was looked, or 0 at the end."""
@@ -224,13 +242,17 @@ class RemoteDevices:
         self._resyncs[user_id] = now
         self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
 
-    async def _fetch_quietly(self, user_id: str) -> None:
+    async def _fetch_quietly(self, user_id: str) -> bool:
+        """Whether there was an answer, be it a refusal."""
         try:
             await self._fetch(user_id, RESYNC_SECONDS)
         except (RemoteError, MatrixError, DatabaseUnavailable) as error:
             self.log.info("the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error)
+            self._note(domain_of(user_id), error)
+            return isinstance(error, RefusedByRemote)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
+        return True
 
 
 def _unreachable(server: ServerName) -> RemoteError:

@@ -202,13 +202,17 @@ class RoomMemberships:
     ) -> dict[str, Any]:
         """For a change of membership that is sent as a state event: its content as it may be sent.
 
-        What authorization does not ask is checked as for the endpoints that are made for it. Raises NotFound,
-        Forbidden, InviteBlocked, LimitExceeded.
+        What authorization does not ask is checked as for the endpoints that are made for it. A member that another server let in
+        under what is no user id can be put out, and nothing else. Raises InvalidParam, NotFound, Forbidden, InviteBlocked,
+        LimitExceeded.
         """
         checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
         if not await self._residence.is_in(snapshot):
             raise NotFound("This server is not in the room: what concerns other servers has endpoints of its own")
+        is_put_out = checked.get("membership") in ("leave", "ban")
+        if not (is_put_out and await self._present(UserID(target), snapshot) is not None):
+            parse_user_id(target)
         if target == caller.user_id:
             await self._profiles.check_name_in_room(caller, checked.get("displayname"))
         match checked.get("membership"):
@@ -222,7 +226,7 @@ class RoomMemberships:
                         self._limiter.check(Limit.JOIN, caller.user_id)
                     checked |= await self._check_joining(caller, snapshot, present)
             case "invite":
-                await self._check_inviting(caller, room_id, parse_user_id(target))
+                await self._check_inviting(caller, room_id, UserID(target))
         return checked
 
     async def is_join(self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]) -> bool:

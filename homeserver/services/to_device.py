@@ -1,4 +1,8 @@
-"""Messages from device to device. spec: client-server-api#send-to-device-messaging"""
+"""Messages from device to device. spec: client-server-api#send-to-device-messaging
+
+A message may go to anybody; but a name of a server that somebody makes up costs this one a queue and many tries. So of servers with
+which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from secrets import token_urlsafe
@@ -9,9 +13,11 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.endpoint import Requester
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
+from federation.rooms.servers import RoomServers
+from homeserver.http.rate_limits import RateLimiter
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
@@ -20,9 +26,12 @@ from storage.transaction import WriteTransaction
 
 ALL_DEVICES: Final = "*"
 MOST_MESSAGES: Final = 10_000
-"""In one request, every device of a wildcard counted."""
+"""In one request, every device of a wildcard counted; to our users, and to others."""
+MOST_STRANGERS: Final = 100
+"""Servers with which the sender shares no room, in one request."""
 LONGEST_TYPE: Final = 255
 ANSWER: Final = b"{}"
+TOO_MANY: Final = f"One request may send to at most {MOST_MESSAGES} devices"
 TOO_LARGE: Final = "A message to a device may have 64 KiB"
 LARGEST_MESSAGE: Final = 64 << 10
 """Bytes of one message: as much as an event may have."""
@@ -56,6 +65,8 @@ class ToDevice:
         outgoing: OutgoingToDeviceStore,
         identity: ServerIdentity,
         policy: Policy,
+        servers: RoomServers,
+        limiter: RateLimiter,
         now_ms: Callable[[], int],
     ) -> None:
         self._database = database
@@ -63,13 +74,16 @@ class ToDevice:
         self._outgoing = outgoing
         self._identity = identity
         self._policy = policy
+        self._servers = servers
+        self._limiter = limiter
         self._now_ms = now_ms
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
         Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for
-        users who may only read, and write to others than themselves: they may still verify their own devices.
+        users who may only read, and write to others than themselves: they may still verify their own devices; LimitExceeded for
+        who writes to too many servers with which they share no room.
 
         spec: client-server-api#account-suspension
         """
@@ -89,6 +103,8 @@ class ToDevice:
             raise TooLarge(TOO_LARGE)
         others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
         outgoing = self._for_others(caller.user_id, type, others)
+        if outgoing:
+            await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
         def write(txn: WriteTransaction) -> None:
             recipients = self._store.get_recipients(txn, local, sent)
@@ -146,12 +162,23 @@ class ToDevice:
             if (device[0], name) in encoded
         ]
         if len(messages) > MOST_MESSAGES:
-            raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
+            raise InvalidParam(TOO_MANY)
         self._store.add_messages(txn, messages)
+
+    async def _check_strangers(self, caller: Requester, servers: set[ServerName]) -> None:
+        """Count those with which the sender shares no room. Raises InvalidParam, LimitExceeded."""
+        strangers = await self._servers.not_shared(caller.user_id, servers)
+        if len(strangers) > MOST_STRANGERS:
+            raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
+        if strangers and caller.rate_limited:
+            self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
+            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=len(strangers))
 
     def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
         """The contents of EDUs by server: several for a server for which it is much. What is for a server that is refused for
-        now waits, as for one that cannot be reached; nothing waits for one that is shut out."""
+        now waits, as for one that cannot be reached; nothing waits for one that is shut out. Raises InvalidParam, TooLarge."""
+        if sum(map(len, others.values())) > MOST_MESSAGES:
+            raise InvalidParam(TOO_MANY)
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
         sizes: dict[ServerName, int] = {}
         for user_id, devices in others.items():

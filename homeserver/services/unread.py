@@ -21,8 +21,8 @@ from homeserver.services.push.own_rules import OwnRules
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
-from storage.push_attention import AttentionHistory
-from storage.push_outcomes import HIGHLIGHTED, MAIN, PushOutcomeStore, ReadUpTo, flags_outcome
+from storage.push_attention import AttentionHistory, Span
+from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo, flags_outcome
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Change, Streams, Topic
@@ -171,6 +171,16 @@ class UnreadCounts:
                     self._keep((user_id, room_nid), count)
         return found
 
+    async def get_events(
+        self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str], *, after: int, limit: int
+    ) -> Mapping[int, list[Notified]]:
+        """For each room the newest of the events that are counted, and came after a position: newest first. Two reads,
+        with statements for each room."""
+        attention = (await self._rules.of_user(user_id)).attention
+        room_ids = await self._room_ids(rooms) if attention.changes else {}
+        wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
+        return await self._outcomes.get_unread(user_id, wanted, ignored, after=after, limit=limit)
+
     async def read_marks(self, user_id: UserID, rooms: Collection[MembershipRow]) -> Mapping[int, ReadUpTo]:
         """Up to which positions the user has read each room: as far as receipts say, at least to their joining."""
         receipts = await self._receipts.get_receipts_of_user(user_id, [row.room_nid for row in rooms])
@@ -197,19 +207,29 @@ class UnreadCounts:
         room_ids: Mapping[int, str],
         ignored: Set[str],
     ) -> dict[int, _Count]:
-        marks = await self.read_marks(user_id, rooms)
-        wanted = {
-            room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
-            for room_nid, mark in marks.items()
-            if mark.everything < upto
-        }
+        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids)
         counted = await self._outcomes.get_counts(user_id, wanted, ignored)
         counts: dict[int, _Count] = {}
-        for room_nid in marks:
-            count = counts[room_nid] = _Count(upto, ignored)
-            for thread in counted.get(room_nid, ()):
+        for row in rooms:
+            count = counts[row.room_nid] = _Count(upto, ignored)
+            for thread in counted.get(row.room_nid, ()):
                 count.threads[thread.thread] = _Numbers(thread.notifications, thread.highlights)
         return counts
+
+    async def _wanted(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        upto: int,
+        attention: AttentionHistory,
+        room_ids: Mapping[int, str],
+    ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
+        """Rooms in which something may be unread, with what is read there and what held in which part of the rest."""
+        return {
+            room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
+            for room_nid, mark in (await self.read_marks(user_id, rooms)).items()
+            if mark.everything < upto
+        }
 
     async def _room_ids(self, rooms: Collection[MembershipRow]) -> Mapping[int, str]:
         """In lower case, as attention is kept."""

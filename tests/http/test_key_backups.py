@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from homeserver.services.key_backups import KEYS_AT_ONCE, LARGEST_KEY
-from storage.key_backups import KeyBackupStore
+from storage.key_backups import MOST_BACKUPS, KeyBackupStore
 from tests.helpers.server import TestServer, User
 
 KEYS = "/_matrix/client/v3/room_keys"
@@ -46,6 +46,15 @@ def test_versions(alice: User, version: str) -> None:
     assert alice.get(f"{KEYS}/version/{second}").errcode == "M_NOT_FOUND"
     third = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
     assert third not in (version, second), "a number is never used again"
+
+
+def test_a_user_has_a_bounded_number_of_backups(alice: User, version: str) -> None:
+    for _ in range(MOST_BACKUPS - 1):
+        assert alice.post(f"{KEYS}/version", DEFINITION).status == 200
+    refused = alice.post(f"{KEYS}/version", DEFINITION)
+    assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
+    assert alice.delete(f"{KEYS}/version/{version}").status == 200
+    assert alice.post(f"{KEYS}/version", DEFINITION).json["version"] == str(MOST_BACKUPS + 1)
 
 
 def test_no_backup_at_all(alice: User) -> None:

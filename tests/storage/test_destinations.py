@@ -11,6 +11,7 @@ from storage.destinations import LEASE, Backlog, DestinationRow, DestinationStor
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore
 from storage.device_list_log import MOST_KEPT, DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
+from storage.forgotten_destinations import Ages, ForgottenDestinationStore
 from storage.leases import LeaseStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.partial_rooms import begin_partial
@@ -149,6 +150,36 @@ async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(databas
     waiting = await store.get_messages(PEER, 1000)
     assert 10 <= len(waiting) <= 266
     assert waiting[-1].content == b"599"
+
+
+async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(database: Database) -> None:
+    store, waiting, forgotten = (
+        DestinationStore(database),
+        OutgoingToDeviceStore(database),
+        ForgottenDestinationStore(database),
+    )
+    ages = Ages(dead_since=100, strangers_since=200, tried_before=300)
+    await database.write("test", count_servers, ROOM_NID, {PEER: 1, OTHER: 1}, {PEER: 1, OTHER: 1})
+    behind = Backlog({ROOM_NID: 5}, {ALICE: 5})
+    for server, since, backlog in (
+        (PEER, 50, behind),
+        (OTHER, 150, behind),
+        ("dead.example", 50, behind),
+        ("gone.example", 150, Backlog()),
+        ("behind.example", 150, behind),
+        ("away.example", 250, Backlog()),
+    ):
+        await store.add_failure(DestinationRow(server, since, 260, 5000, "down"), backlog)
+        for _ in range(2):
+            await database.write("test", waiting.add_messages, {server: b"x"})
+
+    assert await forgotten.forget(ages, 10) == [], "something waits for each"
+    assert [await forgotten.remove_expired(ages, 3) for _ in range(4)] == [3, 3, 2, 0]
+    assert await waiting.count_messages() == {OTHER: 2, "away.example": 2}
+    assert await forgotten.forget(Ages(100, 200, tried_before=260), 10) == [], "tried a moment ago"
+    assert set(await forgotten.forget(ages, 10)) == {"dead.example", "gone.example"}
+    assert set(await store.get_destinations()) == {PEER, OTHER, "behind.example", "away.example"}
+    assert set(await store.get_backlogs()) == {PEER, OTHER, "behind.example"}
 
 
 async def test_a_message_from_elsewhere_is_new_once(database: Database) -> None:

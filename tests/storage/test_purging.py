@@ -111,7 +111,7 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_ALL, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
-    assert change.detail == PurgedMessages(1, [1, 3])
+    assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
 
 
 async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:

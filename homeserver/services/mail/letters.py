@@ -61,6 +61,8 @@ class Digest(msgspec.Struct, frozen=True):
     subject: str
     greeting: str
     rooms: Sequence[DigestRoom]
+    further: str
+    """In how many rooms besides something waits, in words."""
     remark: str
     unsubscribe_link: str
     unsubscribe_text: str

@@ -32,6 +32,7 @@ from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.own_rules import OwnRules, UserRules
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
+from storage.old_outcomes import OldOutcomeStore
 from storage.push_attention import Span
 from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo
 from storage.room_recency import RoomRecencyStore
@@ -52,6 +53,7 @@ class Notifications:
     def __init__(
         self,
         outcomes: PushOutcomeStore,
+        old: OldOutcomeStore,
         recency: RoomRecencyStore,
         rooms: RoomStore,
         memberships: Memberships,
@@ -67,6 +69,7 @@ class Notifications:
         lifetimes: Lifetimes | None,
     ) -> None:
         self._outcomes = outcomes
+        self._old = old
         self._recency = recency
         self._rooms = rooms
         self._memberships = memberships
@@ -104,6 +107,7 @@ class Notifications:
     ) -> Sequence[Notified]:
         rules = await self._rules.of_user(user_id)
         ignored = await self._ignored.of_user(user_id)
+        floors = await self._old.get_floors(user_id)
         latest = await self._recency.get_latest_positions(own)
         order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
         found: list[Notified] = []
@@ -111,18 +115,21 @@ class Notifications:
             chunk = order[start : start + ROOMS_AT_ONCE]
             if len(found) == limit and latest[chunk[0]] < found[-1].position:
                 break
-            spans = [(nid, await self._spans(rules, own[nid], min(before, latest[nid]))) for nid in chunk]
+            spans = [
+                (nid, await self._spans(rules, own[nid], floors.get(nid, 0), min(before, latest[nid]))) for nid in chunk
+            ]
             found += await self._outcomes.get_notified(
                 user_id, spans, ignored, highlights_only=highlights_only, limit=limit
             )
             found = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
         return found
 
-    async def _spans(self, rules: UserRules, row: MembershipRow, upto: int) -> Sequence[Span]:
-        """The part of a room that concerns the user: since they joined, or the event that invited them."""
+    async def _spans(self, rules: UserRules, row: MembershipRow, floor: int, upto: int) -> Sequence[Span]:
+        """The part of a room that concerns the user: since they joined, or the event that invited them; above the floor."""
         after = await self._past.joined_since(row) if row.membership == "join" else row.position - 1
         if row.membership == "invite":
             upto = min(upto, row.position)
+        after = max(after, floor)
         if after >= upto:
             return []
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]

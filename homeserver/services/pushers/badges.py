@@ -8,7 +8,7 @@ spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -57,11 +57,13 @@ class Badges:
         if rooms is not None:
             rooms.touched.add(room_nid)
 
-    def touch_room(self, room_nid: int) -> None:
-        """It may have changed for anybody: something in the room was taken away."""
-        for rooms in self._users.values():
-            if room_nid in rooms.unread:
-                rooms.touched.add(room_nid)
+    def touch_room(self, room_nid: int) -> Sequence[str]:
+        """It may have changed for anybody: something in the room was taken away. Whose number may be another, of those whose is
+        known."""
+        users = [user_id for user_id, rooms in self._users.items() if room_nid in rooms.unread]
+        for user_id in users:
+            self._users[user_id].touched.add(room_nid)
+        return users
 
     def forget(self, user_id: str) -> None:
         """It may have changed everywhere."""

@@ -63,6 +63,7 @@ class DigestTexts:
             subject=f"[{app_name}] {_subject(rooms, _)}",
             greeting=_("You have not read this yet on %(server)s:") % {"server": self._server_name},
             rooms=rooms,
+            further=_("Further rooms: %(count)s") % {"count": missed.further_rooms} if missed.further_rooms else "",
             remark=_("This letter came since your account has notifications by e-mail switched on."),
             unsubscribe_link=unsubscribe_link,
             unsubscribe_text=_("No more such letters"),

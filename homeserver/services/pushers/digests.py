@@ -236,7 +236,7 @@ class EmailDigests:
     async def _due_of(self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]) -> int:
         """When the room may be told of: once its reader had time to read, and not too soon after the last letter."""
         room, now = missed.rooms[at], self._now_ms()
-        sent = min(event.event.origin_server_ts for event in room.events)
+        sent = room.waits_since
         # a time that lies ahead was made up
         due = sent + self._delay_ms if sent <= now else now
         return await self._after_pause(user_id, room.membership.room_nid, due, pauses)

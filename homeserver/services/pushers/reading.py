@@ -23,6 +23,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships, is_outside
 from federation.rooms.room_events import RoomEvents
+from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers.badges import Badges
@@ -36,6 +37,7 @@ from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
+from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
 from storage.push_stream import NewEvent, NewReceipt, PushStream
 from storage.pushers import PusherRow, PusherStore
@@ -163,12 +165,21 @@ class PushReading:
         """Those of them whose pushers were set while this process was told of it."""
         self._refreshed: Set[str] = frozenset()
         """Users whose pushers are being read: they may come to have some."""
+        self._renumbered: set[str] = set()
+        """Users whose number may be another, though nobody wrote or read: something was taken away, or they left a room."""
         self._scheduled = False
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
         streams.subscribe(
-            self._hear, Topic.PUSHER, Topic.ACCOUNT, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA
+            self._hear,
+            Topic.PUSHER,
+            Topic.ACCOUNT,
+            Topic.EVENT,
+            Topic.RECEIPT,
+            Topic.MEMBERSHIP,
+            Topic.ACCOUNT_DATA,
+            Topic.PURGED,
         )
         streams.watch(self._heed_others)
 
@@ -221,10 +232,16 @@ class PushReading:
                     )
             elif isinstance(row, MembershipRow):
                 self._badges.touch(row.user_id, row.room_nid)
+                if row.membership in ("leave", "ban") and self._may_have_pushers(row.user_id):
+                    self._renumber([row.user_id])
                 if row.membership == "invite" and is_outside(row) and self._may_have_pushers(row.user_id):
                     self._heard.append(row)
+            elif isinstance(row, PurgedMessages):
+                self._renumber(self._badges.touch_room(row.room_nid))
             elif change.topic is Topic.ACCOUNT_DATA and change.user_id is not None and not change.room_id:
                 self._badges.forget(change.user_id)  # their rules, or whom they ignore
+                if change.detail == IGNORED_USERS and self._may_have_pushers(change.user_id):
+                    self._renumber([change.user_id])
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self._in_database = max(self._in_database, change.position)
                 self._schedule()
@@ -232,6 +249,11 @@ class PushReading:
                 self._schedule()
         if len(self._heard) > MOST_HEARD:
             self._forget_heard()
+
+    def _renumber(self, user_ids: Iterable[str]) -> None:
+        self._renumbered.update(user_ids)
+        if self._renumbered:
+            self._schedule()
 
     def _may_anybody_have_pushers(self) -> bool:
         return bool(self._roster.users or self._changed_users or self._refreshed)
@@ -261,9 +283,13 @@ class PushReading:
 
     async def _turn(self) -> None:
         try:
-            while self._has_lease and (self._changed_users or self._done < self._in_database or self._heard):
+            while self._has_lease and (
+                self._changed_users or self._renumbered or self._done < self._in_database or self._heard
+            ):
                 if self._changed_users:
                     await self._refresh()
+                while self._renumbered:
+                    await self._tell_badge(self._renumbered.pop(), self._streams.current())
                 if self._done < self._in_database:
                     await self._read_database()
                 else:
@@ -324,7 +350,8 @@ class PushReading:
 
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
-            self._badges.touch_room(event.room_nid)
+            for user_id in self._badges.touch_room(event.room_nid):
+                await self._tell_badge(user_id, event.position)
         if not event.flags & COUNTED:
             return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:

@@ -46,6 +46,7 @@ def has_news(work: RoomWork, ignored: Set[str]) -> bool:
         or work.sticky
         or work.account_data
         # the counts may have changed
+        or work.is_recounted
         or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
     )
 

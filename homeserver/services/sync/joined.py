@@ -75,6 +75,8 @@ class RoomWork(msgspec.Struct, gc=False):
     summary: Summary | None = None
     ephemeral: list[Any] = []
     sticky: Sequence[msgspec.Raw] = ()
+    is_recounted: bool = False
+    """The counts may be others, whatever arrived."""
     account_data: list[Any] = []
 
     @property

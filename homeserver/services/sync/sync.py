@@ -37,6 +37,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.messages import MessagesAlone
 from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.recounts import Recounts
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
@@ -93,6 +94,7 @@ class Sync:
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
+        self._recounts = Recounts(parts.recent, parts.unread)
         self._messages = MessagesAlone(
             parts.recent,
             parts.memberships,
@@ -155,7 +157,10 @@ class Sync:
         rows = await parts.memberships.of_user(user_id)
         ignored = await parts.ignored.of_user(user_id)
         data = await self._read_account_data(request, span)
-        candidates = await self._find_rooms(request, span, rows, data)
+        recounted: Set[int] = frozenset()
+        if since is not None:
+            recounted = await self._recounts.find(user_id, span.since, rows, data)
+        candidates = await self._find_rooms(request, span, rows, data, recounted)
         if any(row.position > span.upto for row in candidates):
             then = [await parts.past.at(row, span.upto) for row in candidates]
             candidates = [row for row in then if row is not None]
@@ -171,7 +176,7 @@ class Sync:
         devices = await parts.devices.read(request, span, messages)
         sections: dict[str, Any] = {}
         if candidates:
-            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
+            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored, recounted)
         account_data = _account_data_events(request, data.everywhere)
         presence = await parts.presence.read(request, span, rows, ignored)
         answer = frame(token, devices, account_data, presence, sections)
@@ -189,7 +194,12 @@ class Sync:
         return await store.get_account_data_since(user_id, span.since, span.upto)
 
     async def _find_rooms(
-        self, request: SyncRequest, span: Range, rows: Mapping[int, MembershipRow], data: AccountData
+        self,
+        request: SyncRequest,
+        span: Range,
+        rows: Mapping[int, MembershipRow],
+        data: AccountData,
+        recounted: Set[int],
     ) -> list[MembershipRow]:
         """The memberships of the rooms that may have something for this answer."""
         if request.since is None or request.full_state:
@@ -197,7 +207,9 @@ class Sync:
         changed = self._parts.recent.rooms_since(request.caller.user_id, span.since)
         if changed is None:
             return list(rows.values())
-        wanted = changed.events | changed.receipts | self._parts.typing.changed_rooms(request.since.ephemeral)
+        wanted = (
+            recounted | changed.events | changed.receipts | self._parts.typing.changed_rooms(request.since.ephemeral)
+        )
         if data.rooms:
             wanted |= {room.room_nid for room in (await self._parts.rooms.get_rooms(data.rooms)).values()}
         if len(wanted) < len(rows):
@@ -213,6 +225,7 @@ class Sync:
         rooms: Mapping[int, RoomRow],
         data: AccountData,
         ignored: Set[str],
+        recounted: Set[int],
     ) -> dict[str, Any]:
         partial = await self._parts.partial.get_all()
         joined: list[RoomWork] = []
@@ -241,6 +254,8 @@ class Sync:
         await self._fill_departures(left)
         await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
+        for work in joined:
+            work.is_recounted = work.room.room_nid in recounted
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)

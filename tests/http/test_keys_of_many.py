@@ -1,0 +1,40 @@
+"""Keys of very many users and devices in one request, as clients ask that want to encrypt for a large room."""
+
+from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
+from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, upload
+from tests.helpers.server import TestServer
+
+
+def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_once(
+    server: TestServer,
+) -> None:
+    """Clients ask for all members in one request: in pieces, between which others are served."""
+    alice, bob = server.register("alice"), server.register("bob")
+    upload(bob, device_keys=identity_keys(bob)[1], one_time_keys=one_time_keys("a"))
+    members = [*(f"@person.number.{n}:example.org" for n in range(12_000)), bob.user_id]
+    pending = alice.start("POST", f"{V3}/keys/query", {"device_keys": {member: [] for member in members}})
+    assert claim(alice, bob) is not None
+    assert not pending.done, "others are served in between"
+    server.clock.advance(0)
+    assert pending.answer.status == 200
+    assert pending.answer.json["device_keys"].keys() == set(members)
+    assert list(pending.answer.json["device_keys"][bob.user_id]) == [bob.device_id]
+
+    wish = {member: {f"DEVICE{n}": "signed_curve25519" for n in range(3)} for member in members[:-1]}
+    upload(bob, one_time_keys=one_time_keys("b"))
+    claims = {**wish, bob.user_id: {bob.device_id: "signed_curve25519"}}
+    pending = alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": claims})
+    assert not pending.done
+    server.clock.advance(0)
+    assert pending.answer.status == 200
+    assert pending.answer.json["one_time_keys"].keys() == {bob.user_id}
+
+
+def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
+    alice = server.register("alice")
+    many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(MOST_USERS + 1)}
+    question = alice.post(f"{V3}/keys/query", {"device_keys": many})
+    assert (question.status, question.json["errcode"]) == (400, "M_INVALID_PARAM")
+    claims = {alice.user_id: {f"D{n}": "x" for n in range(MOST_KEYS + 1)}}
+    refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": claims})
+    assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")

@@ -1,0 +1,136 @@
+"""Counts of unread messages that change without any news in the room are told all the same, to other clients and as badges."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from storage.database import Database
+from tests.helpers.federated import create_room, say
+from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.keys import V3, sync
+from tests.helpers.retention import DAY, RULES, keep_for
+from tests.helpers.server import TestServer, User
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+    server = TestServer(tmp_path, database, RULES, web=gateway)
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    alice = server.register("alice")
+    assert set_pusher(alice).status == 200
+    return alice
+
+
+def shared(alice: User, bob: User) -> RoomID:
+    """A room of three, so that it is no talk of two."""
+    room_id = create_room(bob)
+    for user in (alice, alice.server.register("carol")):
+        assert user.post(f"{V3}/join/{room_id}").status == 200
+    settle(alice.server)
+    return room_id
+
+
+def counts(answer: Any, room_id: str) -> int | None:
+    room = answer.get("rooms", {}).get("join", {}).get(room_id)
+    return None if room is None else int(room["unread_notifications"]["notification_count"])
+
+
+def ignore(user: User, *others: User) -> None:
+    content: dict[str, Any] = {"ignored_users": {other.user_id: {} for other in others}}
+    assert user.put(f"{V3}/user/{user.user_id}/account_data/m.ignored_user_list", content).status == 200
+
+
+def badge(server: TestServer, gateway: Gateway) -> int:
+    """What the icon shows in the end."""
+    settle(server)
+    server.clock.advance(3)
+    settle(server)
+    return int(gateway.taken[-1].notification["counts"].get("unread", 0))
+
+
+def test_whom_one_ignores_is_told_as_counts(server: TestServer, alice: User, bob: User, gateway: Gateway) -> None:
+    room_id, quiet = shared(alice, bob), create_room(bob)
+    assert alice.post(f"{V3}/join/{quiet}").status == 200
+    for text in ("one", "two"):
+        say(bob, room_id, text)
+    assert badge(server, gateway) == 1
+    since = sync(alice)["next_batch"]
+    pending = alice.start("GET", f"{V3}/sync?since={since}&timeout=30000")
+    ignore(alice, bob)
+    server.clock.advance(0)
+    assert pending.done
+    assert counts(pending.answer.json, room_id) == 0
+    assert counts(pending.answer.json, quiet) is None, "nothing is unread there"
+    assert badge(server, gateway) == 0
+    since = pending.answer.json["next_batch"]
+    ignore(alice)
+    assert counts(sync(alice, since), room_id) == 2
+    assert badge(server, gateway) == 1
+
+
+def test_unread_messages_that_are_purged_count_no_more(
+    server: TestServer, alice: User, bob: User, gateway: Gateway
+) -> None:
+    room_id, other = shared(alice, bob), create_room(bob)
+    assert alice.post(f"{V3}/join/{other}").status == 200
+    keep_for(bob, room_id, DAY)
+    read = say(bob, room_id, "read")
+    assert alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{quote(read)}", {}).status == 200
+    unread = say(bob, room_id, "unread")
+    assert badge(server, gateway) == 1
+    server.clock.advance(DAY + 1)
+    since = sync(alice)["next_batch"]
+    pending = alice.start("GET", f"{V3}/sync?since={since}&timeout=30000")
+    (expiry,) = server.app.retention.expiries
+    assert server.run(expiry.do_step(10)) == 2
+    server.clock.advance(0)
+    assert pending.done
+    assert counts(pending.answer.json, room_id) == 0, unread
+    assert badge(server, gateway) == 0
+    say(bob, other, "new")
+    assert badge(server, gateway) == 1
+
+
+def test_purged_messages_that_were_read_are_no_news(server: TestServer, alice: User, bob: User) -> None:
+    room_id = shared(alice, bob)
+    keep_for(bob, room_id, DAY)
+    read = say(bob, room_id, "read")
+    assert alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{quote(read)}", {}).status == 200
+    server.clock.advance(DAY + 1)
+    since = sync(alice)["next_batch"]
+    (expiry,) = server.app.retention.expiries
+    assert server.run(expiry.do_step(10)) == 1
+    assert "rooms" not in sync(alice, since)
+
+
+@pytest.mark.parametrize("how", ["leave", "redact"])
+def test_the_badge_goes_with_what_was_unread(
+    how: str, server: TestServer, alice: User, bob: User, gateway: Gateway
+) -> None:
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "unread")
+    assert badge(server, gateway) == 1
+    if how == "leave":
+        assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
+    else:
+        assert bob.put(f"{V3}/rooms/{room_id}/redact/{quote(event_id)}/1", {}).status == 200
+    assert badge(server, gateway) == 0

@@ -1,0 +1,70 @@
+"""Letters tell of what matters to their reader, however much else is said, and in however many rooms."""
+
+from pathlib import Path
+
+import pytest
+
+from homeserver.services.pushers.missed import MOST_ROOMS
+from storage.database import Database
+from tests.helpers.federated import say
+from tests.helpers.gateway import settle
+from tests.helpers.server import TestServer
+from tests.push.test_letters import MINUTE, V3, pass_time, reader, room_of, start, texts
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return start(tmp_path, database)
+
+
+def test_a_mention_is_told_however_much_is_said_after_it(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Busy")
+    assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
+    settle(server)
+    mention = {"msgtype": "m.text", "body": "URGENT alice", "m.mentions": {"user_ids": [alice.user_id]}}
+    assert bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/urgent", mention).status == 200
+    settle(server)
+    for number in range(45):
+        say(bob, room_id, f"chatter {number}")
+    settle(server)
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "URGENT" in texts(letter)[0]
+    assert "chatter" not in texts(letter)[0]
+
+
+def test_a_message_is_told_whatever_people_do_to_it(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Busy")
+    event_id = say(bob, room_id, "URGENT")
+    for number in range(45):
+        reaction = {"m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": f"k{number}"}}
+        assert bob.put(f"{V3}/rooms/{room_id}/send/m.reaction/r{number}", reaction).status == 200
+    settle(server)
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "URGENT" in texts(letter)[0]
+
+
+def test_where_much_is_said_all_the_time_the_first_of_it_counts(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Busy")
+    for number in range(12):
+        say(bob, room_id, f"number {number}")
+        pass_time(server, MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "Further messages: " in texts(letter)[0]
+
+
+def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    for number in range(MOST_ROOMS + 3):
+        say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
+    settle(server)
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    plain, html = texts(letter)
+    assert plain.count("== Room") == MOST_ROOMS
+    assert "Further rooms: 3" in plain
+    assert "Further rooms: 3" in html

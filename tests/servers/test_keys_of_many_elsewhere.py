@@ -1,0 +1,58 @@
+"""Keys of very many users of another server: asked for in requests of a size that it takes, as long as there is time.
+
+spec: server-server-api#post_matrixfederationv1userkeysclaim
+"""
+
+import json
+
+from homeserver.services.everyones_keys import ASKED_AT_ONCE
+from tests.helpers.federated import SOUTH, shared
+from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
+from tests.helpers.network import Network
+from tests.helpers.server import User
+
+MANY = 2 * ASKED_AT_ONCE + 1
+"""More than two requests have room for."""
+
+
+def wish(bob: User) -> dict[str, dict[str, str]]:
+    """For devices of whom there are not, and last of Bob's."""
+    others = {f"@u{n}:{SOUTH}": {"D": "signed_curve25519"} for n in range(MANY - 1)}
+    return {**others, bob.user_id: {bob.device_id: "signed_curve25519"}}
+
+
+async def test_a_claim_for_many_is_several_requests(network: Network) -> None:
+    room = await shared(network)
+    upload(room.bob, one_time_keys=one_time_keys("k"))
+    pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob)})
+    network.settle()
+    assert pending.answer.json["failures"] == {}
+    assert pending.answer.json["one_time_keys"].keys() == {room.bob.user_id}
+    assert sum("/user/keys/claim" in uri for _, to, _, uri in network.log if to == SOUTH) == 3
+
+
+async def test_a_question_for_many_is_several_requests(network: Network) -> None:
+    room = await shared(network)
+    upload(room.bob, device_keys=identity_keys(room.bob)[1])
+    users: dict[str, list[str]] = {user_id: [] for user_id in wish(room.bob)}
+    pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": users})
+    network.settle()
+    assert pending.answer.json["failures"] == {}
+    assert list(pending.answer.json["device_keys"][room.bob.user_id]) == [room.bob.device_id]
+    asked = [uri for _, to, _, uri in network.log if to == SOUTH]
+    assert sum("/user/keys/query" in uri for uri in asked) == 2
+    assert sum("/user/devices/" in uri for uri in asked) == 1, "Bob, who shares a room, by his list"
+
+
+async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> None:
+    room = await shared(network)
+    network.hold()
+    pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob), "timeout": 5000})
+    network.settle()
+    asked = [letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]
+    assert len(asked) == 1
+    assert len(json.loads(asked[0].request.body or b"")["one_time_keys"]) == ASKED_AT_ONCE
+    network.clock.advance(5.1)
+    network.settle()
+    assert pending.answer.json["failures"].keys() == {SOUTH}
+    assert len([letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]) == 1

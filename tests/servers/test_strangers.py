@@ -1,0 +1,103 @@
+"""Names of servers that a client makes up cost a bounded number of queues, for a bounded time.
+
+spec: client-server-api#send-to-device-messaging
+"""
+
+from federation.protocol.ids import ServerName
+from homeserver.services.destinations import DEAD_DAYS, STRANGERS_DAYS
+from homeserver.services.to_device import MOST_MESSAGES, MOST_STRANGERS
+from storage.destinations import DestinationStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared
+from tests.helpers.http import Answer
+from tests.helpers.keys import V3
+from tests.helpers.network import Network
+from tests.helpers.server import User
+
+DAY = 24 * 3600
+_FREE = {NORTH: "rc_to_device_strangers: {per_second: 1000, burst_count: 1000}\n"}
+
+
+def made_up(first: int, count: int) -> dict[str, object]:
+    """A message each for users of servers that nobody has heard of."""
+    return {f"@a:s{n}.example": {"D": {}} for n in range(first, first + count)}
+
+
+def send(user: User, number: int, messages: dict[str, object]) -> Answer:
+    return user.put(f"{V3}/sendToDevice/m.x/{number}", {"messages": messages})
+
+
+async def waiting(room: Shared) -> dict[str, int]:
+    return dict(await OutgoingToDeviceStore(room.north.server.app.database).count_messages())
+
+
+async def known(room: Shared) -> set[str]:
+    return set(await DestinationStore(room.north.server.app.database).get_destinations())
+
+
+async def live(room: Shared, days: int) -> None:
+    """Days with the jobs of each."""
+    destinations = room.north.server.app.federation_out.destinations
+    for _ in range(days):
+        room.network.clock.advance(DAY)
+        room.network.settle()
+        while await destinations.do_expire(7) == 7:
+            continue
+        while await destinations.do_forget(7) == 7:
+            continue
+
+
+async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices(network: Network) -> None:
+    room = await shared(network, config=_FREE)
+    refused = send(room.alice, 1, made_up(0, MOST_STRANGERS + 1))
+    assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
+    many = send(room.alice, 2, {room.bob.user_id: {f"D{n}": {} for n in range(MOST_MESSAGES + 1)}})
+    assert (many.status, many.json["errcode"]) == (400, "M_INVALID_PARAM")
+    assert await waiting(room) == {}
+
+    mixed = {**made_up(0, MOST_STRANGERS), room.bob.user_id: {"D": {}}}
+    assert send(room.alice, 3, mixed).status == 200, "who shares a room does not count"
+    assert len(await waiting(room)) == MOST_STRANGERS + 1
+
+
+async def test_a_user_writes_to_so_many_unknown_servers_in_time(network: Network) -> None:
+    room = await shared(network, config={NORTH: "rc_to_device_strangers: {per_second: 0.1, burst_count: 10}\n"})
+    assert send(room.alice, 1, made_up(0, 10)).status == 200
+    refused = send(room.alice, 2, made_up(10, 1))
+    assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    assert send(room.alice, 3, {room.bob.user_id: {"D": {}}}).status == 200, (
+        "servers that share a room are not concerned"
+    )
+    network.clock.advance(refused.json["retry_after_ms"] / 1000)
+    assert send(room.alice, 2, made_up(10, 1)).status == 200
+
+
+async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(network: Network) -> None:
+    room = await shared(network, config=_FREE)
+    network.start_sending()
+    network.settle()
+    assert send(room.alice, 1, made_up(0, 30)).status == 200
+    network.settle()
+    await live(room, STRANGERS_DAYS - 2)
+    assert len(await waiting(room)) == 30, "they may only be away"
+    await live(room, 6)
+    assert await waiting(room) == {}
+    assert await known(room) == set()
+    deliveries = room.north.server.app.federation_out.deliveries
+    assert [each.server for each in deliveries] == []
+    assert deliveries.get_figures()["failing"] == 0
+
+
+async def test_messages_wait_longer_for_a_server_that_shares_a_room(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    network.settle()
+    network.cut(NORTH, SOUTH)
+    assert send(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {}}}).status == 200
+    network.settle()
+    await live(room, DEAD_DAYS - 2)
+    assert await waiting(room) == {SOUTH: 1}
+    await live(room, 4)
+    assert await waiting(room) == {}
+    assert await known(room) == {SOUTH}, "it shares a room"
+    assert room.north.server.app.federation_out.deliveries.peek(ServerName(SOUTH)) is not None
