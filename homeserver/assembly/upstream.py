@@ -91,7 +91,14 @@ class UpstreamParts:
             validity=accounts.validity,
         )
         oidc = tuple(
-            OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
+            OIDC(
+                clock,
+                documents,
+                accounts.secret_text.browser_token,
+                provider,
+                base_url,
+                others=[other for other in upstream.oidc_providers if other is not provider],
+            )
             for provider in upstream.oidc_providers
         )
         cas = CASProvider(clock, documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
