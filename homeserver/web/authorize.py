@@ -9,6 +9,7 @@ from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
+from homeserver.services.foreign_links import shown_link
 from homeserver.services.languages import Language
 from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
@@ -96,7 +97,7 @@ class ConsentPage:
             "user_id": session.user_id,
             "client": request.client,
             "device_id": request.scope.device_id,
-            "target": urlsplit(target).hostname or target.partition(":")[0],
+            "target": shown_link(target),
         }
         return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
 
