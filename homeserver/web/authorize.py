@@ -58,7 +58,7 @@ class ConsentPage:
             _check_once(context)
             request = await self._authorization.check(given)
         except Refused as error:
-            return see_other(self._authorization.refuse(error))
+            return await self._refuse(context, language, error)
         except OAuthError as error:
             return self._wrong(context, language, error)
         session = await self._sessions.get(context)
@@ -101,13 +101,31 @@ class ConsentPage:
         }
         return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
 
-    def _wrong(self, context: RequestContext, language: Language, error: OAuthError) -> Response:
+    async def _refuse(self, context: RequestContext, language: Language, error: Refused) -> Response:
+        """Back to the app with an error: at once for who is signed in with it, by a link that names where it leads for others, since
+        anybody may register an app and so have this server lead people wherever they like."""
+        where = self._authorization.refuse(error)
+        session = await self._sessions.get(context)
+        if session is not None and await self._authorization.is_used(error.returning.client_id, session.user_id):
+            return see_other(where)
+        _ = language.gettext
+        return self._wrong(
+            context,
+            language,
+            error,
+            (_("Go on to %(host)s") % {"host": shown_link(error.returning.redirect_uri)}, where),
+        )
+
+    def _wrong(
+        self, context: RequestContext, language: Language, error: OAuthError, link: tuple[str, str] | None = None
+    ) -> Response:
+        """`link`: as `Pages.message`."""
         _ = language.gettext
         texts = [
             _("The app has asked in a way that this server cannot answer. Go back to the app and begin again there.")
         ]
         return self._pages.message(
-            context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST
+            context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST, link=link
         )
 
 

@@ -1,11 +1,12 @@
 """The request of a program to let somebody in, which comes through their browser, and the answer, which goes back so.
 
 Laws:
-- Until the program and its redirect address are known to be right, nobody is led anywhere: a page says what is wrong.
+- Until the program and its redirect address are known to be right, nobody is led anywhere: a page says what is wrong. Anybody may register
+  a program, so with an error nobody is led anywhere unasked either who does not use it already.
 - A code is good for two minutes, once, for the program, the address and the PKCE challenge that it was asked with.
 - The answer says whose it is (`iss`), so that a program that talks to several servers mixes none up.
 
-spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700
+spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700 section 4.11.2
 """
 
 import re
@@ -49,8 +50,9 @@ _USED_REMEMBERED_MS: Final = 24 * 3600 * 1000
 
 
 class Returning(msgspec.Struct, frozen=True):
-    """How a program is answered."""
+    """Which program is answered, and how."""
 
+    client_id: str
     redirect_uri: str
     response_mode: ResponseMode
     state: str | None
@@ -103,7 +105,7 @@ class Authorization:
             raise OAuthError("invalid_request", "redirect_uri is not one that this client has registered")
         mode = given.get("response_mode") or "query"
         state = given.get("state") or None
-        returning = Returning(redirect_uri, "fragment" if mode == "fragment" else "query", state)
+        returning = Returning(client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state)
         if mode not in ("query", "fragment"):
             raise Refused(returning, "invalid_request", "response_mode must be query or fragment")
         if state is not None and len(state) > LONGEST_STATE:
@@ -158,6 +160,11 @@ class Authorization:
     ) -> None:
         device_id = request.scope.device_id
         note(txn, user_id, what, self._now(), ip=ip, device_id=device_id, detail=request.client.called)
+
+    async def is_used(self, client_id: str, user_id: UserID) -> bool:
+        """Whether somebody is signed in with a program."""
+        sessions = await self._store.get_sessions(user_id)
+        return any(session.client_id == client_id for session in sessions.values())
 
     def refuse(self, error: Refused) -> str:
         """Where the browser goes with an error."""
