@@ -33,6 +33,8 @@ class OAuthCodeRow(msgspec.Struct, frozen=True):
     challenge: str
     expires_ts: int
     used_for: bytes | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who let the program in, if any."""
 
 
 class OAuthSessionRow(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class OAuthSessionRow(msgspec.Struct, frozen=True):
     family_hash: bytes
 
 
-_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for"
+_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for, origin"
 _SESSION = "user_id, device_id, client_id, scope, family_hash"
 _NOT_IN_USE = (
     "NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
@@ -117,7 +119,7 @@ class OAuthStore:
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
         """Give one out."""
         txn.execute(
-            f"INSERT INTO oauth_codes ({_CODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO oauth_codes ({_CODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 code.code_hash,
                 code.user_id,
@@ -128,6 +130,7 @@ class OAuthStore:
                 code.challenge,
                 code.expires_ts,
                 code.used_for,
+                code.origin,
             ),
         )
 

@@ -24,9 +24,13 @@ class DeviceGrantRow(msgspec.Struct, frozen=True):
     asked_ts: int = 0
     user_id: str | None = None
     allowed: bool | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who decided, if any."""
 
 
-_COLUMNS = "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed"
+_COLUMNS = (
+    "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed, origin"
+)
 
 
 class DeviceGrantStore:
@@ -39,7 +43,7 @@ class DeviceGrantStore:
         """Begin one; False where another one has the same user code."""
         return bool(
             txn.execute(
-                f"INSERT INTO oauth_device_grants ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
                 (
                     grant.code_hash,
@@ -52,6 +56,7 @@ class DeviceGrantStore:
                     grant.asked_ts,
                     grant.user_id,
                     None if grant.allowed is None else int(grant.allowed),
+                    grant.origin,
                 ),
             )
         )
@@ -79,13 +84,15 @@ class DeviceGrantStore:
             (asked_ts, interval_ms, code_hash),
         )
 
-    def set_decided(self, txn: WriteTransaction, user_code: str, user_id: str, now: int, *, allowed: bool) -> bool:
+    def set_decided(
+        self, txn: WriteTransaction, user_code: str, user_id: str, now: int, origin: str | None = None, *, allowed: bool
+    ) -> bool:
         """Somebody has decided; False where that is no longer open."""
         return bool(
             txn.execute(
-                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?"
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
-                (user_id, int(allowed), user_code, now),
+                (user_id, int(allowed), origin, user_code, now),
             )
         )
 

@@ -133,7 +133,15 @@ class UpstreamParts:
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
-        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
+        self.sign_out = UpstreamSignOut(
+            clock,
+            database,
+            accounts.upstream_sessions,
+            accounts.browser_store,
+            self._links,
+            accounts.sessions,
+            oidc,
+        )
         self.jwt_sign_in = JWTSignIn(
             clock,
             accounts.store,

@@ -30,7 +30,6 @@ from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
 from storage.transaction import Transaction, WriteTransaction
-from storage.upstream_sessions import UpstreamSessionStore
 
 
 class Lifetimes(msgspec.Struct, frozen=True):
@@ -120,12 +119,10 @@ class Sessions:
         recorded_with_all_sessions: Sequence[RecordedWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
-        upstream: UpstreamSessionStore | None = None,
     ) -> None:
         """`ends_with_sessions`, `recorded_with_sessions`: goes when all sessions of a user do, and when the account is locked;
         `recorded_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
-        `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
-        providers devices were signed in."""
+        `kept_by_session`: also when somebody signs in anew on the device."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -136,8 +133,7 @@ class Sessions:
         self._recorded_with_sessions = tuple(recorded_with_sessions)
         self._recorded_with_all_sessions = tuple(recorded_with_all_sessions)
         self._lifetimes = lifetimes or Lifetimes()
-        self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
-        self._upstream = upstream
+        self._kept_by_device = tuple(kept_by_device)
         self._kept_by_session = tuple(kept_by_session)
 
     def prepare(
@@ -186,8 +182,6 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
-            if self._upstream is not None:
-                self._upstream.begin_session(txn, session.user_id, session.device_id)
             for store in self._kept_by_session:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
@@ -392,10 +386,14 @@ class Sessions:
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
         """Remove all by which a user could begin a session without proving who they are once more; `ip`: as in `remove_sessions`."""
-        for store in self._ends_with_sessions:
-            store.remove_user(txn, user_id)
+        self.remove_grants(txn, user_id)
         for recorded in self._recorded_with_sessions:
             recorded.remove_user(txn, user_id, ip)
+
+    def remove_grants(self, txn: WriteTransaction, user_id: str) -> None:
+        """Of `remove_ways_in`, what is good for minutes and for one session: browsers stay signed in."""
+        for store in self._ends_with_sessions:
+            store.remove_user(txn, user_id)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -16,7 +16,6 @@ from homeserver.services.oauth.authorization import PARAMETERS, Authorization, A
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
 from homeserver.services.registration import Registration
-from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.register import register_link
@@ -36,7 +35,6 @@ class ConsentPage:
         sessions: BrowserSessions,
         authorization: Authorization,
         metadata: OAuthMetadata,
-        upstream: UpstreamDevices,
         consents: Consents,
         registration: Registration,
     ) -> None:
@@ -46,7 +44,6 @@ class ConsentPage:
         self._sessions = sessions
         self._authorization = authorization
         self._metadata = metadata
-        self._upstream = upstream
         self._consents = consents
 
     async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
@@ -72,8 +69,9 @@ class ConsentPage:
         if terms is not None and decision != "deny":
             return terms
         if decision == "allow":
-            await self._upstream.note(session, request.scope.device_id)
-            return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
+            return see_other(
+                await self._authorization.do_allow(request, session.user_id, context.client_ip, session.origin)
+            )
         if decision == "deny":
             return see_other(await self._authorization.do_deny(request, session.user_id, context.client_ip))
         return self._page(context, language, given, request, session)

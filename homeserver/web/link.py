@@ -10,7 +10,6 @@ from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
-from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -28,7 +27,6 @@ class LinkPage:
         sessions: BrowserSessions,
         grants: DeviceGrants,
         metadata: OAuthMetadata,
-        upstream: UpstreamDevices,
         consents: Consents,
     ) -> None:
         self._pages = pages
@@ -36,7 +34,6 @@ class LinkPage:
         self._sessions = sessions
         self._grants = grants
         self._metadata = metadata
-        self._upstream = upstream
         self._consents = consents
 
     async def answer(self, context: RequestContext, user_code: str, decision: str | None) -> Response:
@@ -66,9 +63,7 @@ class LinkPage:
             details = {"state": "confirm", "client": client, "device_id": grant.device_id}
             return self._page(context, session, {**fields, **details, "user_code": grant.user_code})
         allowed = decision == "allow"
-        if allowed:
-            await self._upstream.note(session, grant.device_id)
-        await self._grants.do_decide(grant, client, session.user_id, context.client_ip, allowed=allowed)
+        await self._grants.do_decide(grant, client, session.user_id, context.client_ip, session.origin, allowed=allowed)
         return self._page(context, session, {**fields, "state": "allowed" if allowed else "denied"})
 
     def _page(

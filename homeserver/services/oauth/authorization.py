@@ -128,8 +128,8 @@ class Authorization:
             raise Refused(returning, "interaction_required", "Somebody has to allow this")
         return AuthorizationRequest(client, returning, scope, challenge, prompts, given.get("login_hint", ""))
 
-    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
-        """Let the program in as this user. Where the browser goes."""
+    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str, origin: str | None = None) -> str:
+        """Let the program in as this user. `origin`: as `BrowserSession` has it. Where the browser goes."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),
@@ -140,6 +140,7 @@ class Authorization:
             redirect_uri=request.returning.redirect_uri,
             challenge=request.challenge,
             expires_ts=self._now() + CODE_LIFETIME_MS,
+            origin=origin,
         )
 
         def write(txn: WriteTransaction) -> None:

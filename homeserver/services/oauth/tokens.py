@@ -29,6 +29,7 @@ from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.upstream.devices import UpstreamDevices
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
@@ -69,6 +70,7 @@ class OAuthTokens:
         sessions: Sessions,
         secret_text: SecretText,
         clients: Clients,
+        upstream: UpstreamDevices,
         *,
         trusted: Mapping[str, str],
         issuer: str,
@@ -84,6 +86,7 @@ class OAuthTokens:
         self._sessions = sessions
         self._secret_text = secret_text
         self._clients = clients
+        self._upstream = upstream
         self._trusted = dict(trusted)
         self._issuer = issuer
 
@@ -149,7 +152,7 @@ class OAuthTokens:
                 note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id, detail=problem)
             return _invalid(problem)
         granted = self.begin(
-            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
+            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address, row.origin
         )
         self._store.set_code_used(txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family))
         return granted
@@ -164,8 +167,10 @@ class OAuthTokens:
         family: str,
         texts: tuple[str, str],
         address: str,
+        origin: str | None,
     ) -> Granted | OAuthError:
-        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for."""
+        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for;
+        `origin`: as `BrowserSession` has it, of who let the program in."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         why_not = "deactivated" if account is None else self._why_not(account)
         if why_not is not None:
@@ -185,6 +190,7 @@ class OAuthTokens:
             return OAuthError("invalid_scope", error.text)
         row = OAuthSessionRow(user_id, device_id, client.client_id, scope, hash_token(family))
         self._store.set_session(txn, row)
+        self._upstream.note(txn, user_id, device_id, origin)
         return Granted(session, scope)
 
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:

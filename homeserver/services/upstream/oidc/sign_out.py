@@ -2,19 +2,26 @@
 
 Laws:
 - Only sessions that began with this provider end, and only where the configuration lets it.
+- Where the provider names a session, that one ends, with what was begun by it: devices and browsers; where it names a person only, all of
+  theirs. Either way nothing is left by which the person could begin a session without proving who they are.
 
 spec: openid-connect-backchannel-1_0
 """
 
 from collections.abc import Sequence
 
+import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.audit import Happened, note
+from homeserver.services.login_tokens import Origin
 from homeserver.services.sessions import Sessions
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.tokens import read_unchecked
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
 from storage.transaction import WriteTransaction
@@ -28,14 +35,18 @@ class UpstreamSignOut:
 
     def __init__(
         self,
+        clock: IReactorTime,
         database: Database,
         store: UpstreamSessionStore,
+        browsers: BrowserSessionStore,
         links: ExternalIdStore,
         sessions: Sessions,
         providers: Sequence[OIDC],
     ) -> None:
+        self._clock = clock
         self._database = database
         self._store = store
+        self._browsers = browsers
         self._links = links
         self._sessions = sessions
         self._providers = tuple(provider for provider in providers if provider.ends_sessions)
@@ -62,12 +73,30 @@ class UpstreamSignOut:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
             link = None if subject is None else self._links.get_link_in(txn, provider_id, subject)
             people = {row.user_id for row in rows} | (set() if link is None else {link.user_id})
-            for user_id in people:
-                self._sessions.remove_ways_in(txn, user_id)
-            return len(rows)
+            if session is None:
+                for user_id in people:
+                    self._sessions.remove_ways_in(txn, user_id)
+                return len(rows)
+            browsing = self._end_browsers(txn, provider_id, subject, session)
+            for user_id in people.union(browsing):
+                self._sessions.remove_grants(txn, user_id)
+            return len(rows) + len(browsing)
 
         ended = await self._database.write("end_upstream_sessions", write)
         self.log.info("{provider} ended {count} sessions", provider=provider_id, count=ended)
+        return ended
+
+    def _end_browsers(
+        self, txn: WriteTransaction, provider_id: str, subject: str | None, session: str
+    ) -> Sequence[str]:
+        """End the browsers in which somebody came by this session; whose they were, one for each."""
+        ended = []
+        for token_hash, user_id, origin in self._browsers.get_browsers_of_session(txn, session):
+            came = msgspec.json.decode(origin, type=Origin)
+            if came.provider == provider_id and subject in (None, came.subject):
+                self._browsers.remove_browser_session(txn, token_hash)
+                note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, int(self._clock.seconds() * 1000))
+                ended.append(user_id)
         return ended
 
     def _find(self, token: str) -> OIDC:

@@ -74,8 +74,11 @@ class TokenChecks:
             raise _wrong("it is no logout token")
         if "nonce" in claims:
             raise _wrong("a logout token has no nonce")
-        if not any(isinstance(claims.get(name), str) for name in ("sub", "sid")):
+        said = [claims[name] for name in ("sub", "sid") if claims.get(name) is not None]
+        if not said:
             raise _wrong("it says neither who nor which session")
+        if not all(isinstance(each, str) and "\0" not in each for each in said):
+            raise _wrong("its sub or its sid is no text")
         return claims
 
     async def _verify(self, token: str) -> Claims:
