@@ -154,6 +154,7 @@ class Server:
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
                 spool=self.media.contents.spool,
+                error_page=self.pages.error_pages.make,
             ),
         )
 

@@ -25,6 +25,7 @@ from homeserver.web.application_passwords import ApplicationPasswordsPage
 from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.auth_fallback import AuthFallbackPages
 from homeserver.web.authorize import ConsentPage
+from homeserver.web.error_pages import ErrorPages
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
 from homeserver.web.link import LinkPage
@@ -62,6 +63,7 @@ class WebParts:
         self.pages = Pages(
             mail.languages, config.server_name, mail.branding, shortest_password=accounts.passwords.shortest
         )
+        self.error_pages = ErrorPages(self.pages)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(
             clock, database, accounts.browser_store, accounts.secret_text, self.cookies, validity=accounts.validity

@@ -41,11 +41,15 @@ _ADDRESS: Final = re.compile(
 )
 
 
+class InvalidAddress(InvalidParam):
+    default_text = "This is not a valid e-mail address"
+
+
 def parse_email_address(text: str) -> str:
-    """An address as it is compared: in small letters. Raises `InvalidParam`. spec: appendices#e-mail-addresses"""
+    """An address as it is compared: in small letters. Raises `InvalidAddress`. spec: appendices#e-mail-addresses"""
     address = text.strip().lower()
     if len(address) > _LONGEST or not _ADDRESS.fullmatch(address) or ".." in address:
-        raise InvalidParam("This is not a valid e-mail address")
+        raise InvalidAddress
     return address
 
 

@@ -18,6 +18,7 @@ from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
 from homeserver.services.registration import Registration
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import explain
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 from homeserver.web.terms import lead_to_terms
@@ -120,11 +121,10 @@ class ConsentPage:
         """`link`: as `Pages.message`."""
         _ = language.gettext
         texts = [
-            _("The app has asked in a way that this server cannot answer. Go back to the app and begin again there.")
+            explain(error, language),
+            _("For the people who make the app: %(text)s") % {"text": f"{error.error}: {error.text}"},
         ]
-        return self._pages.message(
-            context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST, link=link
-        )
+        return self._pages.message(context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link)
 
 
 def _check_once(context: RequestContext) -> None:

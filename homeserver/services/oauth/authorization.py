@@ -21,7 +21,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
-from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.errors import OAuthError, WrongRedirect
 from homeserver.services.oauth.scopes import Scope, parse_scope
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.database import Database
@@ -102,7 +102,7 @@ class Authorization:
         client = await self._clients.get(given.get("client_id", ""))
         redirect_uri = given.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):
-            raise OAuthError("invalid_request", "redirect_uri is not one that this client has registered")
+            raise WrongRedirect
         mode = given.get("response_mode") or "query"
         state = given.get("state") or None
         returning = Returning(client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state)
