@@ -54,6 +54,7 @@ class OAuthParts:
             accounts.secret_text,
             self.clients,
             UpstreamDevices(accounts.upstream_sessions),
+            limiter,
             trusted=config.sessions.oauth.trusted_services,
             issuer=self.metadata.issuer,
             validity=accounts.validity,

@@ -301,6 +301,8 @@ def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provide
         provider.claims(sid="p", events=event, aud="other"),
         {**provider.claims(sid="p", events=event), "iat": provider.now - 301},
         {**provider.claims(sid="p", events=event), "exp": provider.now - 61},
+        {**provider.claims(sid="p", events=event), "exp": float("nan")},
+        {**provider.claims(sid="p", events=event), "iat": float("nan")},
     )
     assert [tell(linked, provider.sign(claims)) for claims in wrong] == [400] * len(wrong)
     assert tell(linked, without_signature(provider.claims(sid="p", events=event))) == 400

@@ -21,8 +21,10 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
@@ -71,6 +73,7 @@ class OAuthTokens:
         secret_text: SecretText,
         clients: Clients,
         upstream: UpstreamDevices,
+        limiter: RateLimiter,
         *,
         trusted: Mapping[str, str],
         issuer: str,
@@ -87,6 +90,7 @@ class OAuthTokens:
         self._secret_text = secret_text
         self._clients = clients
         self._upstream = upstream
+        self._limiter = limiter
         self._trusted = dict(trusted)
         self._issuer = issuer
 
@@ -275,10 +279,14 @@ class OAuthTokens:
 
     # Telling.
 
-    def check_trusted(self, name: str, secret: str) -> None:
-        """Raises `InvalidService` unless this is a service that may ask whose a token is."""
+    def check_trusted(self, name: str, secret: str, address: str) -> None:
+        """Raises `InvalidService` unless this is a service that may ask whose a token is; `LimitExceeded` where one guesses from this
+        address."""
+        guesses = f"introspection {address_key(address)}"
+        self._limiter.check_only(Limit.LOGIN_FAILED, guesses)
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
+            self._limiter.count(Limit.LOGIN_FAILED, guesses)
             raise InvalidService("Only services that the operator trusts may ask this")
 
     async def introspect(self, token: str) -> Mapping[str, object]:
@@ -306,7 +314,8 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            "token_type": "access_token" if isinstance(found, AccessTokenRow) else "refresh_token",
+            # spec: RFC 6749 section 7.1; with a refresh token nothing can be asked for, so it is of no such type
+            **({"token_type": "Bearer"} if isinstance(found, AccessTokenRow) else {}),
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }

@@ -9,6 +9,7 @@ spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#
 
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -136,7 +137,8 @@ def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
 
 def _number(claims: Claims, name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # NaN is JSON to the library, and neither before nor after anything
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise _wrong(f"it has no {name}")
     return value
 
