@@ -9,6 +9,7 @@ import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
+from storage.upstream_sessions import name_sign_in, sign_in_of
 
 
 class OAuthClientRow(msgspec.Struct, frozen=True):
@@ -119,7 +120,7 @@ class OAuthStore:
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
         """Give one out."""
         txn.execute(
-            f"INSERT INTO oauth_codes ({_CODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO oauth_codes ({_CODE}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 code.code_hash,
                 code.user_id,
@@ -131,6 +132,7 @@ class OAuthStore:
                 code.expires_ts,
                 code.used_for,
                 code.origin,
+                sign_in_of(code.origin),
             ),
         )
 
@@ -154,6 +156,10 @@ class OAuthStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End the codes of a user."""
         txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
+
+    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+        """End the codes of a sign-in at a provider."""
+        txn.execute("DELETE FROM oauth_codes WHERE sign_in = ?", (name_sign_in(provider, session),))
 
     # Sessions.
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
+from storage.upstream_sessions import name_sign_in, sign_in_of
 
 
 class DeviceGrantRow(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class DeviceGrantStore:
         """Begin one; False where another one has the same user code."""
         return bool(
             txn.execute(
-                f"INSERT INTO oauth_device_grants ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
                 (
                     grant.code_hash,
@@ -57,6 +58,7 @@ class DeviceGrantStore:
                     grant.user_id,
                     None if grant.allowed is None else int(grant.allowed),
                     grant.origin,
+                    sign_in_of(grant.origin),
                 ),
             )
         )
@@ -90,9 +92,9 @@ class DeviceGrantStore:
         """Somebody has decided; False where that is no longer open."""
         return bool(
             txn.execute(
-                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?"
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
-                (user_id, int(allowed), origin, user_code, now),
+                (user_id, int(allowed), origin, sign_in_of(origin), user_code, now),
             )
         )
 
@@ -103,6 +105,10 @@ class DeviceGrantStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End those that a user has decided about."""
         txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
+
+    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+        """End those that somebody has decided about who came by a sign-in at a provider."""
+        txn.execute("DELETE FROM oauth_device_grants WHERE sign_in = ?", (name_sign_in(provider, session),))
 
     def remove_old_grants(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
         """Forget up to `limit` that expired before; how many."""

@@ -25,6 +25,24 @@ class UpstreamSessionRow(msgspec.Struct, frozen=True):
 _COLUMNS = "user_id, device_id, provider, subject, session"
 
 
+class _Origin(msgspec.Struct, frozen=True):
+    provider: str
+    session: str | None = None
+
+
+def sign_in_of(origin: str | None) -> str | None:
+    """By what is found what a sign-in at a provider has given to begin with, of its JSON; None where the provider has no name for it."""
+    if origin is None:
+        return None
+    came = msgspec.json.decode(origin, type=_Origin)
+    return None if came.session is None else name_sign_in(came.provider, came.session)
+
+
+def name_sign_in(provider: str, session: str) -> str:
+    """As `sign_in_of`. Ids of providers have no spaces."""
+    return f"{provider} {session}"
+
+
 class UpstreamSessionStore:
     """The table of these devices."""
 

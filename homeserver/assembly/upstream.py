@@ -138,6 +138,7 @@ class UpstreamParts:
             database,
             accounts.upstream_sessions,
             accounts.browser_store,
+            (accounts.login_token_store, accounts.oauth_store, accounts.device_grant_store),
             self._links,
             accounts.sessions,
             oidc,

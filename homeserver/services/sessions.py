@@ -386,14 +386,10 @@ class Sessions:
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
         """Remove all by which a user could begin a session without proving who they are once more; `ip`: as in `remove_sessions`."""
-        self.remove_grants(txn, user_id)
-        for recorded in self._recorded_with_sessions:
-            recorded.remove_user(txn, user_id, ip)
-
-    def remove_grants(self, txn: WriteTransaction, user_id: str) -> None:
-        """Of `remove_ways_in`, what is good for minutes and for one session: browsers stay signed in."""
         for store in self._ends_with_sessions:
             store.remove_user(txn, user_id)
+        for recorded in self._recorded_with_sessions:
+            recorded.remove_user(txn, user_id, ip)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -398,6 +398,33 @@ def test_what_runs_ends_although_something_else_was_let_in(linked: TestServer, p
     assert not is_in(alice)
 
 
+def test_a_token_that_no_app_has_taken_yet_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    tokens = []
+    for sid in ("p", "q"):
+        browser = Browser(linked)
+        browser.open(provider.sign_in(leave(browser), **ALICE, sid=sid))
+        browser.send("/_mahalla/upstream/client")
+        tokens.append(parse_qs(urlsplit(browser.location).query)["loginToken"][0])
+    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    bodies = [{"type": "m.login.token", "token": token} for token in tokens]
+    assert [linked.post("/_matrix/client/v3/login", body).status for body in bodies] == [403, 200]
+
+
+def test_a_device_by_a_short_code_that_is_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    browser, answers = in_browser(linked, provider, sid="p"), []
+    for device_id in ("TV00000001", "TV00000002"):
+        tv = Program(linked, device_id=device_id)
+        asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
+        browser.open(f"/_mahalla/link?user_code={asked['user_code']}")
+        browser.send("/_mahalla/link", button="allow")
+        if device_id == "TV00000001":
+            assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+            browser = in_browser(linked, provider, sid="q")
+        grant = "urn:ietf:params:oauth:grant-type:device_code"
+        answers.append(tv.token(grant_type=grant, device_code=asked["device_code"]).status)
+    assert answers == [400, 200]
+
+
 def test_what_was_let_in_and_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
