@@ -122,3 +122,16 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
         assert program.form(endpoint).headers["access-control-allow-origin"] == "*"
     for path in ("/_matrix/client/v3/login/sso/redirect", "/_matrix/client/versions", "/_mahalla/confirm_number"):
         assert server.client.request("OPTIONS", path).headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_addresses_and_tokens_that_are_wrong(tmp_path: Path, sqlite_database: Database, code: str) -> None:
+    further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
+    browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
+    browser.open("/_mahalla/reset_password")
+    browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
+    assert says(browser, "This is no e-mail address. Look at it again.")
+    browser.open("/_mahalla/register?without_address=true")
+    given = {"name": "alice", "password": "wonderland", "password_again": "wonderland", "registration_token": "bogus"}
+    browser.send("/_mahalla/register", **given)
+    assert says(browser, "This registration token is not valid (any more).")
