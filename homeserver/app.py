@@ -159,6 +159,7 @@ class Server:
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
                 spool=self.media.contents.spool,
+                error_page=self.pages.error_pages.make,
             ),
         )
 
@@ -371,13 +372,7 @@ def build(
         encryption.cross_signing,
         encryption.dehydrated_devices,
         encryption.to_device,
-        exploring.hierarchy,
-        exploring.spaces,
-        exploring.mutual_rooms,
-        exploring.previews,
-        exploring.reports,
-        exploring.kept_reports,
-        exploring.times,
+        *exploring.services,
         finding.directory,
         finding.messages,
         federated_rooms.handshakes,

@@ -81,6 +81,12 @@ class BrowserSessionStore:
         sql = "SELECT user_id, origin FROM browser_sessions WHERE session >= ? AND session < ?"
         return [(row[0], row[1]) for row in txn.query(sql, (beginning, end_of_beginning(beginning)))]
 
+    def get_browsers_of_session(self, txn: Transaction, session: str) -> list[tuple[bytes, str, str]]:
+        """Those that came by a sign-in of this name (`session` of their `origin`), of whichever provider: hash of the cookie, user,
+        `origin`."""
+        sql = "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session = ?"
+        return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (session,))]
+
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
         """End all of a user's; how many there were."""
         return txn.execute("DELETE FROM browser_sessions WHERE user_id = ?", (user_id,))

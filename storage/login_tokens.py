@@ -4,6 +4,7 @@ import msgspec
 
 from storage.database import Database
 from storage.transaction import WriteTransaction
+from storage.upstream_sessions import name_sign_in, sign_in_of
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
@@ -24,8 +25,8 @@ class LoginTokenStore:
         self, txn: WriteTransaction, token_hash: bytes, user_id: str, expires_ts: int, origin: str | None = None
     ) -> None:
         """Make one. `expires_ts`: milliseconds since 1970."""
-        sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin) VALUES (?, ?, ?, ?)"
-        txn.execute(sql, (token_hash, user_id, expires_ts, origin))
+        sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in) VALUES (?, ?, ?, ?, ?)"
+        txn.execute(sql, (token_hash, user_id, expires_ts, origin, sign_in_of(origin)))
 
     async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
         """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""
@@ -45,6 +46,10 @@ class LoginTokenStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End those of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
+
+    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+        """End those of a sign-in at a provider."""
+        txn.execute("DELETE FROM login_tokens WHERE sign_in = ?", (name_sign_in(provider, session),))
 
     async def remove_old(self, now: int, limit: int) -> int:
         """Remove up to `limit` that have expired; how many."""

@@ -9,6 +9,7 @@ import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
+from storage.upstream_sessions import name_sign_in, sign_in_of
 
 
 class OAuthClientRow(msgspec.Struct, frozen=True):
@@ -33,6 +34,8 @@ class OAuthCodeRow(msgspec.Struct, frozen=True):
     challenge: str
     expires_ts: int
     used_for: bytes | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who let the program in, if any."""
 
 
 class OAuthSessionRow(msgspec.Struct, frozen=True):
@@ -45,7 +48,7 @@ class OAuthSessionRow(msgspec.Struct, frozen=True):
     family_hash: bytes
 
 
-_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for"
+_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for, origin"
 _SESSION = "user_id, device_id, client_id, scope, family_hash"
 _NOT_IN_USE = (
     "NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
@@ -117,7 +120,7 @@ class OAuthStore:
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
         """Give one out."""
         txn.execute(
-            f"INSERT INTO oauth_codes ({_CODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO oauth_codes ({_CODE}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 code.code_hash,
                 code.user_id,
@@ -128,6 +131,8 @@ class OAuthStore:
                 code.challenge,
                 code.expires_ts,
                 code.used_for,
+                code.origin,
+                sign_in_of(code.origin),
             ),
         )
 
@@ -151,6 +156,10 @@ class OAuthStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End the codes of a user."""
         txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
+
+    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+        """End the codes of a sign-in at a provider."""
+        txn.execute("DELETE FROM oauth_codes WHERE sign_in = ?", (name_sign_in(provider, session),))
 
     # Sessions.
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
+from storage.upstream_sessions import name_sign_in, sign_in_of
 
 
 class DeviceGrantRow(msgspec.Struct, frozen=True):
@@ -24,9 +25,13 @@ class DeviceGrantRow(msgspec.Struct, frozen=True):
     asked_ts: int = 0
     user_id: str | None = None
     allowed: bool | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who decided, if any."""
 
 
-_COLUMNS = "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed"
+_COLUMNS = (
+    "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed, origin"
+)
 
 
 class DeviceGrantStore:
@@ -39,7 +44,7 @@ class DeviceGrantStore:
         """Begin one; False where another one has the same user code."""
         return bool(
             txn.execute(
-                f"INSERT INTO oauth_device_grants ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
                 (
                     grant.code_hash,
@@ -52,6 +57,8 @@ class DeviceGrantStore:
                     grant.asked_ts,
                     grant.user_id,
                     None if grant.allowed is None else int(grant.allowed),
+                    grant.origin,
+                    sign_in_of(grant.origin),
                 ),
             )
         )
@@ -79,13 +86,15 @@ class DeviceGrantStore:
             (asked_ts, interval_ms, code_hash),
         )
 
-    def set_decided(self, txn: WriteTransaction, user_code: str, user_id: str, now: int, *, allowed: bool) -> bool:
+    def set_decided(
+        self, txn: WriteTransaction, user_code: str, user_id: str, now: int, origin: str | None = None, *, allowed: bool
+    ) -> bool:
         """Somebody has decided; False where that is no longer open."""
         return bool(
             txn.execute(
-                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?"
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
-                (user_id, int(allowed), user_code, now),
+                (user_id, int(allowed), origin, sign_in_of(origin), user_code, now),
             )
         )
 
@@ -96,6 +105,10 @@ class DeviceGrantStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End those that a user has decided about."""
         txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
+
+    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+        """End those that somebody has decided about who came by a sign-in at a provider."""
+        txn.execute("DELETE FROM oauth_device_grants WHERE sign_in = ?", (name_sign_in(provider, session),))
 
     def remove_old_grants(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
         """Forget up to `limit` that expired before; how many."""

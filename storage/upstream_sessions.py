@@ -20,11 +20,27 @@ class UpstreamSessionRow(msgspec.Struct, frozen=True):
     provider: str
     subject: str
     session: str | None
-    awaited: bool = False
-    """The device was allowed in by somebody who had signed in so in a browser, and has not begun its session yet."""
 
 
-_COLUMNS = "user_id, device_id, provider, subject, session, awaited"
+_COLUMNS = "user_id, device_id, provider, subject, session"
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    provider: str
+    session: str | None = None
+
+
+def sign_in_of(origin: str | None) -> str | None:
+    """By what is found what a sign-in at a provider has given to begin with, of its JSON; None where the provider has no name for it."""
+    if origin is None:
+        return None
+    came = msgspec.json.decode(origin, type=_Origin)
+    return None if came.session is None else name_sign_in(came.provider, came.session)
+
+
+def name_sign_in(provider: str, session: str) -> str:
+    """As `sign_in_of`. Ids of providers have no spaces."""
+    return f"{provider} {session}"
 
 
 class UpstreamSessionStore:
@@ -36,8 +52,8 @@ class UpstreamSessionStore:
     def set_upstream_session(self, txn: WriteTransaction, row: UpstreamSessionRow) -> None:
         """Note with what a device was signed in; what was noted of it before is forgotten."""
         self.remove_devices(txn, row.user_id, [row.device_id])
-        values = (row.user_id, row.device_id, row.provider, row.subject, row.session, int(row.awaited))
-        txn.execute(f"INSERT INTO upstream_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+        values = (row.user_id, row.device_id, row.provider, row.subject, row.session)
+        txn.execute(f"INSERT INTO upstream_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", values)
 
     def get_upstream_sessions(
         self, txn: Transaction, provider: str, subject: str | None, session: str | None
@@ -50,23 +66,12 @@ class UpstreamSessionStore:
                 conditions.append(f"{column} = ?")
                 args.append(value)
         sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE {' AND '.join(conditions)}"
-        return [
-            UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in txn.query(sql, args)
-        ]
+        return [UpstreamSessionRow(*row) for row in txn.query(sql, args)]
 
     def get_sessions_beginning(self, txn: Transaction, provider: str, beginning: str) -> list[UpstreamSessionRow]:
         """The devices of sign-ins whose names begin so; a beginning has letters, digits and dots."""
         sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE provider = ? AND session >= ? AND session < ?"
-        return [
-            UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
-            for row in txn.query(sql, (provider, beginning, end_of_beginning(beginning)))
-        ]
-
-    def begin_session(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
-        """A device is signed in anew: what it was signed in with before no longer counts, what was awaited does."""
-        where = "WHERE user_id = ? AND device_id = ?"
-        txn.execute(f"DELETE FROM upstream_sessions {where} AND awaited = 0", (user_id, device_id))
-        txn.execute(f"UPDATE upstream_sessions SET awaited = 0 {where}", (user_id, device_id))
+        return [UpstreamSessionRow(*row) for row in txn.query(sql, (provider, beginning, end_of_beginning(beginning)))]
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Forget these devices."""

@@ -186,9 +186,10 @@ class CannotThumbnail(MatrixError):
 
 
 class ConcurrentWrite(MatrixError):
-    """Somebody else has written first. spec: MSC4388"""
+    """Somebody else has written first; `M_CONCURRENT_WRITE` once the specification has it. spec: MSC4388 #unstable-prefix"""
 
-    errcode, status, default_text = "M_CONCURRENT_WRITE", 409, "It was changed in the meantime; read it again"
+    errcode, status = "IO_ELEMENT_MSC4388_CONCURRENT_WRITE", 409
+    default_text = "It was changed in the meantime; read it again"
 
 
 class UserInUse(MatrixError):

@@ -160,8 +160,7 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store, program_store, self.confirmation_store],
-            upstream=self.upstream_sessions,
+            kept_by_session=[self.oauth_store, program_store, self.confirmation_store, self.upstream_sessions],
         )
         self.renewals = Renewals(
             clock,

@@ -1,5 +1,7 @@
 """Puts together what people look around with: summaries of rooms, spaces, events by time, rooms in common, reports."""
 
+from collections.abc import Sequence
+
 from federation.identity import ServerIdentity
 from federation.rooms.by_time import RemoteTimes
 from federation.rooms.previews import Previews
@@ -21,7 +23,7 @@ from storage.timelines import TimelineStore
 
 
 class ExploringParts:
-    """What is public is for the router, `spaces` for the endpoints of other servers."""
+    """`services` are for the router, `spaces` also for the endpoints of other servers."""
 
     def __init__(
         self,
@@ -41,5 +43,12 @@ class ExploringParts:
         self.times = EventsByTime(rooms.reading, TimelineStore(database), remote_times)
         self.mutual_rooms = MutualRooms(membership_store, rooms.room_store)
         report_store = ReportStore(database)
-        self.reports = Reports(report_store, rooms.reading, accounts.store, identity, rooms.now_ms)
-        self.kept_reports = KeptReports(report_store, rooms.events)
+        self.services: Sequence[object] = (
+            self.hierarchy,
+            self.spaces,
+            self.mutual_rooms,
+            self.previews,
+            Reports(report_store, rooms.reading, accounts.store, identity, rooms.now_ms),
+            KeptReports(report_store, rooms.events),
+            self.times,
+        )

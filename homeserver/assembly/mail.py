@@ -53,7 +53,7 @@ class MailParts:
                 clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
             )
         self.text_message_metrics = TextMessageMetrics(registry)
-        allowed = config.mail.allowed_local_3pids
+        allowed, next_hosts = config.mail.allowed_local_3pids, config.mail.next_link_domain_whitelist
         secret_text = SecretText(random)
 
         def now_ms() -> int:
@@ -74,6 +74,7 @@ class MailParts:
                 EMAIL: email.validation_token_lifetime,
                 MSISDN: config.text_messages.sms_gateway.code_lifetime,
             },
+            next_hosts=None if next_hosts is None else frozenset(host.lower() for host in next_hosts),
         )
         self.validation = EmailValidation(
             now_ms,

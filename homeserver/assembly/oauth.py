@@ -14,6 +14,7 @@ from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import OAuthMetadata
 from homeserver.services.oauth.tokens import OAuthTokens
 from homeserver.services.rendezvous import Rendezvous
+from homeserver.services.upstream.devices import UpstreamDevices
 from storage.database import Database
 from storage.rendezvous import RendezvousStore
 
@@ -52,6 +53,8 @@ class OAuthParts:
             accounts.sessions,
             accounts.secret_text,
             self.clients,
+            UpstreamDevices(accounts.upstream_sessions),
+            limiter,
             trusted=config.sessions.oauth.trusted_services,
             issuer=self.metadata.issuer,
             validity=accounts.validity,

@@ -91,7 +91,14 @@ class UpstreamParts:
             validity=accounts.validity,
         )
         oidc = tuple(
-            OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
+            OIDC(
+                clock,
+                documents,
+                accounts.secret_text.browser_token,
+                provider,
+                base_url,
+                others=[other for other in upstream.oidc_providers if other is not provider],
+            )
             for provider in upstream.oidc_providers
         )
         cas = CASProvider(clock, documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
@@ -126,7 +133,16 @@ class UpstreamParts:
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
-        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
+        self.sign_out = UpstreamSignOut(
+            clock,
+            database,
+            accounts.upstream_sessions,
+            accounts.browser_store,
+            (accounts.login_token_store, accounts.oauth_store, accounts.device_grant_store),
+            self._links,
+            accounts.sessions,
+            oidc,
+        )
         self.jwt_sign_in = JWTSignIn(
             clock,
             accounts.store,

@@ -20,12 +20,12 @@ from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.threepid_validation import PASSWORD_RESET
 from homeserver.services.upstream.buttons import UpstreamButtons
-from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
 from homeserver.web.application_passwords import ApplicationPasswordsPage
 from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.auth_fallback import AuthFallbackPages
 from homeserver.web.authorize import ConsentPage
+from homeserver.web.error_pages import ErrorPages
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
 from homeserver.web.link import LinkPage
@@ -63,6 +63,7 @@ class WebParts:
         self.pages = Pages(
             mail.languages, config.server_name, mail.branding, shortest_password=accounts.passwords.shortest
         )
+        self.error_pages = ErrorPages(self.pages)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(
             clock, database, accounts.browser_store, accounts.secret_text, self.cookies, validity=accounts.validity
@@ -80,7 +81,6 @@ class WebParts:
         )
         if user_consent.policies and user_consent.block_events_error is not None:
             accounts.access_tokens.ask_for_consent(self.consents)
-        devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
             self.pages,
@@ -163,7 +163,6 @@ class WebParts:
                 self.sessions,
                 oauth.authorization,
                 oauth.metadata,
-                devices,
                 self.consents,
                 accounts.registration,
             ),
@@ -206,9 +205,7 @@ class WebParts:
                 accounts.secret_text,
                 base_url=base_url,
             ),
-            LinkPage(
-                self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices, self.consents
-            ),
+            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, self.consents),
         )
         """For the router."""
 

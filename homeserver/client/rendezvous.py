@@ -118,7 +118,9 @@ async def put_older_rendezvous(
         row = await rendezvous.do_write(rendezvous_id, seen[1:-1], body)
     except ConcurrentWrite as error:
         headers = {**_older_headers(await rendezvous.get(rendezvous_id)), "Content-Type": "application/json"}
-        return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(error.body()))
+        # spec: MSC4108 (2024) #unstable-prefix: a code that is new stands beside one that is known
+        told = {"errcode": "M_UNKNOWN", "org.matrix.msc4108.errcode": "M_CONCURRENT_WRITE", "error": error.text}
+        return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(told))
     return Response(HTTPStatus.ACCEPTED, _older_headers(row))
 
 

@@ -98,6 +98,12 @@ class Mail:
     enable_3pid_changes: bool = option(
         True, "Whether people may add and remove their own addresses and telephone numbers."
     )
+    next_link_domain_whitelist: tuple[str, ...] | None = option(
+        None,
+        "The only hosts that people are led on to (`next_link`, which whoever asks for a letter may choose) when they have confirmed an "
+        "address; `[]`: none; `null`: any, which the page names before they go.",
+        example="[element.example.org]",
+    )
     request_token_inhibit_3pid_errors: bool = option(
         False,
         "Whether nobody is told if an address or a telephone number belongs to an account, but by a message to it.",

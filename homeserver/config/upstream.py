@@ -139,7 +139,11 @@ class OIDCProvider:
         "provider that never says so: then whoever has a browser that is signed in there confirms what they like without being asked.",
     )
     redirect_uri: str | None = option(
-        None, "Where people come back to, when not `PUBLIC_BASEURL/_synapse/client/oidc/callback`.", check=_check_url
+        None,
+        "Where people come back to. Of itself `PUBLIC_BASEURL/_synapse/client/oidc/callback` where there is one provider, and "
+        "`PUBLIC_BASEURL/_synapse/client/oidc/callback/oidc-IDP_ID` for each where there are several. Providers that share one must "
+        "say who they are in their answers (`iss`).",
+        check=_check_url,
     )
     additional_authorization_parameters: Mapping[str, str] = option(
         {}, "Further parameters of the address where people sign in.", example='{"acr_values": "2fa"}'

@@ -6,8 +6,7 @@ made.
 """
 
 from collections.abc import Mapping
-from http import HTTPStatus
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -41,21 +40,29 @@ class MemorySource:
         self._data = b""
 
 
-OTHER_SERVER_FAILED: Final = Response(
-    HTTPStatus.BAD_GATEWAY,
-    {},
-    {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"},
-)
-DATABASE_AWAY: Final = Response(
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    {"Retry-After": "1"},
-    {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"},
-)
-GIVEN_UP: Final = Response(
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    {},
-    {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"},
-)
+class OtherServerFailed(MatrixError):
+    status, default_text = 502, "Another server could not be asked, or answered wrongly"
+
+
+class DatabaseAway(MatrixError):
+    status, default_text = 503, "The server's database cannot be reached now; try again"
+
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+class GivenUp(MatrixError):
+    status, default_text = 503, "The server gave up on this request; try again"
+
+
+class Bug(MatrixError):
+    """Something went wrong that nobody expected."""
+
+    status = 500
+
+    def __init__(self, request_id: str) -> None:
+        text = f"Internal server error; the administrator finds it in the log as {request_id}"
+        super().__init__(text, request_id=request_id)
+
 
 _encoder = msgspec.json.Encoder()
 

@@ -5,8 +5,11 @@ from tempfile import SpooledTemporaryFile
 
 import msgspec
 
+from federation.protocol.errors import MatrixError
 from homeserver.http.addresses import Networks, forwarded_address
+from homeserver.http.answers import Response, error_response
 from homeserver.http.channel import Head
+from homeserver.http.page_paths import is_looked_at
 from storage.media_spool import Spool
 
 
@@ -24,6 +27,15 @@ class SiteOptions(msgspec.Struct, frozen=True):
     max_header_bytes: int = 16384
     spool: Callable[[int], Spool] = SpooledTemporaryFile
     """Where long bodies wait, beyond so many bytes."""
+
+    error_page: Callable[[MatrixError, str], Response] | None = None
+    """Makes an error a page, for who says this in `Accept-Language`."""
+
+    def refuse(self, head: Head, path: bytes, error: MatrixError) -> Response:
+        """The answer that says no: a page where somebody looks at one, JSON else."""
+        if self.error_page is None or not is_looked_at(head, path):
+            return error_response(error)
+        return self.error_page(error, head.last.get(b"accept-language", b"").decode("latin-1"))
 
     def find_client_ip(self, head: Head, peer_address: str) -> str:
         """Whence a request comes: what a proxy says of it, where proxies are trusted."""

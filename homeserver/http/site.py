@@ -31,14 +31,14 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from homeserver.http.answers import (
-    DATABASE_AWAY,
-    GIVEN_UP,
-    OTHER_SERVER_FAILED,
+    Bug,
+    DatabaseAway,
     File,
+    GivenUp,
+    OtherServerFailed,
     Pieces,
     Response,
     encode_body,
-    error_response,
 )
 from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
@@ -47,6 +47,7 @@ from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
+from homeserver.http.page_paths import is_open
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
 from homeserver.http.wire import NO_BODY, DateLine, header_lines, status_line
@@ -170,7 +171,7 @@ class MatrixRequest:
         """The request is whole."""
         self._begin()
         if self._head_.method == "OPTIONS":
-            self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS, b"")
+            self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b"")
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
@@ -225,7 +226,7 @@ class MatrixRequest:
         except RemoteError as error:
             self._caller = info.caller
             self._site.log.info("another server failed: {error}", error=str(error))
-            self._respond(OTHER_SERVER_FAILED)
+            self._respond_error(OtherServerFailed())
         except DatabaseUnavailable as error:
             self._caller = info.caller
             self._site.log.error(
@@ -233,10 +234,10 @@ class MatrixRequest:
                 request_id=self._request_id,
                 error=str(error).strip(),
             )
-            self._respond(DATABASE_AWAY)
+            self._respond_error(DatabaseAway())
         except CancelledError:
             if not self._lost:
-                self._respond(GIVEN_UP)
+                self._respond_error(GivenUp())
         except Exception:
             self._caller = info.caller
             self._respond_bug()
@@ -290,22 +291,17 @@ class MatrixRequest:
 
     def _respond_bug(self) -> None:
         self._site.log.failure("request {request_id} failed", request_id=self._request_id)
-        body = {
-            "errcode": "M_UNKNOWN",
-            "error": f"Internal server error; the administrator finds it in the log as {self._request_id}",
-            "request_id": self._request_id,
-        }
-        self._respond(Response(HTTPStatus.INTERNAL_SERVER_ERROR, {}, body))
+        self._respond_error(Bug(self._request_id))
 
     def _respond_error(self, error: MatrixError) -> None:
-        response = error_response(error)
+        response = self._site.options.refuse(self._head_, self._path, error)
         if isinstance(error, MethodRefused):
-            response = Response(response.status, {"Allow": error.allow}, response.body)
+            response = Response(response.status, {**response.headers, "Allow": error.allow}, response.body)
         self._respond(response)
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
-        block, content_type = header_lines(response.headers, response.cookies)
+        block, content_type = header_lines(response.headers, response.cookies, is_open=is_open(self._path))
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
@@ -317,7 +313,7 @@ class MatrixRequest:
     async def _respond_file(self, response: Response, file: File) -> None:
         """Answer with a file, the part of it that is asked for, or the word that the client has it."""
         try:
-            block, _ = header_lines(response.headers)
+            block, _ = header_lines(response.headers, is_open=is_open(self._path))
             etag = f'"{file.etag}"'
             block += b"Accept-Ranges: bytes\r\nETag: %s\r\n" % etag.encode()
             status, part = response.status, Part(0, file.size)
@@ -350,7 +346,7 @@ class MatrixRequest:
             return
         if self._lost:
             return
-        block, _ = header_lines(response.headers)
+        block, _ = header_lines(response.headers, is_open=is_open(self._path))
         in_chunks = self._head_.takes_chunks
         if not in_chunks:
             self._channel.persistent = False

@@ -43,9 +43,10 @@ class DateLine:
         return self._line
 
 
-def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = ()) -> tuple[bytes, str]:
-    """The header lines of an answer, and its content type. Raises ValueError for a line break in a header."""
-    if not headers and not cookies:
+def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = (), *, is_open: bool = True) -> tuple[bytes, str]:
+    """The header lines of an answer, and its content type. `is_open`: scripts of other sites may read it. Raises ValueError for a
+    line break in a header."""
+    if is_open and not headers and not cookies:
         return JSON_HEADERS, JSON_TYPE
     content_type = JSON_TYPE
     caching = "no-store"
@@ -61,7 +62,7 @@ def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = ()) -> tup
             case _:
                 lines.append(f"{name}: {value}\r\n")
     head = f"Content-Type: {content_type}\r\nCache-Control: {caching}\r\n{''.join(lines)}"
-    return head.encode() + CORS_HEADERS, content_type
+    return (head.encode() + CORS_HEADERS if is_open else head.encode()), content_type
 
 
 def malformed() -> bytes:

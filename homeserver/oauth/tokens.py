@@ -76,5 +76,5 @@ async def post_introspect(
     """Whose a token is, for services that the operator trusts."""
     metadata.check_enabled()
     given = parse_parameters(body)
-    tokens.check_trusted(*parse_service(context, given))
+    tokens.check_trusted(*parse_service(context, given), context.client_ip)
     return await tokens.introspect(wanted(given, "token"))

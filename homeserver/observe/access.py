@@ -1,5 +1,6 @@
-"""The access log: a line for each request, and a louder one for a slow request. No token is ever in it."""
+"""The access log: a line for each request, and a louder one for a slow request. No secret is ever in it, and no address of a person."""
 
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from time import gmtime, strftime, time
@@ -10,7 +11,13 @@ import msgspec
 Write = Callable[[str], object]
 WriteSoon = Callable[[Callable[[], str]], object]
 
-_SECRET_WORDS: Final = ("token", "password", "secret", "sid", "code", "ticket", "signature", "session")
+_SECRET_WORDS: Final = (
+    *("token", "password", "secret", "sid", "code", "ticket", "signature", "session"),
+    *("address", "mail", "phone", "number"),
+)
+"""What lets somebody in, and by what people can be reached."""
+_SECRET_IN_PATH: Final = re.compile(r"(/rendezvous/|/registration_tokens/|/threepid/[^/]*/users/)[^/]+")
+"""Where a part of a path is such a thing."""
 
 
 class AccessRecord(msgspec.Struct, frozen=True, gc=False):
@@ -118,11 +125,13 @@ def _second(seconds: int) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI whose query hides the values of whatever may be a secret: of fields that are called so, or that have an address with
-    such a field in it (`next`)."""
+    """A URI which hides whatever may be a secret: parts of its path that are, and in its query the values of fields that are called so,
+    or that have an address with such a field in it (`next`)."""
     path, mark, query = uri.partition("?")
+    if "/rendezvous/" in path or "/registration_tokens/" in path or "/threepid/" in path:
+        path = _SECRET_IN_PATH.sub(r"\1…", path)
     if not _may_be_secret(query):
-        return uri  # as most
+        return path + mark + query  # as most
     return path + mark + "&".join(map(_without_secret, query.split("&")))
 
 

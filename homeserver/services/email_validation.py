@@ -20,6 +20,7 @@ from federation.protocol.errors import InvalidParam, ThreepidInUse, ThreepidMedi
 from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit import Happened, note
+from homeserver.services.foreign_links import shown_link
 from homeserver.services.languages import Language
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.secret_text import SecretText, hash_token
@@ -28,7 +29,6 @@ from homeserver.services.threepid_validation import (
     PASSWORD_RESET,
     ThreepidValidation,
     check_client_secret,
-    check_next_link,
 )
 from storage.database import Database
 from storage.threepids import ThreepidStore, ValidationRow
@@ -41,11 +41,15 @@ _ADDRESS: Final = re.compile(
 )
 
 
+class InvalidAddress(InvalidParam):
+    default_text = "This is not a valid e-mail address"
+
+
 def parse_email_address(text: str) -> str:
-    """An address as it is compared: in small letters. Raises `InvalidParam`. spec: appendices#e-mail-addresses"""
+    """An address as it is compared: in small letters. Raises `InvalidAddress`. spec: appendices#e-mail-addresses"""
     address = text.strip().lower()
     if len(address) > _LONGEST or not _ADDRESS.fullmatch(address) or ".." in address:
-        raise InvalidParam("This is not a valid e-mail address")
+        raise InvalidAddress
     return address
 
 
@@ -103,7 +107,7 @@ class EmailValidation:
             raise ThreepidMediumNotSupported("This server sends no e-mail")
         address = parse_email_address(email)
         check_client_secret(client_secret)
-        check_next_link(next_link)
+        self._validations.check_next_link(next_link)
         self._limiter.check(Limit.THREEPID, address_key(ip))
         self._limiter.check(Limit.THREEPID, address)
         if purpose != PASSWORD_RESET:
@@ -142,6 +146,13 @@ class EmailValidation:
         if row is None or row.token_hash != hash_token(token) or self._validations.is_old(row):
             return None
         return row
+
+    def next_of(self, row: ValidationRow) -> tuple[str, str] | None:
+        """Where people go on to afterwards, and what that is called; None where they go nowhere. The rules of now count, not those of
+        when the letter was asked for."""
+        if row.next_link is None or not self._validations.may_lead_to(row.next_link):
+            return None
+        return row.next_link, shown_link(row.next_link)
 
     async def do_confirm(self, sid: str, token: str) -> ValidationRow | None:
         """The address is theirs who hold the letter. The validation; None as for `get_pending`."""

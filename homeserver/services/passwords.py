@@ -78,6 +78,10 @@ class _TooManyAtOnce(LimitExceeded):
         super().__init__("Too many people are signing in at this moment", retry_after_ms=2000)
 
 
+class PasswordLength(InvalidParam):
+    default_text = f"A password has 1 to {LONGEST_PASSWORD} characters"
+
+
 class PasswordTooShort(WeakPassword):
     """It has fewer characters than the policy wants."""
 
@@ -98,7 +102,7 @@ class PasswordPolicy(msgspec.Struct, frozen=True):
     def check(self, password: str) -> None:
         """Raises `WeakPassword`, saying what is missing, or `InvalidParam` for one that nobody can type."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
-            raise InvalidParam(f"A password has 1 to {LONGEST_PASSWORD} characters")
+            raise PasswordLength
         if len(password) < self.minimum_length:
             raise PasswordTooShort(self.minimum_length)
         wanted = (

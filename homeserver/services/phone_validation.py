@@ -43,7 +43,6 @@ from homeserver.services.threepid_validation import (
     PASSWORD_RESET,
     ThreepidValidation,
     check_client_secret,
-    check_next_link,
 )
 from storage.database import Database
 from storage.text_messages import TextMessageStore
@@ -197,7 +196,7 @@ class PhoneValidation:
             raise InvalidNumber
         address = digits_of(parsed)
         check_client_secret(client_secret)
-        check_next_link(next_link)
+        self._validations.check_next_link(next_link)
         self._limiter.check(Limit.TEXT_MESSAGES_ADDRESS, address_key(ip))
         self._limiter.check(Limit.TEXT_MESSAGES_NUMBER, address)
         if purpose != PASSWORD_RESET:

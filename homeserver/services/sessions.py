@@ -32,7 +32,6 @@ from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
 from storage.transaction import Transaction, WriteTransaction
-from storage.upstream_sessions import UpstreamSessionStore
 
 
 class Lifetimes(msgspec.Struct, frozen=True):
@@ -124,12 +123,10 @@ class Sessions:
         recorded_with_all_sessions: Sequence[RecordedWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
-        upstream: UpstreamSessionStore | None = None,
     ) -> None:
         """`ends_with_sessions`, `recorded_with_sessions`: goes when all sessions of a user do, and when the account is locked;
         `recorded_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
-        `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
-        providers devices were signed in."""
+        `kept_by_session`: also when somebody signs in anew on the device."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -140,8 +137,7 @@ class Sessions:
         self._recorded_with_sessions = tuple(recorded_with_sessions)
         self._recorded_with_all_sessions = tuple(recorded_with_all_sessions)
         self._lifetimes = lifetimes or Lifetimes()
-        self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
-        self._upstream = upstream
+        self._kept_by_device = tuple(kept_by_device)
         self._kept_by_session = tuple(kept_by_session)
 
     def prepare(
@@ -195,8 +191,6 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
-            if self._upstream is not None:
-                self._upstream.begin_session(txn, session.user_id, session.device_id)
             for store in self._kept_by_session:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)

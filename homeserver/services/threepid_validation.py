@@ -8,13 +8,14 @@ spec: client-server-api#adding-account-administrative-contact-information
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidParam, ThreepidAuthFailed, ThreepidDenied
+from homeserver.services.foreign_links import read_web_link
 from homeserver.services.secret_text import SecretText, hash_secret
 from storage.database import Database
 from storage.threepids import ThreepidStore, ValidationRow
@@ -26,6 +27,7 @@ MSISDN: Final = "msisdn"
 REGISTER: Final = "register"
 ADD: Final = "add"
 PASSWORD_RESET: Final = "password"
+LONGEST_NEXT_LINK: Final = 2000
 _CLIENT_SECRET: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
 
 
@@ -44,12 +46,6 @@ def check_client_secret(client_secret: str) -> None:
         raise InvalidParam("client_secret has 1 to 255 letters, digits and .=_-")
 
 
-def check_next_link(next_link: str | None) -> None:
-    """Raises `InvalidParam`."""
-    if next_link is not None and (len(next_link) > 2000 or not next_link.startswith(("http://", "https://"))):
-        raise InvalidParam("next_link must be an address of the web")
-
-
 class ThreepidValidation:
     """Keeps what is under way, and says what was confirmed."""
 
@@ -62,15 +58,28 @@ class ThreepidValidation:
         *,
         allowed: Mapping[str, Sequence[re.Pattern[str]]] | None,
         lifetimes_ms: Mapping[str, int],
+        next_hosts: Collection[str] | None,
     ) -> None:
         """`allowed`: for each medium patterns, one of which an address must match; None: any will do.
-        `lifetimes_ms`: of a confirmation, for each medium that there is."""
+        `lifetimes_ms`: of a confirmation, for each medium that there is. `next_hosts`: where people may be led on to (`next_link`);
+        None: anywhere."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
         self._secret_text = secret_text
         self._allowed = allowed
         self._lifetimes_ms = lifetimes_ms
+        self._next_hosts = next_hosts
+
+    def check_next_link(self, next_link: str | None) -> None:
+        """Raises `InvalidParam` for an address that nobody is led on to."""
+        if next_link is not None and not self.may_lead_to(next_link):
+            raise InvalidParam("next_link must be an address of the web to which this server leads people")
+
+    def may_lead_to(self, next_link: str) -> bool:
+        """Whether people may be led on to this address."""
+        parts = read_web_link(next_link) if len(next_link) <= LONGEST_NEXT_LINK else None
+        return parts is not None and (self._next_hosts is None or parts.hostname in self._next_hosts)
 
     def begin(
         self,

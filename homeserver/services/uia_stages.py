@@ -32,6 +32,10 @@ THREEPID_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": 
 """For which operations an address or a number is a proof, and the purpose of the message then."""
 
 
+class WrongRegistrationToken(Forbidden):
+    default_text = "This registration token is not valid"
+
+
 class DummyStage:
     """Always succeeds. spec: client-server-api#dummy-auth"""
 
@@ -138,7 +142,7 @@ class RegistrationTokenStage:
 
     def add(self, txn: WriteTransaction, result: str) -> None:
         if not self._tokens.add_pending(txn, result, int(self._clock.seconds() * 1000)):
-            raise Forbidden("This registration token is not valid")
+            raise WrongRegistrationToken
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
         self._tokens.remove_pending(txn, result)

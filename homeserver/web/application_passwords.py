@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import InvalidParam, MatrixError, NotFound, Unrecognized, UserSuspended
+from federation.protocol.errors import MatrixError, NotFound, Unrecognized, UserSuspended
 from homeserver.http.answers import Response
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
@@ -21,7 +21,7 @@ from homeserver.web.account import PROGRAMS_PATH
 from homeserver.web.account_records import moment
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import explain
+from homeserver.web.refusals import NotOffered, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 DAY_MS: Final = 24 * 3600 * 1000
@@ -84,7 +84,7 @@ class ApplicationPasswordsPage:
             raise UserSuspended
         days = fields.get("days", "")
         if days not in ("", *map(str, DAYS)):
-            raise InvalidParam("days is none of those to choose from")
+            raise NotOffered("days is none of those to choose from")
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         name = fields.get("name", "").strip()
         lifetime_ms = int(days) * DAY_MS if days else None

@@ -11,15 +11,16 @@ from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
 from homeserver.services.eras import ProofEnded
+from homeserver.services.foreign_links import shown_link
 from homeserver.services.languages import Language
 from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
 from homeserver.services.registration import Registration
-from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import explain
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 from homeserver.web.terms import lead_to_terms
@@ -37,7 +38,6 @@ class ConsentPage:
         sessions: BrowserSessions,
         authorization: Authorization,
         metadata: OAuthMetadata,
-        upstream: UpstreamDevices,
         consents: Consents,
         registration: Registration,
     ) -> None:
@@ -47,7 +47,6 @@ class ConsentPage:
         self._sessions = sessions
         self._authorization = authorization
         self._metadata = metadata
-        self._upstream = upstream
         self._consents = consents
 
     async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
@@ -59,7 +58,7 @@ class ConsentPage:
             _check_once(context)
             request = await self._authorization.check(given)
         except Refused as error:
-            return see_other(self._authorization.refuse(error))
+            return await self._refuse(context, language, error)
         except OAuthError as error:
             return self._wrong(context, language, error)
         session = await self._sessions.get(context)
@@ -73,9 +72,10 @@ class ConsentPage:
         if terms is not None and decision != "deny":
             return terms
         if decision == "allow":
-            await self._upstream.note(session, request.scope.device_id)
             try:
-                where = await self._authorization.do_allow(request, session.user_id, context.client_ip, session.era)
+                where = await self._authorization.do_allow(
+                    request, session.user_id, context.client_ip, session.era, session.origin
+                )
             except (ProofEnded, UserLocked, UserDeactivated):
                 where = sign_in_link(here)
             return see_other(where)
@@ -102,18 +102,35 @@ class ConsentPage:
             "user_id": session.user_id,
             "client": request.client,
             "device_id": request.scope.device_id,
-            "target": urlsplit(target).hostname or target.partition(":")[0],
+            "target": shown_link(target),
         }
         return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
 
-    def _wrong(self, context: RequestContext, language: Language, error: OAuthError) -> Response:
+    async def _refuse(self, context: RequestContext, language: Language, error: Refused) -> Response:
+        """Back to the app with an error: at once for who is signed in with it, by a link that names where it leads for others, since
+        anybody may register an app and so have this server lead people wherever they like."""
+        where = self._authorization.refuse(error)
+        session = await self._sessions.get(context)
+        if session is not None and await self._authorization.is_used(error.returning.client_id, session.user_id):
+            return see_other(where)
+        _ = language.gettext
+        return self._wrong(
+            context,
+            language,
+            error,
+            (_("Go on to %(host)s") % {"host": shown_link(error.returning.redirect_uri)}, where),
+        )
+
+    def _wrong(
+        self, context: RequestContext, language: Language, error: OAuthError, link: tuple[str, str] | None = None
+    ) -> Response:
+        """`link`: as `Pages.message`."""
         _ = language.gettext
         texts = [
-            _("The app has asked in a way that this server cannot answer. Go back to the app and begin again there.")
+            explain(error, language),
+            _("For the people who make the app: %(text)s") % {"text": f"{error.error}: {error.text}"},
         ]
-        return self._pages.message(
-            context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST
-        )
+        return self._pages.message(context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link)
 
 
 def _check_once(context: RequestContext) -> None:

@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
@@ -20,8 +20,10 @@ async def get_confirm_email(
     """What it is about, and the button."""
     row = await validation.get_pending(sid, token)
     if row is None:
-        return _page(pages, context, None, "old", HTTPStatus.BAD_REQUEST)
-    return _page(pages, context, row, "done" if row.validated_ts is not None else "ask", sid=sid, token=token)
+        return _page(pages, validation, context, None, "old", HTTPStatus.BAD_REQUEST)
+    return _page(
+        pages, validation, context, row, "done" if row.validated_ts is not None else "ask", sid=sid, token=token
+    )
 
 
 @endpoint("POST", CONFIRM_PATH, auth=Auth.NONE, max_body=4096)
@@ -32,12 +34,13 @@ async def post_confirm_email(
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
     row = await validation.do_confirm(fields.get("sid", [""])[0], fields.get("token", [""])[0])
     if row is None:
-        return _page(pages, context, None, "old", HTTPStatus.BAD_REQUEST)
-    return _page(pages, context, row, "done")
+        return _page(pages, validation, context, None, "old", HTTPStatus.BAD_REQUEST)
+    return _page(pages, validation, context, row, "done")
 
 
 def _page(
     pages: Pages,
+    validation: EmailValidation,
     context: RequestContext,
     row: ValidationRow | None,
     state: str,
@@ -46,13 +49,13 @@ def _page(
     sid: str = "",
     token: str = "",
 ) -> Response:
-    next_link = row.next_link if row is not None else None
+    next_link, next_host = (None if row is None else validation.next_of(row)) or ("", "")
     fields: dict[str, object] = {
         "state": state,
         "address": "" if row is None else row.address,
         "purpose": "" if row is None else row.purpose,
         "next_link": next_link,
-        "next_host": "" if next_link is None else urlsplit(next_link).hostname or "",
+        "next_host": next_host,
         "path": CONFIRM_PATH,
         "sid": sid,
         "token": token,

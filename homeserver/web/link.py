@@ -11,7 +11,6 @@ from homeserver.services.consents import Consents
 from homeserver.services.eras import ProofEnded
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
-from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -29,7 +28,6 @@ class LinkPage:
         sessions: BrowserSessions,
         grants: DeviceGrants,
         metadata: OAuthMetadata,
-        upstream: UpstreamDevices,
         consents: Consents,
     ) -> None:
         self._pages = pages
@@ -37,7 +35,6 @@ class LinkPage:
         self._sessions = sessions
         self._grants = grants
         self._metadata = metadata
-        self._upstream = upstream
         self._consents = consents
 
     async def answer(self, context: RequestContext, user_code: str, decision: str | None) -> Response:
@@ -67,11 +64,9 @@ class LinkPage:
             details = {"state": "confirm", "client": client, "device_id": grant.device_id}
             return self._page(context, session, {**fields, **details, "user_code": grant.user_code})
         allowed = decision == "allow"
-        if allowed:
-            await self._upstream.note(session, grant.device_id)
         try:
             await self._grants.do_decide(
-                grant, client, session.user_id, context.client_ip, session.era, allowed=allowed
+                grant, client, session.user_id, context.client_ip, session.era, session.origin, allowed=allowed
             )
         except (ProofEnded, UserLocked, UserDeactivated):
             return see_other(sign_in_link(here))

@@ -1,10 +1,13 @@
 """What people are told on a page where a program would get an error: what is wrong, and what they can do."""
 
+from http import HTTPStatus
+
 from federation.protocol.errors import (
     CaptchaInvalid,
     CaptchaNeeded,
     Exclusive,
     ExpiredAccount,
+    InvalidParam,
     InvalidUsername,
     LimitExceeded,
     MatrixError,
@@ -14,6 +17,7 @@ from federation.protocol.errors import (
     ThreepidDenied,
     ThreepidInUse,
     TokenIncorrect,
+    Unrecognized,
     UserAwaitingApproval,
     UserDeactivated,
     UserInUse,
@@ -21,19 +25,27 @@ from federation.protocol.errors import (
     UserSuspended,
     WeakPassword,
 )
+from homeserver.http.answers import Bug
 from homeserver.services.application_passwords import NameTaken, TooMany
 from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.captcha import CaptchaUnavailable
-from homeserver.services.languages import Language
+from homeserver.services.email_validation import InvalidAddress
+from homeserver.services.languages import ENGLISH, Language
+from homeserver.services.oauth.errors import InvalidClient, OAuthError, WrongRedirect
 from homeserver.services.own_account import WrongProof
-from homeserver.services.passwords import PasswordTooShort
+from homeserver.services.passwords import LONGEST_PASSWORD, PasswordLength, PasswordTooShort
 from homeserver.services.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.profiles import NameNotAllowed
 from homeserver.services.text_messages import MessageNotSent
+from homeserver.services.uia_stages import WrongRegistrationToken
 
 
 class NoSuchSession(NotFound):
     """A page was asked for a session that who is signed in does not have."""
+
+
+class NotOffered(InvalidParam):
+    """A form came with what its page does not offer."""
 
 
 class PasswordsDiffer(MatrixError):
@@ -41,7 +53,8 @@ class PasswordsDiffer(MatrixError):
 
 
 def explain(error: MatrixError, language: Language) -> str:
-    """A sentence or two in the reader's language; the text of the error itself for one that pages do not expect."""
+    """A sentence or two in the reader's language, for any error: of one that pages do not expect, the text of the error itself is for those
+    alone who read English."""
     _ = language.gettext
     match error:
         case WrongProof():
@@ -107,5 +120,29 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("This e-mail address may not be used here. Take that of your institution.")
         case ThreepidAuthFailed():
             return _("The address is not confirmed yet: open the link in the letter, and press the button there.")
+        case InvalidAddress():
+            return _("This is no e-mail address. Look at it again.")
+        case PasswordLength():
+            return _("A password has 1 to %(count)s characters.") % {"count": LONGEST_PASSWORD}
+        case WrongRegistrationToken():
+            return _("This registration token is not valid (any more).")
+        case NotOffered():
+            return _("Choose one of those that the page offers.")
+        case InvalidClient():
+            return _("This server does not know the app (any more). Go back to the app, and sign in anew there.")
+        case WrongRedirect():
+            return _("The app wants to be answered at an address that it has not registered here.")
+        case OAuthError():
+            return _(
+                "The app has asked in a way that this server cannot answer. Go back to the app and begin again there."
+            )
+        case Unrecognized() | NotFound():
+            return _("What you look for is not here (any more).")
+        case Bug():
+            return _(
+                "Something went wrong on this server. The people who run it find out what, if you tell them this number: %(id)s"
+            ) % {"id": error.fields["request_id"]}
+        case _ if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return _("This server cannot do that now. Try again later.")
         case _:
-            return error.text
+            return error.text if language.code == ENGLISH else _("Something that was given is not right.")

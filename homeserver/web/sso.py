@@ -18,6 +18,7 @@ from federation.protocol.errors import MatrixError
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import Consents
+from homeserver.services.foreign_links import shown_link
 from homeserver.services.login_tokens import Origin
 from homeserver.services.registration import Registration
 from homeserver.services.sign_in import SignIn
@@ -29,7 +30,7 @@ from homeserver.web.refusals import explain
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 from homeserver.web.terms import lead_to_terms
-from homeserver.web.upstream import UpstreamPages, shown_client
+from homeserver.web.upstream import UpstreamPages
 
 SSO_PATH: Final = "/_mahalla/sso"
 REGISTER: Final = "register"
@@ -82,7 +83,7 @@ class SSOPage:
             "here": here,
             "form_token": token.text,
             "user_id": session.user_id,
-            "client": shown_client(redirect_url),
+            "client": shown_link(redirect_url),
             "redirect_url": redirect_url,
         }
         leads_to = (f"{urlsplit(redirect_url).scheme}:",)
@@ -105,7 +106,7 @@ class SSOPage:
         if agreed:
             return see_other(where)
         _ = language.gettext
-        text = _("Go on to %(host)s.") % {"host": shown_client(redirect_url)}
+        text = _("Go on to %(host)s.") % {"host": shown_link(redirect_url)}
         return self._pages.lead_away(context, _("You are signed in"), text, (_("Go on"), where))
 
 

@@ -15,6 +15,7 @@ from federation.protocol.errors import Exclusive, Forbidden, MatrixError, NotFou
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.foreign_links import shown_link
 from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in import SignIn
@@ -115,7 +116,7 @@ class UpstreamPages:
                         "path": CLIENT_PATH,
                         "flow_id": flow_id,
                         "user_id": user_id,
-                        "client": shown_client(redirect_url),
+                        "client": shown_link(redirect_url),
                     },
                     leads_to=(f"{urlsplit(redirect_url).scheme}:",),
                 )
@@ -226,12 +227,6 @@ def _problem(error: MatrixError) -> str:
     if isinstance(error, UserInUse):
         return "taken"
     return "reserved" if isinstance(error, Exclusive) else "wrong"
-
-
-def shown_client(redirect_url: str) -> str:
-    """What people know a client by: its host, or the scheme under which an app has itself called."""
-    parts = urlsplit(redirect_url)
-    return parts.netloc if parts.scheme in ("http", "https") else f"{parts.scheme}:"
 
 
 @endpoint(

@@ -1,6 +1,7 @@
 """Where identity providers send people back to, and what providers ask and tell by themselves.
 
-The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over.
+The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over, but where it has several OpenID
+providers, each of which has a path of its own.
 """
 
 from http import HTTPStatus
@@ -40,13 +41,14 @@ class Askable(msgspec.Struct, frozen=True):
     cas: CASProvider | None
 
 
-@endpoint("GET", f"/{CALLBACK_PATH}", auth=Auth.NONE)
+@endpoint("GET", f"/{CALLBACK_PATH}/{{provider}}", f"/{CALLBACK_PATH}", auth=Auth.NONE)
 async def get_oidc_callback(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
     askable: Askable,
     context: RequestContext,
     *,
+    provider: str | None = None,
     state: str = "",
     code: str = "",
     error: str = "",
@@ -56,10 +58,10 @@ async def get_oidc_callback(
     browser = sign_in.find_browser(context)
     try:
         flow = await sign_in.take_back(state, browser)
-        provider = next((each for each in askable.oidc if each.info.provider_id == flow.provider), None)
-        if provider is None or browser is None:
+        asked = next((each for each in askable.oidc if each.info.provider_id == flow.provider), None)
+        if asked is None or browser is None:
             raise Refused(Reason.OLD)
-        identity = await provider.identify(flow, code, error, iss)
+        identity = await asked.identify(flow, provider, code, error, iss)
         return await pages.show(context, await sign_in.arrive(flow, identity, browser, context.languages))
     except Refused as refused:
         return await pages.refuse(context, refused)

@@ -136,7 +136,7 @@ class Browser:
         raise AssertionError(f"redirected again and again: {path}")
 
     def _request(self, method: str, path: str, body: bytes | None) -> None:
-        headers = {"Accept-Language": self.languages}
+        headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Accept-Language": self.languages}
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         if body is not None:

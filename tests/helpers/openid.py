@@ -90,12 +90,12 @@ class OpenIDProvider:
         that is asked for, as it must be."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert query["response_type"] == "code"
-        assert query["redirect_uri"] == "https://matrix.example.org" + CALLBACK
+        assert query["redirect_uri"].startswith("https://matrix.example.org" + CALLBACK)
         if "max_age" in query:
             claims = {"auth_time": self.now, **claims}
         code = f"code{len(self._codes)}"
         self._codes[code] = ({**claims, "nonce": query["nonce"]}, query)
-        return f"{CALLBACK}?{urlencode({'code': code, 'state': query['state']})}"
+        return f"{urlsplit(query['redirect_uri']).path}?{urlencode({'code': code, 'state': query['state']})}"
 
     async def request(
         self,

@@ -98,6 +98,17 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
         ("/sign_in?a=1&next=%2Faccount%3Fclient_secret%3Dx&b=2", "/sign_in?a=1&next=…&b=2"),
         ("/sign_in?next=/account?sid=1&b=2", "/sign_in?next=…&b=2"),
         ("/a?=token&b=1", "/a?=…&b=1"),
+        ("/_mahalla/reset_password?address=alice%40example.org&a=1", "/_mahalla/reset_password?address=…&a=1"),
+        ("/_mahalla/sign_in?next=/_mahalla/reset_password?address=a@b.org", "/_mahalla/sign_in?next=…"),
+        ("/x/unstable/io.element.msc4388/rendezvous/abc", "/x/unstable/io.element.msc4388/rendezvous/…"),
+        ("/x/unstable/org.matrix.msc4108/rendezvous/abc?a=1", "/x/unstable/org.matrix.msc4108/rendezvous/…?a=1"),
+        (
+            "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
+            "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
+        ),
+        ("/_synapse/admin/v1/registration_tokens/ABCD", "/_synapse/admin/v1/registration_tokens/…"),
+        ("/_synapse/admin/v1/threepid/email/users/a@b.org", "/_synapse/admin/v1/threepid/email/users/…"),
+        ("/_matrix/client/v3/rooms/!a:b/send/m.room.message/1", "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1"),
     ],
 )
 def test_secrets_of_a_query_are_hidden(uri: str, logged: str) -> None:

@@ -301,6 +301,8 @@ def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provide
         provider.claims(sid="p", events=event, aud="other"),
         {**provider.claims(sid="p", events=event), "iat": provider.now - 301},
         {**provider.claims(sid="p", events=event), "exp": provider.now - 61},
+        {**provider.claims(sid="p", events=event), "exp": float("nan")},
+        {**provider.claims(sid="p", events=event), "iat": float("nan")},
     )
     assert [tell(linked, provider.sign(claims)) for claims in wrong] == [400] * len(wrong)
     assert tell(linked, without_signature(provider.claims(sid="p", events=event))) == 400
@@ -347,6 +349,112 @@ def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: Open
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser is signed out as well
     assert [event for event, _ in told(linked)][-3:] == ["session_ended", "session_ended", "browser_signed_out"]
+
+
+def in_browser(linked: TestServer, provider: OpenIDProvider, **claims: str) -> Browser:
+    """Somebody signs in to the account page by the provider."""
+    browser = Browser(linked)
+    browser.open("/_mahalla/account")
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **{**ALICE, **claims}))
+    assert is_in_there(browser)
+    return browser
+
+
+def is_in_there(browser: Browser) -> bool:
+    browser.open("/_mahalla/account")
+    return browser.path == "/_mahalla/account"
+
+
+@pytest.mark.parametrize("who", [{}, {"sub": "1"}])
+def test_the_browser_of_a_session_ends_and_no_other(
+    linked: TestServer, provider: OpenIDProvider, who: dict[str, str]
+) -> None:
+    one, two = in_browser(linked, provider, sid="s1"), in_browser(linked, provider, sid="s2")
+    bob = in_browser(linked, provider, sub="2", preferred_username="bob", sid="s1")
+    assert tell(linked, provider.sign(provider.claims(sid="s1", sub="3", events={LOGOUT_EVENT: {}}))) == 200
+    assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (True, True, True)
+    assert tell(linked, provider.sign(provider.claims(sid="s1", **who, events={LOGOUT_EVENT: {}}))) == 200
+    assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (False, True, bool(who))
+    assert tell(linked, provider.sign(provider.claims(sub="1", events={LOGOUT_EVENT: {}}))) == 200
+    assert not is_in_there(two)
+
+
+def let_in(linked: TestServer, provider: OpenIDProvider, sid: str) -> tuple[Program, str]:
+    """The same device is let in by a browser of this session; the code for it."""
+    desk, browser = Program(linked, device_id="DESK000001"), Browser(linked)
+    browser.open(desk.request())
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE, sid=sid))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    return desk, returned(browser)["code"]
+
+
+def test_what_runs_ends_although_something_else_was_let_in(linked: TestServer, provider: OpenIDProvider) -> None:
+    desk, code = let_in(linked, provider, "p")
+    alice = desk.take(desk.exchange(code))
+    let_in(linked, provider, "q")  # and never begun
+    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    assert not is_in(alice)
+
+
+def test_a_token_that_no_app_has_taken_yet_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    tokens = []
+    for sid in ("p", "q"):
+        browser = Browser(linked)
+        browser.open(provider.sign_in(leave(browser), **ALICE, sid=sid))
+        browser.send("/_mahalla/upstream/client")
+        tokens.append(parse_qs(urlsplit(browser.location).query)["loginToken"][0])
+    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    bodies = [{"type": "m.login.token", "token": token} for token in tokens]
+    assert [linked.post("/_matrix/client/v3/login", body).status for body in bodies] == [403, 200]
+
+
+def test_a_device_by_a_short_code_that_is_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    browser, answers = in_browser(linked, provider, sid="p"), []
+    for device_id in ("TV00000001", "TV00000002"):
+        tv = Program(linked, device_id=device_id)
+        asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
+        browser.open(f"/_mahalla/link?user_code={asked['user_code']}")
+        browser.send("/_mahalla/link", button="allow")
+        if device_id == "TV00000001":
+            assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+            browser = in_browser(linked, provider, sid="q")
+        grant = "urn:ietf:params:oauth:grant-type:device_code"
+        answers.append(tv.token(grant_type=grant, device_code=asked["device_code"]).status)
+    assert answers == [400, 200]
+
+
+def test_what_was_let_in_and_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    desk, code = let_in(linked, provider, "p")
+    alice = desk.take(desk.exchange(code))
+    _, code = let_in(linked, provider, "q")
+    assert tell(linked, provider.sign(provider.claims(sid="q", events={LOGOUT_EVENT: {}}))) == 200
+    assert (is_in(alice), desk.exchange(code).status) == (True, 400)
+    _, code = let_in(linked, provider, "r")
+    alice = desk.take(desk.exchange(code))  # takes the place of what ran
+    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    assert is_in(alice)
+    assert tell(linked, provider.sign(provider.claims(sid="r", events={LOGOUT_EVENT: {}}))) == 200
+    assert not is_in(alice)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sub": "1", "sid": 5},
+        {"sub": "1", "sid": {"a": 1}},
+        {"sub": ["x"], "sid": "s"},
+        {"sub": {"a": 1}},
+        {"sub": "1", "sid": "\0"},
+        {"sub": "\0"},
+        {"sub": None, "sid": None},
+    ],
+)
+def test_a_logout_token_that_says_it_with_something_else(
+    linked: TestServer, provider: OpenIDProvider, said: dict[str, object]
+) -> None:
+    assert tell(linked, provider.sign(provider.claims(**said, events={LOGOUT_EVENT: {}}))) == 400
 
 
 def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provider: OpenIDProvider) -> None:

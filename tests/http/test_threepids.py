@@ -7,9 +7,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database
+from storage.threepids import ThreepidStore
 from tests.helpers.http import Answer
 from tests.helpers.kept import read_everything
 from tests.helpers.records import told
@@ -22,6 +24,14 @@ email: {smtp_host: mail.example.org, notif_from: "%(app)s <noreply@example.org>"
 rc_3pid_validation: *unlimited
 """
 SECRET = "client_secret.0"
+MISLEADING = (
+    "https://evil.example\\@good.example/",
+    "https://good.example@evil.example/",
+    "https:///evil.example/",
+    "https:evil.example",
+    "https://good.example\t.evil.example/",
+)
+"""Addresses of which one program reads another host than the next."""
 
 
 @pytest.fixture
@@ -219,6 +229,29 @@ def test_looking_at_the_page_confirms_nothing(server: TestServer) -> None:
     assert server.post(f"{V3}/register", wish).status == 200
 
 
+def test_hosts_that_people_may_be_led_on_to(tmp_path: Path, sqlite_database: Database) -> None:
+    further = "next_link_domain_whitelist: [app.example]\n"
+    server = TestServer(tmp_path, sqlite_database, MAIL + further)
+    body = {"client_secret": SECRET, "email": "alice@example.com", "send_attempt": 1}
+    for link in ("https://evil.example/", "https://app.example.evil.example/", "https://evil.example/app.example"):
+        answer = server.post(f"{V3}/register/email/requestToken", {**body, "next_link": link})
+        assert answer.errcode == "M_INVALID_PARAM"
+    request_token(server, "register", next_link="https://App.Example:8443/go")
+    assert "Go on to App.Example:8443" in press(server, link_in(server)).body.decode()
+
+
+def test_where_a_letter_of_before_leads(server: TestServer, database: Database) -> None:
+    """It was asked for when the address was taken."""
+    sid = request_token(server, "register", next_link="https://app.example/").json["sid"]
+    store = ThreepidStore(database)
+    row = server.run(store.get_validation(sid))
+    assert row is not None
+    server.run(database.write("t", store.set_validation, replace(row, next_link=MISLEADING[0])))
+    done = press(server, link_in(server))
+    assert done.status == 200
+    assert "evil.example" not in done.body.decode()
+
+
 def test_a_letter_in_the_reader_s_language(server: TestServer) -> None:
     body = {"client_secret": SECRET, "email": "a@example.com", "send_attempt": 1}
     server.post(f"{V3}/register/email/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"})
@@ -260,6 +293,7 @@ def test_links_that_were_made_up(server: TestServer) -> None:
         {"client_secret": "with space"},
         {"client_secret": ""},
         {"next_link": "javascript:alert(1)"},
+        *({"next_link": link} for link in MISLEADING),
     ],
 )
 def test_requests_that_are_refused(server: TestServer, further: dict[str, str]) -> None:

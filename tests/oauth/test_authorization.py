@@ -115,17 +115,43 @@ REFUSED = [
 ]
 
 
-def test_a_wrong_request_is_told_to_the_app(program: Program, browser: Browser) -> None:
+def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
         back = returned(browser)
         assert (back["error"], back["state"]) == (error, "a state"), changed
 
 
+def is_asked(browser: Browser, error: str) -> None:
+    """Nobody is led anywhere unasked; the page has a link with which the app hears what is wrong."""
+    assert browser.status == 400
+    assert "location" not in browser.answer.headers
+    link = browser.page.links["Go on to io.element.android:"]
+    assert link.startswith(f"io.element.android:/?error={error}&")
+
+
+def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(program: Program, browser: Browser) -> None:
+    """Anybody can register an app. spec: RFC 9700 section 4.11.2"""
+    for changed, error in REFUSED:
+        browser.open(program.request(**changed))
+        is_asked(browser, error)
+    Program(program.server, {**METADATA, "client_name": "Other"}).sign_in(browser)
+    program.server.register("bob")
+    bob = Browser(program.server)
+    bob.open(program.request())
+    bob.send("/_mahalla/sign_in", name="bob", password="wonderland")
+    bob.send(program.path_of("authorization_endpoint"), button="allow")
+    assert program.take(program.exchange(returned(bob)["code"])).user_id == "@bob:example.org"
+    for changed, error in REFUSED:
+        browser.open(program.request(**changed))
+        is_asked(browser, error)
+
+
 def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser: Browser) -> None:
     by_code = Program(program.server, {**METADATA, "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]})
     browser.open(by_code.request())
-    assert returned(browser)["error"] == "unauthorized_client"
+    is_asked(browser, "unauthorized_client")
     once = Program(program.server, {**METADATA, "grant_types": ["authorization_code"]})
     once.take(once.exchange(once.code(browser)))
     assert once.refresh().json["error"] == "unauthorized_client"

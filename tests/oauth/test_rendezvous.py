@@ -39,7 +39,7 @@ def test_two_devices_talk(server: TestServer) -> None:
     assert written["sequence_token"] != read["sequence_token"]
     assert server.put(place, word).json == written  # the answer was lost
     late = server.put(place, {**word, "data": "too late"})
-    assert (late.status, late.errcode) == (409, "M_CONCURRENT_WRITE")
+    assert (late.status, late.errcode) == (409, "IO_ELEMENT_MSC4388_CONCURRENT_WRITE")
     assert server.get(place).json["data"] == "from the other"
     again = server.put(place, {**written, "data": "from the other"}).json
     assert again["sequence_token"] != written["sequence_token"]
@@ -119,7 +119,8 @@ def test_the_older_form(open_to_all: TestServer) -> None:
     written = older(server, "PUT", place, b"<b>", Content_Type="text/plain", If_Match=etag)
     assert written.status == 202
     late = older(server, "PUT", place, b"late", Content_Type="text/plain", If_Match=etag)
-    assert (late.status, late.errcode, late.headers["etag"]) == (412, "M_CONCURRENT_WRITE", written.headers["etag"])
+    assert (late.status, late.errcode, late.headers["etag"]) == (412, "M_UNKNOWN", written.headers["etag"])
+    assert late.json["org.matrix.msc4108.errcode"] == "M_CONCURRENT_WRITE"
     assert older(server, "GET", place, None, If_None_Match=etag).body == b"<b>"
     assert older(server, "GET", place, None, Sec_Fetch_Mode="navigate").errcode == "M_FORBIDDEN"
     assert older(server, "DELETE", place, None).status == 204

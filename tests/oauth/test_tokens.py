@@ -221,10 +221,11 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
         "scope": trusting.scope,
         "device_id": "ELEMENTX01",
         "client_id": trusting.client_id,
-        "token_type": "access_token",
+        "token_type": "Bearer",
         "exp": int(trusting.server.clock.seconds()) + 300,
     }
-    assert ask(str(trusting.tokens["refresh_token"])).json["token_type"] == "refresh_token"
+    refreshing = ask(str(trusting.tokens["refresh_token"])).json
+    assert (refreshing["active"], "token_type" in refreshing) == (True, False)
     older = trusting.server.register("bob")
     assert ask(older.token).json["scope"] == f"urn:matrix:client:api:* urn:matrix:client:device:{older.device_id}"
     for token in ("unknown", "mha_x", "\udcff"):
@@ -253,6 +254,23 @@ def test_apps_are_told_what_they_cannot_do(tmp_path: Path, sqlite_database: Data
     assert told(older)["m.get_login_token"]
     assert (app.post("/_matrix/client/v1/login/get_token", {}).status == 200) is not confirmed
     assert app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status == 403
+
+
+def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database: Database) -> None:
+    limited = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 3}}\n"
+    server = TestServer(tmp_path, sqlite_database, TRUSTING + limited)
+    server.register("alice")
+    program = Program(server)
+
+    def ask(secret: str) -> int:
+        return program.form("introspection_endpoint", token="x", client_id="calendar", client_secret=secret).status
+
+    assert [ask("sesame") for _ in range(6)] == [200] * 6  # who is right may ask as often as they like
+    assert [ask(f"guess {number}") for number in range(5)] == [401, 401, 401, 429, 429]
+    assert ask("sesame") == 429
+    assert program.sign_in(Browser(server)).user_id == "@alice:example.org"  # people sign in meanwhile
+    server.clock.advance(101)
+    assert ask("sesame") == 200
 
 
 def test_others_are_told_nothing(trusting: Program) -> None:

@@ -92,19 +92,3 @@ async def test_devices_of_a_sign_in(database: Database) -> None:
     assert (await devices(None, "s1"), await devices(None, "s2")) == ([], ["A"])
     await database.write("remove", store.remove_devices, ALICE, ["A", "B"])
     assert await devices("1", None) == []
-
-
-async def test_a_device_that_was_let_in_keeps_what_is_awaited(database: Database) -> None:
-    store = UpstreamSessionStore(database)
-
-    async def devices() -> list[tuple[str, bool]]:
-        found = await database.read("get", store.get_upstream_sessions, "oidc-x", "1", None)
-        return [(row.device_id, row.awaited) for row in found]
-
-    row = UpstreamSessionRow(ALICE, "A", "oidc-x", "1", "s1", awaited=True)
-    await database.write("set", store.set_upstream_session, row)
-    assert await devices() == [("A", True)]
-    await database.write("begin", store.begin_session, ALICE, "A")  # as it was let in
-    assert await devices() == [("A", False)]
-    await database.write("begin", store.begin_session, ALICE, "A")  # anew, by other means
-    assert await devices() == []

@@ -56,6 +56,17 @@ async def test_people_in_browsers_are_found_by_the_beginning(database: Database)
         assert await database.read("t", store.get_origins_by_session, beginning) == found
 
 
+async def test_browsers_of_a_session(database: Database) -> None:
+    accounts, store = AccountStore(database), BrowserSessionStore(database)
+    origins = ['{"provider":"x","subject":"1","session":"s"}', '{"provider":"y","subject":"2","session":"s"}', None]
+    await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
+    for number, origin in enumerate([*origins, '{"provider":"x","subject":"1","session":"s2"}']):
+        await database.write("t", store.add_browser_session, bytes([number]), ALICE, 1, 2, origin)
+    found = await database.read("t", store.get_browsers_of_session, "s")
+    assert sorted(found) == [(b"\0", ALICE, origins[0]), (b"\1", ALICE, origins[1])]
+    assert await database.read("t", store.get_browsers_of_session, "t") == []
+
+
 async def test_nobody_looks_through_all_of_them(sqlite_database: Database) -> None:
     """Who signs out at a provider is found by an index, devices and browsers."""
 
@@ -69,10 +80,12 @@ async def test_nobody_looks_through_all_of_them(sqlite_database: Database) -> No
 
         transaction = cast(Transaction, Asked())
         BrowserSessionStore(sqlite_database).get_origins_by_session(transaction, "aa.")
+        BrowserSessionStore(sqlite_database).get_browsers_of_session(transaction, "aa")
         UpstreamSessionStore(sqlite_database).get_sessions_beginning(transaction, "saml", "aa.")
         return "\n".join(asked)
 
     plan = await sqlite_database.read("t", plans)
     assert "SCAN" not in plan
     assert "browser_sessions_by_session (session>? AND session<?)" in plan
+    assert "browser_sessions_by_session (session=?)" in plan
     assert "upstream_sessions_by_session (provider=? AND session>? AND session<?)" in plan

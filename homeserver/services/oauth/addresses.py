@@ -9,6 +9,8 @@ import re
 from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
+from homeserver.services.foreign_links import read_link
+
 ApplicationType = Literal["web", "native"]
 
 LONGEST: Final = 2000
@@ -66,14 +68,7 @@ def _belongs(host: str, base: str) -> bool:
 
 
 def _split(uri: str) -> SplitResult | None:
-    if len(uri) > LONGEST or not _PRINTABLE.fullmatch(uri):
-        return None
-    try:
-        split = urlsplit(uri)
-        _ = split.port
-    except ValueError:
-        return None
-    return split
+    return read_link(uri) if len(uri) <= LONGEST and _PRINTABLE.fullmatch(uri) else None
 
 
 def _is_plain_host(split: SplitResult) -> bool:

@@ -1,11 +1,12 @@
 """The request of a program to let somebody in, which comes through their browser, and the answer, which goes back so.
 
 Laws:
-- Until the program and its redirect address are known to be right, nobody is led anywhere: a page says what is wrong.
+- Until the program and its redirect address are known to be right, nobody is led anywhere: a page says what is wrong. Anybody may register
+  a program, so with an error nobody is led anywhere unasked either who does not use it already.
 - A code is good for two minutes, once, for the program, the address and the PKCE challenge that it was asked with.
 - The answer says whose it is (`iss`), so that a program that talks to several servers mixes none up.
 
-spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700
+spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700 section 4.11.2
 """
 
 import re
@@ -21,7 +22,7 @@ from homeserver.services.audit import Happened, note
 from homeserver.services.eras import check_era
 from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
-from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.errors import OAuthError, WrongRedirect
 from homeserver.services.oauth.scopes import Scope, parse_scope
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.database import Database
@@ -50,8 +51,9 @@ _USED_REMEMBERED_MS: Final = 24 * 3600 * 1000
 
 
 class Returning(msgspec.Struct, frozen=True):
-    """How a program is answered."""
+    """Which program is answered, and how."""
 
+    client_id: str
     redirect_uri: str
     response_mode: ResponseMode
     state: str | None
@@ -101,10 +103,10 @@ class Authorization:
         client = await self._clients.get(given.get("client_id", ""))
         redirect_uri = given.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):
-            raise OAuthError("invalid_request", "redirect_uri is not one that this client has registered")
+            raise WrongRedirect
         mode = given.get("response_mode") or "query"
         state = given.get("state") or None
-        returning = Returning(redirect_uri, "fragment" if mode == "fragment" else "query", state)
+        returning = Returning(client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state)
         if mode not in ("query", "fragment"):
             raise Refused(returning, "invalid_request", "response_mode must be query or fragment")
         if state is not None and len(state) > LONGEST_STATE:
@@ -127,8 +129,10 @@ class Authorization:
             raise Refused(returning, "interaction_required", "Somebody has to allow this")
         return AuthorizationRequest(client, returning, scope, challenge, prompts, given.get("login_hint", ""))
 
-    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str, era: int) -> str:
-        """Let the program in as this user. Where the browser goes. Raises as `check_era`."""
+    async def do_allow(
+        self, request: AuthorizationRequest, user_id: UserID, ip: str, era: int, origin: str | None = None
+    ) -> str:
+        """Let the program in as this user. `origin`: as `BrowserSession` has it. Where the browser goes. Raises as `check_era`."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),
@@ -139,6 +143,7 @@ class Authorization:
             redirect_uri=request.returning.redirect_uri,
             challenge=request.challenge,
             expires_ts=self._now() + CODE_LIFETIME_MS,
+            origin=origin,
         )
 
         def write(txn: WriteTransaction) -> None:
@@ -160,6 +165,11 @@ class Authorization:
     ) -> None:
         device_id = request.scope.device_id
         note(txn, user_id, what, self._now(), ip=ip, device_id=device_id, detail=request.client.called)
+
+    async def is_used(self, client_id: str, user_id: UserID) -> bool:
+        """Whether somebody is signed in with a program."""
+        sessions = await self._store.get_sessions(user_id)
+        return any(session.client_id == client_id for session in sessions.values())
 
     def refuse(self, error: Refused) -> str:
         """Where the browser goes with an error."""

@@ -98,14 +98,22 @@ class DeviceGrants:
             return row, client
 
     async def do_decide(
-        self, grant: DeviceGrantRow, client: Client, user_id: UserID, address: str, era: int, *, allowed: bool
+        self,
+        grant: DeviceGrantRow,
+        client: Client,
+        user_id: UserID,
+        address: str,
+        era: int,
+        origin: str | None = None,
+        *,
+        allowed: bool,
     ) -> bool:
         """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no longer open. `address`: of their
-        browser. Raises as `check_era`."""
+        browser; `origin`: as `BrowserSession` has it. Raises as `check_era`."""
 
         def write(txn: WriteTransaction) -> bool:
             check_era(txn, user_id, era)
-            decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), allowed=allowed)
+            decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), origin, allowed=allowed)
             if decided:
                 if allowed:
                     self._clients.note_allowed(txn, client, address)
@@ -153,7 +161,7 @@ class DeviceGrants:
         if not row.allowed or row.user_id is None:
             return OAuthError("access_denied", "The user did not allow this")
         return self._tokens.begin(
-            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
+            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address, row.origin
         )
 
     async def do_sweep(self, limit: int) -> int:

@@ -28,6 +28,13 @@ class UnauthorizedClient(OAuthError):
         super().__init__("unauthorized_client", text)
 
 
+class WrongRedirect(OAuthError):
+    """A program asks to be answered at an address that it has not registered."""
+
+    def __init__(self) -> None:
+        super().__init__("invalid_request", "redirect_uri is not one that this client has registered")
+
+
 class InvalidClient(OAuthError):
     """A program that is not known, or that does not show that it is who it says."""
 

@@ -21,14 +21,17 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.upstream.devices import UpstreamDevices
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
@@ -69,6 +72,8 @@ class OAuthTokens:
         sessions: Sessions,
         secret_text: SecretText,
         clients: Clients,
+        upstream: UpstreamDevices,
+        limiter: RateLimiter,
         *,
         trusted: Mapping[str, str],
         issuer: str,
@@ -84,6 +89,8 @@ class OAuthTokens:
         self._sessions = sessions
         self._secret_text = secret_text
         self._clients = clients
+        self._upstream = upstream
+        self._limiter = limiter
         self._trusted = dict(trusted)
         self._issuer = issuer
 
@@ -149,7 +156,7 @@ class OAuthTokens:
                 note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id, detail=problem)
             return _invalid(problem)
         granted = self.begin(
-            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
+            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address, row.origin
         )
         self._store.set_code_used(txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family))
         return granted
@@ -164,8 +171,10 @@ class OAuthTokens:
         family: str,
         texts: tuple[str, str],
         address: str,
+        origin: str | None,
     ) -> Granted | OAuthError:
-        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for."""
+        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for;
+        `origin`: as `BrowserSession` has it, of who let the program in."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         why_not = "deactivated" if account is None else self._why_not(account)
         if why_not is not None:
@@ -186,6 +195,7 @@ class OAuthTokens:
             return OAuthError("invalid_scope", error.text)
         row = OAuthSessionRow(user_id, device_id, client.client_id, scope, hash_token(family))
         self._store.set_session(txn, row)
+        self._upstream.note(txn, user_id, device_id, origin)
         return Granted(session, scope)
 
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
@@ -270,10 +280,14 @@ class OAuthTokens:
 
     # Telling.
 
-    def check_trusted(self, name: str, secret: str) -> None:
-        """Raises `InvalidService` unless this is a service that may ask whose a token is."""
+    def check_trusted(self, name: str, secret: str, address: str) -> None:
+        """Raises `InvalidService` unless this is a service that may ask whose a token is; `LimitExceeded` where one guesses from this
+        address."""
+        guesses = f"introspection {address_key(address)}"
+        self._limiter.check_only(Limit.LOGIN_FAILED, guesses)
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
+            self._limiter.count(Limit.LOGIN_FAILED, guesses)
             raise InvalidService("Only services that the operator trusts may ask this")
 
     async def introspect(self, token: str) -> Mapping[str, object]:
@@ -301,7 +315,8 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            "token_type": "access_token" if isinstance(found, AccessTokenRow) else "refresh_token",
+            # spec: RFC 6749 section 7.1; with a refresh token nothing can be asked for, so it is of no such type
+            **({"token_type": "Bearer"} if isinstance(found, AccessTokenRow) else {}),
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }

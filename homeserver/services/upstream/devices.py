@@ -5,26 +5,22 @@ So a provider that says that somebody has signed out ends what was begun by the 
 
 import msgspec
 
-from federation.protocol.ids import DeviceID
-from homeserver.services.browser_sessions import BrowserSession
+from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.login_tokens import Origin
-from storage.database import Database
+from storage.transaction import WriteTransaction
 from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
 
 
 class UpstreamDevices:
     """Notes them."""
 
-    def __init__(self, database: Database, store: UpstreamSessionStore) -> None:
-        self._database = database
+    def __init__(self, store: UpstreamSessionStore) -> None:
         self._store = store
 
-    async def note(self, session: BrowserSession, device_id: str) -> None:
-        """The person of this session is about to let a device in."""
-        if session.origin is None:
+    def note(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, origin: str | None) -> None:
+        """A session begins on a device that was let in by somebody with this `origin` (as `BrowserSession` has it)."""
+        if origin is None:
             return
-        origin = msgspec.json.decode(session.origin, type=Origin)
-        row = UpstreamSessionRow(
-            session.user_id, DeviceID(device_id), origin.provider, origin.subject, origin.session, awaited=True
-        )
-        await self._database.write("await_upstream_session", self._store.set_upstream_session, row)
+        came = msgspec.json.decode(origin, type=Origin)
+        row = UpstreamSessionRow(user_id, device_id, came.provider, came.subject, came.session)
+        self._store.set_upstream_session(txn, row)

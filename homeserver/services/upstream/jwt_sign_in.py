@@ -8,6 +8,7 @@ spec: no part of the specification; the type `org.matrix.login.jwt` is what clie
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Final
 
 from joserfc import jwt
@@ -124,7 +125,8 @@ class JWTSignIn:
         now = self._clock.seconds()
         for name, until in (("exp", True), ("nbf", False), ("iat", False)):
             value = claims.get(name, now)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            # NaN is JSON to the library, and neither before nor after anything
+            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
                 raise Forbidden(f"The token has no {name} that is a time")
             if (value + LEEWAY <= now) if until else (value - LEEWAY > now):
                 raise Forbidden("The token is not good at this time")

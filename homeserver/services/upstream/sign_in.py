@@ -10,8 +10,7 @@ spec: client-server-api#sso-client-loginauthentication
 """
 
 from collections.abc import Sequence
-from typing import Final
-from urllib.parse import unquote_plus, urlencode, urlsplit
+from urllib.parse import unquote_plus, urlencode
 
 import msgspec
 from twisted.logger import Logger
@@ -20,6 +19,7 @@ from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.consents import Consents
+from homeserver.services.foreign_links import read_link
 from homeserver.services.login_tokens import LoginTokens, Origin
 from homeserver.services.uia import UIA
 from homeserver.services.uia_stages import SSO
@@ -39,10 +39,6 @@ from homeserver.services.upstream.identity import (
     fit_localpart,
 )
 from storage.accounts import AccountRow, AccountStore
-
-LONGEST_ADDRESS: Final = 4096
-_NO_CLIENTS: Final = frozenset({"javascript", "data", "vbscript", "file", "blob", "about", "view-source", "filesystem"})
-"""Schemes under which no client is, but programs that a browser would run or show as ours."""
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -147,16 +143,7 @@ class UpstreamSignIn:
 
     def check_client(self, redirect_url: str) -> None:
         """Raises `Refused` for an address that no client has."""
-        try:
-            parts = urlsplit(redirect_url)
-        except ValueError:
-            raise Refused(Reason.BAD_ADDRESS) from None
-        wrong = not parts.scheme or parts.scheme in _NO_CLIENTS or len(redirect_url) > LONGEST_ADDRESS
-        # browsers take a backslash for a slash, so that the page would name another host than the one they go to
-        wrong = wrong or not redirect_url.isascii() or not redirect_url.isprintable()
-        if wrong or " " in redirect_url or "\\" in redirect_url:
-            raise Refused(Reason.BAD_ADDRESS)
-        if parts.scheme in ("http", "https") and (not parts.hostname or parts.username is not None):
+        if read_link(redirect_url) is None:
             raise Refused(Reason.BAD_ADDRESS)
 
     async def depart(self, provider_id: str, purpose: Purpose, browser: Browser | None) -> Leave:

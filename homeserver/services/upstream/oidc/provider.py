@@ -2,12 +2,16 @@
 
 Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one sign-in.
 
-spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207
+Laws:
+- A code goes to the provider that gave it: an answer counts at the address only that this provider was told, and where providers share an
+  address, only with the issuer (`iss`). Else one provider could have itself sent the codes of another.
+
+spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207, RFC 9700 section 4.4.2
 """
 
 import hashlib
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode
 
@@ -35,6 +39,7 @@ from homeserver.services.upstream.oidc.tokens import TokenChecks
 from homeserver.services.upstream.web_documents import Documents
 
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
+"""Where people come back to from a provider that has no such path for itself under this one."""
 SECRET_SECONDS: Final = 600
 """How long a client secret is good for that is made with a key."""
 LATEST: Final = 2**40
@@ -57,13 +62,19 @@ class OIDC:
         new_secret: Callable[[], str],
         config: OIDCProvider,
         base_url: str,
+        *,
+        others: Sequence[OIDCProvider] = (),
     ) -> None:
-        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash."""
+        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash; `others`: which providers there are besides."""
         self._clock = clock
         self._documents = documents
         self._new_secret = new_secret
         self._config = config
-        self._redirect_uri = config.redirect_uri or base_url + CALLBACK_PATH
+        self._redirect_uri = config.redirect_uri or base_url + (own_callback(config) if others else CALLBACK_PATH)
+        self._has_own_callback = has_own_callback(config, alone=not others)
+        self._needs_issuer = not self._has_own_callback and any(
+            not has_own_callback(other, alone=False) and other.issuer != config.issuer for other in others
+        )
         self._metadata = ProviderMetadata(clock, documents, config)
         self.tokens = TokenChecks(
             clock,
@@ -116,12 +127,15 @@ class OIDC:
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
         return Departure(metadata.authorization_endpoint + separator + urlencode(query), kept)
 
-    async def identify(self, flow: Flow, code: str, error: str, issuer: str) -> UpstreamIdentity:
-        """Who comes back with this code. Raises `Refused`."""
+    async def identify(self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str) -> UpstreamIdentity:
+        """Who comes back with this code. `came_to`: the provider whose own path they came to, None for the one that is nobody's. Raises
+        `Refused`."""
+        if came_to != (self.info.provider_id if self._has_own_callback else None):
+            raise Refused(Reason.PROVIDER_FAILED, "the answer came to an address that is not of this provider")
         metadata = await self._metadata.get()
         if issuer and issuer != metadata.issuer:
             raise Refused(Reason.PROVIDER_FAILED, "the answer is of another issuer")
-        if metadata.authorization_response_iss_parameter_supported and not issuer:
+        if (metadata.authorization_response_iss_parameter_supported or self._needs_issuer) and not issuer:
             raise Refused(Reason.PROVIDER_FAILED, "the answer does not say of which issuer it is")
         if error:
             reason = Reason.CANCELLED if error in _CANCELLED else Reason.PROVIDER_FAILED
@@ -194,6 +208,18 @@ class OIDC:
         if self._config.pkce_method != "auto":
             return self._config.pkce_method == "always"
         return "S256" in (metadata.code_challenge_methods_supported or ())
+
+
+def own_callback(config: OIDCProvider) -> str:
+    """The path where people come back to from this provider, and from no other."""
+    return f"{CALLBACK_PATH}/{config.provider_id}"
+
+
+def has_own_callback(config: OIDCProvider, *, alone: bool) -> bool:
+    """Whether people come back from it to its own path. `alone`: whether it is the only provider."""
+    if config.redirect_uri is None:
+        return not alone
+    return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback(config)}")
 
 
 def challenge_of(verifier: str) -> str:

@@ -9,6 +9,7 @@ spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#
 
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -74,8 +75,11 @@ class TokenChecks:
             raise _wrong("it is no logout token")
         if "nonce" in claims:
             raise _wrong("a logout token has no nonce")
-        if not any(isinstance(claims.get(name), str) for name in ("sub", "sid")):
+        said = [claims[name] for name in ("sub", "sid") if claims.get(name) is not None]
+        if not said:
             raise _wrong("it says neither who nor which session")
+        if not all(isinstance(each, str) and "\0" not in each for each in said):
+            raise _wrong("its sub or its sid is no text")
         return claims
 
     async def _verify(self, token: str) -> Claims:
@@ -133,7 +137,8 @@ def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
 
 def _number(claims: Claims, name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # NaN is JSON to the library, and neither before nor after anything
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise _wrong(f"it has no {name}")
     return value
 

@@ -1,0 +1,137 @@
+"""Whoever looks with a browser gets errors as pages, in their language; programs get them as JSON."""
+
+from pathlib import Path
+
+import pytest
+
+from homeserver.services.languages import Languages
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.oauth import CONFIG, Program
+from tests.helpers.server import TestServer
+
+LANGUAGES = Languages()
+CODES = ("uz", "uz-Cyrl", "ru", "kaa")
+HTML = {"Accept": "text/html,*/*;q=0.8"}
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(
+        tmp_path,
+        sqlite_database,
+        CONFIG + "rc_login: {address: {per_second: 0.1, burst_count: 2}}\nenable_registration: true\n",
+    )
+
+
+def says(browser: Browser, text: str) -> bool:
+    """Whether the page says it in the language of its reader."""
+    assert browser.answer.headers["content-type"].startswith("text/html"), browser.text
+    translated = LANGUAGES.choose(browser.languages).gettext(text)
+    assert translated != text
+    return translated.partition("%")[0] in browser.words
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_is_not_there(server: TestServer, code: str) -> None:
+    browser = Browser(server, languages=code)
+    for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
+        browser.open(path)
+        assert browser.status == 404
+        assert says(browser, "What you look for is not here (any more).")
+    browser.post("/_mahalla/logo", {})
+    assert (browser.status, browser.answer.headers["allow"]) == (405, "GET, OPTIONS")
+    browser.open("/_mahalla/sign_in?again=x")
+    assert browser.status == 400
+    assert says(browser, "Something that was given is not right.")
+    browser.post("/_mahalla/sign_in", {"name": "x" * 20000})
+    assert browser.status == 413
+    assert says(browser, "Something that was given is not right.")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_who_comes_too_often(server: TestServer, code: str) -> None:
+    browser = Browser(server, languages=code)
+    for _ in range(9):
+        browser.open("/_mahalla/sign_in")
+        browser.send("/_mahalla/sign_in", name="nobody", password="x")
+    assert browser.status == 429
+    assert browser.answer.headers["retry-after"]
+    assert says(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
+
+
+def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(server.app.pages.sessions, "get", fail)
+    browser = Browser(server, languages="ru")
+    browser.open("/_mahalla/account")
+    assert browser.status == 500
+    assert says(
+        browser,
+        "Something went wrong on this server. The people who run it find out what, if you tell them this number: %(id)s",
+    )
+    assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
+
+
+def test_programs_get_json(server: TestServer) -> None:
+    assert server.get("/_mahalla/nothing").errcode == "M_UNRECOGNIZED"
+    for path in ("/_mahalla/admin/v1/nothing", "/_mahalla/oauth/nothing", "/_matrix/client/v3/nothing"):
+        assert server.get(path, headers=HTML).errcode == "M_UNRECOGNIZED"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
+    browser = Browser(server, languages=code)
+    browser.open("/_mahalla/register")
+    browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
+    assert says(browser, "A password has 1 to %(count)s characters.")
+    program = Program(server)
+    for changed, text in (
+        (
+            {"client_id": "unknown"},
+            "This server does not know the app (any more). Go back to the app, and sign in anew there.",
+        ),
+        (
+            {"redirect_uri": "https://evil.example/"},
+            "The app wants to be answered at an address that it has not registered here.",
+        ),
+    ):
+        browser.open(program.request(**changed))
+        assert says(browser, text)
+        assert says(browser, "For the people who make the app: %(text)s")
+
+
+def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
+    """spec: RFC 9700 section 2.6"""
+    program = Program(server)
+    for path in (
+        program.request(),
+        program.request(scope=""),
+        "/_mahalla/sign_in",
+        "/_mahalla/account",
+        "/_mahalla/nothing",
+    ):
+        assert "access-control-allow-origin" not in server.get(path).headers
+        asked = server.client.request("OPTIONS", path)
+        assert (asked.status, [name for name in asked.headers if name.startswith("access-control")]) == (204, [])
+    for endpoint in ("token_endpoint", "revocation_endpoint", "registration_endpoint", "device_authorization_endpoint"):
+        asked = server.client.request("OPTIONS", program.path_of(endpoint))
+        assert asked.headers["access-control-allow-origin"] == "*"
+        assert program.form(endpoint).headers["access-control-allow-origin"] == "*"
+    for path in ("/_matrix/client/v3/login/sso/redirect", "/_matrix/client/versions", "/_mahalla/confirm_number"):
+        assert server.client.request("OPTIONS", path).headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_addresses_and_tokens_that_are_wrong(tmp_path: Path, sqlite_database: Database, code: str) -> None:
+    further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
+    browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
+    browser.open("/_mahalla/reset_password")
+    browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
+    assert says(browser, "This is no e-mail address. Look at it again.")
+    browser.open("/_mahalla/register?without_address=true")
+    given = {"name": "alice", "password": "wonderland", "password_again": "wonderland", "registration_token": "bogus"}
+    browser.send("/_mahalla/register", **given)
+    assert says(browser, "This registration token is not valid (any more).")

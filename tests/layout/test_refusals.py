@@ -1,0 +1,48 @@
+"""Every error that a page can show is said in the language of who reads it."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.errors import MatrixError
+from homeserver.services.languages import ENGLISH, Languages
+from homeserver.web.refusals import explain
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = Languages()
+
+
+def below(kind: type[MatrixError]) -> Iterator[type[MatrixError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from below(each)
+
+
+def kinds() -> list[type[MatrixError]]:
+    """All that pages may come upon: of the protocol and of what is imported by services and pages."""
+    for folder in ("homeserver/services", "homeserver/web", "homeserver/http"):
+        for path in sorted(ROOT.joinpath(folder).glob("*.py")):
+            import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return sorted({*below(MatrixError)}, key=lambda kind: kind.__qualname__)
+
+
+def made(kind: type[MatrixError]) -> MatrixError:
+    """One of a kind, whatever its parameters are."""
+    error = kind.__new__(kind)
+    MatrixError.__init__(error, "A text of the error itself", retry_after_ms=1, request_id="1f")
+    error.__dict__.update(shortest=8, error="invalid_request")
+    return error
+
+
+@pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
+def test_every_error_is_said_in_every_language(code: str) -> None:
+    language, english = LANGUAGES.get(code), LANGUAGES.get(ENGLISH)
+    found = kinds()
+    assert len(found) > 60
+    for kind in found:
+        said = explain(made(kind), language)
+        assert said
+        assert "A text of the error itself" not in said, kind
+        assert said != explain(made(kind), english), kind

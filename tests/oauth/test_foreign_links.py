@@ -1,0 +1,55 @@
+"""Which addresses pages may lead to, and what people are told that they are."""
+
+import pytest
+
+from homeserver.services.foreign_links import read_link, read_web_link, shown_link
+
+
+@pytest.mark.parametrize(
+    ("link", "shown"),
+    [
+        ("https://app.example/go?a=b#c", "app.example"),
+        ("http://localhost:8080/", "localhost:8080"),
+        ("http://127.0.0.1/", "127.0.0.1"),
+        ("http://[::1]:80/", "[::1]:80"),
+        ("https://xn--e1afmkfd.example/{a}|b", "xn--e1afmkfd.example"),
+        ("io.element:/callback", "io.element:"),
+        ("element://app.example/x", "element:"),
+    ],
+)
+def test_what_is_shown(link: str, shown: str) -> None:
+    assert shown_link(link) == shown
+    assert (read_web_link(link) is not None) is link.startswith("http")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "",
+        "/path",
+        "//evil.example/",
+        "https:///evil.example/",
+        "https:/evil.example/",
+        "https:evil.example",
+        "https://evil.example\\@good.example/",
+        "https://evil.example\\.good.example/",
+        "https://good.example@evil.example/",
+        "https://@evil.example/",
+        "https://good.example%2f.evil.example/",
+        "https://good.example,evil.example/",
+        "https://\u00e9vil.example/",
+        "https://good.example\t.evil.example/",
+        " https://good.example/",
+        "https://good.example/\n",
+        "https://good.example:port/",
+        "https://good.example:99999/",
+        "https://[good.example/",
+        "https://" + "a" * 4096,
+        "javascript:alert(1)",
+        "JavaScript:alert(1)",
+        "data:text/html,x",
+    ],
+)
+def test_what_is_not_led_to(link: str) -> None:
+    assert read_link(link) is None
+    assert shown_link(link) == ""
