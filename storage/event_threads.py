@@ -1,10 +1,13 @@
 """In which thread an event stands, itself or by what it relates to, and stood before it or that was redacted.
 
-A redaction takes away what an event says of another one. So the thread is noted with the event then (`events.thread_root`), as
+A redaction or a purge takes away what an event says of another one. So the thread is noted with the event then (`events.thread_root`), as
 it is when the event notifies somebody.
 
 spec: client-server-api#threaded-read-receipts
 """
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -13,6 +16,10 @@ from storage.transaction import Transaction
 
 MOST_HOPS = 3
 """Over how many events that relate to each other a thread is looked for."""
+_LINKS = (
+    "e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
+    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
+)
 
 
 class Links(msgspec.Struct, frozen=True):
@@ -81,16 +88,28 @@ def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> Stand
     return Standing(None, in_main=True) if links is None else select_standing(txn, room_nid, links)
 
 
+def select_roots(txn: Transaction, room_nid: int, event_nids: Iterable[int]) -> dict[int, str | None]:
+    """The roots of the threads that events of a room stand in. A query for each hop, for all of them."""
+    rows = txn.query_in(f"SELECT e.event_nid, {_LINKS} WHERE e.event_nid IN {{keys}}", event_nids)
+    walks = {nid: ThreadWalk() for nid, *_ in rows}
+    parents = {nid: walks[nid].step(_read_links(links)) for nid, *links in rows}
+    while wanted := {parent for parent in parents.values() if parent is not None}:
+        sql = f"SELECT e.event_id, {_LINKS} WHERE e.event_id IN {{keys}} AND e.room_nid = ?"
+        found = {event_id: _read_links(links) for event_id, *links in txn.query_in(sql, wanted, after=(room_nid,))}
+        parents = {nid: walks[nid].step(found[parent]) for nid, parent in parents.items() if parent in found}
+    return {nid: walk.standing.root for nid, walk in walks.items()}
+
+
 def links_of(relation: Relation | None) -> Links:
     """Of an event that is not stored yet."""
     return Links(None, None, None) if relation is None else Links(None, relation.rel_type, relation.target)
 
 
 def _select_links(txn: Transaction, where: str, *args: str | int) -> Links | None:
-    row = txn.query_one(
-        "SELECT e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
-        " LEFT JOIN relations AS r ON r.event_nid = e.event_nid LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
-        f" WHERE {where}",
-        args,
-    )
-    return None if row is None else Links(row[0], row[1], row[2], row[3] is not None, row[4])
+    row = txn.query_one(f"SELECT {_LINKS} WHERE {where}", args)
+    return None if row is None else _read_links(row)
+
+
+def _read_links(columns: Sequence[Any]) -> Links:
+    thread_root, rel_type, target, redacted_by, redacts = columns
+    return Links(thread_root, rel_type, target, redacted_by is not None, redacts)

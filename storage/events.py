@@ -41,6 +41,8 @@ class EventFlag:
     """The state after it has more than its past gives: what could be proved later only."""
     PURGED: Final = 2048
     """A message whose content is gone for good, by its age or since an administrator said so: shown to nobody any more."""
+    FORGOTTEN: Final = 4096
+    """It was purged since nobody here remembered its room: its content may be had from other servers."""
 
 
 _STANDING = EventFlag.TIMELINE | EventFlag.PURGED
@@ -50,6 +52,8 @@ equation, which PostgreSQL would take for a condition that few events meet."""
 IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
 IS_UNPURGED_MESSAGE: Final = f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
 """As in the index `messages_by_time`."""
+IS_FORGOTTEN: Final = f"(flags & {EventFlag.FORGOTTEN}) <> 0"
+"""As in the index `forgotten_by_depth`."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):

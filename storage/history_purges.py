@@ -7,16 +7,16 @@ Laws:
 - A room that somebody remembers again is purged no further: each write asks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.engine import Row
-from storage.events import IS_SHOWN
-from storage.purging import BEFORE_ALL, Cause
-from storage.relations import ANNOTATION, REPLACE
+from storage.events import IS_SHOWN, EventFlag
+from storage.purging import BEFORE_ALL, Cause, Message
+from storage.relations import ANNOTATION, REFERENCE, REPLACE, THREAD
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -134,18 +134,51 @@ class HistoryPurgeStore:
 
         return await self._database.read("get_extent_of_purge", read)
 
-    async def get_edits(self, event_nid: int) -> Sequence[int]:
-        """The numbers of a message's edits."""
+    async def get_kept(self, kept_nid: int, nids: Sequence[int]) -> frozenset[int]:
+        """Those of the messages that belong to the one that stays: itself, its edits, reactions and votes, and the root of the
+        thread that it stands in with that one's edits."""
 
-        def read(txn: Transaction) -> Sequence[int]:
-            rows = txn.query(
-                "SELECT r.event_nid FROM events AS e JOIN relations AS r ON r.target = e.event_id AND r.rel_type = ?"
-                " AND r.room_nid = e.room_nid WHERE e.event_nid = ?",
-                (REPLACE, event_nid),
+        def read(txn: Transaction) -> frozenset[int]:
+            row = txn.query_one(
+                "SELECT e.event_id, r.target FROM events AS e"
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ? WHERE e.event_nid = ?",
+                (THREAD, kept_nid),
             )
-            return [nid for (nid,) in rows]
+            if row is None:
+                return frozenset()
+            kept_id, root_id = row
+            belonging = {(kept_id, REPLACE), (kept_id, ANNOTATION), (kept_id, REFERENCE), (root_id, REPLACE)}
+            rows = txn.query_in(
+                "SELECT e.event_nid, e.event_id, r.target, r.rel_type FROM events AS e"
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid WHERE e.event_nid IN {keys}",
+                nids,
+            )
+            return frozenset(
+                nid
+                for nid, event_id, target, rel_type in rows
+                if event_id in (kept_id, root_id) or (target is not None and (target, rel_type) in belonging)
+            )
 
-        return await self._database.read_quickly("get_edits_of_kept", read)
+        return await self._database.read_quickly("get_kept_by_purge", read)
+
+    async def get_redacted(self, room_nid: int, nids: Sequence[int]) -> Mapping[int, Message | None]:
+        """Of those of the messages that are redactions what they took the content of, if that was not purged since; None for
+        state."""
+
+        def read(txn: Transaction) -> Mapping[int, Message | None]:
+            rows = txn.query_in(
+                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth, e.origin_server_ts, e.sender"
+                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts AND e.redacted_by = x.event_nid"
+                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ? AND (e.flags & {EventFlag.PURGED}) = 0",
+                nids,
+                after=(room_nid,),
+            )
+            return {
+                nid: Message(target_nid, event_id, depth, sent, sender, b"") if state_key is None else None
+                for nid, state_key, target_nid, event_id, depth, sent, sender in rows
+            }
+
+        return await self._database.read_quickly("get_redacted_by", read)
 
     async def note_forgotten(self, after: int, limit: int, now_ms: int) -> Forgotten:
         """Look at rooms after one: note those that nobody of this server remembers, and unnote those that somebody does."""

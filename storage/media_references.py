@@ -237,6 +237,12 @@ def note_purged(txn: WriteTransaction, room_nid: int, event_nids: Collection[int
     note_rechecks(txn, Recheck.EVENT, _column(with_files), cause=cause)
 
 
+def note_restored(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+    """Messages have their content again. Who restores them chooses them by `bounded`."""
+    rows = txn.query_in(f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids)
+    put_batch(txn, MentionBatch(0, 0, [each for each in _mentions(txn, _with_files(rows)) if each.addresses]))
+
+
 def number_media(txn: WriteTransaction, addresses: Collection[MediaAddress]) -> Mapping[MediaAddress, int]:
     """The numbers of files, new ones where they have none yet."""
     wanted = sorted(addresses)

@@ -2,10 +2,11 @@
 
 Laws:
 - What stays of an event is what a redaction leaves, under the same id: others go on to stand upon it, servers that ask are given
-  that, and who sends the whole again is told that it is known.
+  that, and who sends the whole again is told that it is known. (What was forgotten may be had back: `regaining.py`.)
 - One write takes a message's content from every table that has a copy, and notes how many it took, and why.
 - What is still to be purged is found by an index that who is purged leaves (`messages_by_time`): an interrupted purge goes on by
   looking again, and what comes late, or is placed late, is found like the rest.
+- In which thread a message stood stays known, as after a redaction: people mark threads as read up to it.
 - State is not touched.
 """
 
@@ -18,6 +19,7 @@ import msgspec
 from storage.database import Database
 from storage.delayed_events import forget_contents
 from storage.engine import Row
+from storage.event_threads import select_roots
 from storage.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.media_addresses import find_addresses
 from storage.media_references import bounded, note_purged
@@ -48,7 +50,7 @@ class Cause(Enum):
 
 
 class PurgedMessages(msgspec.Struct, frozen=True):
-    """Messages that have lost their content."""
+    """Messages that have lost their content, or regained it."""
 
     room_nid: int
     nids: Sequence[int]
@@ -167,10 +169,12 @@ class PurgingStore:
         if not nids:
             return 0
         note_purged(txn, room_nid, nids, cause.value)
+        roots = select_roots(txn, room_nid, nids)
+        purged = EventFlag.PURGED | (EventFlag.FORGOTTEN if cause is Cause.FORGOTTEN else 0)
         txn.execute_many(
             f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
-            f" flags = (flags & {_KEPT_FLAGS}) | {EventFlag.PURGED}, thread_root = NULL WHERE event_nid = ?",
-            [(pruned[nid], nid) for nid in nids],
+            f" flags = (flags & {_KEPT_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
+            [(pruned[nid], roots[nid], nid) for nid in nids],
         )
         self._texts.remove_texts(txn, nids)
         remove_relations(txn, nids)

@@ -18,6 +18,8 @@ class RoomLifetime(msgspec.Struct, frozen=True):
     room_nid: int
     max_lifetime: int | None
     """Milliseconds; None where it says nothing that counts."""
+    position: int
+    """When that was set."""
 
 
 class UnreadRoom(msgspec.Struct, frozen=True):
@@ -38,9 +40,9 @@ class RoomLifetimeStore:
         """What was set after a position, and the position of the latest of it (or that one)."""
 
         def read(txn: Transaction) -> tuple[list[RoomLifetime], int]:
-            sql = "SELECT position, room_nid, max_lifetime FROM room_lifetimes WHERE position > ? ORDER BY position"
-            rows = txn.query(sql, (position,))
-            return [RoomLifetime(*row) for _, *row in rows], rows[-1][0] if rows else position
+            sql = "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ? ORDER BY position"
+            rows = [RoomLifetime(*row) for row in txn.query(sql, (position,))]
+            return rows, rows[-1].position if rows else position
 
         return await self._database.read_quickly("get_room_lifetimes", read)
 
@@ -86,4 +88,4 @@ def set_lifetime(txn: WriteTransaction, room_nid: int, max_lifetime: int | None)
         " ON CONFLICT (room_nid) DO UPDATE SET max_lifetime = excluded.max_lifetime, position = excluded.position",
         (room_nid, max_lifetime, position),
     )
-    txn.announce(Change(position, Topic.LIFETIME, detail=RoomLifetime(room_nid, max_lifetime)))
+    txn.announce(Change(position, Topic.LIFETIME, detail=RoomLifetime(room_nid, max_lifetime, position)))

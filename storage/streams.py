@@ -26,7 +26,7 @@ class Topic(Enum):
     REDACTED = "redacted"
     """An event lost its content; `detail` is its number."""
     PURGED = "purged"
-    """Messages of a room lost their content for good; `detail` is the `PurgedMessages`."""
+    """Messages of a room lost their content for good, or regained it; `detail` is the `PurgedMessages`."""
     LIFETIME = "lifetime"
     """A room wants its messages to be kept for another time; `detail` is the `RoomLifetime`."""
     PLACED = "placed"

@@ -5,13 +5,14 @@ depth is (depth, event_nid), over everything that stands in the timeline. What w
 tokens are told by it, and is in no page.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import Final
 
 import msgspec
 
 from storage.database import Database
-from storage.events import IS_SHOWN, IS_UNPURGED_MESSAGE
+from storage.events import IS_FORGOTTEN, IS_SHOWN, IS_UNPURGED_MESSAGE
 from storage.transaction import Transaction, WriteTransaction
 
 FEW_ARRIVALS = 200
@@ -42,6 +43,22 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
     position: int
     event_nid: int
+
+
+class Gaps(msgspec.Struct, frozen=True):
+    """What is not here of a part of a room, the deepest first."""
+
+    ends: Sequence[str]
+    """Ids of events that stored ones name as previous."""
+    forgotten: str | None
+    """The id of the deepest message of which the content was purged since nobody here remembered the room."""
+
+
+GAPS_SQL: Final = (
+    "SELECT 0, event_id, depth FROM backward_extremities WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten ORDER BY depth DESC"
+)
 
 
 class TimelineStore:
@@ -103,6 +120,10 @@ class TimelineStore:
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
         """Ids of events that stored events name as previous and that we do not have, with the depth at which they stand."""
         return await self._database.read_quickly("get_backward_extremities", _select_backward, room_nid)
+
+    async def get_gaps(self, room_nid: int, lowest: int, highest: int) -> Gaps:
+        """What may be had from others between two depths. One query."""
+        return await self._database.read_quickly("get_gaps", _select_gaps, room_nid, lowest, highest)
 
 
 def _select_latest(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int) -> dict[int, list[Arrival]]:
@@ -211,6 +232,12 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
 
 def _select_backward(txn: Transaction, room_nid: int) -> dict[str, int]:
     return dict(txn.query("SELECT event_id, depth FROM backward_extremities WHERE room_nid = ?", (room_nid,)))
+
+
+def _select_gaps(txn: Transaction, room_nid: int, lowest: int, highest: int) -> Gaps:
+    rows = txn.query(GAPS_SQL, (room_nid, lowest, highest, room_nid, lowest, highest))
+    forgotten = [event_id for is_forgotten, event_id, _ in rows if is_forgotten]
+    return Gaps([event_id for is_forgotten, event_id, _ in rows if not is_forgotten], next(iter(forgotten), None))
 
 
 def move_backward_extremities(

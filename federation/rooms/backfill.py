@@ -1,6 +1,7 @@
 """A room's past, as far as this server does not have it: fetched from other servers when one of our users reads back.
 
-- The places where the known past ends are stored with their depth, so that a page knows whether it meets one.
+- The places where the known past ends are stored with their depth, so that a page knows whether it meets one. And what was here,
+  and was forgotten, is had back (`regaining.py`).
 - One fetch a room is under way at a time, for all who wait; they wait so long, and then read what is here while it goes on.
 - Where nobody could help, nobody is asked again for a while.
 
@@ -19,9 +20,10 @@ from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import RemoteEvents
 from federation.rooms.missing import MissingEvents, Pool
+from federation.rooms.regaining import Regaining
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
-from storage.timelines import TimelineStore
+from storage.timelines import Gaps, TimelineStore
 
 PAGE: Final = 100
 """Events that are asked for at once."""
@@ -53,12 +55,14 @@ class Backfill:
         servers: RoomServers,
         missing: MissingEvents,
         remote: RemoteEvents,
+        regaining: Regaining,
         clock: IReactorTime,
     ) -> None:
         self._timelines = timelines
         self._servers = servers
         self._missing = missing
         self._remote = remote
+        self._regaining = regaining
         self._clock = clock
         self._waiting: dict[int, list[Deferred[Gap]]] = {}
         """Who waits for the fetch that is under way in a room."""
@@ -71,9 +75,8 @@ class Backfill:
         room_nid = snapshot.room.room_nid
         if not await self._servers.in_room(room_nid):
             return Gap.NONE
-        ends = await self._timelines.get_backward_extremities(room_nid)
-        within = sorted((name for name, depth in ends.items() if lowest <= depth <= highest), key=lambda n: -ends[n])
-        if not within:
+        gaps = await self._timelines.get_gaps(room_nid, lowest, highest)
+        if not gaps.ends and gaps.forgotten is None:
             return Gap.NONE
         if self._resting.get(room_nid, 0) > self._clock.seconds():
             return Gap.OPEN
@@ -82,8 +85,7 @@ class Backfill:
             self._waiting[room_nid].append(wait)
         else:
             self._waiting[room_nid] = [wait]
-            work = self._work(snapshot, [EventID(name) for name in within[:MAX_ENDS]])
-            Deferred.fromCoroutine(work).addErrback(
+            Deferred.fromCoroutine(self._work(snapshot, gaps)).addErrback(
                 lambda failure: self._log.failure("the past of a room could not be fetched", failure)
             )
         wait.addTimeout(LONGEST_WAIT, self._clock)
@@ -92,11 +94,11 @@ class Backfill:
         except TimedOut:
             return Gap.OPEN
 
-    async def _work(self, snapshot: RoomSnapshot, ends: list[EventID]) -> None:
+    async def _work(self, snapshot: RoomSnapshot, gaps: Gaps) -> None:
         room_nid = snapshot.room.room_nid
         filled = False
         try:
-            filled = await self._fetch(snapshot, ends)
+            filled = await self._fetch(snapshot, gaps)
         finally:
             if filled:
                 self._resting.pop(room_nid, None)
@@ -111,23 +113,32 @@ class Backfill:
         self._resting = {nid: until for nid, until in self._resting.items() if until > now}
         self._resting[room_nid] = now + REST
 
-    async def _fetch(self, snapshot: RoomSnapshot, ends: list[EventID]) -> bool:
-        """Whether anything has found its place."""
+    async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
+        """Whether anything has found its place, or is here again, or is given up."""
+        useless: set[int] = set()
         for server in await self._missing.choose_servers(snapshot):
             try:
-                if await self._fetch_from(server, snapshot, ends):
+                if await self._fetch_from(server, snapshot, gaps, useless):
                     return True
             except (RemoteError, Forbidden) as error:
                 self._log.info("{server} does not give the past: {error}", server=server, error=str(error))
             except MatrixError:
                 return False  # this server is no longer in the room
-        return False
+        if useless:
+            await self._regaining.give_up(useless)
+        return bool(useless)
 
-    async def _fetch_from(self, server: ServerName, snapshot: RoomSnapshot, ends: list[EventID]) -> bool:
-        pdus = await self._remote.get_backfill(server, snapshot.room_id, ends, PAGE)
+    async def _fetch_from(self, server: ServerName, snapshot: RoomSnapshot, gaps: Gaps, useless: set[int]) -> bool:
+        ends = [EventID(name) for name in gaps.ends[:MAX_ENDS]]
+        asked = ends or [EventID(name) for name in [gaps.forgotten] if name is not None]
+        pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
         found = Pool(snapshot.version, snapshot.room_id).parse(pdus)
+        taken = await self._regaining.take(snapshot, found)
+        if not ends:
+            useless |= taken.useless
+            return taken.count > 0
         given = [found[name] for name in ends if name in found]
         if not given:
-            return False
+            return taken.count > 0
         outcomes = await self._missing.take_in(snapshot.room_id, given, server, past=True, walk=False, fetched=found)
-        return any(outcome.verdict is not None or outcome.was_known for outcome in outcomes.values())
+        return taken.count > 0 or any(outcome.verdict is not None or outcome.was_known for outcome in outcomes.values())

@@ -18,8 +18,6 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.events import encode_event_json, load_event
-from federation.protocol.redaction import redact
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.erasures import ErasureStore
@@ -79,9 +77,7 @@ class ErasedSenders:
         if kept is not None and kept[0] is stored:
             self._pruned.move_to_end(stored.nid)
             return kept[1]
-        event = stored.event
-        pdu = encode_event_json(event.version, redact(event.version, event.pdu))
-        pruned = stored.with_content_of(load_event(event.version, event.event_id, event.room_id, pdu))
+        pruned = stored.without_content()
         self._pruned[stored.nid] = (stored, pruned)
         if len(self._pruned) > MOST_KEPT:
             self._pruned.popitem(last=False)

@@ -39,6 +39,8 @@ class Lifetimes:
         self._now_ms = now_ms
         self._said: dict[int, int] | None = None
         """What rooms say, of those that say something; None: that has not been read yet."""
+        self._set_at: dict[int, int] = {}
+        """Positions at which these rooms said what is known of them, or that they say nothing any more."""
         self._upto = 0
         """What was set up to this position has been read."""
         self._changes_heard = 0
@@ -76,6 +78,7 @@ class Lifetimes:
             rows, self._upto = await self._store.get_since(0)
             if heard == self._changes_heard:  # else something was set while it was read
                 self._said = {}
+                self._set_at = {}
                 self._take(rows)
         return self._said
 
@@ -90,6 +93,9 @@ class Lifetimes:
         if self._said is None:
             return
         for row in rows:
+            if row.position < self._set_at.get(row.room_nid, 0):
+                continue  # it was read before, and comes later than what was said since
+            self._set_at[row.room_nid] = row.position
             if row.max_lifetime is None:
                 self._said.pop(row.room_nid, None)
             else:
@@ -109,5 +115,6 @@ class Lifetimes:
         )
 
     async def _read_others(self) -> None:
-        rows, self._upto = await self._store.get_since(self._upto)
+        rows, upto = await self._store.get_since(self._upto)
+        self._upto = max(self._upto, upto)
         self._take(rows)

@@ -12,8 +12,9 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.events import Event, client_form_prefix, load_event
+from federation.protocol.events import Event, client_form_prefix, encode_event_json, load_event
 from federation.protocol.ids import EventID, RoomID
+from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.events import EventFlag, EventRow, EventStore
 from storage.purging import PurgedMessages
@@ -89,6 +90,12 @@ class StoredEvent:
         other.event = event
         other.client_prefix = client_form_prefix(event)
         return other
+
+    def without_content(self) -> "StoredEvent":
+        """The same with what a redaction leaves of the event."""
+        event = self.event
+        pruned = encode_event_json(event.version, redact(event.version, event.pdu))
+        return self.with_content_of(load_event(event.version, event.event_id, event.room_id, pruned))
 
     def __getattr__(self, name: str) -> bytes:
         """Called for what is not there yet: the client form is made when it is first asked for."""

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
@@ -86,6 +87,19 @@ class Visibility:
         """As `filter`, with messages that are kept no longer: for who asks for the state at an event, not for the event."""
         if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
             events = [event for event in events if event.is_shown]
+        return await self._filter_shown(user_id, own, events)
+
+    async def filter_gone(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """Those of the events (of one room) that the user might see if they had not grown too old or been purged, without
+        their content: for what stands upon them."""
+        standing = [event for event in events if event.in_timeline]
+        return [without_content(each) for each in await self._filter_shown(user_id, own, standing)]
+
+    async def _filter_shown(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
         if own is None or own.membership != "join":
             return await self._filter_by_state(user_id, own, events)
         # since the latest change of their membership they have been in the room: they see all, whatever its settings
@@ -167,6 +181,11 @@ class Visibility:
             return MAX_DEPTH
         departure = await self._stays.find_departure(own)
         return None if departure is None else departure.place.depth
+
+
+def without_content(seen: Seen) -> Seen:
+    """The event as if it were redacted."""
+    return replace(seen, event=seen.event.without_content())
 
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:

@@ -11,6 +11,7 @@ from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.recheck import Recheck
+from federation.rooms.regaining import Regaining
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.remote_times import AskedTimes
 from federation.rooms.resolve import StateResolver
@@ -114,7 +115,10 @@ class IncomingParts:
             federation.policy,
             metrics,
         )
-        rooms.history.connect(Backfill(TimelineStore(database), rooms.servers, self.missing, self.remote, clock))
+        regaining = Regaining(database, store, rooms.events, federation.placements)
+        rooms.history.connect(
+            Backfill(TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock)
+        )
         self.form = TransactionForm(federation.identity, rooms.now_ms)
         self.served = ServedRooms(
             rooms.events,

@@ -21,6 +21,7 @@ from homeserver.services.retention.record import PurgedRecord
 from storage.database import Database
 from storage.history_purges import HistoryPurgeStore
 from storage.purging import PurgingStore
+from storage.regaining import RegainingStore
 from storage.room_lifetimes import RoomLifetimeStore
 from storage.search import SETTLE, SearchStore
 from storage.seen_times import SeenTimeStore
@@ -48,7 +49,16 @@ class RetentionParts:
         time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
         purging = Purging(database, messages, rooms.room_store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
-            purges, messages, purging, rooms.room_store, rooms.events, identity, accounts.secret_text, now_ms, metrics
+            purges,
+            messages,
+            purging,
+            RegainingStore(database),
+            rooms.room_store,
+            rooms.events,
+            identity,
+            accounts.secret_text,
+            now_ms,
+            metrics,
         )
         retention = config.rooms.retention
         rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None

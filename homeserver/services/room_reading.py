@@ -289,34 +289,38 @@ class RoomReading:
         await self._engine.get_whole(room_id)
         return await self.find_reader(user_id, room_id)
 
-    async def see(
-        self,
-        caller: Requester,
-        reader: Reader,
-        nids: Sequence[int],
-        wanted: RoomEventFilter,
-        *,
-        with_ignored: bool = False,
-    ) -> list[Seen]:
-        """Those of the events that the caller may see and wants; `with_ignored`: also what ignored users sent."""
+    async def see(self, caller: Requester, reader: Reader, nids: Sequence[int], wanted: RoomEventFilter) -> list[Seen]:
+        """Those of the events that the caller may see and wants, but what users whom they ignore have sent."""
         if not wanted.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(caller.user_id, reader.own, [events[nid] for nid in nids])
-        if not with_ignored:
-            seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
+        seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
         if wanted.passes_all_events:
             return seen
         seen = [each for each in seen if wanted.allows_event(each.event.event)]
         return await self._aggregations.only_related(seen, wanted)
 
     async def see_one(self, caller: Requester, reader: Reader, event_id: EventID) -> Seen:
-        """One event of the room. Raises NotFound, also where the caller may not see it."""
+        """One event of the room, as `see_roots`. Raises NotFound, also where the caller may not see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
-        seen = await self._visibility.filter(caller.user_id, reader.own, [event]) if event is not None else []
+        seen = await self.see_roots(caller, reader, [event.nid]) if event is not None else []
         if not seen:
             raise NotFound("The room has no such event, or you may not see it")
         return seen[0]
+
+    async def see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
+        """Those of the events that the caller may see. While anything is shown of a thread there is its root too, which may be
+        gone by its age or a purge: then it is without its content."""
+        found = await self._events.get_events(nids)
+        events = [found[nid] for nid in nids]
+        seen = {each.event.nid: each for each in await self._visibility.filter(caller.user_id, reader.own, events)}
+        gone = [event for event in events if event.nid not in seen]
+        if gone:
+            left = await self._visibility.filter_gone(caller.user_id, reader.own, gone)
+            told = await self._aggregations.load(caller.user_id, [each.event for each in left])
+            seen |= {nid: each for each in left if (nid := each.event.nid) in told and told[nid].thread is not None}
+        return [seen[nid] for nid in nids if nid in seen]
 
     async def _get_page(
         self, reader: Reader, start: Place, end: Place | None, direction: Direction, limit: int

@@ -3,20 +3,15 @@
 spec: client-server-api#relationships-api, client-server-api#querying-threads-in-a-room
 """
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from federation.protocol.endpoint import Requester
-from federation.protocol.events import encode_event_json, load_event
 from federation.protocol.ids import EventID, RoomID
-from federation.protocol.redaction import redact
-from federation.rooms.visible import Seen
+from federation.rooms.visible import Seen, without_content
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.room_reading import END, MAX_PAGES_LOOKED_AT, Reader, RoomReading
+from homeserver.services.room_reading import END, MAX_PAGES_LOOKED_AT, RoomReading
 from homeserver.services.stream_tokens import format_place
 from storage.relations import RelationStore, Wanted
 from storage.timelines import START, Direction, Place
@@ -89,6 +84,7 @@ class RoomRelations:
     ) -> dict[str, Any]:
         """A page of the roots of a room's threads, those with the latest events first. Raises Forbidden.
 
+        Of roots that are gone, or that users whom the caller ignores have sent, there is what a redaction leaves.
         Who has left finds the threads as they were then.
         """
         reader = await self._reading.find_reader(caller.user_id, room_id)
@@ -111,7 +107,7 @@ class RoomRelations:
             )
             more = len(page) > asked
             page = page[:asked]
-            shown += await self._see_roots(caller, reader, [root for _, root in page])
+            shown += await self._reading.see_roots(caller, reader, [root for _, root in page])
             if page:
                 place = _before(page[-1][0])
             if not more or len(shown) >= limit:
@@ -123,18 +119,6 @@ class RoomRelations:
             answer["next_batch"] = format_place(place)
         return answer
 
-    async def _see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
-        return await self._reading.see(caller, reader, nids, EVERYTHING, with_ignored=True)
-
 
 def _before(place: Place) -> Place:
     return Place(place.depth, place.event_nid - 1)
-
-
-def without_content(seen: Seen) -> Seen:
-    """The event as if it were redacted: the root of a thread that an ignored user began."""
-    event = seen.event.event
-    pruned = encode_event_json(event.version, redact(event.version, event.pdu))
-    return msgspec.structs.replace(
-        seen, event=seen.event.with_content_of(load_event(event.version, event.event_id, event.room_id, pruned))
-    )

@@ -16,10 +16,9 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.visible import Seen, Visibility
+from federation.rooms.visible import Seen, Visibility, without_content
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.room_relations import without_content
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore

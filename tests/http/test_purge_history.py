@@ -17,6 +17,7 @@ from tests.helpers.talk import (
     join,
     leave,
     membership,
+    messages,
     ok,
     put_event,
     redact,
@@ -193,12 +194,12 @@ def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: Use
     ok(membership(bob, room_id, "forget"))
     forgotten = server.app.retention.forgotten
     assert forgotten is not None
-    for seconds, messages in ((0, 0), (27 * DAY, 0), (DAY, 1), (DAY, 1)):
+    for seconds, purged in ((0, 0), (27 * DAY, 0), (DAY, 1), (DAY, 1)):
         server.clock.advance(seconds)
         server.run(forgotten.do_step(1000))
         work(server)
         found = ok(root.get(RECORD))["purged"]
-        assert sum(each["messages"] for each in found) == messages
+        assert sum(each["messages"] for each in found) == purged
     assert (found[0]["room_id"], found[0]["cause"]) == (room_id, "forgotten")
     assert everything_said(bob, kept) == ["secret"]
 
@@ -304,3 +305,42 @@ def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: Us
     begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
     work(server)
     assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])
+
+
+def test_what_belongs_to_the_newest_message_stays(server: TestServer, alice: User, root: User) -> None:
+    room_id = create(alice)
+    begun = say(alice, room_id, "thread")
+    say(alice, room_id, "gone")
+    in_thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": begun}}
+    question = {"m.poll.start": {"question": {"body": "Tea?"}, "answers": []}, **in_thread}
+    poll = ok(put_event(alice, room_id, "org.matrix.msc3381.poll.start", question))["event_id"]
+    vote = {"m.relates_to": {"rel_type": "m.reference", "event_id": poll}, "answers": ["yes"]}
+    voted = ok(put_event(alice, room_id, "org.matrix.msc3381.poll.response", vote))["event_id"]
+    liking = {"m.relates_to": {"rel_type": "m.annotation", "event_id": poll, "key": "+"}}
+    liked = ok(put_event(alice, room_id, "m.reaction", liking))["event_id"]
+    purge_id = begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
+    work(server)
+    assert status(root, purge_id)["messages"] == 1
+    left = [event["event_id"] for event in messages(alice, room_id)["chunk"] if "state_key" not in event]
+    assert left == [liked, voted, poll, begun]
+
+
+@pytest.mark.parametrize("with_own", [True, False])
+def test_redactions_of_what_stays_stay(server: TestServer, alice: User, root: User, with_own: bool) -> None:
+    room_id = create(alice)
+    topic = set_state(alice, room_id, "m.room.topic", {"topic": "rude"})
+    ok(redact(alice, room_id, topic, reason="of the topic"))
+    said = say(alice, room_id, "rude")
+    ok(redact(alice, room_id, said, reason="of a message"))
+    server.clock.advance(60)
+    say(alice, room_id, "newest")
+    begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=with_own)
+    work(server)
+    chunk = messages(alice, room_id)["chunk"]
+    reasons = {
+        event["event_id"]: event["unsigned"]["redacted_because"]["content"]["reason"]
+        for event in chunk
+        if "redacted_because" in event["unsigned"]
+    }
+    assert reasons == ({topic: "of the topic"} if with_own else {topic: "of the topic", said: "of a message"})
+    assert [event["type"] for event in chunk].count("m.room.redaction") == len(reasons)

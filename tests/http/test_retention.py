@@ -361,3 +361,28 @@ def test_sticky_messages_are_not_told_any_more(tmp_path: Path, sqlite_database: 
     if is_purged:
         assert purge(server) == 1
     assert told() == [False, False]
+
+
+@pytest.mark.parametrize("is_purged", [True, False])
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_the_reason_why_state_was_redacted_grows_old_too(
+    server: TestServer, alice: User, bob: User, asked_before: bool, is_purged: bool
+) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    topic = set_state(alice, room_id, "m.room.topic", {"topic": "rude"})
+    ok(redact(alice, room_id, topic, reason=SECRET))
+    keep_for(alice, room_id, DAY)
+
+    def read() -> str:
+        members = bob.get(room_path(room_id, "members")).body
+        return (
+            bob.get(room_path(room_id, "state")).body + members + bob.get(room_path(room_id, "event", topic)).body
+        ).decode()
+
+    if asked_before:
+        assert SECRET in read()
+    server.clock.advance(DAY + 1)
+    if is_purged:
+        assert purge(server) == 1
+    assert SECRET not in read()

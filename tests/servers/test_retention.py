@@ -9,8 +9,10 @@ from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.requests import path_of
 from storage.events import EventFlag
+from tests.helpers import talk
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.talk import get_state, ok
 
 API = "/_matrix/federation/v1/"
 DAY = 86_400
@@ -115,6 +117,31 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
     assert "secret" not in repr(answer)
     assert room.alice.get("/_matrix/client/v3/notifications").json["notifications"] == []
     assert await purge(room.north) == 5
+
+
+async def test_what_a_moderator_elsewhere_redacted_stays_explained(network: Network) -> None:
+    """An administrator purges what others have said: the message stays, and so does why it has no content."""
+    room = await shared(network, "11", {NORTH: RULES})
+    network.start_sending()
+    north = room.north.server
+    mine = say(room.alice, room.room_id, "mine")
+    levels = get_state(room.alice, room.room_id, "m.room.power_levels")
+    users = {**levels["users"], room.alice.user_id: 100, room.bob.user_id: 50}
+    set_state(room.alice, room.room_id, "m.room.power_levels", {**levels, "users": users})
+    network.settle()
+    ok(talk.redact(room.bob, room.room_id, mine, reason="rude"))
+    for text in ("gone", "newest"):
+        say(room.bob, room.room_id, text)
+    network.settle()
+    root = north.register("root")
+    await north.app.people.accounts.do_set_flags(root.user_id, is_admin=True)
+    begun = root.post(f"/_synapse/admin/v1/purge_history/{room.room_id}", {"purge_up_to_ts": 2**50})
+    assert begun.status == 200
+    while await north.app.retention.purges.do_step(10):
+        pass
+    assert texts(room.alice, room.room_id) == ["newest", ""]
+    event = ok(room.alice.get(f"/_matrix/client/v3/rooms/{room.room_id}/event/{mine}"))
+    assert event["unsigned"]["redacted_because"]["content"]["reason"] == "rude"
 
 
 @pytest.mark.parametrize("is_cached", [True, False])

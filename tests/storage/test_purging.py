@@ -10,7 +10,7 @@ from storage.engine import Row
 from storage.events import EventFlag, EventStore
 from storage.history_purges import Extent, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
 from storage.media_references import do_rechecks
-from storage.purging import BEFORE_ALL, Cause, PurgedMessages, PurgingStore
+from storage.purging import BEFORE_ALL, Cause, Message, PurgedMessages, PurgingStore
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations
 from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
@@ -102,8 +102,8 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     events = await EventStore(database).get_events(range(1, 12))
     assert {nid for nid, row in events.items() if row.pdu == b'{"content":{}}'} == {1, 3}
     assert [(events[nid].flags, events[nid].redacted_by, events[nid].thread_root) for nid in (1, 3)] == [
-        (SHOWN | EventFlag.PURGED, 1, None),
-        (SHOWN | EventFlag.PURGED, 3, None),
+        (SHOWN | EventFlag.PURGED, 1, "$1"),
+        (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
     outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
@@ -112,6 +112,41 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
     assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
+
+
+async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
+    def fill_thread(txn: WriteTransaction) -> None:
+        add_room(txn)
+        add_room(txn, 2)
+        for nid in range(1, 9):
+            add_event(txn, nid, room=2 if nid == 7 else 1)
+        txn.execute("UPDATE events SET thread_root = NULL")
+        txn.execute("UPDATE events SET thread_root = '$noted' WHERE event_nid = 6")
+        txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$3', 5)")
+        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to what is of another room
+        said = [("m.thread", "$1", 2), ("m.replace", "$2", 3), ("m.annotation", "$3", 4), ("m.replace", "$7", 8)]
+        said += [("m.thread", "$1", 7)]
+        add_relations(
+            txn,
+            [
+                RelationRow(Relation(rel_type, target), nid, f"${nid}", 2 if nid == 7 else 1, nid, "a", ALICE, nid)
+                for rel_type, target, nid in said
+            ],
+        )
+
+    await database.write("fill", fill_thread)
+    for nids in ((1, 2, 3), (4, 5, 6, 8)):
+        await database.write("purge", PurgingStore(database).purge, 1, pruned(*nids), Cause.PURGE, NOW)
+    events = await EventStore(database).get_events(range(1, 9))
+    assert {nid: row.thread_root for nid, row in events.items() if row.flags & EventFlag.PURGED} == {
+        1: None,
+        2: "$1",
+        3: "$1",
+        4: "$1",
+        5: "$1",
+        6: "$noted",
+        8: None,
+    }
 
 
 async def test_pages_and_times_go_on_without_what_was_purged(database: Database) -> None:
@@ -163,11 +198,11 @@ async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
     await database.write("fill", fill)
     await database.write("set", set_lifetime, 1, 5)
     rows, upto = await store.get_since(0)
-    assert rows == [RoomLifetime(1, 5)]
+    assert rows == [RoomLifetime(1, 5, upto)]
     await database.write("set", set_lifetime, 2, 7)
     await database.write("set", set_lifetime, 1, None)
     rows, upto = await store.get_since(upto)
-    assert rows == [RoomLifetime(2, 7), RoomLifetime(1, None)]
+    assert rows == [RoomLifetime(2, 7, upto - 1), RoomLifetime(1, None, upto)]
     assert await store.get_since(upto) == ([], upto)
     assert await store.get_rooms(0, 1) == [1]
     assert await store.get_rooms(1, 5) == [2]
@@ -211,11 +246,58 @@ async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(dat
     ]
     await database.write("relate", add_relations, children)
     assert await store.get_extent(1, types) == Extent(11, 5)
-    assert list(await store.get_edits(5)) == [9]
     redact = "UPDATE events SET redacted_by = 9 WHERE event_nid = 5"
     await database.write("redact", lambda txn: txn.execute(redact))
     await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
     assert await store.get_extent(1, types) == Extent(11, 1)
+
+
+async def test_what_belongs_to_the_message_that_stays(database: Database) -> None:
+    store = HistoryPurgeStore(database)
+
+    def fill_thread(txn: WriteTransaction) -> None:
+        add_room(txn)
+        for nid in range(1, 10):
+            add_event(txn, nid)
+        said = [
+            ("m.thread", "$1", 3),
+            ("m.thread", "$1", 2),
+            ("m.replace", "$1", 4),
+            ("m.annotation", "$1", 5),
+            ("m.replace", "$3", 6),
+            ("m.annotation", "$3", 7),
+            ("m.reference", "$3", 8),
+        ]
+        add_relations(
+            txn,
+            [
+                RelationRow(Relation(rel_type, target), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid)
+                for rel_type, target, nid in said
+            ],
+        )
+
+    await database.write("fill", fill_thread)
+    assert await store.get_kept(3, range(1, 10)) == {1, 3, 4, 6, 7, 8}
+    assert await store.get_kept(3, [2, 4]) == {4}
+    assert await store.get_kept(9, range(1, 10)) == {9}
+    assert await store.get_kept(99, range(1, 10)) == frozenset()
+
+
+async def test_what_redactions_took_the_content_of(database: Database) -> None:
+    store = HistoryPurgeStore(database)
+
+    def fill_redactions(txn: WriteTransaction) -> None:
+        fill(txn)
+        # 7 redacted 3, and 9 came too late to; 5 redacted a name; 11 is of another room
+        redactions = [("$3", 7), ("$3", 9), ("$2", 5), ("$11", 1)]
+        txn.execute_many("INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)", redactions)
+        txn.execute_many("UPDATE events SET redacted_by = ? WHERE event_nid = ?", [(7, 3), (5, 2), (1, 11)])
+
+    await database.write("fill", fill_redactions)
+    assert await store.get_redacted(1, range(1, 10)) == {7: Message(3, "$3", 3, 3, ALICE, b""), 5: None}
+    assert await store.get_redacted(1, [9]) == {}
+    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
+    assert await store.get_redacted(1, range(1, 10)) == {5: None}
 
 
 async def test_the_rooms_that_nobody_remembers(database: Database) -> None:

@@ -1,13 +1,13 @@
 """Purges the history of a room where an administrator asks for it, as a job that a restart goes on with.
 
 Laws:
-- State stays, and so does the newest message that people see, with its edits. What goes is gone for everybody here; other servers keep
-  theirs.
+- State stays, and so does the newest message that people see, with its edits, reactions and votes, and the root of its thread.
+  Redactions of what stays do too: they say why it has no content. What goes is gone for everybody here; other servers keep theirs.
 - What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
 - A room has one purge at a time; they are done one after the other. One that fails holds up no other.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final
 
 from twisted.logger import Logger
@@ -22,11 +22,14 @@ from homeserver.services.secret_text import SecretText
 from storage.engine import DatabaseUnavailable
 from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
 from storage.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
+from storage.regaining import RegainingStore
 from storage.rooms import RoomStore
 from storage.transaction import WriteTransaction
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
+GIVEN_UP_AT_ONCE: Final = 1000
+LATEST: Final = 2**62
 SAID: Final = ("m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start")
 """What is said in a room: of these types is the message that stays."""
 REMEMBERED_MS: Final = 365 * DAY_MS
@@ -43,6 +46,7 @@ class HistoryPurges:
         store: HistoryPurgeStore,
         messages: PurgingStore,
         purging: Purging,
+        regaining: RegainingStore,
         rooms: RoomStore,
         events: RoomEvents,
         identity: ServerIdentity,
@@ -53,6 +57,7 @@ class HistoryPurges:
         self._store = store
         self._messages = messages
         self._purging = purging
+        self._regaining = regaining
         self._rooms = rooms
         self._events = events
         self._identity = identity
@@ -132,6 +137,8 @@ class HistoryPurges:
         return done
 
     async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
+        if purge.after == BEFORE_ALL and purge.cause == Cause.PURGE.value:
+            await self._give_up(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
         within = [each for each in found if purge.before_ts is None or each.origin_server_ts < purge.before_ts]
         if not within:
@@ -143,18 +150,44 @@ class HistoryPurges:
         def note(txn: WriteTransaction, count: int) -> None:
             move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
-        kept: Set[int] = frozenset()
-        if purge.kept_nid is not None:
-            kept = {purge.kept_nid, *await self._store.get_edits(purge.kept_nid)}
-        wanted = [each for each in within if each.event_nid not in kept and self._is_wanted(purge, each)]
         await self._purging.purge(
             purge.room_nid,
-            wanted,
+            await self._choose(purge, within),
             Cause(purge.cause),
             note,
             lambda txn: may_go_on(txn, purge, self._now_ms()),
         )
         return len(within)
+
+    async def _give_up(self, purge: HistoryPurge) -> None:
+        """What was forgotten and might be had from others is not to come back."""
+        before_ms = LATEST if purge.before_ts is None else purge.before_ts
+        before_depth = LATEST if purge.before_depth is None else purge.before_depth
+        while await self._regaining.give_up(purge.room_nid, before_ms, before_depth, GIVEN_UP_AT_ONCE):
+            pass
+
+    async def _choose(self, purge: HistoryPurge, within: Sequence[Message]) -> Sequence[Message]:
+        """Those of the messages that go."""
+        if purge.cause == Cause.FORGOTTEN.value:
+            return [each for each in within if self._is_wanted(purge, each)]
+        nids = [each.event_nid for each in within]
+        redacted = await self._store.get_redacted(purge.room_nid, nids)
+        kept: Set[int] = frozenset()
+        if purge.kept_nid is not None:
+            asked = [*nids, *(target.event_nid for target in redacted.values() if target is not None)]
+            kept = await self._store.get_kept(purge.kept_nid, asked)
+
+        def goes(message: Message) -> bool:
+            return message.event_nid not in kept and self._is_wanted(purge, message)
+
+        def is_needed(message: Message) -> bool:
+            if message.event_nid not in redacted:
+                return False
+            target = redacted[message.event_nid]
+            is_late = target is not None and purge.before_ts is not None and target.origin_server_ts >= purge.before_ts
+            return target is None or is_late or not goes(target)
+
+        return [each for each in within if goes(each) and not is_needed(each)]
 
     def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
         if message.event_nid > purge.upto_nid:
