@@ -4,7 +4,8 @@ Laws:
 - A key counts for what was signed while it was valid. How far in the future that is believed has a bound, and rooms of
   old versions ask for no validity.
 - One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
-  after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little.
+  after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little. One that has answered is not
+  asked again for some seconds, whatever new keys it signs with; and of the keys that it names, a bounded number is kept.
 - A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
 - Whoever has proved nothing yet waits at the door: anybody can name servers in requests, as many as they like, and let each answer
   slowly. The keys of events, and those of servers that have proved themselves before, are fetched beside that.
@@ -32,7 +33,7 @@ from federation.protocol.key_documents import MAX_KEYS, KeyDocument, VerifyKey, 
 from federation.protocol.signing import are_signatures_valid, is_signed_by, signatures_of
 from federation.remote.server_keys import SERVERS_AT_ONCE, RemoteServerKeys
 from federation.shared_work import SharedWork
-from storage.server_keys import ServerKeyStore, StoredDocument, StoredKey
+from storage.server_keys import MOST_KEYS, ServerKeyStore, StoredDocument, StoredKey
 
 AT_ONCE = 30
 """Servers that are asked at the same time."""
@@ -43,6 +44,8 @@ MOST_AT_DOOR = 50
 MANY = 10
 """From so many servers on the notaries are asked first."""
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
+REST_MS = 5_000
+"""How long a server that has said its keys is not asked for more of them."""
 MAX_REMEMBERED = 10_000
 """Servers whose keys, or whose failures, are held in memory."""
 
@@ -99,6 +102,8 @@ class Keyring:
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
         self._known: dict[ServerName, _Known] = {}
         self._pauses: dict[ServerName, _Pause] = {}
+        self._rests: dict[ServerName, int] = {}
+        """Of servers that have answered, until when they are not asked again."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
         self._door = DeferredSemaphore(AT_DOOR)
@@ -113,7 +118,7 @@ class Keyring:
     ) -> Mapping[KeyID, bytes]:
         """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door."""
         wanted = dict.fromkeys(key_ids, valid_at_ms)
-        return valid_keys((await self._find({server: wanted}, at_door=True))[server].keys, wanted)
+        return valid_keys((await self._find({server: wanted}, of_caller=True))[server].keys, wanted)
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """Those of an event's required signers whose valid signatures it has. Raises BadEvent as `required_signers`."""
@@ -154,11 +159,11 @@ class Keyring:
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
     async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
-        """Ask a server for its keys now, unless it is its pause; whether it answered well.
+        """Ask a server for its keys now, unless it is its pause or has just said them; whether it answered well.
 
         `at_door`: for anybody, so not where too many wait there.
         """
-        if self._is_paused(server) or (at_door and self._is_door_full()):
+        if self._is_paused(server) or self._rests_now(server) or (at_door and self._is_door_full()):
             return False
         if not await self._fetches.run(server, self._fetching(server, at_door)):
             return False
@@ -167,8 +172,11 @@ class Keyring:
 
     # ---- finding
 
-    async def _find(self, wanted: Wanted, *, at_door: bool = False) -> Mapping[ServerName, _Known]:
-        """What is known of each server once all that could be done is done. Raises LimitExceeded at the door."""
+    async def _find(self, wanted: Wanted, *, of_caller: bool = False) -> Mapping[ServerName, _Known]:
+        """What is known of each server once all that could be done is done. Raises LimitExceeded at the door.
+
+        `of_caller`: it is keys with which servers sign now. They say these themselves: who has just done so is passed over.
+        """
         known = {server: self._get(server) for server in wanted}
         now = self._now_ms()
         if all(
@@ -183,8 +191,10 @@ class Keyring:
                 }
                 self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
+        if of_caller:
+            lacking = {server: keys for server, keys in lacking.items() if not self._rests_now(server)}
         if lacking:
-            at_door = at_door and not lacking.keys() & self._known.keys()
+            at_door = of_caller and not lacking.keys() & self._known.keys()
             if at_door and self._is_door_full():
                 raise LimitExceeded("Too many servers make themselves known just now", retry_after_ms=FIRST_PAUSE_MS)
             await self._fetch_all(lacking, at_door)
@@ -219,6 +229,9 @@ class Keyring:
         pause = self._pauses.get(server)
         return pause is not None and pause.until > self._now_ms()
 
+    def _rests_now(self, server: ServerName) -> bool:
+        return self._rests.get(server, 0) > self._now_ms()
+
     # ---- fetching
 
     async def _fetch_all(self, lacking: Wanted, at_door: bool) -> None:
@@ -227,13 +240,15 @@ class Keyring:
         if self._notaries and len(left) >= MANY:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
-        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in left])
+        asked = [server for server in left if not self._rests_now(server)]
+        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in asked])
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < MANY:
             await self._ask_notaries(left)
         for server, keys in lacking.items():
             if self._lacks(server, keys):
-                self._pause(server)
+                if server in asked or self._notaries:
+                    self._pause(server)
             else:
                 self._pauses.pop(server, None)
 
@@ -251,6 +266,10 @@ class Keyring:
             return False
         finally:
             line.release()
+        self._rests.pop(server, None)
+        self._rests[server] = self._now_ms() + REST_MS
+        if len(self._rests) > MAX_REMEMBERED:
+            del self._rests[next(iter(self._rests))]
         await self._keep(document)
         return True
 
@@ -299,13 +318,16 @@ class Keyring:
         if document.valid_until_ms >= known.said_until:
             await self._keep(document)
         elif not document.keys.keys() <= known.keys.keys():
-            server, keys = document.server_name, {**document.keys, **known.keys}
+            server = document.server_name
+            keys = _with_latest(known.keys, document.keys)
             self._known[server] = _Known(keys, known.said_until, known.renew_at)
-            await self._store.add_keys(server, {key_id: _stored(keys[key_id]) for key_id in document.keys})
+            await self._store.add_keys(
+                server, {key_id: _stored(key) for key_id, key in keys.items() if key_id not in known.keys}
+            )
 
     async def _keep(self, document: KeyDocument) -> None:
         server, now = document.server_name, self._now_ms()
-        self._remember(server, {**self._get(server).keys, **document.keys}, now, document.valid_until_ms)
+        self._remember(server, _with_latest(document.keys, self._get(server).keys), now, document.valid_until_ms)
         await self._store.set_keys(
             server,
             {key_id: _stored(key) for key_id, key in document.keys.items()},
@@ -334,6 +356,15 @@ class Keyring:
 
 def _stored(key: VerifyKey) -> StoredKey:
     return StoredKey(key.public_key, key.valid_until_ms)
+
+
+def _with_latest(keys: Mapping[KeyID, VerifyKey], others: Mapping[KeyID, VerifyKey]) -> dict[KeyID, VerifyKey]:
+    """The keys, and of others those that are valid for longest, `MOST_KEYS` together: as the store does."""
+    left = sorted(
+        ((key_id, key) for key_id, key in others.items() if key_id not in keys),
+        key=lambda each: (-each[1].valid_until_ms, each[0]),
+    )
+    return {**keys, **dict(left[: max(0, MOST_KEYS - len(keys))])}
 
 
 _NOTHING = _Known({}, 0, 1 << 60)

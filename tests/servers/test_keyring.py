@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.identity import ServerIdentity
-from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, Keyring, Notary
+from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, REST_MS, Keyring, Notary
 from federation.policy import Policy, make_rules
 from federation.protocol.errors import LimitExceeded, RemoteError
 from federation.protocol.event_signing import build_event
@@ -21,7 +21,7 @@ from federation.remote.server_keys import RemoteServerKeys
 from federation.requests import Requests
 from federation.wire import WireAnswer, WireRequest
 from storage.database import Database
-from storage.server_keys import ServerKeyStore
+from storage.server_keys import MOST_KEYS, ServerKeyStore
 
 DAY = 24 * 3600 * 1000
 START = 1_700_000_000_000
@@ -191,13 +191,41 @@ async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) ->
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
+async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_little(sqlite_database: Database) -> None:
+    world = World()
+    keyring = make(world, sqlite_database)
+    proved = 0
+    for number in range(600):
+        asked = key(f"k{number}")
+        others = {f"ed25519:v{number}_{each}": {"key": encode_base64(asked.public_key)} for each in range(99)}
+        said = document(NORTH, asked, until=world.now + DAY)
+        said["verify_keys"] |= others
+        said["old_verify_keys"] = {f"{each}_old": entry | {"expired_ts": world.now} for each, entry in others.items()}
+        world.says[NORTH] = sign_json({**said, "signatures": {}}, NORTH, asked)
+        proved += bool(await keyring.get_keys_of_caller(NORTH, [asked.key_id], world.now))
+        world.now += 100
+    assert 1 <= proved <= len(world.log) <= 60_000 // REST_MS
+    assert (await keyring.get_keys(NORTH, [asked.key_id], world.now)) == {asked.key_id: asked.public_key}
+    assert len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys) == MOST_KEYS
+
+
+async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(sqlite_database: Database) -> None:
+    world = World()
+    keyring = make(world, sqlite_database)
+    for _ in range(600):
+        world.says[NORTH] = document(NORTH, A, until=world.now + 1)
+        await keyring.get_keys_of_caller(NORTH, [A.key_id], world.now)
+        world.now += 100
+    assert len(world.log) <= 60_000 // REST_MS
+
+
 async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_database: Database) -> None:
     """Anybody may name servers in requests, as many as they like, and let each of them take its time."""
     world = World()
     world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B, until=START + 1)}
     keyring = make(world, sqlite_database)
     assert await keyring.get_keys_of_caller(SOUTH, [B.key_id], START)
-    world.now += 1000
+    world.now += REST_MS
     world.says[SOUTH] = document(SOUTH, B)
     world.held = []
     crowd = [
@@ -221,6 +249,7 @@ async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_data
         answered.callback(None)
     for each in crowd:
         assert await each == {}
+    world.now += REST_MS
     assert await keyring.renew(NORTH, at_door=True)
 
 
