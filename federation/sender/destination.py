@@ -73,6 +73,8 @@ class Destination(msgspec.Struct):
     tried_ts: int = 0
     heard_ts: int = -1
     """When it last spoke to us."""
+    in_vain_on_its_word: int = 0
+    """How often, since it failed, it was tried because it had spoken, and did not answer."""
     pause_ms: int = 0
     error: str | None = None
 
