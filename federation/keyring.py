@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.door import Door
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadEvent, BadJson, LimitExceeded, MatrixError, RemoteError, Unauthorized
 from federation.protocol.event_signing import required_signers
@@ -39,8 +40,10 @@ AT_ONCE = 30
 """Servers that are asked at the same time."""
 AT_DOOR = 20
 """Servers of which nothing is known that are asked at the same time since somebody named them."""
-MOST_AT_DOOR = 50
-"""Of them that wait for that; what is more is refused. Each of their requests is held in memory meanwhile."""
+MOST_AT_DOOR = 70
+"""Requests that wait for that; what is more is refused. `door.py`: how these are shared."""
+NO_ADDRESS = ""
+"""Of those who ask us as a notary: all together count as one that asks."""
 MANY = 10
 """From so many servers on the notaries are asked first."""
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
@@ -106,7 +109,7 @@ class Keyring:
         """Of servers that have answered, until when they are not asked again."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
-        self._door = DeferredSemaphore(AT_DOOR)
+        self._door = Door(MOST_AT_DOOR, AT_DOOR, FIRST_PAUSE_MS)
 
     async def get_keys(self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int) -> Mapping[KeyID, bytes]:
         """Those of the keys that were valid then; what cannot be had is left out."""
@@ -114,11 +117,14 @@ class Keyring:
         return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
 
     async def get_keys_of_caller(
-        self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int
+        self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int, address: str
     ) -> Mapping[KeyID, bytes]:
-        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door."""
+        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door.
+
+        `address`: that of the network that the request comes from, or what it counts as.
+        """
         wanted = dict.fromkeys(key_ids, valid_at_ms)
-        return valid_keys((await self._find({server: wanted}, of_caller=True))[server].keys, wanted)
+        return valid_keys((await self._find({server: wanted}, caller=address))[server].keys, wanted)
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """Those of an event's required signers whose valid signatures it has. Raises BadEvent as `required_signers`."""
@@ -163,8 +169,17 @@ class Keyring:
 
         `at_door`: for anybody, so not where too many wait there.
         """
-        if self._is_paused(server) or self._rests_now(server) or (at_door and self._is_door_full()):
+        if self._is_paused(server) or self._rests_now(server):
             return False
+        if not at_door:
+            return await self._renew(server, at_door=False)
+        try:
+            with self._door.place(NO_ADDRESS, server):
+                return await self._renew(server, at_door=True)
+        except LimitExceeded:
+            return False
+
+    async def _renew(self, server: ServerName, *, at_door: bool) -> bool:
         if not await self._fetches.run(server, self._fetching(server, at_door)):
             return False
         self._pauses.pop(server, None)
@@ -172,10 +187,11 @@ class Keyring:
 
     # ---- finding
 
-    async def _find(self, wanted: Wanted, *, of_caller: bool = False) -> Mapping[ServerName, _Known]:
+    async def _find(self, wanted: Wanted, *, caller: str | None = None) -> Mapping[ServerName, _Known]:
         """What is known of each server once all that could be done is done. Raises LimitExceeded at the door.
 
-        `of_caller`: it is keys with which servers sign now. They say these themselves: who has just done so is passed over.
+        `caller`: the address that a request of one server comes from. The keys are those with which it signs now: as it says these
+        itself, it is passed over when it has just done so.
         """
         known = {server: self._get(server) for server in wanted}
         now = self._now_ms()
@@ -191,13 +207,14 @@ class Keyring:
                 }
                 self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
-        if of_caller:
+        if caller is not None:
             lacking = {server: keys for server, keys in lacking.items() if not self._rests_now(server)}
-        if lacking:
-            at_door = of_caller and not lacking.keys() & self._known.keys()
-            if at_door and self._is_door_full():
-                raise LimitExceeded("Too many servers make themselves known just now", retry_after_ms=FIRST_PAUSE_MS)
-            await self._fetch_all(lacking, at_door)
+        if caller is not None and lacking and not lacking.keys() & self._known.keys():
+            (server,) = lacking
+            with self._door.place(caller, server):
+                await self._fetch_all(lacking, at_door=True)
+        elif lacking:
+            await self._fetch_all(lacking, at_door=False)
         now = self._now_ms()
         for server in wanted:
             if server not in lacking and self._get(server).renew_at <= now and not self._is_paused(server):
@@ -221,9 +238,6 @@ class Keyring:
         if self._given(server) is not None:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
-
-    def _is_door_full(self) -> bool:
-        return len(self._door.waiting) >= MOST_AT_DOOR
 
     def _is_paused(self, server: ServerName) -> bool:
         pause = self._pauses.get(server)
@@ -253,11 +267,14 @@ class Keyring:
                 self._pauses.pop(server, None)
 
     def _fetching(self, server: ServerName, at_door: bool) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
-        return lambda: self._fetch(server, self._door if at_door else self._line)
+        return lambda: self._fetch(server, at_door)
 
-    async def _fetch(self, server: ServerName, line: DeferredSemaphore) -> bool:
+    async def _fetch(self, server: ServerName, at_door: bool) -> bool:
         """Ask a server for its keys; whether it answered well."""
-        await line.acquire()
+        if at_door:
+            await self._door.acquire(server)
+        else:
+            await self._line.acquire()
         try:
             document = read_keys(server, await self._remote.fetch(server), self._now_ms())
         except (RemoteError, MatrixError) as error:
@@ -265,7 +282,10 @@ class Keyring:
             self._pause(server)
             return False
         finally:
-            line.release()
+            if at_door:
+                self._door.release(server)
+            else:
+                self._line.release()
         self._rests.pop(server, None)
         self._rests[server] = self._now_ms() + REST_MS
         if len(self._rests) > MAX_REMEMBERED:
