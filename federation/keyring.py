@@ -4,7 +4,8 @@ Laws:
 - A key counts for what was signed while it was valid. How far in the future that is believed has a bound, and rooms of
   old versions ask for no validity.
 - One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
-  after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little.
+  after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little. One that has answered is not
+  asked again for some seconds, whatever new keys it signs with; and of the keys that it names, a bounded number is kept.
 - A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
 - Whoever has proved nothing yet waits at the door: anybody can name servers in requests, as many as they like, and let each answer
   slowly. The keys of events, and those of servers that have proved themselves before, are fetched beside that.
@@ -23,6 +24,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.door import Door
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadEvent, BadJson, LimitExceeded, MatrixError, RemoteError, Unauthorized
 from federation.protocol.event_signing import required_signers
@@ -32,17 +34,21 @@ from federation.protocol.key_documents import MAX_KEYS, KeyDocument, VerifyKey, 
 from federation.protocol.signing import are_signatures_valid, is_signed_by, signatures_of
 from federation.remote.server_keys import SERVERS_AT_ONCE, RemoteServerKeys
 from federation.shared_work import SharedWork
-from storage.server_keys import ServerKeyStore, StoredDocument, StoredKey
+from storage.server_keys import MOST_KEYS, ServerKeyStore, StoredDocument, StoredKey
 
 AT_ONCE = 30
 """Servers that are asked at the same time."""
 AT_DOOR = 20
 """Servers of which nothing is known that are asked at the same time since somebody named them."""
-MOST_AT_DOOR = 50
-"""Of them that wait for that; what is more is refused. Each of their requests is held in memory meanwhile."""
+MOST_AT_DOOR = 70
+"""Requests that wait for that; what is more is refused. `door.py`: how these are shared."""
+NO_ADDRESS = ""
+"""Of those who ask us as a notary: all together count as one that asks."""
 MANY = 10
 """From so many servers on the notaries are asked first."""
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
+REST_MS = 5_000
+"""How long a server that has said its keys is not asked for more of them."""
 MAX_REMEMBERED = 10_000
 """Servers whose keys, or whose failures, are held in memory."""
 
@@ -99,9 +105,11 @@ class Keyring:
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
         self._known: dict[ServerName, _Known] = {}
         self._pauses: dict[ServerName, _Pause] = {}
+        self._rests: dict[ServerName, int] = {}
+        """Of servers that have answered, until when they are not asked again."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
-        self._door = DeferredSemaphore(AT_DOOR)
+        self._door = Door(MOST_AT_DOOR, AT_DOOR, FIRST_PAUSE_MS)
 
     async def get_keys(self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int) -> Mapping[KeyID, bytes]:
         """Those of the keys that were valid then; what cannot be had is left out."""
@@ -109,11 +117,14 @@ class Keyring:
         return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
 
     async def get_keys_of_caller(
-        self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int
+        self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int, address: str
     ) -> Mapping[KeyID, bytes]:
-        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door."""
+        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door.
+
+        `address`: that of the network that the request comes from, or what it counts as.
+        """
         wanted = dict.fromkeys(key_ids, valid_at_ms)
-        return valid_keys((await self._find({server: wanted}, at_door=True))[server].keys, wanted)
+        return valid_keys((await self._find({server: wanted}, caller=address))[server].keys, wanted)
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """Those of an event's required signers whose valid signatures it has. Raises BadEvent as `required_signers`."""
@@ -154,12 +165,21 @@ class Keyring:
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
     async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
-        """Ask a server for its keys now, unless it is its pause; whether it answered well.
+        """Ask a server for its keys now, unless it is its pause or has just said them; whether it answered well.
 
         `at_door`: for anybody, so not where too many wait there.
         """
-        if self._is_paused(server) or (at_door and self._is_door_full()):
+        if self._is_paused(server) or self._rests_now(server):
             return False
+        if not at_door:
+            return await self._renew(server, at_door=False)
+        try:
+            with self._door.place(NO_ADDRESS, server):
+                return await self._renew(server, at_door=True)
+        except LimitExceeded:
+            return False
+
+    async def _renew(self, server: ServerName, *, at_door: bool) -> bool:
         if not await self._fetches.run(server, self._fetching(server, at_door)):
             return False
         self._pauses.pop(server, None)
@@ -167,8 +187,12 @@ class Keyring:
 
     # ---- finding
 
-    async def _find(self, wanted: Wanted, *, at_door: bool = False) -> Mapping[ServerName, _Known]:
-        """What is known of each server once all that could be done is done. Raises LimitExceeded at the door."""
+    async def _find(self, wanted: Wanted, *, caller: str | None = None) -> Mapping[ServerName, _Known]:
+        """What is known of each server once all that could be done is done. Raises LimitExceeded at the door.
+
+        `caller`: the address that a request of one server comes from. The keys are those with which it signs now: as it says these
+        itself, it is passed over when it has just done so.
+        """
         known = {server: self._get(server) for server in wanted}
         now = self._now_ms()
         if all(
@@ -183,11 +207,14 @@ class Keyring:
                 }
                 self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
-        if lacking:
-            at_door = at_door and not lacking.keys() & self._known.keys()
-            if at_door and self._is_door_full():
-                raise LimitExceeded("Too many servers make themselves known just now", retry_after_ms=FIRST_PAUSE_MS)
-            await self._fetch_all(lacking, at_door)
+        if caller is not None:
+            lacking = {server: keys for server, keys in lacking.items() if not self._rests_now(server)}
+        if caller is not None and lacking and not lacking.keys() & self._known.keys():
+            (server,) = lacking
+            with self._door.place(caller, server):
+                await self._fetch_all(lacking, at_door=True)
+        elif lacking:
+            await self._fetch_all(lacking, at_door=False)
         now = self._now_ms()
         for server in wanted:
             if server not in lacking and self._get(server).renew_at <= now and not self._is_paused(server):
@@ -212,12 +239,12 @@ class Keyring:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
 
-    def _is_door_full(self) -> bool:
-        return len(self._door.waiting) >= MOST_AT_DOOR
-
     def _is_paused(self, server: ServerName) -> bool:
         pause = self._pauses.get(server)
         return pause is not None and pause.until > self._now_ms()
+
+    def _rests_now(self, server: ServerName) -> bool:
+        return self._rests.get(server, 0) > self._now_ms()
 
     # ---- fetching
 
@@ -227,22 +254,27 @@ class Keyring:
         if self._notaries and len(left) >= MANY:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
-        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in left])
+        asked = [server for server in left if not self._rests_now(server)]
+        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in asked])
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < MANY:
             await self._ask_notaries(left)
         for server, keys in lacking.items():
             if self._lacks(server, keys):
-                self._pause(server)
+                if server in asked or self._notaries:
+                    self._pause(server)
             else:
                 self._pauses.pop(server, None)
 
     def _fetching(self, server: ServerName, at_door: bool) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
-        return lambda: self._fetch(server, self._door if at_door else self._line)
+        return lambda: self._fetch(server, at_door)
 
-    async def _fetch(self, server: ServerName, line: DeferredSemaphore) -> bool:
+    async def _fetch(self, server: ServerName, at_door: bool) -> bool:
         """Ask a server for its keys; whether it answered well."""
-        await line.acquire()
+        if at_door:
+            await self._door.acquire(server)
+        else:
+            await self._line.acquire()
         try:
             document = read_keys(server, await self._remote.fetch(server), self._now_ms())
         except (RemoteError, MatrixError) as error:
@@ -250,7 +282,14 @@ class Keyring:
             self._pause(server)
             return False
         finally:
-            line.release()
+            if at_door:
+                self._door.release(server)
+            else:
+                self._line.release()
+        self._rests.pop(server, None)
+        self._rests[server] = self._now_ms() + REST_MS
+        if len(self._rests) > MAX_REMEMBERED:
+            del self._rests[next(iter(self._rests))]
         await self._keep(document)
         return True
 
@@ -299,13 +338,16 @@ class Keyring:
         if document.valid_until_ms >= known.said_until:
             await self._keep(document)
         elif not document.keys.keys() <= known.keys.keys():
-            server, keys = document.server_name, {**document.keys, **known.keys}
+            server = document.server_name
+            keys = _with_latest(known.keys, document.keys)
             self._known[server] = _Known(keys, known.said_until, known.renew_at)
-            await self._store.add_keys(server, {key_id: _stored(keys[key_id]) for key_id in document.keys})
+            await self._store.add_keys(
+                server, {key_id: _stored(key) for key_id, key in keys.items() if key_id not in known.keys}
+            )
 
     async def _keep(self, document: KeyDocument) -> None:
         server, now = document.server_name, self._now_ms()
-        self._remember(server, {**self._get(server).keys, **document.keys}, now, document.valid_until_ms)
+        self._remember(server, _with_latest(document.keys, self._get(server).keys), now, document.valid_until_ms)
         await self._store.set_keys(
             server,
             {key_id: _stored(key) for key_id, key in document.keys.items()},
@@ -334,6 +376,15 @@ class Keyring:
 
 def _stored(key: VerifyKey) -> StoredKey:
     return StoredKey(key.public_key, key.valid_until_ms)
+
+
+def _with_latest(keys: Mapping[KeyID, VerifyKey], others: Mapping[KeyID, VerifyKey]) -> dict[KeyID, VerifyKey]:
+    """The keys, and of others those that are valid for longest, `MOST_KEYS` together: as the store does."""
+    left = sorted(
+        ((key_id, key) for key_id, key in others.items() if key_id not in keys),
+        key=lambda each: (-each[1].valid_until_ms, each[0]),
+    )
+    return {**keys, **dict(left[: max(0, MOST_KEYS - len(keys))])}
 
 
 _NOTHING = _Known({}, 0, 1 << 60)

@@ -2,15 +2,14 @@
 
 - An event whose predecessors are known is taken in within the request, by one write. An event that waits for something goes
   into the inbox, which is part of the request too; what it waits for is fetched afterwards.
-- A transaction that is repeated is answered as before, from memory. After a restart it is taken in again, which changes
-  nothing: events are known by their ids, and who takes in EDUs knows that they may come twice.
+- A transaction that is repeated is answered as before, from memory. After a restart, or when much else came, it is taken in
+  again, which changes nothing: events are known by their ids, and who takes in EDUs knows that they may come twice.
 - Each server has a queue of its own, in which one transaction is worked on at a time; a server that sends more at once
   than it may is told to wait. So none keeps the others waiting, whatever it sends.
 
 spec: server-server-api#transactions
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from federation.protocol.errors import LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
+from federation.remembered_answers import RememberedAnswers
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
@@ -38,10 +38,6 @@ ROOMS_AT_ONCE: Final = 10
 """Of one transaction."""
 MAX_WAITING: Final = 10
 """Transactions of one server that may wait; an honest one sends the next when it has the answer to the last."""
-MAX_SERVERS: Final = 5000
-"""Servers whose latest answers are remembered."""
-MAX_ANSWERS: Final = 10
-"""Answers that are remembered for a server."""
 
 TO_DEVICE: Final = "m.direct_to_device"
 
@@ -50,11 +46,10 @@ Results = dict[str, dict[str, str]]
 
 
 class _Sender(msgspec.Struct):
-    """What a server is sending."""
+    """A server that is sending something."""
 
     lock: DeferredLock = msgspec.field(default_factory=DeferredLock)
     waiting: int = 0
-    answers: OrderedDict[str, bytes] = msgspec.field(default_factory=OrderedDict)
 
 
 class Transactions:
@@ -79,7 +74,8 @@ class Transactions:
         self._outside = outside
         self._policy = policy
         self._observer = observer
-        self._senders: OrderedDict[ServerName, _Sender] = OrderedDict()
+        self._senders: dict[ServerName, _Sender] = {}
+        self._answers = RememberedAnswers()
 
     async def receive(self, origin: ServerName, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]) -> msgspec.Raw:
         """Take in a transaction; the answer, as JSON: what became of each PDU.
@@ -88,35 +84,24 @@ class Transactions:
         """
         if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
             raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
-        sender = self._sender(origin)
+        sender = self._senders.setdefault(origin, _Sender())
         if sender.waiting >= MAX_WAITING:
             raise LimitExceeded("Wait for the answer to a transaction before you send the next", retry_after_ms=1000)
         sender.waiting += 1
         try:
             await sender.lock.acquire()
             try:
-                answer = sender.answers.get(txn_id)
+                answer = self._answers.find(origin, txn_id)
                 if answer is None:
                     answer = msgspec.json.encode({"pdus": await self._take_in(origin, pdus, edus)})
-                    sender.answers[txn_id] = answer
-                    if len(sender.answers) > MAX_ANSWERS:
-                        sender.answers.popitem(last=False)
+                    self._answers.add(origin, txn_id, answer)
                 return msgspec.Raw(answer)
             finally:
                 sender.lock.release()
         finally:
             sender.waiting -= 1
-
-    def _sender(self, origin: ServerName) -> _Sender:
-        sender = self._senders.get(origin)
-        if sender is None:
-            sender = self._senders[origin] = _Sender()
-            if len(self._senders) > MAX_SERVERS:
-                idle = next((name for name, other in self._senders.items() if not other.waiting), None)
-                if idle is not None and idle != origin:
-                    del self._senders[idle]
-        self._senders.move_to_end(origin)
-        return sender
+            if not sender.waiting:
+                del self._senders[origin]
 
     async def _take_in(self, origin: ServerName, pdus: Sequence[Any], edus: Sequence[Any]) -> Results:
         by_room: dict[RoomID, list[Mapping[str, Any]]] = {}

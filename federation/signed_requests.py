@@ -35,8 +35,8 @@ class SignedRequests:
         self._identity = identity
         self._now_ms = now_ms
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
-        """Raises Unauthorized, Forbidden (the policy), LimitExceeded, NotJson, BadJson. `uri`: path and query as sent.
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
+        """Raises Unauthorized, Forbidden (the policy), LimitExceeded, NotJson, BadJson. `uri`: path and query as sent; `address`: whence.
 
         A request may have several signatures of one server, by several keys; those by keys that cannot be had are
         passed over, and the others must be right.
@@ -48,7 +48,7 @@ class SignedRequests:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NotJson from error
         key_ids = [each.key_id for each in signatures]
-        keys = await self._keyring.get_keys_of_caller(origin, key_ids, self._now_ms())
+        keys = await self._keyring.get_keys_of_caller(origin, key_ids, self._now_ms(), address)
         known = [each for each in signatures if each.key_id in keys]
         if not known:
             raise Unauthorized(f"The key {key_ids[0]} of {origin} cannot be had, or is not valid")

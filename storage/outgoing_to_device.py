@@ -1,6 +1,6 @@
 """Messages to devices of other servers' users, kept until these servers have them, and notes of those that came from there.
 
-For a server that does not come back so many are kept; then the oldest go.
+For a server that does not come back so many are kept; then the oldest go. And so many notes are kept of what a server sent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +12,20 @@ from storage.to_device import DeviceMessage
 from storage.transaction import Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
+MOST_NOTED: Final = 100_000
 LOOK_EVERY: Final = 256
+"""How many messages are added before it is looked whether there are too many."""
 
 
 class OutgoingToDeviceStore:
     """The tables of messages to devices between servers."""
 
-    def __init__(self, database: Database, *, most_waiting: int = MOST_WAITING) -> None:
-        """`most_waiting`: for a server, give or take a few hundred."""
+    def __init__(self, database: Database, *, most_waiting: int = MOST_WAITING, most_noted: int = MOST_NOTED) -> None:
+        """`most_waiting`, `most_noted`: for a server, and of one, give or take a few hundred."""
         self._database = database
         self._most_waiting = most_waiting
+        self._most_noted = most_noted
+        self._noted = 0
 
     async def get_messages(self, server: str, limit: int) -> Sequence[DeviceMessage]:
         """The oldest messages that wait for a server."""
@@ -54,12 +58,23 @@ class OutgoingToDeviceStore:
         """The server has all up to that position."""
         txn.execute("DELETE FROM outgoing_to_device WHERE server = ? AND position <= ?", (server, upto))
 
-    def add_received(self, txn: WriteTransaction, sender: str, message_id: str, now_ms: int) -> bool:
-        """Note a message that came; False where it had come before."""
+    def add_received(self, txn: WriteTransaction, origin: str, sender: str, message_id: str, now_ms: int) -> bool:
+        """Note a message that came from a server; False where it is noted already."""
         added = txn.execute(
-            "INSERT INTO received_to_device (sender, message_id, received_ts) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            (sender, message_id, now_ms),
+            "INSERT INTO received_to_device (sender, message_id, received_ts, origin) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (sender, message_id, now_ms, origin),
         )
+        self._noted += added
+        if added and self._noted % LOOK_EVERY == 0:
+            too_old = txn.query_one(
+                "SELECT received_ts FROM received_to_device WHERE origin = ? ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
+                (origin, self._most_noted),
+            )
+            if too_old is not None:
+                txn.execute(
+                    "DELETE FROM received_to_device WHERE origin = ? AND received_ts <= ?", (origin, too_old[0])
+                )
         return bool(added)
 
     async def forget_received(self, before_ts: int, limit: int) -> int:

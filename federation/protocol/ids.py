@@ -96,6 +96,20 @@ def is_ip_literal(server_name: str) -> bool:
     return _is_ipv6(host[1:-1]) if host.startswith("[") and host.endswith("]") else _is_ipv4(host)
 
 
+def registered_domain_of(server_name: str) -> str:
+    """What somebody has to register to have servers of such names, as well as the name itself says it: its last two labels, three where
+    the last two look like `co.uk`. An address counts as it is.
+
+    For sharing places alone: where it is wrong, some who are strangers to each other share theirs.
+    """
+    host = host_of(server_name).lower()
+    if is_ip_literal(server_name):
+        return host
+    labels = host.split(".")
+    is_deeper = len(labels) > 2 and len(labels[-1]) == 2 and len(labels[-2]) <= 3
+    return ".".join(labels[-3 if is_deeper else -2 :])
+
+
 def _is_ipv4(text: str) -> bool:
     # Leading zeros are allowed by the grammar, but ipaddress refuses them since they are read as octal here and there.
     if _DOTTED_QUAD.fullmatch(text) is None:

@@ -21,7 +21,7 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.destination import Destination, Pending, QueuedEvent
-from storage.destinations import DestinationStore
+from storage.destinations import DestinationStore, ReceiptToSend
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.rooms import RoomStore
 
@@ -109,14 +109,14 @@ class Contents:
         pdus = [await self._form_of(stored[nid]) for nid in nids if nid in stored]
         rooms = await self._rooms.get_rooms_by_nid({key[0] for key in destination.receipts})
         # from here on nothing is waited for
-        receipts_from = _take_receipts(destination, edus, {nid: row.room_id for nid, row in rooms.items()})
+        receipts = _take_receipts(destination, edus, {nid: row.room_id for nid, row in rooms.items()})
         _take_notices(destination, edus)
         return Pending(
             Transaction(txn_id, self._now_ms(), pdus, edus.encoded),
             taken.all_rooms(),
             taken.users,
             to_device_upto,
-            receipts_from,
+            receipts,
         )
 
     async def _form_of(self, stored: StoredEvent) -> bytes:
@@ -226,14 +226,14 @@ class _Taken:
         destination.has_to_device = destination.has_to_device or self.to_device
 
 
-def _take_receipts(destination: Destination, edus: _Edus, room_ids: Mapping[int, str]) -> int | None:
-    """Receipts, as far as they fit; the lowest of their positions.
+def _take_receipts(destination: Destination, edus: _Edus, room_ids: Mapping[int, str]) -> list[ReceiptToSend]:
+    """Receipts, as far as they fit.
 
     A user has one receipt a room in an EDU: further ones, of threads, are in further EDUs.
     spec: server-server-api#receipts
     """
     contents: list[dict[str, dict[str, dict[str, Any]]]] = []
-    lowest = None
+    taken: list[ReceiptToSend] = []
     for key, receipt in list(destination.receipts.items()):
         room_id = room_ids.get(receipt.room_nid)
         if room_id is None:
@@ -251,10 +251,9 @@ def _take_receipts(destination: Destination, edus: _Edus, room_ids: Mapping[int,
             contents.append(content)
         of_room = content.setdefault(room_id, {}).setdefault("m.read", {})
         of_room[receipt.user_id] = {"event_ids": [receipt.event_id], "data": data}
-        lowest = receipt.position if lowest is None else min(lowest, receipt.position)
-        del destination.receipts[key]
+        taken.append(destination.receipts.pop(key))
     edus.add([encode_edu("m.receipt", content) for content in contents])
-    return lowest
+    return taken
 
 
 def _take_notices(destination: Destination, edus: _Edus) -> None:

@@ -1,8 +1,10 @@
 """Carries transactions to their destinations, one at a time for each, and says when to try again.
 
 A destination that does not answer is tried again after a pause that grows, to an hour as a rule. When it asks something of us, or
-sends something, it is back, and is tried at once. One that the policy refuses is behind, without any tries, until the policy
-or the list of members changes.
+sends something, it is back, and is tried at once; later, if it has spoken so before and was tried in vain. Such tries have a lane
+of their own (`lanes.py`), so that destinations which do not answer keep none waiting that do.
+
+One that the policy refuses is behind, without any tries, until the policy or the list of members changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +12,7 @@ from typing import Final
 
 import msgspec
 from msgspec.structs import asdict
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -20,6 +22,7 @@ from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
+from federation.sender.lanes import Lane
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -30,7 +33,12 @@ KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
 """From this pause on the transaction that failed is given up: its content is told in what catches up."""
 SOONEST_RETRY_MS: Final = 1_000
 """After the last try, when a destination is heard from."""
+SOONEST_RETRY_GROWTH, LATEST_SOONEST_RETRY_MS = 3, 60_000
+"""With each such try in vain that is later, but no more than a minute."""
 MAX_CONCURRENT: Final = 64
+"""Transactions that may begin at once, to destinations that have not failed the last time."""
+RETRIES_AT_ONCE: Final = 16
+"""The same, to those that have."""
 MAX_ERROR_CHARS: Final = 500
 
 
@@ -83,7 +91,8 @@ class Deliveries:
         self._policy = policy
         self._now_ms = now_ms
         self._destinations: dict[ServerName, Destination] = {}
-        self._slots = DeferredSemaphore(MAX_CONCURRENT)
+        self._lane = Lane(clock, MAX_CONCURRENT)
+        self._lane_of_retries = Lane(clock, RETRIES_AT_ONCE)
         self._run = 0
         self._number = 0
         self._active = False
@@ -154,7 +163,13 @@ class Deliveries:
             return
         destination.heard_ts = now = self._now_ms()
         if destination.failing_since_ts is not None and not destination.is_running:
-            self._try_in(destination, destination.tried_ts + SOONEST_RETRY_MS - now)
+            self._try_in(destination, destination.tried_ts + _soonest_retry(destination) - now)
+
+    def forget_vain_words(self, server: ServerName) -> None:
+        """The next word of the server is believed as its first was."""
+        destination = self._destinations.get(server)
+        if destination is not None:
+            destination.in_vain_on_its_word = 0
 
     def note_silence(self, server: ServerName) -> None:
         """The server has not answered something else that we asked."""
@@ -210,24 +225,31 @@ class Deliveries:
         pending = destination.pending
         if pending is None:
             return False
-        destination.tried_ts = self._now_ms()
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
         if is_sent:
-            await self._slots.acquire()
+            lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
             try:
-                self._policy.check_destination(destination.server)
-                refused = await self._transactions.send(destination.server, pending.transaction)
+                refused = await lane.run(lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
                 await self._note_failure(destination, str(error))
                 return False
-            finally:
-                self._slots.release()
             self.counts.transactions += 1
             self.counts.events += len(pending.transaction.pdus)
             self.counts.refused_events += refused
             self.counts.edus += len(pending.transaction.edus)
         await self._note_success(destination, pending, is_sent=is_sent)
         return True
+
+    async def _send(self, destination: Destination, pending: Pending) -> int:
+        """How many of the events were refused. Raises RemoteError, MatrixError."""
+        is_on_its_word = destination.failing_since_ts is not None and destination.heard_ts >= destination.tried_ts
+        destination.tried_ts = self._now_ms()
+        self._policy.check_destination(destination.server)
+        try:
+            return await self._transactions.send(destination.server, pending.transaction)
+        except (RemoteError, MatrixError):
+            destination.in_vain_on_its_word += is_on_its_word
+            raise
 
     async def _hold(self, destination: Destination) -> None:
         """The policy refuses the server: note what it misses, and let it wait for another policy."""
@@ -247,6 +269,7 @@ class Deliveries:
 
     async def _note_success(self, destination: Destination, pending: Pending, *, is_sent: bool) -> None:
         """What was pending is told: sent, or there was nothing in it, which says nothing of the server."""
+        now = self._now_ms()
         was_behind, was_failing = destination.is_behind, is_sent and destination.failing_since_ts is not None
         # what was missed since goes on to be missed
         rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
@@ -258,7 +281,7 @@ class Deliveries:
             if pending.to_device_upto is not None:
                 self._to_device.remove_messages(txn, destination.server, pending.to_device_upto)
             if was_failing:
-                self._store.set_reached(txn, destination.server, destination.tried_ts)
+                self._store.set_reached(txn, destination.server, now)
 
         if was_behind or was_failing or pending.to_device_upto is not None:
             await self._database.write("transaction_sent", write)
@@ -266,6 +289,7 @@ class Deliveries:
             self.log.info("{server} can be reached again", server=destination.server)
         if is_sent:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
+            destination.in_vain_on_its_word = 0
         destination.pending = None
 
     async def _note_failure(self, destination: Destination, error: str) -> None:
@@ -283,7 +307,7 @@ class Deliveries:
         was_heard = destination.heard_ts >= destination.tried_ts
         self._pause(destination, pause_ms)
         if was_heard:  # it came back while it was tried in vain, and may have no more to say for long
-            self._try_in(destination, SOONEST_RETRY_MS)
+            self._try_in(destination, _soonest_retry(destination))
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         if pause_ms >= KEPT_TRANSACTION_PAUSE_MS:
@@ -304,6 +328,12 @@ class Deliveries:
     def _retry(self, destination: Destination) -> None:
         destination.retry = None
         self.wake(destination)
+
+
+def _soonest_retry(destination: Destination) -> int:
+    """How many milliseconds after the last try it is tried again when it is heard from."""
+    grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
+    return min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
 
 
 def _cancel_retry(destination: Destination) -> None:

@@ -5,7 +5,7 @@ has missed something, in the database too, and it catches up room by room.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -41,8 +41,7 @@ class Pending(msgspec.Struct, frozen=True):
     users: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Users of whose devices it tells, with the first change."""
     to_device_upto: int | None = None
-    receipts_from: int | None = None
-    """Position of the oldest of its receipts."""
+    receipts: Sequence[ReceiptToSend] = ()
 
 
 class Destination(msgspec.Struct):
@@ -73,6 +72,8 @@ class Destination(msgspec.Struct):
     tried_ts: int = 0
     heard_ts: int = -1
     """When it last spoke to us."""
+    in_vain_on_its_word: int = 0
+    """How often, since it failed, it was tried because it had spoken, and did not answer."""
     pause_ms: int = 0
     error: str | None = None
 
@@ -118,13 +119,12 @@ class Destination(msgspec.Struct):
         if self.pending is not None:
             positions += self.pending.users.values()
             positions += self.pending.rooms.values()
-            if self.pending.receipts_from is not None:
-                positions.append(self.pending.receipts_from)
+            positions += (receipt.position for receipt in self.pending.receipts)
         return min(positions, default=None)
 
     def add_receipt(self, receipt: ReceiptToSend) -> None:
         """The latest of a user in a room or thread takes the place of earlier ones."""
-        _put(self.receipts, (receipt.room_nid, receipt.user_id, receipt.thread_id), receipt)
+        _put(self.receipts, _key_of(receipt), receipt)
 
     def add_notice(self, key: tuple[str, str], edu: bytes) -> None:
         """The latest about something takes the place of earlier ones."""
@@ -158,7 +158,14 @@ class Destination(msgspec.Struct):
         for user_id, stream_id in self.pending.users.items():
             self.users[user_id] = min(stream_id, self.users.get(user_id, stream_id))
         self.has_to_device = self.has_to_device or self.pending.to_device_upto is not None
+        later, self.receipts = self.receipts, OrderedDict()
+        for receipt in (*self.pending.receipts, *later.values()):
+            self.add_receipt(receipt)
         self.pending = None
+
+
+def _key_of(receipt: ReceiptToSend) -> tuple[int, str, str]:
+    return receipt.room_nid, receipt.user_id, receipt.thread_id
 
 
 def _put(entries: "OrderedDict[Any, Any]", key: object, value: object) -> None:

@@ -11,7 +11,9 @@ class Checker(Protocol):
 
     def check_head(self, authorization: list[str], uri: str) -> None: ...
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer: ...
+    async def get_peer(
+        self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
+    ) -> Peer: ...
 
 
 class HeardPeers:
@@ -25,8 +27,8 @@ class HeardPeers:
         """Raises what the other raises."""
         self._checker.check_head(authorization, uri)
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
         """Raises what the other raises."""
-        peer = await self._checker.get_peer(authorization, method, uri, body)
+        peer = await self._checker.get_peer(authorization, method, uri, body, address)
         self._sender.heard_from(peer.server_name)
         return peer

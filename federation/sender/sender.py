@@ -129,6 +129,11 @@ class Sender:
         elif len(self._spoke_here) < MAX_HEARD:
             self._spoke_here.add(server)
 
+    def try_now(self, server: ServerName) -> None:
+        """An operator says that a server is there."""
+        self._deliveries.forget_vain_words(server)
+        self.heard_from(server)
+
     async def pass_on(self) -> None:
         """Let the node that sends know at once of which servers this one has heard."""
         if self._spoke_here and not self._has_lease:

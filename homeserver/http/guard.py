@@ -74,8 +74,9 @@ class SignatureChecker(Protocol):
         """As far as it can be checked without the body. Raises `Unauthorized`, `Forbidden`."""
         ...
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
-        """Raises `Unauthorized`. `authorization`: every header of that name; `uri`: path and query as sent."""
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
+        """Raises `Unauthorized`, `LimitExceeded`. `authorization`: every header of that name; `uri`: path and query as sent;
+        `address`: whence it comes, as limits count it."""
         ...
 
 

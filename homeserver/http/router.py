@@ -17,6 +17,7 @@ from homeserver.http.guard import Guard
 from homeserver.http.identifiers import IDENTIFIERS
 from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query
 from homeserver.http.paths import PathTable
+from homeserver.http.rate_limits import address_key
 from homeserver.observe.context import set_caller
 
 Handler = Callable[..., Awaitable[Any]]
@@ -155,6 +156,7 @@ class Router:
             incoming.context.method,
             incoming.uri.decode("latin-1"),
             incoming.body,
+            address_key(incoming.context.client_ip),
         )
         set_caller(peer.server_name)
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns

@@ -65,9 +65,9 @@ class Destinations:
         return await self._store.get_rooms(server, backwards, offset, limit)
 
     async def do_try_now(self, server: ServerName) -> None:
-        """Try a server that could not be reached, as if it had just spoken to us. Raises NotFound."""
+        """Try a server that could not be reached, as if it had just spoken to us for the first time. Raises NotFound."""
         await self.get(server)
-        self._sender.heard_from(server)
+        self._sender.try_now(server)
         await self._sender.pass_on()
 
     async def do_expire(self, limit: int) -> int:

@@ -109,7 +109,7 @@ class ToDevice:
         def write(txn: WriteTransaction) -> None:
             recipients = self._store.get_recipients(txn, local, sent)
             add_new_transaction(txn, sent, ANSWER, now)
-            self._deliver(txn, recipients, encoded)
+            self._store.add_messages(txn, _for_devices(recipients, encoded))
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
 
@@ -138,8 +138,10 @@ class ToDevice:
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
-            if self._outgoing.add_received(txn, message.sender, message.message_id, now):
-                self._deliver(txn, self._store.get_devices(txn, local), encoded)
+            messages = _for_devices(self._store.get_devices(txn, local), encoded)
+            # what nobody gets needs no note, and a server may send as much of that as it likes
+            if messages and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
+                self._store.add_messages(txn, messages)
 
         await self._database.write("receive_to_device", write)
 
@@ -150,20 +152,6 @@ class ToDevice:
     async def forget_received(self, limit: int) -> int:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
-
-    def _deliver(
-        self, txn: WriteTransaction, existing: Iterable[Recipient], encoded: Mapping[tuple[str, str], bytes]
-    ) -> None:
-        """Put messages by user and device to those devices that exist. Raises InvalidParam."""
-        messages = [
-            (device, encoded[device[0], name])
-            for device in existing
-            for name in (device[1], ALL_DEVICES)
-            if (device[0], name) in encoded
-        ]
-        if len(messages) > MOST_MESSAGES:
-            raise InvalidParam(TOO_MANY)
-        self._store.add_messages(txn, messages)
 
     async def _check_strangers(self, caller: Requester, servers: set[ServerName]) -> None:
         """Count those with which the sender shares no room. Raises InvalidParam, LimitExceeded."""
@@ -205,6 +193,21 @@ class ToDevice:
                     rounds.append({})
                 rounds[number][server] = encode_canonical(edu)
         return rounds
+
+
+def _for_devices(
+    existing: Iterable[Recipient], encoded: Mapping[tuple[str, str], bytes]
+) -> list[tuple[Recipient, bytes]]:
+    """Messages by user and device for those devices that exist. Raises InvalidParam."""
+    messages = [
+        (device, encoded[device[0], name])
+        for device in existing
+        for name in (device[1], ALL_DEVICES)
+        if (device[0], name) in encoded
+    ]
+    if len(messages) > MOST_MESSAGES:
+        raise InvalidParam(TOO_MANY)
+    return messages
 
 
 def _encode(sender: str, type: str, messages: Messages) -> dict[tuple[str, str], bytes]:

@@ -116,7 +116,7 @@ class _Signatures:
         if authorization != ["X-Matrix good"]:
             raise Unauthorized
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
         self.check_head(authorization, uri)
         return Peer(ServerName(f"{method} {uri} {body.decode()}"))
 

@@ -26,7 +26,7 @@ class Signatures:
         if authorization != ["X-Matrix good"]:
             raise Unauthorized
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
         self.waiting.append(Deferred())
         await self.waiting[-1]
         return Peer(ServerName("north.example"))

@@ -26,6 +26,7 @@ from federation.protocol.ids import (
     parse_room_id,
     parse_server_name,
     parse_user_id,
+    registered_domain_of,
 )
 
 HASH = "XqxmpuIz2-GG_5RRvWqK-RYBVFhL5TnhF_xY-Mi0PRY"
@@ -221,3 +222,21 @@ def test_any_text_is_an_identifier_or_an_invalid_parameter(text: str) -> None:
         for candidate in (text, sigil + text, f"{sigil}{text}:example.com"):
             with suppress(InvalidParam):
                 assert parse(candidate) == candidate
+
+
+@pytest.mark.parametrize(
+    ("server", "domain"),
+    [
+        ("example.org", "example.org"),
+        ("Matrix.A.example.org:8448", "example.org"),
+        ("matrix.example.co.uk", "example.co.uk"),
+        ("example.co.uk", "example.co.uk"),
+        ("matrix.example.uk", "example.uk"),
+        ("co.uk", "co.uk"),
+        ("localhost:8448", "localhost"),
+        ("192.0.2.7:8448", "192.0.2.7"),
+        ("[2001:db8::1]:8448", "[2001:db8::1]"),
+    ],
+)
+def test_the_domain_that_somebody_has_to_register(server: str, domain: str) -> None:
+    assert registered_domain_of(server) == domain

@@ -267,6 +267,35 @@ async def test_a_repeated_message_is_taken_once(network: Network) -> None:
     assert bodies(room.bob, since)[0] == [1]
 
 
+async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
+    """Else a server could fill our disk with messages to nobody. One that gets its device meanwhile is taken."""
+    room = await sending(network)
+    later = room.bob.device_id + "LATER"
+    recipients: list[dict[str, Any]] = [
+        {},
+        {room.bob.user_id: {}},
+        {room.bob.user_id: {later: {"n": 1}}},
+        {room.alice.user_id: {"*": {"n": 1}}},
+        {f"@nobody:{SOUTH}": {"*": {"n": 1}}},
+        {room.bob.user_id: {"*": {"n": 2}}},
+    ]
+    _, since = bodies(room.bob)
+    for number, messages in enumerate(recipients):
+        content = {
+            "sender": room.alice.user_id,
+            "type": "org.example.number",
+            "message_id": f"m{number}",
+            "messages": messages,
+        }
+        await room.north.push(SOUTH, [], [{"edu_type": "m.direct_to_device", "content": content}])
+
+    notes = await room.south.server.app.database.read(
+        "test", lambda txn: txn.query("SELECT message_id, origin FROM received_to_device")
+    )
+    assert notes == [("m5", NORTH)]
+    assert bodies(room.bob, since)[0] == [2]
+
+
 async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)

@@ -141,7 +141,7 @@ class _NorthAsks:
     def check_head(self, authorization: list[str], uri: str) -> None:
         assert not authorization
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
         return Peer(NORTH)
 
 

@@ -178,6 +178,32 @@ async def test_public_receipts_are_told_and_private_ones_are_not(network: Networ
     assert "m.read.private" not in seen[later]
 
 
+@pytest.mark.parametrize("hours", [0.1, 3])
+async def test_receipts_from_before_and_within_an_outage_are_told_after_it(network: Network, hours: float) -> None:
+    """Whether the transaction in which they were is tried until the end, or was given up meanwhile."""
+    room = await sending(network)
+    first, second, third = (say(room.bob, room.room_id, text) for text in ("one", "two", "three"))
+    network.settle()
+    network.cut(NORTH, SOUTH)
+    base = f"/_matrix/client/v3/rooms/{room.room_id}/receipt/m.read"
+    room.alice.post(f"{base}/{first}", {})
+    room.alice.post(f"{base}/{first}", {"thread_id": "main"})
+    network.settle()
+    room.alice.post(f"{base}/{second}", {"thread_id": "main"})
+    for _ in range(60):
+        network.clock.advance(hours * 60)
+        network.settle()
+    network.mend(NORTH, SOUTH)
+    heal(network)
+
+    seen = receipts_of(room.bob, room.room_id)["m.receipt"]
+    assert seen[first]["m.read"][room.alice.user_id].get("thread_id") is None
+    assert seen[second]["m.read"][room.alice.user_id]["thread_id"] == "main"
+    room.alice.post(f"{base}/{third}", {})
+    network.settle()
+    assert third in receipts_of(room.bob, room.room_id)["m.receipt"]
+
+
 async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Network) -> None:
     room = await sending(network)
     event_id = say(room.alice, room.room_id, "read me")

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.identity import ServerIdentity
-from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, Keyring, Notary
+from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, REST_MS, Keyring, Notary
 from federation.policy import Policy, make_rules
 from federation.protocol.errors import LimitExceeded, RemoteError
 from federation.protocol.event_signing import build_event
@@ -21,7 +21,7 @@ from federation.remote.server_keys import RemoteServerKeys
 from federation.requests import Requests
 from federation.wire import WireAnswer, WireRequest
 from storage.database import Database
-from storage.server_keys import ServerKeyStore
+from storage.server_keys import MOST_KEYS, ServerKeyStore
 
 DAY = 24 * 3600 * 1000
 START = 1_700_000_000_000
@@ -191,26 +191,56 @@ async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) ->
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
+async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_little(sqlite_database: Database) -> None:
+    world = World()
+    keyring = make(world, sqlite_database)
+    proved = 0
+    for number in range(600):
+        asked = key(f"k{number}")
+        others = {f"ed25519:v{number}_{each}": {"key": encode_base64(asked.public_key)} for each in range(99)}
+        said = document(NORTH, asked, until=world.now + DAY)
+        said["verify_keys"] |= others
+        said["old_verify_keys"] = {f"{each}_old": entry | {"expired_ts": world.now} for each, entry in others.items()}
+        world.says[NORTH] = sign_json({**said, "signatures": {}}, NORTH, asked)
+        proved += bool(await keyring.get_keys_of_caller(NORTH, [asked.key_id], world.now, "a"))
+        world.now += 100
+    assert 1 <= proved <= len(world.log) <= 60_000 // REST_MS
+    assert (await keyring.get_keys(NORTH, [asked.key_id], world.now)) == {asked.key_id: asked.public_key}
+    assert len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys) == MOST_KEYS
+
+
+async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(sqlite_database: Database) -> None:
+    world = World()
+    keyring = make(world, sqlite_database)
+    for _ in range(600):
+        world.says[NORTH] = document(NORTH, A, until=world.now + 1)
+        await keyring.get_keys_of_caller(NORTH, [A.key_id], world.now, "a")
+        world.now += 100
+    assert len(world.log) <= 60_000 // REST_MS
+
+
 async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_database: Database) -> None:
     """Anybody may name servers in requests, as many as they like, and let each of them take its time."""
     world = World()
     world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B, until=START + 1)}
     keyring = make(world, sqlite_database)
-    assert await keyring.get_keys_of_caller(SOUTH, [B.key_id], START)
-    world.now += 1000
+    assert await keyring.get_keys_of_caller(SOUTH, [B.key_id], START, "a")
+    world.now += REST_MS
     world.says[SOUTH] = document(SOUTH, B)
     world.held = []
     crowd = [
-        Deferred.fromCoroutine(keyring.get_keys_of_caller(ServerName(f"x{number}.example"), [A.key_id], world.now))
-        for number in range(AT_DOOR + MOST_AT_DOOR)
+        Deferred.fromCoroutine(
+            keyring.get_keys_of_caller(ServerName(f"x{number}.example"), [A.key_id], world.now, f"a{number}")
+        )
+        for number in range(MOST_AT_DOOR)
     ]
 
     with pytest.raises(LimitExceeded):
-        await keyring.get_keys_of_caller(ServerName("y.example"), [A.key_id], world.now)
+        await keyring.get_keys_of_caller(ServerName("y.example"), [A.key_id], world.now, "b")
     assert len(world.held) == AT_DOOR
     assert not await keyring.renew(ServerName("y.example"), at_door=True)
 
-    proved = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], world.now))
+    proved = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], world.now, "a"))
     of_event = Deferred.fromCoroutine(keyring.get_signers(event(A)))
     for answered in world.held[AT_DOOR:]:
         answered.callback(None)
@@ -221,7 +251,43 @@ async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_data
         answered.callback(None)
     for each in crowd:
         assert await each == {}
+    world.now += REST_MS
     assert await keyring.renew(NORTH, at_door=True)
+
+
+@pytest.mark.parametrize("is_one_address", [True, False])
+async def test_who_names_many_servers_keeps_no_others_from_making_themselves_known(
+    sqlite_database: Database, is_one_address: bool
+) -> None:
+    """From one address all that there are, or from everywhere those of one domain."""
+    world = World()
+    keyring = make(world, sqlite_database)
+    world.held = []
+    refused: list[object] = []
+    for number in range(200):
+        name, address = (f"x{number}.example", "a") if is_one_address else (f"x{number}.evil.example", f"a{number}")
+        asking = keyring.get_keys_of_caller(ServerName(name), [A.key_id], START, address)
+        Deferred.fromCoroutine(asking).addErrback(refused.append)
+    assert len(refused) == 200 - MOST_AT_DOOR // 2
+
+    world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B)}
+    north = Deferred.fromCoroutine(keyring.get_keys_of_caller(NORTH, [A.key_id], START, "n"))
+    south = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], START, "s"))
+    rounds = 0
+    while not (north.called and south.called):
+        rounds += 1
+        held, world.held = world.held, []
+        for answered in held:
+            answered.callback(None)
+    assert rounds <= (2 if is_one_address else 1), "each may take ten seconds"
+    assert await north == {A.key_id: A.public_key}
+    assert await south == {B.key_id: B.public_key}
+    while world.held:
+        world.held.pop().callback(None)
+    world.held = None
+    later = ServerName("later.example")
+    world.says[later] = document(later, A)
+    assert await keyring.renew(later, at_door=True)
 
 
 async def test_a_far_future_is_not_believed(sqlite_database: Database) -> None:

@@ -13,7 +13,7 @@ from storage.device_list_log import MOST_KEPT, DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
 from storage.forgotten_destinations import Ages, ForgottenDestinationStore
 from storage.leases import LeaseStore
-from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.outgoing_to_device import LOOK_EVERY, OutgoingToDeviceStore
 from storage.partial_rooms import begin_partial
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
@@ -184,11 +184,30 @@ async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(d
 
 async def test_a_message_from_elsewhere_is_new_once(database: Database) -> None:
     store = OutgoingToDeviceStore(database)
-    assert await database.write("test", store.add_received, BOB, "m1", 1000)
-    assert not await database.write("test", store.add_received, BOB, "m1", 2000)
-    assert await database.write("test", store.add_received, BOB, "m2", 2000)
+    assert await database.write("test", store.add_received, PEER, BOB, "m1", 1000)
+    assert not await database.write("test", store.add_received, PEER, BOB, "m1", 2000)
+    assert await database.write("test", store.add_received, PEER, BOB, "m2", 2000)
     assert await store.forget_received(2000, 10) == 1
-    assert await database.write("test", store.add_received, BOB, "m1", 3000)
+    assert await database.write("test", store.add_received, PEER, BOB, "m1", 3000)
+
+
+async def test_of_one_server_a_bounded_number_of_messages_is_noted(database: Database) -> None:
+    store = OutgoingToDeviceStore(database, most_noted=300)
+
+    def note(txn: WriteTransaction) -> None:
+        store.add_received(txn, "quiet.example", "@carol:quiet.example", "m", 0)
+        for number in range(3000):
+            store.add_received(txn, PEER, f"@x{number}:{PEER}", "m", number)
+
+    await database.write("test", note)
+    rows = await database.read(
+        "test",
+        lambda txn: txn.query("SELECT origin, count(*), max(received_ts) FROM received_to_device GROUP BY origin"),
+    )
+    counts = {origin: (count, latest) for origin, count, latest in rows}
+    assert counts["quiet.example"] == (1, 0)
+    assert 300 <= counts[PEER][0] <= 300 + LOOK_EVERY
+    assert counts[PEER][1] == 2999
 
 
 async def test_changes_of_devices_name_the_one_before(database: Database) -> None:

@@ -1,7 +1,8 @@
 """Keys of other servers: kept for good, read for many servers at once."""
 
 from storage.database import Database
-from storage.server_keys import ServerKeyStore, StoredDocument, StoredKey, StoredServer
+from storage.server_keys import MOST_KEYS, ServerKeyStore, StoredDocument, StoredKey, StoredServer
+from storage.transaction import WriteTransaction
 
 
 async def test_keys_that_a_server_no_longer_speaks_of_stay(database: Database) -> None:
@@ -23,3 +24,40 @@ async def test_a_key_that_is_said_anew_takes_the_place_of_the_old_one(database: 
         said = StoredDocument(b"{}", until, until)
         await store.set_keys("a.example", {"ed25519:o": StoredKey(b"o" * 32, until)}, said)
     assert (await store.get_keys(["a.example"]))["a.example"].keys == {"ed25519:o": StoredKey(b"o" * 32, 100)}
+
+
+async def test_of_ever_new_keys_a_bounded_number_stays_and_always_what_is_said_now(database: Database) -> None:
+    store = ServerKeyStore(database)
+    said = StoredDocument(b"{}", 100, 1)
+    for number in range(5):
+        keys = {f"ed25519:{number}_{each}": StoredKey(b"o" * 32, number) for each in range(100)}
+        await store.set_keys("a.example", keys, said)
+    await store.set_keys("a.example", {"ed25519:now": StoredKey(b"n" * 32, 0)}, said)
+    await store.set_keys("b.example", {"ed25519:now": StoredKey(b"n" * 32, 0)}, said)
+    kept = (await store.get_keys(["a.example", "b.example"]))["a.example"].keys
+    assert len(kept) == await _count(database) - 1 == MOST_KEYS
+    assert "ed25519:now" in kept
+    assert {f"ed25519:{number}_{each}" for number in (3, 4) for each in range(100)} < kept.keys()
+
+
+async def test_of_the_keys_that_were_kept_before_there_was_a_bound_so_many_are_read_and_the_rest_go(
+    database: Database,
+) -> None:
+    store = ServerKeyStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO server_keys (server_name, key_id, public_key, valid_until) VALUES (?, ?, ?, ?)",
+            [("a.example", f"ed25519:{number}", b"o" * 32, number) for number in range(2000)],
+        )
+
+    await database.write("fill", fill)
+    kept = (await store.get_keys(["a.example"]))["a.example"].keys
+    assert kept.keys() == {f"ed25519:{number}" for number in range(2000 - MOST_KEYS, 2000)}
+    await store.add_keys("a.example", {"ed25519:new": StoredKey(b"n" * 32, 0)})
+    assert await _count(database) == MOST_KEYS
+
+
+async def _count(database: Database) -> int:
+    rows = await database.read("count", lambda txn: txn.query("SELECT count(*) FROM server_keys"))
+    return int(rows[0][0])

@@ -1,0 +1,143 @@
+"""Servers that take transactions and do not answer: the others wait for none of them, and one that is back is told soon."""
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.databases import open_inline
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.server import TestServer, User
+
+HONEST = ServerName("honest.example")
+SILENT = [ServerName(f"s{number}.silent.example") for number in range(300)]
+
+
+class SilentWire(RecordingWire):
+    """Some servers keep the connection open and say nothing, until the time of the request is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent: set[str] = set(SILENT)
+        self.clock = Clock()
+        self.open = self.most_open = 0
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        if destination not in self.silent:
+            return await super().exchange(destination, request)
+        self.requests.append((destination, request))
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        over: Deferred[None] = Deferred()
+        self.clock.callLater(request.seconds, over.callback, None)
+        await over
+        self.open -= 1
+        raise RemoteError(destination, "no answer in time", retryable=True)
+
+
+class Home:
+    """A server, and alice with a room."""
+
+    def __init__(self, folder: Path, sqlite: object) -> None:
+        self.wire = SilentWire()
+        self.server = TestServer(folder, open_inline(sqlite), "", wire=self.wire)  # type: ignore[arg-type]
+        self.wire.clock = self.server.clock
+        self.server.app.federation_out.sender.start()
+        settle(self.server)
+        self.alice = self.server.register("alice")
+
+    async def room_with(self, servers: list[ServerName]) -> tuple[User, str]:
+        room_id = str(self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+        for server in servers:
+            await pretend_member(self.server, room_id, f"@x:{server}")
+        self.pass_time(0)
+        return self.alice, room_id
+
+    def say(self, room: tuple[User, str], text: str) -> None:
+        user, room_id = room
+        path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{text}"
+        assert user.put(path, {"msgtype": "m.text", "body": text}).status == 200
+
+    def pass_time(self, seconds: float) -> None:
+        self.server.clock.advance(seconds)
+        settle(self.server)
+
+    def hears_from(self, server: ServerName) -> None:
+        self.server.app.federation_out.sender.heard_from(server)
+
+    def seconds_until_told(self, text: str) -> int:
+        """How long it takes until the honest server has a message."""
+        waited = 0
+        while text not in self.wire.texts(HONEST):
+            assert waited < 3600
+            self.pass_time(1)
+            waited += 1
+        return waited
+
+
+@pytest.fixture
+def home(tmp_path: Path, sqlite: object) -> Home:
+    return Home(tmp_path, sqlite)
+
+
+async def test_servers_that_do_not_answer_keep_no_others_waiting(home: Home) -> None:
+    silent, honest = await home.room_with(SILENT), await home.room_with([HONEST])
+    home.say(silent, "to_nobody")
+    home.pass_time(0)
+    home.say(honest, "first")
+    assert home.seconds_until_told("first") <= 25, "their first tries take five seconds each of 64 places"
+    assert home.wire.most_open <= 64 * 60 / 5
+
+    for number in range(10):
+        for server in SILENT:
+            home.hears_from(server)
+        home.say(silent, f"more_{number}")
+        home.pass_time(13)
+        home.say(honest, f"later_{number}")
+        assert home.seconds_until_told(f"later_{number}") <= 1
+
+
+async def test_who_speaks_and_does_not_answer_is_tried_ever_more_rarely(home: Home) -> None:
+    room = await home.room_with([SILENT[0]])
+    home.say(room, "to_nobody")
+    for _ in range(1800):
+        home.hears_from(SILENT[0])
+        home.pass_time(1)
+    tries = len(home.wire.transactions(SILENT[0]))
+    assert 10 <= tries <= 22, "a try takes a minute, and the pause another"
+
+
+async def test_who_answers_at_last_is_told_within_a_minute(home: Home) -> None:
+    room = await home.room_with([SILENT[0]])
+    home.say(room, "missed")
+    for _ in range(3600):
+        home.hears_from(SILENT[0])
+        home.pass_time(1)
+    while home.wire.open:
+        home.pass_time(1)
+    home.wire.silent.clear()
+    home.hears_from(SILENT[0])
+    home.pass_time(60)
+    assert home.wire.texts(SILENT[0])[-1] == "missed"
+    home.say(room, "now")
+    home.pass_time(0)
+    assert home.wire.texts(SILENT[0])[-1] == "now"
+
+
+async def test_who_was_silent_for_long_and_speaks_again_is_told_at_once(home: Home) -> None:
+    silent, back = await home.room_with(SILENT), SILENT[0]
+    home.say(silent, "missed")
+    for _ in range(240):
+        home.pass_time(60)
+    home.wire.silent.remove(back)
+    home.wire.requests.clear()
+    home.hears_from(back)
+    waited = 0
+    while "missed" not in home.wire.texts(back):
+        assert waited < 60
+        home.pass_time(1)
+        waited += 1
