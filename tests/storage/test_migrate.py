@@ -16,6 +16,8 @@ from storage.engine import Connection, DatabaseUnavailable, Engine, UnsuitableDa
 from storage.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
+Values = dict[str, str | int | bytes | None]
+
 COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
 
 
@@ -244,7 +246,13 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
             first = 10 * number + 1
             for nid, membership in enumerate((b"join", b"leave", b"ban"), first):
                 pdu = b'{"content":{%s,"membership":"%s"},"unsigned":{%s}}' % (member, membership, member)
-                event = {"event_id": f"${nid}", "type": "m.room.member", "state_key": user, "sender": user, "pdu": pdu}
+                event: Values = {
+                    "event_id": f"${nid}",
+                    "type": "m.room.member",
+                    "state_key": user,
+                    "sender": user,
+                    "pdu": pdu,
+                }
                 before = nid - 1 if nid > first else None
                 add(
                     "events",
@@ -257,24 +265,30 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
                     flags=16,
                     **event,
                 )
-            message = {
+            message: Values = {
                 "event_id": f"${first + 3}",
                 "type": "m.room.message",
                 "sender": user,
                 "pdu": b'{"content":{%s}}' % member,
             }
-            place = {"room_nid": 1, "position": first + 3, "depth": 1, "origin_server_ts": 1, "flags": 16}
+            place: Values = {"room_nid": 1, "position": first + 3, "depth": 1, "origin_server_ts": 1, "flags": 16}
             add("events", event_nid=first + 3, thread_root="$root\u0000", **place, **message)
-            relation = {
+            relation: Values = {
                 "target": "$root\u0000",
                 "rel_type": "m.thread",
                 "event_id": f"${first + 3}",
                 "room_nid": 1,
                 "depth": 1,
             }
-            kind = {"type": "m.room.message", "sender": user, "origin_server_ts": 1, "is_whole": 1}
+            kind: Values = {"type": "m.room.message", "sender": user, "origin_server_ts": 1, "is_whole": 1}
             add("relations", event_nid=first + 3, **relation, **kind)
-            latest = {"membership": "ban", "event_nid": first + 2, "sender": user, "position": first + 2, "is_local": 1}
+            latest: Values = {
+                "membership": "ban",
+                "event_nid": first + 2,
+                "sender": user,
+                "position": first + 2,
+                "is_local": 1,
+            }
             add("memberships", room_nid=1, user_id=user, **latest)
             content = b"{%s}" % member
             add("accounts", user_id=user, created_ts=1, erased=1, position=1)
@@ -284,9 +298,20 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
             add("to_device_floors", user_id=user, device_id="\u0000", position=1)
             add("filters", user_id=user, filter_id=1, definition=content.decode(), digest=b"")
             add("oauth_clients", client_id=user, metadata=content.decode(), created_ts=1, last_used_ts=1)
-            receipt = {"receipt_type": "m.read", "thread_id": "\u0000", "event_id": f"${first}", "ts": 1, "position": 1}
+            receipt: Values = {
+                "receipt_type": "m.read",
+                "thread_id": "\u0000",
+                "event_id": f"${first}",
+                "ts": 1,
+                "position": 1,
+            }
             add("receipts", room_nid=1, user_id=user, **receipt)
-            signature = {"target_user_id": user, "target_key": "\u0000", "signer_user_id": user, "signature": "\u0000"}
+            signature: Values = {
+                "target_user_id": user,
+                "target_key": "\u0000",
+                "signer_user_id": user,
+                "signature": "\u0000",
+            }
             add("key_signatures", signer_key_id="ed25519:\u0000", **signature)
     assert ask(engine, "SELECT left_position FROM memberships ORDER BY event_nid") == [
         (10 * number + 2,) for number in range(len(odd))
