@@ -8,6 +8,7 @@ Laws:
 """
 
 from collections.abc import Collection, Sequence
+from heapq import nlargest
 
 import msgspec
 
@@ -17,11 +18,13 @@ from storage.timelines import Place
 from storage.transaction import Transaction
 
 MOST_WALKED = 3000
-"""So many events a page walks over, in all rooms, and some more where there are many rooms."""
+"""So many events a page walks over, in all rooms, and some more where many rooms are active."""
 FIRST_WALKED = 50
 """So many at first, or twice as many as threads are wanted; then four times as many, as long as there are too few threads."""
 FEWEST_WALKED = 10
 """Of each room, at a time."""
+MOST_ROOMS = 128
+"""Rooms at a time: those in which something is left to be walked over that was said later than in the others."""
 MOST_LOOKED_AT = 30
 """The newest replies of a thread, by which a page knows whether it was told before, and what is the newest of the stretch. Where all of
 these are of other times, a thread may be told once more, and the newest is that of those walked over."""
@@ -32,6 +35,10 @@ _WALK = (
     "SELECT position, event_nid, depth, sender FROM events"
     " WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ? ORDER BY position DESC, event_nid DESC LIMIT ?"
     ") AS e LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
+)
+_LATEST = (
+    "SELECT position FROM events WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ?"
+    " ORDER BY position DESC, event_nid DESC LIMIT 1"
 )
 _LOOK = (
     "SELECT e.position, e.event_nid, e.depth, e.sender FROM ("
@@ -100,13 +107,17 @@ def _select(
     threads: dict[_Key, _Thread] = {}
     told: set[_Key] = set()
     pending = dict.fromkeys(room_nids, last)
-    reached: int | None = last if room_nids else None
+    if len(pending) > MOST_ROOMS:
+        latest = txn.query_each(_LATEST, [(nid, after, last) for nid in pending])
+        pending = {nid: position for nid, rows in zip(pending, latest, strict=True) for (position,) in rows}
+    reached: int | None = last if pending else None
     left, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
     while pending and left > 0:
-        some = max(FEWEST_WALKED, min(left, size) // len(pending))
-        walked = txn.query_each(_WALK, [(nid, after, end, some) for nid, end in pending.items()])
+        rooms = nlargest(MOST_ROOMS, pending, key=pending.__getitem__)
+        some = max(FEWEST_WALKED, min(left, size) // len(rooms))
+        walked = txn.query_each(_WALK, [(nid, after, pending[nid], some) for nid in rooms])
         found: dict[_Key, _Thread] = {}
-        for nid, rows in zip(list(pending), walked, strict=True):
+        for nid, rows in zip(rooms, walked, strict=True):
             for position, event_nid, depth, sender, kind, root in rows:
                 key = (nid, root)
                 if kind == THREAD and sender not in ignored and key not in told:

@@ -75,7 +75,7 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
             if chunk == 2:
                 continue
             with monkeypatch.context() as small:  # pages of what was walked over, all of which tell each thread once
-                for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED"):
+                for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED", "MOST_ROOMS"):
                     small.setattr(thread_updates, name, random.randrange(1, 9))
                 paged: list[Told] = []
                 end: int | None = last
@@ -131,3 +131,27 @@ async def test_a_page_costs_so_much_whatever_was_said(database: Database, monkey
     assert roots == ["$quiet"]
     assert 4 <= len(queries) <= 9
     assert max(queries) <= 6
+
+
+async def test_many_rooms_are_walked_from_the_latest_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is full though each room has more than is looked at for it."""
+    monkeypatch.setattr(thread_updates, "MOST_WALKED", 400)
+    monkeypatch.setattr(thread_updates, "MOST_ROOMS", 10)
+    rooms = 60
+
+    def write(txn: WriteTransaction) -> None:
+        for at in range(1, 20 * rooms + 1):
+            room = (at - 1) // 20
+            txn.execute(
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+                " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, '$root')",
+                (at, f"${at}", room, at, at, PEOPLE[0], b"{}"),
+            )
+            relation = Relation(THREAD, f"$root{at}")
+            add_relations(txn, [RelationRow(relation, at, f"${at}", room, at, "m", PEOPLE[0], 0)])
+
+    await database.write("write", write)
+    newest = 20 * rooms
+    page = await ThreadUpdateStore(database).get_updates(range(rooms), 0, newest, newest, 30, [])
+    assert [row.position for row in page.rows] == list(range(newest, newest - 30, -1))
+    assert page.reached == newest - 30
