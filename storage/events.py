@@ -169,10 +169,15 @@ def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
     return dict(txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids))
 
 
-def select_position(txn: Transaction, room_nid: int, event_id: str) -> int | None:
-    """Where in the sequence an event of a room arrived; None where it did not as news, or is not known."""
-    row = txn.query_one("SELECT position FROM events WHERE event_id = ? AND room_nid = ?", (event_id, room_nid))
-    return None if row is None else row[0]
+def select_progress(txn: Transaction, room_nid: int, event_ids: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """How far on in a room somebody is who has read that event, to be compared with others: by its arrival; what is from the past, and
+    did not arrive as news, is before all that did (0), by its place in the order of the room. Events that are not known are missing."""
+    rows = txn.query_in(
+        "SELECT event_id, COALESCE(position, 0), depth, event_nid FROM events WHERE event_id IN {keys} AND room_nid = ?",
+        event_ids,
+        after=(room_nid,),
+    )
+    return {event_id: (position, depth, nid) for event_id, position, depth, nid in rows}
 
 
 def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:

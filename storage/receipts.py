@@ -10,6 +10,7 @@ import msgspec
 
 from storage.database import Database
 from storage.event_threads import Standing
+from storage.events import select_progress
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -145,7 +146,7 @@ def set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
 def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> None:
     key = (receipt.room_nid, receipt.user_id, receipt.receipt_type, receipt.thread_id)
     old = txn.query_one(
-        "SELECT event_id, event_position FROM receipts"
+        "SELECT event_id, event_position, ts FROM receipts"
         " WHERE room_nid = ? AND user_id = ? AND receipt_type = ? AND thread_id = ?",
         key,
     )
@@ -153,6 +154,8 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> No
         if old[0] == receipt.event_id:
             return
         if old[1] is not None and (receipt.event_position is None or receipt.event_position <= old[1]):
+            return
+        if old[1] is None and receipt.event_position is None and _is_further_back(txn, receipt, old[0], old[2]):
             return
     position = txn.next_position()
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
@@ -165,6 +168,14 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> No
     if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
         _drop_furthest_back(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
+
+
+def _is_further_back(txn: WriteTransaction, receipt: ReceiptRow, old_event_id: str, old_ts: int) -> bool:
+    """Of two that stand at events of the past: by these; where one of them is not known, by when they were read."""
+    progress = select_progress(txn, receipt.room_nid, [receipt.event_id, old_event_id])
+    if len(progress) < 2:
+        return receipt.ts < old_ts
+    return progress[receipt.event_id] < progress[old_event_id]
 
 
 def _drop_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:

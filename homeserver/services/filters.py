@@ -17,14 +17,16 @@ from homeserver.services.event_filters import NO_FILTER, Filter, parse_filter
 from storage.filters import FilterStore
 
 LARGEST_FILTER: Final = 65536
-_DAY_MS: Final = 24 * 3600 * 1000
+NOTED_EVERY_MS: Final = 10 * 60 * 1000
+"""How often the use of a filter is written down while it goes on."""
 _LONGEST_NUMBER: Final = 18
 
 
 class _Remembered(msgspec.Struct):
     filter: Filter
     weight: int
-    used_day: int
+    noted_ms: int
+    """When it was last used, as far as that is noted; 0: it was not."""
 
 
 class Filters:
@@ -51,11 +53,11 @@ class Filters:
             raise TooLarge("A filter may have at most 64 KiB")
         parse_filter(canonical)
         text = canonical.decode()
-        today = self._today()
+        now_ms = self._now_ms()
         found = await self._store.get_filter_id(user_id, text)
-        if found is not None and found[1] >= today:
+        if found is not None and found[1] > now_ms - NOTED_EVERY_MS:
             return str(found[0])
-        return str(await self._store.add_filter(user_id, text, today))
+        return str(await self._store.add_filter(user_id, text, now_ms))
 
     async def get_definition(self, caller: Requester, user_id: UserID, filter_id: str) -> msgspec.Raw:
         """A filter as it was uploaded. Raises `Forbidden`, `NotFound`."""
@@ -73,18 +75,18 @@ class Filters:
         remembered = self._remembered.get(key)
         if remembered is None:
             try:
-                definition, used_day = await self._find(user_id, text)
+                definition, noted_ms = await self._find(user_id, text)
             except NotFound as error:
                 raise InvalidParam(error.text) from None
-            remembered = _Remembered(parse_filter(definition), _weigh(definition), used_day)
+            remembered = _Remembered(parse_filter(definition), _weigh(definition), noted_ms)
             if key not in self._remembered:  # two may have asked at once
                 self._remember(key, remembered)
         else:
             self._remembered.move_to_end(key)
-        today = self._today()
-        if remembered.used_day < today:
-            remembered.used_day = today
-            await self._store.note_used(user_id, int(text), today)
+        now_ms = self._now_ms()
+        if remembered.noted_ms <= now_ms - NOTED_EVERY_MS:
+            remembered.noted_ms = now_ms
+            await self._store.note_used(user_id, int(text), now_ms)
         return remembered.filter
 
     def _remember(self, key: tuple[UserID, str], remembered: _Remembered) -> None:
@@ -101,9 +103,6 @@ class Filters:
         if found is None:
             raise NotFound("There is no such filter, or no longer: upload it again")
         return found
-
-    def _today(self) -> int:
-        return self._now_ms() // _DAY_MS
 
 
 def _weigh(definition: str) -> int:

@@ -16,7 +16,7 @@ from homeserver.services.event_threads import find_standings
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database
-from storage.events import select_position
+from storage.events import select_progress
 from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, set_receipts, stands_in
 from storage.transaction import WriteTransaction
 
@@ -86,8 +86,10 @@ class ReadMarkers:
         former = None if before is None else msgspec.json.decode(before, type=_Marker).event_id
         if former == event.event.event_id:
             return
-        if former is not None and (event.position or 0) < (select_position(txn, event.room_nid, former) or 0):
-            return
+        if former is not None:
+            progress = select_progress(txn, event.room_nid, [former])
+            if former in progress and (event.position or 0, event.depth, event.nid) < progress[former]:
+                return
         content = msgspec.json.encode({"event_id": event.event.event_id})
         self._account_data.set_entry(txn, user_id, room_id, FULLY_READ, content)
 

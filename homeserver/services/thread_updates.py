@@ -77,7 +77,7 @@ class ThreadUpdates:
         return answer
 
     async def get_page(self, caller: Requester, from_: str | None, to: str | None, limit: int) -> dict[str, Any]:
-        """A page of threads, going back. Raises InvalidParam."""
+        """A page of threads, going back: a short one, or an empty one, where much was said in few of them. Raises InvalidParam."""
         if limit < 1:
             raise InvalidParam("A page has at least one entry")
         last = upto = self._streams.current()
@@ -111,11 +111,14 @@ class ThreadUpdates:
         wanted = joined.keys() if room_nids is None else joined.keys() & room_nids
         limit = min(limit, MOST_UPDATES)
         ignored = await self._ignored.of_user(caller.user_id)
-        most = limit + 1 + (0 if told is None else len(told))
-        rows = await self._store.get_updates(wanted, after, upto, last, most, ignored) if wanted else []
+        most = limit + (0 if told is None else len(told))
+        page = await self._store.get_updates(wanted, after, upto, last, most, ignored)
+        rows, reached = page.rows, page.reached
         if told is not None:
-            rows = [row for row in rows if told.get((row.room_nid, row.root), 0) < row.count]
-        further = f"{rows[limit].position}_{upto}" if len(rows) > limit else None
+            rows = [row for row in rows if not row.is_whole or told.get((row.room_nid, row.root), 0) < row.count]
+        if len(rows) > limit:
+            reached = rows[limit].position
+        further = None if reached is None else f"{reached}_{upto}"
         rows = rows[:limit]
         newest = await self._events.get_events(row.newest.event_nid for row in rows) if rows else {}
         seen = {each.event.nid for each in await self._see(caller, joined, newest.values())}
@@ -127,7 +130,7 @@ class ThreadUpdates:
             update: dict[str, Any] = {}
             if row.root in roots:
                 update["thread_root"] = roots[row.root]
-            if row.count > 1:
+            if row.count > 1 or not row.is_whole:
                 update["prev_batch"] = format_place(Place(row.newest.depth, row.newest.event_nid - 1))
             updates.setdefault(rooms[row.room_nid].room_id, {})[row.root] = update
         return updates, further

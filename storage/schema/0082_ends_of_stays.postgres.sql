@@ -1,11 +1,15 @@
 -- Where in the sequence the last stay in the room ended, of who is not in it and was: by an event, or by the resolution of a fork
+-- (Escapes are taken out of the JSON first: it may have some of characters that PostgreSQL cannot have in text, as U+0000. No word that
+-- is looked for has any.)
 ALTER TABLE memberships ADD COLUMN left_position BIGINT;
 WITH RECURSIVE walk (room_nid, user_id, nid, ended, membership, hops) AS (
-    SELECT m.room_nid, m.user_id, m.event_nid, m.position, convert_from(e.pdu, 'UTF8')::json #>> '{content,membership}', 0
+    SELECT m.room_nid, m.user_id, m.event_nid, m.position,
+            regexp_replace(convert_from(e.pdu, 'UTF8'), '\\.', '_', 'g')::json #>> '{content,membership}', 0
         FROM memberships AS m JOIN events AS e ON e.event_nid = m.event_nid
         WHERE m.is_local = 1 AND m.membership <> 'join'
     UNION ALL
-    SELECT w.room_nid, w.user_id, l.replaces, COALESCE(l.position, 0), convert_from(e.pdu, 'UTF8')::json #>> '{content,membership}', w.hops + 1
+    SELECT w.room_nid, w.user_id, l.replaces, COALESCE(l.position, 0),
+            regexp_replace(convert_from(e.pdu, 'UTF8'), '\\.', '_', 'g')::json #>> '{content,membership}', w.hops + 1
         FROM walk AS w JOIN events AS l ON l.event_nid = w.nid JOIN events AS e ON e.event_nid = l.replaces
         WHERE w.membership <> 'join' AND w.hops < 20
 )

@@ -20,6 +20,7 @@ def post(user: User, filter: Mapping[str, object]) -> Answer:
 def test_filters_in_use_stay_and_others_go(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client is not refused for ever when it has uploaded many."""
     monkeypatch.setattr(filters, "MOST_FILTERS", 2)
+    monkeypatch.setattr(filters, "MOST_FRESH", 1)
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     wanted = [{"room": {"timeline": {"limit": number}}} for number in range(1, 4)]
@@ -37,6 +38,32 @@ def test_filters_in_use_stay_and_others_go(tmp_path: Path, database: Database, m
     assert [ok(read(filter_id)) for filter_id in "02"] == [wanted[0], wanted[2]]
     assert ok(post(alice, wanted[1])) == {"filter_id": "3"}
     assert ok(post(bob, wanted[2])) == {"filter_id": "0"}
+
+
+def test_a_filter_in_use_stays_whatever_is_uploaded(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in one day; also for a server that remembers nothing."""
+    monkeypatch.setattr(filters, "MOST_FILTERS", 10)
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    filter_id = ok(post(alice, {"room": {"timeline": {"limit": 7}}}))["filter_id"]
+    ok(alice.get(sync_path(filter=filter_id)))
+    for number in range(15):
+        ok(post(alice, {"number": number}))
+    others = [ok(post(alice, {"other": number}))["filter_id"] for number in range(15)]
+    for other in others[-6:]:
+        ok(alice.get(sync_path(filter=other)))
+        server.clock.advance(700)
+        ok(alice.get(sync_path(filter=filter_id)))
+    for number in range(20):
+        later = ok(post(alice, {"later": number}))["filter_id"]
+        ok(alice.get(sync_path(filter=later)))
+        server.clock.advance(100)
+        ok(alice.get(sync_path(filter=filter_id)))
+    alice.server = TestServer(tmp_path, database, seed=9, now=server.clock.seconds() + 1)
+    ok(alice.get(sync_path(filter=filter_id)))
+    assert refused(alice.get(sync_path(filter=others[-1]))) == (400, "M_INVALID_PARAM")
 
 
 def test_large_filters_are_counted_by_their_size(server: TestServer) -> None:

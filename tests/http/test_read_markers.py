@@ -56,6 +56,22 @@ def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(alice: User, bob: Us
     assert set(ephemeral(bob, room_id, "m.receipt")) == {first, second}
 
 
+async def test_the_marker_moves_forwards_in_the_past_too(tmp_path: Path, database: Database) -> None:
+    alice = TestServer(tmp_path, database).register("alice")
+    room_id = create(alice)
+    first, second, last = (say(alice, room_id, text) for text in "123")
+    await database.write(
+        "write", lambda txn: txn.execute("UPDATE events SET position = NULL WHERE event_id IN (?, ?)", (first, second))
+    )
+    alice.server = TestServer(tmp_path, database, seed=9)  # which has not seen them as news
+    reached: list[str] = []
+    for event_id in (first, second, first, last, second):
+        ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}))
+        reached.append(fully_read(alice, room_id))
+        assert list(ephemeral(alice, room_id, "m.receipt")) == reached[-1:]
+    assert reached == [first, second, second, last, last]
+
+
 def test_receipts_only_move_forwards(alice: User, bob: User, room_id: str) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
     ok(mark(bob, room_id, "m.read", second))

@@ -17,7 +17,7 @@ async def test_the_same_filter_has_the_same_number_however_large_it_is(database:
     numbers = [await store.add_filter(ALICE, definition, 1) for definition in ("{}", *large, *large)]
     assert numbers == [0, 1, 2, 1, 2]
     assert [await store.get_filter_id(ALICE, definition) for definition in (*large, "other")] == [(1, 1), (2, 1), None]
-    assert await store.get_filter(ALICE, 2) == (large[1], 1)
+    assert await store.get_filter(ALICE, 2) == (large[1], 0)
     assert await store.add_filter("@bob:example.org", large[1], 1) == 0
 
 
@@ -26,17 +26,40 @@ async def test_those_go_that_were_not_used_for_longest(database: Database, monke
     monkeypatch.setattr(filters, "LARGEST_FILTERS", 100)
     store = FilterStore(database)
 
-    async def kept() -> list[int]:
-        return [number for number in range(9) if await store.get_filter(ALICE, number) is not None]
-
-    for day, definition in enumerate(("a", "b", "c", "a")):
-        await store.add_filter(ALICE, definition, day)
-    await store.note_used(ALICE, 1, 9)
+    for ts, definition in enumerate(("a", "b", "c", "a")):
+        await store.add_filter(ALICE, definition, ts)
+        assert (await store.get_filter(ALICE, ts % 3)) == (definition, 0)
+    for number, ts in enumerate((3, 9, 4)):
+        await store.note_used(ALICE, number, ts)
     await store.note_used(ALICE, 1, 2)  # by a node that was late
-    assert (await store.get_filter(ALICE, 1), await kept()) == (("b", 9), [0, 1, 2])
+    assert (await store.get_filter(ALICE, 1), await kept(store)) == (("b", 9), [0, 1, 2])
     assert await store.add_filter(ALICE, "d", 9) == 3
-    assert await kept() == [0, 1, 3]
+    assert await kept(store) == [1, 2, 3]
     assert await store.add_filter(ALICE, "x" * 99, 9) == 4
-    assert await kept() == [3, 4]
+    assert await kept(store) == [3, 4]
     assert await store.add_filter(ALICE, "c", 9) == 5  # no number comes again
     assert await store.add_filter("@bob:example.org", "c", 9) == 0
+
+
+async def test_what_was_never_used_goes_before_what_was(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "MOST_FILTERS", 6)
+    monkeypatch.setattr(filters, "MOST_FRESH", 2)
+    store = FilterStore(database)
+    for number in range(2):
+        await store.add_filter(ALICE, f"used{number}", 1)
+        await store.note_used(ALICE, number, 1)
+    for number in range(2, 30):
+        assert await store.add_filter(ALICE, f"{number}", number) == number
+    assert await kept(store) == [0, 1, 26, 27, 28, 29]
+    await store.add_filter(ALICE, "26", 50)  # which is about to be used again
+    for number in range(26, 30):
+        await store.note_used(ALICE, number, 100 + number)
+    assert await store.add_filter(ALICE, "30", 200) == 30
+    assert await store.add_filter(ALICE, "31", 200) == 31
+    assert await kept(store) == [26, 27, 28, 29, 30, 31]  # of two that are new neither drives the other out
+    assert await store.add_filter(ALICE, "32", 200) == 32
+    assert await kept(store) == [26, 27, 28, 29, 31, 32]
+
+
+async def kept(store: FilterStore) -> list[int]:
+    return [number for number in range(40) if await store.get_filter(ALICE, number) is not None]

@@ -16,6 +16,8 @@ from storage.engine import Connection, DatabaseUnavailable, Engine, UnsuitableDa
 from storage.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
+Values = dict[str, str | int | bytes | None]
+
 COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
 
 
@@ -137,14 +139,14 @@ def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: Postgre
 
 
 @contextmanager
-def database_before(engine: Engine, tmp_path: Path, version: int) -> Iterator[Connection]:
-    """A writer upon the schema just before that version, which is brought up to that version at the end."""
+def database_before(engine: Engine, tmp_path: Path, version: int, upto: int | None = None) -> Iterator[Connection]:
+    """A writer upon the schema just before that version, which is brought up to that version at the end, or up to `upto`."""
     folder = tmp_path / "until_then"
     folder.mkdir()
     for file in SCHEMA.glob("*.sql"):
-        if int(file.name[:4]) <= version:
+        if int(file.name[:4]) <= (upto or version):
             (folder / file.name).write_bytes(file.read_bytes())
-    steps = [folder / file for file in folder.glob(f"{version:04}_*")]
+    steps = [file for file in folder.glob("*.sql") if int(file.name[:4]) >= version]
     latest = [file.rename(tmp_path / file.name) for file in steps]
     migrate(engine, folder)
     writer = engine.connect_writer()
@@ -214,6 +216,118 @@ def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path
         "never": None,
         "reset": 100 + nids["reset"][0],
     }
+
+
+ODD_MEMBERS = [
+    rb'"reason":"a\u0000b"',
+    rb'"reason":"a\\u0000b\\"',
+    rb'"reason":"\\\",\"membership\":\"join\",\"x\":\"\u0000"',
+    rb'"\u0000":1,"a\u0000":{"\u0000":"\u0000"}',
+    rb'"lone":"\ud800","other":"\udc00\ud800"',
+    rb'"number":1e999,"other":-0.0,"large":123456789012345678901234567890',
+    rb'"a":1,"a":2',
+    rb'"deep":' + b"[" * 250 + b"]" * 250,
+    '"raw":"\U0010ffff\u2028\x7f"'.encode(),
+    rb'"large":"' + rb"\u0000" * 10_000 + rb'"',
+]
+"""What may stand beside the membership in an event, and more than that."""
+
+
+def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
+    newest = len(find_migrations(engine.name, engine.bytes_type))
+    odd = [(f"@odd{number}\u0000:example.org", member) for number, member in enumerate(ODD_MEMBERS)]
+    with database_before(engine, tmp_path, 79, newest) as writer:
+
+        def add(table: str, **values: str | int | bytes | None) -> None:
+            names, places = ", ".join(values), ", ".join("?" * len(values))
+            writer.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", tuple(values.values()))
+
+        for number, (user, member) in enumerate(odd):
+            first = 10 * number + 1
+            for nid, membership in enumerate((b"join", b"leave", b"ban"), first):
+                pdu = b'{"content":{%s,"membership":"%s"},"unsigned":{%s}}' % (member, membership, member)
+                event: Values = {
+                    "event_id": f"${nid}",
+                    "type": "m.room.member",
+                    "state_key": user,
+                    "sender": user,
+                    "pdu": pdu,
+                }
+                before = nid - 1 if nid > first else None
+                add(
+                    "events",
+                    event_nid=nid,
+                    room_nid=1,
+                    position=nid,
+                    depth=1,
+                    origin_server_ts=1,
+                    replaces=before,
+                    flags=16,
+                    **event,
+                )
+            message: Values = {
+                "event_id": f"${first + 3}",
+                "type": "m.room.message",
+                "sender": user,
+                "pdu": b'{"content":{%s}}' % member,
+            }
+            place: Values = {"room_nid": 1, "position": first + 3, "depth": 1, "origin_server_ts": 1, "flags": 16}
+            add("events", event_nid=first + 3, thread_root="$root\u0000", **place, **message)
+            relation: Values = {
+                "target": "$root\u0000",
+                "rel_type": "m.thread",
+                "event_id": f"${first + 3}",
+                "room_nid": 1,
+                "depth": 1,
+            }
+            kind: Values = {"type": "m.room.message", "sender": user, "origin_server_ts": 1, "is_whole": 1}
+            add("relations", event_nid=first + 3, **relation, **kind)
+            latest: Values = {
+                "membership": "ban",
+                "event_nid": first + 2,
+                "sender": user,
+                "position": first + 2,
+                "is_local": 1,
+            }
+            add("memberships", room_nid=1, user_id=user, **latest)
+            content = b"{%s}" % member
+            add("accounts", user_id=user, created_ts=1, erased=1, position=1)
+            add("account_data", user_id=user, room_id="\u0000", type="\u0000", content=content, position=1)
+            add("devices", user_id=user, device_id="\u0000", created_ts=1)
+            add("to_device_messages", user_id=user, device_id="\u0000", position=1, content=content)
+            add("to_device_floors", user_id=user, device_id="\u0000", position=1)
+            add("filters", user_id=user, filter_id=1, definition=content.decode(), digest=b"")
+            add("oauth_clients", client_id=user, metadata=content.decode(), created_ts=1, last_used_ts=1)
+            receipt: Values = {
+                "receipt_type": "m.read",
+                "thread_id": "\u0000",
+                "event_id": f"${first}",
+                "ts": 1,
+                "position": 1,
+            }
+            add("receipts", room_nid=1, user_id=user, **receipt)
+            signature: Values = {
+                "target_user_id": user,
+                "target_key": "\u0000",
+                "signer_user_id": user,
+                "signature": "\u0000",
+            }
+            add("key_signatures", signer_key_id="ed25519:\u0000", **signature)
+    assert ask(engine, "SELECT left_position FROM memberships ORDER BY event_nid") == [
+        (10 * number + 2,) for number in range(len(odd))
+    ]
+    lengths = ask(engine, "SELECT length(content) FROM to_device_messages ORDER BY 1")
+    assert lengths == sorted((len(member) + 2,) for member in ODD_MEMBERS)
+    for table in (
+        "account_data",
+        "to_device_floors",
+        "erasures",
+        "filters",
+        "oauth_clients",
+        "receipts",
+        "key_signatures",
+    ):
+        assert ask(engine, f"SELECT count(*) FROM {table}") == [(len(odd),)], table
 
 
 def test_sqlite_in_memory_is_refused() -> None:

@@ -5,6 +5,7 @@ import pytest
 from storage import receipts
 from storage.database import Database
 from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
+from storage.transaction import WriteTransaction
 
 ALICE, ROOM = "@alice:example.org", "!room:example.org"
 
@@ -22,6 +23,33 @@ async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) 
     assert [await read(*each) for each in told] == [True, True, True, False, False, False, True]
     (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert (row.event_id, row.event_position) == ("$6", 6)
+
+
+async def test_in_the_past_they_move_forwards_too(database: Database) -> None:
+    store = ReceiptStore(database)
+
+    def write(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu)"
+            " VALUES (?, ?, ?, ?, 'm', '', 0, 16, ?)",
+            [(1, "$5", 1, 5, b""), (2, "$3", 1, 3, b""), (3, "$5b", 1, 5, b""), (4, "$elsewhere", 2, 9, b"")],
+        )
+
+    await database.write("write", write)
+
+    async def read(event_id: str, ts: int) -> str:
+        """Where the receipt stands then."""
+        await store.set_receipts([NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, None, ts)])
+        (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
+        return row.event_id
+
+    assert [await read(*each) for each in (("$3", 9), ("$5", 8), ("$3", 10), ("$5b", 1), ("$5", 20))] == [
+        *("$3", "$5", "$5", "$5b", "$5b")
+    ]
+    # what nobody can compare: as they were read, in whatever order they come
+    assert [await read(*each) for each in (("$unknown", 0), ("$unknown", 2), ("$elsewhere", 1), ("$elsewhere", 3))] == [
+        *("$5b", "$unknown", "$unknown", "$elsewhere")
+    ]
 
 
 async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

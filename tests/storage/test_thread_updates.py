@@ -1,17 +1,25 @@
 """What was said in threads, in a stretch of the sequence: on both databases, against the same done by hand."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from storage import transaction
+from storage import thread_updates, transaction
 from storage.database import Database
 from storage.relations import REFERENCE, THREAD, Relation, RelationRow, add_relations
 from storage.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 from storage.timelines import Place
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 PEOPLE = ("@alice:a.test", "@bob:a.test")
+
+
+Told = tuple[int, str, int, Place, int]
+
+
+def told(row: ThreadUpdateRow) -> Told:
+    return row.room_nid, row.root, row.position, row.newest, row.count
 
 
 async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,16 +49,16 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
     await database.write("write", write)
     store = ThreadUpdateStore(database)
 
-    def by_hand(rooms: set[int], after: int, upto: int, last: int, ignored: list[str]) -> list[ThreadUpdateRow]:
+    def by_hand(rooms: set[int], after: int, upto: int, last: int, ignored: list[str]) -> list[Told]:
         found: dict[tuple[int, str], list[tuple[int, Place]]] = {}
         for room, at, depth, sender, root, kind in said:
             if room in rooms and after < at <= upto and sender not in ignored and kind == THREAD:
                 found.setdefault((room, root), []).append((at, Place(depth, at)))
         rows = [
-            ThreadUpdateRow(room, root, max(at for at, _ in events), max(place for _, place in events), len(events))
+            (room, root, max(at for at, _ in events), max(place for _, place in events), len(events))
             for (room, root), events in found.items()
         ]
-        return sorted((row for row in rows if row.position <= last), key=lambda row: -row.position)
+        return sorted((row for row in rows if row[2] <= last), key=lambda row: -row[2])
 
     for chunk in (1000, 2):  # rooms are asked for in several queries
         monkeypatch.setattr(transaction, "LARGEST_CHUNK", chunk)
@@ -59,5 +67,91 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
             after, upto = sorted(random.sample(range(301), 2))
             last, ignored = random.choice([upto, random.randrange(301)]), random.choice([[], [], [PEOPLE[0]]])
             rows = by_hand(rooms, after, upto, last, ignored)
-            assert await store.get_updates(rooms, after, upto, last, 100, ignored) == rows
-            assert await store.get_updates(rooms, after, upto, last, 3, ignored) == rows[:3]
+            page = await store.get_updates(rooms, after, upto, last, 100, ignored)
+            assert (list(map(told, page.rows)), page.reached) == (rows, None)
+            page = await store.get_updates(rooms, after, upto, last, 3, ignored)
+            assert list(map(told, page.rows)) == rows[:3]
+            assert page.reached == (rows[3][2] if len(rows) > 3 else None)
+            if chunk == 2:
+                continue
+            with monkeypatch.context() as small:  # pages of what was walked over, all of which tell each thread once
+                for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED", "MOST_ROOMS"):
+                    small.setattr(thread_updates, name, random.randrange(1, 9))
+                paged: list[Told] = []
+                end: int | None = last
+                while end is not None:
+                    page = await store.get_updates(rooms, after, upto, end, 3, ignored)
+                    assert all(row.position <= end for row in page.rows)
+                    assert page.reached is None or page.reached < end
+                    paged += map(told, page.rows)
+                    end = page.reached
+                assert paged == rows
+
+
+async def test_a_page_costs_so_much_whatever_was_said(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one thread more was said than a page walks over: the pages get to the other one all the same."""
+    monkeypatch.setattr(thread_updates, "MOST_WALKED", 100)
+    replies = 400
+
+    def write(txn: WriteTransaction) -> None:
+        for at in range(1, replies + 1):
+            room, root = (1, "$busy") if at > 1 else (2, "$quiet")
+            txn.execute(
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+                " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, ?)",
+                (at, f"${at}", room, at, at, PEOPLE[0], b"{}", root),
+            )
+            add_relations(txn, [RelationRow(Relation(THREAD, root), at, f"${at}", room, at, "m", PEOPLE[0], 0)])
+
+    await database.write("write", write)
+    queries: list[int] = []
+
+    def count(fn: Callable[..., object]) -> Callable[..., object]:
+        def counted(txn: Transaction, *args: object) -> object:
+            found = fn(txn, *args)
+            queries.append(txn.queries)
+            return found
+
+        return counted
+
+    monkeypatch.setattr(thread_updates, "_select", count(thread_updates._select))
+    store = ThreadUpdateStore(database)
+    page = await store.get_updates({1, 2}, 0, replies, replies, 5, [])
+    (busy,) = page.rows
+    assert (busy.root, busy.position, busy.newest) == ("$busy", replies, Place(replies, replies))
+    assert not busy.is_whole
+    assert page.reached is not None
+    assert 0 < page.reached < replies - 50
+    roots: list[str] = []
+    end: int | None = page.reached
+    while end is not None:
+        page = await store.get_updates({1, 2}, 0, replies, end, 5, [])
+        roots += [row.root for row in page.rows]
+        end = page.reached
+    assert roots == ["$quiet"]
+    assert 4 <= len(queries) <= 9
+    assert max(queries) <= 6
+
+
+async def test_many_rooms_are_walked_from_the_latest_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is full though each room has more than is looked at for it."""
+    monkeypatch.setattr(thread_updates, "MOST_WALKED", 400)
+    monkeypatch.setattr(thread_updates, "MOST_ROOMS", 10)
+    rooms = 60
+
+    def write(txn: WriteTransaction) -> None:
+        for at in range(1, 20 * rooms + 1):
+            room = (at - 1) // 20
+            txn.execute(
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+                " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, '$root')",
+                (at, f"${at}", room, at, at, PEOPLE[0], b"{}"),
+            )
+            relation = Relation(THREAD, f"$root{at}")
+            add_relations(txn, [RelationRow(relation, at, f"${at}", room, at, "m", PEOPLE[0], 0)])
+
+    await database.write("write", write)
+    newest = 20 * rooms
+    page = await ThreadUpdateStore(database).get_updates(range(rooms), 0, newest, newest, 30, [])
+    assert [row.position for row in page.rows] == list(range(newest, newest - 30, -1))
+    assert page.reached == newest - 30
