@@ -17,6 +17,7 @@ from federation.rooms.concurrent import map_at_once
 from federation.rooms.placement import Placements, new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.sources import Questions
+from federation.rooms.true_copies import take_true
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.room_writer import NewEvent, RoomWriter
@@ -60,9 +61,12 @@ class Outliers:
         known = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
         signers = await self._find_signers([event for event in chunk if event.event_id not in known])
+        taken = await take_true(self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers)
+        batch.candidates.update(taken.true)
         new: dict[EventID, tuple[Event, NewEvent]] = {}
-        for event in chunk:
-            name = event.event_id
+        for each in chunk:
+            name = each.event_id
+            event = batch.candidates[name].read()
             if name in known:
                 batch.outcomes[name] = Outcome(name, None, was_known=True)
                 continue

@@ -4,7 +4,7 @@ Laws:
 - Events are taken in through the queue of their room, like those of our own users: heads never conflict on one node.
 - Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
 - What is missing is said, never fetched: that is for whoever holds the wire. (Whom a room has made its judge is asked, though,
-  and keys: before the events get their turn.)
+  and keys, and for the true copy of what came altered: before the events get their turn.)
 - In a room of which only a part of the state is here, an event is judged by that part and by the memberships that it cites; what
   follows the events before our join is taken to come upon the state that we joined upon, and so is what puts a user of ours out
   and follows what nobody tells us. All of it is looked at again when the rest has come (`completion.py`).
@@ -43,6 +43,7 @@ from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import NO_JUDGE, Judged, Questions, StoredSources
 from federation.rooms.templates import MEMBER
+from federation.rooms.true_copies import take_true
 from federation.rooms.unproved import UnprovedStates
 from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
@@ -133,6 +134,9 @@ class Receiver:
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
         signers = await self._find_signers(candidates)
+        room_nid = snapshot.room.room_nid
+        taken = await take_true(self._questions, room_nid, candidates, signers, origin=origin, is_news=not past)
+        candidates = taken.candidates
         judged = NO_JUDGE if past else await self._judge(snapshot, candidates, signers, may_wait=may_wait)
         manner = _Manner(past, send_on, upon_gap, refused, judged)
 
@@ -140,7 +144,7 @@ class Receiver:
             noted = await self._unproved.settle_cited(room_id, _cited(candidates))
             return await self._receive(room_id, candidates, manner, states or {}, signers, noted)
 
-        return await self._engine.in_turn(room_id, work)
+        return taken.answer(await self._engine.in_turn(room_id, work))
 
     async def receive_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]) -> list[Outcome]:
         """Keep events without their place: auth events, and the state at some event. Raises NotFound, TooLarge."""

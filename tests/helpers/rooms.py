@@ -103,7 +103,14 @@ class RoomParts:
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )
         questions = Questions(
-            self.events, self.resolver, self.get_signers, self.approve, self.judge, self.prepare, self.lacks_keys
+            self.events,
+            self.resolver,
+            self.get_signers,
+            self.approve,
+            self.judge,
+            self.prepare,
+            self.lacks_keys,
+            self.find_true,
         )
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
@@ -154,6 +161,10 @@ class RoomParts:
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
+
+    async def find_true(self, _room_nid: int, _event: Event, _origin: ServerName | None) -> Event | None:
+        """Nobody can be asked."""
+        return None
 
     def lacks_keys(self, event: Event) -> bool:
         """Whether a server must have signed it whose keys are not known."""
