@@ -4,7 +4,7 @@ They stand among the memberships like all others, with `OUTSIDE` as the number o
 here and not among the room's: what it rests upon is not known, so nothing could be built or decided upon it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -28,12 +28,22 @@ class OutsideRow(msgspec.Struct, frozen=True):
     event_id: str
     server: str
     """A server that knows the room."""
+    version: str
+    """Of the room, as that server says."""
     pdu: bytes
     stripped_state: bytes
     """A JSON array."""
 
 
-_COLUMNS = "room_nid, user_id, event_id, server, pdu, stripped_state"
+MayEnd = Callable[[OutsideRow, MembershipRow], bool]
+"""Whether a membership may come in the place of one that is kept here already."""
+
+
+class Untouchable(Exception):
+    """The membership that is kept may not be replaced by the one given."""
+
+
+_COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
 class OutsideMembershipStore:
@@ -50,9 +60,12 @@ class OutsideMembershipStore:
         """The room, which is noted if it was not known. Its version may be another than the one given, if we have been in it."""
         return await self._database.write("note_room", note_room, room_id, version, now_ms)
 
-    async def set_outside(self, row: OutsideRow, new: NewMembership) -> bool:
-        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now."""
-        return await self._database.write("set_outside_membership", _set, row, new)
+    async def set_outside(self, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
+        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now. Raises Untouchable.
+
+        `may_end` is asked in a thread of the database.
+        """
+        return await self._database.write("set_outside_membership", _set, row, new, may_end)
 
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
@@ -62,20 +75,23 @@ def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, O
         before=(room_nid,),
     )
     return {
-        user_id: OutsideRow(nid, user_id, event_id, server, bytes(pdu), bytes(state))
-        for nid, user_id, event_id, server, pdu, state in rows
+        user_id: OutsideRow(nid, user_id, event_id, server, version, bytes(pdu), bytes(state))
+        for nid, user_id, event_id, server, version, pdu, state in rows
     }
 
 
-def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
+def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if present is not None and present.membership == "join":
         return False
+    kept = _select(txn, row.room_nid, [row.user_id]).get(row.user_id)
+    if present is not None and present.event_nid == OUTSIDE and kept is not None and not may_end(kept, present):
+        raise Untouchable
     txn.execute(
-        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET event_id = excluded.event_id, server = excluded.server,"
-        " pdu = excluded.pdu, stripped_state = excluded.stripped_state",
-        (row.room_nid, row.user_id, row.event_id, row.server, row.pdu, row.stripped_state),
+        " version = excluded.version, pdu = excluded.pdu, stripped_state = excluded.stripped_state",
+        (row.room_nid, row.user_id, row.event_id, row.server, row.version, row.pdu, row.stripped_state),
     )
     membership = MembershipRow(
         row.room_nid,

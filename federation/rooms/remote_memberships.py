@@ -18,7 +18,6 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName, UserID, domain_of, is_server_name, is_user_id
-from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.stripped_state import parse_stripped_state, strip_event
 from federation.remote.membership import Action, JoinedState, MembershipRequests
 from federation.rooms.adopt import Adoptions, Part
@@ -126,7 +125,7 @@ class RemoteMemberships:
             )
             room = await self._rooms.get_room(room_id)
             assert room is not None, "it is a room with a membership"
-            version = ROOM_VERSIONS[room.version]
+            version = await self._outside.find_version(room, user_id)
             event = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(event, self._identity.server_name, ())
 
