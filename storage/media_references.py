@@ -222,6 +222,14 @@ def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
     note_rechecks(txn, Recheck.EVENT, [event_nid])
 
 
+def note_restored(txn: WriteTransaction, event_nid: int) -> None:
+    """The event has its content now: who follows the numbers has passed it by."""
+    sql = f"{_EVENTS} WHERE event_nid = ? AND type <> '{_ENCRYPTED}'"
+    put_batch(
+        txn, MentionBatch(0, 0, [each for each in _mentions(txn, txn.query(sql, (event_nid,))) if each.addresses])
+    )
+
+
 def note_purged(txn: WriteTransaction, room_nid: int, event_nids: Collection[int], cause: str) -> None:
     """Messages of a room are about to lose their content for good, and why: as `note_redaction`. Messages without files cost no write.
 

@@ -14,6 +14,7 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome
 from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
 from federation.rooms.concurrent import map_at_once
+from federation.rooms.late_contents import LateContents
 from federation.rooms.placement import Placements, new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.sources import Questions
@@ -38,8 +39,10 @@ class Outliers:
         placements: Placements,
         writer: RoomWriter,
         questions: Questions,
+        late: LateContents,
         now_ms: Callable[[], int],
     ) -> None:
+        self._late = late
         self._database = database
         self._events = events
         self._store = store
@@ -68,6 +71,7 @@ class Outliers:
             name = each.event_id
             event = batch.candidates[name].read()
             if name in known:
+                await self._late.take(RoomID(room.room_id), known[name], batch.candidates[name])
                 batch.outcomes[name] = Outcome(name, None, was_known=True)
                 continue
             missing = [auth_id for auth_id in event.auth_events if auth_id not in known and auth_id not in new]

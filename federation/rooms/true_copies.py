@@ -104,7 +104,7 @@ class TrueCopies:
                 continue
             except MatrixError:
                 continue
-            if not _is_same(told, event):
+            if not is_same(told, event):
                 continue
             if server == home or is_content_hash_valid(told):
                 return told
@@ -193,7 +193,7 @@ def is_to_ask(
     return redact(event.version, event.pdu).get("content") != event.content
 
 
-def _is_same(one: Event, other: Event) -> bool:
+def is_same(one: Event, other: Event) -> bool:
     """Whether two copies are of one event: an id proves it only where it is a hash."""
     hashes: list[bytes] = [compute_reference_hash(event.version, event.pdu) for event in (one, other)]
     return one.event_id == other.event_id and one.room_id == other.room_id and compare_digest(*hashes)

@@ -10,6 +10,7 @@ from federation.remote.events import RemoteEvents
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
 from federation.rooms.effects import StoredEffects
+from federation.rooms.late_contents import LateContents
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.policy_servers import PolicyServers
@@ -88,7 +89,8 @@ class FederationParts:
             true_copies.find,
         )
         self.questions = questions
-        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
+        late = LateContents(database, rooms.engine, rooms.events, identity)
+        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
         self.imports = StateImports(outliers, store)
         self.effects = StoredEffects(store, identity)
         self.access = rooms.access
@@ -116,6 +118,7 @@ class FederationParts:
             questions,
             self.access,
             self.unproved,
+            late,
         )
         self.adoptions = Adoptions(
             database,

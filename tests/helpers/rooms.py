@@ -17,6 +17,7 @@ from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
+from federation.rooms.late_contents import LateContents
 from federation.rooms.memberships import Memberships
 from federation.rooms.outliers import Outliers
 from federation.rooms.partial_rooms import PartialRooms
@@ -112,7 +113,8 @@ class RoomParts:
             self.lacks_keys,
             self.find_true,
         )
-        outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
+        late = LateContents(database, self.engine, self.events, self.identity)
+        outliers = Outliers(database, self.events, store, self.placements, writer, questions, late, self.tick)
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
         self.unproved = UnprovedStates(
@@ -129,7 +131,16 @@ class RoomParts:
             self.clock,
         )
         self.receiver = Receiver(
-            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access, self.unproved
+            self.engine,
+            self.events,
+            store,
+            self.resolver,
+            self.placements,
+            outliers,
+            questions,
+            access,
+            self.unproved,
+            late,
         )
         self.adoptions = Adoptions(
             database,

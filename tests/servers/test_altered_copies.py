@@ -3,11 +3,19 @@
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
 
+from typing import Any
+
+import pytest
+
 from federation.protocol.event_signing import hash_and_sign_event
+from federation.protocol.events import Event
+from federation.protocol.ids import ServerName
 from federation.rooms.check import Verdict
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, say, set_state, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.talk import ok
 
+LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
 LIE = {"msgtype": "m.text", "body": "a lie"}
 
 
@@ -90,3 +98,81 @@ async def test_an_answer_that_is_another_event_is_not_taken(network: Network) ->
     answer = await east.push(NORTH, [{**one.pdu, "content": LIE}])
     assert "error" in answer["pdus"][one.event_id]
     assert len(questions(network, SOUTH)) == 1
+
+
+async def arrives_altered(network: Network, side: Side, event: Event, content: dict[str, Any]) -> None:
+    """An altered copy is all that can be had of an event: it is kept without content."""
+    network.cut(NORTH, SOUTH)
+    (outcome,) = await side.federation.receiver.receive(event.room_id, [{**event.pdu, "content": content}])
+    assert outcome.verdict is Verdict.REDACT
+    network.mend(NORTH, SOUTH)
+
+
+async def test_the_content_comes_back_with_the_true_copy(network: Network) -> None:
+    room = await shared(network)
+    root = say(room.alice, room.room_id, "root")
+    relation = {"rel_type": "m.thread", "event_id": root}
+    content = {"msgtype": "m.text", "body": "the truth", "m.relates_to": relation}
+    event = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", content)
+    await arrives_altered(network, room.north, event, LIE)
+    assert texts(room.alice, room.room_id) == ["", "root"]
+
+    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}, event.pdu]) == {"pdus": {event.event_id: {}}}
+    assert texts(room.alice, room.room_id) == ["", "root"], "the first of two copies counts"
+    assert await room.south.push(NORTH, [event.pdu]) == {"pdus": {event.event_id: {}}}
+    assert texts(room.alice, room.room_id) == ["the truth", "root"]
+    path = f"/_matrix/client/v3/rooms/{room.room_id}"
+    assert ok(room.alice.get(f"{path}/event/{event.event_id}"))["content"] == content
+    thread = ok(room.alice.get(f"/_matrix/client/v1/rooms/{room.room_id}/relations/{root}"))["chunk"]
+    assert [each["event_id"] for each in thread] == [event.event_id]
+    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}]) == {"pdus": {event.event_id: {}}}
+    assert texts(room.alice, room.room_id) == ["the truth", "root"]
+
+
+async def test_what_was_redacted_stays_so(network: Network) -> None:
+    room = await shared(network)
+    event = await room.by_bob("the truth")
+    await arrives_altered(network, room.north, event, LIE)
+    ok(room.alice.put(f"/_matrix/client/v3/rooms/{room.room_id}/redact/{event.event_id}/1", {}))
+    await room.south.push(NORTH, [event.pdu])
+    assert texts(room.alice, room.room_id) == [""]
+
+
+@pytest.mark.parametrize("way", ["transaction", "state"])
+async def test_state_has_its_effects_again(network: Network, way: str) -> None:
+    room = await shared(network, visibility="public", power_level_content_override=LEVELS)
+    acl = {"allow": ["*"], "deny": ["evil.example"]}
+    me = {"membership": "join", "displayname": "Bob"}
+    for type, state_key, content in (
+        ("m.room.name", "", {"name": "tea"}),
+        ("m.room.member", room.bob.user_id, me),
+        ("m.room.server_acl", "", acl),
+    ):
+        event = await room.south.build_next(room.room_id, room.bob.user_id, type, content, state_key)
+        (outcome,) = await room.south.federation.receiver.receive(room.room_id, [event.pdu])
+        assert outcome.verdict is Verdict.ACCEPT
+        altered = {"membership": "join"} if type == "m.room.member" else {}
+        await arrives_altered(network, room.north, event, {**altered, "x": "y"})
+        if type == "m.room.server_acl":
+            assert not await room.north.rooms.access.is_allowed(await room.north.room(room.room_id), room.south.name)
+        if way == "state":
+            await room.north.federation.receiver.receive_outliers(room.room_id, [event.pdu])
+        else:
+            await room.south.push(NORTH, [event.pdu])
+    access, snapshot = room.north.rooms.access, await room.north.room(room.room_id)
+    assert await access.is_allowed(snapshot, room.south.name)
+    assert not await access.is_allowed(snapshot, ServerName("evil.example"))
+    path = f"/_matrix/client/v3/rooms/{room.room_id}"
+    assert ok(room.alice.get(f"{path}/state/m.room.name"))["name"] == "tea"
+    assert ok(room.alice.get(f"{path}/joined_members"))["joined"][room.bob.user_id]["display_name"] == "Bob"
+    listed = ok(room.alice.get("/_matrix/client/v3/publicRooms"))["chunk"]
+    assert [(each["name"], each["num_joined_members"]) for each in listed] == [("tea", 2)]
+
+
+async def test_an_outlier_has_its_content_when_it_finds_its_place(network: Network) -> None:
+    room = await shared(network)
+    event = await room.by_bob("the truth")
+    (outcome,) = await room.north.federation.receiver.receive_outliers(room.room_id, [{**event.pdu, "content": LIE}])
+    assert outcome.verdict is Verdict.REDACT
+    await room.south.push(NORTH, [event.pdu])
+    assert texts(room.alice, room.room_id) == ["the truth"]
