@@ -1,14 +1,15 @@
 """Rooms that this server is not in, as its users know them: who is invited, who knocks, and what was told of the room.
 
 Nothing that strangers say of such a room can be proved. So the first word stands: an invite is ended by its user, by the server that it
-came from, or by an event that rests upon it, whose id only servers in the room know. A knock may be answered by an invite of any server
-that does not refer to it; but then the server that was knocked at may still invite. And each is of the version of the room that its server
-names, whatever others name.
+came from, or by an event that rests upon it, whose id only servers in the room know. An invite of another server waits beside it, and is
+shown when the first was ended by others; who accepts one has the servers of all of them asked. A knock may be answered by an invite of
+any server that does not refer to it; but then the server that was knocked at may still invite. And each is of the version of the room
+that its server names, whatever others name.
 
 spec: server-server-api#inviting-to-a-room
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -74,7 +75,7 @@ class OutsideMemberships:
         try:
             return await self._store.set_outside(row, member, may_end)
         except Untouchable as error:
-            raise Forbidden(f"{member.user_id} has an invite to this room already, or knocks there") from error
+            raise Forbidden(f"{member.user_id} has other invites to this room already, or knocks there") from error
 
     async def _find_counterpart(self, room: RoomRow, event: Event, server: ServerName) -> ServerName:
         """Which server may replace the membership: that at which the user knocked, if this is an invite that may be its answer."""
@@ -94,10 +95,28 @@ class OutsideMemberships:
         state = msgspec.json.decode(row.stripped_state, type=tuple[StrippedEvent, ...])
         return Told(ServerName(row.server), state)
 
-    async def find_version(self, room: RoomRow, user_id: UserID) -> RoomVersion:
-        """The version of the room, as whoever told this user of it says."""
+    async def find_version(self, room: RoomRow, user_id: UserID, cited: Collection[str] = ()) -> RoomVersion:
+        """The version of the room, as whoever told this user of it says: first, or by an invite that is cited."""
         row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
-        return ROOM_VERSIONS[room.version if row is None else row.version]
+        if row is None:
+            return ROOM_VERSIONS[room.version]
+        if cited and row.event_id not in cited:
+            waiting = await self._store.get_waiting(room.room_nid, user_id)
+            row = next((each for each in waiting if each.event_id in cited), row)
+        return ROOM_VERSIONS[row.version]
+
+    async def find_servers(self, room_nid: int, user_id: UserID) -> list[ServerName]:
+        """The servers that told this user of the room."""
+        first = (await self._store.get_outside(room_nid, [user_id])).values()
+        return [ServerName(row.server) for row in (*first, *await self._store.get_waiting(room_nid, user_id))]
+
+    async def is_upon_waiting(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """Whether an event rests upon an invite that waits beside another."""
+        return any(row.event_id in event.auth_events for row in await self._store.get_waiting(room.room_nid, user_id))
+
+    async def take_back(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """An invite that waits beside another is ended by an event that rests upon it; False: there was none such."""
+        return await self._store.remove_waiting(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
         """The event of a membership that is kept here, for who is told of it: it has no place in the room."""

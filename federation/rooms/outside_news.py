@@ -43,7 +43,13 @@ class OutsideNews:
         user_id = pdu.get("state_key")
         if not isinstance(user_id, str) or not is_user_id(user_id) or not self._identity.is_local(user_id):
             return snapshot.version
-        return await self._outside.find_version(snapshot.room, UserID(user_id))
+        named = pdu.get("auth_events")
+        names = (
+            [each[0] if isinstance(each, list) and each else each for each in named] if isinstance(named, list) else []
+        )
+        return await self._outside.find_version(
+            snapshot.room, UserID(user_id), [name for name in names if isinstance(name, str)]
+        )
 
     async def take_in(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> bool:
         """Whether the event ended an invite or a knock of one of our users. Raises Forbidden, BadEvent (signatures)."""
@@ -54,9 +60,14 @@ class OutsideNews:
         if own is None or own.membership not in OPEN or not is_outside(own):
             return False
         told = await self._outside.find_event(snapshot.room, own)
-        if told is None or told.event.event_id not in event.auth_events:
+        if told is None:
+            return False
+        is_first = told.event.event_id in event.auth_events
+        if not is_first and not await self._outside.is_upon_waiting(snapshot.room, UserID(user_id), event):
             return False
         check_signed(event, await self._get_signers(event))
+        if not is_first:
+            return await self._outside.take_back(snapshot.room, UserID(user_id), event)
         return await self._outside.keep(event, origin, ())
 
     async def refusal(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> str | None:

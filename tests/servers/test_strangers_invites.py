@@ -10,6 +10,7 @@ from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.requests import RefusedByRemote
+from storage.outside_memberships import MOST_WAITING
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -65,8 +66,7 @@ async def test_a_stranger_cannot_put_an_invite_over_another(network: Network, ve
     invite(bob, room_id, alice)
 
     fake = made_up(east, version, room_id, alice.user_id, "invite")
-    with pytest.raises(RefusedByRemote, match="invite to this room already"):
-        await send_invite(east, fake)
+    await send_invite(east, fake)
     assert inviters(alice, room_id) == [bob.user_id]
     withdrawn = made_up(east, version, room_id, alice.user_id, "leave", [fake.event_id])
     await east.push(NORTH, [withdrawn.pdu])
@@ -134,3 +134,65 @@ async def test_a_stranger_answers_a_knock_in_vain(network: Network) -> None:
     assert inviters(alice, room_id) == [f"@stranger:{EAST}"], "servers need not refer to the knock that they answer"
     invite(bob, room_id, alice)
     assert inviters(alice, room_id) == [bob.user_id]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_strangers_invite_does_not_keep_others_out(network: Network, version: str) -> None:
+    north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="private_chat")
+    fake = made_up(east, version, room_id, alice.user_id, "invite")
+    await send_invite(east, fake)
+    invite(bob, room_id, alice)
+    assert inviters(alice, room_id) == [f"@stranger:{EAST}"]
+
+    withdrawn = made_up(east, version, room_id, alice.user_id, "leave", [fake.event_id])
+    assert await east.push(NORTH, [withdrawn.pdu]) == {"pdus": {withdrawn.event_id: {}}}
+    assert inviters(alice, room_id) == [bob.user_id]
+    await send_invite(east, made_up(east, version, room_id, alice.user_id, "invite"))
+    ok(alice.post(f"{V3}/rooms/{room_id}/join", {}))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_whichever_invite_is_accepted_all_are_asked(network: Network, version: str) -> None:
+    north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="private_chat")
+    await send_invite(east, made_up(east, version, room_id, alice.user_id, "invite"))
+    invite(bob, room_id, alice)
+    ok(alice.post(f"{V3}/rooms/{room_id}/join", {}))
+
+
+async def test_an_invite_that_waits_is_taken_back_or_declined_with_the_first(network: Network) -> None:
+    north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
+    alice, dora, bob = north.server.register("alice"), north.server.register("dora"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="private_chat")
+    for target in (alice, dora):
+        fake = made_up(
+            east,
+            "1",
+            room_id,
+            target.user_id,
+            "invite",
+        )
+        await send_invite(east, fake)
+        invite(bob, room_id, target)
+    ok(membership(bob, room_id, "kick", alice))
+    (kick,) = await south.last(room_id)
+    assert await south.push(NORTH, [kick.pdu]) == {"pdus": {kick.event_id: {}}}
+    assert inviters(alice, room_id) == [f"@stranger:{EAST}"]
+    for user in (alice, dora):
+        ok(membership(user, room_id, "leave"))
+        assert inviters(user, room_id) == []
+
+
+async def test_few_invites_wait(network: Network) -> None:
+    north, south = (Side(network.add(name)) for name in (NORTH, SOUTH))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="private_chat")
+    strangers = [Side(network.add(f"s{number}.example")) for number in range(MOST_WAITING + 2)]
+    for side in strangers[:-1]:
+        for _ in range(2):  # of one server, one
+            await send_invite(side, made_up(side, "10", room_id, alice.user_id, "invite"))
+    with pytest.raises(RefusedByRemote, match="other invites"):
+        await send_invite(strangers[-1], made_up(strangers[-1], "10", room_id, alice.user_id, "invite"))
