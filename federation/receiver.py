@@ -128,9 +128,11 @@ class Transactions:
             return {}  # without its version nobody can say what the ids of its events are
         results: Results = {}
         events: list[Event] = []
+        is_here = bool(await self._memberships.local_members(snapshot.room.room_nid))
         for pdu in pdus:
+            version = snapshot.version if is_here else await self._outside.find_version(snapshot, pdu)
             try:
-                event = parse_event(snapshot.version, pdu)
+                event = parse_event(version, pdu)
             except MatrixError:
                 self._observer.pdu_received(Verdict.DROP.value)
                 continue
@@ -142,7 +144,7 @@ class Transactions:
             events.append(event)
         if not events:
             return results
-        if not await self._memberships.local_members(snapshot.room.room_nid):
+        if not is_here:
             for event in events:
                 refusal = await self._outside.refusal(snapshot, origin, event)
                 results[event.event_id] = {} if refusal is None else {"error": refusal}

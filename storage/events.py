@@ -104,10 +104,10 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class LostContent(msgspec.Struct, frozen=True):
-    """Which events lost their content."""
+    """Which events lost their content, or have it back."""
 
     redacted: Sequence[str]
-    """Their ids."""
+    """The ids of those that were redacted or restored."""
     redaction_nid: int
     """The highest number of the redactions that took it."""
     purged_rooms: frozenset[int]
@@ -228,7 +228,9 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
     )
     rooms = txn.query("SELECT room_nid FROM purged_messages WHERE position > ?", (position,))
     latest = rows[-1][1] if rows else redaction_nid
-    return LostContent([redacts for redacts, _ in rows], latest, frozenset(nid for (nid,) in rooms))
+    restored = txn.query("SELECT event_id FROM restored_contents WHERE position > ?", (position,))
+    changed = [*(redacts for redacts, _ in rows), *(event_id for (event_id,) in restored)]
+    return LostContent(changed, latest, frozenset(nid for (nid,) in rooms))
 
 
 def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:

@@ -238,7 +238,7 @@ def note_purged(txn: WriteTransaction, room_nid: int, event_nids: Collection[int
 
 
 def note_restored(txn: WriteTransaction, event_nids: Collection[int]) -> None:
-    """Messages have their content again. Who restores them chooses them by `bounded`."""
+    """Events have their content again: who follows the numbers has passed them by. Who restores many chooses them by `bounded`."""
     rows = txn.query_in(f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids)
     put_batch(txn, MentionBatch(0, 0, [each for each in _mentions(txn, _with_files(rows)) if each.addresses]))
 

@@ -4,10 +4,11 @@ They stand among the memberships like all others, with `OUTSIDE` as the number o
 here and not among the room's: what it rests upon is not known, so nothing could be built or decided upon it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from storage.database import Database
 from storage.memberships import MembershipRow, put_memberships, select_memberships
@@ -18,6 +19,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 OUTSIDE: Final = 0
 """`event_nid` of memberships whose event is kept here."""
+MOST_WAITING: Final = 5
+"""Invites of one user to one room, beside the one that is shown."""
 
 
 class OutsideRow(msgspec.Struct, frozen=True):
@@ -28,12 +31,22 @@ class OutsideRow(msgspec.Struct, frozen=True):
     event_id: str
     server: str
     """A server that knows the room."""
+    version: str
+    """Of the room, as that server says."""
     pdu: bytes
     stripped_state: bytes
     """A JSON array."""
 
 
-_COLUMNS = "room_nid, user_id, event_id, server, pdu, stripped_state"
+MayEnd = Callable[[OutsideRow, MembershipRow], bool]
+"""Whether a membership may come in the place of one that is kept here already."""
+
+
+class Untouchable(Exception):
+    """The membership that is kept may not be replaced by the one given."""
+
+
+_COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
 class OutsideMembershipStore:
@@ -46,13 +59,25 @@ class OutsideMembershipStore:
         """What was last told of these users' memberships of a room; it counts while their membership is `OUTSIDE`."""
         return await self._database.read_quickly("get_outside_memberships", _select, room_nid, list(user_ids))
 
+    async def get_waiting(self, room_nid: int, user_id: str) -> Sequence[OutsideRow]:
+        """The user's invites to the room beside the one that is shown, in the order of their coming."""
+        return await self._database.read_quickly("get_waiting_invites", _select_waiting, room_nid, user_id)
+
+    async def remove_waiting(self, room_nid: int, user_id: str, event_ids: Collection[str]) -> bool:
+        """Such invites are taken back; whether there were any."""
+        return await self._database.write("remove_waiting_invites", _remove_waiting, room_nid, user_id, event_ids)
+
     async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
         """The room, which is noted if it was not known. Its version may be another than the one given, if we have been in it."""
         return await self._database.write("note_room", note_room, room_id, version, now_ms)
 
-    async def set_outside(self, row: OutsideRow, new: NewMembership) -> bool:
-        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now."""
-        return await self._database.write("set_outside_membership", _set, row, new)
+    async def set_outside(self, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
+        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now. An invite that may not
+        end what is kept waits beside it. Raises Untouchable, where something else may not, or too many wait.
+
+        `may_end` is asked in a thread of the database.
+        """
+        return await self._database.write("set_outside_membership", _set, row, new, may_end)
 
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
@@ -62,20 +87,74 @@ def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, O
         before=(room_nid,),
     )
     return {
-        user_id: OutsideRow(nid, user_id, event_id, server, bytes(pdu), bytes(state))
-        for nid, user_id, event_id, server, pdu, state in rows
+        user_id: OutsideRow(nid, user_id, event_id, server, version, bytes(pdu), bytes(state))
+        for nid, user_id, event_id, server, version, pdu, state in rows
     }
 
 
-def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
+def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if present is not None and present.membership == "join":
         return False
+    kept = _select(txn, row.room_nid, [row.user_id]).get(row.user_id)
+    if present is not None and present.event_nid == OUTSIDE and kept is not None and not may_end(kept, present):
+        _add_waiting(txn, row, new)
+        return True
+    is_fresh = present is None or present.event_nid != OUTSIDE or present.membership not in ("invite", "knock")
+    waiting = _select_waiting(txn, row.room_nid, row.user_id)
+    if is_fresh or new.sender == row.user_id:
+        _remove_waiting(txn, row.room_nid, row.user_id, [each.event_id for each in waiting])
+        waiting = []
+    _put(txn, row, new, present)
+    if waiting and new.membership != "invite":
+        _show_first(txn, waiting[0])
+    return True
+
+
+def _select_waiting(txn: Transaction, room_nid: int, user_id: str) -> list[OutsideRow]:
+    rows = txn.query(
+        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ? ORDER BY number",
+        (room_nid, user_id),
+    )
+    return [
+        OutsideRow(nid, of, event_id, server, version, bytes(pdu), bytes(state))
+        for nid, of, event_id, server, version, pdu, state in rows
+    ]
+
+
+def _remove_waiting(txn: WriteTransaction, room_nid: int, user_id: str, event_ids: Collection[str]) -> bool:
+    sql = "DELETE FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
+    return sum(txn.execute(sql, (room_nid, user_id, event_id)) for event_id in event_ids) > 0
+
+
+def _add_waiting(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> None:
+    waiting = _select_waiting(txn, row.room_nid, row.user_id)
+    if new.membership != "invite" or len([each for each in waiting if each.server != row.server]) >= MOST_WAITING:
+        raise Untouchable
+    _remove_waiting(txn, row.room_nid, row.user_id, [each.event_id for each in waiting if each.server == row.server])
+    number = txn.allocate("waiting_invite")
     txn.execute(
-        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*structs.astuple(row), number, msgspec.json.encode(new)),
+    )
+
+
+def _show_first(txn: WriteTransaction, row: OutsideRow) -> None:
+    """What was shown has been ended: an invite that waited takes its place."""
+    sql = "SELECT membership FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
+    found = txn.query_one(sql, (row.room_nid, row.user_id, row.event_id))
+    assert found is not None, "it was just read"
+    _remove_waiting(txn, row.room_nid, row.user_id, [row.event_id])
+    present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
+    _put(txn, row, msgspec.json.decode(found[0], type=NewMembership), present)
+
+
+def _put(txn: WriteTransaction, row: OutsideRow, new: NewMembership, present: MembershipRow | None) -> None:
+    txn.execute(
+        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET event_id = excluded.event_id, server = excluded.server,"
-        " pdu = excluded.pdu, stripped_state = excluded.stripped_state",
-        (row.room_nid, row.user_id, row.event_id, row.server, row.pdu, row.stripped_state),
+        " version = excluded.version, pdu = excluded.pdu, stripped_state = excluded.stripped_state",
+        (row.room_nid, row.user_id, row.event_id, row.server, row.version, row.pdu, row.stripped_state),
     )
     membership = MembershipRow(
         row.room_nid,
@@ -92,4 +171,3 @@ def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
     )
     put_memberships(txn, [membership])
     txn.announce(Change(membership.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=membership))
-    return True

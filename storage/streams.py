@@ -24,7 +24,7 @@ class Topic(Enum):
 
     EVENT = "event"
     REDACTED = "redacted"
-    """An event lost its content; `detail` is its number."""
+    """An event lost its content, or has it back; `detail` is its number."""
     PURGED = "purged"
     """Messages of a room lost their content for good, or regained it; `detail` is the `PurgedMessages`."""
     LIFETIME = "lifetime"

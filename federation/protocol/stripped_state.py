@@ -77,19 +77,20 @@ def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> 
     stripped events: `parse_stripped_state` reads those.
     spec: server-server-api#put_matrixfederationv2inviteroomideventid
     """
-    events = []
-    for entry in _entries(entries):
-        if not isinstance(entry, Mapping):
-            raise InvalidParam("An event of the room's state is no object")
-        try:
-            event = parse_event(version, entry)
-        except BadEvent as error:
-            raise InvalidParam(f"An event of the room's state is malformed: {error.text}") from error
-        if event.state_key is None or event.room_id != room_id:
-            raise InvalidParam("An event of the room's state is no state event of this room")
-        events.append(event)
+    events = [_parse_entry(version, room_id, entry) for entry in _entries(entries)]
     if not any(event.key == CREATE for event in events):
         raise InvalidParam("The room's state lacks the create event")
+    return events
+
+
+def sift_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> list[Event]:
+    """As `parse_room_state`, but what is malformed is left out. Raises `InvalidParam` if it is no list or too long."""
+    events = []
+    for entry in _entries(entries):
+        try:
+            events.append(_parse_entry(version, room_id, entry))
+        except InvalidParam:
+            continue
     return events
 
 
@@ -118,6 +119,19 @@ def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
                 "content": content,
             }
     return list(stripped.values())
+
+
+def _parse_entry(version: RoomVersion, room_id: RoomID, entry: object) -> Event:
+    """Raises InvalidParam."""
+    if not isinstance(entry, Mapping):
+        raise InvalidParam("An event of the room's state is no object")
+    try:
+        event = parse_event(version, entry)
+    except BadEvent as error:
+        raise InvalidParam(f"An event of the room's state is malformed: {error.text}") from error
+    if event.state_key is None or event.room_id != room_id:
+        raise InvalidParam("An event of the room's state is no state event of this room")
+    return event
 
 
 def _entries(entries: object) -> list[object]:

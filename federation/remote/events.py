@@ -108,10 +108,10 @@ class RemoteEvents:
             raise RemoteError(server, "the state is longer than any that is read", retryable=False)
         return answer
 
-    async def get_event(self, server: ServerName, event_id: EventID) -> Pdu:
+    async def get_event(self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS) -> Pdu:
         """One event."""
         path = path_of("/_matrix/federation/v1/event/{}", event_id)
-        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_EVENT_BYTES)
+        answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_EVENT_BYTES)
         pdus = _pdus(server, answer, "pdus", 1)
         if not pdus:
             raise RemoteError(server, "the answer lacks the event", retryable=False)

@@ -152,7 +152,8 @@ class MembershipRequests:
         try:
             answer = await self._requests.put(server, path_of("/_matrix/federation/v2/invite/{}/{}", *arguments), body)
         except RefusedByRemote as refusal:
-            if not _is_old(refusal, event):
+            # version 1 does not say of which version the room is
+            if refusal.status not in _OLD_ENDPOINT or event.version.event_format is not EventFormat.V1:
                 raise
             old = {**event.pdu, "unsigned": {"invite_room_state": body["invite_room_state"]}}
             answer = _second(

@@ -50,6 +50,7 @@ class Candidate:
         self._version = version
         self._pdu = pdu
         self._event = event
+        self._hashed: Event | None = None
         self._error: MatrixError | None = None
 
     def read(self) -> Event:
@@ -63,6 +64,12 @@ class Candidate:
                     self._error = error
             raise self._error
         return self._event
+
+    def hashed(self) -> Event:
+        """As `as_hashed` of the event, found out once."""
+        if self._hashed is None:
+            self._hashed = as_hashed(self.read())
+        return self._hashed
 
 
 class AuthEvents(msgspec.Struct, frozen=True):
@@ -135,7 +142,7 @@ async def check_on_receipt(
     # 3. Its content is what was hashed; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
     flaw: MatrixError | None = None
-    hashed = as_hashed(event)
+    hashed = candidate.hashed()
     if hashed is not event:
         accepted, flaw = Verdict.REDACT, BadEvent("The content of the event is not what its hash says")
         event = hashed

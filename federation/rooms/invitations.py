@@ -25,12 +25,10 @@ from federation.protocol.errors import (
 from federation.protocol.event_signing import is_event_signed_by, sign_event
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_room_id, is_user_id
-from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.stripped_state import (
     CREATE,
     federation_form,
-    parse_room_state,
-    parse_stripped_state,
     strip_event,
     stripped_state_keys,
 )
@@ -47,8 +45,9 @@ from federation.rooms.receive import Receiver
 from federation.rooms.residence import Residence
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from federation.rooms.sources import GetSigners
+from federation.rooms.sources import Questions
 from federation.rooms.templates import MEMBER
+from federation.rooms.told_rooms import read_invite_state
 
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
 MAX_SIGNATURES: Final = 20
@@ -112,7 +111,7 @@ class Invitations:
         receiver: Receiver,
         outside: OutsideMemberships,
         gate: InviteGate,
-        get_signers: GetSigners,
+        questions: Questions,
         get_keys: GetKeys,
         classify: Classify,
         identity: ServerIdentity,
@@ -125,7 +124,7 @@ class Invitations:
         self._receiver = receiver
         self._outside = outside
         self._gate = gate
-        self._get_signers = get_signers
+        self._questions = questions
         self._get_keys = get_keys
         self._classify = classify
         self._identity = identity
@@ -167,17 +166,28 @@ class Invitations:
 
     async def do_exchange(self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]) -> None:
         """Turn the promise of an invite to an address into the invite of a user of another server, who has proved that
-        the address is theirs. Raises NotFound, Forbidden, InvalidParam, OtherServerFailed.
+        the address is theirs: `wanted` is a part of the event. Raises NotFound, Forbidden, InvalidParam, OtherServerFailed.
 
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
         """
         snapshot = await self._residence.get_for(origin, room_id)
         target = wanted.get("state_key")
-        if not isinstance(target, str) or not is_user_id(target):
+        content = wanted.get("content")
+        if (
+            not isinstance(target, str)
+            or not is_user_id(target)
+            or wanted.get("type") != MEMBER
+            or not isinstance(content, Mapping)
+            or content.get("membership") != "invite"
+        ):
             raise InvalidParam("The body is no invite of somebody known by an address")
+        if wanted.get("room_id") != room_id:
+            raise InvalidParam("The invite is to another room")
         if domain_of(target) != origin:
             raise Forbidden(f"The invite is not for a user of {origin}")
-        promise = await self._redeem(snapshot, wanted.get("content"))
+        promise = await self._redeem(snapshot, content)
+        if wanted.get("sender") != promise.sender:
+            raise Forbidden("The invite is not by who promised it")
         await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
 
     async def do_bind(self, target: UserID, address: BoundAddress, ip: str) -> None:
@@ -275,9 +285,9 @@ class Invitations:
             raise InvalidParam("The event invites nobody of this server")
         if domain_of(event.sender) != origin:
             raise InvalidParam(f"The event is not by a user of {origin}")
-        await check_origin_signed(event, self._get_signers)
+        await check_origin_signed(event, self._questions.get_signers)
         snapshot = await self._residence.find_for(origin, room_id)
-        stripped = [strip_event(event), *_read_state(version, room_id, state)]
+        stripped = [strip_event(event), *await read_invite_state(self._questions, version, room_id, state)]
         if any(
             told["type"] == CREATE.type and _is_closed_to(target, told["sender"], told["content"]) for told in stripped
         ):
@@ -321,14 +331,3 @@ class Invitations:
 def _is_closed_to(target: UserID, creator: UserID, creation: Mapping[str, Any]) -> bool:
     """Whether a room is for people of its creator's server only, and the user is none. spec: rooms/v11#authorisation-rules"""
     return creation.get("m.federate") is False and domain_of(creator) != domain_of(target)
-
-
-def _read_state(version: RoomVersion, room_id: RoomID, state: object) -> list[dict[str, Any]]:
-    """What is shown of the room. Where the create event names the room, it has to be there: it proves what it says.
-
-    Elsewhere servers are lenient, since many send events of four keys.
-    spec: server-server-api#put_matrixfederationv2inviteroomideventid
-    """
-    if version.room_id_is_create_hash:
-        return [strip_event(event) for event in parse_room_state(version, room_id, state)]
-    return parse_stripped_state(state)

@@ -14,9 +14,11 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome
 from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
 from federation.rooms.concurrent import map_at_once
+from federation.rooms.late_contents import LateContents
 from federation.rooms.placement import Placements, new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.sources import Questions
+from federation.rooms.true_copies import take_true
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.room_writer import NewEvent, RoomWriter
@@ -37,8 +39,10 @@ class Outliers:
         placements: Placements,
         writer: RoomWriter,
         questions: Questions,
+        late: LateContents,
         now_ms: Callable[[], int],
     ) -> None:
+        self._late = late
         self._database = database
         self._events = events
         self._store = store
@@ -60,10 +64,14 @@ class Outliers:
         known = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
         signers = await self._find_signers([event for event in chunk if event.event_id not in known])
+        taken = await take_true(self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers)
+        batch.candidates.update(taken.true)
         new: dict[EventID, tuple[Event, NewEvent]] = {}
-        for event in chunk:
-            name = event.event_id
+        for each in chunk:
+            name = each.event_id
+            event = batch.candidates[name].read()
             if name in known:
+                await self._late.take(RoomID(room.room_id), known[name], batch.candidates[name])
                 batch.outcomes[name] = Outcome(name, None, was_known=True)
                 continue
             missing = [auth_id for auth_id in event.auth_events if auth_id not in known and auth_id not in new]

@@ -4,7 +4,7 @@ Laws:
 - Events are taken in through the queue of their room, like those of our own users: heads never conflict on one node.
 - Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
 - What is missing is said, never fetched: that is for whoever holds the wire. (Whom a room has made its judge is asked, though,
-  and keys: before the events get their turn.)
+  and keys, and for the true copy of what came altered: before the events get their turn.)
 - In a room of which only a part of the state is here, an event is judged by that part and by the memberships that it cites; what
   follows the events before our join is taken to come upon the state that we joined upon, and so is what puts a user of ours out
   and follows what nobody tells us. All of it is looked at again when the rest has come (`completion.py`).
@@ -35,14 +35,16 @@ from federation.rooms.check import (
     check_signed,
 )
 from federation.rooms.engine import RoomEngine
+from federation.rooms.late_contents import LateContents, find_whole
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_access import SERVER_ACL, ServerAccess
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import NO_JUDGE, Judged, Questions, StoredSources
 from federation.rooms.templates import MEMBER
+from federation.rooms.true_copies import take_true
 from federation.rooms.unproved import UnprovedStates
 from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
@@ -91,7 +93,9 @@ class Receiver:
         questions: Questions,
         access: ServerAccess,
         unproved: UnprovedStates,
+        late: LateContents,
     ) -> None:
+        self._late = late
         self._access = access
         self._unproved = unproved
         self._engine = engine
@@ -128,11 +132,14 @@ class Receiver:
         """
         candidates = await self._candidates(room_id, pdus)
         snapshot = await self._engine.get_snapshot(room_id)
-        if origin is not None and not await self._access.is_allowed(snapshot, origin):
+        if origin is not None and not await self._is_allowed(snapshot, origin, candidates):
             denied = Forbidden(f"The server ACL of this room denies {origin}")
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
         signers = await self._find_signers(candidates)
+        room_nid = snapshot.room.room_nid
+        taken = await take_true(self._questions, room_nid, candidates, signers, origin=origin, is_news=not past)
+        candidates = taken.candidates
         judged = NO_JUDGE if past else await self._judge(snapshot, candidates, signers, may_wait=may_wait)
         manner = _Manner(past, send_on, upon_gap, refused, judged)
 
@@ -140,7 +147,18 @@ class Receiver:
             noted = await self._unproved.settle_cited(room_id, _cited(candidates))
             return await self._receive(room_id, candidates, manner, states or {}, signers, noted)
 
-        return await self._engine.in_turn(room_id, work)
+        return taken.answer(await self._engine.in_turn(room_id, work))
+
+    async def _is_allowed(self, snapshot: RoomSnapshot, origin: ServerName, candidates: Sequence[Candidate]) -> bool:
+        """Whether the room's ACL lets a server tell of events: it may be that very list which came without its content."""
+        if await self._access.is_allowed(snapshot, origin):
+            return True
+        acl = await snapshot.state.get(SERVER_ACL)
+        for candidate in candidates:
+            if acl is not None and _id_of(candidate) == acl.event.event_id:
+                await self._late.take(snapshot.room_id, acl, candidate)
+                return await self._access.is_allowed(await self._engine.get_snapshot(snapshot.room_id), origin)
+        return False
 
     async def receive_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]) -> list[Outcome]:
         """Keep events without their place: auth events, and the state at some event. Raises NotFound, TooLarge."""
@@ -278,9 +296,11 @@ class Receiver:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
+            await self._late.take(RoomID(snapshot.room.room_id), own, candidate)
             return Outcome(event.event_id, None, was_known=True)
         if own is not None:
-            event = own.event  # what was stored has been checked, and may have lost its content since
+            # what was stored has been checked, and may have lost its content since; or it came without
+            event = find_whole(own, candidate) or own.event
             candidate = Candidate(event.version, event.pdu, event)
         signers = None if own is not None else known.signers.get(event.event_id)
         try:

@@ -18,8 +18,7 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName, UserID, domain_of, is_server_name, is_user_id
-from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.protocol.stripped_state import parse_stripped_state, strip_event
+from federation.protocol.stripped_state import strip_event
 from federation.remote.membership import Action, JoinedState, MembershipRequests
 from federation.rooms.adopt import Adoptions, Part
 from federation.rooms.candidates import Candidates
@@ -27,8 +26,10 @@ from federation.rooms.check import SHOWN
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.receive import Receiver
 from federation.rooms.residence import Residence
+from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports, kept_ids
 from federation.rooms.templates import AUTHORISER, fill_template, lonely_leave, with_signature_of
+from federation.rooms.told_rooms import read_knock_state
 from storage.rooms import RoomStore
 
 MAX_SERVERS: Final = 2_000
@@ -51,6 +52,7 @@ class RemoteMemberships:
         receiver: Receiver,
         imports: StateImports,
         outside: OutsideMemberships,
+        questions: Questions,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
@@ -65,6 +67,7 @@ class RemoteMemberships:
         self._receiver = receiver
         self._imports = imports
         self._outside = outside
+        self._questions = questions
         self._identity = identity
         self._now_ms = now_ms
         self._in_part = in_part
@@ -126,7 +129,7 @@ class RemoteMemberships:
             )
             room = await self._rooms.get_room(room_id)
             assert room is not None, "it is a room with a membership"
-            version = ROOM_VERSIONS[room.version]
+            version = await self._outside.find_version(room, user_id)
             event = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(event, self._identity.server_name, ())
 
@@ -137,7 +140,7 @@ class RemoteMemberships:
             event = await self._make(server, "knock", room_id, user_id, content)
             told = await self._remote.send_knock(server, event)
             try:
-                state = parse_stripped_state(told)
+                state = await read_knock_state(self._questions, event.version, room_id, told)
             except InvalidParam:
                 state = []  # the knock has been made all the same
             await self._outside.keep(event, server, [strip_event(event), *state])

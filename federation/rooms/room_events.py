@@ -1,7 +1,7 @@
 """Events as the rest of the server reads them: parsed, cached, with the bytes that clients get.
 
-The cache holds what never changes. The exceptions, a redaction, a purge, and an outlier that finds its place, are heard of on
-the stream and drop the event.
+The cache holds what never changes. The exceptions, a redaction or a content that comes late, a purge, and an outlier that finds its
+place, are heard of on the stream and drop the event.
 """
 
 from collections import OrderedDict, deque

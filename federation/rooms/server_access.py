@@ -29,14 +29,14 @@ class ServerAccess:
         self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
-        self._lists: OrderedDict[tuple[int, int | None], ServerACL] = OrderedDict()
+        self._lists: OrderedDict[tuple[int, bytes], ServerACL] = OrderedDict()
 
     async def is_allowed(self, snapshot: RoomSnapshot, server: ServerName) -> bool:
         """Whether the room's list lets the server take part; a room without a list lets everyone."""
         stored = await snapshot.state.get(SERVER_ACL)
         if stored is None:
             return True
-        key = (stored.nid, stored.redacted_by)  # a redaction takes the content away, and with it the permission
+        key = (stored.nid, stored.pdu)  # a redaction takes the content away, and with it the permission
         acl = self._lists.get(key)
         if acl is None:
             acl = self._lists[key] = ServerACL(stored.event.content)

@@ -6,9 +6,11 @@ from twisted.internet.interfaces import IReactorTime
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.member_lists import Fetch
+from federation.remote.events import RemoteEvents
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
 from federation.rooms.effects import StoredEffects
+from federation.rooms.late_contents import LateContents
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.policy_servers import PolicyServers
@@ -16,6 +18,7 @@ from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
+from federation.rooms.true_copies import TrueCopies
 from federation.rooms.unproved import UnprovedStates
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
@@ -73,6 +76,8 @@ class FederationParts:
             rooms.now_ms,
         )
         rooms.engine.use_voucher(self.policy_servers.vouch)
+        self.remote_events = RemoteEvents(self.requests)
+        true_copies = TrueCopies(self.remote_events, rooms.servers, self.policy, identity.server_name, clock.seconds)
         questions = Questions(
             rooms.events,
             self.resolver,
@@ -81,9 +86,11 @@ class FederationParts:
             self.policy_servers.judge,
             self.keyring.prepare,
             self.keyring.lacks_keys_for,
+            true_copies.find,
         )
         self.questions = questions
-        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
+        late = LateContents(database, rooms.engine, rooms.events, identity)
+        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
         self.imports = StateImports(outliers, store)
         self.effects = StoredEffects(store, identity)
         self.access = rooms.access
@@ -111,6 +118,7 @@ class FederationParts:
             questions,
             self.access,
             self.unproved,
+            late,
         )
         self.adoptions = Adoptions(
             database,

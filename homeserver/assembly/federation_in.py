@@ -4,7 +4,6 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.receiver import Transactions
-from federation.remote.events import RemoteEvents
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
 from federation.rooms.inbox import Inbox
@@ -47,7 +46,7 @@ class IncomingParts:
     ) -> None:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
-        self.remote = RemoteEvents(federation.requests)
+        self.remote = federation.remote_events
         self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote)
         self.missing = MissingEvents(
             rooms.engine,

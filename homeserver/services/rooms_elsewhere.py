@@ -108,9 +108,7 @@ class RoomsElsewhere:
         if room is not None:
             if row is not None and row.membership == "invite":
                 inviter.append(domain_of(row.sender))
-            told = await self._elsewhere.outside.find(room.room_nid, user_id)
-            if told is not None:
-                known.append(told.server)
+            known += await self._elsewhere.outside.find_servers(room.room_nid, user_id)
             known += longest_in(await self._servers.in_room(room.room_nid))[:MAX_FORMER]
         if ":" in room_id:
             known.append(domain_of(room_id))

@@ -17,6 +17,7 @@ from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
+from federation.rooms.late_contents import LateContents
 from federation.rooms.memberships import Memberships
 from federation.rooms.outliers import Outliers
 from federation.rooms.partial_rooms import PartialRooms
@@ -103,9 +104,17 @@ class RoomParts:
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )
         questions = Questions(
-            self.events, self.resolver, self.get_signers, self.approve, self.judge, self.prepare, self.lacks_keys
+            self.events,
+            self.resolver,
+            self.get_signers,
+            self.approve,
+            self.judge,
+            self.prepare,
+            self.lacks_keys,
+            self.find_true,
         )
-        outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
+        late = LateContents(database, self.engine, self.events, self.identity)
+        outliers = Outliers(database, self.events, store, self.placements, writer, questions, late, self.tick)
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
         self.unproved = UnprovedStates(
@@ -122,7 +131,16 @@ class RoomParts:
             self.clock,
         )
         self.receiver = Receiver(
-            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access, self.unproved
+            self.engine,
+            self.events,
+            store,
+            self.resolver,
+            self.placements,
+            outliers,
+            questions,
+            access,
+            self.unproved,
+            late,
         )
         self.adoptions = Adoptions(
             database,
@@ -154,6 +172,10 @@ class RoomParts:
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
+
+    async def find_true(self, _room_nid: int, _event: Event, _origin: ServerName | None) -> Event | None:
+        """Nobody can be asked."""
+        return None
 
     def lacks_keys(self, event: Event) -> bool:
         """Whether a server must have signed it whose keys are not known."""

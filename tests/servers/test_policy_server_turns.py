@@ -76,7 +76,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
     joining = carol.start("POST", f"/_matrix/client/v3/join/{room.room_id}?via={NORTH}", {})
     while not [letter for letter in network.held() if letter.request.uri == SIGN]:
         network.deliver(most=1)
-    receiving = Deferred.fromCoroutine(receive(room.room_id, [changed]))
+    receiving = Deferred.fromCoroutine(receive(room.room_id, [changed], origin=room.south.name))
     assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
 
     signed = await room.by_bob("signed")

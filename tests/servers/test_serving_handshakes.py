@@ -412,7 +412,13 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
     set_state(alice, room_id, "m.room.third_party_invite", promise, "t")
     signed = sign_json({"mxid": bob.user_id, "token": "t", "sender": alice.user_id}, "id.example", key)
     content = {"membership": "invite", "third_party_invite": {"display_name": "whoever", "signed": signed}}
-    body = {"type": "m.room.member", "state_key": bob.user_id, "sender": alice.user_id, "content": content}
+    body = {
+        "type": "m.room.member",
+        "room_id": room_id,
+        "state_key": bob.user_id,
+        "sender": alice.user_id,
+        "content": content,
+    }
     path = "/_matrix/federation/v1/exchange_third_party_invite/{}"
 
     other = {**body, "state_key": f"@eve:{WEST}"}
@@ -420,6 +426,10 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
     unknown = {**body, "content": {"membership": "invite", "third_party_invite": {"signed": {**signed, "token": "u"}}}}
     assert await refusal(put(south, path, room_id, body=unknown)) == (403, "M_FORBIDDEN")
     assert await refusal(put(south, path, room_id, body={})) == (400, "M_INVALID_PARAM")
+    for wrong in ({"type": "m.room.name"}, {"room_id": "!other:x"}, {"content": {**content, "membership": "join"}}):
+        assert await refusal(put(south, path, room_id, body={**body, **wrong})) == (400, "M_INVALID_PARAM")
+    assert await refusal(put(south, path, room_id, body={**body, "sender": f"@eve:{NORTH}"})) == (403, "M_FORBIDDEN")
+    assert bob.user_id not in members(alice, room_id)
 
     assert await put(south, path, room_id, body=body) == {}
 

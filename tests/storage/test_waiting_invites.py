@@ -1,0 +1,48 @@
+"""Invites to a room that this server is not in, of several servers."""
+
+import pytest
+
+from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.outside_memberships import MOST_WAITING, OutsideMembershipStore, OutsideRow, Untouchable
+from storage.room_effects import NewMembership
+
+USER = "@alice:example.org"
+
+
+async def test_the_first_is_shown_and_the_others_follow(database: Database) -> None:
+    store, memberships = OutsideMembershipStore(database), MembershipStore(database)
+    room_nid = (await store.get_room("!r:a", "10", 1)).room_nid
+
+    async def put(server: str, membership: str = "invite", sender: str | None = None, *, may_end: bool = False) -> bool:
+        sender = sender or f"@x:{server}"
+        row = OutsideRow(room_nid, USER, f"${membership}:{server}", server, "10", b"{}", b"[]")
+        new = NewMembership(USER, membership, sender, is_local=True, display_name=server, avatar_url=None)
+        return await store.set_outside(row, new, lambda _kept, present: may_end or present.membership == "leave")
+
+    async def shown() -> tuple[str, str]:
+        row = (await memberships.get_memberships(room_nid, [USER]))[USER]
+        return row.membership, row.sender
+
+    async def waiting() -> list[str]:
+        return [row.server for row in await store.get_waiting(room_nid, USER)]
+
+    for server in ("a", "b", "c", "b"):
+        assert await put(server)
+    assert await shown() == ("invite", "@x:a")
+    assert await waiting() == ["c", "b"]
+    with pytest.raises(Untouchable):
+        await put("b", "leave")
+    assert await put("a", "leave", may_end=True)
+    assert await shown() == ("invite", "@x:c")
+    assert [row.server for row in (await store.get_outside(room_nid, [USER])).values()] == ["c"]
+    assert await store.remove_waiting(room_nid, USER, ["$invite:a", "$invite:b"])
+    assert not await store.remove_waiting(room_nid, USER, ["$invite:b"])
+    for number in range(MOST_WAITING):
+        assert await put(f"s{number}")
+    with pytest.raises(Untouchable):
+        await put("s")
+    assert await put("s0"), "in the place of its own"
+    assert await put("c", "leave", USER, may_end=True)
+    assert await shown() == ("leave", USER)
+    assert await waiting() == []
