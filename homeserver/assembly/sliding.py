@@ -114,6 +114,7 @@ def sliding_parts(
         synced.rooms,
         synced.memberships,
         synced.states,
+        synced.past,
         synced.recent,
         synced.typing,
         synced.partial,

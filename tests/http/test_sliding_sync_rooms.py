@@ -116,6 +116,37 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
         assert client.sync()["rooms"][room_id]["initial"] is True
 
 
+@pytest.mark.parametrize("told", ["nothing", "the rest", "the leaving"])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_who_leaves_and_joins_again_begins_anew_with_the_room(server: TestServer, *, forgets: bool, told: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, other = create(alice, preset="public_chat"), create(bob)
+    act(bob, room_id, "join")
+    extensions = {name: {"enabled": True} for name in ("account_data", "receipts", "typing")}
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=5, state=[["*", "*"]])}, extensions=extensions)
+    client.sync()
+    assert bob.put(f"/_matrix/client/v3/user/{bob.user_id}/rooms/{room_id}/account_data/a.b", {"n": 1}).status == 200
+    client.sync()
+    act(bob, room_id, "leave")
+    if told == "the leaving":
+        assert room_id in client.sync()["rooms"]
+    if forgets:
+        act(bob, room_id, "forget")
+    if told == "the rest":
+        say(bob, other, "hello")
+        client.sync()
+    put_state(alice, room_id, "m.room.topic", {"topic": "missed"})
+    act(bob, room_id, "join")
+    answer = client.sync()
+    room = answer["rooms"][room_id]
+    assert room["initial"] is True
+    assert {("m.room.create", ""), ("m.room.topic", "")} <= state_of(room)
+    assert answer["extensions"]["account_data"]["rooms"] == {room_id: [{"type": "a.b", "content": {"n": 1}}]}
+    for name in ("Bob", "Bobby"):  # a new name is no new joining
+        put_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id)
+    assert "initial" not in client.sync()["rooms"][room_id]
+
+
 def test_a_room_that_one_left_is_told_once(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)

@@ -23,6 +23,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -61,6 +62,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     rooms: RoomStore
     memberships: Memberships
     states: CurrentStates
+    past: PastMemberships
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
@@ -232,7 +234,9 @@ class SlidingSync:
             initial = sent is None or (_completion(partial, row) or 0) > since
             if not initial and row.position > since:
                 if row.membership == "join":
-                    initial = not await parts.states.was_joined_at(row, since)
+                    initial = not await parts.states.was_joined_at(row, since) or await parts.past.has_come_since(
+                        row, since
+                    )
                 else:
                     initial = await parts.lists.was_reset(row)
             works.append(
