@@ -165,6 +165,7 @@ class SlidingFollower:
                 unread = told.unread["notification_count"]
                 unread += sum(each["notification_count"] for each in told.threads.values())
                 assert new["notification_count"] == unread, room_id
+                assert known.fields["notification_count"] == unread, room_id
         assert self.rooms.keys() <= truth.keys()
 
     def _check_state(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:

@@ -265,6 +265,8 @@ def test_messages_of_ignored_users_are_not_shown(server: TestServer) -> None:
     pending = client.wait()
     server.clock.advance(0)
     assert not pending.done
+    server.clock.advance(30)
+    assert pending.answer.json["rooms"][room_id].keys() == {"bump_stamp", "notification_count", "highlight_count"}
 
 
 def test_own_events_carry_their_transaction(server: TestServer) -> None:
@@ -276,3 +278,35 @@ def test_own_events_carry_their_transaction(server: TestServer) -> None:
     (event,) = client.sync()["rooms"][room_id]["timeline"]
     assert event["unsigned"]["transaction_id"] == "one"
     assert event["unsigned"]["membership"] == "join"
+
+
+def test_a_message_that_is_not_shown_moves_the_room_and_counts(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=0)})
+    stamp = client.sync()["rooms"][room_id]["bump_stamp"]
+    say(alice, room_id, "hello")
+    told = client.sync()["rooms"][room_id]
+    assert told["bump_stamp"] > stamp
+    assert told["notification_count"] == 1
+    assert "timeline" not in told
+    fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
+    assert fresh["bump_stamp"] == told["bump_stamp"]
+    assert client.sync()["rooms"] == {}
+
+
+def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    ignored = {"ignored_users": {alice.user_id: {}}}
+    bob.put(f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list", ignored)
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=3)})
+    client.sync()
+    say(alice, room_id, "hello")
+    told = client.sync()["rooms"][room_id]
+    fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
+    assert told["bump_stamp"] == fresh["bump_stamp"]
+    assert told["notification_count"] == fresh["notification_count"] == 0
+    assert "timeline" not in told

@@ -13,6 +13,7 @@ Proposal: MSC4186.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +51,8 @@ from storage.rooms import RoomStore
 from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
+
+_is_told: Final = attrgetter("is_told")
 
 
 class SlidingParts(msgspec.Struct, frozen=True):
@@ -187,7 +190,8 @@ class SlidingSync:
             "rooms": entries,
             "extensions": extensions,
         }
-        is_news, state = bool(entries) or extension_news or len(told) < len(works), changes.result()
+        is_news = any(map(_is_told, told)) or extension_news or len(told) < len(works)
+        state = changes.result()
         if not is_news and state is connection.state and token == self._now():
             self._parts.empty.keep(request, connection, token, body)
         lasts = selection.lasts and len(told) == len(works)
