@@ -1,5 +1,6 @@
 """Sliding sync: which rooms are in lists and subscriptions, as people come and go."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,7 +301,7 @@ def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
-    ignored = {"ignored_users": {alice.user_id: {}}}
+    ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
     bob.put(f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list", ignored)
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=3)})
     client.sync()
@@ -310,3 +311,55 @@ def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(
     assert told["bump_stamp"] == fresh["bump_stamp"]
     assert told["notification_count"] == fresh["notification_count"] == 0
     assert "timeline" not in told
+
+
+def counts_of(answer: dict[str, Any]) -> dict[str, int]:
+    return {room_id: room["notification_count"] for room_id, room in answer["rooms"].items()}
+
+
+def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    older, newer = (create(alice, preset="public_chat") for _ in range(2))
+    for room_id in (older, newer):
+        act(bob, room_id, "join")
+    events = {room_id: [say(alice, room_id, f"{n}{room_id[1:5]}") for n in range(2)] for room_id in (older, newer)}
+
+    def read(room_id: str, event_id: str, kind: str = "m.read") -> None:
+        answer = bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/{kind}/{event_id}", {})
+        assert answer.status == 200, answer.body
+
+    client = SlidingClient(bob, lists={"all": a_list([0, 9])})
+    narrow = SlidingClient(bob, "narrow", lists={"all": a_list([0, 9])})
+    assert counts_of(client.sync()) == counts_of(narrow.sync()) == {older: 2, newer: 2}
+    narrow.body["lists"] = {"all": a_list([0, 0])}
+    pending = client.wait()
+    read(older, events[older][0])
+    for _ in range(5):
+        server.clock.advance(0.2)
+    assert counts_of(pending.answer.json) == {older: 1}
+    client.pos = pending.answer.json["pos"]
+    assert counts_of(client.sync()) == {}
+    read(newer, events[newer][1], "m.read.private")
+    assert counts_of(client.sync()) == {newer: 0}
+    assert counts_of(narrow.sync()) == {newer: 0}
+    narrow.body["lists"] = {"all": a_list([0, 9])}
+    assert counts_of(narrow.sync()) == {older: 1}, "it was out of view when it was read"
+    assert counts_of(narrow.sync()) == {}
+    ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
+    bob.put(f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list", ignored)
+    assert counts_of(client.sync())[older] == 0
+    assert counts_of(client.sync()) == {}
+
+
+def test_counts_are_told_by_a_server_that_was_started_meanwhile(server: TestServer, tmp_path: Path) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, other = (create(alice, preset="public_chat") for _ in range(2))
+    for each in (room_id, other):
+        act(bob, each, "join")
+        event_id = say(alice, each, f"hello{each[1:5]}")
+    client = SlidingClient(bob, lists={"all": a_list([0, 9])})
+    client.sync()
+    bob.post(f"/_matrix/client/v3/rooms/{other}/receipt/m.read/{event_id}", {})
+    bob.server = TestServer(tmp_path, server.app.database, seed=2)
+    assert counts_of(client.sync()) == {other: 0}
+    assert counts_of(client.sync()) == {}

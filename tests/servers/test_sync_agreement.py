@@ -84,8 +84,9 @@ class Towns(RuleBasedStateMachine):
         self.sliding = [
             SlidingFollower(alice),
             SlidingFollower(bob, stable=True),
-            SlidingFollower(carol),
+            SlidingFollower(carol, limit=1),
             SlidingFollower(alice, stable=True, conn_id="other"),
+            SlidingFollower(carol, conn_id="bare", limit=0),
         ]
         self.clients: list[SyncClient | SlidingFollower] = [*self.v3, *self.sliding]
 
@@ -329,7 +330,7 @@ class Towns(RuleBasedStateMachine):
             client.ask(client.limit, since=client.since)
         client.sync()
 
-    @rule(at=st.integers(0, 3), ask=ASK, lost=st.none() | ASK)
+    @rule(at=st.integers(0, 4), ask=ASK, lost=st.none() | ASK)
     def slide(self, at: int, ask: Ask, lost: Ask | None) -> None:
         client = self.sliding[at]
         if lost is not None:

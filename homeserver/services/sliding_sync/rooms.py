@@ -58,6 +58,8 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
+    is_recounted: bool = False
+    """Whether its counts may be others, whatever happened."""
     expanded: bool = False
     """Whether more of the past is wanted than the client has."""
     limited: bool = False
@@ -79,8 +81,8 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def may_be_recounted(self) -> bool:
-        """Whether its counts may be others though the client is told of no event: it wants none."""
-        return self.has_news and not self.config.timeline_limit
+        """Whether its counts may be others though the client is told of no event: it wants none, or they have changed without one."""
+        return self.is_recounted or (self.has_news and not self.config.timeline_limit)
 
     @property
     def lacks_members(self) -> bool:
