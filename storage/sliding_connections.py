@@ -2,7 +2,10 @@
 
 Laws:
 - A state never changes under its number; numbers are not used twice. So what was read once stays true.
-- Of a connection two states are kept: the one that an answer went out from, and the one that it led to.
+- A client has a state for sure once it comes back with it: then the older ones go, with the next one that is written. Until then every
+  answer's state stays that it may have got: of a connection that broke the server may not have heard, and what still waited there is
+  answered after the retry was. So a late answer takes nothing from who has gone on.
+- The states of a connection are bounded.
 - What a device may have is bounded; what nobody has used for long goes.
 """
 
@@ -16,6 +19,9 @@ from storage.transaction import Transaction, WriteTransaction
 
 MOST_OF_A_DEVICE: Final = 16
 """Connections of one device; the longest unused go first."""
+MOST_OF_A_CONNECTION: Final = 8
+"""States of one connection: mostly two, the one that the client came with and the one that it was given; more where it asked from the
+same one again. The oldest go first."""
 
 
 class ConnectionKey(msgspec.Struct, frozen=True, gc=False):
@@ -44,7 +50,7 @@ class SlidingConnectionStore:
         return await self._database.read_quickly("get_sliding_state", _select, key, state_nid)
 
     async def add_state(self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int) -> int:
-        """Keep a state that follows the `former` one, drop all other states of the connection; the number of the new one.
+        """Keep a state that follows the `former` one, with which the client came: those before it go. The number of the new one.
 
         `former` None begins the connection afresh; then those of the device that are too many go.
         """
@@ -85,9 +91,13 @@ def _select(txn: Transaction, key: ConnectionKey, state_nid: int) -> ConnectionR
 
 def _insert(txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int) -> int:
     state_nid = txn.allocate("sliding_state")
+    known = 0 if former is None else former
+    others = MOST_OF_A_CONNECTION - 2  # beside the former and the new one
     txn.execute_later(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid <> ?",
-        (*_args(key), 0 if former is None else former),
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND (state_nid < ?"
+        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s WHERE s.user_id = ?"
+        " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ? ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
+        (*_args(key), known, known, *_args(key), known, others),
     )
     txn.execute_later(
         "INSERT INTO sliding_connections (user_id, device_id, conn_id, state_nid, used_ts, state)"
@@ -95,12 +105,12 @@ def _insert(txn: WriteTransaction, key: ConnectionKey, former: int | None, state
         (*_args(key), state_nid, now_ms, state),
     )
     if former is None:
-        others = txn.query(
+        beside = txn.query(
             "SELECT conn_id FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
             " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
             _args(key),
         )
-        for (conn_id,) in others[MOST_OF_A_DEVICE - 1 :]:
+        for (conn_id,) in beside[MOST_OF_A_DEVICE - 1 :]:
             _delete(txn, ConnectionKey(key.user_id, key.device_id, conn_id))
     return state_nid
 

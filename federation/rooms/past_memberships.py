@@ -53,5 +53,19 @@ class PastMemberships:
             event = await self._get(event.replaces)
         return since
 
+    async def has_come_since(self, row: MembershipRow, position: int) -> bool:
+        """Whether the present stay of a user who is in the room began after a position, whatever they were then: who left and came back
+        has. Also if too much has happened since to know."""
+        if row.position <= position:
+            return False
+        event = await self._get(row.event_nid)
+        for _ in range(MAX_CHANGES_BACK):
+            if event is None or event.event.membership != "join":
+                return True
+            if event.position is not None and event.position <= position:
+                return False
+            event = await self._get(event.replaces)
+        return True
+
     async def _get(self, nid: int | None) -> StoredEvent | None:
         return (await self._events.get_events([nid])).get(nid) if nid is not None else None

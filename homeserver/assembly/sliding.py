@@ -9,6 +9,7 @@ from federation.rooms.visible import Visibility
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.sliding_sync.connections import Connections
+from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.filters import RoomFilters
@@ -114,8 +115,10 @@ def sliding_parts(
         synced.rooms,
         synced.memberships,
         synced.states,
+        synced.past,
         synced.recent,
         synced.typing,
         synced.partial,
         EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
+        CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
     )

@@ -24,6 +24,7 @@ KEPT: Final = 20_000
 PRIVATE_RECEIPT: Final = "m.read.private"
 ENCRYPTION: Final = "m.room.encryption"
 NOBODY: Final[frozenset[str]] = frozenset()
+NO_ROOMS: Final[frozenset[int]] = frozenset()
 BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
 """What is new in a room beside its timeline."""
 OF_DEVICE_LISTS: Final = frozenset({Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS})
@@ -67,6 +68,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     is_encryption: bool = False
     is_message: bool = False
     """An event that sets no state."""
+    sender: str | None = None
+    """Whose receipt it is."""
     counted_upto: int = 0
     """Of messages that were purged: the position of the last that may have been counted as unread."""
 
@@ -74,13 +77,25 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
 class _News:
     """What happened after one position."""
 
-    __slots__ = ("encryption", "everyones", "has_more", "memberships", "of_readers", "purged", "topics", "users")
+    __slots__ = (
+        "encryption",
+        "everyones",
+        "has_more",
+        "memberships",
+        "of_readers",
+        "purged",
+        "read",
+        "topics",
+        "users",
+    )
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         events, receipts = set[int](), set[int]()
         self.everyones = ChangedRooms(events, receipts)
         self.of_readers: dict[str, tuple[set[int], set[int]]] = {}
         """Rooms in which something is new for one user alone: changes, and private receipts."""
+        self.read: dict[str, set[int]] = {}
+        """Rooms in which a user's own receipts moved."""
         self.users: dict[Topic, set[str]] = {}
         self.memberships: list[MembershipRow] | None = []
         self.encryption: set[int] = set()
@@ -96,6 +111,8 @@ class _News:
             elif entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
                 kinds[entry.topic in BESIDE].add(entry.room_nid)
+            if entry.sender is not None and entry.room_nid is not None:
+                self.read.setdefault(entry.sender, set()).add(entry.room_nid)
             if entry.user_id is not None:
                 self.users.setdefault(entry.topic, set()).add(entry.user_id)
             if entry.row is not None and self.memberships is not None:
@@ -156,6 +173,11 @@ class RecentChanges:
         news = self._since(position)
         return news is None or user_id in news.users.get(topic, NOBODY)
 
+    def read_since(self, user_id: UserID, position: int) -> Set[int] | None:
+        """The rooms in which the user's own receipts moved after the position; None as for `rooms_since`."""
+        news = self._since(position)
+        return None if news is None else news.read.get(user_id, NO_ROOMS)
+
     def users_since(self, topic: Topic, position: int) -> Set[str] | None:
         """The users whom changes of that topic after the position concern; None as for `rooms_since`."""
         news = self._since(position)
@@ -207,7 +229,7 @@ class RecentChanges:
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
             elif isinstance(row, ReceiptRow):
                 reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
-                entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
+                entry = _Entry(Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
             elif isinstance(row, PurgedMessages):

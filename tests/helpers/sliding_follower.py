@@ -1,7 +1,7 @@
 """A client that keeps up with the server by sliding sync alone, and can say whether it knows what a client of /sync is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.helpers.server import User
@@ -51,8 +51,10 @@ EVERYTHING = Ask(EVERY_ROOM, 3, 0)
 class SlidingFollower:
     """Follows sliding sync, in one of its two forms."""
 
-    def __init__(self, user: User, *, stable: bool = False, conn_id: str = "follower") -> None:
+    def __init__(self, user: User, *, stable: bool = False, conn_id: str = "follower", limit: int = 3) -> None:
+        """`limit`: what it asks for of timelines when it catches up; 0: it never asks for any."""
         self.user = user
+        self.limit = limit
         self.stable = stable
         self.conn_id = conn_id
         self.pos: str | None = None
@@ -61,7 +63,7 @@ class SlidingFollower:
 
     def sync(self, ask: Ask) -> bool:
         """Hear what is new; whether there was anything."""
-        answer = self.ask(ask)
+        answer = self.ask(ask if self.limit else replace(ask, limit=0, subscribed=0))
         self.pos = answer["pos"]
         for room_id, entry in answer["rooms"].items():
             self._take(room_id, entry)
@@ -82,7 +84,7 @@ class SlidingFollower:
     def catch_up(self) -> None:
         """Look at every room until nothing is new."""
         for _ in range(20):
-            if not self.sync(EVERYTHING):
+            if not self.sync(Ask(EVERY_ROOM, self.limit, 0)):
                 return
         raise AssertionError("there is always something new")
 
@@ -125,7 +127,7 @@ class SlidingFollower:
 
     def check(self, truth: Mapping[str, KnownRoom], account_data: Mapping[str, Json]) -> None:
         """This client, who has caught up, knows what a new client of /sync is told, and what a new one of its kind is."""
-        fresh = SlidingFollower(self.user, stable=self.stable, conn_id="fresh")
+        fresh = SlidingFollower(self.user, stable=self.stable, conn_id="fresh", limit=self.limit)
         fresh.catch_up()
         assert self.account_data == dict(account_data)
         for room_id, told in truth.items():
@@ -165,6 +167,7 @@ class SlidingFollower:
                 unread = told.unread["notification_count"]
                 unread += sum(each["notification_count"] for each in told.threads.values())
                 assert new["notification_count"] == unread, room_id
+                assert known.fields["notification_count"] == unread, room_id
         assert self.rooms.keys() <= truth.keys()
 
     def _check_state(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:

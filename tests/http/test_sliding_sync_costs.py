@@ -306,3 +306,27 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     after = changes.result()
     assert after.settled(config) == ConnectionState(after.rooms).settled(config) == {2, 3}
     assert after.settled(RoomConfig(4, required)) == {2, 3, 4}
+
+
+def test_counts_of_rooms_in_which_nothing_changed_cost_nothing(
+    tmp_path: Path, counted: Database, counter: QueryCounter
+) -> None:
+    server = TestServer(tmp_path, counted)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat") for _ in range(5)]
+    for room_id in rooms:
+        act(bob, room_id, "join")
+    event_id = say(bob, rooms[0], "hello")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    client.sync()
+    path = f"/_matrix/client/v3/rooms/{rooms[0]}/receipt/m.read/{event_id}"
+    assert bob.post(path, {}).status == 200
+    counter.clear()
+    assert client.sync()["rooms"] == {}
+    assert spent(counter) == 0, "others have read"
+    assert alice.post(path, {}).status == 200
+    counter.clear()
+    assert list(client.sync()["rooms"]) == [rooms[0]]
+    assert not counter.writes
+    assert spent(counter) <= 4

@@ -1,5 +1,6 @@
 """Sliding sync: which rooms are in lists and subscriptions, as people come and go."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,6 +115,37 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
     if action == "kick":
         act(alice, room_id, "join")
         assert client.sync()["rooms"][room_id]["initial"] is True
+
+
+@pytest.mark.parametrize("told", ["nothing", "the rest", "the leaving"])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_who_leaves_and_joins_again_begins_anew_with_the_room(server: TestServer, *, forgets: bool, told: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, other = create(alice, preset="public_chat"), create(bob)
+    act(bob, room_id, "join")
+    extensions = {name: {"enabled": True} for name in ("account_data", "receipts", "typing")}
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=5, state=[["*", "*"]])}, extensions=extensions)
+    client.sync()
+    assert bob.put(f"/_matrix/client/v3/user/{bob.user_id}/rooms/{room_id}/account_data/a.b", {"n": 1}).status == 200
+    client.sync()
+    act(bob, room_id, "leave")
+    if told == "the leaving":
+        assert room_id in client.sync()["rooms"]
+    if forgets:
+        act(bob, room_id, "forget")
+    if told == "the rest":
+        say(bob, other, "hello")
+        client.sync()
+    put_state(alice, room_id, "m.room.topic", {"topic": "missed"})
+    act(bob, room_id, "join")
+    answer = client.sync()
+    room = answer["rooms"][room_id]
+    assert room["initial"] is True
+    assert {("m.room.create", ""), ("m.room.topic", "")} <= state_of(room)
+    assert answer["extensions"]["account_data"]["rooms"] == {room_id: [{"type": "a.b", "content": {"n": 1}}]}
+    for name in ("Bob", "Bobby"):  # a new name is no new joining
+        put_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id)
+    assert "initial" not in client.sync()["rooms"][room_id]
 
 
 def test_a_room_that_one_left_is_told_once(server: TestServer) -> None:
@@ -234,6 +266,8 @@ def test_messages_of_ignored_users_are_not_shown(server: TestServer) -> None:
     pending = client.wait()
     server.clock.advance(0)
     assert not pending.done
+    server.clock.advance(30)
+    assert pending.answer.json["rooms"][room_id].keys() == {"bump_stamp", "notification_count", "highlight_count"}
 
 
 def test_own_events_carry_their_transaction(server: TestServer) -> None:
@@ -245,3 +279,87 @@ def test_own_events_carry_their_transaction(server: TestServer) -> None:
     (event,) = client.sync()["rooms"][room_id]["timeline"]
     assert event["unsigned"]["transaction_id"] == "one"
     assert event["unsigned"]["membership"] == "join"
+
+
+def test_a_message_that_is_not_shown_moves_the_room_and_counts(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=0)})
+    stamp = client.sync()["rooms"][room_id]["bump_stamp"]
+    say(alice, room_id, "hello")
+    told = client.sync()["rooms"][room_id]
+    assert told["bump_stamp"] > stamp
+    assert told["notification_count"] == 1
+    assert "timeline" not in told
+    fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
+    assert fresh["bump_stamp"] == told["bump_stamp"]
+    assert client.sync()["rooms"] == {}
+
+
+def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
+    bob.put(f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list", ignored)
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=3)})
+    client.sync()
+    say(alice, room_id, "hello")
+    told = client.sync()["rooms"][room_id]
+    fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
+    assert told["bump_stamp"] == fresh["bump_stamp"]
+    assert told["notification_count"] == fresh["notification_count"] == 0
+    assert "timeline" not in told
+
+
+def counts_of(answer: dict[str, Any]) -> dict[str, int]:
+    return {room_id: room["notification_count"] for room_id, room in answer["rooms"].items()}
+
+
+def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    older, newer = (create(alice, preset="public_chat") for _ in range(2))
+    for room_id in (older, newer):
+        act(bob, room_id, "join")
+    events = {room_id: [say(alice, room_id, f"{n}{room_id[1:5]}") for n in range(2)] for room_id in (older, newer)}
+
+    def read(room_id: str, event_id: str, kind: str = "m.read") -> None:
+        answer = bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/{kind}/{event_id}", {})
+        assert answer.status == 200, answer.body
+
+    client = SlidingClient(bob, lists={"all": a_list([0, 9])})
+    narrow = SlidingClient(bob, "narrow", lists={"all": a_list([0, 9])})
+    assert counts_of(client.sync()) == counts_of(narrow.sync()) == {older: 2, newer: 2}
+    narrow.body["lists"] = {"all": a_list([0, 0])}
+    pending = client.wait()
+    read(older, events[older][0])
+    for _ in range(5):
+        server.clock.advance(0.2)
+    assert counts_of(pending.answer.json) == {older: 1}
+    client.pos = pending.answer.json["pos"]
+    assert counts_of(client.sync()) == {}
+    read(newer, events[newer][1], "m.read.private")
+    assert counts_of(client.sync()) == {newer: 0}
+    assert counts_of(narrow.sync()) == {newer: 0}
+    narrow.body["lists"] = {"all": a_list([0, 9])}
+    assert counts_of(narrow.sync()) == {older: 1}, "it was out of view when it was read"
+    assert counts_of(narrow.sync()) == {}
+    ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
+    bob.put(f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list", ignored)
+    assert counts_of(client.sync())[older] == 0
+    assert counts_of(client.sync()) == {}
+
+
+def test_counts_are_told_by_a_server_that_was_started_meanwhile(server: TestServer, tmp_path: Path) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, other = (create(alice, preset="public_chat") for _ in range(2))
+    for each in (room_id, other):
+        act(bob, each, "join")
+        event_id = say(alice, each, f"hello{each[1:5]}")
+    client = SlidingClient(bob, lists={"all": a_list([0, 9])})
+    client.sync()
+    bob.post(f"/_matrix/client/v3/rooms/{other}/receipt/m.read/{event_id}", {})
+    bob.server = TestServer(tmp_path, server.app.database, seed=2)
+    assert counts_of(client.sync()) == {other: 0}
+    assert counts_of(client.sync()) == {}

@@ -138,19 +138,35 @@ def test_a_rejoined_room_comes_whole_with_its_account_data(server: TestServer) -
     assert joined["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
 
 
-def test_who_left_and_came_back_in_between_is_told_what_changed(server: TestServer) -> None:
+def test_who_left_and_came_back_in_between_is_told_the_whole_state(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
+    rooms.keep(bob, "a.b", {"n": 1}, room)
+    rooms.read(bob, room, rooms.say(alice, room, "read"))
     rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
     since = token(bob)
     rooms.act(bob, room, "leave")
+    rooms.act(bob, room, "forget")  # so this device has nothing of the room any more
     rooms.state(alice, room, "m.room.topic", {"topic": "missed"})
     rooms.say(alice, room, "missed")
     rooms.join(bob, room)
     joined = sync(bob, since)["rooms"]["join"][room]
     assert bodies(joined) == []
-    assert keys(joined["state"]["events"]) == {TOPIC}, "what happened meanwhile is not shown, the state is"
+    assert {CREATE, TOPIC} <= keys(joined["state"]["events"]), "what happened meanwhile is not shown, the state is"
     assert keys(joined["timeline"]["events"]) == {("m.room.member", bob.user_id)}
+    assert joined["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
+    assert [event["type"] for event in joined["ephemeral"]["events"]] == ["m.receipt"]
+
+
+def test_a_new_name_is_no_new_joining(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(alice, bob)
+    since = token(bob)
+    for name in ("Bob", "Bobby"):
+        rooms.state(bob, room, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id)
+    joined = sync(bob, since)["rooms"]["join"][room]
+    assert len(joined["timeline"]["events"]) == 2
+    assert joined["state"]["events"] == []
 
 
 @pytest.mark.parametrize("verb", ["leave", "kick", "ban"])

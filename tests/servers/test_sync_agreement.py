@@ -84,8 +84,9 @@ class Towns(RuleBasedStateMachine):
         self.sliding = [
             SlidingFollower(alice),
             SlidingFollower(bob, stable=True),
-            SlidingFollower(carol),
+            SlidingFollower(carol, limit=1),
             SlidingFollower(alice, stable=True, conn_id="other"),
+            SlidingFollower(carol, conn_id="bare", limit=0),
         ]
         self.clients: list[SyncClient | SlidingFollower] = [*self.v3, *self.sliding]
 
@@ -329,7 +330,7 @@ class Towns(RuleBasedStateMachine):
             client.ask(client.limit, since=client.since)
         client.sync()
 
-    @rule(at=st.integers(0, 3), ask=ASK, lost=st.none() | ASK)
+    @rule(at=st.integers(0, 4), ask=ASK, lost=st.none() | ASK)
     def slide(self, at: int, ask: Ask, lost: Ask | None) -> None:
         client = self.sliding[at]
         if lost is not None:
@@ -386,6 +387,12 @@ class Towns(RuleBasedStateMachine):
     def check(self) -> None:
         for client in self.clients:
             client.catch_up()
+        if self.count % 2:  # what no event tells has to be told too
+            for where in range(len(self.rooms)):
+                for who in range(3):
+                    self.read(who, where, 0, "m.read")
+            for client in self.clients:
+                client.catch_up()
         for client in self.clients:
             self.departures.check(client.user.user_id, [(id, room.state) for id, room in client.rooms.items()])
         for client in self.v3:

@@ -2,13 +2,13 @@
 
 from storage.database import Database
 from storage.room_recency import RoomRecencyStore
-from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
+from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 from storage.transaction import WriteTransaction
 
 KEY = ConnectionKey("@alice:example.org", "D", "rooms")
 
 
-async def test_the_last_two_states_are_kept(database: Database) -> None:
+async def test_the_states_before_the_one_that_the_client_has_go(database: Database) -> None:
     store = SlidingConnectionStore(database)
     first = await store.add_state(KEY, None, b"1", 1000)
     second = await store.add_state(KEY, first, b"2", 2000)
@@ -21,8 +21,35 @@ async def test_the_last_two_states_are_kept(database: Database) -> None:
     assert await store.get_state(KEY, third) is not None
     assert await store.get_state(ConnectionKey(KEY.user_id, "other", KEY.conn_id), third) is None
     fresh = await store.add_state(KEY, None, b"4", 4000)
-    assert await store.get_state(KEY, third) is None
     assert fresh > third
+    assert await store.get_state(KEY, third) is not None  # the client may not have begun anew after all
+    await store.add_state(KEY, fresh, b"5", 5000)
+    assert await store.get_state(KEY, third) is None
+
+
+async def test_a_late_answer_takes_nothing_from_who_has_gone_on(database: Database) -> None:
+    store = SlidingConnectionStore(database)
+    first = await store.add_state(KEY, None, b"1", 1000)
+    second = await store.add_state(KEY, first, b"2", 2000)
+    third = await store.add_state(KEY, second, b"3", 3000)
+    late = [await store.add_state(KEY, first, b"late", 4000), await store.add_state(KEY, None, b"late", 4000)]
+    assert await store.get_state(KEY, second) is not None
+    assert await store.get_state(KEY, third) is not None
+    await store.add_state(KEY, late[1], b"4", 5000)
+    assert [await store.get_state(KEY, nid) for nid in (second, third, late[0])] == [None] * 3
+
+
+async def test_the_states_of_a_connection_are_bounded(database: Database) -> None:
+    store = SlidingConnectionStore(database)
+    first = await store.add_state(KEY, None, b"1", 1000)
+    later = [await store.add_state(KEY, first, b"2", 2000) for _ in range(MOST_OF_A_CONNECTION + 5)]
+    kept = [nid for nid in later if await store.get_state(KEY, nid) is not None]
+    assert await store.get_state(KEY, first) is not None
+    assert kept == later[1 - MOST_OF_A_CONNECTION :]
+    began = [await store.add_state(KEY, None, b"3", 3000) for _ in range(MOST_OF_A_CONNECTION + 5)]
+    kept = [nid for nid in [first, *later, *began] if await store.get_state(KEY, nid) is not None]
+    assert len(kept) <= MOST_OF_A_CONNECTION
+    assert began[-1] in kept
 
 
 async def test_what_is_old_or_too_much_goes(database: Database) -> None:

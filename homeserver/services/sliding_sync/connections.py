@@ -20,7 +20,7 @@ from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.rooms import RoomRow
-from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
+from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 from storage.streams import Change, Streams, Topic
 from storage.to_device import DevicesGone
 
@@ -214,14 +214,18 @@ class Connections:
             now = self._now_ms()
             blob = _encode(state)
             state_nid = await self._store.add_state(former.key, state_nid, blob, now)
-            states, weights = {state_nid: state}, {state_nid: _weigh(state, blob)}
+            known = self._known.get(former.key)
+            # another request may have been answered from the same state, or from a later one: those states stay
+            states = {} if known is None else dict(known.states)
+            weights = {} if known is None else dict(known.weights)
             if former.state_nid is not None:
-                known = self._known.get(former.key)
-                states[former.state_nid] = former.state
-                weights[former.state_nid] = (
-                    1 + len(former.state.rooms) if known is None else known.weights.get(former.state_nid, 1)
-                )
-            self._remember(former.key, _Remembered(now, states, weights))
+                states.setdefault(former.state_nid, former.state)
+                weights.setdefault(former.state_nid, 1 + len(former.state.rooms))
+            states[state_nid], weights[state_nid] = state, _weigh(state, blob)
+            nids = sorted(nid for nid in states if nid >= (former.state_nid or 0))[-MOST_OF_A_CONNECTION:]
+            self._remember(
+                former.key, _Remembered(now, {nid: states[nid] for nid in nids}, {nid: weights[nid] for nid in nids})
+            )
         return f"{token}_{state_nid}"
 
     async def _find_state(self, key: ConnectionKey, state_nid: int) -> ConnectionState:
@@ -231,7 +235,13 @@ class Connections:
             if row is None:
                 raise UnknownPos
             state = _decode(row.state)
-            known = _Remembered(row.used_ts, {state_nid: state}, {state_nid: _weigh(state, row.state)})
+            states, weights = {state_nid: state}, {state_nid: _weigh(state, row.state)}
+            former = self._known.get(key)
+            if former is not None:  # another node wrote this one
+                nids = sorted(former.states)[1 - MOST_OF_A_CONNECTION :]
+                states |= {nid: former.states[nid] for nid in nids}
+                weights |= {nid: former.weights[nid] for nid in nids}
+            known = _Remembered(row.used_ts, states, weights)
             self._remember(key, known)
         self._known.move_to_end(key)
         now = self._now_ms()

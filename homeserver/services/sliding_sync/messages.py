@@ -40,6 +40,7 @@ ROOM: Final = 100
 """Bytes of a view, about, for each room that is in it or was told of."""
 
 _room_nid: Final = attrgetter("room_nid")
+_is_told: Final = attrgetter("is_told")
 
 
 class View(msgspec.Struct, frozen=True, gc=False):
@@ -164,7 +165,8 @@ class MessagesInView:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()
         body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
-        return Told(body, is_news or bool(entries), state, newly_sent, replace(view, token=now, state=state))
+        is_news = is_news or any(map(_is_told, works))
+        return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state))
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or

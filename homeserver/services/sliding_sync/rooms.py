@@ -58,6 +58,8 @@ class RoomWork(msgspec.Struct, gc=False):
     """Whether the user is, or ever was, in the room."""
     is_direct: bool
     in_lists: Sequence[str] = ()
+    is_recounted: bool = False
+    """Whether its counts may be others, whatever happened."""
     expanded: bool = False
     """Whether more of the past is wanted than the client has."""
     limited: bool = False
@@ -74,6 +76,13 @@ class RoomWork(msgspec.Struct, gc=False):
     summary: Summary | None = None
     size: int = 0
     """Of its events, in bytes."""
+    is_told: bool = False
+    """Whether there is something to tell for which a client need not wait any longer."""
+
+    @property
+    def may_be_recounted(self) -> bool:
+        """Whether its counts may be others though the client is told of no event: it wants none, or they have changed without one."""
+        return self.is_recounted or (self.has_news and not self.config.timeline_limit)
 
     @property
     def lacks_members(self) -> bool:
@@ -204,14 +213,20 @@ class RoomEntries:
         begin = 0
         for work in works:
             nid = work.room.room_nid
+            bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
+            is_bumped = (bump or work.own.position) > work.since
             if not work.shows_room:
-                entry = await self._make_outside(request, work)
+                entry, work.is_told = await self._make_outside(request, work), True
             else:
                 end = begin + len(work.shown)
                 entry = _make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
-                if not entry and not work.initial and work.summary is None and not moved:
+                recounted = nid in counts and work.may_be_recounted
+                work.is_told = bool(entry) or work.initial or work.summary is not None or moved or recounted
+                if is_bumped and not work.config.timeline_limit:
+                    work.is_told = True  # else, if nothing is shown, somebody wrote whom the user ignores: it can wait
+                if not (work.is_told or is_bumped):
                     continue
                 if work.summary is not None:
                     _add_people(entry, work.summary)
@@ -219,8 +234,7 @@ class RoomEntries:
                     total = counts[nid].total
                     entry["notification_count"] = total.notifications
                     entry["highlight_count"] = total.highlights
-            bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
-            if work.initial or (bump or work.own.position) > work.since:
+            if work.initial or is_bumped:
                 entry["bump_stamp"] = bump or work.own.position
             if work.initial:
                 entry["initial"] = True

@@ -12,7 +12,8 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +24,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -33,6 +35,7 @@ from homeserver.services.sliding_sync.connections import (
     StateChanges,
     UnknownPos,
 )
+from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
@@ -50,6 +53,8 @@ from storage.streams import Streams
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 
+_is_told: Final = attrgetter("is_told")
+
 
 class SlidingParts(msgspec.Struct, frozen=True):
     """What an answer is made of."""
@@ -61,10 +66,12 @@ class SlidingParts(msgspec.Struct, frozen=True):
     rooms: RoomStore
     memberships: Memberships
     states: CurrentStates
+    past: PastMemberships
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
     empty: EmptyAnswers
+    counts: CountNews
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -169,7 +176,12 @@ class SlidingSync:
         if messages is not None:
             return _Answer(messages.body, messages.is_news, token, messages.state, messages.newly_sent, messages.view)
         selection = await parts.lists.select(request, connection)
-        works = await self._find_works(request, connection, selection)
+        recounted: Set[int] = frozenset()
+        if connection.token is not None and not request.stable:
+            recounted = await parts.counts.find(
+                request.caller.user_id, connection.position, upto, connection.state.rooms.keys(), selection.rows
+            )
+        works = await self._find_works(request, connection, selection, recounted)
         newly_sent: set[Member] = set()
         entries, told = await make_entries(parts.entries, request, connection, works, upto, members, newly_sent)
         told_nids = {work.room.room_nid for work in told}
@@ -179,13 +191,14 @@ class SlidingSync:
         extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
             changes.set_room(work.room.room_nid, work.result())
-        await self._end_others(request, connection, selection, told_nids, changes)
+        await self._end_others(request, connection, selection, told_nids, recounted, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
             "rooms": entries,
             "extensions": extensions,
         }
-        is_news, state = bool(entries) or extension_news or len(told) < len(works), changes.result()
+        is_news = any(map(_is_told, told)) or extension_news or len(told) < len(works)
+        state = changes.result()
         if not is_news and state is connection.state and token == self._now():
             self._parts.empty.keep(request, connection, token, body)
         lasts = selection.lasts and len(told) == len(works)
@@ -196,11 +209,15 @@ class SlidingSync:
         return SyncToken(self._streams.current(), self._parts.typing.position)
 
     async def _find_works(
-        self, request: SlidingRequest, connection: Connection, selection: Selection
+        self, request: SlidingRequest, connection: Connection, selection: Selection, recounted: Set[int]
     ) -> list[RoomWork]:
-        """The rooms of the windows and subscriptions in which there may be something to tell."""
+        """The rooms of the windows and subscriptions in which there may be something to tell.
+
+        `recounted`: those whose counts may be others.
+        """
         parts = self._parts
         wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
+        counted: set[int] = set()
         sent_rooms, position = connection.state.rooms, connection.position
         recent = None
         if connection.token is not None:
@@ -212,7 +229,8 @@ class SlidingSync:
                 selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
             )
         changed = selection.to_look_at(connection.state, None if recent is None else recent.events)
-        for nid in dict.fromkeys([*changed, *moved]) if moved else changed:
+        others = [*moved, *(recounted & selection.configs.keys())]
+        for nid in dict.fromkeys([*changed, *others]) if others else changed:
             config = selection.configs[nid]
             sent = sent_rooms.get(nid)
             grown = sent is not None and not sent.covers(config)
@@ -222,7 +240,13 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or nid in moved or (grown and was_inside(row)):
+            # a room that was out of view while its counts changed
+            is_recounted = nid in recounted or (
+                sent is not None and sent.upto != LIVE and not request.stable and row.membership == "join"
+            )
+            if is_recounted:
+                counted.add(nid)
+            if sent is None or news or is_recounted or nid in moved or (grown and was_inside(row)):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}
@@ -232,7 +256,9 @@ class SlidingSync:
             initial = sent is None or (_completion(partial, row) or 0) > since
             if not initial and row.position > since:
                 if row.membership == "join":
-                    initial = not await parts.states.was_joined_at(row, since)
+                    initial = not await parts.states.was_joined_at(row, since) or await parts.past.has_come_since(
+                        row, since
+                    )
                 else:
                     initial = await parts.lists.was_reset(row)
             works.append(
@@ -247,6 +273,7 @@ class SlidingSync:
                     row.was_joined,
                     rooms[nid].room_id in selection.labels.direct,
                     named.get(nid, ()),
+                    is_recounted=nid in counted,
                 )
             )
         return works
@@ -257,18 +284,19 @@ class SlidingSync:
         connection: Connection,
         selection: Selection,
         told: set[int],
+        recounted: Set[int],
         changes: StateChanges,
     ) -> None:
-        """Live rooms with news that this answer does not tell are live no longer."""
+        """Live rooms with news that this answer does not tell are live no longer, nor those with other counts."""
         if connection.token is None:
             return
         rooms = connection.state.rooms
         recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
-        candidates = rooms.keys() if recent is None else recent.events & rooms.keys()
+        candidates = rooms.keys() if recent is None else (recent.events | recounted) & rooms.keys()
         live = [nid for nid in candidates if nid not in told and nid in selection.rows and rooms[nid].upto == LIVE]
         latest = await self._parts.lists.latest([nid for nid in live if selection.rows[nid].membership == "join"])
         for nid in live:
-            if news_of(selection.rows[nid], latest) > connection.position:
+            if nid in recounted or news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
 
 

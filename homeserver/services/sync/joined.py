@@ -64,6 +64,8 @@ class RoomWork(msgspec.Struct, gc=False):
     whole_state: bool
     in_part: bool = False
     """Only a part of the room's state is here: memberships become known as people act."""
+    is_back: bool = False
+    """Whether the user has left and come back since then."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
     resolved: bool = False
@@ -78,6 +80,11 @@ class RoomWork(msgspec.Struct, gc=False):
     is_recounted: bool = False
     """The counts may be others, whatever arrived."""
     account_data: list[Any] = []
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a device may know nothing of what is beside the timeline."""
+        return self.since == 0 or self.is_back
 
     @property
     def stayed_until(self) -> int | None:

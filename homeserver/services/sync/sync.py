@@ -235,15 +235,18 @@ class Sync:
             moved = span.since < row.position <= span.upto
             if row.membership == "join":
                 whole = request.since is None or request.full_state
+                is_back = False
                 if moved and not whole:
                     whole = not await self._parts.states.was_joined_at(row, span.since)
+                    is_back = not whole and await self._parts.past.has_come_since(row, span.since)
                 since = 0 if whole and not request.full_state else span.since
+                whole = whole or is_back  # a device that forgot the room meanwhile has nothing of it any more
                 part = partial.get(row.room_nid)
                 if part is not None and part.completed is not None and span.since < part.completed <= span.upto:
                     whole = True
                     since = since if request.loads_lazily else 0
                 in_part = part is not None and part.completed is None
-                joined.append(RoomWork(rooms[row.room_nid], row, since, whole, in_part))
+                joined.append(RoomWork(rooms[row.room_nid], row, since, whole, in_part, is_back))
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
@@ -307,13 +310,13 @@ class Sync:
         user_id = request.caller.user_id
         is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
         changed = self._parts.recent.rooms_since(user_id, span.since) if request.since is not None else None
-        is_known = all(work.since for work in works) and all(work.since for work in left)
+        is_known = not any(work.is_begun for work in (*works, *left))
         if is_quiet and is_known and changed is not None and not (changed.receipts or data.rooms):
             return  # messages alone, as mostly
         by_nid = {work.room.room_nid: work for work in works}
-        reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.since == 0]
+        reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.is_begun]
         if reading and wanted.ephemeral.allows("m.receipt", None):
-            ranges = {nid: (by_nid[nid].since, span.upto) for nid in reading}
+            ranges = {nid: (0 if by_nid[nid].is_begun else by_nid[nid].since, span.upto) for nid in reading}
             for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
@@ -325,7 +328,7 @@ class Sync:
                         by_nid[nid].ephemeral.append(typing_event(typing, ignored))
         kept = data.rooms
         if request.since is not None:
-            new = [work.room.room_id for work in (*works, *left) if work.since == 0]
+            new = [work.room.room_id for work in (*works, *left) if work.is_begun]
             if new:
                 of_new = await self._parts.account_data.get_rooms_account_data(user_id, new)
                 kept = {**kept, **{room_id: of_new.get(room_id, {}) for room_id in new}}
@@ -389,8 +392,8 @@ def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple
     """Rooms by the ephemeral position from which the client lacks them."""
     if request.since is None:
         return [(None, [work.room.room_nid for work in works])]
-    new = [work.room.room_nid for work in works if work.since == 0]
-    known = [work.room.room_nid for work in works if work.since != 0]
+    new = [work.room.room_nid for work in works if work.is_begun]
+    known = [work.room.room_nid for work in works if not work.is_begun]
     return [(None, new), (request.since.ephemeral, known)]
 
 

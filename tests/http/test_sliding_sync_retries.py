@@ -1,0 +1,85 @@
+"""Sliding sync: the answer to a request that its client gave up, of which the server had not heard, takes nothing from who goes on."""
+
+import pytest
+
+from storage.sliding_connections import MOST_OF_A_CONNECTION
+from tests.helpers.http import Pending
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, create, say
+
+pytestmark = pytest.mark.usefixtures("compared")
+
+
+def talk(server: TestServer) -> tuple[User, User, list[str]]:
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat") for _ in range(4)]
+    for room_id in rooms:
+        act(bob, room_id, "join")
+    return alice, bob, rooms
+
+
+def woken(server: TestServer, *pending: Pending) -> list[str]:
+    """Where each of the answers ends."""
+    for _ in range(5):
+        server.clock.advance(0.2)
+    return [each.answer.json["pos"] for each in pending]
+
+
+def go_on(client: SlidingClient, pos: str) -> None:
+    client.pos = pos
+    client.sync()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> None:
+    alice, bob, rooms = talk(server)
+    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
+    client.sync()
+    given_up, retry = client.wait(), client.wait()
+    say(alice, rooms[0], "hello")  # another room leaves the window: a state for each answer
+    ends = woken(server, given_up, retry)
+    assert ends[0] != ends[1]
+    go_on(client, ends[first])  # whichever of the two it was that came
+    say(alice, rooms[1], "again")
+    client.sync()
+    client.sync()
+
+
+def test_a_late_answer_beside_who_has_gone_on(server: TestServer) -> None:
+    alice, bob, rooms = talk(server)
+    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
+    client.sync()
+    given_up = client.wait()
+    client.body["lists"]["all"]["timeline_limit"] = 5
+    client.sync()
+    going_on = client.wait()
+    say(alice, rooms[0], "hello")
+    _, end = woken(server, given_up, going_on)
+    go_on(client, end)
+    client.sync()
+
+
+def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
+    alice, bob, rooms = talk(server)
+    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
+    client.sync()
+    given_up = client.wait()
+    client.body["lists"]["all"]["timeline_limit"] = 5
+    client.sync()
+    say(alice, rooms[0], "hello")
+    woken(server, given_up)
+    client.sync()
+
+
+def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
+    alice, bob, rooms = talk(server)
+    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
+    client.sync()
+    attempts = [client.wait() for _ in range(MOST_OF_A_CONNECTION + 3)]
+    say(alice, rooms[0], "hello")
+    ends = woken(server, *attempts)
+    for pos in sorted(ends, key=lambda pos: int(pos.split("_")[-1]))[-MOST_OF_A_CONNECTION + 1 :]:
+        answer = bob.post(f"{client.path().partition('?')[0]}?pos={pos}", client.body)
+        assert answer.status == 200, answer.body
+    (known,) = [each for key, each in server.app.rooms.sliding.connections._known.items() if key.user_id == bob.user_id]
+    assert len(known.states) <= MOST_OF_A_CONNECTION
