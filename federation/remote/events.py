@@ -51,7 +51,10 @@ class EventAtTime(msgspec.Struct, frozen=True):
 
 
 class RemoteEvents:
-    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server."""
+    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server.
+
+    `seconds`: so long an answer may take at most, or less where that is long for it.
+    """
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -65,6 +68,7 @@ class RemoteEvents:
         latest: Collection[EventID],
         limit: int,
         min_depth: int = 0,
+        seconds: float = SECONDS,
     ) -> list[Pdu]:
         """What precedes `latest`, without it, as far back as `earliest`."""
         answer = await self._requests.post(
@@ -76,7 +80,7 @@ class RemoteEvents:
                 "limit": limit,
                 "min_depth": min_depth,
             },
-            seconds=SECONDS,
+            seconds=_at_most(server, seconds, SECONDS),
             max_bytes=MAX_PAGE_BYTES,
         )
         return _pdus(server, answer, "events", limit)
@@ -90,37 +94,56 @@ class RemoteEvents:
         answer = await self._requests.get(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
         return _pdus(server, answer, "pdus", limit)
 
-    async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StateIDs:
+    async def get_state_ids(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+    ) -> StateIDs:
         """The state before an event."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get(
-            server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_IDS_BYTES
+            server,
+            path,
+            [("event_id", event_id)],
+            seconds=_at_most(server, seconds, STATE_SECONDS),
+            max_bytes=MAX_IDS_BYTES,
         )
         return StateIDs(_ids(server, answer, "pdu_ids"), _ids(server, answer, "auth_chain_ids"))
 
-    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StatePDUs:
+    async def get_state(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+    ) -> StatePDUs:
         """The state before an event, in full."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
         answer = await self._requests.get_as(
-            StatePDUs, server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_STATE_BYTES
+            StatePDUs,
+            server,
+            path,
+            [("event_id", event_id)],
+            seconds=_at_most(server, seconds, STATE_SECONDS),
+            max_bytes=MAX_STATE_BYTES,
         )
         if len(answer.state) + len(answer.auth_chain) > MAX_STATE_EVENTS:
             raise RemoteError(server, "the state is longer than any that is read", retryable=False)
         return answer
 
-    async def get_event(self, server: ServerName, event_id: EventID) -> Pdu:
+    async def get_event(self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS) -> Pdu:
         """One event."""
         path = path_of("/_matrix/federation/v1/event/{}", event_id)
-        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_EVENT_BYTES)
+        answer = await self._requests.get(
+            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_EVENT_BYTES
+        )
         pdus = _pdus(server, answer, "pdus", 1)
         if not pdus:
             raise RemoteError(server, "the answer lacks the event", retryable=False)
         return pdus[0]
 
-    async def get_event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[Pdu]:
+    async def get_event_auth(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = SECONDS
+    ) -> list[Pdu]:
         """The auth chain of an event."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
-        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        answer = await self._requests.get(
+            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_PAGE_BYTES
+        )
         return _pdus(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
     async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
@@ -133,6 +156,12 @@ class RemoteEvents:
         if not isinstance(event_id, str) or not is_event_id(event_id) or type(found_ts) is not int:
             raise RemoteError(server, "the answer names no event", retryable=False)
         return EventAtTime(EventID(event_id), found_ts)
+
+
+def _at_most(server: ServerName, seconds: float, most: float) -> float:
+    if seconds <= 0:
+        raise RemoteError(server, "there is no time left to ask it", retryable=True)
+    return min(seconds, most)
 
 
 def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu]:

@@ -4,7 +4,7 @@ Only events that are not here yet are fetched: few one by one, many all at once.
 that it rests on. A server that tells of more than a room can hold, or of something that is no state, is not believed.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import RemoteEvents
+from federation.remote.events import STATE_SECONDS, RemoteEvents
 from federation.rooms.batch import Outcome, sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
@@ -28,6 +28,15 @@ AT_ONCE: Final = 5
 """How many of them at a time."""
 MAX_NEW: Final = 50_000
 """Events that are taken in for the sake of one state."""
+
+
+TimeLeft = Callable[[], float]
+"""How many seconds there are still, now."""
+
+
+def as_long_as_it_takes() -> float:
+    """No more than any single request may take."""
+    return STATE_SECONDS
 
 
 class ToldState(msgspec.Struct, frozen=True):
@@ -54,22 +63,24 @@ class RemoteStates:
         event_id: EventID,
         most_new: int = MAX_NEW,
         part_of: PartOf = PartOf.SOME_STATE,
+        *,
+        left: TimeLeft = as_long_as_it_takes,
     ) -> ToldState:
         """The state before an event as a server tells it; its events are stored by then.
 
-        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`: what it is worth. Raises
-        RemoteError.
+        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`: what it is worth.
+        `left`: how long it may still take. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
-        told = await self._remote.get_state_ids(server, room_id, event_id)
+        told = await self._remote.get_state_ids(server, room_id, event_id, seconds=left())
         wanted = {*told.state, *told.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
         if len(missing) > most_new:
             raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
         if len(missing) <= FEW:
-            kept = await self._keep(snapshot, await self._fetch(server, missing), missing)
+            kept = await self._keep(snapshot, await self._fetch(server, missing, left), missing)
         else:
-            state = await self._remote.get_state(server, room_id, event_id)
+            state = await self._remote.get_state(server, room_id, event_id, seconds=left())
             pdus: list[Pdu] = [*state.auth_chain, *state.state]
             kept = list(zip(pdus, await self._imports.keep(snapshot.room, pdus), strict=True))
         entries = await self._store.get_entries(room_nid, told.state)
@@ -77,21 +88,27 @@ class RemoteStates:
         return ToldState([EventID(name) for name in entries], find_left_out(kept, told.state, part_of))
 
     async def fetch_auth_chain(
-        self, server: ServerName, snapshot: RoomSnapshot, event: Event, missing: Collection[EventID]
+        self,
+        server: ServerName,
+        snapshot: RoomSnapshot,
+        event: Event,
+        missing: Collection[EventID],
+        *,
+        left: TimeLeft = as_long_as_it_takes,
     ) -> None:
         """Keep what an event rests on as far as the server gives it; `missing` are its auth events that are not here.
 
         Raises RemoteError.
         """
-        chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id)
+        chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id, seconds=left())
         await self._keep(snapshot, chain, None)
-        left = set(missing) - (await self._store.get_event_nids(missing)).keys()
-        if left:
-            await self._keep(snapshot, await self._fetch(server, left), left)
+        lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
+        if lacking:
+            await self._keep(snapshot, await self._fetch(server, lacking, left), lacking)
 
-    async def _fetch(self, server: ServerName, event_ids: Iterable[EventID]) -> list[Pdu]:
+    async def _fetch(self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft) -> list[Pdu]:
         async def fetch(event_id: EventID) -> Pdu:
-            return await self._remote.get_event(server, event_id)
+            return await self._remote.get_event(server, event_id, seconds=left())
 
         return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
 
