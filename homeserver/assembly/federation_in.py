@@ -47,8 +47,8 @@ class IncomingParts:
     ) -> None:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
-        self.remote = RemoteEvents(federation.requests)
-        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote)
+        self.remote = RemoteEvents(federation.requests, clock)
+        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote, clock)
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,

@@ -1,6 +1,9 @@
 """Servers that know no more of a room than its id, and others that give no answer: what is fetched on behalf of whom, and when."""
 
+from collections import Counter
 from collections.abc import Sequence
+
+import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
@@ -188,3 +191,43 @@ async def test_little_is_kept_for_outsiders(network: Network) -> None:
 
     assert kept == Places().outside
     assert await InboxStore(room.north.server.app.database).count() == kept
+
+
+async def test_whole_states_are_read_one_at_a_time_and_lists_of_ids_two(network: Network) -> None:
+    room = await shared(network)
+    hostile = [Side(network.add(f"h{number}.evil.example")) for number in range(4)]
+    rooms = [create_room(room.alice) for _ in hostile]
+    for side, room_id in zip(hostile, rooms, strict=True):
+        await adopt(room.north, side, side.server.register("x").user_id, room_id)
+    open_: Counter[str] = Counter()
+    names = {side.name for side in hostile}
+    ids = msgspec.json.encode({"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []})
+    answers = {"get_missing_events": b'{"events":[]}'}
+
+    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        word = request.uri.split("/")[4]
+        return WireAnswer(200, {}, answers[word]) if destination in names and word in answers else None
+
+    def weather(letter: Letter) -> Fate:
+        word = letter.request.uri.split("/")[4]
+        if letter.destination not in names or word not in ("state", "state_ids") or word in answers:
+            return Fate.ARRIVES
+        open_[word] += 1
+        return Fate.IS_NOT_ANSWERED
+
+    network.liars.append(lie)
+    network.weather = weather
+    for answered, most in (((), Counter(state_ids=2)), (("state_ids",), Counter(state=1))):
+        answers.update((word, ids) for word in answered)
+        open_.clear()
+        for number, (side, room_id) in enumerate(zip(hostile, rooms, strict=True)):
+            await side.push(NORTH, [(await lie_of(side, room.north, room_id, 10 * len(answered) + number)).pdu])
+        network.settle()
+        assert open_ == most
+        network.clock.pump([10.0] * 40)
+        assert sum(open_.values()) >= len(hostile), "and each has its turn"
+        network.clock.pump([3600.0] * 50)
+
+    network.weather = lambda _: Fate.ARRIVES
+    await bring_with_a_gap(room, "honest")
+    assert await seconds_until_shown(room, "honest") <= 5
