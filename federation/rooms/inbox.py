@@ -7,14 +7,14 @@ Laws:
   what its events refer to. After a try in vain the room rests, longer each time; news of the room end the rest early, since
   then somebody can be reached again.
 - What was tried least is tried first, by turns among the servers that sent it: events that nobody can complete do not hold up
-  the others. Who has been in the room for longest comes first, and has little time at the first try, more at each further one.
+  the others. Of servers that were tried as often, the one that has been in the room for longest comes first; it has little time at
+  the first try, more at each further one. What takes long ends when there is news, and others have their turn.
 - For what comes from outside the room nothing is asked of anybody, unless it has to do with the room (`insiders.py`): it
   waits for what others bring. Rooms in which only such events wait are worked on as for one server.
 - After two days an event is given up. Should others build upon it, it is missing like any other then, and asked for again.
 """
 
 from collections.abc import Coroutine, Sequence
-from math import inf
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -183,6 +183,9 @@ class Inbox:
                     rest = None
                     break
                 settled, attempts = left
+                if attempts is None:  # others have their turn before it goes on
+                    rest = SHORTEST_REST
+                    break
                 if not settled and not self._working[room_nid]:
                     rest = min(FIRST_REST * 2**attempts, LONGEST_REST)
                     break
@@ -197,8 +200,9 @@ class Inbox:
                 self._rest(room_nid, rest)
         self._observer.inbox_changed(await self._store.count())
 
-    async def _try_room(self, room_nid: int) -> tuple[int, int] | None:
-        """Try once: how many events are settled, and how often the others were tried before; None when nothing waits."""
+    async def _try_room(self, room_nid: int) -> tuple[int, int | None] | None:
+        """Try once: how many events are settled, and how often the others were tried before, or None where some had no turn since it
+        took so long; None when nothing waits."""
         rows = await self._store.get_of_room(room_nid, BATCH)
         if not rows:
             return None
@@ -213,19 +217,33 @@ class Inbox:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             since = await self._insiders.in_room(snapshot)
             tried: set[int] = set()
-            for origin in sorted({ServerName(row.origin) for row in rows}, key=lambda name: since.get(name, inf)):
-                theirs = [row for row in rows if row.origin == origin]
-                asked, done = await self._try_together(snapshot, origin, theirs)
+            by_origin: dict[ServerName, list[InboxRow]] = {}
+            for row in rows:
+                by_origin.setdefault(ServerName(row.origin), []).append(row)
+            turns = sorted(
+                by_origin,
+                key=lambda name: (name not in since, min(row.attempts for row in by_origin[name]), since.get(name, 0)),
+            )
+            begun = self._clock.seconds()
+            while turns:
+                took = self._clock.seconds() - begun
+                if took >= MAX_SECONDS or (took >= FIRST_SECONDS and self._working[room_nid]):
+                    break
+                origin = turns.pop(0)
+                asked, done = await self._try_together(snapshot, origin, by_origin[origin])
                 tried |= asked
                 settled |= done
         except MatrixError as error:
             self._log.info("what waits in {room_id} is dropped: {why}", room_id=room.room_id, why=error.text)
             settled = {row.inbox_nid for row in (*rows, *given_up)}
+            turns = []
         if settled:
             await self._store.remove(settled)
-        vain = [row for row in rows if row.inbox_nid not in settled]
+        vain = [row for row in rows if row.inbox_nid not in settled and row.origin not in turns]
         if vain:
             await self._store.note_attempt(row.inbox_nid for row in vain)
+        if turns:
+            return len(settled), None
         matter = [row for row in vain if row.inbox_nid in tried] or vain
         return len(settled), min((row.attempts for row in matter), default=0)
 
