@@ -27,6 +27,7 @@ from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
 from federation.rooms.inbox import Inbox, ReceiptObserver, must_wait, verdict_of
+from federation.rooms.insiders import Insiders, can_be_proved_by
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.receive import Receiver
@@ -61,6 +62,7 @@ class Transactions:
         memberships: Memberships,
         receiver: Receiver,
         inbox: Inbox,
+        insiders: Insiders,
         edus: EduReceivers,
         outside: OutsideNews,
         policy: Policy,
@@ -70,6 +72,7 @@ class Transactions:
         self._memberships = memberships
         self._receiver = receiver
         self._inbox = inbox
+        self._insiders = insiders
         self._edus = edus
         self._outside = outside
         self._policy = policy
@@ -149,6 +152,11 @@ class Transactions:
                 refusal = await self._outside.refusal(snapshot, origin, event)
                 results[event.event_id] = {} if refusal is None else {"error": refusal}
             return results
+        inside = await self._insiders.find(snapshot, origin, events)
+        unknown = [event for event in events if event.event_id not in inside and not can_be_proved_by(event, origin)]
+        for event in unknown:  # not even a key is asked for
+            results[event.event_id] = {"error": "Neither you nor the server of its sender is in the room"}
+            events.remove(event)
         outcomes = await self._receiver.receive(room_id, events, origin=origin, may_wait=True)
         for event, outcome in zip(events, outcomes, strict=True):
             self._observer.pdu_received(verdict_of(outcome))
@@ -165,13 +173,23 @@ class Transactions:
         naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]
         others = [event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)]
         judge = await self._find_judge(room_id) if unjudged else None
+        is_outside = origin not in await self._insiders.in_room(snapshot)
         for those in (unjudged, naming, others):  # most of the others follow the unjudged
             if not those:
                 continue
             try:
-                await self._inbox.add(snapshot.room, origin, those, judge=judge if those is unjudged else None)
+                await self._inbox.add(
+                    snapshot.room,
+                    origin,
+                    those,
+                    judge=judge if those is unjudged else None,
+                    is_outside=is_outside,
+                    is_news=any(event.event_id in inside for event in those),
+                )
             except InboxFull:  # not acknowledged; and no reason to refuse the rest of what the server sends
-                results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in those)
+                results.update((event.event_id, {"error": "Too many events wait already"}) for event in those)
+        if any(event.membership == "join" and results[event.event_id] == {} for event in events):
+            self._inbox.newcomer(snapshot.room.room_nid)
         return results
 
     async def _find_judge(self, room_id: RoomID) -> ServerName:

@@ -120,6 +120,17 @@ class Requests:
         answer: T = await self._send("GET", destination, path, query, None, seconds, max_bytes, True, form)
         return answer
 
+    async def get_bytes(
+        self, destination: ServerName, path: str, query: Query = (), *, seconds: float, max_bytes: int
+    ) -> bytes:
+        """What a GET answers, unread: for answers that are too long to be read at once. Raises RemoteError, Forbidden."""
+        self._policy.check_destination(destination, path)
+        request = self._request("GET", destination, path, query, None, seconds, max_bytes, True, None)
+        answer = await self._wire.exchange(destination, request)
+        if answer.status != 200:
+            _read(destination, answer, Any)
+        return answer.body
+
     async def download(
         self,
         destination: ServerName,

@@ -4,6 +4,9 @@ A server has so many places here. Events that wait for the word of their room's 
 them, have some of these only, for one policy server fewer, and in one room fewer yet: one that never has time keeps neither rooms
 without a policy server out, nor those of another. What names the room's policy server may end the waiting: it has a place as long as
 there is any.
+
+All servers together have so many places, and so many bytes. Once half of that is taken, one server has few, so that it takes
+very many servers to fill the rest. Those that are not in the room for which they send share a small part of it.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -23,6 +26,16 @@ class Places(msgspec.Struct, frozen=True):
     unjudged_by_one: int = 750
     """For the word of the same."""
     unjudged_of_room: int = 200
+    bytes_of_one: int = 32 << 20
+    together: int = 20_000
+    """Of all servers."""
+    bytes_together: int = 256 << 20
+    when_scarce: int = 100
+    """Of one server, once half of all places or bytes are taken."""
+    outside: int = 50
+    """Of one server, in rooms that it is not in."""
+    outside_together: int = 1000
+    outside_bytes: int = 16 << 20
 
 
 class InboxFull(Exception):
@@ -47,6 +60,8 @@ class InboxRow(msgspec.Struct, frozen=True):
     origin: str
     received_ts: int
     attempts: int
+    is_outside: bool
+    """The server that sent it was not in the room then."""
     pdu: bytes
 
 
@@ -58,17 +73,30 @@ class InboxStore:
         self._places = places or Places()
 
     async def add(
-        self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int, *, judge: str | None
+        self,
+        room_nid: int,
+        origin: str,
+        rows: Sequence[NewInboxRow],
+        received_ts: int,
+        *,
+        judge: str | None,
+        is_outside: bool = False,
     ) -> None:
         """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept.
 
         `judge`: the policy server for whose word they wait. Where others of this server in the room wait for one, these are taken to
-        as well: most events follow the ones before.
+        as well: most events follow the ones before. `is_outside`: the server is not in the room; what one brings that is in it
+        takes the place of the same from outside.
         """
-        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge)
+        await self._database.write(
+            "add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge, is_outside
+        )
 
     async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
-        """What waits in a room: first what was tried least often, then what came first."""
+        """What waits in a room, one of each server before a second of any: first what was tried least often, then what came first.
+
+        So many from servers that were in the room, then so many from others.
+        """
         return await self._database.read_quickly("get_inbox", _select, room_nid, limit)
 
     async def get_rooms(self) -> list[int]:
@@ -95,23 +123,57 @@ class InboxStore:
         rows: list[NewInboxRow],
         received_ts: int,
         judge: str | None,
+        is_outside: bool,
     ) -> None:
         names = [row.event_id for row in rows]
-        there = {name for (name,) in txn.query_in("SELECT event_id FROM inbox WHERE event_id IN {keys}", names)}
+        waiting = txn.query_in("SELECT event_id, is_outside, inbox_nid FROM inbox WHERE event_id IN {keys}", names)
+        _remove(txn, [nid for _, was_outside, nid in waiting if was_outside and not is_outside])
+        there = {name for name, was_outside, _ in waiting if is_outside or not was_outside}
         new = [row for row in rows if row.event_id not in there]
         if judge is None:
             judge = _find_judge(txn, room_nid, origin)
-        if not self._has_places(txn, room_nid, origin, new, judge):
+        if not (self._has_room(txn, origin, new, is_outside) and self._has_places(txn, room_nid, origin, new, judge)):
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge, is_outside, size)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
-                (first + at, room_nid, received_ts, row.event_id, origin, row.pdu, None if row.is_naming else judge)
+                (
+                    first + at,
+                    room_nid,
+                    received_ts,
+                    row.event_id,
+                    origin,
+                    row.pdu,
+                    None if row.is_naming else judge,
+                    int(is_outside),
+                    len(row.pdu),
+                )
                 for at, row in enumerate(new)
             ],
         )
+
+    def _has_room(self, txn: Transaction, origin: str, new: Collection[NewInboxRow], is_outside: bool) -> bool:
+        """Whether all servers together, and this one, have so many places and bytes left."""
+        if not new:
+            return True
+        places, more = self._places, sum(len(row.pdu) for row in new)
+        shares = {
+            bool(outside): (count + len(new), int(size) + more, of_one + len(new), int(size_of_one) + more)
+            for outside, count, size, of_one, size_of_one in txn.query(
+                "SELECT is_outside, count(*), SUM(size), count(CASE WHEN origin = ? THEN 1 END),"
+                " SUM(CASE WHEN origin = ? THEN size ELSE 0 END) FROM inbox GROUP BY is_outside",
+                (origin, origin),
+            )
+        }
+        count, size, of_one, size_of_one = shares.get(is_outside, (len(new), more, len(new), more))
+        if is_outside:
+            return count <= places.outside_together and size <= places.outside_bytes and of_one <= places.outside
+        if count > places.together or size > places.bytes_together or size_of_one > places.bytes_of_one:
+            return False
+        is_scarce = count > places.together // 2 or size > places.bytes_together // 2
+        return not is_scarce or of_one <= places.when_scarce
 
     def _has_places(
         self, txn: Transaction, room_nid: int, origin: str, new: Collection[NewInboxRow], judge: str | None
@@ -144,11 +206,17 @@ def _find_judge(txn: Transaction, room_nid: int, origin: str) -> str | None:
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT inbox_nid, event_id, origin, received_ts, attempts, pdu FROM inbox WHERE room_nid = ?"
-        " ORDER BY attempts, inbox_nid LIMIT ?",
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu FROM inbox AS i JOIN"
+        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside ORDER BY turn, attempts, inbox_nid) AS place FROM"
+        " (SELECT inbox_nid, is_outside, attempts, ROW_NUMBER() OVER"
+        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox WHERE room_nid = ?) AS turns)"
+        " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ? ORDER BY i.is_outside, places.place",
         (room_nid, limit),
     )
-    return [InboxRow(*row) for row in rows]
+    return [
+        InboxRow(nid, event_id, origin, received_ts, attempts, bool(is_outside), pdu)
+        for nid, event_id, origin, received_ts, attempts, is_outside, pdu in rows
+    ]
 
 
 def _select_rooms(txn: Transaction) -> list[int]:

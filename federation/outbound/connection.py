@@ -1,8 +1,9 @@
 """One connection to a server: a request, its whole answer, and so on.
 
 llhttp (by httptools) reads the answers. The other side is not trusted: the head and the body have limits, as they come
-and once they are unpacked; what comes unasked ends the connection. Time is limited by whoever waits: to cancel what
-`exchange` waits for ends the connection, however busily the other side drips.
+and once they are unpacked, and a long body that is kept here may not have been packed too tightly; what comes unasked ends the
+connection. Time is limited by whoever waits: to cancel what `exchange` waits for ends the connection, however busily the other side
+drips.
 """
 
 import zlib
@@ -28,6 +29,10 @@ MAX_HEAD_BYTES: Final = 64 << 10
 """Of an answer: its first line, its headers, and interim answers before it."""
 MAX_UNTAKEN_BYTES: Final = 64 << 10
 """Of the body of an answer that somebody would have taken, had it been a good one."""
+FREELY_UNPACKED_BYTES: Final = 16 << 20
+MAX_UNPACKED_TIMES: Final = 50
+"""Beyond these bytes an answer that is kept in memory may be so many times as long as it was packed: events, with their hashes and
+signatures, are three or four times as long."""
 PIECE_BYTES: Final = 256 << 10
 """What is unpacked at once."""
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
@@ -151,7 +156,7 @@ class Connection(Protocol):
             if taken is None:
                 self._max_bytes = min(self._max_bytes, MAX_UNTAKEN_BYTES)
             else:
-                self._give = taken
+                self._give, self._is_kept = taken, False
         length = self._headers.get("content-length")
         if length is not None and length.isdigit() and int(length) > self._max_bytes:
             raise self._too_long()
@@ -173,6 +178,8 @@ class Connection(Protocol):
             while True:
                 piece = self._unpacker.decompress(data, PIECE_BYTES)
                 self._pass(piece)
+                if self._is_kept and self._size > max(FREELY_UNPACKED_BYTES, self._packed_size * MAX_UNPACKED_TIMES):
+                    raise OutboundError("its answer is packed too tightly", retryable=False)
                 data = self._unpacker.unconsumed_tail
                 if not data and len(piece) < PIECE_BYTES:
                     break
@@ -202,6 +209,7 @@ class Connection(Protocol):
         self._packed_size = 0
         self._unpacker = None
         self._give = self._chunks.append
+        self._is_kept = True
 
     def _pass(self, data: bytes) -> None:
         self._size += len(data)

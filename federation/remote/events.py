@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
+from federation.remote.long_lists import split_lists
 from federation.requests import Requests, path_of
 
 Pdu = Mapping[str, Any]
@@ -23,7 +25,7 @@ MAX_AUTH_CHAIN: Final = 20_000
 """Of the auth chain of one event."""
 MAX_PAGE_BYTES: Final = 16 << 20
 MAX_STATE_BYTES: Final = 256 << 20
-MAX_IDS_BYTES: Final = 64 << 20
+MAX_IDS_BYTES: Final = 24 << 20
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
 STATE_SECONDS: Final = 300
@@ -39,8 +41,13 @@ class StateIDs(msgspec.Struct, frozen=True):
 class StatePDUs(msgspec.Struct, frozen=True):
     """A state, and its auth chain; the events are taken apart only when their turn comes."""
 
-    state: Sequence[msgspec.Raw] = msgspec.field(name="pdus")
+    state: Sequence[msgspec.Raw]
     auth_chain: Sequence[msgspec.Raw]
+
+
+class _StateIDsAnswer(msgspec.Struct):
+    pdu_ids: list[str]
+    auth_chain_ids: list[str]
 
 
 class EventAtTime(msgspec.Struct, frozen=True):
@@ -51,10 +58,14 @@ class EventAtTime(msgspec.Struct, frozen=True):
 
 
 class RemoteEvents:
-    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server."""
+    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server.
 
-    def __init__(self, requests: Requests) -> None:
+    `seconds`: so long an answer may take at most, or less where that is long for it.
+    """
+
+    def __init__(self, requests: Requests, clock: IReactorTime) -> None:
         self._requests = requests
+        self._clock = clock
 
     async def get_missing_events(
         self,
@@ -65,6 +76,7 @@ class RemoteEvents:
         latest: Collection[EventID],
         limit: int,
         min_depth: int = 0,
+        seconds: float = SECONDS,
     ) -> list[Pdu]:
         """What precedes `latest`, without it, as far back as `earliest`."""
         answer = await self._requests.post(
@@ -76,7 +88,7 @@ class RemoteEvents:
                 "limit": limit,
                 "min_depth": min_depth,
             },
-            seconds=SECONDS,
+            seconds=_at_most(server, seconds, SECONDS),
             max_bytes=MAX_PAGE_BYTES,
         )
         return _pdus(server, answer, "events", limit)
@@ -90,37 +102,58 @@ class RemoteEvents:
         answer = await self._requests.get(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
         return _pdus(server, answer, "pdus", limit)
 
-    async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StateIDs:
+    async def get_state_ids(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+    ) -> StateIDs:
         """The state before an event."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
-        answer = await self._requests.get(
-            server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_IDS_BYTES
+        answer = await self._requests.get_as(
+            _StateIDsAnswer,
+            server,
+            path,
+            [("event_id", event_id)],
+            seconds=_at_most(server, seconds, STATE_SECONDS),
+            max_bytes=MAX_IDS_BYTES,
         )
-        return StateIDs(_ids(server, answer, "pdu_ids"), _ids(server, answer, "auth_chain_ids"))
+        return StateIDs(_ids(server, answer.pdu_ids), _ids(server, answer.auth_chain_ids))
 
-    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StatePDUs:
+    async def get_state(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+    ) -> StatePDUs:
         """The state before an event, in full."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
-        answer = await self._requests.get_as(
-            StatePDUs, server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_STATE_BYTES
+        body = await self._requests.get_bytes(
+            server,
+            path,
+            [("event_id", event_id)],
+            seconds=_at_most(server, seconds, STATE_SECONDS),
+            max_bytes=MAX_STATE_BYTES,
         )
-        if len(answer.state) + len(answer.auth_chain) > MAX_STATE_EVENTS:
-            raise RemoteError(server, "the state is longer than any that is read", retryable=False)
-        return answer
+        try:
+            found = await split_lists(body, ("pdus", "auth_chain"), MAX_STATE_EVENTS, self._clock)
+        except ValueError as error:
+            raise RemoteError(server, f"the answer is no state: {error}", retryable=False) from error
+        return StatePDUs(found["pdus"], found["auth_chain"])
 
     async def get_event(self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS) -> Pdu:
         """One event."""
         path = path_of("/_matrix/federation/v1/event/{}", event_id)
-        answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_EVENT_BYTES)
+        answer = await self._requests.get(
+            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_EVENT_BYTES
+        )
         pdus = _pdus(server, answer, "pdus", 1)
         if not pdus:
             raise RemoteError(server, "the answer lacks the event", retryable=False)
         return pdus[0]
 
-    async def get_event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[Pdu]:
+    async def get_event_auth(
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = SECONDS
+    ) -> list[Pdu]:
         """The auth chain of an event."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
-        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        answer = await self._requests.get(
+            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_PAGE_BYTES
+        )
         return _pdus(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
     async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
@@ -135,6 +168,12 @@ class RemoteEvents:
         return EventAtTime(EventID(event_id), found_ts)
 
 
+def _at_most(server: ServerName, seconds: float, most: float) -> float:
+    if seconds <= 0:
+        raise RemoteError(server, "there is no time left to ask it", retryable=True)
+    return min(seconds, most)
+
+
 def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu]:
     """The PDUs in a field of an answer, the first so many; what is no object is left out."""
     pdus = answer.get(field) if isinstance(answer, dict) else None
@@ -143,8 +182,7 @@ def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu
     return [pdu for pdu in pdus[:most] if isinstance(pdu, dict)]
 
 
-def _ids(server: ServerName, answer: Mapping[str, Any], field: str) -> list[EventID]:
-    ids = answer.get(field)
-    if not isinstance(ids, list) or len(ids) > MAX_STATE_EVENTS:
-        raise RemoteError(server, f"the answer has no list `{field}`, or one that is too long", retryable=False)
-    return [EventID(event_id) for event_id in ids if isinstance(event_id, str) and is_event_id(event_id)]
+def _ids(server: ServerName, ids: Sequence[str]) -> list[EventID]:
+    if len(ids) > MAX_STATE_EVENTS:
+        raise RemoteError(server, "the state is longer than any that is read", retryable=False)
+    return [EventID(event_id) for event_id in dict.fromkeys(ids) if is_event_id(event_id)]

@@ -6,7 +6,11 @@ Laws:
 - A room has one worker at a time, and few rooms have one at once; fewer yet on behalf of one server, which may let us wait for
   what its events refer to. After a try in vain the room rests, longer each time; news of the room end the rest early, since
   then somebody can be reached again.
-- What was tried least is tried first: events that nobody can complete do not hold up the others.
+- What was tried least is tried first, by turns among the servers that sent it: events that nobody can complete do not hold up
+  the others. Of servers that were tried as often, the one that has been in the room for longest comes first; it has little time at
+  the first try, more at each further one. What takes long ends when there is news, and others have their turn.
+- For what comes from outside the room nothing is asked of anybody, unless it has to do with the room (`insiders.py`): it
+  waits for what others bring. Rooms in which only such events wait are worked on as for one server.
 - After two days an event is given up. Should others build upon it, it is missing like any other then, and asked for again.
 """
 
@@ -23,9 +27,11 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import is_naming
-from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.batch import Outcome
-from federation.rooms.missing import MissingEvents
+from federation.rooms.engine import RoomEngine
+from federation.rooms.insiders import Insiders
+from federation.rooms.missing import MAX_SECONDS, MissingEvents
+from federation.rooms.snapshots import RoomSnapshot
 from federation.slots import Slots
 from storage.inbox import InboxRow, InboxStore, NewInboxRow
 from storage.rooms import RoomRow, RoomStore
@@ -35,6 +41,10 @@ BATCH: Final = 50
 ROOMS_AT_ONCE: Final = 20
 ROOMS_OF_ONE: Final = 5
 """Of these, in which the event that is tried next came from one and the same server."""
+OUTSIDE: Final = ServerName("")
+"""Stands for all servers that were not in the room for which they sent something."""
+FIRST_SECONDS: Final = 30.0
+"""For the events of one server, when they are tried first; twice as long each time after."""
 FIRST_REST: Final = 10.0
 """Seconds; twice as long after each try in vain."""
 LONGEST_REST: Final = 3600.0
@@ -62,13 +72,17 @@ class Inbox:
         self,
         store: InboxStore,
         rooms: RoomStore,
+        engine: RoomEngine,
         missing: MissingEvents,
+        insiders: Insiders,
         clock: IReactorTime,
         observer: ReceiptObserver,
     ) -> None:
         self._store = store
         self._rooms = rooms
+        self._engine = engine
         self._missing = missing
+        self._insiders = insiders
         self._clock = clock
         self._observer = observer
         self._at_once: Slots[ServerName] = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
@@ -82,15 +96,29 @@ class Inbox:
         self._log = Logger()
 
     async def add(
-        self, room: RoomRow, origin: ServerName, events: Sequence[Event], *, judge: ServerName | None = None
+        self,
+        room: RoomRow,
+        origin: ServerName,
+        events: Sequence[Event],
+        *,
+        judge: ServerName | None = None,
+        is_outside: bool = False,
+        is_news: bool = True,
     ) -> None:
         """Keep events until they have their place. Raises InboxFull: then none of them is kept.
 
-        `judge`: the policy server for whose word they wait.
+        `judge`: the policy server for whose word they wait. `is_outside`: that server is not in the room. `is_news`: they end
+        the rest of the room.
         """
         rows = [NewInboxRow(event.event_id, encode_pdu(event), is_naming(event)) for event in events]
-        await self._store.add(room.room_nid, origin, rows, self._now_ms(), judge=judge)
-        self.wake(room.room_nid)
+        await self._store.add(room.room_nid, origin, rows, self._now_ms(), judge=judge, is_outside=is_outside)
+        if is_news or room.room_nid not in self._resting:
+            self.wake(room.room_nid)
+
+    def newcomer(self, room_nid: int) -> None:
+        """Somebody has joined the room: what they have said may wait for that."""
+        if room_nid in self._working or room_nid in self._resting:
+            self.wake(room_nid)
 
     def start(self) -> None:
         """Go on with what waited when the server stopped; then look at intervals."""
@@ -145,7 +173,7 @@ class Inbox:
         slot: ServerName | None = None
         try:
             first = await self._store.get_of_room(room_nid, 1)
-            origin = ServerName(first[0].origin if first else "")
+            origin = OUTSIDE if not first or first[0].is_outside else ServerName(first[0].origin)
             await self._at_once.acquire(origin)
             slot = origin
             while True:
@@ -155,6 +183,9 @@ class Inbox:
                     rest = None
                     break
                 settled, attempts = left
+                if attempts is None:  # others have their turn before it goes on
+                    rest = SHORTEST_REST
+                    break
                 if not settled and not self._working[room_nid]:
                     rest = min(FIRST_REST * 2**attempts, LONGEST_REST)
                     break
@@ -169,8 +200,9 @@ class Inbox:
                 self._rest(room_nid, rest)
         self._observer.inbox_changed(await self._store.count())
 
-    async def _try_room(self, room_nid: int) -> tuple[int, int] | None:
-        """Try once: how many events are settled, and how often the others were tried before; None when nothing waits."""
+    async def _try_room(self, room_nid: int) -> tuple[int, int | None] | None:
+        """Try once: how many events are settled, and how often the others were tried before, or None where some had no turn since it
+        took so long; None when nothing waits."""
         rows = await self._store.get_of_room(room_nid, BATCH)
         if not rows:
             return None
@@ -181,34 +213,67 @@ class Inbox:
             self._observer.pdu_received("given_up")
         settled = {row.inbox_nid for row in given_up}
         rows = [row for row in rows if row.inbox_nid not in settled]
-        for origin in dict.fromkeys(row.origin for row in rows):
-            settled |= await self._try_together(room, ServerName(origin), [row for row in rows if row.origin == origin])
+        try:
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            since = await self._insiders.in_room(snapshot)
+            tried: set[int] = set()
+            by_origin: dict[ServerName, list[InboxRow]] = {}
+            for row in rows:
+                by_origin.setdefault(ServerName(row.origin), []).append(row)
+            turns = sorted(
+                by_origin,
+                key=lambda name: (name not in since, min(row.attempts for row in by_origin[name]), since.get(name, 0)),
+            )
+            begun = self._clock.seconds()
+            while turns:
+                took = self._clock.seconds() - begun
+                if took >= MAX_SECONDS or (took >= FIRST_SECONDS and self._working[room_nid]):
+                    break
+                origin = turns.pop(0)
+                asked, done = await self._try_together(snapshot, origin, by_origin[origin])
+                tried |= asked
+                settled |= done
+        except MatrixError as error:
+            self._log.info("what waits in {room_id} is dropped: {why}", room_id=room.room_id, why=error.text)
+            settled = {row.inbox_nid for row in (*rows, *given_up)}
+            turns = []
         if settled:
             await self._store.remove(settled)
-        vain = [row for row in rows if row.inbox_nid not in settled]
+        vain = [row for row in rows if row.inbox_nid not in settled and row.origin not in turns]
         if vain:
             await self._store.note_attempt(row.inbox_nid for row in vain)
-        return len(settled), min((row.attempts for row in vain), default=0)
+        if turns:
+            return len(settled), None
+        matter = [row for row in vain if row.inbox_nid in tried] or vain
+        return len(settled), min((row.attempts for row in matter), default=0)
 
-    async def _try_together(self, room: RoomRow, origin: ServerName, rows: Sequence[InboxRow]) -> set[int]:
-        """Those of the rows that need not wait any longer."""
-        version = ROOM_VERSIONS[room.version]
+    async def _try_together(
+        self, snapshot: RoomSnapshot, origin: ServerName, rows: Sequence[InboxRow]
+    ) -> tuple[set[int], set[int]]:
+        """What one server sent: those of the rows that were tried, and of these those that need not wait any longer."""
         events: dict[EventID, Event] = {}
         for row in rows:
             event_id = EventID(row.event_id)
-            events[event_id] = parse_event(version, msgspec.json.decode(row.pdu), event_id=event_id)
+            events[event_id] = parse_event(snapshot.version, msgspec.json.decode(row.pdu), event_id=event_id)
+        inside = await self._insiders.find(snapshot, origin, list(events.values()))
+        rows = [row for row in rows if row.event_id in inside]
+        tried = {row.inbox_nid for row in rows}
+        if not rows:
+            return tried, set()
+        seconds = min(FIRST_SECONDS * 2 ** min(row.attempts for row in rows), MAX_SECONDS)
+        given = [events[EventID(row.event_id)] for row in rows]
         try:
-            outcomes = await self._missing.take_in(RoomID(room.room_id), list(events.values()), origin)
+            outcomes = await self._missing.take_in(snapshot.room_id, given, origin, seconds=seconds)
         except MatrixError as error:  # this server is no longer in the room
-            self._log.info("what waits in {room_id} is dropped: {why}", room_id=room.room_id, why=error.text)
-            return {row.inbox_nid for row in rows}
+            self._log.info("what waits in {room_id} is dropped: {why}", room_id=snapshot.room_id, why=error.text)
+            return tried, tried
         except Exception:  # a bug of ours: it may be mended by the time of the next try
-            self._log.failure("events of {room_id} could not be taken in", room_id=room.room_id)
-            return set()
+            self._log.failure("events of {room_id} could not be taken in", room_id=snapshot.room_id)
+            return tried, set()
         for outcome in outcomes.values():
             if not must_wait(outcome):
                 self._observer.pdu_received(verdict_of(outcome))
-        return {row.inbox_nid for row in rows if not must_wait(outcomes[EventID(row.event_id)])}
+        return tried, {row.inbox_nid for row in rows if not must_wait(outcomes[EventID(row.event_id)])}
 
     def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         task = Deferred.fromCoroutine(work)

@@ -5,7 +5,8 @@
 3. Where the past still has a gap, the state before the events at its edge is asked for, and they are placed upon it.
 
 Laws:
-- Who sent the events is asked first, then a few others in the room. Nobody is believed about more than was asked: what
+- Who sent the events is asked first, then a few others in the room; one that is not in it comes last, and is not believed about
+  any state. None but the last has more than half of the time that is left. Nobody is believed about more than was asked: what
   does not precede the events is passed over, and everything goes through the checks on receipt.
 - A server that makes up a past without end costs so many requests, events and seconds, and then its gap is closed by a state
   (or not at all). Nothing here loops until something comes.
@@ -65,7 +66,7 @@ class Pool:
     """Events of one room that are to be taken in together: those given, and what was fetched for them."""
 
     def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event] = (), until: float = 0) -> None:
-        """`until`: when nothing more is asked for them."""
+        """`until`: when nothing more is asked for them, of the server that is being asked."""
         self.until = until
         self._version = version
         self._room_id = room_id
@@ -186,12 +187,17 @@ class MissingEvents:
             return {name: Outcome(name, None, is_unjudged=True) for name in pool.given}
         await self._take(pool, room_id, past)
         if not pool.is_done():
-            for server in await self.choose_servers(snapshot, origin):
+            there = await self._servers.in_room(snapshot.room.room_nid)
+            chosen = await self.choose_servers(snapshot, origin)
+            end = pool.until
+            for server in chosen:
+                left = end - self._seconds()
+                pool.until = end if server == chosen[-1] else self._seconds() + left / 2
                 try:
-                    await self._fill_from(server, snapshot, pool, past, walk)
+                    await self._fill_from(server, snapshot, pool, past, walk, may_tell=server in there)
                 except (RemoteError, Forbidden) as error:
                     self._log.info("a gap in {room_id} is not filled: {error}", room_id=room_id, error=str(error))
-                if pool.is_done() or self._is_late(pool):
+                if pool.is_done() or self._seconds() > end:
                     break
                 pool.forget_fetched()  # it may all be an invention of that server
         await self._place_departures(pool, room_id)
@@ -227,14 +233,19 @@ class MissingEvents:
             pool.outcomes.update(zip((event.event_id for event in departures), outcomes, strict=True))
 
     async def choose_servers(self, snapshot: RoomSnapshot, first: ServerName | None = None) -> list[ServerName]:
-        """Servers in the room that may be asked: that one first, then who has been there longest."""
+        """Servers that may be asked: that one first if it is in the room, or else last; and those who have been there longest."""
         since = await self._servers.in_room(snapshot.room.room_nid)
         others = sorted(since, key=lambda server: (since[server], server))
-        chosen = [] if first is None else [first]
+        chosen = [first] if first is not None and first in since else []
         chosen += [server for server in others if server not in (first, self._identity.server_name)]
+        if first is not None and first not in since:
+            chosen.append(first)
         return [server for server in chosen if self._policy.allows(server)][:MAX_SERVERS]
 
-    async def _fill_from(self, server: ServerName, snapshot: RoomSnapshot, pool: Pool, past: bool, walk: bool) -> None:
+    async def _fill_from(
+        self, server: ServerName, snapshot: RoomSnapshot, pool: Pool, past: bool, walk: bool, *, may_tell: bool
+    ) -> None:
+        """`may_tell`: the server is asked for states, too."""
         if walk:
             await self._walk(server, snapshot, pool)
             await self._take(pool, snapshot.room_id, past)
@@ -243,17 +254,19 @@ class MissingEvents:
             if self._is_late(pool):
                 return
             outcome = pool.outcomes[name]
-            await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
+            await self._states.fetch_auth_chain(
+                server, snapshot, pool.open[name], outcome.missing_auth, left=lambda: self._left(pool)
+            )
         states: dict[EventID, Collection[EventID]] = {}
         # the whole state may have come meanwhile; while it is on its way they wait for it
-        if (await self._engine.get_snapshot(snapshot.room_id)).head.partial_join is None:
+        if may_tell and (await self._engine.get_snapshot(snapshot.room_id)).head.partial_join is None:
             edges = await self._find_edges(snapshot, pool)
             if len(edges) > MAX_STATES:
                 pool.forget_fetched()
                 edges = await self._find_edges(snapshot, pool)
             for name in edges[:MAX_STATES]:
                 if not self._is_late(pool):
-                    told = await self._states.fetch_state(server, snapshot, name)
+                    told = await self._states.fetch_state(server, snapshot, name, left=lambda: self._left(pool))
                     await self._unproved.note(snapshot.room.room_nid, told.left_out)
                     states[name] = told.event_ids
         if lacking or states:
@@ -281,6 +294,7 @@ class MissingEvents:
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
                 min_depth=floor,
+                seconds=self._left(pool),
             )
             found = {name: event for name, event in pool.parse(pdus).items() if event.depth >= floor}
             if not pool.add(await self._without_placed(snapshot, found), missing):
@@ -293,7 +307,10 @@ class MissingEvents:
         return {name: event for name, event in found.items() if name not in placed}
 
     def _is_late(self, pool: Pool) -> bool:
-        return self._seconds() > pool.until
+        return self._left(pool) <= 0
+
+    def _left(self, pool: Pool) -> float:
+        return pool.until - self._seconds()
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
         """What the open events follow, and has no place here."""

@@ -16,9 +16,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from federation.protocol.auth_rules import AuthError
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
-from federation.protocol.event_auth import auth_events_needed, check_auth
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -35,13 +33,14 @@ from federation.rooms.check import (
     check_signed,
 )
 from federation.rooms.engine import RoomEngine
+from federation.rooms.insiders import OWN_DOING, lets_in
 from federation.rooms.late_contents import LateContents, find_whole
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import SERVER_ACL, ServerAccess
-from federation.rooms.snapshots import CREATE, RoomSnapshot
+from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import NO_JUDGE, Judged, Questions, StoredSources
 from federation.rooms.templates import MEMBER
 from federation.rooms.true_copies import take_true
@@ -53,8 +52,6 @@ from storage.unproved_state import PartOf
 MAX_PDUS = 500
 """How many PDUs are taken at once; a transaction has 50 at most."""
 MAX_TRIES = 20
-OWN_DOING = frozenset({"join", "knock", "leave"})
-"""What users do of themselves, whose servers need not be in the room."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -204,7 +201,7 @@ class Receiver:
         let_in: set[EventID] = set()
         for event, signed_by in await self._find_new(snapshot, candidates, signers):
             new.append(event)
-            if event.membership in OWN_DOING and await _lets_in(snapshot, event, signed_by):
+            if event.membership in OWN_DOING and await lets_in(snapshot, event, signed_by):
                 let_in.add(event.event_id)
         judged = await self._questions.judge(snapshot.room.room_nid, new, named, let_in)
         allowed = {event_id: said for event_id, said in judged.items() if said is not None}
@@ -434,19 +431,6 @@ class Receiver:
             if not stored.flags & EventFlag.REJECTED:
                 entries[(stored.type, stored.state_key)] = stored.event_nid
         return entries
-
-
-async def _lets_in(snapshot: RoomSnapshot, event: Event, signers: Collection[ServerName]) -> bool:
-    """Whether the room as it is now lets a user of any server join, knock or leave so."""
-    if event.state_key != event.sender:
-        return False
-    stored = await snapshot.state.load(auth_events_needed(event.version, event) | {CREATE})
-    state = {key: each.event for key, each in stored.items()}
-    try:
-        check_auth(event, state, create=await snapshot.create_event(), signed_by=signers)
-    except AuthError:
-        return False
-    return True
 
 
 async def _named_policy(snapshot: RoomSnapshot) -> Event | None:

@@ -2,23 +2,31 @@
 
 Only events that are not here yet are fetched: few one by one, many all at once. They are kept as outliers, each after those
 that it rests on. A server that tells of more than a room can hold, or of something that is no state, is not believed.
+
+Answers may be long, and anybody may be the server that is asked: so few of them are in memory at once, whatever room they are for,
+and of whole states one. Who asks waits for a turn, no longer than the time allows; one server has one turn at a time.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import RemoteEvents
+from federation.remote.events import STATE_SECONDS, RemoteEvents
 from federation.rooms.batch import Outcome, sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.state_imports import Pdu, StateImports, as_mapping
 from federation.rooms.unproved import find_left_out
+from federation.slots import Slots
 from storage.events import EventFlag, EventStore, StateEntry
 from storage.unproved_state import LeftOut, PartOf
 
@@ -26,8 +34,20 @@ FEW: Final = 30
 """Up to so many events are fetched one by one."""
 AT_ONCE: Final = 5
 """How many of them at a time."""
+LISTS_AT_ONCE: Final = 2
+"""Lists of ids, and auth chains, that are read at once for all rooms."""
+STATES_AT_ONCE: Final = 1
 MAX_NEW: Final = 50_000
 """Events that are taken in for the sake of one state."""
+
+
+TimeLeft = Callable[[], float]
+"""How many seconds there are still, now."""
+
+
+def as_long_as_it_takes() -> float:
+    """No more than any single request may take."""
+    return STATE_SECONDS
 
 
 class ToldState(msgspec.Struct, frozen=True):
@@ -41,11 +61,16 @@ class ToldState(msgspec.Struct, frozen=True):
 class RemoteStates:
     """Fetches states and auth chains. For the reactor thread."""
 
-    def __init__(self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents) -> None:
+    def __init__(
+        self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents, clock: IReactorTime
+    ) -> None:
         self._receiver = receiver
         self._imports = imports
         self._store = store
         self._remote = remote
+        self._clock = clock
+        self._lists: Slots[ServerName] = Slots(LISTS_AT_ONCE, 1)
+        self._states: Slots[ServerName] = Slots(STATES_AT_ONCE, 1)
 
     async def fetch_state(
         self,
@@ -54,44 +79,72 @@ class RemoteStates:
         event_id: EventID,
         most_new: int = MAX_NEW,
         part_of: PartOf = PartOf.SOME_STATE,
+        *,
+        left: TimeLeft = as_long_as_it_takes,
     ) -> ToldState:
         """The state before an event as a server tells it; its events are stored by then.
 
-        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`: what it is worth. Raises
-        RemoteError.
+        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`: what it is worth.
+        `left`: how long it may still take. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
-        told = await self._remote.get_state_ids(server, room_id, event_id)
+        async with self._turn(self._lists, server, left):
+            told = await self._remote.get_state_ids(server, room_id, event_id, seconds=left())
         wanted = {*told.state, *told.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
         if len(missing) > most_new:
             raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
         if len(missing) <= FEW:
-            kept = await self._keep(snapshot, await self._fetch(server, missing), missing)
+            kept = await self._keep(snapshot, await self._fetch(server, missing, left), missing)
+            left_out = find_left_out(kept, told.state, part_of)
         else:
-            state = await self._remote.get_state(server, room_id, event_id)
-            pdus: list[Pdu] = [*state.auth_chain, *state.state]
-            kept = list(zip(pdus, await self._imports.keep(snapshot.room, pdus), strict=True))
+            async with self._turn(self._states, server, left):
+                state = await self._remote.get_state(server, room_id, event_id, seconds=left())
+                pdus: list[Pdu] = [*state.auth_chain, *state.state]
+                del state
+                outcomes = await self._imports.keep(snapshot.room, pdus)
+                left_out = find_left_out(zip(pdus, outcomes, strict=True), told.state, part_of)
+                del pdus
         entries = await self._store.get_entries(room_nid, told.state)
         _check_is_state(server, entries.values())
-        return ToldState([EventID(name) for name in entries], find_left_out(kept, told.state, part_of))
+        return ToldState([EventID(name) for name in entries], left_out)
 
     async def fetch_auth_chain(
-        self, server: ServerName, snapshot: RoomSnapshot, event: Event, missing: Collection[EventID]
+        self,
+        server: ServerName,
+        snapshot: RoomSnapshot,
+        event: Event,
+        missing: Collection[EventID],
+        *,
+        left: TimeLeft = as_long_as_it_takes,
     ) -> None:
         """Keep what an event rests on as far as the server gives it; `missing` are its auth events that are not here.
 
         Raises RemoteError.
         """
-        chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id)
-        await self._keep(snapshot, chain, None)
-        left = set(missing) - (await self._store.get_event_nids(missing)).keys()
-        if left:
-            await self._keep(snapshot, await self._fetch(server, left), left)
+        async with self._turn(self._lists, server, left):
+            chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id, seconds=left())
+            await self._keep(snapshot, chain, None)
+            del chain
+        lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
+        if lacking:
+            await self._keep(snapshot, await self._fetch(server, lacking, left), lacking)
 
-    async def _fetch(self, server: ServerName, event_ids: Iterable[EventID]) -> list[Pdu]:
+    @asynccontextmanager
+    async def _turn(self, slots: Slots[ServerName], server: ServerName, left: TimeLeft) -> AsyncIterator[None]:
+        """Wait until an answer of the server may be read. Raises RemoteError when the time is over before."""
+        try:
+            await Deferred.fromCoroutine(slots.acquire(server)).addTimeout(max(left(), 0), self._clock)
+        except TimedOut as error:
+            raise RemoteError(server, "others are asked, and there is no time left", retryable=True) from error
+        try:
+            yield
+        finally:
+            slots.release(server)
+
+    async def _fetch(self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft) -> list[Pdu]:
         async def fetch(event_id: EventID) -> Pdu:
-            return await self._remote.get_event(server, event_id)
+            return await self._remote.get_event(server, event_id, seconds=left())
 
         return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
 

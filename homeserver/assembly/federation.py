@@ -76,7 +76,7 @@ class FederationParts:
             rooms.now_ms,
         )
         rooms.engine.use_voucher(self.policy_servers.vouch)
-        self.remote_events = RemoteEvents(self.requests)
+        self.remote_events = RemoteEvents(self.requests, clock)
         true_copies = TrueCopies(self.remote_events, rooms.servers, self.policy, identity.server_name, clock.seconds)
         questions = Questions(
             rooms.events,

@@ -7,6 +7,7 @@ from federation.receiver import Transactions
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
 from federation.rooms.inbox import Inbox
+from federation.rooms.insiders import Insiders
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.recheck import Recheck
@@ -47,7 +48,7 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote)
+        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote, clock)
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,
@@ -63,7 +64,10 @@ class IncomingParts:
             clock.seconds,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
-        self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
+        self.insiders = Insiders(
+            rooms.servers, rooms.membership_store, rooms.events, federation.unproved, federation.identity.server_name
+        )
+        self.inbox = Inbox(InboxStore(database), rooms.store, rooms.engine, self.missing, self.insiders, clock, metrics)
         completion = StateCompletion(rooms.trees, rooms.chains)
         self.completions = Completions(
             RoomTables(
@@ -109,6 +113,7 @@ class IncomingParts:
             rooms.memberships,
             federation.receiver,
             self.inbox,
+            self.insiders,
             federation.edus,
             self.outside,
             federation.policy,

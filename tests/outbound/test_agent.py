@@ -1,6 +1,7 @@
 """The wire to other servers, over real sockets: every way to find one, whose certificate counts, and what is refused."""
 
 import gzip
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -247,6 +248,24 @@ async def test_what_unpacks_to_too_much_is_refused(far: FarSide) -> None:
     port = far.listen(lambda _: ok(bomb, "Content-Encoding: gzip"), "127.0.0.1")
     error = await refused(far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=5, max_bytes=1 << 20))
     assert "longer than" in str(error)
+
+
+@pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
+async def test_a_long_answer_that_is_packed_too_tightly_is_refused(far: FarSide, mebibytes: int, is_read: bool) -> None:
+    packed = gzip.compress(b"0" * (mebibytes << 20))
+    port = far.listen(lambda _: ok(packed, "Content-Encoding: gzip"), "127.0.0.1")
+    request = WireRequest("GET", "/_matrix/x", seconds=5, max_bytes=64 << 20)
+    if is_read:
+        assert len((await ask(far, f"127.0.0.1:{port}", request)).body) == mebibytes << 20
+    else:
+        assert "too tightly" in str(await refused(far, f"127.0.0.1:{port}", request))
+
+
+async def test_a_long_answer_that_is_packed_as_events_are_is_read(far: FarSide) -> None:
+    said = b"".join(hashlib.sha256(b"%d" % number).hexdigest().encode() + b"0" * 500 for number in range(40_000))
+    port = far.listen(lambda _: ok(gzip.compress(said, 1), "Content-Encoding: gzip"), "127.0.0.1")
+    request = WireRequest("GET", "/_matrix/x", seconds=5, max_bytes=64 << 20)
+    assert (await ask(far, f"127.0.0.1:{port}", request)).body == said
 
 
 @pytest.mark.parametrize(

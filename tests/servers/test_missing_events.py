@@ -275,13 +275,15 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(app.database, Places(all=3))
-    inbox = Inbox(store, app.rooms.store, app.incoming.missing, network.clock, metrics)
+    insiders = app.incoming.insiders
+    inbox = Inbox(store, app.rooms.store, app.rooms.engine, app.incoming.missing, insiders, network.clock, metrics)
     parts = app.federation
     transactions = Transactions(
         app.rooms.engine,
         app.rooms.memberships,
         parts.receiver,
         inbox,
+        insiders,
         parts.edus,
         app.incoming.outside,
         parts.policy,

@@ -20,12 +20,12 @@ async def test_what_was_tried_least_comes_first(database: Database) -> None:
     await store.add(ROOM, OTHER, rows("$b", "$c"), 20, judge=JUDGE)  # $b waits already
     await store.add(SECOND, PEER, rows("$d"), 30, judge=None)
 
-    first, second, third = await store.get_of_room(ROOM, 10)
-    assert [(row.event_id, row.origin, row.received_ts) for row in (first, second, third)] == [
+    first, third, second = await store.get_of_room(ROOM, 10)
+    assert [(row.event_id, row.origin, row.received_ts) for row in (first, third, second)] == [
         ("$a", PEER, 10),
-        ("$b", PEER, 10),
         ("$c", OTHER, 20),
-    ]
+        ("$b", PEER, 10),
+    ], "one of each server before a second"
     await store.note_attempt([first.inbox_nid])
     assert [row.event_id for row in await store.get_of_room(ROOM, 2)] == ["$b", "$c"]
     await store.remove([second.inbox_nid, third.inbox_nid])
@@ -64,3 +64,54 @@ async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(d
 
     await store.remove([row.inbox_nid for row in await store.get_of_room(ROOM, 2)])
     assert not await is_full(ROOM, "$c")
+
+
+async def test_servers_share_all_the_places_and_those_outside_a_small_part(database: Database) -> None:
+    store = InboxStore(
+        database,
+        Places(
+            all=6,
+            bytes_of_one=60,
+            together=9,
+            bytes_together=100,
+            when_scarce=2,
+            outside=2,
+            outside_together=3,
+            outside_bytes=25,
+        ),
+    )
+
+    async def is_full(*names: str, origin: str, is_outside: bool = False, size: int = 1) -> bool:
+        new = [NewInboxRow(name, b"x" * size) for name in names]
+        try:
+            await store.add(ROOM, origin, new, 10, judge=None, is_outside=is_outside)
+        except InboxFull:
+            return True
+        return False
+
+    assert await is_full("$o1", "$o2", "$o3", origin="a.outside", is_outside=True)
+    assert await is_full("$o1", origin="a.outside", is_outside=True, size=26)
+    assert not await is_full("$o1", "$o2", origin="a.outside", is_outside=True)
+    assert await is_full("$o3", "$o4", origin="b.outside", is_outside=True), "together they have three"
+    assert not await is_full("$o3", origin="b.outside", is_outside=True)
+
+    assert await is_full("$big", origin=OTHER, size=61)
+    assert not await is_full("$a", "$b", "$c", "$d", origin=PEER)
+    assert await is_full("$e", "$f", origin=PEER), "more than half is taken, so two for each"
+    assert not await is_full("$e", "$f", origin=OTHER)
+    assert not await is_full("$g", "$h", origin="third.example")
+    assert not await is_full("$i", origin="fourth.example")
+    assert await is_full("$j", origin="fifth.example")
+    assert await store.count() == 12
+
+    names = [(row.event_id, row.is_outside) for row in await store.get_of_room(ROOM, 2)]
+    assert names == [("$a", False), ("$e", False), ("$o1", True), ("$o3", True)]
+
+
+async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(database: Database) -> None:
+    store = InboxStore(database)
+    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
+    await store.add(ROOM, PEER, [NewInboxRow("$a", b"true")], 10, judge=None)
+    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
+
+    assert [(row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)] == [(PEER, b"true")]

@@ -1,0 +1,120 @@
+"""Lists of events in an answer too long to be read at once: taken apart without being read, a piece at a time.
+
+What reads JSON at once would hold up everybody meanwhile, and makes of an answer of nothing but empty objects many times its
+size. Here only brackets and strings are looked at. Each event is read when its turn comes, and only then is it known to be JSON.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+PIECE: Final = 1 << 20
+"""Bytes between which others have their turn: some milliseconds."""
+MAX_EVENT: Final = 512 << 10
+"""Bytes of one event: some times what one may have, since there are many ways to write it."""
+FURTHER: Final = 100
+"""What there may be in the outermost object, and in the lists beside events."""
+_STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
+_PLAIN: Final = rb'[^\]\[{}"]++|' + _STRING
+
+
+def _nested(levels: int) -> bytes:
+    """A list or an object with so many within each other. What has matched is never tried in another way."""
+    inner = rb"(?!)"
+    for _ in range(levels):
+        inner = rb"[\[{](?:" + _PLAIN + rb"|" + inner + rb")*+[\]}]"
+    return inner
+
+
+_USUAL: Final = re.compile(_nested(6), re.DOTALL)
+"""An event as nearly all are, in one go."""
+_TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
+_BEGIN: Final = re.compile(rb'[\]\[{}"]')
+_QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
+
+
+async def split_lists(
+    body: bytes, fields: Collection[str], most: int, clock: IReactorTime
+) -> dict[str, list[msgspec.Raw]]:
+    """The objects in these lists of an object, in order; what else is in them is passed over, and a list that is missing is empty.
+
+    Raises ValueError where there are more than `most`, one is too long, or the body is no object.
+    """
+    found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
+    names = {msgspec.json.encode(field): field for field in fields}
+    view = memoryview(body)
+    into: list[msgspec.Raw] | None = None
+    name, count = b"", 0
+    at, pause_at = _find(body, 0), PIECE
+    if body[at : at + 1] != b"{":
+        raise ValueError("it is no JSON object")
+    at += 1
+    while True:
+        at = _find(body, at)
+        if at >= pause_at:
+            pause_at = at + PIECE
+            await _pause(clock)
+        count += 1
+        if count > most + FURTHER:
+            raise ValueError(f"it has more than {most} events")
+        byte = body[at] if at < len(body) else None
+        if byte == _QUOTE:
+            end = _end_of_string(body, at)
+            name = body[at:end]
+        elif byte == _OPEN_LIST and into is None and name in names:
+            into, end = found[names[name]], at + 1
+        elif byte == _CLOSE_LIST and into is not None:
+            into, end = None, at + 1
+        elif byte in (_OPEN, _OPEN_LIST):
+            end = _end_of_value(body, at)
+            if into is not None and byte == _OPEN:
+                into.append(msgspec.Raw(view[at:end]))
+        elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
+            return found
+        else:
+            raise ValueError("it is no JSON object")
+        at = end
+
+
+def _find(body: bytes, at: int) -> int:
+    """Where the next bracket or string begins."""
+    token = _BEGIN.search(body, at)
+    return len(body) if token is None else token.start()
+
+
+def _end_of_string(body: bytes, at: int) -> int:
+    token = _TOKEN.match(body, at, at + MAX_EVENT)
+    if token is None or token.end() - at == 1:
+        raise ValueError("it has a string that is too long, or has no end")
+    return token.end()
+
+
+def _end_of_value(body: bytes, at: int) -> int:
+    """Where what is in a bracket ends."""
+    usual = _USUAL.match(body, at, at + MAX_EVENT)
+    if usual is not None:
+        return usual.end()
+    depth = 0
+    for token in _TOKEN.finditer(body, at, at + MAX_EVENT):
+        byte = body[token.start()]
+        if byte in (_OPEN, _OPEN_LIST):
+            depth += 1
+        elif byte in (_CLOSE, _CLOSE_LIST):
+            depth -= 1
+            if not depth:
+                return token.end()
+    raise ValueError("it has an event that is too long, or has no end")
+
+
+async def _pause(clock: IReactorTime) -> None:
+    turn: Deferred[None] = Deferred()
+    call = clock.callLater(0, turn.callback, None)
+    try:
+        await turn
+    finally:
+        if call.active():
+            call.cancel()
