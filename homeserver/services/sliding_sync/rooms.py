@@ -14,6 +14,7 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.outside import is_outside
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
@@ -347,7 +348,7 @@ class RoomEntries:
                 await self._add_members(work, root, sent_members, newly_sent)
             elif work.state.changed_members:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
-            if work.left_before:
+            if work.left_before and not is_outside(work.own):
                 _tell_own_membership(work)
 
     async def _add_members(

@@ -18,6 +18,7 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.outside import is_outside
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
@@ -386,8 +387,11 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
 
 
 def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
-    """The entry of the user's own membership, if it is another than that with which they left."""
-    if work.stayed_until is None or work.stayed_until == work.own.position:
+    """The entry of the user's own membership, if it is another than that with which they left.
+
+    One that is kept outside of the room, such as an invite that was declined after this server had left, is no part of its state.
+    """
+    if work.stayed_until is None or work.stayed_until == work.own.position or is_outside(work.own):
         return {}
     return {StateKey(MEMBER, work.own.user_id): work.own.event_nid}
 

@@ -1,0 +1,49 @@
+"""Who has left a room with all of this server, was invited to it anew and declined: what they may see of it is what they saw."""
+
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.federated import shared
+from tests.helpers.network import Network
+from tests.helpers.talk import V3, invite, join, leave, ok
+
+WITH_LEFT = quote('{"room":{"include_leave":true}}')
+
+
+@pytest.mark.parametrize("way", ["v3", "sliding"])
+async def test_an_invite_that_was_declined_after_all_of_us_had_left(network: Network, way: str) -> None:
+    room = await shared(network, "12")
+    network.start_sending()
+    other = room.north.server.register("other")
+    carol = room.south.server.register("carol")
+    join(carol, room.room_id)
+    network.settle()
+    since = ok(room.bob.get(f"{V3}/sync"))["next_batch"]
+    ok(room.bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sliding(room.room_id)))
+    for user in (carol, room.bob):
+        leave(user, room.room_id)
+    network.settle()
+    assert other
+    invite(room.alice, room.room_id, room.bob)
+    network.settle()
+    leave(room.bob, room.room_id)
+    network.settle()
+    if way == "v3":
+        for query in (f"filter={WITH_LEFT}", f"filter={WITH_LEFT}&since={since}"):
+            left = ok(room.bob.get(f"{V3}/sync?{query}"))["rooms"]["leave"][room.room_id]
+            own = [
+                event["content"]["membership"]
+                for part in (left["state"]["events"], left["timeline"]["events"])
+                for event in part
+                if event.get("state_key") == room.bob.user_id
+            ]
+            assert own[-1] == "leave"
+    else:
+        path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+        assert room.bob.post(path, sliding(room.room_id)).status == 200
+
+
+def sliding(room_id: str) -> dict[str, object]:
+    wanted = {"required_state": [["*", "*"]], "timeline_limit": 5}
+    return {"lists": {"all": {"ranges": [[0, 20]], **wanted}}, "room_subscriptions": {room_id: wanted}}
