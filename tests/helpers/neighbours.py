@@ -4,13 +4,13 @@ with two_neighbours(tmp_path) as (first, second):
     …  # first.url is for clients; first.name is what others call it; first.kill(), first.start()
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
+from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer, ServerFiles
 
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
@@ -20,7 +20,7 @@ class Neighbour:
     """One of the two. Its ports stay the same however often it is started."""
 
     def __init__(self, folder: Path, authority: Authority, database: DatabaseConfig | None = None) -> None:
-        port, client_port = _free_port(), _free_port()
+        port, client_port = free_port(), free_port()
         certificate, key = authority.issue("localhost")
         self.name = f"localhost:{port}"
         self.url = f"http://127.0.0.1:{client_port}"
@@ -78,10 +78,3 @@ def two_neighbours(
             stack.callback(neighbour.end)
             made.append(neighbour)
         yield made[0], made[1]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

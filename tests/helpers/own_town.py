@@ -1,7 +1,6 @@
 """Servers as operators run them, each with its own name, TLS and an authority of their own between them; and large rooms, made
 without the people whom they would need."""
 
-import socket
 import time
 from os import urandom
 from pathlib import Path
@@ -27,13 +26,6 @@ from tests.helpers.server import CutWeb, CutWire, MemoryRelay, fetch_nothing, fo
 from tests.helpers.threads import InlineThreads
 
 CHUNK = 200
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class OwnTown:

@@ -6,7 +6,6 @@ with running_server(tmp_path, SQLiteConfig(…)) as server:
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from urllib.request import urlopen
 import yaml
 
 from storage.database import DatabaseConfig, PostgresConfig
+from tests.helpers.ports import free_port
 
 SERVER_NAME = "localhost"
 _SECONDS_TO_START = 60.0
@@ -77,7 +77,7 @@ def running_server(
 ) -> Iterator[RealServer]:
     """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not end well. `baseurl`: it is
     told where it is reached; `configuration`: what else it is told."""
-    port = _free_port()
+    port = free_port()
     told = {**({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}), **(configuration or {})}
     _run("init", SERVER_NAME, "--folder", str(folder))
     further = folder / "for_tests.yaml"
@@ -117,10 +117,3 @@ def _configuration(port: int, database: DatabaseConfig) -> dict[str, object]:
 def _run(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "homeserver", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

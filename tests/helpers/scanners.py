@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.helpers.ports import free_port
+
 CLAMD: Final = shutil.which("clamd") or shutil.which("clamd", path="/usr/sbin")
 C_ICAP: Final = shutil.which("c-icap")
 NOT_INSTALLED: Final = "no scanner is installed here: scripts/test installs clamav-daemon and libc-icap-mod-virus-scan"
@@ -104,7 +106,7 @@ class RunningScanners:
         self._signatures = folder / "signatures"
         self._signatures.mkdir()
         self.learn("Eicar-Test-Signature", EICAR)
-        port, icap_port = _free_port(), _free_port()
+        port, icap_port = free_port(), free_port()
         self.unix = f"unix:{folder}/clamd"
         self.tcp = f"tcp:127.0.0.1:{port}"
         self.icap = f"icap://127.0.0.1:{icap_port}/avscan"
@@ -179,12 +181,6 @@ def running_scanners() -> Iterator[RunningScanners]:
             scanners.stop()
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _is_open(host: str, port: int) -> bool:

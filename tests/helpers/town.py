@@ -11,7 +11,6 @@ A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
 from tests.helpers.interop import Side, until
+from tests.helpers.ports import free_port
 from tests.helpers.running import ROOT, ServerFiles, command_of
 
 MOVED_CLOCK = ROOT / "tests" / "helpers" / "moved_clock.py"
@@ -215,10 +215,3 @@ class Town:
         self._servers.append(server)
         server.start()
         return server
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

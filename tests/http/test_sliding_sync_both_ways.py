@@ -249,7 +249,7 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
             + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
         ),
     )
-    assert Talk.with_messages > 5 * RUNS  # it was gone mostly
+    assert Talk.with_messages > RUNS  # it was gone again and again
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:

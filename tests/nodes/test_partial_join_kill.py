@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from storage.database import PostgresConfig, SQLiteConfig
-from tests.helpers.own_town import OwnTown, free_port, make_large_room
+from tests.helpers.own_town import OwnTown, make_large_room
+from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
 SEED = 20251125

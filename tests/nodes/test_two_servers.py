@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.own_town import OwnTown, free_port
+from tests.helpers.own_town import OwnTown
+from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
 

@@ -5,7 +5,6 @@ A device that ntfy serves has an address there as its pushkey; what comes for it
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from storage.database import SQLiteConfig
+from tests.helpers.ports import free_port
 from tests.helpers.running import OPEN, RunningServer, ServerFiles
 
 NOT_INSTALLED = "NOTHING WAS PUSHED TO A REAL GATEWAY: ntfy is not installed here. scripts/push_gateway installs it"
@@ -68,12 +68,6 @@ def until(look: Callable[[], T | None]) -> T:
             return found
         time.sleep(0.05)
     raise AssertionError("it did not come")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

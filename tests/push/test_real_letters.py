@@ -1,7 +1,6 @@
 """A letter about what somebody missed, from the server as an operator runs it to a mail server; and its link."""
 
 import re
-import socket
 import time
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -16,6 +15,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
 from storage.database import SQLiteConfig
+from tests.helpers.ports import free_port
 from tests.helpers.running import OPEN, RunningServer, ServerFiles
 
 SECONDS = 60.0
@@ -52,9 +52,7 @@ def mailbox() -> Mailbox:
 
 @pytest.fixture
 def server(tmp_path: Path, mailbox: Mailbox) -> Iterator[RunningServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     controller = Controller(mailbox, hostname="127.0.0.1", port=port)
     controller.start()
     email = {"smtp_host": "127.0.0.1", "smtp_port": port, "enable_notifs": True, "notif_delay_before_mail": "0s"}

@@ -13,9 +13,9 @@ from homeserver.services.upstream.cas import read_validation
 from homeserver.services.upstream.identity import Refused
 from storage.database import Database
 from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
+from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
 from tests.helpers.traveller import OutsideWeb, Traveller
-from tests.upstream.conftest import free_ports
 
 START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://client.example/"
 
@@ -24,7 +24,7 @@ START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://cli
 def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideServer]:
     if not HAS_CAS:
         pytest.skip(NO_CAS)
-    [port] = free_ports(1)
+    port = free_port()
     server = start_cas(tmp_path_factory.mktemp("cas"), port)
     yield server
     server.end()

@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from storage.database import SQLiteConfig
 from tests.helpers.identity_providers import HAS_CAS, HAS_SAML, NO_CAS, NO_NPM, start_cas, start_npm
+from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.slapd import Slapd, config_of
-from tests.upstream.conftest import free_ports
 
 CHROMIUM = shutil.which("chromium")
 NO_BROWSER = "NO REAL BROWSER SIGNED IN: Debian's chromium is not installed here. scripts/browser installs it"
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, slapd: Slapd) -> Iterator[S
     if not HAS_CAS:
         pytest.skip(NO_CAS)
     folder = tmp_path_factory.mktemp("browser")
-    port, other, cas_port = free_ports(3)
+    port, other, cas_port = free_port(), free_port(), free_port()
     base = f"http://127.0.0.1:{port}/"
     for name in ("providers", "cas", "server"):
         (folder / name).mkdir()

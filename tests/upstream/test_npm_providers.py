@@ -31,9 +31,9 @@ from tests.helpers.identity_providers import (
     rsa_key,
     start_npm,
 )
+from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer, User
 from tests.helpers.traveller import OutsideWeb, Traveller
-from tests.upstream.conftest import free_ports
 
 REDIRECT = f"{BASE}_matrix/client/v3/login/sso/redirect"
 CLIENT = "https://client.example/"
@@ -77,7 +77,7 @@ def providers(tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener
     if not HAS_NPM:
         pytest.skip(NO_NPM)
     folder = tmp_path_factory.mktemp("providers")
-    server = start_npm(folder, free_ports(1)[0], listener.url)
+    server = start_npm(folder, free_port(), listener.url)
     yield server
     server.end()
 
