@@ -17,6 +17,7 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -115,12 +116,15 @@ class ErasedSenders:
     def _heed_others(self, after: int, _upto: int) -> None:
         """Another node has written: perhaps that somebody was erased."""
         self._changes_heard += 1
-        Deferred.fromCoroutine(self._read_others(after)).addErrback(
-            lambda failure: self._log.failure("whom other nodes erased is not known", failure)
-        )
+        Deferred.fromCoroutine(self._read_others(after)).addErrback(self._forget)
 
     async def _read_others(self, after: int) -> None:
         self._take(await self._store.get_since(after))
+
+    def _forget(self, failure: Failure) -> None:
+        """It is not known whom other nodes erased: whoever asks next reads all anew."""
+        self._log.failure("whom other nodes erased is not known", failure)
+        self._since = None
 
 
 def _end_before(changes: Sequence[StoredEvent], position: int) -> int:

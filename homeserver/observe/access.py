@@ -16,7 +16,9 @@ _SECRET_WORDS: Final = (
     *("address", "mail", "phone", "number"),
 )
 """What lets somebody in, and by what people can be reached."""
-_SECRET_IN_PATH: Final = re.compile(r"(/rendezvous/|/registration_tokens/|/threepid/[^/]*/users/)[^/]+")
+_SECRET_IN_PATH: Final = re.compile(
+    r"(/rendezvous/|/registration_tokens/|/delayed_events/|/threepid/[^/]*/users/)[^/]+"
+)
 """Where a part of a path is such a thing."""
 
 
@@ -128,7 +130,7 @@ def without_secrets(uri: str) -> str:
     """A URI which hides whatever may be a secret: parts of its path that are, and in its query the values of fields that are called so,
     or that have an address with such a field in it (`next`)."""
     path, mark, query = uri.partition("?")
-    if "/rendezvous/" in path or "/registration_tokens/" in path or "/threepid/" in path:
+    if "/rendezvous/" in path or "/registration_tokens/" in path or "/threepid/" in path or "/delayed_events/" in path:
         path = _SECRET_IN_PATH.sub(r"\1…", path)
     if not _may_be_secret(query):
         return path + mark + query  # as most

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.rate_limits import Counted, RateLimiter, address_key
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Happened, note
@@ -134,13 +134,14 @@ class LoginTokens:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session with a token. Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `ExpiredAccount`."""
-        with self._limiter.attempting([Counted(Limit.LOGIN_FAILED, address_key(address))]) as attempt:
-            taken = await self._store.take_login_token(hash_token(token), self._now())
-            found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
-            account = None if taken is None else found[taken.user_id]
-            if taken is None or account is None or account.deactivated_ts is not None:
-                attempt.fail()
-                raise Forbidden("This token is not valid (any more); ask for a new one")
+        # A failure is counted afterwards: nobody guesses a token, and a class comes back from its provider at once, from one address.
+        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        taken = await self._store.take_login_token(hash_token(token), self._now())
+        found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
+        account = None if taken is None else found[taken.user_id]
+        if taken is None or account is None or account.deactivated_ts is not None:
+            self._limiter.count(Limit.LOGIN_FAILED, address_key(address))
+            raise Forbidden("This token is not valid (any more); ask for a new one")
         await self._sign_in.check_usable(account, "token", address)
         session = self._sessions.prepare(
             UserID(account.user_id),

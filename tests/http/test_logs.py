@@ -107,6 +107,7 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
             "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
         ),
         ("/_synapse/admin/v1/registration_tokens/ABCD", "/_synapse/admin/v1/registration_tokens/…"),
+        ("/_matrix/client/v1/delayed_events/ABCD/send", "/_matrix/client/v1/delayed_events/…/send"),
         ("/_synapse/admin/v1/threepid/email/users/a@b.org", "/_synapse/admin/v1/threepid/email/users/…"),
         ("/_matrix/client/v3/rooms/!a:b/send/m.room.message/1", "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1"),
     ],
