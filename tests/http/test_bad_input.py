@@ -31,7 +31,7 @@ from storage.database import Database
 from tests.helpers.http import Answer, Pending
 from tests.helpers.server import TestServer
 
-REQUESTS = 60
+REQUESTS = 90
 """To each endpoint, on SQLite."""
 REQUESTS_ON_POSTGRESQL = 25
 """It takes other things ill, such as a NUL or a number that is too large. These are other requests."""

@@ -242,14 +242,14 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
         Talk,
         settings=settings(
             max_examples=RUNS,
-            stateful_step_count=20,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.explicit, Phase.reuse, Phase.generate]
             + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
         ),
     )
-    assert Talk.with_messages > RUNS  # it was gone again and again
+    assert Talk.with_messages > 5 * RUNS  # it was gone mostly
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
