@@ -16,13 +16,13 @@ from typing import TypeVar
 import bcrypt
 
 from bench_parts.client import PASSWORD
+from bench_parts.rounds import MILLISECOND, best
 from homeserver.openings import HASHING_THREADS
 from homeserver.services.passwords import Passwords
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.server import TestServer
 
 T = TypeVar("T")
-ROUNDS = 5
 COSTS = (4, 10, 11, 12, 13, 14)
 MANY = 60
 
@@ -32,17 +32,6 @@ class AtOnce:
 
     async def run(self, work: Callable[[], T], asker: str = "") -> T:
         return work()
-
-
-def best(name: str, times: int, work: Callable[[], object]) -> None:
-    """Say what one costs in the best of some rounds: milliseconds of this process."""
-    found = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        for _ in range(times):
-            work()
-        found.append((time.process_time() - started) / times)
-    sys.stdout.write(f"{name:<60} {min(found) * 1e3:>8.2f} ms\n")
 
 
 def finish(coroutine: object) -> object:
@@ -68,15 +57,16 @@ def measure_hashes() -> None:
         passwords = Passwords(AtOnce(), rounds=rounds)
         kept = str(finish(passwords.hash(PASSWORD)))
         called = f"bcrypt_rounds {rounds} ({kept.split('$')[3]})"
-        best(f"{called}: hash", 5, partial(_hash, passwords))
-        best(f"{called}: check", 5, partial(_check, passwords, kept))
+        best(f"{called}: hash", 5, partial(_hash, passwords), unit=MILLISECOND)
+        best(f"{called}: check", 5, partial(_check, passwords, kept), unit=MILLISECOND)
     passwords = Passwords(AtOnce())
-    best("nobody has this name", 5, lambda: finish(passwords.verify(PASSWORD, None)))
+    best("nobody has this name", 5, lambda: finish(passwords.verify(PASSWORD, None)), unit=MILLISECOND)
     imported = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(12)).decode()
     best(
         "bcrypt of 12 rounds, of an account that was imported",
         2,
         lambda: bcrypt.checkpw(PASSWORD.encode(), imported.encode()),
+        unit=MILLISECOND,
     )
     kept = str(finish(passwords.hash(PASSWORD)))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -108,7 +98,7 @@ def measure_sign_ins() -> None:
                 answer = server.post("/_matrix/client/v3/login", body)
                 assert answer.status == 200, answer.body
 
-            best(f"POST /login, bcrypt_rounds {rounds}", 10, sign_in)
+            best(f"POST /login, bcrypt_rounds {rounds}", 10, sign_in, unit=MILLISECOND)
 
 
 def main() -> int:

@@ -6,11 +6,12 @@ Microseconds of this process, with everything that is read in memory.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench_parts.rounds import best
 from federation.protocol.ids import EventID
 from federation.rooms.room_events import StoredEvent
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -22,18 +23,6 @@ ROUNDS, TIMES = 15, 30
 MESSAGES = 5000
 DAY = 86_400
 RULES = "retention: {enabled: true}\n"
-
-
-def best(name: str, work: Callable[[], object], times: int = TIMES) -> None:
-    """Say what one costs in the best of some rounds."""
-    work()
-    found = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        for _ in range(times):
-            work()
-        found.append((time.process_time() - started) / times)
-    sys.stdout.write(f"{name:<60} {min(found) * 1e6:>10.1f} µs\n")
 
 
 def look(what: str, server: TestServer, bob: User, room_id: str) -> None:
@@ -52,7 +41,7 @@ def look(what: str, server: TestServer, bob: User, room_id: str) -> None:
         raise AssertionError("it had to wait for something")
 
     for number in (1, 10, 100):
-        best(f"to decide who sees {number} events, {what}", partial(see, events[:number]), times=1000)
+        best(f"to decide who sees {number} events, {what}", 1000, partial(see, events[:number]), rounds=ROUNDS)
 
 
 def read_once(bob: User, path: str) -> None:
@@ -70,7 +59,7 @@ def read(what: str, bob: User, room_id: str) -> None:
         ("/messages, 10 events", f"{path}10"),
         ("/messages, 100 events", f"{path}100"),
     ):
-        best(f"{name}, {what}", partial(read_once, bob, way))
+        best(f"{name}, {what}", TIMES, partial(read_once, bob, way), rounds=ROUNDS)
 
 
 def measure(place: Path, template: Path, what: str, rules: str) -> None:
@@ -99,7 +88,12 @@ def measure(place: Path, template: Path, what: str, rules: str) -> None:
     taken = (time.process_time() - started) / done
     sys.stdout.write(f"{f'to purge a message, of {done}':<60} {taken * 1e6:>10.1f} µs\n")
     read("after a purge", bob, room_id)
-    best("/messages from the beginning, after a purge", lambda: messages(bob, room_id, "f", limit=20))
+    best(
+        "/messages from the beginning, after a purge",
+        TIMES,
+        lambda: messages(bob, room_id, "f", limit=20),
+        rounds=ROUNDS,
+    )
 
 
 def main() -> int:

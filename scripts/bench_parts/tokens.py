@@ -5,29 +5,15 @@ The password is left out: it costs what `bcrypt_rounds` says, in threads of its 
 """
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench_parts.rounds import best
 from federation.protocol.endpoint import RequestContext
 from tests.helpers.browser import Browser
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer
-
-ROUNDS = 5
-
-
-def best(name: str, times: int, work: Callable[[], object]) -> None:
-    """Say what one costs in the best of some rounds: microseconds of this process."""
-    found = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        for _ in range(times):
-            work()
-        found.append((time.process_time() - started) / times)
-    sys.stdout.write(f"{name:<48} {min(found) * 1e6:>10.1f} µs\n")
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ import hashlib
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -183,3 +184,24 @@ class PostgresTemplates:
                 return cursor.description is not None and cursor.fetchone() is not None
         finally:
             connection.close()
+
+
+@contextmanager
+def older_database(
+    kind: str, folder: Path, templates: PostgresTemplates, last: int
+) -> Iterator[SQLiteConfig | PostgresConfig]:
+    """An empty database with the schema up to this file; `kind`: `sqlite` or `postgresql`."""
+    schema = folder / "older"
+    schema.mkdir()
+    for path in SCHEMA.glob("*.sql"):
+        if int(path.name[:4]) <= last:
+            shutil.copy(path, schema)
+    if kind == "sqlite":
+        sqlite = SQLiteConfig(str(folder / "homeserver.db"), synchronous="OFF")
+        migrate(make_engine(sqlite), schema)
+        yield sqlite
+        return
+    config = templates.create(empty=True)
+    migrate(make_engine(config), schema)
+    yield config
+    templates.drop(config)

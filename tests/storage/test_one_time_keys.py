@@ -1,6 +1,5 @@
 """One-time keys in blocks: given out in order, each once, whatever is uploaded again, and from whatever version they come."""
 
-import shutil
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -12,10 +11,10 @@ from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransa
 from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, KeyWish, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Engine
-from storage.migrate import SCHEMA, migrate
+from storage.migrate import migrate
 from storage.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
 from storage.streams import Topic
-from tests.helpers.databases import PostgresTemplates, open_inline
+from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
 BEFORE_BLOCKS = 58
@@ -225,25 +224,13 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     assert len(commits) == 2
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def older(
     request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
 ) -> Iterator[SQLiteConfig | PostgresConfig]:
     """A database from before there were blocks."""
-    schema = tmp_path / "older"
-    schema.mkdir()
-    for path in SCHEMA.glob("*.sql"):
-        if int(path.name[:4]) <= BEFORE_BLOCKS:
-            shutil.copy(path, schema)
-    if request.param == "sqlite":
-        sqlite = SQLiteConfig(str(tmp_path / "homeserver.db"), synchronous="OFF")
-        migrate(make_engine(sqlite), schema)
-        yield sqlite
-        return
-    postgres = postgres_templates.create(empty=True)
-    migrate(make_engine(postgres), schema)
-    yield postgres
-    postgres_templates.drop(postgres)
+    with older_database(request.param, tmp_path, postgres_templates, BEFORE_BLOCKS) as config:
+        yield config
 
 
 def put_rows(engine: Engine) -> None:

@@ -1,6 +1,5 @@
 """Messages that wait for devices."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import pytest
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.devices import DeviceRow, DeviceStore
-from storage.migrate import SCHEMA, migrate
+from storage.migrate import migrate
 from storage.to_device import LOOK_EVERY, REMOVED_AT_ONCE, ToDeviceStore
 from storage.transaction import WriteTransaction
-from tests.helpers.databases import PostgresTemplates, open_inline
+from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
@@ -24,20 +23,8 @@ def older(
     request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
 ) -> Iterator[SQLiteConfig | PostgresConfig]:
     """A database from before devices had numbers."""
-    schema = tmp_path / "older"
-    schema.mkdir()
-    for path in SCHEMA.glob("*.sql"):
-        if int(path.name[:4]) <= BEFORE_NUMBERS:
-            shutil.copy(path, schema)
-    if request.param == "sqlite":
-        sqlite = SQLiteConfig(str(tmp_path / "homeserver.db"), synchronous="OFF")
-        migrate(make_engine(sqlite), schema)
-        yield sqlite
-        return
-    postgres = postgres_templates.create(empty=True)
-    migrate(make_engine(postgres), schema)
-    yield postgres
-    postgres_templates.drop(postgres)
+    with older_database(request.param, tmp_path, postgres_templates, BEFORE_NUMBERS) as config:
+        yield config
 
 
 async def put_devices(database: Database) -> None:
