@@ -14,7 +14,8 @@ FIRST: Final = 12_000
 OF_ONE_WORKER: Final = 1000
 WORKERS: Final = 20
 
-_NUMBERS: Final[Iterator[int]] = count(os.getpid())
+_NUMBERS: Final[Iterator[int]] = count(os.getpid() * 101)
+"""Runs that were started one after the other, and so have numbers side by side, do not try the same ports."""
 
 
 def free_port() -> int:
