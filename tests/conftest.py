@@ -50,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         postgres.prepare(in_memory=True)
         if folder := postgres.memory():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)  # where pytest puts `tmp_path`
+    else:
+        gc.disable()  # what is made until the tests begin is there to stay
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,6 +69,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
