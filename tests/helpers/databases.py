@@ -11,7 +11,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg2
@@ -105,10 +107,19 @@ def sqlite_config(path: Path) -> SQLiteConfig:
     return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048, mmap_bytes=0)
 
 
+@cache
+def _empty_sqlite() -> bytes:
+    """A database with the newest schema and nothing in it."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "template.db"
+        migrate(make_engine(sqlite_config(path)))
+        return path.read_bytes()
+
+
 def make_sqlite_template(directory: Path) -> Path:
     """A file with the newest schema and nothing in it."""
     path = directory / "template.db"
-    migrate(make_engine(sqlite_config(path)))
+    path.write_bytes(_empty_sqlite())
     return path
 
 
@@ -148,10 +159,13 @@ class PostgresTemplates:
             {**self._server, **patient, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2)
         )
 
-    def create(self, *, empty: bool = False, encoding: str = "UTF8") -> PostgresConfig:
-        """A database of its own: with the newest schema, or with none at all."""
+    def create(
+        self, *, empty: bool = False, encoding: str = "UTF8", like: PostgresConfig | None = None
+    ) -> PostgresConfig:
+        """A database of its own: with the newest schema, or with none at all, or with all that another one has, which nobody
+        may have open."""
         name = f"mahalla_{uuid4().hex}"
-        template = "template0" if empty else self._template
+        template = "template0" if empty else self._template if like is None else str(like.connect["dbname"])
         # One worker at a time: a template may not be used by two sessions at once.
         with postgres.locked():
             self._run(
