@@ -11,8 +11,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ import yaml
 
 from homeserver.first_files import write_first_files
 from storage.database import PostgresConfig, SQLiteConfig
+from tests.helpers.programs import Program, start_program
 
-ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 60.0
 _LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
@@ -93,7 +91,7 @@ def exchange(
 class RunningServer:
     """A process that serves."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, seconds_to_start: float, ports: list[int]) -> None:
+    def __init__(self, process: Program, log: Path, seconds_to_start: float, ports: list[int]) -> None:
         self.process = process
         self.log = log
         self.seconds_to_start = seconds_to_start
@@ -155,17 +153,11 @@ class ServerFiles:
         self.config.write_text(yaml.safe_dump({**OPEN, "database": section, **(further or {})}), encoding="utf-8")
         self._started: list[RunningServer] = []
 
-    def launch(self, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    def launch(self, *arguments: str) -> tuple[Program, Path]:
         """Start a command of the server's; its process and where its log is."""
         log = self.folder / f"log.{time.monotonic_ns()}"
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                command_of(self, *arguments),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-            )
+            process = start_program("homeserver", *arguments, "-c", str(self.config), output=file)
         return process, log
 
     def start(self, listeners: int = 1) -> RunningServer:
@@ -189,8 +181,3 @@ class ServerFiles:
         for server in self._started:
             if server.process.poll() is None:
                 server.kill()
-
-
-def command_of(files: ServerFiles, *arguments: str) -> list[str]:
-    """How a command of the server's is started with the configuration of these files; in ROOT."""
-    return [sys.executable, "-m", "homeserver", *arguments, "-c", str(files.config)]

@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
-from tests.helpers.running import ROOT, ServerFiles, UnixConnection, exchange
+from tests.helpers.programs import ROOT
+from tests.helpers.running import ServerFiles, UnixConnection, exchange
 
 VERSIONS = "/_matrix/client/versions"
 WHOAMI = "/_matrix/client/v3/account/whoami"
