@@ -3,7 +3,7 @@
 - `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run inline, and time moves
   only by `clock.advance`. Where it waits for ever, the test fails and says so.
 - With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
-  says (`reactor(60)`; 30 by default).
+  says (`reactor(120)`; 60 by default).
 - Several workers share the work as `tests/helpers/sharing.py` says.
 - No example of Hypothesis has a deadline: how long something takes is a matter of `scripts/bench`.
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
@@ -37,7 +37,7 @@ from tests.helpers.sharing import Sharing, begin_with_long
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
-REACTOR_SECONDS = 30.0
+REACTOR_SECONDS = 60.0
 COLLECTOR_THRESHOLDS = (20_000, 20, 10)
 """Of `gc`: what a test leaves behind is looked for once for several tests, not some times for each."""
 

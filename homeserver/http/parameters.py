@@ -127,7 +127,8 @@ _remembered = lru_cache(REMEMBERED)(_unescape_anew)
 def bind(declaration: Endpoint, services: Mapping[type, object]) -> Binding:
     """Read a handler's signature. Raises `DeclarationError`."""
     read = _read(declaration)
-    positional = tuple(each if each in _FILLED_IN else services.get(each, _NOBODY) for each in read.positional)
+    known: Mapping[Any, object] = services
+    positional = tuple(each if each in _FILLED_IN else known.get(each, _NOBODY) for each in read.positional)
     if _NOBODY in positional:
         at = positional.index(_NOBODY)
         hint, name = read.positional[at], list(_signature(declaration.handler))[at]

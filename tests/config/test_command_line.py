@@ -2,13 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import yaml
@@ -25,8 +23,9 @@ from homeserver.services.scanning.rescans import follow_rescan
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
+from tests.helpers.ports import free_port
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 def call(*words: str | Path) -> Result:
@@ -195,9 +194,7 @@ def run_command(*words: str, given: str = "") -> subprocess.CompletedProcess[str
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder with a configuration on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = tmp_path / "homeserver.yaml"
     call("init", "example.org", "--folder", tmp_path)
     text = path.read_text().replace("port: 8008", f"port: {port}").replace('["::1", "127.0.0.1"]', '["127.0.0.1"]')
@@ -232,7 +229,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert third.returncode == 1
         assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=5) == 0
+        assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()
         process.wait()
@@ -244,9 +241,9 @@ def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + SECONDS
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
                 assert answer.status == 200
             return
-        except URLError:
+        except OSError:
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.05)

@@ -23,7 +23,11 @@ from homeserver.first_files import write_first_files
 from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers.programs import Program, start_program
 
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 120.0
+SECONDS_TO_END = 60.0
+SECONDS_TO_ANSWER = 60.0
+"""How long things may take on a machine that has much else to do; nothing is measured by these."""
+
 _LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 OPEN: Mapping[str, object] = {
@@ -59,7 +63,7 @@ class Reply:
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout: float = SECONDS_TO_ANSWER) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -97,17 +101,17 @@ class RunningServer:
         self.seconds_to_start = seconds_to_start
         self.ports = ports
 
-    def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
+    def connect(self, timeout: float = SECONDS_TO_ANSWER) -> http.client.HTTPConnection:
         """A connection to the first TCP listener."""
         return http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=timeout)
 
     def connect_tls(self, certificate: Path, number: int = 0) -> http.client.HTTPSConnection:
         """A connection to a listener with TLS."""
         context = ssl.create_default_context(cafile=str(certificate))
-        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=30.0, context=context)
+        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=SECONDS_TO_ANSWER, context=context)
 
     def request(
-        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = 30.0
+        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = SECONDS_TO_ANSWER
     ) -> Reply:
         """One request on a connection of its own."""
         connection = self.connect(seconds)
@@ -126,13 +130,13 @@ class RunningServer:
     def kill(self) -> None:
         """kill -9: whatever the process is doing ends here."""
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(SECONDS_TO_END)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code. Raises where the process takes more than 10 seconds."""
+        """SIGTERM; the exit code. Raises where the process does not end."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(SECONDS_TO_END)
 
 
 class ServerFiles:

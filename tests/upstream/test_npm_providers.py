@@ -86,7 +86,7 @@ def providers(tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener
 def server(tmp_path: Path, sqlite_database: Database, providers: OutsideServer) -> TestServer:
     saml = ""
     if HAS_SAML:
-        with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
+        with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
             (tmp_path / "idp.xml").write_bytes(answer.read())
         saml = """
 saml2_config:
@@ -482,7 +482,7 @@ def test_with_a_key_of_our_own_the_request_is_signed(
     tmp_path: Path, sqlite_database: Database, providers: OutsideServer
 ) -> None:
     certificate, key = rsa_certificate(tmp_path)
-    with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
+    with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
         (tmp_path / "idp.xml").write_bytes(answer.read())
     sp_config = f"{{metadata: {{local: [idp.xml]}}, key_file: {key}, cert_file: {certificate}}}"
     config = f"public_baseurl: {BASE}\nsaml2_config: {{sp_config: {sp_config}}}\n"
