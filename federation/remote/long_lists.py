@@ -5,7 +5,7 @@ size. Here only brackets and strings are looked at. Each event is read when its 
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -16,6 +16,8 @@ PIECE: Final = 1 << 20
 """Bytes between which others have their turn: some milliseconds."""
 MAX_EVENT: Final = 512 << 10
 """Bytes of one event: some times what one may have, since there are many ways to write it."""
+MAX_REST: Final = 1 << 20
+"""Bytes beside the lists."""
 FURTHER: Final = 100
 """What there may be in the outermost object, and in the lists beside events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
@@ -37,17 +39,26 @@ _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
 
-async def split_lists(
-    body: bytes, fields: Collection[str], most: int, clock: IReactorTime
-) -> dict[str, list[msgspec.Raw]]:
-    """The objects in these lists of an object, in order; what else is in them is passed over, and a list that is missing is empty.
+class Lists(msgspec.Struct, frozen=True):
+    """What was taken apart."""
 
-    Raises ValueError where there are more than `most`, one is too long, or the body is no object.
+    found: Mapping[str, Sequence[msgspec.Raw]]
+    """The objects in each list, in order."""
+    rest: bytes
+    """The object with these lists empty."""
+
+
+async def split_lists(body: bytes, fields: Collection[str], most: int, clock: IReactorTime) -> Lists:
+    """The objects in these lists of an object; what else is in them is passed over, and a list that is missing is empty.
+
+    Raises ValueError where there are more than `most`, one is too long, or what is beside them, or the body is no object.
     """
     found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
     names = {msgspec.json.encode(field): field for field in fields}
     view = memoryview(body)
     into: list[msgspec.Raw] | None = None
+    beside: list[memoryview] = []
+    begun, size = 0, 0
     name, count = b"", 0
     at, pause_at = _find(body, 0), PIECE
     if body[at : at + 1] != b"{":
@@ -67,14 +78,18 @@ async def split_lists(
             name = body[at:end]
         elif byte == _OPEN_LIST and into is None and name in names:
             into, end = found[names[name]], at + 1
+            beside.append(view[begun:end])
+            size += end - begun
         elif byte == _CLOSE_LIST and into is not None:
-            into, end = None, at + 1
+            into, end, begun = None, at + 1, at
         elif byte in (_OPEN, _OPEN_LIST):
             end = _end_of_value(body, at)
             if into is not None and byte == _OPEN:
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
-            return found
+            if size + at + 1 - begun > MAX_REST:
+                raise ValueError("it has too much beside its events")
+            return Lists(found, b"".join([*beside, view[begun : at + 1]]))
         else:
             raise ValueError("it is no JSON object")
         at = end
