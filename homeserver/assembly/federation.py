@@ -90,10 +90,10 @@ class FederationParts:
             self.policy_servers.judge,
             self.keyring.prepare,
             self.keyring.lacks_keys_for,
-            true_copies.find,
+            true_copies.find_all,
         )
         self.questions = questions
-        late = LateContents(database, rooms.engine, rooms.events, identity)
+        late = LateContents(database, rooms.engine, rooms.events, identity, rooms.now_ms)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
         self.imports = StateImports(outliers, store)
         self.effects = StoredEffects(store, identity)
