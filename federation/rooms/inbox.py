@@ -112,7 +112,15 @@ class Inbox:
         the rest of the room.
         """
         rows = [NewInboxRow(event.event_id, encode_pdu(event), is_naming(event)) for event in events]
-        await self._store.add(room.room_nid, origin, rows, self._now_ms(), judge=judge, is_outside=is_outside)
+        await self._store.add(
+            room.room_nid,
+            origin,
+            rows,
+            self._now_ms(),
+            judge=judge,
+            is_outside=is_outside,
+            domain=registered_domain_of(origin),
+        )
         if is_news or room.room_nid not in self._resting:
             self.wake(room.room_nid)
 
