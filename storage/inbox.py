@@ -105,8 +105,8 @@ class InboxStore:
 
         `judge`: the policy server for whose word they wait. Where others of this server in the room wait for one, these are taken to
         as well: most events follow the ones before. `is_outside`: the server is not in the room; what one brings that is in it
-        takes the place of the same from outside. `domain`: what somebody has to register to have servers of such names; without it nothing is
-        looked at of it.
+        takes the place of the same from outside. `domain`: what somebody has to register to have servers of such names; without
+        it there is no bound for those.
         """
         await self._database.write(
             "add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge, is_outside, domain
