@@ -6,6 +6,7 @@ size. Here only brackets and strings are looked at. Each event is read when its 
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -18,6 +19,8 @@ MAX_EVENT: Final = 512 << 10
 """Bytes of one event: some times what one may have, since there are many ways to write it."""
 MAX_REST: Final = 1 << 20
 """Bytes beside the lists."""
+MOST_VALUES: Final = 750_000
+"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of ten megabytes has fewer."""
 FURTHER: Final = 100
 """What there may be in the outermost object, and in the lists beside events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
@@ -35,8 +38,13 @@ def _nested(levels: int) -> bytes:
 _USUAL: Final = re.compile(_nested(6), re.DOTALL)
 """An event as nearly all are, in one go."""
 _TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
+_VALUE: Final = re.compile(_STRING + rb"|[\[{,]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
+
+
+class TooMany(ValueError):
+    """There are more events than so many."""
 
 
 class Lists(msgspec.Struct, frozen=True):
@@ -48,10 +56,13 @@ class Lists(msgspec.Struct, frozen=True):
     """The object with these lists empty."""
 
 
-async def split_lists(body: bytes, fields: Collection[str], most: int, clock: IReactorTime) -> Lists:
+async def split_lists(
+    body: bytes, fields: Collection[str], most: int, clock: IReactorTime, *, longest: int = MAX_EVENT
+) -> Lists:
     """The objects in these lists of an object; what else is in them is passed over, and a list that is missing is empty.
 
-    Raises ValueError where there are more than `most`, one is too long, or what is beside them, or the body is no object.
+    `longest`: bytes of one. Raises TooMany where there are more than `most`; ValueError where one is longer, or what is beside them is
+    too long, or the body is no object.
     """
     found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
     names = {msgspec.json.encode(field): field for field in fields}
@@ -71,7 +82,7 @@ async def split_lists(body: bytes, fields: Collection[str], most: int, clock: IR
             await _pause(clock)
         count += 1
         if count > most + FURTHER:
-            raise ValueError(f"it has more than {most} events")
+            raise TooMany(f"it has more than {most} events")
         byte = body[at] if at < len(body) else None
         if byte == _QUOTE:
             end = _end_of_string(body, at)
@@ -83,7 +94,7 @@ async def split_lists(body: bytes, fields: Collection[str], most: int, clock: IR
         elif byte == _CLOSE_LIST and into is not None:
             into, end, begun = None, at + 1, at
         elif byte in (_OPEN, _OPEN_LIST):
-            end = _end_of_value(body, at)
+            end = _end_of_value(body, at, longest)
             if into is not None and byte == _OPEN:
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
@@ -108,13 +119,18 @@ def _end_of_string(body: bytes, at: int) -> int:
     return token.end()
 
 
-def _end_of_value(body: bytes, at: int) -> int:
+def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
+    """Whether JSON would take very much more room, and time, when it is read than as a text."""
+    return next(islice(_VALUE.finditer(text), most, None), None) is not None
+
+
+def _end_of_value(body: bytes, at: int, longest: int) -> int:
     """Where what is in a bracket ends."""
-    usual = _USUAL.match(body, at, at + MAX_EVENT)
+    usual = _USUAL.match(body, at, at + longest)
     if usual is not None:
         return usual.end()
     depth = 0
-    for token in _TOKEN.finditer(body, at, at + MAX_EVENT):
+    for token in islice(_TOKEN.finditer(body, at, at + longest), MOST_VALUES):
         byte = body[token.start()]
         if byte in (_OPEN, _OPEN_LIST):
             depth += 1

@@ -123,6 +123,7 @@ class IncomingParts:
             self.outside,
             federation.policy,
             metrics,
+            clock,
         )
         regaining = Regaining(database, store, rooms.events, federation.placements)
         rooms.history.connect(
