@@ -9,7 +9,7 @@ import pytest
 
 from federation.outbound.tls import TlsTrust
 from federation.protocol.discovery import Service
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.certificates import START, Authority
@@ -280,6 +280,7 @@ async def test_a_long_answer_that_is_packed_as_events_are_is_read(far: FarSide) 
 async def test_a_body_that_is_too_long_is_not_read(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
     error = await refused(far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1000))
+    assert isinstance(error, AnswerTooLong)
     assert "longer than 1000 bytes" in str(error)
 
 
