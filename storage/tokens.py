@@ -54,6 +54,11 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     next_nid: int | None
 
 
+def has_access_token(txn: Transaction, token_nid: int) -> bool:
+    """Whether a token is there still."""
+    return txn.query_one("SELECT 1 FROM access_tokens WHERE token_nid = ?", (token_nid,)) is not None
+
+
 class TokenStore:
     """The tables of tokens."""
 
