@@ -153,6 +153,7 @@ class AccountsServer:
             self.account_store,
             self.device_store,
             self.token_store,
+            limiter=self.limiter,
             lifetimes=lifetimes,
             ends_with_sessions=[self.login_token_store],
         )
