@@ -103,9 +103,9 @@ class LoginTokens:
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            check_session(txn, caller)
             if era is not None:
                 check_era(txn, caller.user_id, era)
+            check_session(txn, caller)
             self._store.add_login_token(txn, hash_token(token), caller.user_id, now + self._lifetime_ms)
             note(txn, caller.user_id, Happened.LOGIN_TOKEN_GIVEN, now, ip=address, device_id=caller.device_id)
 

@@ -1,5 +1,7 @@
 """Signing in, and how long that lasts."""
 
+from collections.abc import Sequence
+
 import bcrypt
 import pytest
 
@@ -10,7 +12,7 @@ from storage.accounts import AccountRow
 from storage.audit import AuditStore
 from storage.database import Database
 from tests.helpers.accounts import AccountsServer, User
-from tests.helpers.http import Answer
+from tests.helpers.http import Answer, Pending
 
 HOUR = 3_600_000
 BRIEF = Lifetimes(
@@ -136,6 +138,69 @@ def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) ->
     asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
     server.threads.let_go()
     assert {pending.answer.status for pending in asked} == {200}
+
+
+def ask_at_once(server: AccountsServer, passwords: Sequence[str], name: str = "alice") -> list[Pending]:
+    """Sign-ins to one account, each from an address of its own."""
+    return [
+        server.http.start(
+            "POST",
+            "/_matrix/client/v3/login",
+            json={
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": name},
+                "password": password,
+                "device_id": f"D{number}",
+            },
+            ip=f"10.0.1.{number}",
+        )
+        for number, password in enumerate(passwords)
+    ]
+
+
+def test_devices_of_one_account_sign_in_at_once(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland"] * 12)
+    server.threads.let_go()
+    assert [pending.answer.status for pending in asked] == [200] * 12
+    assert [server.login(password="guess").status for _ in range(4)] == [403, 403, 403, 429]
+
+
+def test_guesses_at_once_are_no_more_than_in_a_row(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    before = server.threads.runs
+    server.threads.hold()
+    asked = ask_at_once(server, ["guess"] * 30)
+    assert [pending.answer.status for pending in asked if pending.done] == [429] * 7  # so many wait, and no more
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [403] * 3 + [429] * 27
+    assert server.threads.runs == before + 3
+
+
+def test_a_right_password_forgets_no_guess_that_is_under_way(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland", "guess", "guess", "guess", "guess", "guess"])
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [200, 403, 403, 403, 429, 429]
+    assert server.login().status == 429
+
+
+def test_nobody_waits_for_long(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.001, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland"] * 5)
+    server.clock.advance(21)
+    assert [pending.done for pending in asked] == [False] * 3 + [True] * 2
+    assert [pending.answer.status for pending in asked[3:]] == [429, 429]
+    server.threads.let_go()
+    assert [pending.answer.status for pending in asked[:3]] == [200] * 3
+    assert server.login().status == 200
 
 
 def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database) -> None:
