@@ -95,9 +95,9 @@ class RefusedElsewhere(Exception):
 class OtherPasswords(Protocol):
     """Passwords that are not kept here."""
 
-    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
-        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any. Raises
-        `MatrixError` where nobody can say, `RefusedElsewhere` where the account may not be used."""
+    async def check(self, name: str, account: AccountRow | None, password: str, address: str) -> UserID | None:
+        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any; `address`: whence it is
+        asked. Raises `MatrixError` where nobody can say, `RefusedElsewhere` where the account may not be used."""
         ...
 
 
@@ -356,7 +356,7 @@ class SignIn:
             return None
         for passwords in self._other_passwords:
             try:
-                user_id = await passwords.check(name, account, password)
+                user_id = await passwords.check(name, account, password, address)
             except RefusedElsewhere as refused:
                 if refused.user_id is not None:
                     await self.do_note_refusal(refused.user_id, address, refused.error)

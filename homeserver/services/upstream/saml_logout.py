@@ -24,7 +24,7 @@ from homeserver.services.passwords import Threads
 from homeserver.services.sessions import Sessions
 from homeserver.services.upstream.ended import EndedSignIns
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.saml_metadata import SAMLMetadata
+from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.transaction import WriteTransaction
@@ -135,7 +135,7 @@ class SAMLLogout:
         relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
         try:
             await metadata.make_ready()
-            return await self._threads.run(lambda: library.make_logout(session, relay_state))
+            return await self._threads.run(lambda: library.make_logout(session, relay_state), SAML_WORK)
         except Refused as refused:
             self.log.warn("somebody is signed out here only: {why}", why=str(refused))
             return None
@@ -148,7 +148,7 @@ class SAMLLogout:
         if not message.request or len(message.request) > LONGEST_REQUEST:
             raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
         await metadata.make_ready()
-        logout = await self._threads.run(lambda: library.read_logout(message))
+        logout = await self._threads.run(lambda: library.read_logout(message), SAML_WORK)
         ended = await self._database.write("end_saml_sessions", self._end, logout)
         if ended is not None:
             self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
