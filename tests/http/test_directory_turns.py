@@ -47,7 +47,7 @@ class PoolKeeper:
         return getattr(reactor, name)
 
     def addSystemEventTrigger(self, phase: str, event: str, stop: MethodType) -> None:
-        self.pools.append(stop.__self__)
+        self.pools.append(cast(ThreadPool, stop.__self__))
 
 
 @contextmanager
