@@ -77,6 +77,19 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
 
 
+def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> None:
+    config = tmp_path / "data" / "homeserver.yaml"
+    call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
+    provider = "- {{idp_id: {0}, idp_name: N, issuer: 'https://{0}.example', client_id: c, client_secret: s}}\n"
+    config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
+    uri = "https://matrix.example.org/_synapse/client/oidc/callback"
+    assert f"oidc-town has to know as redirect URI: {uri}\n" in call("config", "check", "-c", config).output
+    config.write_text(config.read_text() + provider.format("school"))
+    told = call("config", "check", "-c", config).output
+    for idp_id in ("town", "school"):
+        assert f"oidc-{idp_id} has to know as redirect URI: {uri}/oidc-{idp_id}\n" in told
+
+
 def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
     config = tmp_path / "homeserver.yaml"
     config.write_text(
@@ -205,6 +218,10 @@ def data(tmp_path: Path) -> Path:
 def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> None:
     config = data / "homeserver.yaml"
     port = yaml.safe_load(config.read_text())["listeners"][0]["port"]
+    provider = "{idp_id: town, idp_name: Town, issuer: 'https://town.example', client_id: c, client_secret: s}"
+    config.write_text(
+        f"{config.read_text()}\npublic_baseurl: https://matrix.example.org\noidc_providers: [{provider}]\n"
+    )
     with open(data / "log", "wb") as log:
         command = [sys.executable, "-m", "homeserver", "run", "--config", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -234,7 +251,9 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         process.kill()
         process.wait()
     assert not (data / "pid").exists()
-    assert "Traceback" not in (data / "log").read_text()
+    told = (data / "log").read_text()
+    assert "oidc-town has to know as redirect URI: https://" in told
+    assert "Traceback" not in told
 
 
 def wait_until_ready(url: str) -> None:
