@@ -13,6 +13,7 @@ from homeserver.services.sliding_sync.kept import KeptOfConnections
 from homeserver.services.sliding_sync.request import ListFilters, ListRequest, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.lazy_members import LazyMembers
 from storage.database import Database
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 from storage.streams import Streams
@@ -185,3 +186,17 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     assert again["device_id"] == key.device_id
     answer = client.user.post(client.path(), client.body)
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
+
+
+def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
+    """They left room for those of others, also once they were taken out."""
+    members, alice, phone = LazyMembers(capacity=20), UserID("@alice:example.org"), DeviceID("PHONE")
+    token = "0"
+    members.sent(alice, phone, None)
+    for number in range(1, 30):  # told of somebody each time, who then changes without being told of
+        before, token = token if number > 1 else None, str(number)
+        members.note(alice, phone, before, [(1, "@bob:example.org")], token)
+        has = members.sent(alice, phone, token)
+        assert has == {(1, "@bob:example.org")}
+        assert len(members) <= 1
+        has.clear()

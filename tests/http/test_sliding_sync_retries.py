@@ -5,7 +5,7 @@ import pytest
 from storage.sliding_connections import MOST_OF_A_CONNECTION
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -83,3 +83,20 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
         assert answer.status == 200, answer.body
     (known,) = [each for key, each in server.app.rooms.sliding.connections._known.items() if key.user_id == bob.user_id]
     assert len(known.states) <= MOST_OF_A_CONNECTION
+
+
+def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    say(bob, room_id, "one")
+    say(alice, room_id, "two")
+    client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
+    client.sync()
+    stored = client.pos
+    client.body["lists"]["all"]["timeline_limit"] = 2
+    bobs = ("m.room.member", bob.user_id)
+    for _ in range(2):  # the app is opened again before it had stored what it heard
+        client.pos = stored
+        assert bobs in state_of(client.sync()["rooms"][room_id])
+        client.sync()

@@ -157,11 +157,11 @@ class RoomEntries:
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
         """The members that the client has for sure, now that it has come with this `pos`."""
         user_id, device = request.caller.user_id, _device(connection)
-        return self._parts.lazy_members.sent(user_id, device, request.pos, connection.position)
+        return self._parts.lazy_members.sent(user_id, device, request.pos)
 
     def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
         """These members go out with the answer that has this `pos`."""
-        self._parts.lazy_members.note(request.caller.user_id, _device(connection), members, pos)
+        self._parts.lazy_members.note(request.caller.user_id, _device(connection), request.pos, members, pos)
 
     def find_latest(self, work: RoomWork) -> int:
         """The position of the latest thing that the user may hear of in the room, where it is joined as far as it is in memory."""

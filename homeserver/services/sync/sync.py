@@ -109,6 +109,15 @@ class Sync:
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
         request = await self._check_since(request)
+        if not request.loads_lazily:
+            return await self._answer(request, timeout_ms)
+        joined = self._parts.joined
+        joined.begin(request)
+        answer = await self._answer(request, timeout_ms)
+        joined.end(request, (), answer["next_batch"])  # also where there was no room in it
+        return answer
+
+    async def _answer(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if request.since is None or request.full_state or seconds <= 0:
             answer, _ = await self._compute(request)
