@@ -87,11 +87,11 @@ class ExtensionReader:
         works: Sequence[RoomWork],
         token: SyncToken,
         changes: StateChanges,
-    ) -> tuple[dict[str, Any], bool]:
-        """The extensions as they go into the answer, and whether there is anything new in them."""
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """The extensions as they go into the answer, whether there is anything new in them, and whether all that was new is."""
         wanted = request.extensions
         answer: dict[str, Any] = {}
-        is_news = False
+        is_news, is_all = False, True
         if wanted.to_device is not None:
             answer["to_device"] = await self._to_device(request, wanted.to_device, token.position)
             is_news = bool(answer["to_device"]["events"])
@@ -110,7 +110,7 @@ class ExtensionReader:
             self._end_receipts(request, connection, set(), changes)
         else:
             scope = _rooms_in(wanted.receipts, selection) & selection.joined
-            receipts = await self._receipts(request, connection, scope, works, token.position, changes)
+            receipts, is_all = await self._receipts(request, connection, scope, works, token.position, changes)
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
@@ -141,7 +141,7 @@ class ExtensionReader:
         if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
             answer[wanted.threads.name] = said
             is_news = True
-        return answer, is_news
+        return answer, is_news, is_all
 
     async def read_without_news(
         self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
@@ -258,7 +258,8 @@ class ExtensionReader:
         works: Sequence[RoomWork],
         upto: int,
         changes: StateChanges,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], bool]:
+        """The receipts by room id, and whether there was room for all of them: the others come in the next answer."""
         user_id, known = request.caller.user_id, connection.state.receipts
         timelines = {
             work.room.room_nid: work.shown for work in works if work.initial or work.expanded or work.sent is None
@@ -294,9 +295,21 @@ class ExtensionReader:
         for nid, rows in own.items():
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self._end_receipts(request, connection, scope, changes)
-        for nid in new | missed:
-            changes.set_receipts(nid, LIVE)
-        return await self._receipt_events(user_id, found)
+        ignored = await self._parts.ignored.of_user(user_id)
+        told: dict[int, dict[str, Any]] = {}
+        ends = dict.fromkeys(new | missed, LIVE)
+        is_all = True
+        for nid, rows in found.items():
+            if not (shown := visible_receipts(rows, user_id, ignored)):
+                continue
+            fit, held_from = _as_fit(shown)
+            told[nid] = receipt_events(fit)[0]
+            if held_from is not None:
+                ends[nid], is_all = held_from - 1, False
+        for nid, end in ends.items():
+            changes.set_receipts(nid, end)
+        rooms = await self._parts.rooms.get_rooms_by_nid(told)
+        return {rooms[nid].room_id: event for nid, event in told.items()}, is_all
 
     def _end_receipts(
         self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
@@ -309,15 +322,6 @@ class ExtensionReader:
         for nid in known if recent is None else recent.receipts & known.keys():
             if known[nid] == LIVE and nid not in scope:
                 changes.set_receipts(nid, connection.position)
-
-    async def _receipt_events(self, user_id: UserID, found: Mapping[int, Sequence[ReceiptRow]]) -> dict[str, Any]:
-        ignored = await self._parts.ignored.of_user(user_id)
-        shown = {nid: visible for nid, rows in found.items() if (visible := visible_receipts(rows, user_id, ignored))}
-        rooms = await self._parts.rooms.get_rooms_by_nid(shown)
-        # the form has room for one event, and that for one of a user's receipts at the same event: the one for all threads first
-        for rows in shown.values():
-            rows.sort(key=lambda row: row.thread_id != UNTHREADED)
-        return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
     async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:
         found = self._parts.typing_views.move(connection.key, connection.token, token, scope)
@@ -418,6 +422,20 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
     if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
         return False
     return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
+
+
+def _as_fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
+    """As many of a room's receipts as one event has room for, and the position of the first that has to wait, if one does.
+
+    It has room for one of a user's at the same event: that for all threads, which says what the others say; else the oldest.
+    """
+    fit: dict[tuple[str, str, str], ReceiptRow] = {}
+    waiting: list[int] = []
+    for row in sorted(receipts, key=lambda row: (row.thread_id != UNTHREADED, row.position)):
+        first = fit.setdefault((row.event_id, row.receipt_type, row.user_id), row)
+        if first is not row and first.thread_id != UNTHREADED:
+            waiting.append(row.position)
+    return list(fit.values()), min(waiting, default=None)
 
 
 def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:

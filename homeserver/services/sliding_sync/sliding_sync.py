@@ -188,7 +188,9 @@ class SlidingSync:
         if len(told) < len(works):
             selection = selection.without({work.room.room_nid for work in works} - told_nids)
         changes = StateChanges(connection.state)
-        extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
+        extensions, extension_news, is_all = await parts.extensions.read(
+            request, connection, selection, told, token, changes
+        )
         for work in told:
             changes.set_room(work.room.room_nid, work.result())
         await self._end_others(request, connection, selection, told_nids, recounted, changes)
@@ -201,7 +203,7 @@ class SlidingSync:
         state = changes.result()
         if not is_news and state is connection.state and token == self._now():
             self._parts.empty.keep(request, connection, token, body)
-        lasts = selection.lasts and len(told) == len(works)
+        lasts = selection.lasts and len(told) == len(works) and is_all
         view = view_of(request, selection, token, state) if lasts else None
         return _Answer(body, is_news, token, state, newly_sent, view)
 

@@ -33,6 +33,8 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """Those in view: of them all is told up to that position."""
     left: Mapping[int, int]
     """Those that were before, and the ephemeral position up to which all is told of each."""
+    is_whole: bool = True
+    """Whether these are all that ever were in view."""
 
 
 class Typists(msgspec.Struct, frozen=True, gc=False):
@@ -70,19 +72,19 @@ class TypingViews:
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
         view = self._find(key, before)
         if view is None:
-            self._keep(key, {after: View(frozenset(rooms), {})})
+            self._keep(key, {after: View(frozenset(rooms), {}, is_whole=False)})
             return Typists(self._typing.get_known(rooms), bool(changed))
         told = dict(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         moved = view
         if rooms != view.rooms:
             for nid in rooms - view.rooms:
-                if nid not in view.left and len(view.left) >= MOST_ROOMS_LEFT:
+                if nid not in view.left and not view.is_whole:
                     told.update(self._typing.get_known([nid]))  # it may be one of those that are no longer remembered
                     continue
                 told.update(self._typing.get_changed([nid], None))
                 if nid in view.left:  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
-            moved = View(frozenset(rooms), _left(view, before, rooms))
+            moved = View(frozenset(rooms), *_left(view, before, rooms))
         self._keep(key, {before: view, after: moved})
         return Typists(told, bool(told))
 
@@ -101,9 +103,11 @@ class TypingViews:
         self._views.put(key, views, ENTRY + ROOM * max(len(view.rooms) + len(view.left) for view in views.values()))
 
 
-def _left(view: View, before: SyncToken, rooms: Set[int]) -> Mapping[int, int]:
+def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
+    """The rooms out of view, and whether these are all."""
     left = {nid: position for nid, position in view.left.items() if nid not in rooms}
     left.update((nid, before.ephemeral) for nid in view.rooms if nid not in rooms)
-    for nid in list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]:
+    too_many = list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]
+    for nid in too_many:
         del left[nid]
-    return left
+    return left, view.is_whole and not too_many
