@@ -100,3 +100,25 @@ def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(se
         client.pos = stored
         assert bobs in state_of(client.sync()["rooms"][room_id])
         client.sync()
+
+
+def test_who_types_is_told_again_where_the_answer_got_lost(server: TestServer) -> None:
+    """The client asks for another window, and gives that up, before anything has happened to anybody."""
+    alice, bob, rooms = talk(server)
+    say(alice, rooms[1], "newest")
+    client = SlidingClient(bob, lists={"all": a_list([0, 3])}, extensions={"typing": {"enabled": True}})
+    path = f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{alice.user_id}"
+    client.sync()
+    assert alice.put(path, {"typing": True, "timeout": 20000}).status == 200
+    assert rooms[0] in client.sync()["extensions"]["typing"]["rooms"]
+    client.body["lists"]["all"]["ranges"] = [[0, 0]]
+    client.sync()
+    assert alice.put(path, {"typing": False}).status == 200
+    client.sync()
+    kept = client.pos
+    client.body["lists"]["all"]["ranges"] = [[0, 3]]
+    for _ in range(2):
+        client.pos = kept
+        told = client.sync()["extensions"]["typing"]["rooms"]
+        assert told == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
+    assert client.sync()["extensions"]["typing"]["rooms"] == {}

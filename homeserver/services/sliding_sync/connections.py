@@ -207,10 +207,11 @@ class Connections:
         state = await self._find_state(key, state_nid)
         return Connection(key, parse_sync_token(match[1]), state_nid, state)
 
-    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken) -> str:
-        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new."""
+    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
+        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new, or if it is to
+        have a number of its own (`anew`)."""
         state_nid = former.state_nid
-        if state_nid is None or state is not former.state:
+        if anew or state_nid is None or state is not former.state:
             now = self._now_ms()
             blob = _encode(state)
             state_nid = await self._store.add_state(former.key, state_nid, blob, now)

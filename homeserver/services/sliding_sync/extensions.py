@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.request import (
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.rooms import RoomWork
-from homeserver.services.sliding_sync.typing_views import TypingViews
+from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
@@ -73,6 +73,19 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     thread_updates: ThreadUpdates
 
 
+class ExtensionNews(msgspec.Struct, gc=False):
+    """The extensions of an answer."""
+
+    answer: dict[str, Any]
+    """As they go into it."""
+    is_news: bool = False
+    """Whether there is anything new in them."""
+    is_all: bool = True
+    """Whether all that was new is."""
+    typing: View | None = None
+    """What the client is told of who types; None if it did not ask, or that is not known."""
+
+
 class ExtensionReader:
     """Makes the extensions of answers."""
 
@@ -87,11 +100,12 @@ class ExtensionReader:
         works: Sequence[RoomWork],
         token: SyncToken,
         changes: StateChanges,
-    ) -> tuple[dict[str, Any], bool, bool]:
-        """The extensions as they go into the answer, whether there is anything new in them, and whether all that was new is."""
+    ) -> ExtensionNews:
+        """The extensions of an answer up to the token."""
         wanted = request.extensions
         answer: dict[str, Any] = {}
         is_news, is_all = False, True
+        view: View | None = None
         if wanted.to_device is not None:
             answer["to_device"] = await self._to_device(request, wanted.to_device, token.position)
             is_news = bool(answer["to_device"]["events"])
@@ -115,7 +129,7 @@ class ExtensionReader:
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
             scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
-            typing, typing_news = await self._typing(connection, scope, token)
+            typing, typing_news, view = await self._typing(request, connection, scope)
             answer[wanted.typing.name] = {"rooms": typing}
             is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
@@ -141,17 +155,18 @@ class ExtensionReader:
         if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
             answer[wanted.threads.name] = said
             is_news = True
-        return answer, is_news, is_all
+        return ExtensionNews(answer, is_news, is_all, view)
 
     async def read_without_news(
         self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
-    ) -> tuple[dict[str, Any], bool] | None:
+    ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
-        rooms that it has; and whether there is anything new in them. None where that is not enough to know them.
+        rooms that it has. None where that is not enough to know them.
 
         `moved_to`: the rooms in view now, all of them joined, if they are others than before.
         """
         wanted, is_news = request.extensions, False
+        view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
         if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
@@ -171,13 +186,22 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                typing, is_news = await self._typing(connection, set(moved_to), now)
-            elif connection.token is not None:
-                self._parts.typing_views.stay(connection.key, connection.token, now)
+                typing, is_news, view = await self._typing(request, connection, set(moved_to))
+            else:
+                view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
-        return answer, is_news
+        return ExtensionNews(answer, is_news, typing=view)
+
+    def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
+        """Whether another answer that has this `pos` told something else."""
+        return news is not None and self._parts.typing_views.stands_for_another(connection.key, pos, news)
+
+    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> None:
+        """This of who types goes out with the answer that has this `pos`."""
+        if news is not None:
+            self._parts.typing_views.keep(connection.key, request.pos, pos, news)
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
@@ -296,20 +320,20 @@ class ExtensionReader:
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self._end_receipts(request, connection, scope, changes)
         ignored = await self._parts.ignored.of_user(user_id)
-        told: dict[int, dict[str, Any]] = {}
+        events: dict[int, dict[str, Any]] = {}
         ends = dict.fromkeys(new | missed, LIVE)
         is_all = True
         for nid, rows in found.items():
             if not (shown := visible_receipts(rows, user_id, ignored)):
                 continue
             fit, held_from = _as_fit(shown)
-            told[nid] = receipt_events(fit)[0]
+            events[nid] = receipt_events(fit)[0]
             if held_from is not None:
                 ends[nid], is_all = held_from - 1, False
         for nid, end in ends.items():
             changes.set_receipts(nid, end)
-        rooms = await self._parts.rooms.get_rooms_by_nid(told)
-        return {rooms[nid].room_id: event for nid, event in told.items()}, is_all
+        rooms = await self._parts.rooms.get_rooms_by_nid(events)
+        return {rooms[nid].room_id: event for nid, event in events.items()}, is_all
 
     def _end_receipts(
         self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
@@ -323,14 +347,16 @@ class ExtensionReader:
             if known[nid] == LIVE and nid not in scope:
                 changes.set_receipts(nid, connection.position)
 
-    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:
-        found = self._parts.typing_views.move(connection.key, connection.token, token, scope)
+    async def _typing(
+        self, request: SlidingRequest, connection: Connection, scope: set[int]
+    ) -> tuple[dict[str, Any], bool, View]:
+        found = self._parts.typing_views.move(connection.key, request.pos, connection.token, scope)
         if not found.rooms:
-            return {}, False
+            return {}, False, found.view
         rooms = await self._parts.rooms.get_rooms_by_nid(found.rooms)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id))
         events = {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.rooms.items()}
-        return events, found.is_news
+        return events, found.is_news, found.view
 
     async def _threads(
         self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int
