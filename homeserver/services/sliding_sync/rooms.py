@@ -30,7 +30,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from homeserver.services.unread import RoomUnread, UnreadCounts
+from homeserver.services.unread import RoomUnread, UnreadCounts, has_hidden_redaction
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
@@ -279,6 +279,7 @@ class RoomEntries:
             if work.left_before:
                 arrived = told_after_leaving(arrived, work.own, work.own.left_position)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.is_recounted = work.is_recounted or has_hidden_redaction(arrived, work.shown)
             work.newest = arrived[-1] if arrived else None
             if len(work.shown) > 1:
                 _trim(work)

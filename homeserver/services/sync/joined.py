@@ -39,6 +39,7 @@ from homeserver.services.sync.room_state import (
     without_members,
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from homeserver.services.unread import has_hidden_redaction
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
@@ -272,6 +273,7 @@ class JoinedRooms:
             seen = await self._aggregations.only_related(seen, wanted)
         if ignored:
             seen = without_ignored(seen, ignored)
+        work.is_recounted = has_hidden_redaction(work.arrived, seen)
         work.limited = stretch.limited or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
 

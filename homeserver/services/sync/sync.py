@@ -267,7 +267,7 @@ class Sync:
         await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         for work in joined:
-            work.is_recounted = work.room.room_nid in recounted
+            work.is_recounted = work.is_recounted or work.room.room_nid in recounted
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
