@@ -181,6 +181,24 @@ def test_receipts(server: TestServer) -> None:
     assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
+def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> None:
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat")
+    for user in (bob, carol):
+        act(user, room_id, "join")
+    old, _, new = (say(alice, room_id, text) for text in ("old", "one", "two"))
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
+    client.sync()
+    for user, event_id in ((alice, old), (bob, new), (carol, old)):
+        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+    client.sync()
+    client.body["extensions"] = {"receipts": ON}
+    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
+    # what others read of what the client has of the room, and what one has read oneself
+    assert {id: list(types["m.read"]) for id, types in told.items()} == {old: [alice.user_id], new: [bob.user_id]}
+    assert client.sync()["extensions"]["receipts"]["rooms"] == {}
+
+
 def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

@@ -22,8 +22,8 @@ from storage.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_follower import EVERY_ROOM, STATES, Ask, SlidingFollower
-from tests.helpers.sync_client import WHOLE_ROOM, Json, SyncClient
+from tests.helpers.sliding_follower import EVERY_ROOM, STATES, UNSTABLE, Ask, SlidingFollower
+from tests.helpers.sync_client import WHOLE_ROOM, Json, KnownRoom, SyncClient
 from tests.helpers.turns import Turns
 from tests.http.sliding import act, create, say
 
@@ -34,11 +34,20 @@ ROOMS = 4
 MOVES = 150
 LAZY = 1
 """Which of the states has members lazily."""
+FILTERS: tuple[Json, ...] = (
+    {"is_dm": True},
+    {"is_dm": False},
+    {"tags": ["u.1"]},
+    {"not_tags": ["u.1"]},
+    {"is_encrypted": True},
+    {"is_encrypted": False, "is_dm": False},
+    {"room_name_like": "1"},
+)
 DEEDS = (
     *("say",) * 8,
     *("read",) * 8,
     *("thread", "edit", "react", "redact", "type", "keep", "keep_in_room", "tag", "direct"),
-    *("name", "thing", "call_oneself", "leave", "join", "join", "kick", "invite"),
+    *("name", "name", "encrypt", "thing", "call_oneself", "leave", "join", "join", "kick", "invite"),
 )
 
 
@@ -59,6 +68,8 @@ class Attempting(SlidingFollower):
         waiting = self.waiting
         if waiting is None:
             path, body = self.request(self._wish(chance), chance.choice([0, 30_000, 30_000]))
+            if not self.stable and chance.random() < 0.5:  # a list more, which the server remembers
+                body["lists"]["some"] = {**body["lists"]["all"], "filters": chance.choice(FILTERS)}
             self.waiting = chance.choice(self.sessions).start("POST", path, body)
             return
         fate = chance.random()
@@ -98,6 +109,16 @@ class Attempting(SlidingFollower):
                     key = ("m.room.member", self.senders[event_id])
                     assert self.rooms[room_id].state.get(key) == told.state[key], (room_id, key)
 
+    def check_filters(self, truth: SyncClient) -> None:
+        """Lists have the rooms that their filters let through."""
+        joined = {room_id: told for room_id, told in truth.rooms.items() if told.section == "join"}
+        direct = {room_id for rooms in truth.account_data.get("m.direct", {}).values() for room_id in rooms}
+        for filters in FILTERS:
+            a_list = {"ranges": [[0, EVERY_ROOM]], "timeline_limit": 0, "filters": filters}
+            answer = self.user.post(UNSTABLE, {"conn_id": "filters", "lists": {"some": a_list}})
+            wanted = {room_id for room_id, told in joined.items() if _fits(told, filters, room_id in direct)}
+            assert answer.json["rooms"].keys() & joined.keys() == wanted, filters
+
     def _wish(self, chance: Random) -> Ask:
         return Ask(
             window=chance.choice([0, 1, 2, EVERY_ROOM, EVERY_ROOM]),
@@ -110,6 +131,19 @@ class Attempting(SlidingFollower):
     def _check_state(self, room_id: str, known: Any, told: Any) -> None:
         if not self.lazily:
             super()._check_state(room_id, known, told)
+
+
+def _fits(told: KnownRoom, filters: Json, is_direct: bool) -> bool:
+    tags = told.account_data.get("m.tag", {"tags": {}})["tags"]
+    name = told.state.get(("m.room.name", ""), {"content": {}})["content"].get("name", "")
+    found = {
+        "is_dm": is_direct,
+        "is_encrypted": ("m.room.encryption", "") in told.state,
+        "tags": ["u.1"] if "u.1" in tags else [],
+    }
+    if filters.get("room_name_like", "") not in name or (filters.get("not_tags") and "u.1" in tags):
+        return False
+    return all(found.get(each, value) == value for each, value in filters.items())
 
 
 class Race:
@@ -171,6 +205,7 @@ class Race:
             truth = SyncClient(client.user, state_after=True)
             truth.sync(WHOLE_ROOM)
             client.check(truth.rooms, truth.account_data)
+            client.check_filters(truth)
             if client.lazily:
                 client.check_members(truth)
 
@@ -206,12 +241,15 @@ class Race:
             path = f"{own}/rooms/{quote(room_id)}/account_data/org.example.{value % 3}"
             self._begin(what, user, "PUT", path, {"n": self.count})
         elif what == "tag":
-            self._begin(what, user, "PUT", f"{own}/rooms/{quote(room_id)}/tags/u.{value % 3}", {"order": 0.5})
+            verb, body = ("DELETE", {}) if value % 2 else ("PUT", {"order": 0.5})
+            self._begin(what, user, verb, f"{own}/rooms/{quote(room_id)}/tags/u.{value % 3 % 2}", body)
         elif what == "direct":
             chosen = {f"@{value}:example.org": [room_id] if value % 2 else []}
             self._begin(what, user, "PUT", f"{own}/account_data/m.direct", chosen)
         elif what == "name":
             self._begin(what, user, "PUT", f"{room}/state/m.room.name/", {"name": f"{self.count}"})
+        elif what == "encrypt":
+            self._begin(what, user, "PUT", f"{room}/state/m.room.encryption/", {"algorithm": "m.megolm.v1.aes-sha2"})
         elif what == "thing":
             self._begin(what, user, "PUT", f"{room}/state/org.example.thing/{who}", {"value": self.count})
         elif what == "call_oneself":

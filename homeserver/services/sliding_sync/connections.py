@@ -337,6 +337,11 @@ class StateChanges:
         return state
 
 
+def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
+    """Those of which not everything up to the `pos` was sent: mostly none."""
+    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
+
+
 class _Blob(msgspec.Struct, array_like=True):
     """How a state is stored. Many rooms share one required state, so these stand in a table."""
 

@@ -4,9 +4,8 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +16,10 @@ from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
+from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.profiles import ProfileNews
+from homeserver.services.sliding_sync.receipts import ReceiptNews
 from homeserver.services.sliding_sync.request import (
     Extensions,
     Scope,
@@ -35,12 +35,11 @@ from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
-from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
+from homeserver.services.sync.sync import typing_event
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
-from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
@@ -54,15 +53,13 @@ NEVER: Final = -1
 FEW_ROOMS: Final = 50
 """So many rooms come into view at once as a rule, at most."""
 
-_position: Final = attrgetter("event.position")
-
 
 class ExtensionParts(msgspec.Struct, frozen=True):
     """What extensions are made of."""
 
     devices: DeviceNewsReader
     account_data: AccountDataStore
-    receipts: ReceiptStore
+    receipts: ReceiptNews
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
@@ -121,10 +118,12 @@ class ExtensionReader:
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
-            self._end_receipts(request, connection, set(), changes)
+            self._parts.receipts.end(request, connection, set(), changes)
         else:
             scope = _rooms_in(wanted.receipts, selection) & selection.joined
-            receipts, is_all = await self._receipts(request, connection, scope, works, token.position, changes)
+            receipts, is_all = await self._parts.receipts.read(
+                request, connection, scope, works, token.position, changes
+            )
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
@@ -239,7 +238,7 @@ class ExtensionReader:
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
         new = (scope - known.keys()) | (scope & {work.room.room_nid for work in works if work.initial})
-        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope and nid not in new}
+        missed = {nid: upto for nid, upto in not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -273,79 +272,6 @@ class ExtensionReader:
         if data.everywhere:
             by_room[EVERYWHERE] = data.everywhere
         return by_room
-
-    async def _receipts(
-        self,
-        request: SlidingRequest,
-        connection: Connection,
-        scope: set[int],
-        works: Sequence[RoomWork],
-        upto: int,
-        changes: StateChanges,
-    ) -> tuple[dict[str, Any], bool]:
-        """The receipts by room id, and whether there was room for all of them: the others come in the next answer."""
-        user_id, known = request.caller.user_id, connection.state.receipts
-        timelines = {
-            work.room.room_nid: work.shown for work in works if work.initial or work.expanded or work.sent is None
-        }
-        new = scope - known.keys()
-        whole = new | (timelines.keys() & scope)
-        missed = {nid for nid, _ in _not_live(known) if nid in scope}
-        recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
-        ranges: dict[int, tuple[int, int]] = {}
-        for nid in whole:
-            # a receipt comes after what it is for
-            starts = list(map(_position, timelines.get(nid, ())))
-            if nid in known:
-                starts.append(connection.since(known[nid]))
-            if None in starts:
-                ranges[nid] = (0, upto)
-            elif starts:
-                ranges[nid] = (min(starts), upto)
-        for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
-            ranges[nid] = (connection.since(known[nid]), upto)
-        found: dict[int, list[ReceiptRow]] = {}
-        changed: Mapping[int, list[ReceiptRow]] = {}
-        own: Mapping[int, list[ReceiptRow]] = {}
-        if whole:
-            changed, own = await self._parts.receipts.get_receipts_and_own(ranges, user_id, whole)
-        elif ranges:
-            changed = await self._parts.receipts.get_receipts(ranges)
-        for nid, rows in changed.items():
-            if rows:
-                ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
-                told = connection.since(known[nid]) if nid in known else upto
-                found[nid] = [row for row in rows if row.event_id in ids or row.position > told]
-        for nid, rows in own.items():
-            found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
-        self._end_receipts(request, connection, scope, changes)
-        ignored = await self._parts.ignored.of_user(user_id)
-        events: dict[int, dict[str, Any]] = {}
-        ends = dict.fromkeys(new | missed, LIVE)
-        is_all = True
-        for nid, rows in found.items():
-            if not (shown := visible_receipts(rows, user_id, ignored)):
-                continue
-            fit, held_from = _as_fit(shown)
-            events[nid] = receipt_events(fit)[0]
-            if held_from is not None:
-                ends[nid], is_all = held_from - 1, False
-        for nid, end in ends.items():
-            changes.set_receipts(nid, end)
-        rooms = await self._parts.rooms.get_rooms_by_nid(events)
-        return {rooms[nid].room_id: event for nid, event in events.items()}, is_all
-
-    def _end_receipts(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
-    ) -> None:
-        """Receipts outside the scope that are new are missed."""
-        known = connection.state.receipts
-        if connection.token is None or not known:
-            return
-        recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
-        for nid in known if recent is None else recent.receipts & known.keys():
-            if known[nid] == LIVE and nid not in scope:
-                changes.set_receipts(nid, connection.position)
 
     async def _typing(
         self, request: SlidingRequest, connection: Connection, scope: set[int]
@@ -448,25 +374,6 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
     if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
         return False
     return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
-
-
-def _as_fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
-    """As many of a room's receipts as one event has room for, and the position of the first that has to wait, if one does.
-
-    It has room for one of a user's at the same event: that for all threads, which says what the others say; else the oldest.
-    """
-    fit: dict[tuple[str, str, str], ReceiptRow] = {}
-    waiting: list[int] = []
-    for row in sorted(receipts, key=lambda row: (row.thread_id != UNTHREADED, row.position)):
-        first = fit.setdefault((row.event_id, row.receipt_type, row.user_id), row)
-        if first is not row and first.thread_id != UNTHREADED:
-            waiting.append(row.position)
-    return list(fit.values()), min(waiting, default=None)
-
-
-def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
-    """Those of which not everything up to the `pos` was sent: mostly none."""
-    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
 
 
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
