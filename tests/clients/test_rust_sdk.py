@@ -24,6 +24,7 @@ from tests.clients.rust_sdk import (
     person,
     reactions_of,
     text_of,
+    told_receipts,
     until,
 )
 from tests.helpers.real_server import RealServer
@@ -69,7 +70,7 @@ async def _a_conversation(server: RealServer, folder: Path) -> None:
         theirs, ours = await bob.timeline(room_id), await alice.timeline(room_id)
         await _messages(ours, theirs)
         await _thread(alice, bob, ours, theirs, room_id)
-        await _receipts_and_typing(alice, bob, ours, theirs, room_id)
+        await _receipts_and_typing(server, alice, bob, ours, theirs, room_id)
         await _room_list(alice, bob, room_id)
         await (await bob.room(room_id)).leave()
         await until("the room to leave the list", lambda: room_id not in bob.listed())
@@ -88,10 +89,10 @@ async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     assert "salom" not in theirs.messages
 
     assert await theirs.timeline.toggle_reaction(by_id(edited), "👍")
-    await until("the reaction", lambda: any(reactions_of(e) for e in ours.events if text_of(e) == "assalomu alaykum"))
+    await ours.shows("the reaction", lambda: reactions_of(found(ours, "assalomu alaykum")))
     assert list(reactions_of(found(ours, "assalomu alaykum"))) == ["👍"]
     assert not await theirs.timeline.toggle_reaction(by_id(edited), "👍")
-    await until("the reaction to be gone", lambda: not reactions_of(found(ours, "assalomu alaykum")))
+    await ours.shows("the reaction to be gone", lambda: not reactions_of(found(ours, "assalomu alaykum")))
 
     await theirs.timeline.send_reply(content("va alaykum"), id_of(edited))
     reply = await ours.hears("va alaykum")
@@ -100,8 +101,8 @@ async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     wrong = await ours.say("wrong")
     await theirs.hears("wrong")
     await ours.timeline.redact_event(by_id(wrong), "typo")
-    await until("the redaction", lambda: "wrong" not in theirs.messages)
-    await until("our own redaction", lambda: "wrong" not in ours.messages)
+    await theirs.shows("the redaction", lambda: "wrong" not in theirs.messages)
+    await ours.shows("our own redaction", lambda: "wrong" not in ours.messages)
 
 
 async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str) -> None:
@@ -110,12 +111,12 @@ async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: Fo
     thread = await bob.timeline(room_id, sdk.TimelineFocus.THREAD(id_of(root)))
     for text in ("a first reply", "a second reply"):
         await thread.say(text)
-    replies = await until("the thread", lambda: summary_of(ours, "a root") == 2)
+    replies = await ours.shows("the thread", lambda: summary_of(ours, "a root") == 2)
     assert replies
     assert "a first reply" not in ours.messages
     seen = await alice.timeline(room_id, sdk.TimelineFocus.THREAD(id_of(root)))
     await seen.to_the_beginning()
-    await until("the replies", lambda: seen.messages == ["a root", "a first reply", "a second reply"])
+    await seen.shows("the replies", lambda: seen.messages == ["a root", "a first reply", "a second reply"])
     threads = (await alice.room(room_id)).thread_list_service()
     await threads.paginate()
     (listed,) = threads.items()
@@ -124,7 +125,7 @@ async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: Fo
 
 
 async def _receipts_and_typing(
-    alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
+    server: RealServer, alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
 ) -> None:
     last = await ours.say("read me")
     await theirs.hears("read me")
@@ -135,7 +136,9 @@ async def _receipts_and_typing(
 
     assert await unread() >= 1
     await theirs.timeline.mark_as_read(sdk.ReceiptType.READ)
-    await until("the receipt", lambda: bob.user_id in found(ours, "read me").read_receipts)
+    told = await asyncio.to_thread(told_receipts, server, alice, room_id)
+    assert bob.user_id in told.get(id_of(last), ()), told
+    await ours.shows("the receipt", lambda: bob.user_id in found(ours, "read me").read_receipts)
     await asked("nothing to be unread", unread, lambda count: count == 0)
     await bobs.mark_as_fully_read_unchecked(id_of(last))
     typing = Heard()
@@ -258,7 +261,7 @@ async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
             seen = await bob.timeline(room_ids[0])
             await seen.hears(spoken[-1])
             await seen.to_the_beginning()
-            await until("all that was said", lambda: seen.messages == ["before", *spoken])
+            await seen.shows("all that was said", lambda: seen.messages == ["before", *spoken])
             await seen.say("I am back")
         await (await alice.timeline(room_ids[0])).hears("I am back")
 
