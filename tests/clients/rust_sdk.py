@@ -159,7 +159,8 @@ class FollowedTimeline:
                 await self.start()
             await asyncio.sleep(0.05)
             await self.straighten()
-        raise AssertionError(f"waited in vain for: {what}; there is: {self.messages}")
+        told = [(id_of(each), text_of(each), sorted(each.read_receipts)) for each in self.events if each.is_remote]
+        raise AssertionError(f"waited in vain for: {what}; shown is {told}")
 
     @property
     def events(self) -> list[sdk.EventTimelineItem]:
@@ -261,6 +262,19 @@ class Person:
         await followed.start()
         self.held.append(followed)
         return followed
+
+
+def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[str, Any]:
+    """Who has read what in a room, as the server tells a new client of sliding sync: user ids by event, those of public receipts."""
+    path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+    wanted = {"timeline_limit": 20, "required_state": []}
+    body = {"room_subscriptions": {room_id: wanted}, "extensions": {"receipts": {"enabled": True}}}
+    headers = {"Authorization": f"Bearer {somebody.client.session().access_token}"}
+    request = Request(server.url + path, json.dumps({**body, "conn_id": "test"}).encode(), headers, method="POST")
+    with urlopen(request, timeout=30) as answer:
+        rooms = json.load(answer)["extensions"]["receipts"]["rooms"]
+    content = rooms.get(room_id, {"content": {}})["content"]
+    return {event_id: sorted(kinds.get("m.read", ())) for event_id, kinds in content.items()}
 
 
 def register(server: RealServer, name: str) -> None:

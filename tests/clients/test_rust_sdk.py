@@ -23,6 +23,7 @@ from tests.clients.rust_sdk import (
     person,
     reactions_of,
     text_of,
+    told_receipts,
     until,
 )
 from tests.helpers.real_server import RealServer
@@ -68,7 +69,7 @@ async def _a_conversation(server: RealServer, folder: Path) -> None:
         theirs, ours = await bob.timeline(room_id), await alice.timeline(room_id)
         await _messages(ours, theirs)
         await _thread(alice, bob, ours, theirs, room_id)
-        await _receipts_and_typing(alice, bob, ours, theirs, room_id)
+        await _receipts_and_typing(server, alice, bob, ours, theirs, room_id)
         await _room_list(alice, bob, room_id)
         await (await bob.room(room_id)).leave()
         await until("the room to leave the list", lambda: room_id not in bob.listed())
@@ -121,7 +122,7 @@ async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: Fo
 
 
 async def _receipts_and_typing(
-    alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
+    server: RealServer, alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
 ) -> None:
     last = await ours.say("read me")
     await theirs.hears("read me")
@@ -132,6 +133,8 @@ async def _receipts_and_typing(
 
     assert await unread() >= 1
     await theirs.timeline.mark_as_read(sdk.ReceiptType.READ)
+    told = await asyncio.to_thread(told_receipts, server, alice, room_id)
+    assert bob.user_id in told.get(id_of(last), ()), told
     await ours.shows("the receipt", lambda: bob.user_id in readers(ours, "read me"))
     await asked("nothing to be unread", unread, lambda count: count == 0)
     await bobs.mark_as_fully_read_unchecked(id_of(last))

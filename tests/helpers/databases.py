@@ -86,6 +86,7 @@ def open_inline(
     observer: Observer | None = None,
     writer: Executor | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    readers: Executor | None = None,
 ) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there already."""
     engine = make_engine(config)
@@ -95,7 +96,7 @@ def open_inline(
     return Database(
         engine,
         Streams(int(row[0]) if row else 0),
-        InlineExecutor(),
+        readers or InlineExecutor(),
         writer or InlineExecutor(),
         observer or SilentObserver(),
         clock,
