@@ -20,7 +20,7 @@ from federation.identity import ServerIdentity
 from federation.own_devices import OwnDevices
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
-from federation.published_keys import KeysOfPeople
+from federation.published_keys import KeysOfPeople, ShownKeys
 from federation.remote.keys import UserKeys
 from homeserver.services.device_keys import present_keys
 from homeserver.services.remote_devices import RemoteDevices
@@ -77,13 +77,18 @@ class EveryonesKeys:
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            published = await self._read(caller, [each for each in users if each in local], users, asked)
+            known = await self._published.get_shown(
+                [each for each in users if each in local and not wanted[each]], caller
+            )
+            size += _show(answer, known)
+            rest = [user_id for user_id in users if user_id not in known]
+            published = await self._read(caller, [each for each in rest if each in local], rest, asked)
             size += _size_of(published)
             if size > LARGEST_ANSWER:
                 raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
             shown = {
                 user_id: wanted[user_id]
-                for user_id in users
+                for user_id in rest
                 if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
             }
             for kind, keys in present_keys(published, caller, shown).items():
@@ -144,6 +149,8 @@ class EveryonesKeys:
     ) -> PublishedKeys:
         """What these have published, as far as it was asked for just now, or is kept."""
         now = {user_id: asked[user_id] for user_id in users if user_id in asked}
+        if not users:
+            return PublishedKeys()
         kept = {*users} - {*local} - now.keys()
         stored = await self._published.get_published(local, kept, caller)
         return PublishedKeys(
@@ -185,6 +192,18 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict
         weight += weigh(what)
     if piece:
         yield piece
+
+
+def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
+    """Put what everybody sees of these users into the answer; how many bytes it is."""
+    size = 0
+    devices = answer["device_keys"]
+    for user_id, shown in known.items():
+        devices[user_id] = shown.devices
+        size += shown.size
+        for usage, key in shown.cross_signing.items():
+            answer.setdefault(f"{usage}_keys", {})[user_id] = key
+    return size
 
 
 def _size_of(published: PublishedKeys) -> int:
