@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
 from storage.engine import LARGEST_CHUNK, Row
@@ -154,11 +155,25 @@ class DeviceKeyStore:
         return counts
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-        """Remove all keys of devices that go."""
+        """Remove all keys of devices that go, and the signatures on them and of them: nobody finds the key any more by which they could be
+        checked, and a later device of the id has another."""
         rows = [(user_id, device_id) for device_id in device_ids]
         for table in ("device_keys", "one_time_key_blocks", "used_one_time_keys", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
+        signers = {f"ed25519:{device_id}" for device_id in device_ids}
+        made = [
+            (user_id, signature.target_key, user_id, signature.signer_key_id)
+            for signature in select_own_signatures(txn, [user_id]).get(user_id, ())
+            if signature.signer_key_id in signers
+        ]
+        if made:
+            txn.execute_many(
+                "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
+                " AND signer_key_id = ?",
+                made,
+            )
+            announce_device_list(txn, user_id, [None])
 
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
