@@ -160,7 +160,10 @@ async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Ne
     """Whether a list is kept of whom it is said, or nobody has asked for it yet."""
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
-    edu = {"edu_type": "m.signing_key_update", "content": {"user_id": room.bob.user_id, "master_key": master_key}}
+    edu: dict[str, Any] = {
+        "edu_type": "m.signing_key_update",
+        "content": {"user_id": room.bob.user_id, "master_key": master_key},
+    }
     other = {**edu, "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]}}
     since = sync(room.alice)["next_batch"]
     told: list[bool] = []
