@@ -4,14 +4,18 @@ Laws:
 - Read once, then forgotten when the stream tells that a user's devices or keys changed. What a change overtakes while it is read
   is not kept. Keys of other servers' users are read each time.
 - What is answered is no older than what anybody has been told of. The stream tells of what other processes wrote a moment later
-  than they tell their clients: where there may be others, one question shows whether what is kept is the newest.
+  than they tell their clients: where there may be others, one question shows whether they have written anything that this one has not
+  heard of; after they have, one whether what is kept is the newest.
+- What all readers see alike is encoded once.
 
 For the reactor thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
+
+import msgspec
 
 from storage.cross_signing import CrossSigningKey, KeySignature
 from storage.device_keys import DeviceKeysRow
@@ -21,17 +25,53 @@ from storage.streams import Change, Streams, Topic
 V = TypeVar("V")
 
 
+class ShownKeys(msgspec.Struct, frozen=True, gc=False):
+    """What any client sees of one of our users who is not its own, and of whom its user has signed nothing."""
+
+    devices: msgspec.Raw
+    """All of them by id."""
+    cross_signing: Mapping[str, msgspec.Raw]
+    """By usage."""
+    size: int
+    """In bytes."""
+
+
+class _Known:
+    """What is kept of a user."""
+
+    __slots__ = ("checked", "keys", "shown")
+
+    def __init__(self, keys: PublishedKeys, checked: int) -> None:
+        self.keys = keys
+        self.checked = checked
+        """The position up to which all changes are in it; of this process's, all."""
+        self.shown: ShownKeys | None = None
+
+
 class KeysOfPeople:
     """A cache of keys of our users, and of what each of them has signed of others."""
 
-    def __init__(self, store: PublishedKeyStore, streams: Streams, *, capacity: int, is_alone: bool) -> None:
-        """`capacity`: devices, and users who sign, of which something is kept. `is_alone`: no other process writes."""
+    def __init__(
+        self,
+        store: PublishedKeyStore,
+        streams: Streams,
+        show: Callable[[str, PublishedKeys], ShownKeys],
+        *,
+        capacity: int,
+    ) -> None:
+        """`show` encodes what is shown of a user. `capacity`: devices, and users who sign, of which something is kept."""
         self._store = store
-        self._is_alone = is_alone
-        self._keys: _Recent[PublishedKeys] = _Recent(capacity)
-        self._signed: _Recent[Mapping[str, Sequence[KeySignature]]] = _Recent(capacity)
+        self._streams = streams
+        self._show = show
+        self._is_alone = store.is_alone
+        self._keys: _Recent[_Known] = _Recent(capacity)
+        self._signed: _Recent[tuple[Mapping[str, Sequence[KeySignature]], int]] = _Recent(capacity)
+        """By who signed, with the position up to which all changes are in it."""
         self._changes_heard = 0
+        self._others_upto = 0
+        """The latest position that another process is known to have written."""
         streams.subscribe(self._hear, Topic.DEVICE, Topic.SIGNATURE)
+        streams.watch(self._heed_others)
 
     async def get_published(
         self,
@@ -45,16 +85,22 @@ class KeysOfPeople:
 
         `at_least`: a position up to which all changes of users of ours are in them, also one that nobody has been told of yet.
         """
+        began = self._streams.current()
         devices: dict[str, Sequence[DeviceKeysRow]] = {}
         cross_signing: dict[str, Mapping[str, CrossSigningKey]] = {}
         signatures: dict[str, Sequence[KeySignature]] = {}
         newest: Mapping[str, int] = {}
         signed: Mapping[str, Sequence[KeySignature]] = {}
         if not self._is_alone:
-            newest, signed = await self._store.get_newest([each for each in ours if each in self._keys], reader)
+            heard = self._changes_heard
+            kept = [each for each in ours if each in self._keys]
+            newest, signed = await self._store.get_newest(kept, reader)
+            newest = {**dict.fromkeys(kept, 0), **newest}
+            if reader is not None and heard == self._changes_heard:
+                self._signed.put(reader, (signed, began), 1 + len(signed))
         elif reader is not None:
             signed = await self._signed_by(reader)
-        for keys in await self._known(ours, others, newest, at_least):
+        for keys in await self._known(ours, others, newest, at_least, began):
             devices.update(keys.devices)
             cross_signing.update(keys.cross_signing)
             signatures.update(keys.signatures)
@@ -62,35 +108,62 @@ class KeysOfPeople:
             signatures[user_id] = (*signatures.get(user_id, ()), *signed[user_id])
         return PublishedKeys(devices, cross_signing, signatures)
 
+    async def get_shown(self, ours: Collection[str], reader: str) -> Mapping[str, ShownKeys]:
+        """What the reader sees of those of the users of whom it is in memory, and the newest, and what everybody sees."""
+        if not self._is_alone and (
+            not any(self._is_checked(user_id) for user_id in ours)
+            or await self._store.get_head() > self._streams.current()
+        ):
+            return {}
+        signed = await self._signed_by(reader)
+        shown: dict[str, ShownKeys] = {}
+        for user_id in ours:
+            known = self._keys.get(user_id)
+            if known is None or known.checked < self._others_upto or user_id in signed or user_id == reader:
+                continue
+            if known.shown is None:
+                known.shown = self._show(user_id, known.keys)
+            shown[user_id] = known.shown
+        return shown
+
+    def _is_checked(self, user_id: str) -> bool:
+        known = self._keys.get(user_id)
+        return known is not None and known.checked >= self._others_upto
+
     async def _known(
-        self, ours: Collection[str], others: Collection[str], newest: Mapping[str, int], at_least: int
+        self, ours: Collection[str], others: Collection[str], newest: Mapping[str, int], at_least: int, began: int
     ) -> Sequence[PublishedKeys]:
-        """What is published, in parts. `newest`: where users changed last, as far as that was looked at."""
+        """What is published, in parts. `newest`: where users changed last, of those of whom something was kept when that was looked at
+        (another read may have kept more since, which is perhaps older); all up to `began` was to be seen then."""
         parts: list[PublishedKeys] = []
         missing: list[str] = []
         for user_id in ours:
             known = self._keys.get(user_id)
-            if known is None or _position(known, user_id) < max(at_least, newest.get(user_id, 0)):
+            is_looked_at = self._is_alone or user_id in newest
+            least = max(at_least, newest.get(user_id, 0))
+            if known is None or not is_looked_at or _position(known.keys, user_id) < least:
                 missing.append(user_id)
             else:
-                parts.append(known)
+                known.checked = max(known.checked, began)
+                parts.append(known.keys)
         if missing or others:
             heard = self._changes_heard
             read = await self._store.get_published(missing, others)
             parts.append(read)
             if heard == self._changes_heard:
                 for user_id in missing:
-                    self._keys.put(user_id, _of_user(read, user_id), 1 + len(read.devices.get(user_id, ())))
+                    known = _Known(_of_user(read, user_id), began)
+                    self._keys.put(user_id, known, 1 + len(read.devices.get(user_id, ())))
         return parts
 
     async def _signed_by(self, reader: str) -> Mapping[str, Sequence[KeySignature]]:
         known = self._signed.get(reader)
-        if known is not None:
-            return known
-        heard = self._changes_heard
+        if known is not None and known[1] >= self._others_upto:
+            return known[0]
+        heard, began = self._changes_heard, self._streams.current()
         signed = await self._store.get_signed_by(reader)
         if heard == self._changes_heard:
-            self._signed.put(reader, signed, 1 + len(signed))
+            self._signed.put(reader, (signed, began), 1 + len(signed))
         return signed
 
     def _hear(self, changes: Sequence[Change]) -> None:
@@ -103,6 +176,9 @@ class KeysOfPeople:
             elif change.topic is Topic.SIGNATURE:
                 self._changes_heard += 1
                 self._signed.drop(change.user_id)
+
+    def _heed_others(self, _after: int, upto: int) -> None:
+        self._others_upto = max(self._others_upto, upto)
 
 
 def _of_user(keys: PublishedKeys, user_id: str) -> PublishedKeys:

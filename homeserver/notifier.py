@@ -149,6 +149,8 @@ class Notifier:
                 self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
                 self.wake_users([change.user_id])
+            if change.user_ids:
+                self.wake_users(change.user_ids)
         if self._rooms:
             self._schedule()
 

@@ -27,7 +27,7 @@ from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresConfig, PostgresEngine
 from storage.sqlite import SQLiteConfig, SQLiteEngine
 from storage.streams import Streams
-from storage.transaction import POSITION, Transaction, WriteTransaction
+from storage.transaction import Transaction, WriteTransaction, select_head
 from storage.writer import QueuedWrite, Writer
 
 __all__ = [
@@ -158,7 +158,7 @@ class Database:
 
     async def poll(self) -> None:
         """As `catch_up`, if there is anything; for asking often."""
-        if await self.read_quickly("poll_position", _select_position) > self.streams.current():
+        if await self.read_quickly("poll_position", select_head) > self.streams.current():
             await self.catch_up()
 
     async def close(self) -> None:
@@ -268,8 +268,3 @@ def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observ
         ThreadExecutor(reactor, "database-writer", 1),
         observer or SilentObserver(),
     )
-
-
-def _select_position(txn: Transaction) -> int:
-    row = txn.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
-    return int(row[0]) if row is not None else 0

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
 from storage.engine import LARGEST_CHUNK, Row
@@ -65,10 +66,10 @@ class KeysLeft(msgspec.Struct, frozen=True):
 
 
 class KeysClaimed(msgspec.Struct, frozen=True):
-    """What a change of the topic KEY_COUNT tells: of which devices of the user a one-time key was given out, by algorithm."""
+    """What a change of the topic KEY_COUNT tells: of which devices of the users a one-time key was given out, by algorithm."""
 
-    taken: Sequence[tuple[str, str]]
-    """Device and algorithm."""
+    taken: Sequence[tuple[str, str, str]]
+    """User, device and algorithm."""
 
 
 class NewKeys(msgspec.Struct, frozen=True):
@@ -154,11 +155,25 @@ class DeviceKeyStore:
         return counts
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-        """Remove all keys of devices that go."""
+        """Remove all keys of devices that go, and the signatures on them and of them: nobody finds the key any more by which they could be
+        checked, and a later device of the id has another."""
         rows = [(user_id, device_id) for device_id in device_ids]
         for table in ("device_keys", "one_time_key_blocks", "used_one_time_keys", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
+        signers = {f"ed25519:{device_id}" for device_id in device_ids}
+        made = [
+            (user_id, signature.target_key, user_id, signature.signer_key_id)
+            for signature in select_own_signatures(txn, [user_id]).get(user_id, ())
+            if signature.signer_key_id in signers
+        ]
+        if made:
+            txn.execute_many(
+                "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
+                " AND signer_key_id = ?",
+                made,
+            )
+            announce_device_list(txn, user_id, [None])
 
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
@@ -242,19 +257,18 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
 
 def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dict[KeyWish, ClaimedKey]:
     claimed: dict[KeyWish, ClaimedKey] = {}
-    by_user: dict[str, list[tuple[str, str]]] = {}
+    taken: list[tuple[str, str, str]] = []
     for user_id, device_id, algorithm, key_id, content in take_keys(txn, [_row(wish) for wish in wishes], now_ms):
         claimed[KeyWish(user_id, device_id, algorithm)] = ClaimedKey(key_id, content, is_fallback=False)
-        by_user.setdefault(user_id, []).append((device_id, algorithm))
-    position = txn.next_position(len(by_user))
-    for at, (user_id, taken) in enumerate(by_user.items(), position):
-        txn.announce(Change(at, Topic.KEY_COUNT, user_id=user_id, detail=KeysClaimed(taken)))
-    rest = [wish for wish in wishes if wish not in claimed]
+        taken.append((user_id, device_id, algorithm))
+    if taken:
+        _announce_claims(txn, [user_id for user_id, _, _ in taken], KeysClaimed(taken))
+    rest = [wish for wish in wishes if wish not in claimed] if len(claimed) < len(wishes) else ()
     if rest:
         by_fallback = _use_fallback_keys(txn, rest)
         claimed |= by_fallback
-        for user_id in sorted({wish.user_id for wish in by_fallback}):
-            _announce(txn, user_id, None)
+        if by_fallback:
+            _announce_claims(txn, [wish.user_id for wish in by_fallback], None)
     return claimed
 
 
@@ -289,5 +303,10 @@ def _row(wish: KeyWish) -> tuple[str, str, str]:
     return wish.user_id, wish.device_id, wish.algorithm
 
 
-def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft | None) -> None:
+def _announce_claims(txn: WriteTransaction, user_ids: Iterable[str], detail: KeysClaimed | None) -> None:
+    users = tuple(dict.fromkeys(user_ids))
+    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=detail))
+
+
+def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft) -> None:
     txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_id=user_id, detail=detail))

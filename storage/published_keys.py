@@ -13,7 +13,7 @@ from storage.database import Database
 from storage.device_keys import DeviceKeysRow, select_device_keys
 from storage.devices import select_positions
 from storage.remote_devices import select_remote_devices
-from storage.transaction import Transaction
+from storage.transaction import Transaction, select_head
 
 FEW_USERS: Final = 4
 """Of so many the keys are read on the thread that asks, where the database allows that."""
@@ -34,6 +34,8 @@ class PublishedKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.is_alone = database.engine.name == "sqlite"
+        """Whether no other process writes."""
 
     async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
         """Keys of users of ours and of others, with what they signed of themselves."""
@@ -45,6 +47,10 @@ class PublishedKeyStore:
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
         """The positions of the latest changes of users of ours, and by user what somebody has signed of others; a query each."""
         return await self._database.read_quickly("get_newest_keys", _select_newest, tuple(ours), signer)
+
+    async def get_head(self) -> int:
+        """The position of the latest change of anything that is committed; one query."""
+        return await self._database.read_quickly("get_head", select_head)
 
     async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
         """By user what somebody has signed of others; one query."""

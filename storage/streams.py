@@ -43,10 +43,12 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
-    """`detail` is the `NewMessages` or the `DevicesGone`."""
+    """Messages to devices of the users; `detail` is the `NewMessages`."""
+    DEVICES_GONE = "devices_gone"
+    """Devices of the user went, and what is kept for them with them; `detail` is the `DevicesGone`."""
     KEY_COUNT = "key_count"
-    """A device of the user has more or fewer one-time keys, or a fallback key was set or used; `detail` is `KeysLeft` or
-    `KeysClaimed`, or None."""
+    """A device of the user, or of the users, has more or fewer one-time keys, or a fallback key was set or used; `detail` is
+    `KeysLeft` or `KeysClaimed`, or None."""
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
@@ -74,6 +76,9 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None = None
     detail: object = None
     """What the writer has at hand (for EVENT: the `EventRow`); a reader on another node finds None and reads it."""
+    user_ids: Sequence[str] = ()
+    """Whom it concerns where they may be many, as those who get the keys of a room: one change costs every subscriber less than one
+    for each."""
 
 
 Subscriber = Callable[[Sequence[Change]], None]

@@ -46,13 +46,13 @@ class NewMessage(DeviceMessage, frozen=True, gc=False):
 
 
 class NewMessages(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic TO_DEVICE tells: messages to devices of one user, in order."""
+    """What a change of the topic TO_DEVICE tells: messages that were sent at once, in order."""
 
     messages: Sequence[NewMessage]
 
 
 class DevicesGone(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic TO_DEVICE tells: devices of the user went, and what waited for them with them."""
+    """What a change of the topic DEVICES_GONE tells: devices of the user went, and what waited for them with them."""
 
     device_ids: Sequence[str]
 
@@ -112,16 +112,11 @@ class ToDeviceStore:
         if not messages:
             return
         first = txn.next_position(len(messages))
-        rows = []
-        by_user: dict[str, list[NewMessage]] = {}
-        for position, ((user_id, device_id, device_nid), content) in enumerate(messages, first):
-            rows.append((position, device_nid, content))
-            new = by_user.get(user_id)
-            if new is None:
-                new = by_user[user_id] = []
-            new.append(NewMessage(position, content, user_id, device_id))
-        for user_id, new in by_user.items():
-            txn.announce(Change(new[-1].position, Topic.TO_DEVICE, user_id=user_id, detail=NewMessages(new)))
+        numbered = list(enumerate(messages, first))
+        new = [NewMessage(position, content, to[0], to[1]) for position, (to, content) in numbered]
+        users = tuple(dict.fromkeys([message.user_id for message in new]))
+        txn.announce(Change(new[-1].position, Topic.TO_DEVICE, user_ids=users, detail=NewMessages(new)))
+        rows = [(position, to[2], content) for position, (to, content) in numbered]
         txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), rows)
         # to count what waits for every device at every message would cost too much
         for _, device_nid, _ in rows[-first % LOOK_EVERY :: LOOK_EVERY]:
@@ -144,7 +139,7 @@ class ToDeviceStore:
                 _delete(txn, *newest)
         if device_ids:
             gone = DevicesGone(tuple(device_ids))
-            txn.announce(Change(txn.next_position(), Topic.TO_DEVICE, user_id=user_id, detail=gone))
+            txn.announce(Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=gone))
 
     async def count_messages(self) -> int:
         """How many messages wait; looks at all of them."""

@@ -89,6 +89,12 @@ class Transaction:
         return found
 
 
+def select_head(txn: Transaction) -> int:
+    """The position of the latest change that is committed, whoever wrote it."""
+    row = txn.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
+    return int(row[0]) if row is not None else 0
+
+
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 

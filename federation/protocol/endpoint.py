@@ -105,6 +105,7 @@ class Limit(Enum):
     TYPING = "rc_typing"
     FORGET = "rc_forget"
     CLAIMED_KEYS = "rc_federation.claimed_keys"
+    CLAIMED_BY_USER = "rc_claimed_keys"
 
 
 PER_ADDRESS = frozenset(

@@ -133,7 +133,7 @@ class FederationOutParts:
             identity.is_local,
         )
         self.everyones_keys = EveryonesKeys(
-            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity
+            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity, limiter
         )
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)

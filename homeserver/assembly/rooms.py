@@ -41,7 +41,7 @@ from homeserver.observe.caches import Counted
 from homeserver.services.aggregations import Aggregations
 from homeserver.services.childless import ChildlessEvents
 from homeserver.services.client_events import ClientEvents
-from homeserver.services.device_keys import DeviceKeys
+from homeserver.services.device_keys import DeviceKeys, show_keys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
@@ -357,9 +357,8 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(
-            PublishedKeyStore(database), streams, capacity=sizes.devices, is_alone=database.engine.name == "sqlite"
-        )
+        key_store = PublishedKeyStore(database)
+        self.published_keys = KeysOfPeople(key_store, streams, show_keys, capacity=sizes.devices)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,

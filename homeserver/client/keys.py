@@ -36,6 +36,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
 )
 async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
     """The keys of people's devices."""
+    keys.check_asked(caller, len(body.device_keys))
     return await keys.get_keys(caller.user_id, body.device_keys, body.timeout)
 
 
@@ -51,6 +52,7 @@ class KeyClaim(msgspec.Struct, frozen=True):
 )
 async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""
+    keys.check_claimed(caller, sum(map(len, body.one_time_keys.values())))
     return await keys.do_claim(body.one_time_keys, body.timeout)
 
 

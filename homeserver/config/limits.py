@@ -150,7 +150,16 @@ class Limits:
         5, 100, "Scans of what is inside of encrypted files that one user asks for, or one address without a user."
     )
     rc_url_preview: RateLimit = limit(1, 30, "Previews of links that one user asks for.")
-    rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
+    rc_key_requests: RateLimit = limit(
+        20,
+        100,
+        "Requests for encryption keys by one user. A question for more than 1,000 people's counts once for each thousand.",
+    )
+    rc_claimed_keys: RateLimit = limit(
+        100,
+        20000,
+        "One-time keys of encryption that one user claims. What a request claims beyond what there is room for, the next one waits for.",
+    )
     rc_to_device_strangers: RateLimit = limit(
         0.01,
         100,

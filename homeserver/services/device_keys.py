@@ -23,6 +23,7 @@ from federation.protocol.device_keys import is_key_name, parse_identity_keys
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
+from federation.published_keys import ShownKeys
 from storage.cross_signing import KeySignature
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft, NewKeys, NoSuchDevice
@@ -45,6 +46,8 @@ LARGEST_IDENTITY: Final = 64 << 10
 REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
 """How long an upload may be repeated without bringing back a key that was given out."""
 USUAL_ALGORITHM: Final = "signed_curve25519"
+SHOWN_USAGES: Final = ("master", "self_signing")
+"""Of the keys of cross-signing, those that others see."""
 
 Key = str | dict[str, Any]
 
@@ -144,15 +147,16 @@ class DeviceKeys:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
+            if change.topic is Topic.KEY_COUNT or change.topic is Topic.DEVICE:
                 self._heard_upto = max(self._heard_upto, change.position)
                 detail = change.detail
-                if isinstance(detail, KeysLeft):
+                if isinstance(detail, KeysClaimed):
+                    self._note_claims(detail, change.position)
+                elif isinstance(detail, KeysLeft) and change.user_id is not None:
                     self._note(change.user_id, detail.device_id, detail.counts, change.position)
-                elif isinstance(detail, KeysClaimed):
-                    self._note_claims(change.user_id, detail, change.position)
                 else:
-                    self._counts.pop(change.user_id, None)
+                    for user_id in change.user_ids if change.user_id is None else (change.user_id,):
+                        self._counts.pop(user_id, None)
 
     def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
@@ -162,10 +166,10 @@ class DeviceKeys:
             self._counts.popitem(last=False)
         return known
 
-    def _note_claims(self, user_id: str, claimed: KeysClaimed, position: int) -> None:
+    def _note_claims(self, claimed: KeysClaimed, position: int) -> None:
         """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
-        devices = self._counts.get(user_id, {})
-        for device_id, algorithm in claimed.taken:
+        for user_id, device_id, algorithm in claimed.taken:
+            devices = self._counts.get(user_id, {})
             counts, upto = devices.get(device_id, (None, 0))
             if counts is not None and upto < position:
                 left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
@@ -179,8 +183,10 @@ class DeviceKeys:
         self._counts.clear()
 
 
-def present_keys(published: PublishedKeys, reader: UserID, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What a reader sees of users' keys: of their devices (none named: all of them), and by usage of cross-signing."""
+def present_keys(
+    published: PublishedKeys, reader: UserID | None, wanted: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """What a reader (None: anybody) sees of users' keys: of their devices (none named: all of them), and by usage of cross-signing."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
         made = published.signatures.get(user_id)
@@ -193,6 +199,15 @@ def present_keys(published: PublishedKeys, reader: UserID, wanted: Mapping[str, 
             if usage != "user_signing" or user_id == reader:
                 answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(key, signatures.get(key.public_key, ()))
     return answer
+
+
+def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
+    """What anybody sees of one of our users."""
+    seen = present_keys(published, None, {user_id: ()})
+    devices = msgspec.json.encode(seen["device_keys"][user_id])
+    cross_signing = {usage: seen[f"{usage}_keys"][user_id] for usage in SHOWN_USAGES if f"{usage}_keys" in seen}
+    size = len(devices) + sum(len(bytes(key)) for key in cross_signing.values())
+    return ShownKeys(msgspec.Raw(devices), cross_signing, size)
 
 
 def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:

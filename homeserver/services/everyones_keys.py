@@ -18,10 +18,12 @@ from twisted.internet.task import deferLater
 
 from federation.identity import ServerIdentity
 from federation.own_devices import OwnDevices
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
-from federation.published_keys import KeysOfPeople
+from federation.published_keys import KeysOfPeople, ShownKeys
 from federation.remote.keys import UserKeys
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.device_keys import present_keys
 from homeserver.services.remote_devices import RemoteDevices
 from storage.cross_signing import CrossSigningKey
@@ -34,6 +36,8 @@ MOST_USERS: Final = 50_000
 """In one question."""
 MOST_KEYS: Final = 100_000
 """In one claim."""
+USERS_OF_A_REQUEST: Final = 1000
+"""A question for keys of more users counts as several."""
 PRESENTED_AT_ONCE: Final = 200
 """Users whose keys are put into an answer before others are served."""
 SORTED_AT_ONCE: Final = 2000
@@ -58,17 +62,33 @@ class EveryonesKeys:
         published: KeysOfPeople,
         remote: RemoteDevices,
         identity: ServerIdentity,
+        limiter: RateLimiter,
     ) -> None:
         self._clock = clock
         self._own_devices = own_devices
         self._published = published
         self._remote = remote
         self._identity = identity
+        self._limiter = limiter
+
+    def check_asked(self, caller: Requester, users: int) -> None:
+        """Count a question for keys of so many users beyond the request that it is. Raises InvalidParam."""
+        if users > MOST_USERS:
+            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        if caller.rate_limited and users > USERS_OF_A_REQUEST:
+            self._limiter.count(Limit.KEY_REQUEST, caller.user_id, cost=-(-users // USERS_OF_A_REQUEST) - 1)
+
+    def check_claimed(self, caller: Requester, keys: int) -> None:
+        """Count a claim of so many keys. However many it is, it may be made; then the next one waits the longer. Raises InvalidParam,
+        LimitExceeded."""
+        if keys > MOST_KEYS:
+            raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
+        if caller.rate_limited:
+            self._limiter.check_only(Limit.CLAIMED_BY_USER, caller.user_id)
+            self._limiter.count(Limit.CLAIMED_BY_USER, caller.user_id, cost=keys)
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
-        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam, TooLarge."""
-        if len(wanted) > MOST_USERS:
-            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
         local, by_server = await self._split(wanted)
         asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         answer: dict[str, Any] = {"device_keys": {}}
@@ -77,13 +97,18 @@ class EveryonesKeys:
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            published = await self._read(caller, [each for each in users if each in local], users, asked)
+            known = await self._published.get_shown(
+                [each for each in users if each in local and not wanted[each]], caller
+            )
+            size += _show(answer, known)
+            rest = [user_id for user_id in users if user_id not in known]
+            published = await self._read(caller, [each for each in rest if each in local], rest, asked)
             size += _size_of(published)
             if size > LARGEST_ANSWER:
                 raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
             shown = {
                 user_id: wanted[user_id]
-                for user_id in users
+                for user_id in rest
                 if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
             }
             for kind, keys in present_keys(published, caller, shown).items():
@@ -91,12 +116,7 @@ class EveryonesKeys:
         return {**answer, "failures": failures}
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
-        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device.
-
-        Raises InvalidParam.
-        """
-        if sum(map(len, wanted.values())) > MOST_KEYS:
-            raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
+        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
         local, by_server = await self._split(wanted)
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
@@ -144,6 +164,8 @@ class EveryonesKeys:
     ) -> PublishedKeys:
         """What these have published, as far as it was asked for just now, or is kept."""
         now = {user_id: asked[user_id] for user_id in users if user_id in asked}
+        if not users:
+            return PublishedKeys()
         kept = {*users} - {*local} - now.keys()
         stored = await self._published.get_published(local, kept, caller)
         return PublishedKeys(
@@ -185,6 +207,18 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict
         weight += weigh(what)
     if piece:
         yield piece
+
+
+def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
+    """Put what everybody sees of these users into the answer; how many bytes it is."""
+    size = 0
+    devices = answer["device_keys"]
+    for user_id, shown in known.items():
+        devices[user_id] = shown.devices
+        size += shown.size
+        for usage, key in shown.cross_signing.items():
+            answer.setdefault(f"{usage}_keys", {})[user_id] = key
+    return size
 
 
 def _size_of(published: PublishedKeys) -> int:

@@ -33,13 +33,14 @@ NOT_FOR_ALL: Final = frozenset(
     {
         Topic.ACCOUNT_DATA,
         Topic.TO_DEVICE,
+        Topic.DEVICES_GONE,
         Topic.KEY_COUNT,
         Topic.THREAD_SUBSCRIPTION,
         Topic.RELATED,
         Topic.OUTGOING,
     }
 )
-"""What nobody is told of but the user named in the change, if there is one."""
+"""What nobody is told of but the users named in the change, if there are any."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -52,8 +53,8 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
     """Also sticky events, which are told beside the timeline."""
 
 
-PERSONAL = frozenset({Topic.TO_DEVICE, Topic.KEY_COUNT})
-"""What one user alone hears of."""
+PERSONAL: Final = frozenset({Topic.TO_DEVICE, Topic.DEVICES_GONE, Topic.KEY_COUNT})
+"""What only the users hear of who are named in the change."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +73,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     """Whose receipt it is."""
     counted_upto: int = 0
     """Of messages that were purged: the position of the last that may have been counted as unread."""
+    user_ids: Sequence[str] = ()
 
 
 class _News:
@@ -115,6 +117,8 @@ class _News:
                 self.read.setdefault(entry.sender, set()).add(entry.room_nid)
             if entry.user_id is not None:
                 self.users.setdefault(entry.topic, set()).add(entry.user_id)
+            if entry.user_ids:
+                self.users.setdefault(entry.topic, set()).update(entry.user_ids)
             if entry.row is not None and self.memberships is not None:
                 self.memberships.append(entry.row)
             elif entry.topic is Topic.MEMBERSHIP and entry.user_id is not None:
@@ -149,6 +153,8 @@ class RecentChanges:
         self._complete_from = streams.current()
         self._positions: list[int] = []
         self._entries: list[_Entry] = []
+        self._named = 0
+        """How many users are named in entries that have several."""
         self._gathered: dict[int, _News] = {}
         """By position what happened since, until something does."""
         streams.subscribe(self._hear)
@@ -220,8 +226,9 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             user_id = change.user_id
-            if change.topic in PERSONAL:  # many at once where a client shares the keys of a room
-                entry = _Entry(change.topic, user_id=user_id)
+            if change.topic in PERSONAL:
+                entry = _Entry(change.topic, user_id=user_id, user_ids=change.user_ids)
+                self._named += len(change.user_ids)
             elif isinstance(row, StickyRow):
                 entry = _Entry(change.topic, row.room_nid)
             elif isinstance(row, EventRow):
@@ -245,8 +252,8 @@ class RecentChanges:
                 entry = _Entry(change.topic, user_id=user_id)
             self._positions.append(change.position)
             self._entries.append(entry)
-        if len(self._positions) > 2 * KEPT:
-            self._forget(self._positions[-KEPT - 1])
+        while len(self._positions) + self._named > 2 * KEPT:
+            self._forget(self._positions[len(self._positions) // 2])
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: what is new up to there is not known here."""
@@ -256,4 +263,5 @@ class RecentChanges:
     def _forget(self, upto: int) -> None:
         keep = bisect_right(self._positions, upto)
         self._complete_from = max(self._complete_from, upto)
+        self._named -= sum([len(entry.user_ids) for entry in self._entries[:keep]])
         del self._positions[:keep], self._entries[:keep]

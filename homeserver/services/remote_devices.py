@@ -14,7 +14,9 @@ Laws:
 spec: server-server-api#device-management
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -51,6 +53,8 @@ RESYNC_PAUSE: Final = 60.0
 MOST_ASKED: Final = 100
 """Servers that are asked at once for lists that are stale."""
 MAX_PREV_IDS: Final = 100
+MOST_SAID: Final = 10_000
+"""Users of whom it is known what was said of their keys of cross-signing."""
 
 
 class RemoteDevices:
@@ -83,6 +87,8 @@ class RemoteDevices:
         self._swept_upto = ""
         self._asked: set[ServerName] = set()
         """Servers that are being asked for stale lists."""
+        self._said: OrderedDict[str, bytes] = OrderedDict()
+        """What servers said last of their users' keys of cross-signing, by user, as digests."""
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
@@ -170,7 +176,15 @@ class RemoteDevices:
         keys = UserKeys()
         for usage in ("master", "self_signing"):
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
-        await self._store.set_cross_signing(user_id, _cross_signing(user_id, keys))
+        found = _cross_signing(user_id, keys)
+        said = sha256(b"".join([key.content for key in found])).digest()
+        if self._said.get(user_id) == said and not await self._store.get_lists([user_id]):
+            return  # nothing is kept to compare it with, and all were told of it when it was said first
+        await self._store.set_cross_signing(user_id, found)
+        self._said[user_id] = said
+        self._said.move_to_end(user_id)
+        if len(self._said) > MOST_SAID:
+            self._said.popitem(last=False)
 
     async def do_resync(self, limit: int) -> int:
         """Begin to fetch some stale lists of servers that can be reached; at how many was looked. Each server is asked for its users one

@@ -99,10 +99,10 @@ class ToDevice:
         now = self._now_ms()
         local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
         encoded = _encode(caller.user_id, type, local)
-        if encoded and max(map(len, encoded.values())) > LARGEST_MESSAGE:
+        if max([len(event) for events in encoded.values() for event in events.values()], default=0) > LARGEST_MESSAGE:
             raise TooLarge(TOO_LARGE)
-        others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
-        outgoing = self._for_others(caller.user_id, type, others)
+        others = messages if not local else {user: devices for user, devices in messages.items() if user not in local}
+        outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
@@ -134,7 +134,10 @@ class ToDevice:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
         encoded = _encode(message.sender, message.type, local)
-        encoded = {to: event for to, event in encoded.items() if len(event) <= LARGEST_RECEIVED}
+        encoded = {
+            user_id: {device_id: event for device_id, event in events.items() if len(event) <= LARGEST_RECEIVED}
+            for user_id, events in encoded.items()
+        }
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
@@ -196,25 +199,27 @@ class ToDevice:
 
 
 def _for_devices(
-    existing: Iterable[Recipient], encoded: Mapping[tuple[str, str], bytes]
+    existing: Iterable[Recipient], encoded: Mapping[str, Mapping[str, bytes]]
 ) -> list[tuple[Recipient, bytes]]:
     """Messages by user and device for those devices that exist. Raises InvalidParam."""
-    messages = [
-        (device, encoded[device[0], name])
-        for device in existing
-        for name in (device[1], ALL_DEVICES)
-        if (device[0], name) in encoded
-    ]
+    messages: list[tuple[Recipient, bytes]] = []
+    for device in existing:
+        events = encoded[device[0]]
+        own, for_all = events.get(device[1]), events.get(ALL_DEVICES)
+        if own is not None:
+            messages.append((device, own))
+        if for_all is not None:
+            messages.append((device, for_all))
     if len(messages) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
     return messages
 
 
-def _encode(sender: str, type: str, messages: Messages) -> dict[tuple[str, str], bytes]:
+def _encode(sender: str, type: str, messages: Messages) -> dict[str, dict[str, bytes]]:
     """The events as devices get them, by user and device: what all have in common is encoded once."""
-    begin = b'{"type":%b,"sender":%b,"content":' % (msgspec.json.encode(type), msgspec.json.encode(sender))
+    encode = msgspec.json.encode
+    begin = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
     return {
-        (user_id, device_id): b"%b%b}" % (begin, msgspec.json.encode(content))
+        user_id: {device_id: b"%b%b}" % (begin, encode(content)) for device_id, content in devices.items()}
         for user_id, devices in messages.items()
-        for device_id, content in devices.items()
     }

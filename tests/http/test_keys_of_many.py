@@ -1,6 +1,9 @@
 """Keys of very many users and devices in one request, as clients ask that want to encrypt for a large room."""
 
+from pathlib import Path
+
 from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
+from storage.database import Database
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, upload
 from tests.helpers.server import TestServer
 
@@ -38,3 +41,30 @@ def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
     claims = {alice.user_id: {f"D{n}": "x" for n in range(MOST_KEYS + 1)}}
     refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": claims})
     assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+def test_a_question_for_many_counts_as_several(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_key_requests: {per_second: 1, burst_count: 4}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(2_500)}
+    pending = alice.start("POST", f"{V3}/keys/query", {"device_keys": many})
+    for _ in range(20):
+        server.clock.advance(0)
+    assert pending.answer.status == 200
+    answers = [user.post(f"{V3}/keys/query", {"device_keys": {}}).status for user in (alice, alice, bob)]
+    assert answers == [200, 429, 200], "three and one make four"
+
+
+def test_claimed_keys_are_counted_however_many_a_request_claims(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_claimed_keys: {per_second: 1, burst_count: 4}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    upload(bob, one_time_keys=one_time_keys(*"abcdef"))
+    wish = {bob.user_id: {f"D{n}": "signed_curve25519" for n in range(7)}}
+    assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200, (
+        "a claim is never refused for its size"
+    )
+    refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    assert claim(bob, bob) is not None
+    server.clock.advance(refused.json["retry_after_ms"] / 1000)
+    assert claim(alice, bob) is not None

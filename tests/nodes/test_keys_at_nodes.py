@@ -103,7 +103,19 @@ def test_that_keys_are_the_newest_is_one_read_for_however_many(
     first = query(asking, *users)
     counter.clear()
     assert query(asking, *users) == first
-    assert dict(counter.queries) == {"get_newest_keys": 2}
+    assert dict(counter.queries) == {"get_head": 1}
+    (tmp_path / "other").mkdir()
+    other = TestServer(tmp_path / "other", open_inline(postgresql), POSTGRES, seed=2)
+    other.register("somebody")
+    counter.clear()
+    assert query(asking, *users) == first
+    assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, "another node has written something"
+    server.run(server.app.database.poll())
+    query(asking, *users)
+    counter.clear()
+    assert query(asking, *users) == first
+    assert dict(counter.queries) == {"get_head": 1}
+    run_coroutine(other.app.database.close(), None)
     run_coroutine(server.app.database.close(), None)
 
 

@@ -171,6 +171,18 @@ def test_recent_changes_know_what_they_do_not_know() -> None:
     assert changed.events == set()
 
 
+def test_recent_changes_that_concern_very_many_people_are_bounded_by_the_people() -> None:
+    streams = Streams()
+    recent = RecentChanges(streams)
+    for position in range(1, 10):
+        people = tuple(f"@{position}-{number}:here" for number in range(10_000))
+        streams.publish([Change(position, Topic.TO_DEVICE, user_ids=people)], position)
+    assert recent.users_since(Topic.TO_DEVICE, 0) is None, "of ninety thousand some are forgotten"
+    assert recent.concerns_user(UserID("@9-0:here"), Topic.TO_DEVICE, 8)
+    assert not recent.concerns_user(ALICE, Topic.TO_DEVICE, 8)
+    assert recent.concerns_user(ALICE, Topic.TO_DEVICE, 0), "it may"
+
+
 def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database) -> None:
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)

@@ -156,6 +156,30 @@ async def test_cross_signing_keys_are_told(network: Network) -> None:
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
+async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Network) -> None:
+    """Whether a list is kept of whom it is said, or nobody has asked for it yet."""
+    room = await sending(network)
+    _, master_key = cross_signing_key(room.bob, "master", 9)
+    edu: dict[str, Any] = {
+        "edu_type": "m.signing_key_update",
+        "content": {"user_id": room.bob.user_id, "master_key": master_key},
+    }
+    other = {**edu, "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]}}
+    since = sync(room.alice)["next_batch"]
+    told: list[bool] = []
+    for said in (edu, edu, other, edu, "ask", edu, edu):
+        if said == "ask":
+            query(room.alice, room.bob)
+        else:
+            await room.south.push(NORTH, [], [said])
+        answer = sync(room.alice, since)
+        since = answer["next_batch"]
+        told.append(room.bob.user_id in answer["device_lists"]["changed"])
+    assert told == [True, False, True, True, False, True, False], (
+        "after the question bob's server has none; it is said, and said again"
+    )
+
+
 async def test_a_server_that_does_not_answer_is_named(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)

@@ -189,7 +189,7 @@ class Connections:
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
         """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
         self._weight = 0
-        streams.subscribe(self._hear, Topic.TO_DEVICE)
+        streams.subscribe(self._hear, Topic.DEVICES_GONE)
 
     def __len__(self) -> int:
         """Connections in memory."""

@@ -27,7 +27,7 @@ class KeptOfConnections(Generic[T]):
         """By user and device: what is kept by `conn_id`, and about how many bytes it takes."""
         self.weight = 0
         """About how many bytes are kept."""
-        streams.subscribe(self._hear, Topic.TO_DEVICE)
+        streams.subscribe(self._hear, Topic.DEVICES_GONE)
 
     def get(self, key: ConnectionKey) -> tuple[T, int] | None:
         """What is kept, and its weight."""

@@ -26,10 +26,10 @@ class RecentMessages:
         self._complete_from = streams.current()
         self._by_device: dict[DeviceKey, deque[DeviceMessage]] = {}
         self._order: deque[tuple[Sequence[NewMessage], int]] = deque()
-        """What was sent to one user at once, with the bytes of it."""
+        """What was sent at once, with the bytes of it."""
         self._number = 0
         self._bytes = 0
-        streams.subscribe(self._hear, Topic.TO_DEVICE)
+        streams.subscribe(self._hear, Topic.TO_DEVICE, Topic.DEVICES_GONE)
         streams.watch(self._heed_others)
 
     def since(self, device: DeviceKey, position: int) -> Sequence[DeviceMessage] | None:
@@ -48,26 +48,13 @@ class RecentMessages:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is not Topic.TO_DEVICE or change.user_id is None:
-                continue
-            if isinstance(change.detail, DevicesGone):
+            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
                     self._by_device.pop((change.user_id, device_id), None)
-                continue
-            if not isinstance(change.detail, NewMessages):
+            elif isinstance(change.detail, NewMessages):
+                self._add(change.detail.messages)
+            elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
-                continue
-            messages, size = change.detail.messages, 0
-            for message in messages:
-                key = (message.user_id, message.device_id)
-                waiting = self._by_device.get(key)
-                if waiting is None:
-                    waiting = self._by_device[key] = deque()
-                waiting.append(message)
-                size += len(message.content)
-            self._order.append((messages, size))
-            self._number += len(messages)
-            self._bytes += size
         while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
             messages, size = self._order.popleft()
             self._number -= len(messages)
@@ -75,6 +62,20 @@ class RecentMessages:
             for message in messages:
                 self.forget((message.user_id, message.device_id), message.position)
             self._complete_from = max(self._complete_from, messages[-1].position)
+
+    def _add(self, messages: Sequence[NewMessage]) -> None:
+        by_device = self._by_device
+        for message in messages:
+            key = (message.user_id, message.device_id)
+            waiting = by_device.get(key)
+            if waiting is None:
+                by_device[key] = deque((message,))
+            else:
+                waiting.append(message)
+        size = sum([len(message.content) for message in messages])
+        self._order.append((messages, size))
+        self._number += len(messages)
+        self._bytes += size
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: to whom is not known here."""

@@ -1,0 +1,34 @@
+"""Signatures that devices have made, and what becomes of them."""
+
+from typing import Final
+
+from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.server import TestServer, User
+
+ENCRYPTED: Final = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+
+
+def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
+    """A client signs the master key with the key of its device. Each device that ever was would leave a signature that nobody can check."""
+    alice, bob = server.register("alice"), server.register("bob")
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
+    assert bob.post(f"{V3}/join/{room_id}").status == 200
+    identifier = {"type": "m.id.user", "user": alice.user_id}
+    login = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    second = User(server, server.post(f"{V3}/login", login).json)
+    signers = [identity_keys(user, seed) for seed, user in enumerate((alice, second), 1)]
+    for user, (_, device) in zip((alice, second), signers, strict=True):
+        upload(user, device_keys=device)
+    _, master_json = cross_signing_key(alice, "master", 3)
+    assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master_json}).status == 200
+    public = next(iter(master_json["keys"].values()))
+    for user, (key, _) in zip((alice, second), signers, strict=True):
+        signed = {alice.user_id: {public: key.sign(master_json, alice)}}
+        assert user.post(f"{V3}/keys/signatures/upload", signed).json == {"failures": {}}
+    stays, goes = (key.key_id for key, _ in signers)
+    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {stays, goes}
+    since = sync(bob)["next_batch"]
+    assert second.post(f"{V3}/logout").status == 200
+    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {stays}
+    assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]

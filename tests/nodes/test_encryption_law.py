@@ -1,0 +1,185 @@
+"""Whatever is done with keys, devices and messages to them, through either of two nodes on one PostgreSQL database: a law against
+a model.
+
+- A one-time key is given out once, in the order of upload, and a fallback key where there is none left.
+- A question for keys is answered with the devices that there are, at whichever node.
+- Whoever asks anew for those whose devices are told to have changed, knows them.
+- Messages to a device come once, in order, and to no later device of its id.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final
+from uuid import uuid4
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.keys import V3, identity_keys, query, upload
+from tests.helpers.server import TestServer, User
+from tests.nodes.test_keys_at_nodes import ENCRYPTED
+from tests.nodes.test_two_nodes import Nodes, nodes, sync
+
+__all__ = ["nodes"]
+
+ALGORITHM: Final = "signed_curve25519"
+FALLBACK: Final = {f"{ALGORITHM}:fallback": {"key": "fallback", "fallback": True}}
+NAMES: Final = ("ONE", "TWO")
+"""Ids of devices: few, so that they come again."""
+
+
+class Device:
+    """A session of Bob's, as it ought to be."""
+
+    def __init__(self, user: User, identity: dict[str, Any], has_fallback: bool) -> None:
+        self.user = user
+        self.identity = identity
+        self.has_fallback = has_fallback
+        self.keys: list[str] = []
+        """Those that can be claimed, the oldest first."""
+        self.uploads: list[list[str]] = []
+        self.since: str | None = None
+        self.sent: list[int] = []
+        self.heard: list[int] = []
+
+
+class Story:
+    """Bob has devices, Alice writes to them; each step at one of the nodes."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._servers = (nodes.first, nodes.second)
+        self._alice = nodes.first.register(f"alice{uuid4().hex}")
+        self._bob = nodes.first.register(f"bob{uuid4().hex}")
+        body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+        room_id = self._alice.post(f"{V3}/createRoom", body).json["room_id"]
+        assert self._bob.post(f"{V3}/join/{room_id}").status == 200
+        self._devices: dict[str, Device] = {}
+        self._numbers = count()
+        self._given: set[str] = set()
+        self._since = sync(self._alice)["next_batch"]
+        self._known: dict[str, Any] = {}
+        """The keys of Bob's devices, as Alice's client knows them."""
+        self.steps: dict[str, Callable[[TestServer, str], None]] = {
+            "begin": self._begin,
+            "end": self._end,
+            "upload": self._upload,
+            "repeat": self._repeat,
+            "claim": self._claim,
+            "send": self._send,
+            "read": self._read,
+            "ask": self._ask,
+            "look": self._look,
+            "wait": lambda _node, _name: nodes.wait(),
+        }
+
+    def check_end(self) -> None:
+        """A second later everybody has all of it."""
+        self._nodes.wait()
+        for node in self._servers:
+            self._look(node, "")
+            assert self._known == {name: device.identity["keys"] for name, device in self._devices.items()}
+            for name, device in self._devices.items():
+                answer = self._read(node, name)
+                assert answer["device_one_time_keys_count"] == {ALGORITHM: len(device.keys)}
+                assert device.heard == device.sent
+
+    def _begin(self, node: TestServer, name: str) -> None:
+        if name in self._devices:
+            return
+        identifier = {"type": "m.id.user", "user": self._bob.user_id}
+        body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", "device_id": name}
+        answer = node.post(f"{V3}/login", body)
+        assert answer.status == 200, answer.body
+        user = User(node, answer.json)
+        number = next(self._numbers)
+        fallback = FALLBACK if number % 2 else {}
+        identity = identity_keys(user, 1 + number % 255)[1]
+        upload(user, device_keys=identity, fallback_keys=fallback)
+        self._devices[name] = Device(user, identity, bool(fallback))
+
+    def _end(self, node: TestServer, name: str) -> None:
+        device = self._devices.pop(name, None)
+        if device is not None:
+            device.user.server = node
+            assert device.user.post(f"{V3}/logout").status == 200
+
+    def _upload(self, node: TestServer, name: str) -> None:
+        if (device := self._devices.get(name)) is not None:
+            device.uploads.append([f"k{next(self._numbers)}" for _ in range(3)])
+            device.keys += device.uploads[-1]
+            self._publish(node, device)
+
+    def _repeat(self, node: TestServer, name: str) -> None:
+        """The answer was lost: the same comes once more, though some of it may have been claimed meanwhile."""
+        if (device := self._devices.get(name)) is not None and device.uploads:
+            self._publish(node, device)
+
+    def _publish(self, node: TestServer, device: Device) -> None:
+        device.user.server = node
+        keys = {f"{ALGORITHM}:{key}": {"key": key} for key in device.uploads[-1]}
+        assert upload(device.user, one_time_keys=keys) == {ALGORITHM: len(device.keys)}
+
+    def _claim(self, node: TestServer, name: str) -> None:
+        self._alice.server = node
+        wish = {self._bob.user_id: {name: ALGORITHM}}
+        answer = self._alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+        assert answer.status == 200, answer.body
+        claimed = answer.json["one_time_keys"].get(self._bob.user_id, {}).get(name)
+        device = self._devices.get(name)
+        if device is None:
+            assert claimed is None
+        elif device.keys:
+            assert claimed.keys() == {f"{ALGORITHM}:{device.keys[0]}"}
+            assert device.keys[0] not in self._given
+            self._given.add(device.keys.pop(0))
+        elif device.has_fallback:
+            assert claimed == FALLBACK
+        else:
+            assert claimed is None
+
+    def _send(self, node: TestServer, name: str) -> None:
+        self._alice.server = node
+        number = next(self._numbers)
+        messages = {self._bob.user_id: {name: {"n": number}}}
+        path = f"{V3}/sendToDevice/m.test/{number}"
+        for _ in range(2):  # the second time the answer to the first was lost
+            assert self._alice.put(path, {"messages": messages}).status == 200
+        if (device := self._devices.get(name)) is not None:
+            device.sent.append(number)
+
+    def _read(self, node: TestServer, name: str) -> Any:
+        device = self._devices.get(name)
+        if device is None:
+            return None
+        device.user.server = node
+        answer = sync(device.user, device.since)
+        device.since = answer["next_batch"]
+        device.heard += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        assert device.heard == device.sent[: len(device.heard)]
+        return answer
+
+    def _ask(self, node: TestServer, _name: str) -> None:
+        self._alice.server = node
+        found = query(self._alice, self._bob)["device_keys"][self._bob.user_id]
+        published = {name: device.identity["keys"] for name, device in self._devices.items()}
+        assert {name: keys["keys"] for name, keys in found.items()} == published
+        self._known = published
+
+    def _look(self, node: TestServer, name: str) -> None:
+        """Alice's client hears whose devices have changed, and asks the other node."""
+        self._alice.server = node
+        answer = sync(self._alice, self._since)
+        self._since = answer["next_batch"]
+        if self._bob.user_id in answer.get("device_lists", {}).get("changed", ()):
+            self._ask(self._servers[node is self._nodes.first], name)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_keys_devices_and_messages_are_the_same_at_both_nodes(nodes: Nodes, data: st.DataObject) -> None:
+    story = Story(nodes)
+    steps = st.tuples(st.sampled_from(sorted(story.steps)), st.booleans(), st.sampled_from(NAMES))
+    for step, is_second, name in data.draw(st.lists(steps, min_size=15, max_size=40)):
+        story.steps[step](nodes.second if is_second else nodes.first, name)
+    story.check_end()
