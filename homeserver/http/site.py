@@ -40,11 +40,12 @@ from homeserver.http.answers import (
     Response,
     encode_body,
 )
-from homeserver.http.channel import Head, MatrixChannel
+from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
+from homeserver.http.head import Head
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import is_open

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms, was_whole
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, ConnectionState, StateChanges
 from homeserver.services.sliding_sync.extensions import ExtensionReader
@@ -28,7 +29,7 @@ from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_TIMELINE, RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
@@ -91,6 +92,7 @@ class MessagesInView:
         entries: RoomEntries,
         extensions: ExtensionReader,
         streams: Streams,
+        plain: PlainMessageReader,
         *,
         capacity: int,
     ) -> None:
@@ -102,6 +104,7 @@ class MessagesInView:
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
+        self._plain = plain
         self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
@@ -151,6 +154,9 @@ class MessagesInView:
         if read is None:
             return None
         extensions, is_news = read
+        if len(own) == 1 and (entry := await self._make_plainly(request, view, own[0], now, members)) is not None:
+            body = {"lists": view.shown, "rooms": entry, "extensions": extensions}
+            return Told(body, True, view.state, set(), replace(view, token=now))
         works = await self._make_works(view, own)
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
@@ -167,6 +173,39 @@ class MessagesInView:
         body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
         is_news = is_news or any(map(_is_told, works))
         return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state))
+
+    async def _make_plainly(
+        self, request: SlidingRequest, view: View, own: MembershipRow, now: SyncToken, members: set[Member]
+    ) -> dict[str, dict[str, Any]] | None:
+        """The entry of a room that is in view, by its id, if there is nothing but messages to tell; None if there is more, or less."""
+        nid, since = own.room_nid, view.token.position
+        config, sent = view.configs[nid], view.state.rooms[nid]
+        room = (await self._rooms.get_rooms_by_nid((nid,)))[nid]
+        is_direct, bump = room.room_id in view.labels.direct, self._entries.find_bump(nid)
+        if bump is None or is_direct != sent.is_direct or config.required_state is not sent.required_state:
+            return None
+        known = members if config.required_state.lazy_members else None
+        limit, counted = config.timeline_limit, not request.stable
+        found = self._plain.find(request.caller, own, since, now.position, limit=limit, members=known, counted=counted)
+        if found is None or found.size > LARGEST_TIMELINE:
+            return None
+        entry: dict[str, Any] = {
+            "timeline": found.events,
+            "num_live": len(found.events),
+            "prev_batch": found.prev_batch,
+        }
+        if bump > since:
+            entry["bump_stamp"] = bump
+        if is_direct:
+            entry["is_dm"] = True
+        if found.counts is not None:
+            total = found.counts.total
+            entry["notification_count"], entry["highlight_count"] = total.notifications, total.highlights
+        else:
+            entry["membership"] = own.membership
+            if view.lists:
+                entry["lists"] = list(view.lists)
+        return {room.room_id: entry}
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or

@@ -127,21 +127,33 @@ class JoinedRooms:
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         await self._fill_timelines(request, works, span, ignored)
-        lazy = request.loads_lazily
-        sent: set[Member] | None = None
+        sent = self.find_members(request)
         newly_sent: set[Member] = set()
-        if lazy:
-            since = request.since
-            text, at = (None, 0) if since is None else (str(since), since.position)
-            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, text, at)
-        kept = set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
+        kept = sent if sent is None or not request.filter.room.state.include_redundant_members else set[Member]()
         more_than_messages = [work for work in works if _has_more_than_messages(work, kept)]
         if more_than_messages:
             await self._fill_states(request, more_than_messages, span, sent, newly_sent)
         for work in works:
             _set_prev_batch(work, span)
-        if lazy:
-            self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
+        if sent is not None:
+            self.note_members(request, newly_sent, token)
+
+    def find_members(self, request: SyncRequest) -> set[Member] | None:
+        """Whom the device knows for sure, now that it has come with this token; None if it does not load members lazily."""
+        if not request.loads_lazily:
+            return None
+        since, caller = request.since, request.caller
+        text, at = (None, 0) if since is None else (str(since), since.position)
+        return self._lazy_members.sent(caller.user_id, caller.device_id, text, at)
+
+    def note_members(self, request: SyncRequest, members: Set[Member], token: SyncToken) -> None:
+        """These go out with the answer that has this token."""
+        self._lazy_members.note(request.caller.user_id, request.caller.device_id, members, str(token))
+
+    def limit_of(self, filter: RoomEventFilter) -> int:
+        """How many events of a room are in one answer."""
+        limit = limit_of(filter)
+        return limit if self._most_events < 0 else min(limit, self._most_events)
 
     async def _fill_states(
         self,
@@ -230,9 +242,7 @@ class JoinedRooms:
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, ignored: Set[str]
     ) -> None:
         wanted = request.filter.room.timeline
-        limit = limit_of(wanted)
-        if self._most_events >= 0:
-            limit = min(limit, self._most_events)
+        limit = self.limit_of(wanted)
         # at least one: the state goes as far as the newest event, shown or not
         fetched = max(limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1)
         stretches = await self._timelines.get_latest(
