@@ -109,7 +109,7 @@ class AccessTokens:
         else:
             owner = await self._learn(token_hash)
         if owner is not None and owner.device_id is not None:
-            self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.user_agent)
+            self._last_seen.note(owner.user_id, owner.device_id, context)
         return owner
 
     def trust_until(self, seconds: float) -> None:

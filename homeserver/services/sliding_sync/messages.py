@@ -118,7 +118,8 @@ class MessagesInView:
         if former is None or not former[0].asks_the_same_as(view):
             weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
         elif former[0].configs is view.configs:
-            weight = former[1]
+            self._views.replace(key, view)
+            return
         else:
             weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
         self._views.put(key, view, weight)

@@ -90,7 +90,7 @@ class TypingViews:
         """The client will stand at `after`, with the same rooms in view; nobody has begun or ceased to type meanwhile."""
         view = self._find(key, before)
         if view is not None:
-            self._keep(key, {before: view, after: view})
+            self._views.replace(key, {before: view, after: view})
 
     def _find(self, key: ConnectionKey, at: SyncToken) -> View | None:
         kept = self._views.get(key)

@@ -48,19 +48,28 @@ class LazyMembers:
             device = None
         if device is None:
             device = self._devices[key] = _Device()
+            self._forget_idle()
         self._devices.move_to_end(key)
-        before = len(device.confirmed)
-        if since is not None and since == device.pending_token:
-            if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
-                device.confirmed = set()
-            device.confirmed |= device.pending
+        is_arrived = since is not None and since == device.pending_token
+        if is_arrived:
             device.confirmed_at = at
-        if device.pending:
+        if device.pending:  # as a rule nobody was new in the answer
+            if is_arrived:
+                self._confirm(device)
             device.pending = set()
+        return device.confirmed
+
+    def _confirm(self, device: _Device) -> None:
+        before = len(device.confirmed)
+        if before + len(device.pending) > MAX_MEMBERS:
+            device.confirmed = set()
+        device.confirmed |= device.pending
         self._remembered += len(device.confirmed) - before
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
         while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
             self._forget(self._devices.popitem(last=False)[1])
-        return device.confirmed
 
     def note(self, user_id: UserID, device_id: DeviceID | None, members: Iterable[Member], token: str) -> None:
         """These go out with the answer that has this token."""
