@@ -45,6 +45,10 @@ ABORT_SECONDS: Final = 15
 MOST_HEADERS: Final = 100
 MOST_WAITING_BYTES: Final = 1 << 16
 """Of requests that were sent before the one ahead was answered; then nothing more is read."""
+USUAL_READ: Final = 1 << 14
+"""So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that costs as much as the reading."""
+LONG_READ: Final = 1 << 16
+"""Of a long body."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
 
@@ -124,6 +128,7 @@ class MatrixChannel(Connection):
         self._advancing = False
         self._refused = False
         self._thrown_away = 0
+        self._read_size = USUAL_READ
         self._same_headers = SameHeaders()
         self._read_head: Head | None = None
         """What the parser made last."""
@@ -150,6 +155,7 @@ class MatrixChannel(Connection):
         if ITCPTransport.providedBy(transport):
             # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
             transport.setTcpNoDelay(True)
+        self._read_at_once(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
         # As one that is pulled, it is told whenever nothing is queued any more.
         transport.registerProducer(self, self._write_some is None)
@@ -199,6 +205,8 @@ class MatrixChannel(Connection):
     def done(self) -> None:
         """The answer is on its way: the connection ends, or the next request has its turn."""
         self._exchange = None
+        if self._read_size != USUAL_READ:
+            self._read_at_once(USUAL_READ)
         self._active_at = self._clock.seconds()
         if self._refused:
             return
@@ -351,6 +359,8 @@ class MatrixChannel(Connection):
 
     def _start(self, head: Head, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
+        if length is not None and length > USUAL_READ:
+            self._read_at_once(LONG_READ)
         exchange = self._exchange = self._make_exchange(self)
         exchange.begin(head, length)
         if self._refused:
@@ -358,6 +368,11 @@ class MatrixChannel(Connection):
         if head.last.get(b"expect"):
             self.send(CONTINUE)
         return exchange
+
+    def _read_at_once(self, size: int) -> None:
+        self._read_size = size
+        if self._write_some is not None:  # with TLS it is not this transport that reads
+            self.transport.bufferSize = size  # type: ignore[union-attr]
 
     def _advance(self) -> None:
         """Let the requests that wait have their turn, as long as each is answered at once; then read on."""

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.endpoint import Requester
+from federation.protocol.ids import RoomID
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -31,6 +32,7 @@ _event_nid: Final = attrgetter("event_nid")
 class PlainMessages(msgspec.Struct, frozen=True, gc=False):
     """Messages of one room."""
 
+    room_id: RoomID
     events: list[msgspec.Raw]
     """Oldest first; at least one."""
     prev_batch: str
@@ -96,4 +98,6 @@ class PlainMessageReader:
         if presented is None:
             return None
         first = events[0]
-        return PlainMessages(presented, format_place(Place(first.depth, first.nid - 1)), size, counts)
+        return PlainMessages(
+            first.event.room_id, presented, format_place(Place(first.depth, first.nid - 1)), size, counts
+        )

@@ -166,20 +166,16 @@ class RecentChanges:
 
         None if that reaches further back than is kept.
         """
+        rooms = self._messages_alone(position)
+        if rooms is not None:
+            return ChangedRooms(rooms)
         news = self._since(position)
         return None if news is None else news.rooms_of(user_id)
 
     def messages_since(self, user_id: UserID, position: int) -> Set[int] | None:
         """The rooms in which messages (events that set no state) came after the position, if nothing else is new there, for the user,
         or for all; None if something is, or as for `rooms_since`."""
-        rooms = self._messages.get(position)
-        if rooms is None and position >= self._complete_from and position not in self._gathered:
-            entries = self._entries[bisect_right(self._positions, position) :]
-            if all(map(_is_message, entries)):
-                rooms = frozenset(map(_room_nid, entries))
-                if len(self._messages) >= POSITIONS_AT_ONCE:
-                    self._messages.clear()
-                self._messages[position] = rooms
+        rooms = self._messages_alone(position)
         if rooms is not None:
             return rooms
         news = self._since(position)
@@ -220,6 +216,17 @@ class RecentChanges:
         """Whether the devices that a client has to know of may be others since the position."""
         news = self._since(position)
         return news is None or bool(news.encryption) or not news.topics.isdisjoint(OF_DEVICE_LISTS)
+
+    def _messages_alone(self, position: int) -> Set[int] | None:
+        """The rooms with messages after the position, if nothing else has happened to anybody."""
+        rooms = self._messages.get(position)
+        if rooms is None and position >= self._complete_from and position not in self._gathered:
+            entries = self._entries[bisect_right(self._positions, position) :]
+            if all(map(_is_message, entries)):
+                if len(self._messages) >= POSITIONS_AT_ONCE:
+                    self._messages.clear()
+                rooms = self._messages[position] = frozenset(map(_room_nid, entries))
+        return rooms
 
     def _since(self, position: int) -> _News | None:
         news = self._gathered.get(position)

@@ -155,7 +155,7 @@ class MessagesInView:
         if read is None:
             return None
         extensions, is_news = read
-        if len(own) == 1 and (entry := await self._make_plainly(request, view, own[0], now, members)) is not None:
+        if len(own) == 1 and (entry := self._make_plainly(request, view, own[0], now, members)) is not None:
             body = {"lists": view.shown, "rooms": entry, "extensions": extensions}
             return Told(body, True, view.state, set(), replace(view, token=now))
         works = await self._make_works(view, own)
@@ -175,20 +175,18 @@ class MessagesInView:
         is_news = is_news or any(map(_is_told, works))
         return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state))
 
-    async def _make_plainly(
+    def _make_plainly(
         self, request: SlidingRequest, view: View, own: MembershipRow, now: SyncToken, members: set[Member]
     ) -> dict[str, dict[str, Any]] | None:
         """The entry of a room that is in view, by its id, if there is nothing but messages to tell; None if there is more, or less."""
         nid, since = own.room_nid, view.token.position
-        config, sent = view.configs[nid], view.state.rooms[nid]
-        room = (await self._rooms.get_rooms_by_nid((nid,)))[nid]
-        is_direct, bump = room.room_id in view.labels.direct, self._entries.find_bump(nid)
-        if bump is None or is_direct != sent.is_direct or config.required_state is not sent.required_state:
+        config, sent, bump = view.configs[nid], view.state.rooms[nid], self._entries.find_bump(nid)
+        if bump is None or config.required_state is not sent.required_state:
             return None
         known = members if config.required_state.lazy_members else None
         limit, counted = config.timeline_limit, not request.stable
         found = self._plain.find(request.caller, own, since, now.position, limit=limit, members=known, counted=counted)
-        if found is None or found.size > LARGEST_TIMELINE:
+        if found is None or found.size > LARGEST_TIMELINE or (found.room_id in view.labels.direct) != sent.is_direct:
             return None
         entry: dict[str, Any] = {
             "timeline": found.events,
@@ -197,7 +195,7 @@ class MessagesInView:
         }
         if bump > since:
             entry["bump_stamp"] = bump
-        if is_direct:
+        if sent.is_direct:
             entry["is_dm"] = True
         if found.counts is not None:
             total = found.counts.total
@@ -206,7 +204,7 @@ class MessagesInView:
             entry["membership"] = own.membership
             if view.lists:
                 entry["lists"] = list(view.lists)
-        return {room.room_id: entry}
+        return {found.room_id: entry}
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or

@@ -81,26 +81,25 @@ class MessagesAlone:
         devices = DeviceNews(counts=await self._devices.get_counts(request.caller))
         rooms: dict[str, dict[str, Any]] | None = {}
         if own:
-            rooms = await self._tell_plainly(request, span, now, own)
+            rooms = self._tell_plainly(request, span, now, own)
             if rooms is None:
                 rooms = await self._read_rooms(request, span, now, own)
         return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
 
-    async def _tell_plainly(
+    def _tell_plainly(
         self, request: SyncRequest, span: Range, token: SyncToken, own: Sequence[MembershipRow]
     ) -> dict[str, dict[str, Any]] | None:
         """The rooms, if in all of them there is nothing but messages to tell; else None."""
         filter = request.filter
         if not filter.passes_all_messages or filter.room.state.include_redundant_members:
             return None
-        rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
         members, limit = self._joined.find_members(request), self._joined.limit_of(filter.room.timeline)
         told: dict[str, dict[str, Any]] = {}
         for row in own:
             found = self._plain.find(request.caller, row, span.since, span.upto, limit=limit, members=members)
             if found is None or found.counts is None:
                 return None
-            room = told[rooms[row.room_nid].room_id] = {
+            room = told[found.room_id] = {
                 "timeline": {"events": found.events, "limited": False, "prev_batch": found.prev_batch},
                 request.state_section.value: NO_EVENTS,
                 "account_data": NO_EVENTS,
