@@ -16,7 +16,7 @@ may leave out a name whose parameter has a default; an empty segment matches onl
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import msgspec
 
@@ -172,15 +172,20 @@ class Peer(msgspec.Struct, frozen=True):
     server_name: ServerName
 
 
+LONGEST_USER_AGENT: Final = 500
+
+
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What else a handler may need to know of the request."""
 
     request_id: str
     method: str
-    path: str
-    """As it was sent, still percent-encoded, without the query."""
+    uri: bytes
+    """What was asked for as it was sent, with the query."""
     client_ip: str
-    user_agent: str
+    headers: Mapping[bytes, bytes]
+    """The last value of each, by names in small letters. (Plain values: a way back to the request would be a cycle that no
+    collection sees.)"""
     content_type: str = ""
     """What the client says the body is; only where an endpoint takes the body as a file."""
     body_size: int = 0
@@ -188,13 +193,21 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
-    headers: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
-    """The last value of each, by names in small letters. (Plain values: a way back to the request would be a cycle that no
-    collection sees.)"""
-    languages: str = ""
-    """What the client wants to read, as it says it in `Accept-Language`."""
-    uri: bytes = b""
-    """What was asked for as it was sent, with the query."""
+
+    @property
+    def path(self) -> str:
+        """As it was sent, still percent-encoded, without the query."""
+        return self.uri.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def user_agent(self) -> str:
+        """Of which program the client says it is."""
+        return self.headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+
+    @property
+    def languages(self) -> str:
+        """What the client wants to read, as it says it in `Accept-Language`."""
+        return self.headers.get(b"accept-language", b"").decode("latin-1")
 
     def header(self, name: str) -> str | None:
         """Any other header; the last of several."""

@@ -60,6 +60,13 @@ class Lifetimes:
             said = await self._load()
         return self._now_ms() - self.rules.effective(said.get(room_nid))
 
+    def keeps(self, room_nid: int, events: Iterable[StoredEvent]) -> bool:
+        """Whether all of these, of one room, are still shown. False too where what rooms say has not been read yet."""
+        if self._said is None:
+            return False
+        oldest = self._now_ms() - self.rules.effective(self._said.get(room_nid))
+        return not any(event.is_expired(oldest) for event in events)
+
     async def shows(self, stored: StoredEvent) -> bool:
         """Whether the event is still to be shown, as far as its age goes."""
         return not stored.is_expired(await self.oldest_shown(stored.room_nid))

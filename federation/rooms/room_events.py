@@ -193,6 +193,16 @@ class RoomEvents:
             break
         return found
 
+    def find_all(self, nids: Iterable[int]) -> Sequence[StoredEvent] | None:
+        """The events of these numbers, if all of them are in memory."""
+        wanted = list(nids)
+        found = [event for event in map(self._cache.get, wanted) if event is not None]
+        if len(found) < len(wanted):
+            return None
+        deque(map(self._cache.move_to_end, wanted), 0)
+        self.hits += len(wanted)
+        return found
+
     async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
         """One event of a room by its id, or None."""
         return (await self.get_by_id(room_nid, [event_id])).get(event_id)

@@ -79,6 +79,19 @@ class Timelines:
                     self._keep(room_nid, after, [arrival for arrival in arrivals if arrival.position <= head])
         return found
 
+    def find_all(self, room_nid: int, after: int, upto: int) -> Sequence[Arrival] | None:
+        """The arrivals with after < position ≤ up to, oldest first, if all of them are in memory."""
+        tail = self._tails.get(room_nid)
+        if tail is None or after < tail.complete_from:
+            return None
+        self._tails.move_to_end(room_nid)
+        self.hits += 1
+        known = tail.arrivals
+        start = bisect_right(known, after, key=_position)
+        if not known or known[-1].position <= upto:  # as a rule: nothing has come meanwhile
+            return known[start:]
+        return known[start : bisect_right(known, upto, start, key=_position)]
+
     async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
         """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are missing."""
         found: dict[int, Arrival] = {}

@@ -74,6 +74,16 @@ class Visibility:
         """
         return await self.filter_of_any_age(user_id, own, await self.without_expired(events))
 
+    def shows_plainly(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
+        """Whether a member sees all of these messages (of one room) just as they are: they came while they were in the room, and nothing
+        has become of them. False too where it takes a look at the database to know that. `own`: their membership."""
+        for event in events:
+            if not (event.is_plain and event.leaves_state and event.is_shown):
+                return False
+            if event.position is None or event.position <= own.position:
+                return False
+        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Those of the events (of one room) that are kept still, whoever may see them."""
         if self._lifetimes is None or not events:

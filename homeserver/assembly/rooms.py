@@ -52,6 +52,7 @@ from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
@@ -418,6 +419,7 @@ class RoomParts:
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
             self.partial,
+            PlainMessageReader(timelines, self.events, visibility, client_events, unread, ignored),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(

@@ -122,4 +122,5 @@ def sliding_parts(
         synced.partial,
         EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
         CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
+        synced.plain,
     )

@@ -13,7 +13,7 @@ Laws:
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Final, Protocol
 
@@ -33,7 +33,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
+from homeserver.http.head import Head
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
+from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
 
 LINGER_SECONDS: Final = 5
@@ -43,32 +45,12 @@ ABORT_SECONDS: Final = 15
 MOST_HEADERS: Final = 100
 MOST_WAITING_BYTES: Final = 1 << 16
 """Of requests that were sent before the one ahead was answered; then nothing more is read."""
+USUAL_READ: Final = 1 << 14
+"""So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that costs as much as the reading."""
+LONG_READ: Final = 1 << 16
+"""Of a long body."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
-NOTHING: Final[Sequence[bytes]] = ()
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """What comes before the body. Names of headers are in lower case."""
-
-    method: str
-    uri: bytes
-    keep_alive: bool
-    takes_chunks: bool
-    """A body may come in chunks that each say how long they are; else only the end of the connection ends it (HTTP/1.0)."""
-    lines: list[tuple[bytes, bytes]]
-    """The headers as they came."""
-    last: dict[bytes, bytes]
-    """The last value of each."""
-
-    def get(self, name: bytes) -> Sequence[bytes]:
-        """The values of a header, in their order."""
-        value = self.last.get(name)
-        if value is None:
-            return NOTHING
-        if len(self.last) == len(self.lines):  # none came twice
-            return (value,)
-        return [value for each, value in self.lines if each == name]
 
 
 class Exchange(Protocol):
@@ -146,6 +128,10 @@ class MatrixChannel(Connection):
         self._advancing = False
         self._refused = False
         self._thrown_away = 0
+        self._read_size = USUAL_READ
+        self._same_headers = SameHeaders()
+        self._read_head: Head | None = None
+        """What the parser made last."""
         self._uri = b""
         self._lines: list[tuple[bytes, bytes]] = []
         """The headers of the request that is being read."""
@@ -169,6 +155,7 @@ class MatrixChannel(Connection):
         if ITCPTransport.providedBy(transport):
             # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
             transport.setTcpNoDelay(True)
+        self._read_at_once(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
         # As one that is pulled, it is told whenever nothing is queued any more.
         transport.registerProducer(self, self._write_some is None)
@@ -218,6 +205,8 @@ class MatrixChannel(Connection):
     def done(self) -> None:
         """The answer is on its way: the connection ends, or the next request has its turn."""
         self._exchange = None
+        if self._read_size != USUAL_READ:
+            self._read_at_once(USUAL_READ)
         self._active_at = self._clock.seconds()
         if self._refused:
             return
@@ -298,6 +287,7 @@ class MatrixChannel(Connection):
         head = Head(
             parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
         )
+        self._read_head = head
         given = head.last.get(b"content-length")
         length = None if given is None else int(given)
         if self._exchange is None and not self._waiting:
@@ -334,9 +324,15 @@ class MatrixChannel(Connection):
         if parser is None:
             return
         self._active_at = self._clock.seconds()
+        is_new = self._in_head and not self._head_bytes
+        if is_new:
+            self._begun_at = self._active_at
+            again = self._same_headers.read(data, self._max_header_bytes)
+            if again is not None and self._exchange is None and not self._waiting:
+                self._take_whole(*again)
+                return
+            self._read_head = None
         if self._in_head:
-            if not self._head_bytes:
-                self._begun_at = self._active_at
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -350,9 +346,21 @@ class MatrixChannel(Connection):
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._end_long_head()
+            elif is_new and self._read_head is not None:
+                self._same_headers.learn(data, self._read_head)
+
+    def _take_whole(self, head: Head, body: bytes) -> None:
+        """A request that is all there."""
+        exchange = self._start(head, len(body))
+        if exchange is not None and body:
+            exchange.take(body)
+        if exchange is not None and not self._refused:
+            exchange.run()
 
     def _start(self, head: Head, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
+        if length is not None and length > USUAL_READ:
+            self._read_at_once(LONG_READ)
         exchange = self._exchange = self._make_exchange(self)
         exchange.begin(head, length)
         if self._refused:
@@ -360,6 +368,11 @@ class MatrixChannel(Connection):
         if head.last.get(b"expect"):
             self.send(CONTINUE)
         return exchange
+
+    def _read_at_once(self, size: int) -> None:
+        self._read_size = size
+        if self._write_some is not None:  # with TLS it is not this transport that reads
+            self.transport.bufferSize = size  # type: ignore[union-attr]
 
     def _advance(self) -> None:
         """Let the requests that wait have their turn, as long as each is answered at once; then read on."""

@@ -8,7 +8,7 @@ import msgspec
 from federation.protocol.errors import MatrixError
 from homeserver.http.addresses import Networks, forwarded_address
 from homeserver.http.answers import Response, error_response
-from homeserver.http.channel import Head
+from homeserver.http.head import Head
 from homeserver.http.page_paths import is_looked_at
 from storage.media_spool import Spool
 

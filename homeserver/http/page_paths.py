@@ -8,7 +8,7 @@ Laws:
 import re
 from typing import Final
 
-from homeserver.http.channel import Head
+from homeserver.http.head import Head
 
 _OWN: Final = b"/_mahalla/"
 _PAGE: Final = re.compile(

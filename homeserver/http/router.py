@@ -47,7 +47,6 @@ class Incoming(msgspec.Struct, frozen=True):
     """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
 
     context: RequestContext
-    uri: bytes
     query: bytes
     authorization: Sequence[bytes]
     body: bytes
@@ -153,7 +152,7 @@ class Router:
         peer = await self._guard.signatures.get_peer(
             _texts(incoming.authorization),
             incoming.context.method,
-            incoming.uri.decode("latin-1"),
+            incoming.context.uri.decode("latin-1"),
             incoming.body,
             address_key(incoming.context.client_ip),
         )

@@ -40,11 +40,12 @@ from homeserver.http.answers import (
     Response,
     encode_body,
 )
-from homeserver.http.channel import Head, MatrixChannel
+from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
+from homeserver.http.head import Head
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import is_open
@@ -212,14 +213,15 @@ class MatrixRequest:
         CURRENT.set(info)
         try:
             answer = await self._site.router.call(match, self._incoming())
-            response = answer if isinstance(answer, Response) else Response(_OK, _NO_HEADERS, answer)
             self._caller = info.caller
-            if isinstance(response.body, File):
-                await self._respond_file(response, response.body)
-            elif isinstance(response.body, Pieces):
-                await self._respond_pieces(response, response.body)
+            if not isinstance(answer, Response):
+                self._respond(Response(_OK, _NO_HEADERS, answer))
+            elif isinstance(answer.body, File):
+                await self._respond_file(answer, answer.body)
+            elif isinstance(answer.body, Pieces):
+                await self._respond_pieces(answer, answer.body)
             else:
-                self._respond(response)
+                self._respond(answer)
         except MatrixError as error:
             self._caller = info.caller
             self._respond_error(error)
@@ -248,34 +250,22 @@ class MatrixRequest:
 
     def _incoming(self) -> Incoming:
         head = self._head_
-        agent = head.last.get(b"user-agent")
-        languages = head.last.get(b"accept-language")
         context = RequestContext(
-            request_id=self._request_id,
-            method=head.method,
-            path=self._path.decode("latin-1"),
-            client_ip=self._client_ip,
-            user_agent="" if agent is None else agent.decode("utf-8", "replace")[:500],
-            content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
-            body_size=self._received,
-            is_secure=self._is_secure(),
-            cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
-            headers=head.last,
-            languages="" if languages is None else languages.decode("latin-1"),
-            uri=head.uri,
+            self._request_id,
+            head.method,
+            head.uri,
+            self._client_ip,
+            head.last,
+            self._header(b"Content-Type") or "" if self._file is not None else "",
+            self._received,
+            self._is_secure(),
+            _cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
         )
         if self._file is not None:
             self._file.seek(0)
         chunks, self._chunks = self._chunks, []
-        return Incoming(
-            context=context,
-            uri=head.uri,
-            query=self._query,
-            authorization=head.get(b"authorization"),
-            body=chunks[0] if len(chunks) == 1 else b"".join(chunks),
-            file=self._file,
-            let_in=self._release,
-        )
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return Incoming(context, self._query, head.get(b"authorization"), body, self._release, self._file)
 
     def _is_secure(self) -> bool:
         if self._site.options.x_forwarded:
@@ -404,11 +394,9 @@ class MatrixRequest:
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
         """`length`: the line that says where the body ends."""
-        parts = [status_line(status), self._site.date.at(self._site.clock.seconds()), block, length]
-        if not self._channel.persistent:
-            parts.append(b"Connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
+        date = self._site.date.at(self._site.clock.seconds())
+        connection = b"" if self._channel.persistent else b"Connection: close\r\n"
+        return b"%b%b%b%b%b\r\n" % (status_line(status), date, block, length, connection)
 
     def _ended(self, status: int, sent: int) -> None:
         self._finished = True
@@ -481,9 +469,7 @@ class Site(ServerFactory):
 
     def observed(self, record: AccessRecord) -> None:
         """Count and log a request that has ended."""
-        self.metrics.finished(
-            record.endpoint or "none", record.method if record.endpoint else "other", record.status, record.seconds
-        )
+        self.metrics.finished(record)
         self._access_log.write(record)
 
 

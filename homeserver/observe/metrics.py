@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from homeserver.observe.access import AccessRecord
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BOUNDS = (*map(str, _BUCKETS), "+Inf")
 COUNTED_AT_ONCE: Final = 256
@@ -27,8 +29,8 @@ class HttpMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._in_flight = 0
-        self._ended: list[tuple[str, str, int, float]] = []
-        """Requests that are not counted yet: endpoint, method, status, seconds."""
+        self._ended: list[AccessRecord] = []
+        """Requests that are not counted yet."""
         self._requests: dict[tuple[str, str, int], int] = {}
         self._times: dict[str, _Times] = {}
         registry.register(self)
@@ -37,22 +39,23 @@ class HttpMetrics(Collector):
         """A request begins."""
         self._in_flight += 1
 
-    def finished(self, endpoint: str, method: str, code: int, seconds: float) -> None:
-        """A request ends. `method` is one that the endpoint declares, or `other`."""
+    def finished(self, record: AccessRecord) -> None:
+        """A request ends."""
         self._in_flight -= 1
-        self._ended.append((endpoint, method, code, seconds))
+        self._ended.append(record)
         if len(self._ended) >= COUNTED_AT_ONCE:
             self._count()
 
     def _count(self) -> None:
-        for endpoint, method, code, seconds in self._ended:
-            key = (endpoint, method, code)
+        for record in self._ended:
+            endpoint = record.endpoint or "none"
+            key = (endpoint, record.method if record.endpoint else "other", record.status)
             self._requests[key] = self._requests.get(key, 0) + 1
             times = self._times.get(endpoint)
             if times is None:
                 times = self._times[endpoint] = _Times()
-            times.total += seconds
-            times.counts[bisect_left(_BUCKETS, seconds)] += 1
+            times.total += record.seconds
+            times.counts[bisect_left(_BUCKETS, record.seconds)] += 1
         self._ended.clear()
 
     def collect(self) -> Iterator[Metric]:

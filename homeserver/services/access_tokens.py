@@ -16,6 +16,7 @@ spec: client-server-api#using-access-tokens, client-server-api#refreshing-access
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import inf
 from typing import Final, Protocol
 
@@ -36,6 +37,10 @@ from storage.tokens import AccessTokenRow, PairUse, TokenStore
 from storage.transaction import WriteTransaction
 
 _EVERYBODY: Final = ""
+MOST_HASHED: Final = 2048
+"""Of so many tokens, those that came last, the hash is remembered."""
+LONGEST_USUAL: Final = 256
+"""What is longer is hashed each time."""
 
 
 class OwedConsents(Protocol):
@@ -83,6 +88,8 @@ class AccessTokens:
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
         self._monotonic = monotonic
+        self._hash_usual = lru_cache(MOST_HASHED)(hash_token)
+        """After a rest a hash costs more than all else that is done to find out who asks."""
         self._trusted_until = inf
         self._taking_in = 0
         self._settling: list[Deferred[None]] = []
@@ -96,7 +103,7 @@ class AccessTokens:
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
         a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
-        token_hash = hash_token(token)
+        token_hash = self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
         remembered = self._remembered.get(token_hash)
         if (
             remembered is not None
@@ -109,7 +116,7 @@ class AccessTokens:
         else:
             owner = await self._learn(token_hash)
         if owner is not None and owner.device_id is not None:
-            self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.user_agent)
+            self._last_seen.note(owner.user_id, owner.device_id, context)
         return owner
 
     def trust_until(self, seconds: float) -> None:

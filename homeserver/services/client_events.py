@@ -45,6 +45,7 @@ _CLIENT_FORM: Final = b'%b,"unsigned":{"age":%d,"membership":%b%b%b'
 """Of the event itself, its age, the reader's membership, what else is told, the end."""
 _membership: Final = attrgetter("membership")
 _MEMBERSHIPS: Final = {membership: _encode(membership) for membership in ("join", "leave", "invite", "knock", "ban")}
+_JOINED: Final = _MEMBERSHIPS["join"]
 
 
 class ClientEvents:
@@ -84,6 +85,23 @@ class ClientEvents:
             parents = [each.event for each in seen if each.event.room_nid in bundled_in]
         bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS) if parents else {}
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
+
+    def present_messages(
+        self, user_id: UserID, device_id: DeviceID | None, messages: Sequence[StoredEvent]
+    ) -> list[msgspec.Raw] | None:
+        """As `present` for what a member sees plainly (`Visibility.shows_plainly`), without room ids and children. None where it is not
+        in memory whether this device sent it."""
+        now = self._now_ms()
+        presented: list[msgspec.Raw] = []
+        for stored in messages:
+            event, extra = stored.event, b""
+            if device_id is not None and event.sender == user_id:
+                if stored.sent is None:
+                    return None
+                extra = _transaction(stored.sent, device_id)
+            parts = (stored.client_prefix, now - event.origin_server_ts, _JOINED, extra, b"}}")
+            presented.append(msgspec.Raw(_CLIENT_FORM % parts))
+        return presented
 
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
         """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
@@ -183,11 +201,7 @@ class ClientEvents:
         for event in special:
             extra = b""
             if event.nid in sent:
-                of_device, txn_id = sent[event.nid]
-                if of_device == device_id:
-                    extra += b',"transaction_id":' + _encode(txn_id)
-                elif not of_device and txn_id.startswith(DELAYED):
-                    extra += b',"org.matrix.msc4140.delay_id":' + _encode(txn_id[len(DELAYED) :])
+                extra += _transaction(sent[event.nid], device_id)
             if event.replaces is not None and event.replaces in loaded:
                 former = loaded[event.replaces].event
                 extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (
@@ -209,6 +223,18 @@ class ClientEvents:
                 (known if each.membership == "join" else others).add(each.event.replaces)
         others -= known
         return known | (await self._aggregations.see(user_id, others)).keys() if others else known
+
+
+def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
+    """What the user's device is told of how an event was sent, beginning with a comma. `sent`: as `StoredEvent` has it."""
+    of_device, txn_id = sent
+    if not txn_id:
+        return b""
+    if of_device == device_id:
+        return b',"transaction_id":' + _encode(txn_id)
+    if not of_device and txn_id.startswith(DELAYED):
+        return b',"org.matrix.msc4140.delay_id":' + _encode(txn_id[len(DELAYED) :])
+    return b""
 
 
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class IgnoredUsers:
         """Whom the user ignores."""
         return await self._lists.of_user(user_id)
 
+    def known_of(self, user_id: UserID) -> Set[str] | None:
+        """The same as far as it is in memory."""
+        return self._lists.known_of(user_id)
+
     async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
         """Whom each of these users ignores; one query at most."""
         return await self._lists.of_users(user_ids)

@@ -12,12 +12,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit import Happened
 from storage.devices import DeviceSighting, DeviceStore
 
-_LONGEST_USER_AGENT: Final = 512
 _MOST_REMEMBERED: Final = 100_000
 _MOST_ADDRESSES: Final = 8
 """Of one device that wait to be written: whoever has very many addresses does not fill the memory, nor the records, with them."""
@@ -61,8 +61,9 @@ class LastSeen:
             self._loop.stop()
         await self.flush()
 
-    def note(self, user_id: UserID, device_id: DeviceID, ip: str, user_agent: str) -> None:
+    def note(self, user_id: UserID, device_id: DeviceID, context: RequestContext) -> None:
         """The device made a request just now."""
+        ip = context.client_ip
         key = (user_id, device_id, ip)
         now = self._clock.seconds()
         if now - self._noted.get(key, 0.0) < self._granularity:
@@ -74,7 +75,7 @@ class LastSeen:
         if len(self._noted) >= _MOST_REMEMBERED:
             self._noted.clear()
         self._noted[key] = now
-        agent = user_agent[:_LONGEST_USER_AGENT].replace("\0", "")
+        agent = context.user_agent.replace("\0", "")
         waiting[address] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
         )

@@ -48,6 +48,11 @@ class ParsedAccountData(Generic[T]):
         self._parsed.move_to_end(user_id)
         return known[0]
 
+    def known_of(self, user_id: UserID) -> T | None:
+        """The same as far as it is in memory."""
+        known = self._parsed.get(user_id)
+        return None if known is None else known[0]
+
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
         """What these users have set: one query for all that is not known."""
         found: dict[UserID, T] = {}

@@ -7,6 +7,7 @@ message wakes were mostly at the same position.
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence, Set
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -74,6 +75,10 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     counted_upto: int = 0
     """Of messages that were purged: the position of the last that may have been counted as unread."""
     user_ids: Sequence[str] = ()
+
+
+_is_message: Final = attrgetter("is_message")
+_room_nid: Final = attrgetter("room_nid")
 
 
 class _News:
@@ -157,6 +162,8 @@ class RecentChanges:
         """How many users are named in entries that have several."""
         self._gathered: dict[int, _News] = {}
         """By position what happened since, until something does."""
+        self._messages: dict[int, Set[int]] = {}
+        """By position the rooms with messages since, if nothing else has happened; until something does."""
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
@@ -165,12 +172,18 @@ class RecentChanges:
 
         None if that reaches further back than is kept.
         """
+        rooms = self._messages_alone(position)
+        if rooms is not None:
+            return ChangedRooms(rooms)
         news = self._since(position)
         return None if news is None else news.rooms_of(user_id)
 
     def messages_since(self, user_id: UserID, position: int) -> Set[int] | None:
         """The rooms in which messages (events that set no state) came after the position, if nothing else is new there, for the user,
         or for all; None if something is, or as for `rooms_since`."""
+        rooms = self._messages_alone(position)
+        if rooms is not None:
+            return rooms
         news = self._since(position)
         return None if news is None else news.messages_of(user_id)
 
@@ -210,6 +223,17 @@ class RecentChanges:
         news = self._since(position)
         return news is None or bool(news.encryption) or not news.topics.isdisjoint(OF_DEVICE_LISTS)
 
+    def _messages_alone(self, position: int) -> Set[int] | None:
+        """The rooms with messages after the position, if nothing else has happened to anybody."""
+        rooms = self._messages.get(position)
+        if rooms is None and position >= self._complete_from and position not in self._gathered:
+            entries = self._entries[bisect_right(self._positions, position) :]
+            if all(map(_is_message, entries)):
+                if len(self._messages) >= POSITIONS_AT_ONCE:
+                    self._messages.clear()
+                rooms = self._messages[position] = frozenset(map(_room_nid, entries))
+        return rooms
+
     def _since(self, position: int) -> _News | None:
         news = self._gathered.get(position)
         if news is None:
@@ -223,6 +247,7 @@ class RecentChanges:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         self._gathered.clear()
+        self._messages.clear()
         for change in changes:
             row = change.detail
             user_id = change.user_id
@@ -258,6 +283,7 @@ class RecentChanges:
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: what is new up to there is not known here."""
         self._gathered.clear()
+        self._messages.clear()
         self._forget(upto)
 
     def _forget(self, upto: int) -> None:

@@ -179,6 +179,23 @@ class UnreadCounts:
                     self._keep((user_id, room_nid), count)
         return found
 
+    def carry_on(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
+        """The count of now in one room, from one that was taken before and what has come since. None where that is not enough: there is
+        none, or messages are something else to this user than to others."""
+        rules = self._rules.known_of(user_id)
+        if rules is None or rules.attention.changes:
+            return None
+        upto = self._streams.current()
+        known = self._kept_of(user_id, room_nid, upto, ignored)
+        if known is None or _have_outcomes(known[1]):
+            return None
+        count, news = known
+        self._counts.move_to_end((user_id, room_nid))
+        if news:
+            _carry_on(user_id, count, news, rules.attention, "", {})
+        count.upto = max(count.upto, upto)
+        return count.freeze()
+
     async def get_events(
         self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str], *, after: int, limit: int
     ) -> Mapping[int, list[Notified]]:
@@ -259,19 +276,26 @@ class UnreadCounts:
         kept: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
         for row in rooms:
             room_nid = row.room_nid
-            count = self._counts.get((user_id, room_nid))
-            if count is None or count.ignored != ignored:
+            known = self._kept_of(user_id, room_nid, upto, ignored)
+            if known is None:
                 continue
-            recent = self._recent.get(room_nid)
-            if recent is None:
-                if count.upto >= self._dropped_upto:
-                    kept[room_nid] = (count, ())
-            elif count.upto >= recent.complete_from:
-                news = recent.after(count.upto, upto)
-                # else the count came between
-                if known_after is None or known_after.get(room_nid, upto) <= count.upto or not _have_outcomes(news):
-                    kept[room_nid] = (count, news)
+            count, news = known
+            # else the count came between
+            if known_after is None or known_after.get(room_nid, upto) <= count.upto or not _have_outcomes(news):
+                kept[room_nid] = known
         return kept
+
+    def _kept_of(
+        self, user_id: UserID, room_nid: int, upto: int, ignored: Set[str]
+    ) -> tuple[_Count, Sequence[_Counted]] | None:
+        """The same for one room, whatever events are to the user."""
+        count = self._counts.get((user_id, room_nid))
+        if count is None or count.ignored != ignored:
+            return None
+        recent = self._recent.get(room_nid)
+        if recent is None:
+            return (count, ()) if count.upto >= self._dropped_upto else None
+        return (count, recent.after(count.upto, upto)) if count.upto >= recent.complete_from else None
 
     def _keep(self, key: tuple[str, int], count: _Count) -> None:
         self._counts[key] = count

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from homeserver.services.plain_messages import PlainMessageReader, PlainMessages
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.messages import MessagesInView, Told, View
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -17,6 +18,23 @@ from homeserver.services.sync.lazy_members import Member
 from homeserver.services.sync.messages import MessagesAlone
 from homeserver.services.sync.request import SyncRequest
 from homeserver.services.sync.sync import Sync
+
+
+@contextmanager
+def told_plainly() -> Iterator[list[PlainMessages]]:
+    """The messages of rooms that are told in the shortest way, while this is open."""
+    told: list[PlainMessages] = []
+    find = PlainMessageReader.find
+
+    def watched(self: PlainMessageReader, *args: Any, **keywords: Any) -> PlainMessages | None:
+        found = find(self, *args, **keywords)
+        if found is not None:
+            told.append(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlainMessageReader, "find", watched)
+        yield told
 
 
 @contextmanager

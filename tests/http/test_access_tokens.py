@@ -15,7 +15,7 @@ from storage.tokens import AccessTokenRow, TokenStore
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.databases import QueryCounter, open_inline
 
-CONTEXT = RequestContext(request_id="r", method="GET", path="/", client_ip="10.0.0.1", user_agent="test")
+CONTEXT = RequestContext("r", "GET", b"/", "10.0.0.1", {b"user-agent": b"test"})
 
 
 @pytest.fixture

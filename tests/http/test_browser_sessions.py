@@ -39,12 +39,12 @@ FOREIGN_PATHS = [
     "/\u2028a",
 ]
 KEY = SigningKey("a", b"k" * 32)
-PLAIN = RequestContext("1", "GET", "/", "::1", "")
+PLAIN = RequestContext("1", "GET", b"/", "::1", {})
 WAYS_OUT = ["password", "everywhere", "locked", "deactivated", "a day"]
 
 
 def context_of(browser: Browser) -> RequestContext:
-    return RequestContext("1", "GET", "/", "127.0.0.1", "", cookies=tuple(browser.cookies.items()))
+    return RequestContext("1", "GET", b"/", "127.0.0.1", {}, cookies=tuple(browser.cookies.items()))
 
 
 def signed_in(browser: Browser) -> BrowserSession | None:
@@ -243,7 +243,7 @@ def test_other_services_have_buttons(server: TestServer) -> None:
 
 def test_requests_say_whether_they_are_secure_where_nothing_else_does() -> None:
     cookies = Cookies(None, KEY)
-    secure, plain = (RequestContext("1", "GET", "/", "::1", "", is_secure=is_secure) for is_secure in (True, False))
+    secure, plain = (RequestContext("1", "GET", b"/", "::1", {}, is_secure=is_secure) for is_secure in (True, False))
     assert cookies.make(secure, "a", "b" * 16).startswith("__Host-a=")
     assert cookies.find(sends(plain, cookies.make(plain, "b", "c" * 20)), "b") == "c" * 20
     assert cookies.find(sends(plain, cookies.make(secure, "b", "c" * 20)), "b") is None

@@ -188,7 +188,7 @@ def test_the_account_page_with_the_old_password(
 async def test_what_rests_on_a_browser_session(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     server.register("alice")
-    context = RequestContext("1", "GET", "/", "127.0.0.1", "")
+    context = RequestContext("1", "GET", b"/", "127.0.0.1", {})
     programs, sessions = server.app.accounts.application_passwords, server.app.pages.sessions
     await server.app.people.accounts.do_set_flags(ALICE, locked=True)
     with pytest.raises(UserLocked):

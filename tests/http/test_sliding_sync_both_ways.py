@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from homeserver.services.sliding_sync import portions, rooms
 from storage.database import Database
 from tests.conftest import run_coroutine
-from tests.helpers.both_ways import both_ways
+from tests.helpers.both_ways import both_ways, told_plainly
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say, texts
@@ -97,6 +97,8 @@ class Talk(RuleBasedStateMachine):
 
     with_messages: ClassVar[int] = 0
     """How many answers with messages in them were compared, in all histories."""
+    plainly: ClassVar[int] = 0
+    """How many of them were made in the shortest way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +121,7 @@ class Talk(RuleBasedStateMachine):
         self.bodies: list[dict[str, Any]] = [{}, {}, {}]
         self.patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         self.compared = self.stack.enter_context(both_ways())
+        self.told = self.stack.enter_context(told_plainly())
 
     @initialize(seed=SEED, short=st.booleans())
     def begin(self, seed: int, short: bool) -> None:
@@ -232,12 +235,13 @@ class Talk(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]
+        Talk.plainly += len(self.told)
         self.stack.close()
         run_coroutine(self.database.close(), None)
 
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
-    Talk.with_messages = 0
+    Talk.with_messages = Talk.plainly = 0
     run_state_machine_as_test(
         Talk,
         settings=settings(
@@ -250,6 +254,7 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
         ),
     )
     assert Talk.with_messages > 5 * RUNS  # it was gone mostly
+    assert Talk.plainly > 2 * RUNS
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,10 @@ class OwnRules:
         self._known.move_to_end(user_id)
         return known
 
+    def known_of(self, user_id: UserID) -> UserRules | None:
+        """The same as far as it is in memory."""
+        return self._known.get(user_id)
+
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
         """These users': two queries for all that is not known."""
         found: dict[UserID, UserRules] = {}

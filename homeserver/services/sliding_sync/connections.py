@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
-from homeserver.services.stream_tokens import SyncToken, parse_sync_token
+from homeserver.services.stream_tokens import SyncToken
 from storage.rooms import RoomRow
 from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 from storage.streams import Change, Streams, Topic
@@ -36,7 +36,7 @@ BYTES_LIKE_A_ROOM: Final = 64
 """So much of a stored state weighs as a room: what clients ask of rooms may be long."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
-_POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_POS: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
 
 class UnknownPos(MatrixError):
@@ -203,9 +203,9 @@ class Connections:
         match = _POS.fullmatch(request.pos)
         if match is None:
             raise UnknownPos
-        state_nid = int(match[2])
+        position, ephemeral, state_nid = map(int, match.groups())
         state = await self._find_state(key, state_nid)
-        return Connection(key, parse_sync_token(match[1]), state_nid, state)
+        return Connection(key, SyncToken(position, ephemeral), state_nid, state)
 
     async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
         """The `pos` of an answer after which the client has this. Written before it is told, if it is something new, or if it is to

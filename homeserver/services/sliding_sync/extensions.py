@@ -367,13 +367,15 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
 
 def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
     """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
-    scopes = (wanted.account_data, wanted.receipts, None if wanted.typing is None else wanted.typing.scope)
-    if any(scope is not None and scope.lists is not None for scope in scopes):
+    if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
-    state = connection.state
-    if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
-        return False
-    return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
+    for scope, known in (
+        (wanted.account_data, connection.state.account_data),
+        (wanted.receipts, connection.state.receipts),
+    ):
+        if scope is not None and (scope.lists is not None or any(map(known.get, rooms, repeat(NEVER)))):
+            return False
+    return True
 
 
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:

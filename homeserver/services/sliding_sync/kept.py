@@ -48,6 +48,14 @@ class KeptOfConnections(Generic[T]):
         while self.weight > self._capacity:
             self._forget(next(iter(self._devices)))
 
+    def replace(self, key: ConnectionKey, value: T) -> None:
+        """Keep this instead of what is kept, which weighs as much."""
+        device = (key.user_id, key.device_id)
+        of_device = self._devices[device]
+        of_device[key.conn_id] = (value, of_device[key.conn_id][1])
+        of_device.move_to_end(key.conn_id)
+        self._devices.move_to_end(device)
+
     def _forget(self, device: tuple[str, str]) -> None:
         gone = self._devices.pop(device, None)
         if gone is not None:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms, was_whole
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, ConnectionState, StateChanges
 from homeserver.services.sliding_sync.extensions import ExtensionReader
@@ -28,7 +29,7 @@ from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import LARGEST_TIMELINE, RoomEntries, RoomWork
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
@@ -95,6 +96,7 @@ class MessagesInView:
         entries: RoomEntries,
         extensions: ExtensionReader,
         streams: Streams,
+        plain: PlainMessageReader,
         *,
         capacity: int,
     ) -> None:
@@ -106,6 +108,7 @@ class MessagesInView:
         self._partial = partial
         self._entries = entries
         self._extensions = extensions
+        self._plain = plain
         self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
@@ -119,7 +122,8 @@ class MessagesInView:
         if former is None or not former[0].asks_the_same_as(view):
             weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
         elif former[0].configs is view.configs:
-            weight = former[1]
+            self._views.replace(key, view)
+            return
         else:
             weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
         self._views.put(key, view, weight)
@@ -154,6 +158,9 @@ class MessagesInView:
         read = await self._extensions.read_without_news(request, connection, now, view.configs if coming else None)
         if read is None:
             return None
+        if len(own) == 1 and (entry := self._make_plainly(request, view, own[0], now, members)) is not None:
+            body = {"lists": view.shown, "rooms": entry, "extensions": read.answer}
+            return Told(body, True, view.state, set(), replace(view, token=now), read.typing)
         works = await self._make_works(view, own)
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
@@ -170,6 +177,37 @@ class MessagesInView:
         body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}
         is_news = read.is_news or any(map(_is_told, works))
         return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state), read.typing)
+
+    def _make_plainly(
+        self, request: SlidingRequest, view: View, own: MembershipRow, now: SyncToken, members: set[Member]
+    ) -> dict[str, dict[str, Any]] | None:
+        """The entry of a room that is in view, by its id, if there is nothing but messages to tell; None if there is more, or less."""
+        nid, since = own.room_nid, view.token.position
+        config, sent, bump = view.configs[nid], view.state.rooms[nid], self._entries.find_bump(nid)
+        if bump is None or config.required_state is not sent.required_state:
+            return None
+        known = members if config.required_state.lazy_members else None
+        limit, counted = config.timeline_limit, not request.stable
+        found = self._plain.find(request.caller, own, since, now.position, limit=limit, members=known, counted=counted)
+        if found is None or found.size > LARGEST_TIMELINE or (found.room_id in view.labels.direct) != sent.is_direct:
+            return None
+        entry: dict[str, Any] = {
+            "timeline": found.events,
+            "num_live": len(found.events),
+            "prev_batch": found.prev_batch,
+        }
+        if bump > since:
+            entry["bump_stamp"] = bump
+        if sent.is_direct:
+            entry["is_dm"] = True
+        if found.counts is not None:
+            total = found.counts.total
+            entry["notification_count"], entry["highlight_count"] = total.notifications, total.highlights
+        else:
+            entry["membership"] = own.membership
+            if view.lists:
+                entry["lists"] = list(view.lists)
+        return {found.room_id: entry}
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or

@@ -46,6 +46,11 @@ class RoomRecency:
         """What is known of the latest positions. The mapping is the cache's own: read, don't keep."""
         return self._latest
 
+    @property
+    def known_bumps(self) -> Mapping[int, int]:
+        """As `known`, of the events that move rooms up."""
+        return self._bumps
+
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
         while missing := list(filterfalse(self._latest.__contains__, room_nids)):

@@ -169,6 +169,10 @@ class RoomEntries:
             return work.own.position
         return self._parts.recency.known.get(work.room.room_nid, 0)
 
+    def find_bump(self, room_nid: int) -> int | None:
+        """The position of the newest event that moves the room up, as far as it is in memory."""
+        return self._parts.recency.known_bumps.get(room_nid)
+
     async def make(
         self,
         request: SlidingRequest,

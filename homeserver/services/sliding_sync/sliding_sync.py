@@ -26,6 +26,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
     LIVE,
@@ -73,6 +74,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     partial: PartialRooms
     empty: EmptyAnswers
     counts: CountNews
+    plain: PlainMessageReader
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +122,7 @@ class SlidingSync:
             parts.entries,
             parts.extensions,
             streams,
+            parts.plain,
             capacity=view_bytes,
         )
 

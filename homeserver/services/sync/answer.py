@@ -59,15 +59,20 @@ def joined_section(
 ) -> dict[str, dict[str, Any]]:
     """The rooms that the user is in, by id, with their counts. `json`: what there is of them beside."""
     section: dict[str, dict[str, Any]] = {}
-    thread_keys = _thread_keys(request.filter.room.timeline)
     for work in works:
-        count, room = counts[work.room.room_nid], json[work.room.room_id]
-        room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
-        if count.threads:
-            by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
-            room.update(dict.fromkeys(thread_keys, by_thread))
+        room = json[work.room.room_id]
+        add_counts(request, room, counts[work.room.room_nid])
         section[work.room.room_id] = room
     return section
+
+
+def add_counts(request: SyncRequest, room: dict[str, Any], count: RoomUnread) -> None:
+    """Tell in the JSON form of a room how much of it is unread."""
+    thread_keys = _thread_keys(request.filter.room.timeline)
+    room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
+    if count.threads:
+        by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
+        room.update(dict.fromkeys(thread_keys, by_thread))
 
 
 def _thread_keys(filter: RoomEventFilter) -> list[str]:

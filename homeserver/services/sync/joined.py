@@ -152,6 +152,11 @@ class JoinedRooms:
         if lazy:
             self.end(request, newly_sent, str(token))
 
+    def limit_of(self, filter: RoomEventFilter) -> int:
+        """How many events of a room are in one answer."""
+        limit = limit_of(filter)
+        return limit if self._most_events < 0 else min(limit, self._most_events)
+
     async def _fill_states(
         self,
         request: SyncRequest,
@@ -239,9 +244,7 @@ class JoinedRooms:
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, ignored: Set[str]
     ) -> None:
         wanted = request.filter.room.timeline
-        limit = limit_of(wanted)
-        if self._most_events >= 0:
-            limit = min(limit, self._most_events)
+        limit = self.limit_of(wanted)
         # at least one: the state goes as far as the newest event, shown or not
         fetched = max(limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1)
         stretches = await self._timelines.get_latest(

@@ -6,22 +6,25 @@ Laws:
 - Where anything else happened, or what happened is not known from memory, there is no such answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms, was_whole
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.answer import frame, has_news, joined_section
+from homeserver.services.sync.answer import add_counts, frame, has_news, joined_section
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
+
+NO_EVENTS: Final[Mapping[str, list[Any]]] = {"events": []}
 
 _room_nid: Final = attrgetter("room_nid")
 _own: Final = attrgetter("own")
@@ -40,6 +43,7 @@ class MessagesAlone:
         devices: DeviceNewsReader,
         joined: JoinedRooms,
         unread: UnreadCounts,
+        plain: PlainMessageReader,
     ) -> None:
         self._recent = recent
         self._memberships = memberships
@@ -49,6 +53,7 @@ class MessagesAlone:
         self._devices = devices
         self._joined = joined
         self._unread = unread
+        self._plain = plain
 
     async def read(self, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
         """The answer of now, and whether there is anything in it. None: it takes more than messages."""
@@ -74,8 +79,36 @@ class MessagesAlone:
         if not self._devices.nothing_waits(request.caller, span):
             return None
         devices = DeviceNews(counts=await self._devices.get_counts(request.caller))
-        rooms = await self._read_rooms(request, span, now, own) if own else {}
+        rooms: dict[str, dict[str, Any]] | None = {}
+        if own:
+            rooms = self._tell_plainly(request, span, own)
+            if rooms is None:
+                rooms = await self._read_rooms(request, span, now, own)
         return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
+
+    def _tell_plainly(
+        self, request: SyncRequest, span: Range, own: Sequence[MembershipRow]
+    ) -> dict[str, dict[str, Any]] | None:
+        """The rooms, if in all of them there is nothing but messages to tell; else None."""
+        filter = request.filter
+        if not filter.passes_all_messages or filter.room.state.include_redundant_members:
+            return None
+        members = self._joined.begin(request) if request.loads_lazily else None
+        limit = self._joined.limit_of(filter.room.timeline)
+        told: dict[str, dict[str, Any]] = {}
+        for row in own:
+            found = self._plain.find(request.caller, row, span.since, span.upto, limit=limit, members=members)
+            if found is None or found.counts is None:
+                return None
+            room = told[found.room_id] = {
+                "timeline": {"events": found.events, "limited": False, "prev_batch": found.prev_batch},
+                request.state_section.value: NO_EVENTS,
+                "account_data": NO_EVENTS,
+                "ephemeral": NO_EVENTS,
+                "summary": {},
+            }
+            add_counts(request, room, found.counts)
+        return told
 
     async def _read_rooms(
         self, request: SyncRequest, span: Range, token: SyncToken, own: Sequence[MembershipRow]

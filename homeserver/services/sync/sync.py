@@ -28,6 +28,7 @@ from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
@@ -75,6 +76,7 @@ class SyncParts(msgspec.Struct, frozen=True):
     presence: PresenceReader
     sticky: StickyReader
     partial: PartialRooms
+    plain: PlainMessageReader
 
 
 class Sync:
@@ -104,6 +106,7 @@ class Sync:
             parts.devices,
             parts.joined,
             parts.unread,
+            parts.plain,
         )
 
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:

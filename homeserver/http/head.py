@@ -1,0 +1,31 @@
+"""What comes of a request before its body."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+NOTHING: Final[Sequence[bytes]] = ()
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """Names of headers are in lower case."""
+
+    method: str
+    uri: bytes
+    keep_alive: bool
+    takes_chunks: bool
+    """A body may come in chunks that each say how long they are; else only the end of the connection ends it (HTTP/1.0)."""
+    lines: list[tuple[bytes, bytes]]
+    """The headers as they came."""
+    last: dict[bytes, bytes]
+    """The last value of each."""
+
+    def get(self, name: bytes) -> Sequence[bytes]:
+        """The values of a header, in their order."""
+        value = self.last.get(name)
+        if value is None:
+            return NOTHING
+        if len(self.last) == len(self.lines):  # none came twice
+            return (value,)
+        return [value for each, value in self.lines if each == name]

@@ -1,0 +1,122 @@
+"""Headers that came before are known by their bytes: what is made of a request is what the parser makes of it, whatever was sent before
+it on the connection."""
+
+from random import Random
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from homeserver.http.channel import MatrixChannel
+from homeserver.http.head import Head
+from homeserver.http.same_headers import SameHeaders
+
+BLOCKS = (
+    b"Host: x\r\nAuthorization: Bearer one\r\n\r\n",
+    b"Host: x\r\nAuthorization: Bearer two\r\n\r\n",
+    b"Host: x\r\nCookie: a\r\nCookie: b\r\nConnection: keep-alive\r\n\r\n",
+    b"Host: x\r\nContent-Length: 3\r\n\r\nabc",
+    b"Host: x\r\nContent-Length: 0\r\n\r\n",
+    b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\nabc",
+    b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"Host: x\r\nConnection: close\r\n\r\n",
+    b"\r\n",
+    b"Host: x\nAuthorization: Bearer one\r\n\r\n",
+    b"X: a\r\n b\r\n\r\n",
+)
+LINES = (
+    b"GET /a HTTP/1.1\r\n",
+    b"GET /a?b=%20&c=1 HTTP/1.1\r\n",
+    b"PUT /b HTTP/1.1\r\n",
+    b"POST /b HTTP/1.1\r\n",
+    b"HEAD /a HTTP/1.1\r\n",
+    b"GET /a HTTP/1.0\r\n",
+    b"GET  /a HTTP/1.1\r\n",
+    b"GET /a b HTTP/1.1\r\n",
+    b"GET a HTTP/1.1\r\n",
+    b"GET /a HTTP/1.1\n",
+    b"GET /" + b"a" * 300 + b" HTTP/1.1\r\n",
+    b"\r\nGET /a HTTP/1.1\r\n",
+)
+
+
+class Recorder:
+    """Answers each request at once, and keeps what was made of it."""
+
+    def __init__(self, channel: MatrixChannel, seen: list[object]) -> None:
+        self.channel = channel
+        self.seen = seen
+        self.head: Head | None = None
+        self.length: int | None = None
+        self.body = b""
+
+    def begin(self, head: Head, length: int | None) -> None:
+        self.head, self.length = head, length
+
+    def take(self, data: bytes) -> None:
+        self.body += data
+
+    def run(self) -> None:
+        head = self.head
+        assert head is not None
+        self.seen.append((head.method, head.uri, head.keep_alive, head.takes_chunks, head.lines, head.last, self.body))
+        assert self.length in (None, len(self.body))
+        self.channel.send(b"answer %d\n" % len(self.seen))
+        self.channel.done()
+
+    def lost(self) -> None:
+        """What it has seen it has seen."""
+
+
+def talk(pieces: list[bytes]) -> tuple[list[object], bytes, bool]:
+    """What is made of what a client sends, what it gets, and whether the connection ends."""
+    seen: list[object] = []
+    transport = StringTransport()
+    channel = MatrixChannel(Clock(), lambda each: Recorder(each, seen), idle_timeout=60, max_header_bytes=200)
+    channel.makeConnection(cast(Any, transport))
+    for piece in pieces:
+        channel.dataReceived(piece)
+    return seen, transport.value(), channel._refused
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_is_known_by_its_bytes_is_what_is_read(seed: int) -> None:
+    chance = Random(seed)
+    pieces: list[bytes] = []
+    for _ in range(chance.randrange(2, 7)):
+        line = chance.choice(LINES[:4] if chance.random() < 0.8 else LINES)
+        block = chance.choice(BLOCKS[:5] if chance.random() < 0.8 else BLOCKS)
+        pieces += [line + block] * chance.choice([1, 1, 2, 3])
+    if chance.random() < 0.4:  # what comes does not end where a request does
+        whole = b"".join(pieces)
+        cuts = sorted(chance.randrange(len(whole) + 1) for _ in range(len(pieces)))
+        pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True) if a < b]
+    known = talk(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SameHeaders, "read", lambda *_: None)
+        assert known == talk(pieces)
+
+
+def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+    read = SameHeaders.read
+
+    def watched(self: SameHeaders, data: bytes, most: int) -> tuple[Head, bytes] | None:
+        again = read(self, data, most)
+        found.append(again is not None)
+        return again
+
+    monkeypatch.setattr(SameHeaders, "read", watched)
+    request, other = b"POST /b HTTP/1.1\r\n" + BLOCKS[3], b"GET /a?c=1 HTTP/1.1\r\n" + BLOCKS[0]
+    seen, _, _ = talk([request, request.replace(b"/b", b"/c").replace(b"abc", b"def"), other, other])
+    assert found == [False, True, False, True]
+    assert [(each[0], each[1], each[-1]) for each in seen] == [  # type: ignore[index]
+        ("POST", b"/b", b"abc"),
+        ("POST", b"/c", b"def"),
+        ("GET", b"/a?c=1", b""),
+        ("GET", b"/a?c=1", b""),
+    ]
