@@ -138,7 +138,7 @@ def _start(directory: Path, chosen: Mapping[str, str]) -> None:
             }
             options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
             server = start(str(binaries / "postgres"), "-D", str(data), *options)
-            for _ in range(1500):
+            for _ in range(6000):
                 if server.poll() is not None:
                     break
                 try:

@@ -95,8 +95,8 @@ const proof = await bob.getOpenIdToken();
 assert.equal(proof.matrix_server_name, bobsId.split(":")[1]);
 assert.deepEqual(await bob.turnServer(), {});
 
-await quiet();
 for (const client of [bob, alice]) {
+    await quiet();
     client.stopClient();
     await client.logout(true);
 }

@@ -96,8 +96,8 @@ await until(bob, "what is said in the open", () => bodies().includes("and now"))
 clearInterval(again);
 bob.stopPeeking();
 
-await quiet();
 for (const client of [bob, alice]) {
+    await quiet();
     client.stopClient();
     await client.logout(true);
 }

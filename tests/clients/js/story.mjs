@@ -152,6 +152,7 @@ await bob.leave(roomId);
 await until(alice, "Bob to be gone", () => alicesRoom.getJoinedMemberCount() === 1);
 await bob.forget(roomId);
 for (const client of [second, bob, alice]) {
+    await quiet();
     client.stopClient();
     await client.logout(true);
 }
