@@ -50,18 +50,28 @@ class SyncClient:
 
     def ask(self, limit: int, *, since: str | None = None, include_leave: bool = False) -> Json:
         """One /sync."""
+        answer = self.user.get(self.path(limit, since=since, include_leave=include_leave))
+        assert answer.status == 200, answer.body
+        return dict(answer.json)
+
+    def path(
+        self, limit: int, *, since: str | None = None, include_leave: bool = False, timeout: int | None = None
+    ) -> str:
+        """That of a request; `timeout` in milliseconds."""
         room: Json = {"timeline": {"limit": limit, "unread_thread_notifications": True}, "include_leave": include_leave}
         room["state"] = {"lazy_load_members": self.lazy}
         path = f"/_matrix/client/v3/sync?filter={quote(json.dumps({'room': room}))}"
         path += f"&use_state_after={'true' if self.state_after else 'false'}"
-        answer = self.user.get(path + (f"&since={since}" if since is not None else ""))
-        assert answer.status == 200, answer.body
-        return dict(answer.json)
+        path += f"&since={since}" if since is not None else ""
+        return path if timeout is None else f"{path}&timeout={timeout}"
 
     def sync(self, limit: int | None = None) -> bool:
         """Hear what is new; whether there was anything."""
-        limit, former = limit or self.limit, self.since
-        answer = self.ask(limit, since=former, include_leave=True)
+        return self.take(self.ask(limit or self.limit, since=self.since, include_leave=True))
+
+    def take(self, answer: Json) -> bool:
+        """Take an answer to the present token in; whether there was anything new in it."""
+        former = self.since
         self.since = answer["next_batch"]
         self._take_account_data(self.account_data, answer["account_data"])
         sections: Mapping[str, Json] = answer.get("rooms", {})

@@ -1,5 +1,5 @@
-"""Sliding sync: a client that gives up its requests at any moment, and asks for something else from the same `pos`, holds in the end what
-the server holds, with every receipt; whatever people do meanwhile, and in whatever order databases answer.
+"""Both kinds of sync: a client that gives up its requests at any moment, and asks (in sliding sync, for something else) from the same place
+again, holds in the end what the server holds, with every receipt; whatever people do meanwhile, and in whatever order databases answer.
 
 matrix-rust-sdk gives up the request that waits whenever a room is opened or a list grows. Here it does so before, while and after its
 answer is made, and answers get lost; the server hears that it is gone, or does not. People's deeds, reads and writes of the
@@ -8,7 +8,7 @@ database go on meanwhile, one step of one of them at a time: which, is left to c
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -51,26 +51,25 @@ DEEDS = (
 )
 
 
-class Attempting(SlidingFollower):
-    """A client whose requests come to nothing at any moment."""
+class Attempts:
+    """A client's requests, which come to nothing at any moment."""
 
-    def __init__(self, sessions: Sequence[User], *, lazily: bool = False, **options: Any) -> None:
-        """`sessions`: the same one at each node. `lazily`: it always asks for members as they are needed."""
-        super().__init__(sessions[0], **options)
-        self.sessions = sessions
-        self.lazily = lazily
+    def __init__(
+        self,
+        sessions: Sequence[User],
+        ask: Callable[[Random], tuple[str, str, Json | None]],
+        take: Callable[[Json], object],
+    ) -> None:
+        """`sessions`: the same one at each node. `ask`: method, path and body of the next request; `take`: takes an answer in."""
+        self.sessions, self.ask, self.take = sessions, ask, take
         self.waiting: Pending | None = None
-        self.senders: dict[str, str] = {}
         self.lost = 0
 
     def move(self, chance: Random) -> None:
         """Ask, or do something with the request that is under way."""
         waiting = self.waiting
         if waiting is None:
-            path, body = self.request(self._wish(chance), chance.choice([0, 30_000, 30_000]))
-            if not self.stable and chance.random() < 0.5:  # a list more, which the server remembers
-                body["lists"]["some"] = {**body["lists"]["all"], "filters": chance.choice(FILTERS)}
-            self.waiting = chance.choice(self.sessions).start("POST", path, body)
+            self.waiting = chance.choice(self.sessions).start(*self.ask(chance))
             return
         fate = chance.random()
         if waiting.done and fate < 0.7:
@@ -89,6 +88,17 @@ class Attempting(SlidingFollower):
         if self.waiting is not None:
             self.waiting.disconnect()
             self.waiting = None
+
+
+class Slider(SlidingFollower):
+    """A client of sliding sync that asks for something else each time."""
+
+    def __init__(self, sessions: Sequence[User], *, lazily: bool = False, **options: Any) -> None:
+        """`lazily`: it always asks for members as they are needed."""
+        super().__init__(sessions[0], **options)
+        self.lazily = lazily
+        self.attempts = Attempts(sessions, self._next, self.take)
+        self.senders: dict[str, str] = {}
 
     def catch_up(self) -> None:
         for _ in range(20):
@@ -119,6 +129,12 @@ class Attempting(SlidingFollower):
             wanted = {room_id for room_id, told in joined.items() if _fits(told, filters, room_id in direct)}
             assert answer.json["rooms"].keys() & joined.keys() == wanted, filters
 
+    def _next(self, chance: Random) -> tuple[str, str, Json]:
+        path, body = self.request(self._wish(chance), chance.choice([0, 30_000, 30_000]))
+        if not self.stable and chance.random() < 0.5:  # a list more, which the server remembers
+            body["lists"]["some"] = {**body["lists"]["all"], "filters": chance.choice(FILTERS)}
+        return "POST", path, body
+
     def _wish(self, chance: Random) -> Ask:
         return Ask(
             window=chance.choice([0, 1, 2, EVERY_ROOM, EVERY_ROOM]),
@@ -131,6 +147,18 @@ class Attempting(SlidingFollower):
     def _check_state(self, room_id: str, known: Any, told: Any) -> None:
         if not self.lazily:
             super()._check_state(room_id, known, told)
+
+
+class Syncer(SyncClient):
+    """A client of /sync."""
+
+    def __init__(self, sessions: Sequence[User], **options: Any) -> None:
+        super().__init__(sessions[0], forks=True, **options)  # it leaves gaps
+        self.attempts = Attempts(sessions, self._next, self.take)
+
+    def _next(self, chance: Random) -> tuple[str, str, None]:
+        timeout = chance.choice([0, 30_000, 30_000])
+        return "GET", self.path(self.limit, since=self.since, include_leave=True, timeout=timeout), None
 
 
 def _fits(told: KnownRoom, filters: Json, is_direct: bool) -> bool:
@@ -161,11 +189,16 @@ class Race:
                     act(sessions[0], room_id, "join")
         self.pass_time(1)
         alice, bob, _ = self.people
-        self.clients = [
-            Attempting(alice),
-            Attempting(alice, stable=True, conn_id="other"),
-            Attempting(bob, conn_id="lazy", lazily=True, limit=2),
-            Attempting(bob, stable=True, lazily=True, limit=1),
+        self.sliders = [
+            Slider(alice),
+            Slider(alice, stable=True, conn_id="other"),
+            Slider(bob, conn_id="lazy", lazily=True, limit=2),
+            Slider(bob, stable=True, lazily=True, limit=1),
+        ]
+        self.syncers = [Syncer(alice, state_after=True), Syncer(bob, lazy=True, limit=2)]
+        self.attempts = [
+            *(client.attempts for client in self.sliders),
+            *(client.attempts for client in self.syncers),
         ]
         # typing is known to one node alone
         self.possible = DEEDS if len(servers) == 1 else [deed for deed in DEEDS if deed != "type"]
@@ -181,14 +214,14 @@ class Race:
             if what < 0.35:
                 self.do(chance.choice(self.possible))
             elif what < 0.75:
-                chance.choice(self.clients).move(chance)
+                chance.choice(self.attempts).move(chance)
             else:
                 self.pass_time(chance.choice([0, 0, 0.2, 0.2, 1, 12]))
             for _ in range(chance.choice([0, 1, 3, 10, 40])):
                 chance.choice(self.turns).step()
             self._look()
-        for client in self.clients:
-            client.end()
+        for attempts in self.attempts:
+            attempts.end()
         for _ in range(3):
             while sum(turns.step() for turns in self.turns):
                 pass
@@ -200,7 +233,10 @@ class Race:
         assert not self.deeds
 
     def check(self) -> None:
-        for client in self.clients:
+        for syncer in self.syncers:
+            syncer.catch_up()
+            syncer.check()
+        for client in self.sliders:
             client.catch_up()
             truth = SyncClient(client.user, state_after=True)
             truth.sync(WHOLE_ROOM)
@@ -307,7 +343,7 @@ def test_nothing_is_missed(tmp_path: Path, database_config: SQLiteConfig | Postg
     race.run()
     race.check()
     run_coroutine(database.close(), None)
-    assert sum(client.lost for client in race.clients)
+    assert sum(attempts.lost for attempts in race.attempts)
 
 
 @pytest.fixture
