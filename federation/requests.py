@@ -139,6 +139,18 @@ class Requests:
         """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
         return await self._get_unread("PUT", destination, path, query, body, seconds, max_bytes)
 
+    async def post_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        return await self._get_unread("POST", destination, path, (), body, seconds, max_bytes)
+
     async def download(
         self,
         destination: ServerName,
