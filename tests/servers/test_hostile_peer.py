@@ -16,6 +16,7 @@ from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.receiver import MAX_EDUS
+from federation.remote.events import MAX_STATE_BYTES
 from federation.requests import RefusedByRemote
 from federation.rooms import inbox
 from federation.rooms.branches import MOST_OF_SERVER
@@ -260,6 +261,22 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
 
     assert await asking == [], "no event is so long"
     assert most < 5 * len(body)
+
+
+async def test_long_errors_are_not_read(network: Network) -> None:
+    room = await shared(network)
+    body = b'{"errcode":"M_FORBIDDEN","a":[' + b"{}," * 500_000 + b"{}]}"
+    network.liars.append(lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None)
+    remote, event_id = room.north.federation.remote_events, EventID("$x")
+    tracemalloc.start()
+
+    with pytest.raises(RefusedByRemote) as refused:
+        await remote.get_state(room.south.name, room.room_id, event_id, seconds=10, max_bytes=MAX_STATE_BYTES)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (refused.value.status, refused.value.errcode) == (403, "M_UNKNOWN")
+    assert most < len(body)
 
 
 async def test_invented_people_do_not_take_the_room_of_those_who_are_there(network: Network) -> None:
