@@ -24,11 +24,18 @@ from twisted.internet.interfaces import IReactorTime
 from federation.edus import EduReceivers
 from federation.policy import Policy
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
-from federation.protocol.events import MAX_PDU_BYTES, Event, parse_event
+from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.remembered_answers import RememberedAnswers
-from federation.remote.long_lists import MAX_EVENT, TooMany, has_too_many_values, split_lists
+from federation.remote.long_lists import (
+    MAX_EVENT,
+    TooMany,
+    has_too_many_values,
+    read_event,
+    read_piece,
+    split_lists,
+)
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
@@ -37,7 +44,6 @@ from federation.rooms.insiders import Insiders, can_be_proved_by
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.receive import Receiver
-from federation.rooms.state_imports import as_mapping
 from storage.inbox import InboxFull
 
 MAX_PDUS: Final = 50
@@ -249,17 +255,11 @@ def _is_to_device(edu: Piece) -> bool:
 
 
 def _read_event(pdu: Piece) -> Mapping[str, Any]:
-    """What the piece holds, unless that is longer than any event, however it is written."""
-    if not isinstance(pdu, msgspec.Raw):
-        return pdu
-    length = len(memoryview(pdu))
-    if length > MAX_EVENT:
-        return {}
-    event = as_mapping(pdu)
-    return event if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES else {}
+    return read_event(pdu) if isinstance(pdu, msgspec.Raw) else pdu
 
 
 def _read_edu(edu: Piece) -> Mapping[str, Any]:
-    if isinstance(edu, msgspec.Raw) and len(memoryview(edu)) > MAX_EVENT and has_too_many_values(bytes(edu)):
-        return {}
-    return as_mapping(edu)
+    if not isinstance(edu, msgspec.Raw):
+        return edu
+    is_too_dense = len(memoryview(edu)) > MAX_EVENT and has_too_many_values(bytes(edu))
+    return {} if is_too_dense else read_piece(edu)

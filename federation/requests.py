@@ -24,6 +24,8 @@ from federation.wire import Wire, WireAnswer, WireRequest
 
 JSON_BYTES = 10 << 20
 """The longest answer that is read unless a call expects more."""
+MAX_ERROR_BYTES = 64 << 10
+"""The longest body of an error that is read: read, JSON may take twenty times its bytes."""
 MAX_ERROR_CHARS = 500
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
 """For whoever is told to wait: where the other server does not say for how long, and the most that is passed on."""
@@ -139,6 +141,18 @@ class Requests:
         """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
         return await self._get_unread("PUT", destination, path, query, body, seconds, max_bytes)
 
+    async def post_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        return await self._get_unread("POST", destination, path, (), body, seconds, max_bytes)
+
     async def download(
         self,
         destination: ServerName,
@@ -236,6 +250,8 @@ def path_of(template: str, *values: str) -> str:
 
 def _read(destination: ServerName, answer: WireAnswer, form: Any) -> Any:
     is_good = answer.status == 200
+    if not is_good and len(answer.body) > MAX_ERROR_BYTES:  # however long the answer was to be
+        answer = WireAnswer(answer.status, answer.headers, b"")
     try:
         value = msgspec.json.decode(answer.body, type=form if is_good else Any)
     except msgspec.ValidationError as error:

@@ -30,6 +30,7 @@ from storage.database import Database, PostgresConfig, SQLiteConfig, open_databa
 from tests.helpers import postgres
 from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 from tests.helpers.sharing import Sharing, begin_with_long
@@ -197,6 +198,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 @pytest.fixture
 def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
     """A network without servers; each that is added has an SQLite database of its own."""
+    NUMBERS.start_anew()
     databases: list[Database] = []
 
     def open_another() -> Database:

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
 from federation.remote.long_answers import ANSWER_SECONDS
-from federation.remote.long_lists import split_lists
+from federation.remote.long_lists import read_event, read_piece, split_lists
 from federation.requests import Requests, path_of
 
 Pdu = Mapping[str, Any]
@@ -85,7 +85,7 @@ class RemoteEvents:
         seconds: float = SECONDS,
     ) -> list[Pdu]:
         """What precedes `latest`, without it, as far back as `earliest`."""
-        answer = await self._requests.post(
+        answer = await self._requests.post_bytes(
             server,
             path_of("/_matrix/federation/v1/get_missing_events/{}", room_id),
             {
@@ -97,7 +97,7 @@ class RemoteEvents:
             seconds=_at_most(server, seconds, SECONDS),
             max_bytes=MAX_PAGE_BYTES,
         )
-        return _pdus(server, answer, "events", limit)
+        return await self._read(server, answer, "events", limit)
 
     async def get_backfill(
         self, server: ServerName, room_id: RoomID, from_: Collection[EventID], limit: int
@@ -105,8 +105,8 @@ class RemoteEvents:
         """These events and what precedes them."""
         query = [*(("v", event_id) for event_id in from_), ("limit", str(limit))]
         path = path_of("/_matrix/federation/v1/backfill/{}", room_id)
-        answer = await self._requests.get(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
-        return _pdus(server, answer, "pdus", limit)
+        answer = await self._requests.get_bytes(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        return await self._read(server, answer, "pdus", limit)
 
     async def get_state_ids(
         self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
@@ -157,8 +157,20 @@ class RemoteEvents:
     ) -> list[Pdu]:
         """The auth chain of an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
-        answer = await self._requests.get(server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes)
-        return _pdus(server, answer, "auth_chain", MAX_AUTH_CHAIN)
+        answer = await self._requests.get_bytes(
+            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes
+        )
+        return await self._read(server, answer, "auth_chain", MAX_AUTH_CHAIN)
+
+    async def _read(self, server: ServerName, answer: bytes, field: str, most: int) -> list[Pdu]:
+        """The events in a list of an answer, the first so many: read one by one, as each may hold far more than it is long."""
+        try:
+            lists = await split_lists(answer, (field,), MAX_AUTH_CHAIN, self._clock)
+            if not isinstance(read_piece(lists.rest).get(field), list):
+                raise ValueError(f"it has no list `{field}`")
+        except ValueError as error:
+            raise RemoteError(server, f"the answer is of another form: {error}", retryable=False) from error
+        return [event for piece in lists.found[field][:most] if (event := read_event(piece))]
 
     async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
         """The event next to a time; `direction` is `f` or `b`."""

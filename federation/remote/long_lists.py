@@ -7,11 +7,13 @@ size. Here only brackets and strings are looked at. Each event is read when its 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.events import MAX_PDU_BYTES
 
 PIECE: Final = 1 << 20
 """Bytes between which others have their turn: some milliseconds."""
@@ -117,6 +119,24 @@ def _end_of_string(body: bytes, at: int) -> int:
     if token is None or token.end() - at == 1:
         raise ValueError("it has a string that is too long, or has no end")
     return token.end()
+
+
+def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
+    """The object that is in a piece; an empty one, where there is none."""
+    try:
+        value = msgspec.json.decode(piece)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
+    """As `read_piece`; nothing, where it is longer than any event, however it is written."""
+    length = len(memoryview(piece))
+    if length > MAX_EVENT:
+        return {}
+    event = read_piece(piece)
+    return event if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES else {}
 
 
 def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:

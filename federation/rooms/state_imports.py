@@ -12,6 +12,7 @@ import msgspec
 from federation.protocol.errors import BadState
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.remote.long_lists import read_event
 from federation.rooms.batch import Outcome
 from federation.rooms.check import Candidate, Verdict
 from federation.rooms.outliers import Outliers
@@ -93,10 +94,4 @@ def _depth(pdu: Pdu) -> float:
 
 def as_mapping(pdu: Pdu) -> Mapping[str, Any]:
     """What is no object is no event, which is found out when it is read."""
-    if not isinstance(pdu, msgspec.Raw):
-        return pdu
-    try:
-        value = msgspec.json.decode(pdu)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_event(pdu) if isinstance(pdu, msgspec.Raw) else pdu

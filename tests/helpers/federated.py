@@ -5,20 +5,39 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import msgspec
+from twisted.internet.defer import Deferred
+
 from federation.protocol.event_auth import auth_keys
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, StateKey, compute_reference_hash
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
+from federation.remote.long_lists import PIECE
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from tests.helpers.network import Network
+from tests.helpers.network import SETTLED_AFTER, Network
 from tests.helpers.server import TestServer, User
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 
-_NUMBERS = count(1)
+
+class _Numbers:
+    """What the ids and times of events that are made by hand are told apart by."""
+
+    def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """With a new network: what a test does is not to depend on what others did before in the same process."""
+        self._count = count(1)
+
+    def __next__(self) -> int:
+        return next(self._count)
+
+
+NUMBERS = _Numbers()
 
 
 def create_room(creator: User, version: str = "11", **options: Any) -> RoomID:
@@ -31,7 +50,7 @@ def create_room(creator: User, version: str = "11", **options: Any) -> RoomID:
 
 def say(user: User, room_id: RoomID, text: str) -> EventID:
     """Send a message."""
-    path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{next(_NUMBERS)}"
+    path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{next(NUMBERS)}"
     answer = user.put(path, {"msgtype": "m.text", "body": text})
     assert answer.status == 200, answer.body
     return EventID(answer.json["event_id"])
@@ -99,9 +118,13 @@ class Side:
 
     async def push(self, to: str, pdus: Sequence[Any], edus: Sequence[Any] = (), txn_id: str | None = None) -> Any:
         """Send a transaction; the answer. Raises RefusedByRemote."""
-        path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(_NUMBERS)}'}"
+        path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
-        return await self.federation.requests.put(ServerName(to), path, body)
+        pushing = Deferred.fromCoroutine(self.federation.requests.put(ServerName(to), path, body))
+        if len(msgspec.json.encode(body)) > PIECE:  # it is read piece by piece
+            for _ in range(SETTLED_AFTER):
+                self.server.clock.advance(0)
+        return await pushing
 
     async def build(
         self,
@@ -126,7 +149,7 @@ class Side:
         if version.event_format is EventFormat.V1:
             events = [*cited, *(event for event in prev if isinstance(event, Event))]
             names = {
-                "event_id": EventID(f"$made{next(_NUMBERS)}:{self.name}"),
+                "event_id": EventID(f"$made{next(NUMBERS)}:{self.name}"),
                 "reference_hashes": {
                     event.event_id: encode_base64(compute_reference_hash(version, event.pdu)) for event in events
                 },
@@ -142,7 +165,7 @@ class Side:
             content=content,
             state_key=state_key,
             sticky_ms=sticky_ms,
-            origin_server_ts=ts if ts is not None else int(self.server.clock.seconds() * 1000) + next(_NUMBERS),
+            origin_server_ts=ts if ts is not None else int(self.server.clock.seconds() * 1000) + next(NUMBERS),
             prev_events=[event.event_id if isinstance(event, Event) else event for event in prev],
             auth_events=[event.event_id for event in cited] if auth is None else list(auth),
             depth=depth if depth is not None else 1 + max(depths, default=0),

@@ -4,16 +4,19 @@ What it may say of rooms when somebody joins is in test_hostile_rooms.py, keys a
 tests/outbound, pressure in test_fairness.py.
 """
 
+import tracemalloc
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.receiver import MAX_EDUS
+from federation.remote.events import MAX_STATE_BYTES
 from federation.requests import RefusedByRemote
 from federation.rooms import inbox
 from federation.rooms.branches import MOST_OF_SERVER
@@ -239,6 +242,41 @@ async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template
     assert room.alice.get(f"{V3}/sync").status == 200
     for side in (room.north, room.south):
         await side.server.app.database.close()
+
+
+async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network: Network) -> None:
+    room = await shared(network)
+    event = b'{"a":[' + b"{}," * 50_000 + b"{}]}"
+    body = b'{"events":[' + b",".join([event] * 10) + b"]}"
+    network.liars.append(lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None)
+    remote = room.north.federation.remote_events
+    tracemalloc.start()
+
+    asking = Deferred.fromCoroutine(
+        remote.get_missing_events(room.south.name, room.room_id, earliest=[], latest=[], limit=10)
+    )
+    network.settle()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert await asking == [], "no event is so long"
+    assert most < 5 * len(body)
+
+
+async def test_long_errors_are_not_read(network: Network) -> None:
+    room = await shared(network)
+    body = b'{"errcode":"M_FORBIDDEN","a":[' + b"{}," * 500_000 + b"{}]}"
+    network.liars.append(lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None)
+    remote, event_id = room.north.federation.remote_events, EventID("$x")
+    tracemalloc.start()
+
+    with pytest.raises(RefusedByRemote) as refused:
+        await remote.get_state(room.south.name, room.room_id, event_id, seconds=10, max_bytes=MAX_STATE_BYTES)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (refused.value.status, refused.value.errcode) == (403, "M_UNKNOWN")
+    assert most < len(body)
 
 
 async def test_invented_people_do_not_take_the_room_of_those_who_are_there(network: Network) -> None:

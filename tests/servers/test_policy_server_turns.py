@@ -97,10 +97,11 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     network.forge(SOUTH, judge.answer_late)
     if what == "leave":
         ok(room.alice.post(room_path(room.room_id, "invite"), {"user_id": carol.user_id}))
+    network.clock.advance(1)  # else it would be left to their ids which of the join rules is newer
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "knock"})
     set_state(room.alice, room.room_id, "m.room.policy", named())
     asked = len(judge.asked)
-    network.clock.advance(1)  # else it would be left to their ids which of the memberships is newer
+    network.clock.advance(1)  # and which of the memberships
     network.hold()
     path = f"/_matrix/client/v3/knock/{room.room_id}?via={NORTH}" if what == "knock" else room_path(room.room_id, what)
     pending = carol.start("POST", path, {})
