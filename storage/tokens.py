@@ -19,6 +19,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 GRACE_MS: Final = 60_000
 """How long what lost a race between two exchanges of one token is borne with."""
+SAME_MOMENT_MS: Final = 10_000
+"""So near to one another such exchanges are."""
 MOST_EXCHANGES: Final = 5
 """Pairs for which one refresh token was exchanged, none of which is used yet."""
 MOST_LATE: Final = 10
@@ -72,6 +74,15 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     device_id: str
     expires_ts: int | None
     ultimate_expires_ts: int | None
+    grace_until_ts: int | None = None
+    """Until when it is good although another was used instead of it."""
+
+    def is_late(self, now: int) -> bool:
+        """Whether it is good no more for that."""
+        return self.grace_until_ts is not None and self.grace_until_ts <= now
+
+
+_REFRESH: Final = "refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, grace_until_ts"
 
 
 def has_access_token(txn: Transaction, token_nid: int) -> bool:
@@ -134,16 +145,14 @@ class TokenStore:
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
         """The refresh token of this hash, unless it is spent."""
         row = txn.query_one(
-            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts FROM refresh_tokens"
-            " WHERE token_hash = ? AND spent_ts IS NULL",
-            (token_hash,),
+            f"SELECT {_REFRESH} FROM refresh_tokens WHERE token_hash = ? AND spent_ts IS NULL", (token_hash,)
         )
         return None if row is None else RefreshTokenRow(*row)
 
     def get_refresh_token_of_family(self, txn: Transaction, family_hash: bytes) -> RefreshTokenRow | None:
         """The newest refresh token of a session of `/refresh`, by what all of the session begin with."""
         row = txn.query_one(
-            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts FROM refresh_tokens"
+            f"SELECT {_REFRESH} FROM refresh_tokens"
             " WHERE family_hash = ? AND spent_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
             (family_hash,),
         )
@@ -199,10 +208,11 @@ class TokenStore:
         self._remove_pairs(txn, [row[0] for row in txn.query(sql, (refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))])
 
     def set_pair_used(self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int) -> PairUse:
-        """A token of this pair is used. The first time that ends the pair that it replaced; other pairs for which that was exchanged
-        meanwhile, in another tab, say, are good for `GRACE_MS` more, unless they are used by then."""
-        row = txn.query_one("SELECT from_nid, grace_until_ts FROM refresh_tokens WHERE refresh_nid = ?", (refresh_nid,))
-        replaced, until = (None, None) if row is None else row
+        """A token of this pair is used. The first time that ends the pair that it replaced, and other pairs for which that was exchanged;
+        but those of the same moment, in another tab, say, are good for `GRACE_MS` more, unless they are used by then."""
+        sql = "SELECT from_nid, grace_until_ts, created_ts FROM refresh_tokens WHERE refresh_nid = ?"
+        row = txn.query_one(sql, (refresh_nid,))
+        replaced, until, made_ts = (None, None, 0) if row is None else row
         if until is not None and until <= now:
             return PairUse.TOO_LATE
         txn.execute("UPDATE access_tokens SET first_used = 1 WHERE refresh_nid = ?", (refresh_nid,))
@@ -216,7 +226,11 @@ class TokenStore:
         self._remove_old(txn, user_id, device_id, refresh_nid, now)
         txn.execute("UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", (now, replaced))
         txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
-        txn.execute("UPDATE refresh_tokens SET grace_until_ts = ? WHERE from_nid = ?", (now + GRACE_MS, replaced))
+        txn.execute(
+            "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ? AND ? THEN ? ELSE ? END"
+            " WHERE from_nid = ?",
+            (made_ts - SAME_MOMENT_MS, made_ts + SAME_MOMENT_MS, now + GRACE_MS, now, replaced),
+        )
         return PairUse.FIRST
 
     def _remove_old(self, txn: WriteTransaction, user_id: str, device_id: str, but: int, now: int) -> None:

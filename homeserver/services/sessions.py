@@ -250,11 +250,11 @@ class Sessions:
         return renewed
 
     def _find_owner(self, txn: Transaction, refresh_token: str) -> str | None:
-        """By whose refresh token it is, or was of a session that there still is, what its renewals count as: a spent one takes nothing
+        """As what it counts whose refresh token it is, or was of a session that there still is: one that is good no more takes nothing
         from what there is room for of its owner's."""
         token = self._tokens.get_refresh_token(txn, hash_token(refresh_token))
         if token is not None:
-            return token.user_id
+            return spent_key(token.user_id) if token.is_late(self._now()) else token.user_id
         family = family_of(refresh_token)
         current = None if family is None else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
         return None if current is None else spent_key(current.user_id)
@@ -437,7 +437,7 @@ class Sessions:
 
 
 def spent_key(user_id: str) -> str:
-    """What a refresh token of somebody that is spent counts as, against rate limits."""
+    """What a refresh token of somebody that is good no more counts as, against rate limits."""
     return f"spent {user_id}"
 
 

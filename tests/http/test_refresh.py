@@ -14,7 +14,7 @@ from homeserver.services.secret_text import hash_token
 from homeserver.services.sessions import Lifetimes
 from storage.audit import AuditStore
 from storage.database import Database
-from storage.tokens import GRACE_MS, MOST_EXCHANGES
+from storage.tokens import GRACE_MS, MOST_EXCHANGES, SAME_MOMENT_MS
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.accounts import AccountsServer
 from tests.helpers.http import Answer
@@ -112,6 +112,17 @@ async def test_a_pair_instead_of_which_another_was_used_is_no_theft(server: Acco
         assert works(server, second)
         server.clock.advance(301)
     assert "token_reused" not in [event for event, _, _ in await events(server)]
+
+
+def test_a_pair_that_was_put_by_is_good_no_more(server: AccountsServer) -> None:
+    first = begin(server)
+    put_by = refresh(server, first).json
+    server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
+    second = refresh(server, first).json
+    assert works(server, second)
+    assert is_softly_refused(use(server, put_by))
+    assert is_softly_refused(refresh(server, put_by))
+    assert works(server, second)
 
 
 @pytest.mark.parametrize("uses", ["access_token", "refresh_token"])

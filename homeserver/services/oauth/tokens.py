@@ -224,8 +224,9 @@ class OAuthTokens:
         session = self._store.get_session_of_family(txn, family_hash)
         if session is None:
             return None
-        is_spent = self._tokens.get_refresh_token(txn, token_hash) is None
-        return spent_key(session.user_id) if is_spent else session.user_id
+        token = self._tokens.get_refresh_token(txn, token_hash)
+        is_good = token is not None and not token.is_late(self._now())
+        return session.user_id if is_good else spent_key(session.user_id)
 
     def _refresh(
         self,

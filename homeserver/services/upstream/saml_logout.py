@@ -163,7 +163,7 @@ class SAMLLogout:
         rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        for index in logout.indexes:
+        for index in dict.fromkeys(logout.indexes):
             self._ended.end(txn, SignIns(self._provider_id, means.beginning_of(index), is_beginning=True), None)
         of_all = {row.user_id for row in rows if not means.names(row.session or "")}
         for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(txn, means.beginning):

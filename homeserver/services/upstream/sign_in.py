@@ -252,8 +252,9 @@ class UpstreamSignIn:
         flow = await self._flows.take(flow_id, CLIENT, browser)
         assert flow.identity is not None
         assert flow.user_id is not None
-        assert flow.era is not None
         assert isinstance(flow.purpose, ForClient)
+        if flow.era is None:  # it began before this server kept them
+            raise Refused(Reason.OLD)
         self._accounts.check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
         return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.era, flow.purpose)
 
