@@ -9,12 +9,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.outbound.connection import Connection, Received
 from federation.outbound.dialling import Dialler
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import OutboundError, TooLong
 from federation.outbound.pool import Pool
 from federation.outbound.request import REPEATABLE, encode_request, within
 from federation.outbound.tls import TlsTrust
 from federation.protocol.discovery import Route
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.routes import Routes
 from federation.wire import WireAnswer, WireRequest
@@ -34,6 +34,8 @@ class Agent:
         """Raises RemoteError."""
         try:
             received = await within(self._clock, request.seconds, self._exchange(destination, request))
+        except TooLong as error:
+            raise AnswerTooLong(destination, str(error)) from error
         except OutboundError as error:
             raise RemoteError(destination, str(error), retryable=error.retryable) from error
         return WireAnswer(received.status, received.headers, received.body)

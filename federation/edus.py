@@ -12,7 +12,7 @@ Laws for a handler:
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from twisted.logger import Logger
@@ -46,7 +46,7 @@ class EduReceivers:
             raise ValueError(f"{edu_type} is taken in by {self._handlers[edu_type]}")
         self._handlers[edu_type] = handler
 
-    async def receive(self, origin: ServerName, edus: Sequence[object]) -> None:
+    async def receive(self, origin: ServerName, edus: Iterable[object]) -> None:
         """Take in the EDUs of one transaction, in their order. What is malformed or of no known type is passed over.
 
         Raises DatabaseUnavailable: then they have to be given again.

@@ -4,6 +4,8 @@
   into the inbox, which is part of the request too; what it waits for is fetched afterwards.
 - A transaction that is repeated is answered as before, from memory. After a restart, or when much else came, it is taken in
   again, which changes nothing: events are known by their ids, and who takes in EDUs knows that they may come twice.
+- What a transaction has is read when its turn comes, event by event: read at once, a body of nothing but empty objects would
+  take twenty times its size, and others would wait for it.
 - Each server has a queue of its own, in which one transaction is worked on at a time; a server that sends more at once
   than it may is told to wait. So none keeps the others waiting, whatever it sends.
 
@@ -11,18 +13,22 @@ spec: server-server-api#transactions
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
+from operator import not_
 from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
 
 from federation.edus import EduReceivers
 from federation.policy import Policy
-from federation.protocol.errors import LimitExceeded, MatrixError, TooLarge
-from federation.protocol.events import Event, parse_event
+from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
+from federation.protocol.events import MAX_PDU_BYTES, Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.remembered_answers import RememberedAnswers
+from federation.remote.long_lists import MAX_EVENT, TooMany, has_too_many_values, split_lists
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
@@ -31,6 +37,7 @@ from federation.rooms.insiders import Insiders, can_be_proved_by
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.receive import Receiver
+from federation.rooms.state_imports import as_mapping
 from storage.inbox import InboxFull
 
 MAX_PDUS: Final = 50
@@ -44,6 +51,21 @@ TO_DEVICE: Final = "m.direct_to_device"
 
 Results = dict[str, dict[str, str]]
 """By the id of the event: nothing, or `error` with a text."""
+
+
+Piece = Mapping[str, Any] | msgspec.Raw
+"""An event or an EDU, read or not."""
+
+
+class _Form(msgspec.Struct):
+    """What has to be in a transaction; who it is from is told by its signature."""
+
+    pdus: list[msgspec.Raw]
+    edus: list[msgspec.Raw] = []
+
+
+class _Kind(msgspec.Struct):
+    edu_type: str = ""
 
 
 class _Sender(msgspec.Struct):
@@ -67,7 +89,9 @@ class Transactions:
         outside: OutsideNews,
         policy: Policy,
         observer: ReceiptObserver,
+        clock: IReactorTime,
     ) -> None:
+        self._clock = clock
         self._engine = engine
         self._memberships = memberships
         self._receiver = receiver
@@ -80,7 +104,21 @@ class Transactions:
         self._senders: dict[ServerName, _Sender] = {}
         self._answers = RememberedAnswers()
 
-    async def receive(self, origin: ServerName, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]) -> msgspec.Raw:
+    async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
+        """As `receive`, of a JSON text. Raises BadJson too."""
+        try:
+            most = MAX_PDUS + MAX_EDUS
+            lists = await split_lists(body, ("pdus", "edus"), most, self._clock, longest=len(body))
+            msgspec.json.decode(lists.rest, type=_Form)
+        except TooMany as error:
+            raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs") from error
+        except (ValueError, RecursionError) as error:
+            raise BadJson(f"The body is no transaction: {error}") from error
+        return await self.receive(origin, txn_id, lists.found["pdus"], lists.found["edus"])
+
+    async def receive(
+        self, origin: ServerName, txn_id: str, pdus: Sequence[Piece], edus: Sequence[Piece]
+    ) -> msgspec.Raw:
         """Take in a transaction; the answer, as JSON: what became of each PDU.
 
         Raises TooLarge, LimitExceeded, InvalidParam; DatabaseUnavailable.
@@ -106,22 +144,23 @@ class Transactions:
             if not sender.waiting:
                 del self._senders[origin]
 
-    async def _take_in(self, origin: ServerName, pdus: Sequence[Any], edus: Sequence[Any]) -> Results:
+    async def _take_in(self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]) -> Results:
         by_room: dict[RoomID, list[Mapping[str, Any]]] = {}
-        for pdu in pdus:
-            if isinstance(pdu, dict) and isinstance(pdu.get("room_id"), str):
+        for pdu in map(_read_event, pdus):
+            if isinstance(pdu.get("room_id"), str):
                 by_room.setdefault(RoomID(pdu["room_id"]), []).append(pdu)
 
         async def take_in(room_id: RoomID) -> Results:
             return await self._take_in_room(origin, room_id, by_room[room_id])
 
         # keys come before what they open: else a client would show for a moment that it cannot read that
-        await self._edus.receive(origin, [edu for edu in edus if _is_to_device(edu)])
+        to_device = [_is_to_device(edu) for edu in edus]
+        await self._edus.receive(origin, map(_read_edu, compress(edus, to_device)))
         results: Results = {}
         if by_room:
             for part in await map_at_once(take_in, by_room, ROOMS_AT_ONCE):
                 results.update(part)
-        await self._edus.receive(origin, [edu for edu in edus if not _is_to_device(edu)])
+        await self._edus.receive(origin, map(_read_edu, compress(edus, map(not_, to_device))))
         return results
 
     async def _take_in_room(self, origin: ServerName, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> Results:
@@ -200,5 +239,27 @@ class Transactions:
         return ServerName("") if server is None else server.server_name
 
 
-def _is_to_device(edu: object) -> bool:
-    return isinstance(edu, dict) and edu.get("edu_type") == TO_DEVICE
+def _is_to_device(edu: Piece) -> bool:
+    if not isinstance(edu, msgspec.Raw):
+        return edu.get("edu_type") == TO_DEVICE
+    try:
+        return msgspec.json.decode(edu, type=_Kind).edu_type == TO_DEVICE
+    except (ValueError, RecursionError):
+        return False  # nobody takes it in
+
+
+def _read_event(pdu: Piece) -> Mapping[str, Any]:
+    """What the piece holds, unless that is longer than any event, however it is written."""
+    if not isinstance(pdu, msgspec.Raw):
+        return pdu
+    length = len(memoryview(pdu))
+    if length > MAX_EVENT:
+        return {}
+    event = as_mapping(pdu)
+    return event if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES else {}
+
+
+def _read_edu(edu: Piece) -> Mapping[str, Any]:
+    if isinstance(edu, msgspec.Raw) and len(memoryview(edu)) > MAX_EVENT and has_too_many_values(bytes(edu)):
+        return {}
+    return as_mapping(edu)

@@ -124,12 +124,20 @@ class Requests:
         self, destination: ServerName, path: str, query: Query = (), *, seconds: float, max_bytes: int
     ) -> bytes:
         """What a GET answers, unread: for answers that are too long to be read at once. Raises RemoteError, Forbidden."""
-        self._policy.check_destination(destination, path)
-        request = self._request("GET", destination, path, query, None, seconds, max_bytes, True, None)
-        answer = await self._wire.exchange(destination, request)
-        if answer.status != 200:
-            _read(destination, answer, Any)
-        return answer.body
+        return await self._get_unread("GET", destination, path, query, None, seconds, max_bytes)
+
+    async def put_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        return await self._get_unread("PUT", destination, path, query, body, seconds, max_bytes)
 
     async def download(
         self,
@@ -155,6 +163,23 @@ class Requests:
         answer = await self._wire.exchange(destination, request)
         if answer.status != 200:
             _read(destination, answer, Any)
+
+    async def _get_unread(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | msgspec.Raw | None,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        self._policy.check_destination(destination, path)
+        request = self._request(method, destination, path, query, body, seconds, max_bytes, True, None)
+        answer = await self._wire.exchange(destination, request)
+        if answer.status != 200:
+            _read(destination, answer, Any)
+        return answer.body
 
     async def _send(
         self,

@@ -52,6 +52,7 @@ from homeserver.openings import (
 from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done
 from homeserver.services.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
+from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine
@@ -132,6 +133,8 @@ def check(paths: tuple[Path, ...]) -> None:
     if unusable := unusable_files(loaded.config):
         lines = "\n".join(f"  {line}" for line in unusable)
         raise click.ClickException(f"the server would not start:\n{lines}")
+    for line in tell_redirect_uris(loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl):
+        click.echo(line)
     click.echo(f"The configuration of {loaded.config.server_name} is right.")
 
 
@@ -151,6 +154,8 @@ def run(paths: tuple[Path, ...]) -> None:
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
+    for line in tell_redirect_uris(loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl):
+        log.info("{line}", line=line)
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
     key = read_key(loaded.config)

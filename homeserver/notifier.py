@@ -3,6 +3,7 @@
 Laws:
 - Who wants to wait begins to listen before looking, so that nothing falls between looking and waiting.
 - A change costs what it concerns: of a room's local members only those who listen are looked at.
+- Who could not be found out to be concerned, as the database was away, is woken when it is back.
 - Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of them does not keep
   everyone else waiting, and what the writer of the change does after its commit is done first.
 """
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from storage.engine import DatabaseUnavailable
 from storage.events import EventRow
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
@@ -22,6 +25,8 @@ from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 WAKES_A_TURN = 25
+PAUSE = 1.0
+"""Seconds until it is asked again whom something concerns, when the database was away."""
 TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
 """What everyone who shares a room with the user has to hear of."""
 PRIVATE_RECEIPT = "m.read.private"
@@ -71,6 +76,8 @@ class Listener:
 
 class Notifier:
     """Knows who listens, and hears the stream of changes. For the reactor thread."""
+
+    _log = Logger()
 
     def __init__(self, streams: Streams, memberships: Memberships, clock: IReactorTime) -> None:
         self._memberships = memberships
@@ -151,17 +158,19 @@ class Notifier:
         """Another node wrote: whom it concerns is not known here."""
         self.wake_users(self._listeners)
 
-    def _schedule(self) -> None:
+    def _schedule(self, seconds: float = 0) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._clock.callLater(0, self._start_turn)
+            self._clock.callLater(seconds, self._start_turn)
 
     def _start_turn(self) -> None:
         Deferred.fromCoroutine(self._turn())
 
     async def _turn(self) -> None:
+        people, self._people = self._people, {}
+        rooms: dict[int, None] = {}
+        pause = 0.0
         try:
-            people, self._people = self._people, {}
             for user_id in people:
                 rows = (await self._memberships.of_user(UserID(user_id))).values()
                 self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
@@ -174,10 +183,14 @@ class Notifier:
                     self.wake_users([user_id for user_id in members if user_id in listening])
                 else:
                     self.wake_users([user_id for user_id in listening if user_id in members])
+        except DatabaseUnavailable as error:
+            self._log.warn("Who is to be woken is not known, and asked again: {error}", error=error)
+            self._people, self._rooms = {**people, **self._people}, {**rooms, **self._rooms}
+            pause = PAUSE
+        finally:
             for listener in list(self._to_wake)[:WAKES_A_TURN]:
                 if self._to_wake.pop(listener, 0) is None:
                     listener.hear()
-        finally:
             self._scheduled = False
             if self._to_wake or self._rooms or self._people:
-                self._schedule()
+                self._schedule(pause)

@@ -35,10 +35,12 @@ from storage.sole_server import DatabaseInUse, SoleServer
 from storage.sqlite import SQLiteConfig
 
 WAITING_THREADS = 8
+MOST_WAITING_OF_ONE = 2
+"""Of these threads, for one address; as many for all work on SAML messages, and for looks at who is in a directory."""
 HASHING_THREADS = 2
 MOST_HASHES = 1000
 MOST_HASHES_OF_ONE = 200
-"""Passwords that wait to be hashed, in all and for one address, which may be that of a whole school."""
+"""Passwords that wait to be hashed, or for a directory, in all and for one address, which may be that of a whole school."""
 NAME_THREADS = 8
 """How many names of servers are looked up at the same time."""
 
@@ -143,4 +145,10 @@ def waiting_threads(reactor: ReactorBase) -> HashingThreads:
     pool = ThreadPool(0, WAITING_THREADS, "directories")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return HashingThreads(reactor, pool)
+    return HashingThreads(
+        reactor,
+        pool,
+        longest_queue=MOST_HASHES,
+        longest_queue_of_one=MOST_HASHES_OF_ONE,
+        most_of_one=MOST_WAITING_OF_ONE,
+    )

@@ -27,6 +27,12 @@ class _Origin(msgspec.Struct, frozen=True):
     session: str | None = None
 
 
+def has_browser_session(txn: Transaction, token_hash: bytes, user_id: str) -> bool:
+    """Whether somebody is signed in still in the browser that has this cookie."""
+    sql = "SELECT 1 FROM browser_sessions WHERE token_hash = ? AND user_id = ?"
+    return txn.query_one(sql, (token_hash, user_id)) is not None
+
+
 class BrowserSessionStore:
     """The table of them."""
 
@@ -75,11 +81,10 @@ class BrowserSessionStore:
         row = txn.query_one(sql, (token_hash,))
         return None if row is None else (row[0], row[1])
 
-    def get_origins_by_session(self, txn: Transaction, beginning: str) -> list[tuple[str, str]]:
-        """Who came by a sign-in whose name (`session` of their `origin`) begins so, with the `origin`; a beginning has letters,
-        digits and dots."""
-        sql = "SELECT user_id, origin FROM browser_sessions WHERE session >= ? AND session < ?"
-        return [(row[0], row[1]) for row in txn.query(sql, (beginning, end_of_beginning(beginning)))]
+    def get_browsers_by_session(self, txn: Transaction, beginning: str) -> list[tuple[bytes, str, str]]:
+        """As `get_browsers_of_session`, of all whose names begin so; a beginning has letters, digits and dots."""
+        sql = "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session >= ? AND session < ?"
+        return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (beginning, end_of_beginning(beginning)))]
 
     def get_browsers_of_session(self, txn: Transaction, session: str) -> list[tuple[bytes, str, str]]:
         """Those that came by a sign-in of this name (`session` of their `origin`), of whichever provider: hash of the cookie, user,

@@ -6,7 +6,8 @@ without a policy server out, nor those of another. What names the room's policy 
 there is any.
 
 All servers together have so many places, and so many bytes. Once half of that is taken, one server has few, so that it takes
-very many servers to fill the rest. Those that are not in the room for which they send share a small part of it.
+very many servers to fill the rest. Those that are not in the room for which they send share a small part of it. As whoever has one machine
+may be any number of servers, those of one registered domain share bounds too.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -27,13 +28,17 @@ class Places(msgspec.Struct, frozen=True):
     """For the word of the same."""
     unjudged_of_room: int = 200
     bytes_of_one: int = 32 << 20
+    of_domain: int = 4000
+    bytes_of_domain: int = 64 << 20
     together: int = 20_000
     """Of all servers."""
     bytes_together: int = 256 << 20
     when_scarce: int = 100
     """Of one server, once half of all places or bytes are taken."""
+    of_domain_when_scarce: int = 500
     outside: int = 50
     """Of one server, in rooms that it is not in."""
+    outside_of_domain: int = 200
     outside_together: int = 1000
     outside_bytes: int = 16 << 20
 
@@ -65,6 +70,19 @@ class InboxRow(msgspec.Struct, frozen=True):
     pdu: bytes
 
 
+class _Share(msgspec.Struct, frozen=True):
+    """Events, and bytes of them."""
+
+    count: int
+    size: int
+
+    def __add__(self, other: "_Share") -> "_Share":
+        return _Share(self.count + other.count, self.size + other.size)
+
+    def fits(self, count: int, size: int) -> bool:
+        return self.count <= count and self.size <= size
+
+
 class InboxStore:
     """The table `inbox`."""
 
@@ -81,15 +99,17 @@ class InboxStore:
         *,
         judge: str | None,
         is_outside: bool = False,
+        domain: str = "",
     ) -> None:
         """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept.
 
         `judge`: the policy server for whose word they wait. Where others of this server in the room wait for one, these are taken to
         as well: most events follow the ones before. `is_outside`: the server is not in the room; what one brings that is in it
-        takes the place of the same from outside.
+        takes the place of the same from outside. `domain`: what somebody has to register to have servers of such names; without
+        it there is no bound for those.
         """
         await self._database.write(
-            "add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge, is_outside
+            "add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge, is_outside, domain
         )
 
     async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
@@ -97,7 +117,7 @@ class InboxStore:
 
         So many from servers that were in the room, then so many from others.
         """
-        return await self._database.read_quickly("get_inbox", _select, room_nid, limit)
+        return await self._database.read("get_inbox", _select, room_nid, limit)
 
     async def get_rooms(self) -> list[int]:
         """The rooms in which something waits."""
@@ -124,6 +144,7 @@ class InboxStore:
         received_ts: int,
         judge: str | None,
         is_outside: bool,
+        domain: str,
     ) -> None:
         names = [row.event_id for row in rows]
         waiting = txn.query_in("SELECT event_id, is_outside, inbox_nid FROM inbox WHERE event_id IN {keys}", names)
@@ -132,12 +153,14 @@ class InboxStore:
         new = [row for row in rows if row.event_id not in there]
         if judge is None:
             judge = _find_judge(txn, room_nid, origin)
-        if not (self._has_room(txn, origin, new, is_outside) and self._has_places(txn, room_nid, origin, new, judge)):
+        if not (
+            self._has_room(txn, origin, domain, new, is_outside) and self._has_places(txn, room_nid, origin, new, judge)
+        ):
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge, is_outside, size)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge, is_outside, size, domain)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
                     first + at,
@@ -149,31 +172,45 @@ class InboxStore:
                     None if row.is_naming else judge,
                     int(is_outside),
                     len(row.pdu),
+                    domain,
                 )
                 for at, row in enumerate(new)
             ],
         )
 
-    def _has_room(self, txn: Transaction, origin: str, new: Collection[NewInboxRow], is_outside: bool) -> bool:
-        """Whether all servers together, and this one, have so many places and bytes left."""
+    def _has_room(
+        self, txn: Transaction, origin: str, domain: str, new: Collection[NewInboxRow], is_outside: bool
+    ) -> bool:
+        """Whether all servers together, those of the domain, and this one, have so many places and bytes left."""
         if not new:
             return True
-        places, more = self._places, sum(len(row.pdu) for row in new)
-        shares = {
-            bool(outside): (count + len(new), int(size) + more, of_one + len(new), int(size_of_one) + more)
-            for outside, count, size, of_one, size_of_one in txn.query(
-                "SELECT is_outside, count(*), SUM(size), count(CASE WHEN origin = ? THEN 1 END),"
-                " SUM(CASE WHEN origin = ? THEN size ELSE 0 END) FROM inbox GROUP BY is_outside",
-                (origin, origin),
-            )
-        }
-        count, size, of_one, size_of_one = shares.get(is_outside, (len(new), more, len(new), more))
+        places, added = self._places, _Share(len(new), sum(len(row.pdu) for row in new))
+        together, of_domain, of_one = added, added, added
+        for name, of, count, size in txn.query(
+            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ? GROUP BY origin, domain",
+            (int(is_outside),),
+        ):
+            share = _Share(count, int(size))
+            together += share
+            if domain and of == domain:
+                of_domain += share
+            if name == origin:
+                of_one += share
         if is_outside:
-            return count <= places.outside_together and size <= places.outside_bytes and of_one <= places.outside
-        if count > places.together or size > places.bytes_together or size_of_one > places.bytes_of_one:
+            return (
+                together.fits(places.outside_together, places.outside_bytes)
+                and of_domain.count <= places.outside_of_domain
+                and of_one.count <= places.outside
+            )
+        if not (
+            together.fits(places.together, places.bytes_together)
+            and of_domain.fits(places.of_domain, places.bytes_of_domain)
+            and of_one.size <= places.bytes_of_one
+        ):
             return False
-        is_scarce = count > places.together // 2 or size > places.bytes_together // 2
-        return not is_scarce or of_one <= places.when_scarce
+        if together.fits(places.together // 2, places.bytes_together // 2):
+            return True
+        return of_one.count <= places.when_scarce and of_domain.count <= places.of_domain_when_scarce
 
     def _has_places(
         self, txn: Transaction, room_nid: int, origin: str, new: Collection[NewInboxRow], judge: str | None

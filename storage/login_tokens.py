@@ -4,11 +4,12 @@ import msgspec
 
 from storage.database import Database
 from storage.transaction import WriteTransaction
-from storage.upstream_sessions import name_sign_in, sign_in_of
+from storage.upstream_sessions import SignIns, sign_in_of
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for; `era`: of the account, then."""
+    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for; `era`: of the account, when the
+    token was given."""
 
     user_id: str
     origin: str | None
@@ -24,22 +25,20 @@ class LoginTokenStore:
     def add_login_token(
         self, txn: WriteTransaction, token_hash: bytes, user_id: str, expires_ts: int, origin: str | None = None
     ) -> None:
-        """Make one. `expires_ts`: milliseconds since 1970."""
-        sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in) VALUES (?, ?, ?, ?, ?)"
-        txn.execute(sql, (token_hash, user_id, expires_ts, origin, sign_in_of(origin)))
+        """Make one, in this era of the account. `expires_ts`: milliseconds since 1970."""
+        sql = (
+            "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in, era)"
+            " SELECT ?, user_id, ?, ?, ?, era FROM accounts WHERE user_id = ?"
+        )
+        txn.execute(sql, (token_hash, expires_ts, origin, sign_in_of(origin), user_id))
 
     async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
         """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""
 
         def write(txn: WriteTransaction) -> LoginTokenRow | None:
-            sql = (
-                "SELECT t.user_id, t.expires_ts, t.origin, a.era FROM login_tokens t JOIN accounts a ON a.user_id = t.user_id"
-                " WHERE t.token_hash = ?"
-            )
+            sql = "DELETE FROM login_tokens WHERE token_hash = ? RETURNING user_id, expires_ts, origin, era"
             row = txn.query_one(sql, (token_hash,))
-            if row is None or not txn.execute("DELETE FROM login_tokens WHERE token_hash = ?", (token_hash,)):
-                return None
-            return LoginTokenRow(row[0], row[2], row[3]) if row[1] > now else None
+            return None if row is None or row[1] <= now else LoginTokenRow(row[0], row[2], row[3])
 
         return await self._database.write("take_login_token", write)
 
@@ -47,9 +46,10 @@ class LoginTokenStore:
         """End those of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
 
-    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
         """End those of a sign-in at a provider."""
-        txn.execute("DELETE FROM login_tokens WHERE sign_in = ?", (name_sign_in(provider, session),))
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM login_tokens WHERE {condition}", values)
 
     async def remove_old(self, now: int, limit: int) -> int:
         """Remove up to `limit` that have expired; how many."""

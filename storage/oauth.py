@@ -9,7 +9,7 @@ import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
-from storage.upstream_sessions import name_sign_in, sign_in_of
+from storage.upstream_sessions import SignIns, sign_in_of
 
 
 class OAuthClientRow(msgspec.Struct, frozen=True):
@@ -157,9 +157,10 @@ class OAuthStore:
         """End the codes of a user."""
         txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
 
-    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
         """End the codes of a sign-in at a provider."""
-        txn.execute("DELETE FROM oauth_codes WHERE sign_in = ?", (name_sign_in(provider, session),))
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM oauth_codes WHERE {condition}", values)
 
     # Sessions.
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
-from storage.upstream_sessions import name_sign_in, sign_in_of
+from storage.upstream_sessions import SignIns, sign_in_of
 
 
 class DeviceGrantRow(msgspec.Struct, frozen=True):
@@ -106,9 +106,10 @@ class DeviceGrantStore:
         """End those that a user has decided about."""
         txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
 
-    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
         """End those that somebody has decided about who came by a sign-in at a provider."""
-        txn.execute("DELETE FROM oauth_device_grants WHERE sign_in = ?", (name_sign_in(provider, session),))
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM oauth_device_grants WHERE {condition}", values)
 
     def remove_old_grants(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
         """Forget up to `limit` that expired before; how many."""

@@ -1,5 +1,7 @@
 """Giving an event back the content that it came without: to the event, and to the tables beside it."""
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 
@@ -17,6 +19,9 @@ from storage.spaces import set_children
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
+KEPT_MS: Final = 24 * 3600 * 1000
+"""How long it is noted that an event is to be read anew: nodes look each second."""
+
 
 class RestoredContent(msgspec.Struct, frozen=True):
     """The content of an event that is here."""
@@ -29,6 +34,8 @@ class RestoredContent(msgspec.Struct, frozen=True):
     """What it says of another event, where it stands in the timeline."""
     effect: StateEffect | None
     """What it means, when it is current state."""
+    restored_ts: int
+    """When, in milliseconds."""
 
 
 def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_head: int) -> bool:
@@ -46,7 +53,12 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
     if not changed:
         return False
     position = txn.next_position()
-    txn.insert_rows("restored_contents", ("position", "event_id"), [(position, restored.event_id)])
+    txn.execute("DELETE FROM restored_contents WHERE restored_ts < ?", (restored.restored_ts - KEPT_MS,))
+    txn.insert_rows(
+        "restored_contents",
+        ("position", "event_id", "restored_ts"),
+        [(position, restored.event_id, restored.restored_ts)],
+    )
     txn.announce(Change(position, Topic.REDACTED, detail=restored.event_nid))
     note_placed(txn, [restored.event_nid])  # it is to be found by its text
     note_restored(txn, [restored.event_nid])

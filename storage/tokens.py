@@ -1,18 +1,39 @@
 """Access tokens and refresh tokens, by the SHA-256 of their text: the text itself is nowhere on disk.
 
 A refresh gives out a new pair and leaves the old one usable, since the answer may be lost. The first use of either new
-token ends the old pair: the old refresh token goes, the old access token expires (and so is refused with
-`soft_logout`, not as a stranger's). Expired tokens go with the next refresh of the device, or with the device.
+token ends the old pair: the old refresh token is spent, the old access token expires (and so is refused with
+`soft_logout`, not as a stranger's). Until then the old one may be exchanged again, and each pair that it gave is good: two tabs of a client
+may ask at once. Expired and spent tokens go with a later refresh of the device, or with the device.
 
 spec: client-server-api#refreshing-access-tokens
 """
 
 from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Final
 
 import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
+
+GRACE_MS: Final = 60_000
+"""How long what lost a race between two exchanges of one token is borne with."""
+MOST_EXCHANGES: Final = 5
+"""Pairs for which one refresh token was exchanged, none of which is used yet."""
+MOST_LATE: Final = 10
+"""Pairs of a device, instead of which others were used, that are still told from stolen ones."""
+_TRIMMED_AT_ONCE: Final = 100
+
+
+class PairUse(Enum):
+    """What it is that a token of a pair is used."""
+
+    FIRST = "first"
+    """The pair that it replaced has ended with this."""
+    AGAIN = "again"
+    TOO_LATE = "too late"
+    """Another pair was used instead of it, too long ago."""
 
 
 class AccessTokenRow(msgspec.Struct, frozen=True):
@@ -51,7 +72,11 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     device_id: str
     expires_ts: int | None
     ultimate_expires_ts: int | None
-    next_nid: int | None
+
+
+def has_access_token(txn: Transaction, token_nid: int) -> bool:
+    """Whether a token is there still."""
+    return txn.query_one("SELECT 1 FROM access_tokens WHERE token_nid = ?", (token_nid,)) is not None
 
 
 class TokenStore:
@@ -107,10 +132,10 @@ class TokenStore:
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
-        """The refresh token of this hash."""
+        """The refresh token of this hash, unless it is spent."""
         row = txn.query_one(
-            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, next_nid FROM refresh_tokens"
-            " WHERE token_hash = ?",
+            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts FROM refresh_tokens"
+            " WHERE token_hash = ? AND spent_ts IS NULL",
             (token_hash,),
         )
         return None if row is None else RefreshTokenRow(*row)
@@ -118,8 +143,8 @@ class TokenStore:
     def get_refresh_token_of_family(self, txn: Transaction, family_hash: bytes) -> RefreshTokenRow | None:
         """The newest refresh token of a session of `/refresh`, by what all of the session begin with."""
         row = txn.query_one(
-            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, next_nid FROM refresh_tokens"
-            " WHERE family_hash = ? ORDER BY refresh_nid DESC LIMIT 1",
+            "SELECT refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts FROM refresh_tokens"
+            " WHERE family_hash = ? AND spent_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
             (family_hash,),
         )
         return None if row is None else RefreshTokenRow(*row)
@@ -156,47 +181,85 @@ class TokenStore:
         expires_ts: int | None,
         ultimate_expires_ts: int | None,
         family_hash: bytes | None = None,
+        from_nid: int | None = None,
     ) -> int:
         """Add one; its number. `family_hash`: by what its session is found when one comes that went before it; of sessions of the
-        OAuth 2.0 API that is kept with them (`storage/oauth.py`)."""
+        OAuth 2.0 API that is kept with them (`storage/oauth.py`). `from_nid`: the one that was exchanged for it."""
         refresh_nid = txn.allocate("token")
         txn.execute(
             "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id, created_ts, expires_ts,"
-            " ultimate_expires_ts, family_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (token_hash, refresh_nid, user_id, device_id, now, expires_ts, ultimate_expires_ts, family_hash),
+            " ultimate_expires_ts, family_hash, from_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (token_hash, refresh_nid, user_id, device_id, now, expires_ts, ultimate_expires_ts, family_hash, from_nid),
         )
         return refresh_nid
 
-    def set_next(self, txn: WriteTransaction, old: RefreshTokenRow, next_nid: int) -> None:
-        """The old refresh token was exchanged for another. A pair from an earlier exchange of it, never used, goes."""
-        if old.next_nid is not None:
-            txn.execute("DELETE FROM access_tokens WHERE refresh_nid = ?", (old.next_nid,))
-            txn.execute("DELETE FROM refresh_tokens WHERE refresh_nid = ?", (old.next_nid,))
-        txn.execute("UPDATE refresh_tokens SET next_nid = ? WHERE refresh_nid = ?", (next_nid, old.refresh_nid))
+    def trim_exchanges(self, txn: WriteTransaction, refresh_nid: int) -> None:
+        """Of what a refresh token was exchanged for and nobody has used, only the last few pairs stay."""
+        sql = "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        self._remove_pairs(txn, [row[0] for row in txn.query(sql, (refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))])
 
-    def set_pair_used(self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int) -> bool:
-        """A token of this pair was used: end the pair that it replaced. True where there was one."""
+    def set_pair_used(self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int) -> PairUse:
+        """A token of this pair is used. The first time that ends the pair that it replaced; other pairs for which that was exchanged
+        meanwhile, in another tab, say, are good for `GRACE_MS` more, unless they are used by then."""
+        row = txn.query_one("SELECT from_nid, grace_until_ts FROM refresh_tokens WHERE refresh_nid = ?", (refresh_nid,))
+        replaced, until = (None, None) if row is None else row
+        if until is not None and until <= now:
+            return PairUse.TOO_LATE
         txn.execute("UPDATE access_tokens SET first_used = 1 WHERE refresh_nid = ?", (refresh_nid,))
-        replaced = [
-            row[0] for row in txn.query("SELECT refresh_nid FROM refresh_tokens WHERE next_nid = ?", (refresh_nid,))
-        ]
-        if not replaced:
-            return False
+        if replaced is None:
+            return PairUse.AGAIN
+        txn.execute(
+            "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL WHERE refresh_nid = ?", (refresh_nid,)
+        )
+        if until is not None:
+            return PairUse.AGAIN
+        self._remove_old(txn, user_id, device_id, refresh_nid, now)
+        txn.execute("UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", (now, replaced))
+        txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
+        txn.execute("UPDATE refresh_tokens SET grace_until_ts = ? WHERE from_nid = ?", (now + GRACE_MS, replaced))
+        return PairUse.FIRST
+
+    def _remove_old(self, txn: WriteTransaction, user_id: str, device_id: str, but: int, now: int) -> None:
+        """Remove what of a device is of no use any more, but this pair."""
         txn.execute(
             "DELETE FROM access_tokens WHERE user_id = ? AND device_id = ? AND refresh_nid IS NOT NULL"
             " AND refresh_nid <> ? AND expires_ts <= ?",
-            (user_id, device_id, refresh_nid, now),
+            (user_id, device_id, but, now),
         )
-        txn.execute_many(
-            "UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", [(now, nid) for nid in replaced]
+        txn.execute(
+            "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts <= ?",
+            (user_id, device_id, now - GRACE_MS),
         )
-        txn.execute_many("DELETE FROM refresh_tokens WHERE refresh_nid = ?", [(nid,) for nid in replaced])
-        return True
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND grace_until_ts <= ?"
+            " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        args = (user_id, device_id, now, _TRIMMED_AT_ONCE, MOST_LATE)
+        self._remove_pairs(txn, [row[0] for row in txn.query(sql, args)])
+
+    @staticmethod
+    def _remove_pairs(txn: WriteTransaction, refresh_nids: Sequence[int]) -> None:
+        for table in ("access_tokens", "refresh_tokens"):
+            txn.execute_many(f"DELETE FROM {table} WHERE refresh_nid = ?", [(nid,) for nid in refresh_nids])
 
     def has_exchange_under_way(self, txn: Transaction, user_id: str, device_id: str) -> bool:
         """Whether a refresh token of the device was exchanged, and nothing of what it was exchanged for was used yet."""
-        sql = "SELECT 1 FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND next_nid IS NOT NULL"
+        sql = (
+            "SELECT 1 FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND from_nid IS NOT NULL"
+            " AND grace_until_ts IS NULL"
+        )
         return txn.query_one(sql, (user_id, device_id)) is not None
+
+    def is_just_spent(self, txn: Transaction, token_hash: bytes, now: int) -> bool:
+        """Whether a refresh token was replaced within the last `GRACE_MS`."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"
+        return txn.query_one(sql, (token_hash, now - GRACE_MS)) is not None
+
+    def expire_tokens_of_device(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+        """Let all tokens of a device be past their time, which is told softly (`soft_logout`): the device stays."""
+        for table in ("access_tokens", "refresh_tokens"):
+            sql = f"UPDATE {table} SET expires_ts = ? WHERE user_id = ? AND device_id = ? AND COALESCE(expires_ts, ?) >= ?"
+            txn.execute(sql, (now, user_id, device_id, now, now))
 
     def remove_tokens_of_devices(self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]) -> None:
         """End the sessions of these devices."""

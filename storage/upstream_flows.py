@@ -2,13 +2,16 @@
 
 Laws:
 - A flow is at one step, for one browser, for minutes. To go on with it is to take it: nobody finds it again.
+- A flow that waits ends with the sign-in at the provider by which it goes on.
 - An assertion is taken once.
 """
 
 import msgspec
 
 from storage.database import Database
+from storage.ended_sign_ins import is_ended
 from storage.transaction import Transaction, WriteTransaction
+from storage.upstream_sessions import SignIns, sign_in_of
 
 
 class UpstreamFlowRow(msgspec.Struct, frozen=True):
@@ -30,14 +33,30 @@ class UpstreamFlowStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_flow(self, row: UpstreamFlowRow) -> None:
-        """Begin one."""
+    async def add_flow(self, row: UpstreamFlowRow, origin: str | None = None) -> bool:
+        """Begin one. `origin`: JSON, the sign-in at the provider by which it goes on, once that is done; False where that has ended."""
+
+        def write(txn: WriteTransaction) -> bool:
+            if is_ended(txn, origin):
+                return False
+            values = (row.flow_id, row.step, row.browser_hash, row.expires_ts, row.content, sign_in_of(origin))
+            txn.execute(f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?)", values)
+            return True
+
+        return await self._database.write("add_upstream_flow", write)
+
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+        """End those that wait with a sign-in at a provider."""
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM upstream_flows WHERE {condition}", values)
+
+    async def remove_browser(self, browser_hash: bytes) -> None:
+        """End all of a browser."""
 
         def write(txn: WriteTransaction) -> None:
-            values = (row.flow_id, row.step, row.browser_hash, row.expires_ts, row.content)
-            txn.execute(f"INSERT INTO upstream_flows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", values)
+            txn.execute("DELETE FROM upstream_flows WHERE browser_hash = ?", (browser_hash,))
 
-        await self._database.write("add_upstream_flow", write)
+        await self._database.write("remove_upstream_flows", write)
 
     async def take_flow(self, flow_id: str, step: str, browser_hash: bytes | None, now: int) -> UpstreamFlowRow | None:
         """The flow, and its end; None where there is none at this step for this browser, or it has grown old. Without

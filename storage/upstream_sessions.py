@@ -4,6 +4,7 @@ A provider that says when somebody signs out there names the sign-in, or the per
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,22 +26,42 @@ class UpstreamSessionRow(msgspec.Struct, frozen=True):
 _COLUMNS = "user_id, device_id, provider, subject, session"
 
 
-class _Origin(msgspec.Struct, frozen=True):
+class CameBy(msgspec.Struct, frozen=True):
+    """A sign-in at a provider: what of its JSON (`origin`) is looked for."""
+
     provider: str
+    subject: str = ""
     session: str | None = None
+
+
+class SignIns(NamedTuple):
+    """A sign-in at a provider by the provider's name for it; or, with `is_beginning`, all whose names begin so."""
+
+    provider: str
+    session: str
+    is_beginning: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it is kept. Ids of providers have no spaces."""
+        return f"{self.provider} {self.session}"
+
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """The condition for a column `sign_in` (see `sign_in_of`), and its values."""
+        if self.is_beginning:
+            return "sign_in >= ? AND sign_in < ?", (self.name, end_of_beginning(self.name))
+        return "sign_in = ?", (self.name,)
+
+
+def read_origin(origin: str) -> CameBy:
+    """Of the JSON of a sign-in at a provider."""
+    return msgspec.json.decode(origin, type=CameBy)
 
 
 def sign_in_of(origin: str | None) -> str | None:
     """By what is found what a sign-in at a provider has given to begin with, of its JSON; None where the provider has no name for it."""
-    if origin is None:
-        return None
-    came = msgspec.json.decode(origin, type=_Origin)
-    return None if came.session is None else name_sign_in(came.provider, came.session)
-
-
-def name_sign_in(provider: str, session: str) -> str:
-    """As `sign_in_of`. Ids of providers have no spaces."""
-    return f"{provider} {session}"
+    came = None if origin is None else read_origin(origin)
+    return None if came is None or came.session is None else SignIns(came.provider, came.session).name
 
 
 class UpstreamSessionStore:

@@ -3,8 +3,8 @@
 - `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run inline, and time moves
   only by `clock.advance`. Where it waits for ever, the test fails and says so.
 - With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
-  says (`reactor(60)`; 30 by default).
-- Several workers share the work (`--dist loadgroup`).
+  says (`reactor(120)`; 60 by default).
+- Several workers share the work as `tests/helpers/sharing.py` says.
 - No example of Hypothesis has a deadline: how long something takes is a matter of `scripts/bench`.
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
 """
@@ -24,6 +24,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
+from xdist.remote import Producer
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
@@ -31,16 +32,14 @@ from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
+from tests.helpers.sharing import Sharing, begin_with_long
 
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
-REACTOR_SECONDS = 30.0
-LONG = ("interop", "nodes", "clients", "upstream")
-"""Folders of tests with processes of their own, which mostly wait."""
-
-TOGETHER = {"interop": True, "clients": False, "upstream": False, "layout": True}
-"""Folders whose tests share what is costly to make: in all of the folder, or within a file."""
+REACTOR_SECONDS = 60.0
+COLLECTOR_THRESHOLDS = (20_000, 20, 10)
+"""Of `gc`: what a test leaves behind is looked for once for several tests, not some times for each."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,22 +50,26 @@ def pytest_configure(config: pytest.Config) -> None:
         postgres.prepare(in_memory=True)
         if folder := postgres.memory():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)  # where pytest puts `tmp_path`
+    else:
+        gc.disable()  # what is made until the tests begin is there to stay
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares servers or much reading stays on one worker, and what takes long begins first."""
-    for item in items:
-        folder = item.path.parent.name
-        if folder in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(folder if TOGETHER[folder] else f"{folder}/{item.path.stem}"))
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    begin_with_long(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
+    return Sharing(config, log)
 
 
 def pytest_collection_finish() -> None:
     """What is there before the first test stays: it need not be looked through for garbage again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

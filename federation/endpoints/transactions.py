@@ -1,7 +1,5 @@
 """What other servers send us unasked. spec: server-server-api#transactions"""
 
-from typing import Any
-
 import msgspec
 
 from federation.protocol.endpoint import Auth, Peer, endpoint
@@ -11,14 +9,7 @@ MAX_BODY = 16 << 20
 """50 events of 64 KiB, and as much for 100 EDUs, with room to spare."""
 
 
-class Transaction(msgspec.Struct, frozen=True):
-    """Who it is from is told by its signature."""
-
-    pdus: list[Any]
-    edus: list[Any] = []
-
-
 @endpoint("PUT", "/_matrix/federation/v1/send/{txn_id}", auth=Auth.SERVER, max_body=MAX_BODY, resource="federation")
-async def send_transaction(transactions: Transactions, peer: Peer, *, txn_id: str, body: Transaction) -> msgspec.Raw:
+async def send_transaction(transactions: Transactions, peer: Peer, *, txn_id: str, body: bytes) -> msgspec.Raw:
     """Take in events and EDUs."""
-    return await transactions.receive(peer.server_name, txn_id, body.pdus, body.edus)
+    return await transactions.receive_body(peer.server_name, txn_id, body)

@@ -21,7 +21,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from federation.outbound.errors import ConnectionGone, OutboundError
+from federation.outbound.errors import ConnectionGone, OutboundError, TooLong
 from federation.outbound.request import TakeBody
 from federation.outbound.tls import TlsName
 
@@ -244,7 +244,7 @@ class Connection(Protocol):
             self.ready.errback(error)
 
     def _too_long(self) -> OutboundError:
-        return OutboundError(f"its answer is longer than {self._max_bytes} bytes", retryable=False)
+        return TooLong(f"its answer is longer than {self._max_bytes} bytes")
 
 
 def _explain(reason: Failure, something_came: bool) -> OutboundError:

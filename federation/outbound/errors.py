@@ -9,5 +9,12 @@ class OutboundError(Exception):
         self.retryable = retryable
 
 
+class TooLong(OutboundError):
+    """The answer is longer than was to be read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, retryable=False)
+
+
 class ConnectionGone(OutboundError):
     """The connection ended before the first byte of the answer: a request may not even have been seen."""

@@ -64,6 +64,8 @@ class Limit(Enum):
     LOGIN = "rc_login.address"
     LOGIN_ACCOUNT = "rc_login.account"
     LOGIN_FAILED = "rc_login.failed_attempts"
+    REFRESH = "rc_refresh.address"
+    REFRESH_ACCOUNT = "rc_refresh.account"
     RENDEZVOUS = "rc_oauth.rendezvous"
     CLIENT_REGISTRATION = "rc_oauth.client_registration"
     DEVICE_AUTHORIZATION = "rc_oauth.device_authorization"
@@ -111,6 +113,7 @@ PER_ADDRESS = frozenset(
         Limit.REGISTRATION,
         Limit.REGISTRATION_TOKEN,
         Limit.LOGIN,
+        Limit.REFRESH,
         Limit.THREEPID,
         Limit.CLIENT_REGISTRATION,
         Limit.DEVICE_AUTHORIZATION,

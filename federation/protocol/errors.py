@@ -355,3 +355,10 @@ class RemoteError(Exception):
         self.destination = destination
         self.reason = text
         self.retryable = retryable
+
+
+class AnswerTooLong(RemoteError):
+    """The answer is longer than was to be read."""
+
+    def __init__(self, destination: str, text: str) -> None:
+        super().__init__(destination, text, retryable=False)

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
+from federation.remote.long_answers import ANSWER_SECONDS
 from federation.remote.long_lists import split_lists
 from federation.requests import Requests, path_of
 
@@ -26,9 +27,14 @@ MAX_AUTH_CHAIN: Final = 20_000
 MAX_PAGE_BYTES: Final = 16 << 20
 MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
+SHORT_STATE_BYTES: Final = 4 << 20
+SHORT_LIST_BYTES: Final = 1 << 20
+"""Of lists of ids, and of auth chains. What is no longer needs no place (`long_answers.py`)."""
+STATES_AT_ONCE: Final = 1
+LISTS_AT_ONCE: Final = 2
+"""Of those that are longer, for all rooms."""
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
-STATE_SECONDS: Final = 300
 
 
 class StateIDs(msgspec.Struct, frozen=True):
@@ -103,37 +109,37 @@ class RemoteEvents:
         return _pdus(server, answer, "pdus", limit)
 
     async def get_state_ids(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
     ) -> StateIDs:
-        """The state before an event."""
+        """The state before an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get_as(
             _StateIDsAnswer,
             server,
             path,
             [("event_id", event_id)],
-            seconds=_at_most(server, seconds, STATE_SECONDS),
-            max_bytes=MAX_IDS_BYTES,
+            seconds=_at_most(server, seconds, ANSWER_SECONDS),
+            max_bytes=max_bytes,
         )
         return StateIDs(_ids(server, answer.pdu_ids), _ids(server, answer.auth_chain_ids))
 
     async def get_state(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = STATE_SECONDS
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
     ) -> StatePDUs:
-        """The state before an event, in full."""
+        """The state before an event, in full. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
         body = await self._requests.get_bytes(
             server,
             path,
             [("event_id", event_id)],
-            seconds=_at_most(server, seconds, STATE_SECONDS),
-            max_bytes=MAX_STATE_BYTES,
+            seconds=_at_most(server, seconds, ANSWER_SECONDS),
+            max_bytes=max_bytes,
         )
         try:
-            found = await split_lists(body, ("pdus", "auth_chain"), MAX_STATE_EVENTS, self._clock)
+            lists = await split_lists(body, ("pdus", "auth_chain"), MAX_STATE_EVENTS, self._clock)
         except ValueError as error:
             raise RemoteError(server, f"the answer is no state: {error}", retryable=False) from error
-        return StatePDUs(found["pdus"], found["auth_chain"])
+        return StatePDUs(lists.found["pdus"], lists.found["auth_chain"])
 
     async def get_event(self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS) -> Pdu:
         """One event."""
@@ -147,13 +153,11 @@ class RemoteEvents:
         return pdus[0]
 
     async def get_event_auth(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float = SECONDS
+        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
     ) -> list[Pdu]:
-        """The auth chain of an event."""
+        """The auth chain of an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
-        answer = await self._requests.get(
-            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_PAGE_BYTES
-        )
+        answer = await self._requests.get(server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes)
         return _pdus(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
     async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:

@@ -5,7 +5,8 @@ size. Here only brackets and strings are looked at. Each event is read when its 
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -16,6 +17,10 @@ PIECE: Final = 1 << 20
 """Bytes between which others have their turn: some milliseconds."""
 MAX_EVENT: Final = 512 << 10
 """Bytes of one event: some times what one may have, since there are many ways to write it."""
+MAX_REST: Final = 1 << 20
+"""Bytes beside the lists."""
+MOST_VALUES: Final = 750_000
+"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of ten megabytes has fewer."""
 FURTHER: Final = 100
 """What there may be in the outermost object, and in the lists beside events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
@@ -33,21 +38,38 @@ def _nested(levels: int) -> bytes:
 _USUAL: Final = re.compile(_nested(6), re.DOTALL)
 """An event as nearly all are, in one go."""
 _TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
+_VALUE: Final = re.compile(_STRING + rb"|[\[{,]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
 
-async def split_lists(
-    body: bytes, fields: Collection[str], most: int, clock: IReactorTime
-) -> dict[str, list[msgspec.Raw]]:
-    """The objects in these lists of an object, in order; what else is in them is passed over, and a list that is missing is empty.
+class TooMany(ValueError):
+    """There are more events than so many."""
 
-    Raises ValueError where there are more than `most`, one is too long, or the body is no object.
+
+class Lists(msgspec.Struct, frozen=True):
+    """What was taken apart."""
+
+    found: Mapping[str, Sequence[msgspec.Raw]]
+    """The objects in each list, in order."""
+    rest: bytes
+    """The object with these lists empty."""
+
+
+async def split_lists(
+    body: bytes, fields: Collection[str], most: int, clock: IReactorTime, *, longest: int = MAX_EVENT
+) -> Lists:
+    """The objects in these lists of an object; what else is in them is passed over, and a list that is missing is empty.
+
+    `longest`: bytes of one. Raises TooMany where there are more than `most`; ValueError where one is longer, or what is beside them is
+    too long, or the body is no object.
     """
     found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
     names = {msgspec.json.encode(field): field for field in fields}
     view = memoryview(body)
     into: list[msgspec.Raw] | None = None
+    beside: list[memoryview] = []
+    begun, size = 0, 0
     name, count = b"", 0
     at, pause_at = _find(body, 0), PIECE
     if body[at : at + 1] != b"{":
@@ -60,21 +82,25 @@ async def split_lists(
             await _pause(clock)
         count += 1
         if count > most + FURTHER:
-            raise ValueError(f"it has more than {most} events")
+            raise TooMany(f"it has more than {most} events")
         byte = body[at] if at < len(body) else None
         if byte == _QUOTE:
             end = _end_of_string(body, at)
             name = body[at:end]
         elif byte == _OPEN_LIST and into is None and name in names:
             into, end = found[names[name]], at + 1
+            beside.append(view[begun:end])
+            size += end - begun
         elif byte == _CLOSE_LIST and into is not None:
-            into, end = None, at + 1
+            into, end, begun = None, at + 1, at
         elif byte in (_OPEN, _OPEN_LIST):
-            end = _end_of_value(body, at)
+            end = _end_of_value(body, at, longest)
             if into is not None and byte == _OPEN:
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
-            return found
+            if size + at + 1 - begun > MAX_REST:
+                raise ValueError("it has too much beside its events")
+            return Lists(found, b"".join([*beside, view[begun : at + 1]]))
         else:
             raise ValueError("it is no JSON object")
         at = end
@@ -93,13 +119,18 @@ def _end_of_string(body: bytes, at: int) -> int:
     return token.end()
 
 
-def _end_of_value(body: bytes, at: int) -> int:
+def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
+    """Whether JSON would take very much more room, and time, when it is read than as a text."""
+    return next(islice(_VALUE.finditer(text), most, None), None) is not None
+
+
+def _end_of_value(body: bytes, at: int, longest: int) -> int:
     """Where what is in a bracket ends."""
-    usual = _USUAL.match(body, at, at + MAX_EVENT)
+    usual = _USUAL.match(body, at, at + longest)
     if usual is not None:
         return usual.end()
     depth = 0
-    for token in _TOKEN.finditer(body, at, at + MAX_EVENT):
+    for token in islice(_TOKEN.finditer(body, at, at + longest), MOST_VALUES):
         byte = body[token.start()]
         if byte in (_OPEN, _OPEN_LIST):
             depth += 1

@@ -6,24 +6,25 @@ spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room, ser
 server-server-api#knocking-rooms
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.remote.events import MAX_STATE_EVENTS
+from federation.remote.long_answers import ANSWER_SECONDS, LongAnswers
+from federation.remote.long_lists import split_lists
 from federation.requests import Query, RefusedByRemote, Requests, path_of
 
-STATE_BYTES: Final = 256 << 20
-"""The longest state of a room that is read."""
-STATE_SECONDS: Final = 300
-"""How long a server may take to put a large room's state together, and to send it."""
-
 Action = Literal["join", "leave", "knock"]
+_PAIR: Final = re.compile(rb"\s*\[\s*\d+\s*,")
 _OLD_ENDPOINT: Final = frozenset({400, 404, 405})
 """What servers answer that do not know version 2 of an endpoint."""
 
@@ -57,11 +58,22 @@ class JoinedState(msgspec.Struct, frozen=True):
     servers_in_room: Sequence[str] = ()
 
 
+class _Beside(msgspec.Struct):
+    """What such an answer has beside the events of the state."""
+
+    event: dict[str, Any] | None = None
+    members_omitted: bool = False
+    servers_in_room: list[str] = []
+
+
 class MembershipRequests:
     """Asks for handshakes."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, states: LongAnswers, clock: IReactorTime) -> None:
+        """`states`: the places for whole states."""
         self._requests = requests
+        self._states = states
+        self._clock = clock
 
     async def make(self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID) -> Template:
         """A template for the user's new membership. Raises RemoteError, UnknownVersion, Forbidden (the policy)."""
@@ -87,28 +99,44 @@ class MembershipRequests:
             raise RemoteError(server, "the template is for something else", retryable=False)
         return Template(version, event)
 
-    async def send_join(self, server: ServerName, event: Event, *, omit_members: bool) -> JoinedState:
-        """Enter the room by a signed join. Raises RemoteError, Forbidden (the policy).
+    @asynccontextmanager
+    async def send_join(self, server: ServerName, event: Event, *, omit_members: bool) -> AsyncIterator[JoinedState]:
+        """Enter the room by a signed join; a long answer has its place while it is used. Raises RemoteError, Forbidden (the policy).
 
         `omit_members`: the server may leave out most memberships.
         """
+
+        async def ask(most: int) -> JoinedState:  # a join that is sent twice is one
+            return await self._send_join(server, event, most, omit_members=omit_members)
+
+        async with self._states.read(server, ask) as joined:
+            yield joined
+
+    async def _send_join(self, server: ServerName, event: Event, most: int, *, omit_members: bool) -> JoinedState:
         arguments = (event.room_id, event.event_id)
         body = msgspec.Raw(encode_pdu(event))
+        query = [("omit_members", "true")] if omit_members else []
         try:
             path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
-            query = [("omit_members", "true")] if omit_members else []
-            answer: JoinedState = await self._requests.put(
-                server, path, body, query, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=JoinedState
-            )
-            return _bounded(server, answer)
+            answer = await self._requests.put_bytes(server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=most)
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
             path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
-            pair: tuple[int, JoinedState] = await self._requests.put(
-                server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=tuple[int, JoinedState]
-            )
-            return _bounded(server, pair[1])
+            answer = await self._requests.put_bytes(server, path, body, seconds=ANSWER_SECONDS, max_bytes=most)
+            answer = _object_in_pair(answer)
+        try:
+            lists = await split_lists(answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock)
+            beside = msgspec.json.decode(lists.rest, type=_Beside)
+        except (ValueError, RecursionError) as error:
+            raise RemoteError(server, f"the answer to the join is of another form: {error}", retryable=False) from error
+        return JoinedState(
+            lists.found["state"],
+            lists.found["auth_chain"],
+            beside.event,
+            beside.members_omitted,
+            beside.servers_in_room,
+        )
 
     async def send_leave(self, server: ServerName, event: Event) -> None:
         """Leave the room, or decline an invite. Raises RemoteError, Forbidden (the policy)."""
@@ -166,11 +194,10 @@ class MembershipRequests:
         return signed
 
 
-def _bounded(server: ServerName, answer: JoinedState) -> JoinedState:
-    """Raises RemoteError."""
-    if len(answer.state) + len(answer.auth_chain) > MAX_STATE_EVENTS:
-        raise RemoteError(server, "the state is longer than any that is read", retryable=False)
-    return answer
+def _object_in_pair(body: bytes) -> bytes:
+    """The object in `[200, {…}]`, as version 1 answers; what is no such pair stays as it is, and is refused as no object."""
+    begins = _PAIR.match(body)
+    return body if begins is None else body[begins.end() : max(body.rfind(b"]"), begins.end())]
 
 
 def _is_old(refusal: RefusedByRemote, event: Event) -> bool:

@@ -8,6 +8,7 @@
 spec: server-server-api#backfilling-and-retrieving-missing-events
 """
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final
 
@@ -17,10 +18,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import RemoteEvents
+from federation.requests import RefusedByRemote
 from federation.rooms.missing import MissingEvents, Pool
-from federation.rooms.regaining import Regaining
+from federation.rooms.regaining import Regaining, Taken
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from storage.timelines import Gaps, TimelineStore
@@ -129,14 +132,29 @@ class Backfill:
         return bool(useless)
 
     async def _fetch_from(self, server: ServerName, snapshot: RoomSnapshot, gaps: Gaps, useless: set[int]) -> bool:
-        ends = [EventID(name) for name in gaps.ends[:MAX_ENDS]]
-        asked = ends or [EventID(name) for name in [gaps.forgotten] if name is not None]
+        try:
+            if gaps.ends and await self._fetch_ends(server, snapshot, [EventID(name) for name in gaps.ends[:MAX_ENDS]]):
+                return True
+        except RefusedByRemote:
+            if gaps.forgotten is None:
+                raise
+        if gaps.forgotten is None:
+            return False
+        # what nobody has of the past keeps nobody from what was here
+        _, taken = await self._ask(server, snapshot, [EventID(gaps.forgotten)])
+        useless |= taken.useless
+        return taken.count > 0
+
+    async def _ask(
+        self, server: ServerName, snapshot: RoomSnapshot, asked: Sequence[EventID]
+    ) -> tuple[Mapping[EventID, Event], Taken]:
+        """What the server gives, and what came of it for what was forgotten."""
         pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
         found = Pool(snapshot.version, snapshot.room_id).parse(pdus)
-        taken = await self._regaining.take(snapshot, found)
-        if not ends:
-            useless |= taken.useless
-            return taken.count > 0
+        return found, await self._regaining.take(snapshot, found)
+
+    async def _fetch_ends(self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]) -> bool:
+        found, taken = await self._ask(server, snapshot, ends)
         given = [found[name] for name in ends if name in found]
         if not given:
             return taken.count > 0

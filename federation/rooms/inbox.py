@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
-from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.ids import EventID, RoomID, ServerName, registered_domain_of
 from federation.protocol.policy_server import is_naming
 from federation.rooms.batch import Outcome
 from federation.rooms.engine import RoomEngine
@@ -40,8 +40,9 @@ BATCH: Final = 50
 """Events of one room that are tried together."""
 ROOMS_AT_ONCE: Final = 20
 ROOMS_OF_ONE: Final = 5
-"""Of these, in which the event that is tried next came from one and the same server."""
-OUTSIDE: Final = ServerName("")
+"""Of these, in which the event that is tried next came from servers of one registered domain: whoever has one machine may be any
+number of servers."""
+OUTSIDE: Final = ""
 """Stands for all servers that were not in the room for which they sent something."""
 FIRST_SECONDS: Final = 30.0
 """For the events of one server, when they are tried first; twice as long each time after."""
@@ -85,7 +86,7 @@ class Inbox:
         self._insiders = insiders
         self._clock = clock
         self._observer = observer
-        self._at_once: Slots[ServerName] = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
+        self._at_once: Slots[str] = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
         self._resting: dict[int, IDelayedCall] = {}
@@ -111,7 +112,15 @@ class Inbox:
         the rest of the room.
         """
         rows = [NewInboxRow(event.event_id, encode_pdu(event), is_naming(event)) for event in events]
-        await self._store.add(room.room_nid, origin, rows, self._now_ms(), judge=judge, is_outside=is_outside)
+        await self._store.add(
+            room.room_nid,
+            origin,
+            rows,
+            self._now_ms(),
+            judge=judge,
+            is_outside=is_outside,
+            domain=registered_domain_of(origin),
+        )
         if is_news or room.room_nid not in self._resting:
             self.wake(room.room_nid)
 
@@ -170,10 +179,10 @@ class Inbox:
     async def _work(self, room_nid: int) -> None:
         """Try what waits in a room until nothing moves any more."""
         rest: float | None = FIRST_REST
-        slot: ServerName | None = None
+        slot: str | None = None
         try:
             first = await self._store.get_of_room(room_nid, 1)
-            origin = OUTSIDE if not first or first[0].is_outside else ServerName(first[0].origin)
+            origin = OUTSIDE if not first or first[0].is_outside else registered_domain_of(first[0].origin)
             await self._at_once.acquire(origin)
             slot = origin
             while True:

@@ -5,6 +5,8 @@ Nothing is judged anew by it: what the rules of a room read, a redaction leaves.
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
 
+from collections.abc import Callable
+
 from federation.identity import ServerIdentity
 from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, encode_pdu, parse_event
@@ -25,7 +27,15 @@ MAX_TRIES = 3
 class LateContents:
     """Puts contents in. For the reactor thread."""
 
-    def __init__(self, database: Database, engine: RoomEngine, events: RoomEvents, identity: ServerIdentity) -> None:
+    def __init__(
+        self,
+        database: Database,
+        engine: RoomEngine,
+        events: RoomEvents,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._now_ms = now_ms
         self._database = database
         self._engine = engine
         self._events = events
@@ -49,6 +59,7 @@ class LateContents:
                 encode_pdu(event),
                 _relation(own, event),
                 state_effect(event, self._identity) if is_current else None,
+                self._now_ms(),
             )
             done = await self._database.write("restore_content", restore_content, restored, snapshot.head.version)
             self._events.forget([event.event_id])

@@ -8,7 +8,8 @@ Laws:
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -108,8 +109,8 @@ class RemoteMemberships:
 
         async def ask(server: ServerName) -> None:
             in_part = await self._is_in_part(room_id)
-            event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=in_part)
-            await self._receive(server, event, answer)
+            async with self._shake_hands(server, room_id, user_id, content, omit_members=in_part) as (event, answer):
+                await self._receive(server, event, answer)
 
         await self._candidates.ask(servers, ask)
 
@@ -155,6 +156,7 @@ class RemoteMemberships:
             template.version, template.event, self._identity, room_id, user_id, content, self._now_ms()
         )
 
+    @asynccontextmanager
     async def _shake_hands(
         self,
         server: ServerName,
@@ -163,16 +165,21 @@ class RemoteMemberships:
         content: Mapping[str, Any],
         *,
         omit_members: bool,
-    ) -> tuple[Event, JoinedState]:
+    ) -> AsyncIterator[tuple[Event, JoinedState]]:
         event = await self._make(server, "join", room_id, user_id, content)
-        answer = await self._remote.send_join(server, event, omit_members=omit_members)
-        authoriser = event.content.get(AUTHORISER)
-        if answer.event is not None and isinstance(authoriser, str) and is_user_id(authoriser):
-            event = with_signature_of(event, domain_of(authoriser), answer.event)
-        return event, answer
+        async with self._remote.send_join(server, event, omit_members=omit_members) as answer:
+            authoriser = event.content.get(AUTHORISER)
+            if answer.event is not None and isinstance(authoriser, str) and is_user_id(authoriser):
+                event = with_signature_of(event, domain_of(authoriser), answer.event)
+            yield event, answer
 
     async def _enter(self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
-        event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=self._in_part)
+        async with self._shake_hands(server, room_id, user_id, content, omit_members=self._in_part) as (event, answer):
+            await self._take_in(server, room_id, user_id, event, answer)
+
+    async def _take_in(
+        self, server: ServerName, room_id: RoomID, user_id: UserID, event: Event, answer: JoinedState
+    ) -> None:
         try:
             servers = _servers(server, answer, self._identity.server_name)
             part = Part(server, servers, answer.members_omitted)

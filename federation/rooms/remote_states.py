@@ -3,30 +3,25 @@
 Only events that are not here yet are fetched: few one by one, many all at once. They are kept as outliers, each after those
 that it rests on. A server that tells of more than a room can hold, or of something that is no state, is not believed.
 
-Answers may be long, and anybody may be the server that is asked: so few of them are in memory at once, whatever room they are for,
-and of whole states one. Who asks waits for a turn, no longer than the time allows; one server has one turn at a time.
+Answers may be long, so few of them are in memory at once, whatever room they are for (`federation/remote/long_answers.py`).
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import msgspec
-from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as TimedOut
-from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import STATE_SECONDS, RemoteEvents
+from federation.remote.events import RemoteEvents, StateIDs, StatePDUs
+from federation.remote.long_answers import LongAnswers, TimeLeft, as_long_as_it_takes
 from federation.rooms.batch import Outcome, sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.state_imports import Pdu, StateImports, as_mapping
 from federation.rooms.unproved import find_left_out
-from federation.slots import Slots
 from storage.events import EventFlag, EventStore, StateEntry
 from storage.unproved_state import LeftOut, PartOf
 
@@ -34,20 +29,8 @@ FEW: Final = 30
 """Up to so many events are fetched one by one."""
 AT_ONCE: Final = 5
 """How many of them at a time."""
-LISTS_AT_ONCE: Final = 2
-"""Lists of ids, and auth chains, that are read at once for all rooms."""
-STATES_AT_ONCE: Final = 1
 MAX_NEW: Final = 50_000
 """Events that are taken in for the sake of one state."""
-
-
-TimeLeft = Callable[[], float]
-"""How many seconds there are still, now."""
-
-
-def as_long_as_it_takes() -> float:
-    """No more than any single request may take."""
-    return STATE_SECONDS
 
 
 class ToldState(msgspec.Struct, frozen=True):
@@ -62,15 +45,21 @@ class RemoteStates:
     """Fetches states and auth chains. For the reactor thread."""
 
     def __init__(
-        self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents, clock: IReactorTime
+        self,
+        receiver: Receiver,
+        imports: StateImports,
+        store: EventStore,
+        remote: RemoteEvents,
+        lists: LongAnswers,
+        states: LongAnswers,
     ) -> None:
+        """`lists`: the places for lists of ids, and auth chains; `states`: those for whole states."""
         self._receiver = receiver
         self._imports = imports
         self._store = store
         self._remote = remote
-        self._clock = clock
-        self._lists: Slots[ServerName] = Slots(LISTS_AT_ONCE, 1)
-        self._states: Slots[ServerName] = Slots(STATES_AT_ONCE, 1)
+        self._lists = lists
+        self._states = states
 
     async def fetch_state(
         self,
@@ -88,8 +77,15 @@ class RemoteStates:
         `left`: how long it may still take. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
-        async with self._turn(self._lists, server, left):
-            told = await self._remote.get_state_ids(server, room_id, event_id, seconds=left())
+
+        async def ask_ids(most: int) -> StateIDs:
+            return await self._remote.get_state_ids(server, room_id, event_id, seconds=left(), max_bytes=most)
+
+        async def ask_state(most: int) -> StatePDUs:
+            return await self._remote.get_state(server, room_id, event_id, seconds=left(), max_bytes=most)
+
+        async with self._lists.read(server, ask_ids, left) as told:
+            pass
         wanted = {*told.state, *told.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
         if len(missing) > most_new:
@@ -98,8 +94,7 @@ class RemoteStates:
             kept = await self._keep(snapshot, await self._fetch(server, missing, left), missing)
             left_out = find_left_out(kept, told.state, part_of)
         else:
-            async with self._turn(self._states, server, left):
-                state = await self._remote.get_state(server, room_id, event_id, seconds=left())
+            async with self._states.read(server, ask_state, left) as state:
                 pdus: list[Pdu] = [*state.auth_chain, *state.state]
                 del state
                 outcomes = await self._imports.keep(snapshot.room, pdus)
@@ -122,25 +117,18 @@ class RemoteStates:
 
         Raises RemoteError.
         """
-        async with self._turn(self._lists, server, left):
-            chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id, seconds=left())
+
+        async def ask(most: int) -> Sequence[Pdu]:
+            return await self._remote.get_event_auth(
+                server, snapshot.room_id, event.event_id, seconds=left(), max_bytes=most
+            )
+
+        async with self._lists.read(server, ask, left) as chain:
             await self._keep(snapshot, chain, None)
             del chain
         lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
         if lacking:
             await self._keep(snapshot, await self._fetch(server, lacking, left), lacking)
-
-    @asynccontextmanager
-    async def _turn(self, slots: Slots[ServerName], server: ServerName, left: TimeLeft) -> AsyncIterator[None]:
-        """Wait until an answer of the server may be read. Raises RemoteError when the time is over before."""
-        try:
-            await Deferred.fromCoroutine(slots.acquire(server)).addTimeout(max(left(), 0), self._clock)
-        except TimedOut as error:
-            raise RemoteError(server, "others are asked, and there is no time left", retryable=True) from error
-        try:
-            yield
-        finally:
-            slots.release(server)
 
     async def _fetch(self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft) -> list[Pdu]:
         async def fetch(event_id: EventID) -> Pdu:

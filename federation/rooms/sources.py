@@ -25,8 +25,8 @@ Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 Judge = Callable[[int, Collection[Event], Event | None, Collection[EventID]], Awaitable[Mapping[EventID, bool | None]]]
 """The same for many events, as far as that can be said before their turn in the room; None: it can be said later. Last: which of
 them the room lets a server have that is not in it."""
-FindTrue = Callable[[int, Event, ServerName | None], Awaitable[Event | None]]
-"""What stands in the place of an event of a room (its number) that another server sent with an altered content: see `TrueCopies.find`."""
+FindTrue = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
+"""What stands in the place of events of a room (its number) that another server sent with an altered content: see `TrueCopies.find`."""
 
 
 class Questions(msgspec.Struct, frozen=True):

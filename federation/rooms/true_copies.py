@@ -6,8 +6,8 @@ its sender's server is asked before the content is given up, and then a few othe
 
 Laws:
 - Only for an event that is signed by whom it must be: else anybody could make us ask anybody.
-- A request each to few servers, of a bounded time, for so many events at a time; what was asked in vain, and who did not answer, is
-  not asked again for a while.
+- A request each to few servers, of a bounded time, and of all events of a batch, some at a time: else the copies of many events would be
+  altered so that nobody asks for the rest. What was asked in vain, and who did not answer, is not asked again for a while.
 - The sender's own server is believed: what it sends, or answers, without the content has none. Most such copies are of redacted
   events, so those of the past, and in states, are looked at only where the room may depend on the content (`is_to_ask`).
 
@@ -37,8 +37,10 @@ from federation.rooms.sources import Questions
 from federation.rooms.templates import MEMBER
 from federation.shared_work import SharedWork
 
-MOST_AT_A_TIME: Final = 20
-"""Events of one batch that are asked for."""
+AT_ONCE: Final = 20
+"""Events of one batch that are asked for at the same time."""
+LONGEST: Final = 30.0
+"""Seconds after which no more of a batch are asked for."""
 OTHERS: Final = 2
 """Servers in the room that are asked when the sender's does not know."""
 SECONDS: Final = 8.0
@@ -69,6 +71,15 @@ class TrueCopies:
         self._vain: OrderedDict[str, float] = OrderedDict()
         """Until when events, by id, and servers, by name, are not asked for."""
         self._asking: SharedWork[str, Event | None] = SharedWork()
+
+    async def find_all(self, room_nid: int, events: Sequence[Event], origin: ServerName | None) -> list[Event]:
+        """`find` for events of a room, as far as there is time."""
+        until = self._seconds() + LONGEST
+
+        async def find(event: Event) -> Event | None:
+            return None if self._seconds() > until else await self.find(room_nid, event, origin)
+
+        return [event for event in await map_at_once(find, events, AT_ONCE) if event is not None]
 
     async def find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
         """What stands in the place of an altered copy that came from `origin`: the true one; the copy itself, where the sender's
@@ -163,12 +174,8 @@ async def take_true(
     if not altered:
         return Taken(candidates, {}, ())
     known = await questions.events.get_anywhere(altered)  # they stay as they are
-    asked = [event for name, event in altered.items() if name not in known][:MOST_AT_A_TIME]
-
-    async def find(event: Event) -> Event | None:
-        return await questions.find_true(room_nid, event, origin)
-
-    found = [event for event in await map_at_once(find, asked, len(asked)) if event is not None] if asked else []
+    asked = [event for name, event in altered.items() if name not in known]
+    found = await questions.find_true(room_nid, asked, origin) if asked else []
     true = {event.event_id: Candidate(event.version, event.pdu, event) for event in found}
     return Taken(candidates, true, () if origin is None else altered.keys() - true.keys() - known.keys())
 

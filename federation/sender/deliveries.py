@@ -162,6 +162,9 @@ class Deliveries:
         if destination is None:
             return
         destination.heard_ts = now = self._now_ms()
+        if not destination.in_vain_on_its_word:
+            self._lane.hurry(server)
+            self._lane_of_retries.hurry(server)
         if destination.failing_since_ts is not None and not destination.is_running:
             self._try_in(destination, destination.tried_ts + _soonest_retry(destination) - now)
 
@@ -229,7 +232,7 @@ class Deliveries:
         if is_sent:
             lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
             try:
-                refused = await lane.run(lambda: self._send(destination, pending))
+                refused = await lane.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
                 await self._note_failure(destination, str(error))
                 return False

@@ -143,6 +143,7 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
+            limiter=limiter,
             lifetimes=_lifetimes(config),
             ends_with_sessions=[
                 self.login_token_store,
@@ -161,6 +162,7 @@ class AccountParts:
                 self.pusher_store,
             ],
             kept_by_session=[self.oauth_store, program_store, self.confirmation_store, self.upstream_sessions],
+            set_by_tokens=[self.pusher_store],
         )
         self.renewals = Renewals(
             clock,

@@ -48,7 +48,7 @@ class FederatedRoomParts:
         tells_profiles: bool,
     ) -> None:
         identity, get_signers = federation.identity, federation.keyring.get_signers
-        remote = MembershipRequests(federation.requests)
+        remote = MembershipRequests(federation.requests, federation.long_states, clock)
         answers = JoinAnswers(
             EventStore(database),
             ToldStates(database, rooms.trees, rooms.chains),

@@ -6,7 +6,8 @@ from twisted.internet.interfaces import IReactorTime
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.member_lists import Fetch
-from federation.remote.events import RemoteEvents
+from federation.remote.events import MAX_STATE_BYTES, SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
+from federation.remote.long_answers import LongAnswers
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
 from federation.rooms.effects import StoredEffects
@@ -77,6 +78,9 @@ class FederationParts:
         )
         rooms.engine.use_voucher(self.policy_servers.vouch)
         self.remote_events = RemoteEvents(self.requests, clock)
+        self.long_states = LongAnswers(
+            clock, at_once=STATES_AT_ONCE, short_bytes=SHORT_STATE_BYTES, most_bytes=MAX_STATE_BYTES
+        )
         true_copies = TrueCopies(self.remote_events, rooms.servers, self.policy, identity.server_name, clock.seconds)
         questions = Questions(
             rooms.events,
@@ -86,10 +90,10 @@ class FederationParts:
             self.policy_servers.judge,
             self.keyring.prepare,
             self.keyring.lacks_keys_for,
-            true_copies.find,
+            true_copies.find_all,
         )
         self.questions = questions
-        late = LateContents(database, rooms.engine, rooms.events, identity)
+        late = LateContents(database, rooms.engine, rooms.events, identity, rooms.now_ms)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
         self.imports = StateImports(outliers, store)
         self.effects = StoredEffects(store, identity)

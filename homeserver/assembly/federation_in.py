@@ -4,6 +4,8 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.receiver import Transactions
+from federation.remote.events import LISTS_AT_ONCE, MAX_IDS_BYTES, SHORT_LIST_BYTES
+from federation.remote.long_answers import LongAnswers
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
 from federation.rooms.inbox import Inbox
@@ -48,7 +50,10 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote, clock)
+        lists = LongAnswers(clock, at_once=LISTS_AT_ONCE, short_bytes=SHORT_LIST_BYTES, most_bytes=MAX_IDS_BYTES)
+        self.states = RemoteStates(
+            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states
+        )
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,
@@ -118,6 +123,7 @@ class IncomingParts:
             self.outside,
             federation.policy,
             metrics,
+            clock,
         )
         regaining = Regaining(database, store, rooms.events, federation.placements)
         rooms.history.connect(

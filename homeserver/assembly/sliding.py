@@ -17,6 +17,7 @@ from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
 from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.profiles import ProfileNews
+from homeserver.services.sliding_sync.receipts import ReceiptNews
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
@@ -96,7 +97,7 @@ def sliding_parts(
         ExtensionParts(
             synced.devices,
             synced.account_data,
-            synced.receipts,
+            ReceiptNews(synced.receipts, timelines, synced.recent, synced.rooms, synced.ignored),
             synced.recent,
             synced.rooms,
             synced.ignored,

@@ -22,6 +22,7 @@ from homeserver.services.plugin_passwords import PluginPasswords
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.cas import CASProvider
+from homeserver.services.upstream.ended import EndedSignIns
 from homeserver.services.upstream.flows import UpstreamFlows
 from homeserver.services.upstream.identity import OfferedProviders, ProviderInfo, UpstreamProvider
 from homeserver.services.upstream.jwt_sign_in import JWTSignIn
@@ -43,6 +44,7 @@ from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from storage.database import Database
+from storage.ended_sign_ins import EndedSignInStore
 from storage.external_ids import ExternalIdStore
 from storage.signed_documents import SignedDocumentStore
 from storage.upstream_flows import UpstreamFlowStore
@@ -133,12 +135,17 @@ class UpstreamParts:
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
-        self.sign_out = UpstreamSignOut(
+        self._ended = EndedSignIns(
             clock,
+            EndedSignInStore(database),
+            accounts.browser_store,
+            (accounts.login_token_store, accounts.oauth_store, accounts.device_grant_store, flow_store),
+        )
+        self.sign_out = UpstreamSignOut(
             database,
             accounts.upstream_sessions,
             accounts.browser_store,
-            (accounts.login_token_store, accounts.oauth_store, accounts.device_grant_store),
+            self._ended,
             self._links,
             accounts.sessions,
             oidc,
@@ -196,6 +203,7 @@ class UpstreamParts:
                 flow_store,
                 accounts.upstream_sessions,
                 accounts.browser_store,
+                self._ended,
                 accounts.sessions,
             ),
             self.links,
@@ -224,7 +232,12 @@ class UpstreamParts:
             )
             for directory in self._directories
         ]
-        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *self._saml_jobs, *leavers)
+        return (
+            Job("end_old_upstream_flows", self._flows.do_sweep, 600.0),
+            Job("forget_ended_sign_ins", self._ended.do_sweep, 600.0),
+            *self._saml_jobs,
+            *leavers,
+        )
 
     def _directory(self, config: LDAPProvider) -> Directory:
         asked = _load_directory(config)

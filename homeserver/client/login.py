@@ -158,6 +158,7 @@ async def post_get_token(
     "/_matrix/client/v1/refresh",
     "/_matrix/client/unstable/org.matrix.msc2918.refresh_token/refresh",
     auth=Auth.NONE,
+    limit=Limit.REFRESH,
 )
 async def post_refresh(sessions: Sessions, context: RequestContext, *, body: Refresh) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""

@@ -35,6 +35,19 @@ class LoginLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshLimits:
+    """Two buckets for renewing sessions (`/refresh`, and the token endpoint of the OAuth 2.0 API)."""
+
+    address: RateLimit = limit(
+        20,
+        1000,
+        "Renewals from one address, and other requests for tokens of the OAuth 2.0 API. A whole office often has one, and each of its"
+        " apps renews its session every few minutes (`refreshable_access_token_lifetime`).",
+    )
+    account: RateLimit = limit(0.5, 50, "Renewals of the sessions of one account.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OAuthLimits:
     """Buckets of the OAuth 2.0 API."""
 
@@ -112,6 +125,7 @@ class Limits:
         0.1, 5, "Questions from one address whether a registration token is valid."
     )
     rc_login: LoginLimits = section(LoginLimits, "Signing in.")
+    rc_refresh: RefreshLimits = section(RefreshLimits, "Renewing sessions.")
     rc_oauth: OAuthLimits = section(OAuthLimits, "Signing in by the OAuth 2.0 API.")
     rc_joins: JoinLimits = section(JoinLimits, "Joining rooms.")
     rc_joins_per_room: RateLimit = limit(

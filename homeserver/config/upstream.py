@@ -142,7 +142,8 @@ class OIDCProvider:
         None,
         "Where people come back to. Of itself `PUBLIC_BASEURL/_synapse/client/oidc/callback` where there is one provider, and "
         "`PUBLIC_BASEURL/_synapse/client/oidc/callback/oidc-IDP_ID` for each where there are several. Providers that share one must "
-        "say who they are in their answers (`iss`).",
+        "say who they are in their answers (`iss`). What it is, is told at each start and by `config check`: to add a second provider "
+        "without a change at the first, give the first the address here that it knows.",
         check=_check_url,
     )
     additional_authorization_parameters: Mapping[str, str] = option(

@@ -3,7 +3,7 @@
 They are the protocol core's, so a malformed identifier never reaches a handler.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -23,7 +23,8 @@ from federation.protocol.ids import (
     parse_server_name,
     parse_user_id,
 )
-from homeserver.http.parameters import TextParser
+
+TextParser = Callable[[str], object]
 
 IDENTIFIERS: Final[Mapping[object, TextParser]] = MappingProxyType(
     {

@@ -16,16 +16,14 @@ import msgspec
 
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
-
-TextParser = Callable[[str], object]
-Identifiers = Mapping[object, TextParser]
-"""The parsers of identifier types, by NewType. They raise ValueError or a `MatrixError`."""
+from homeserver.http.identifiers import IDENTIFIERS, TextParser
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
 REMEMBERED: Final = 512
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
+_NOBODY: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
 
@@ -126,8 +124,23 @@ _remembered = lru_cache(REMEMBERED)(_unescape_anew)
 """A client sends the same filter with each /sync, and taking it apart costs more than the rest of the query."""
 
 
-def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Identifiers) -> Binding:
+def bind(declaration: Endpoint, services: Mapping[type, object]) -> Binding:
     """Read a handler's signature. Raises `DeclarationError`."""
+    read = _read(declaration)
+    known: Mapping[Any, object] = services
+    positional = tuple(each if each in _FILLED_IN else known.get(each, _NOBODY) for each in read.positional)
+    if _NOBODY in positional:
+        at = positional.index(_NOBODY)
+        hint, name = read.positional[at], list(_signature(declaration.handler))[at]
+        where = f"{declaration.handler.__module__}.{declaration.handler.__qualname__}"
+        raise DeclarationError(f"{where}: nobody provides the service {getattr(hint, '__name__', hint)} ({name})")
+    return msgspec.structs.replace(read, positional=positional)
+
+
+@cache
+def _read(declaration: Endpoint) -> Binding:
+    """What a declaration says by itself: with the types of services in place of services. It says the same to each server of a
+    process."""
     handler = declaration.handler
     where = f"{handler.__module__}.{handler.__qualname__}"
     signature = _signature(handler)
@@ -142,7 +155,7 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
         if hint is None:
             raise DeclarationError(f"{where}: the parameter {name} has no type")
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-            positional.append(_service(where, name, hint, declaration.auth, services))
+            positional.append(_kind(where, name, hint, declaration.auth))
         elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise DeclarationError(f"{where}: the parameter {name} is neither a service nor a part of the request")
         elif name == "body":
@@ -151,7 +164,7 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
             decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty)
         else:
             default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
-            described = _describe(where, name, hint, default, identifiers)
+            described = _describe(where, name, hint, default)
             if name in named:
                 path_parameters[name] = described
             else:
@@ -191,7 +204,8 @@ def path_names(path: str) -> set[str]:
     return {segment[1:-1] for segment in path.split("/") if segment.startswith("{")}
 
 
-def _service(where: str, name: str, hint: Any, auth: Auth, services: Mapping[type, object]) -> object:
+def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
+    """Of what a positional parameter is: the type of a service, or one of those that a request fills in."""
     if hint is RequestContext:
         return hint
     if hint is Peer:
@@ -205,9 +219,7 @@ def _service(where: str, name: str, hint: Any, auth: Auth, services: Mapping[typ
         if (auth in MAYBE_NOBODY) is not optional:
             raise DeclarationError(f"{where}: {name} must be `Requester | None` if, and only if, auth is optional")
         return inner
-    if hint not in services:
-        raise DeclarationError(f"{where}: nobody provides the service {getattr(hint, '__name__', hint)} ({name})")
-    return services[hint]
+    return hint
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -218,7 +230,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _describe(where: str, name: str, hint: Any, default: object, identifiers: Identifiers) -> _Parameter:
+def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
     wire_names: tuple[str, ...] = (name.rstrip("_"),)
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
@@ -229,15 +241,15 @@ def _describe(where: str, name: str, hint: Any, default: object, identifiers: Id
     repeated = get_origin(hint) is list
     if repeated:
         (hint,) = get_args(hint)
-    parse = _text_parser(hint, identifiers)
+    parse = _text_parser(hint)
     if parse is None:
         raise DeclarationError(f"{where}: the parameter {name} has the type {hint}, which cannot be read from text")
     return _Parameter(name, wire_names, parse, repeated, default)
 
 
-def _text_parser(hint: Any, identifiers: Identifiers) -> TextParser | None:
+def _text_parser(hint: Any) -> TextParser | None:
     if isinstance(hint, NewType):
-        return identifiers.get(hint)
+        return IDENTIFIERS.get(hint)
     if hint is str:
         return str
     if hint is bool:

@@ -76,7 +76,7 @@ class RateLimiter:
         try:
             yield
         except BaseException:
-            self._give_back(limit, key)
+            self.give_back(limit, key)
             raise
 
     @contextmanager
@@ -85,7 +85,7 @@ class RateLimiter:
         Raises LimitExceeded."""
         self.check(limit, key)
         yield
-        self._give_back(limit, key)
+        self.give_back(limit, key)
 
     @contextmanager
     def attempting(self, counted: Sequence[Counted]) -> Iterator[Attempt]:
@@ -101,7 +101,7 @@ class RateLimiter:
         finally:
             if not attempt.has_failed:
                 for limit, key, cost in counted:
-                    self._give_back(limit, key, cost)
+                    self.give_back(limit, key, cost)
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count what has happened already, though it be more than there was room for: for what is known only then."""
@@ -131,7 +131,8 @@ class RateLimiter:
         if len(buckets) > self._max_buckets:
             self._forget(limit, now)
 
-    def _give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
+    def give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
+        """What was counted is not to count after all."""
         buckets = self._full_at.get(limit, {})
         if key in buckets:  # else it is full already
             buckets[key] -= cost / self._rates[limit].per_second

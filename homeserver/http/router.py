@@ -6,6 +6,7 @@ answer.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -14,8 +15,7 @@ import msgspec
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
-from homeserver.http.identifiers import IDENTIFIERS
-from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query
+from homeserver.http.parameters import Binding, DeclarationError, bind, parse_query
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.context import set_caller
@@ -65,23 +65,22 @@ class Router:
         services: Mapping[type, object],
         *,
         guard: Guard,
-        identifiers: Identifiers = IDENTIFIERS,
         body_limits: Mapping[BodyLimit, int] | None = None,
     ) -> None:
         self._guard = guard
         self._body_limits = body_limits or {}
         self._table: PathTable[dict[str, Route]] = PathTable()
         for declaration in _declarations(sources):
-            self._add(declaration, services, identifiers)
+            self._add(declaration, services)
 
-    def _add(self, declaration: Endpoint, services: Mapping[type, object], identifiers: Identifiers) -> None:
+    def _add(self, declaration: Endpoint, services: Mapping[type, object]) -> None:
         handler = declaration.handler
         where = f"{handler.__module__}.{handler.__qualname__}"
         if not self._guard.can_check(declaration.auth):
             raise DeclarationError(f"{where}: its auth is {declaration.auth.value}, and no checker is wired for that")
         if not declaration.paths:
             raise DeclarationError(f"{where}: has no path")
-        binding = bind(declaration, services, identifiers)
+        binding = bind(declaration, services)
         max_body = declaration.max_body
         if isinstance(max_body, BodyLimit):
             if max_body not in self._body_limits:
@@ -201,13 +200,17 @@ class MethodRefused(MethodNotAllowed):
 
 def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]:
     for source in sources:
-        if not isinstance(source, ModuleType):
-            declaration = getattr(source, "__endpoint__", None)
-            if not isinstance(declaration, Endpoint):
-                raise DeclarationError(f"{source} is not declared as an endpoint")
-            yield declaration
+        if isinstance(source, ModuleType):
+            yield from _declared_in(source)
             continue
-        for value in vars(source).values():
-            declaration = getattr(value, "__endpoint__", None)
-            if isinstance(declaration, Endpoint) and declaration.handler.__module__ == source.__name__:
-                yield declaration
+        declaration = getattr(source, "__endpoint__", None)
+        if not isinstance(declaration, Endpoint):
+            raise DeclarationError(f"{source} is not declared as an endpoint")
+        yield declaration
+
+
+@cache
+def _declared_in(module: ModuleType) -> Sequence[Endpoint]:
+    """The endpoints of a module, which are the same for each server of a process."""
+    found = (getattr(value, "__endpoint__", None) for value in vars(module).values())
+    return [each for each in found if isinstance(each, Endpoint) and each.handler.__module__ == module.__name__]

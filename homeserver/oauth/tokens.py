@@ -22,7 +22,7 @@ from homeserver.services.oauth.metadata import (
 from homeserver.services.oauth.tokens import OAuthTokens
 
 
-@endpoint("POST", TOKEN_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+@endpoint("POST", TOKEN_PATH, auth=Auth.NONE, limit=Limit.REFRESH, max_body=MAX_BODY)
 async def post_token(
     tokens: OAuthTokens, grants: DeviceGrants, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> dict[str, object]:

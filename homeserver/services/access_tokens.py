@@ -32,7 +32,7 @@ from homeserver.services.secret_text import hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.streams import Change, Streams, Topic
-from storage.tokens import AccessTokenRow, TokenStore
+from storage.tokens import AccessTokenRow, PairUse, TokenStore
 from storage.transaction import WriteTransaction
 
 _EVERYBODY: Final = ""
@@ -164,13 +164,16 @@ class AccessTokens:
     async def _end_replaced(self, row: AccessTokenRow) -> None:
         now = int(self._clock.seconds() * 1000)
 
-        def write(txn: WriteTransaction) -> None:
+        def write(txn: WriteTransaction) -> PairUse:
             if row.refresh_nid is None or row.device_id is None:
-                return
-            if self._tokens.set_pair_used(txn, row.refresh_nid, row.user_id, row.device_id, now):
+                return PairUse.AGAIN
+            use = self._tokens.set_pair_used(txn, row.refresh_nid, row.user_id, row.device_id, now)
+            if use is PairUse.FIRST:
                 self._accounts.set_account_changed(txn, row.user_id)
+            return use
 
-        await self._database.write("set_pair_used", write)
+        if await self._database.write("set_pair_used", write) is PairUse.TOO_LATE:
+            raise UnknownToken("The access token was replaced by another", soft_logout=True)
 
     def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
         if len(self._remembered) >= self._most_remembered:

@@ -13,7 +13,7 @@ from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
 from homeserver.services.deactivation import Deactivation
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
@@ -150,7 +150,7 @@ class Accounts:
         log_out_but: Requester | None = None,
         by: UserID | None = None,
         ip: str | None = None,
-        era: int | None = None,
+        era: Era | None = None,
         also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
         """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`: whence its owner does, and `era`: in

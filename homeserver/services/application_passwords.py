@@ -19,7 +19,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.passwords import Passwords
 from homeserver.services.secret_text import SecretText, application_password_id
 from homeserver.services.sessions import NewSession, Sessions
@@ -79,7 +79,7 @@ class ApplicationPasswords:
         return None if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()) else row
 
     async def do_make(
-        self, user_id: UserID, name: str, lifetime_ms: int | None, *, era: int, address: str | None = None
+        self, user_id: UserID, name: str, lifetime_ms: int | None, *, era: Era, address: str | None = None
     ) -> str:
         """A new one, to be shown once. `lifetime_ms`: None for as long as may be; `address`: whence it is asked for. Raises as
         `check_era`, `Forbidden` where there are none,

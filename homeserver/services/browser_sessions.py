@@ -21,7 +21,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import TIME_OVER, Happened, note
 from homeserver.services.cookies import Cookies
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, InBrowser, check_era, check_sign_in
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
@@ -41,8 +41,8 @@ class BrowserSession(msgspec.Struct, frozen=True):
     is_suspended: bool = False
     origin: str | None = None
     """JSON: the sign-in at an identity provider by which they came, if any."""
-    era: int = 0
-    """Of the account, for the writes of what they do here (`homeserver/services/eras.py`)."""
+    era: Era = 0
+    """For the writes of what they do here (`homeserver/services/eras.py`)."""
 
 
 class BrowserSessions:
@@ -84,6 +84,7 @@ class BrowserSessions:
 
         def write(txn: WriteTransaction) -> None:
             check_era(txn, user_id, era)
+            check_sign_in(txn, origin)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
             proved = now if proved_ts is None else proved_ts
@@ -96,10 +97,14 @@ class BrowserSessions:
     async def get(self, context: RequestContext) -> BrowserSession | None:
         """Who is signed in in the browser that asks."""
         token = self._cookies.find(context, COOKIE)
-        row = None if token is None else await self._store.get_browser_session(hash_token(token), self._now())
+        if token is None:
+            return None
+        token_hash = hash_token(token)
+        row = await self._store.get_browser_session(token_hash, self._now())
         if row is None or self._validity.is_over(row.account_expires_ts):
             return None
-        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, row.era)
+        era = InBrowser(row.era, token_hash)
+        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, era)
 
     async def do_end_others(
         self, context: RequestContext, user_id: UserID, remove_sessions: Callable[[WriteTransaction, UserID, str], None]

@@ -14,7 +14,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.uia import UIA, AuthData, Operation
 from storage.database import Database
 from storage.oauth import CrossSigningResetStore
@@ -56,7 +56,7 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID, ip: str, era: int) -> None:
+    async def do_allow(self, user_id: UserID, ip: str, era: Era) -> None:
         """Allow it, to whoever uses this account. `ip`: whence their browser asks; `era`: in which they are signed in there. Raises as
         `check_era`."""
 

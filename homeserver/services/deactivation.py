@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.identity_bindings import SUCCESS, IdentityBindings
 from homeserver.services.sessions import Sessions
 from storage.account_data import AccountDataStore
@@ -79,7 +79,7 @@ class Deactivation:
         erase: bool,
         by: UserID | None = None,
         ip: str | None = None,
-        era: int | None = None,
+        era: Era | None = None,
     ) -> str:
         """End an account for good, then leave its rooms; what became of its addresses at identity servers
         (`IdentityBindings.try_unbind`); `erase`: take away its profile and account data too, and mark

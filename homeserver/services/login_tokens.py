@@ -3,7 +3,8 @@
 Laws:
 - A token is good for one sign-in, within minutes, by whoever holds it; it is kept as a hash.
 - Whoever signed in with a password for a program gets none: what they let in would outlive it.
-- A password change that ends sessions, a sign-out everywhere and a closed or locked account end its tokens.
+- A token is good in the era of the account in which it was given (`homeserver/services/eras.py`): a password change, whether it ends
+  sessions or not, a sign-out everywhere and a closed or locked account end it, also while it is being given or taken.
 
 spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#token-based
 """
@@ -20,7 +21,7 @@ from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era, check_session, check_sign_in
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
@@ -87,7 +88,7 @@ class LoginTokens:
     async def do_give(self, caller: Requester, auth: AuthData | None, address: str) -> tuple[str, int]:
         """A token for another client of the caller, and for how many milliseconds it is good.
 
-        Raises `Forbidden` where the server gives none, `LimitExceeded`, `AuthenticationRequired`.
+        Raises `Forbidden` where the server gives none, `LimitExceeded`, `AuthenticationRequired`, and as `check_session`.
         """
         if not self.from_sessions:
             raise Forbidden("This server gives out no tokens to sign in with")
@@ -104,13 +105,14 @@ class LoginTokens:
         def write(txn: WriteTransaction) -> None:
             if era is not None:
                 check_era(txn, caller.user_id, era)
+            check_session(txn, caller)
             self._store.add_login_token(txn, hash_token(token), caller.user_id, now + self._lifetime_ms)
             note(txn, caller.user_id, Happened.LOGIN_TOKEN_GIVEN, now, ip=address, device_id=caller.device_id)
 
         await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin | None, era: int) -> str:
+    async def do_give_to(self, user_id: UserID, origin: Origin | None, era: Era) -> str:
         """A token for the client of somebody who has signed in in a browser. `origin`: with an identity provider. Raises as
         `check_era`."""
         token = self._secret_text.login_token()
@@ -119,6 +121,7 @@ class LoginTokens:
 
         def write(txn: WriteTransaction) -> None:
             check_era(txn, user_id, era)
+            check_sign_in(txn, kept)
             self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, kept)
 
         await self._database.write("add_login_token", write)
@@ -154,6 +157,7 @@ class LoginTokens:
         origin = None if taken.origin is None else msgspec.json.decode(taken.origin, type=Origin)
 
         def write(txn: WriteTransaction) -> None:
+            check_sign_in(txn, taken.origin)
             self._sessions.add(txn, session)
             if origin is not None:
                 self._upstream_sessions.set_upstream_session(

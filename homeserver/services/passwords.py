@@ -54,12 +54,14 @@ class HashingThreads:
         *,
         longest_queue: int = 200,
         longest_queue_of_one: int = 200,
+        most_of_one: int | None = None,
     ) -> None:
+        """`most_of_one`: how many of the threads one asker may hold up at the same time; None: all, where nothing takes long."""
         self._reactor = reactor
         self._pool = pool
         self._turns = FairTurns(
             pool.max,
-            pool.max,
+            most_of_one or pool.max,
             most_waiting=longest_queue,
             most_waiting_of_one=longest_queue_of_one,
             refusal=_TooManyAtOnce,

@@ -24,8 +24,9 @@ class PluginPasswords:
         self._plugins = plugins
         self._accounts = accounts
 
-    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
+    async def check(self, name: str, account: AccountRow | None, password: str, address: str) -> UserID | None:
         """As `OtherPasswords.check`."""
+        del address  # what plug-ins do is theirs to bound
         typed = localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name
         person = await self._plugins.check_password(typed, password) if password else None
         return None if person is None else await self._admit(person, account)

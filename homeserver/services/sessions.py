@@ -5,8 +5,10 @@ Laws:
 - A session begins only while what it rests on holds: its write compares the era of the account (`homeserver/services/eras.py`).
 - A sign-in on a device that exists ends the session it had, and keeps its name and keys.
 - A renewal leaves the old pair usable until one of the new pair is used; `session_lifetime` bounds all renewals.
-- A refresh token that comes after its successor was used ends its session: one of the two who show it has stolen it, and neither
-  can be told from the other. It begins as the others of its session do, so it is known without being kept.
+- A refresh token that comes after its successor was used is refused: softly, so that the client keeps the device and its keys. Within a
+  minute that is all, since two tabs of a client may ask at once. Later one of the two who have shown it has stolen it, and neither
+  can be told from the other: the tokens of the session end, for both, and whoever has the password goes on with the device. It begins
+  as the others of its session do, so it is known without being kept. (OAuth 2.0 has no soft way: there the session ends.)
 - Other stores that keep something by device (keys, messages to it) take part in its removal, in the same write.
 
 spec: client-server-api#relationship-between-access-tokens-and-devices, client-server-api#refreshing-access-tokens,
@@ -19,9 +21,10 @@ from typing import Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, MatrixError, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.eras import check_era
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged, oauth_family_of
@@ -30,7 +33,7 @@ from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
-from storage.tokens import TokenStore
+from storage.tokens import PairUse, TokenStore
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -117,16 +120,19 @@ class Sessions:
         devices: DeviceStore,
         tokens: TokenStore,
         *,
+        limiter: RateLimiter | None = None,
         lifetimes: Lifetimes | None = None,
         ends_with_sessions: Sequence[EndsWithSessions] = (),
         recorded_with_sessions: Sequence[RecordedWithSessions] = (),
         recorded_with_all_sessions: Sequence[RecordedWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
+        set_by_tokens: Sequence[KeepsByDevice] = (),
     ) -> None:
         """`ends_with_sessions`, `recorded_with_sessions`: goes when all sessions of a user do, and when the account is locked;
         `recorded_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
-        `kept_by_session`: also when somebody signs in anew on the device."""
+        `kept_by_session`: also when somebody signs in anew on the device; `set_by_tokens`: what of `kept_by_device` tells whoever set it
+        up of the account, so that it goes too when tokens of the device were in wrong hands."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -136,9 +142,11 @@ class Sessions:
         self._ends_with_sessions = tuple(ends_with_sessions)
         self._recorded_with_sessions = tuple(recorded_with_sessions)
         self._recorded_with_all_sessions = tuple(recorded_with_all_sessions)
+        self._limiter = limiter or RateLimiter(clock, {})
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = tuple(kept_by_device)
         self._kept_by_session = tuple(kept_by_session)
+        self._set_by_tokens = tuple(set_by_tokens)
 
     def prepare(
         self,
@@ -226,11 +234,13 @@ class Sessions:
 
     async def do_refresh(self, refresh_token: str, address: str) -> NewSession:
         """Exchange a refresh token for a new pair; `address`: whence it comes. Raises `UnknownToken`, with `soft_logout` where time is
-        over, and `UserLocked`."""
+        over, or it was used already, `UserLocked`, and `LimitExceeded`."""
         if is_damaged(refresh_token) or oauth_family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
-        if not await self._database.read_quickly("find_refresh_token", self._is_ours, refresh_token):
+        owner = await self._database.read_quickly("find_refresh_token", self._find_owner, refresh_token)
+        if owner is None:
             raise UnknownToken("Unknown refresh token")  # what is made up costs no write
+        self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
         # Texts may not be made in the transaction, which may run twice.
         family = family_of(refresh_token) or self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.refresh_token(family)
@@ -239,12 +249,15 @@ class Sessions:
             raise renewed
         return renewed
 
-    def _is_ours(self, txn: Transaction, refresh_token: str) -> bool:
-        """Whether it is a refresh token, or was one of a session that there still is."""
-        if self._tokens.get_refresh_token(txn, hash_token(refresh_token)) is not None:
-            return True
+    def _find_owner(self, txn: Transaction, refresh_token: str) -> str | None:
+        """By whose refresh token it is, or was of a session that there still is, what its renewals count as: a spent one takes nothing
+        from what there is room for of its owner's."""
+        token = self._tokens.get_refresh_token(txn, hash_token(refresh_token))
+        if token is not None:
+            return token.user_id
         family = family_of(refresh_token)
-        return family is not None and self._tokens.get_refresh_token_of_family(txn, hash_token(family)) is not None
+        current = None if family is None else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
+        return None if current is None else spent_key(current.user_id)
 
     def _refresh(
         self, txn: WriteTransaction, refresh_token: str, texts: tuple[str, str], address: str
@@ -260,22 +273,35 @@ class Sessions:
             note_refusal(txn, UserID(token.user_id), now, "locked", ip=address, device_id=device_id)
             return error
         if renewed is None:
-            self._end_family(txn, refresh_token, address)
-            return UnknownToken("Unknown refresh token")
+            return self._refuse_spent(txn, refresh_token, address)
         if renewed.refresh_token is None:
             return UnknownToken("The session has expired", soft_logout=True)
         return renewed
 
-    def _end_family(self, txn: WriteTransaction, refresh_token: str, address: str) -> None:
-        """A refresh token came that is good no more; while nothing of an exchange was used, it may be one whose answer got lost."""
-        family = family_of(refresh_token)
+    def _refuse_spent(self, txn: WriteTransaction, refresh_token: str, address: str) -> UnknownToken:
+        """A refresh token came that is good no more. While nothing of an exchange was used, it may be one whose answer got lost; just
+        after that, another tab's. One that was never used is not used twice."""
+        family, token_hash, now = family_of(refresh_token), hash_token(refresh_token), self._now()
         current = None if family is None else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
-        if current is None or self._tokens.has_exchange_under_way(txn, current.user_id, current.device_id):
-            return
-        self.end_reused(txn, UserID(current.user_id), DeviceID(current.device_id), address)
+        if current is None:
+            return UnknownToken("Unknown refresh token")
+        is_harmless = (
+            self._tokens.has_exchange_under_way(txn, current.user_id, current.device_id)
+            or self._tokens.is_just_spent(txn, token_hash, now)
+            or self._tokens.get_refresh_token(txn, token_hash) is not None
+            or (current.expires_ts is not None and current.expires_ts <= now)
+        )
+        if not is_harmless:
+            user_id, device_id = UserID(current.user_id), DeviceID(current.device_id)
+            note(txn, user_id, Happened.TOKEN_REUSED, now, ip=address, device_id=device_id)
+            self._tokens.expire_tokens_of_device(txn, user_id, device_id, now)
+            for store in self._set_by_tokens:
+                store.remove_devices(txn, user_id, [device_id])
+            self._accounts.set_account_changed(txn, user_id)
+        return UnknownToken("The refresh token has been used already", soft_logout=True)
 
     def end_reused(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, address: str) -> None:
-        """A secret of a session was used twice: it ends."""
+        """A secret of a session of the OAuth 2.0 API was used twice: it ends."""
         note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
         self.remove_devices(txn, user_id, [device_id], address)
 
@@ -313,13 +339,17 @@ class Sessions:
             return None
         if account.locked and not while_locked:
             raise UserLocked(soft_logout=True)
-        ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
-        if ended or old.next_nid is not None:
+        use = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
+        if use is PairUse.TOO_LATE:
+            return None
+        if use is PairUse.FIRST:
             self._accounts.set_account_changed(txn, old.user_id)
-        self._tokens.set_next(txn, old, self._add_tokens(txn, session, first_used=False))
+        self._add_tokens(txn, session, from_nid=old.refresh_nid)
+        self._tokens.trim_exchanges(txn, old.refresh_nid)
         return session
 
-    def _add_tokens(self, txn: WriteTransaction, session: NewSession, *, first_used: bool = True) -> int:
+    def _add_tokens(self, txn: WriteTransaction, session: NewSession, *, from_nid: int | None = None) -> None:
+        """`from_nid`: the refresh token for which they are."""
         refresh_nid = None
         if session.refresh_token is not None:
             family = family_of(session.refresh_token)
@@ -332,6 +362,7 @@ class Sessions:
                 expires_ts=session.refresh_expires_ts,
                 ultimate_expires_ts=session.ultimate_expires_ts,
                 family_hash=None if family is None else hash_token(family),
+                from_nid=from_nid,
             )
         self._tokens.add_access_token(
             txn,
@@ -341,9 +372,8 @@ class Sessions:
             now=session.now,
             expires_ts=session.access_expires_ts,
             refresh_nid=refresh_nid,
-            first_used=first_used,
+            first_used=from_nid is None,
         )
-        return refresh_nid or 0
 
     async def do_log_out(self, caller: Requester, ip: str | None = None) -> None:
         """End the caller's session, and its device with it; `ip`: whence they ask."""
@@ -404,6 +434,11 @@ class Sessions:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+def spent_key(user_id: str) -> str:
+    """What a refresh token of somebody that is spent counts as, against rate limits."""
+    return f"spent {user_id}"
 
 
 def _check_device_id(txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:

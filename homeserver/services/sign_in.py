@@ -3,7 +3,7 @@
 Laws:
 - An unknown user, one without a password and a wrong password look alike, and take the same time.
 - Failures count against the account and the address; who has too many waits, with the right password too. Against the
-  account an attempt counts from when it begins, so that many at once are no more guesses than many in a row.
+  account an attempt counts from when it begins (`homeserver/services/password_attempts.py`).
 - What an account may not do any more is told only to who has shown its password.
 - A password that was made for a program (`homeserver/services/application_passwords.py`) begins a session in the client-server
   API, and does nothing else: it opens no page and confirms nothing. It is asked of nobody else.
@@ -39,6 +39,7 @@ from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.eras import ProofEnded
+from homeserver.services.password_attempts import PasswordAttempts
 from homeserver.services.passwords import Passwords
 from homeserver.services.phone_validation import InvalidNumber, digits_of, parse_phone_number
 from homeserver.services.secret_text import application_password_id
@@ -94,9 +95,9 @@ class RefusedElsewhere(Exception):
 class OtherPasswords(Protocol):
     """Passwords that are not kept here."""
 
-    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
-        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any. Raises
-        `MatrixError` where nobody can say, `RefusedElsewhere` where the account may not be used."""
+    async def check(self, name: str, account: AccountRow | None, password: str, address: str) -> UserID | None:
+        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any; `address`: whence it is
+        asked. Raises `MatrixError` where nobody can say, `RefusedElsewhere` where the account may not be used."""
         ...
 
 
@@ -135,6 +136,7 @@ class SignIn:
         self._passwords = passwords
         self._sessions = sessions
         self._limiter = limiter
+        self._attempts = PasswordAttempts(clock, limiter)
         self._application_passwords = application_passwords
         self._server_name = server_name
         self.password_login = password_login
@@ -298,14 +300,13 @@ class SignIn:
             candidates = self._candidates(name)
         key = candidates[-1] if candidates else name[:_LONGEST_NAME]
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
-        with self._limiter.attempting([Counted(Limit.LOGIN_FAILED, key), *also]) as attempt:
+        async with self._attempts.attempt(key, also) as attempt:
             account = await self._find(name, candidates, password, address, own=own, program=program)
             if account is None:
                 attempt.fail()
                 # Afterwards, lest a class that signs in at once be held back; but all of them, so that who guesses waits the longer.
                 self._limiter.count(Limit.LOGIN_FAILED, address_key(address), cost=_COST_FOR_ADDRESS)
                 raise Forbidden(_WRONG)
-        self._limiter.forget(Limit.LOGIN_FAILED, key)
         return account
 
     async def _find(
@@ -355,7 +356,7 @@ class SignIn:
             return None
         for passwords in self._other_passwords:
             try:
-                user_id = await passwords.check(name, account, password)
+                user_id = await passwords.check(name, account, password, address)
             except RefusedElsewhere as refused:
                 if refused.user_id is not None:
                     await self.do_note_refusal(refused.user_id, address, refused.error)

@@ -11,7 +11,7 @@ from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
 from homeserver.services.accounts import Accounts
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.threepid_validation import ADD, EMAIL, Proof, ThreepidValidation
 from homeserver.services.uia import AuthData
 from homeserver.services.vouched_addresses import Plan, compute_plans
@@ -82,7 +82,7 @@ class Threepids:
         era = await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
         await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, era)
 
-    async def do_take(self, user_id: UserID, sid: str, client_secret: str, ip: str, era: int) -> None:
+    async def do_take(self, user_id: UserID, sid: str, client_secret: str, ip: str, era: Era) -> None:
         """As `do_add`, for who has confirmed it in another way, in this era of the account."""
         proof = await self._check(user_id, sid, client_secret)
         await self._database.write("add_threepid", self._add, user_id, proof, ip, era)
@@ -94,7 +94,7 @@ class Threepids:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
-    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, era: int) -> None:
+    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, era: Era) -> None:
         check_era(txn, user_id, era)
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())

@@ -6,13 +6,15 @@ Laws:
   repeated request in the same way; then the operation claims it (`claim`) in the write in which it is done.
 - A session that has ended never comes back, whatever was under way in it.
 - A request without `auth` is never let through.
-- What a stage holds back (a use of a registration token) is written together with the stage's completion.
+- What a stage holds back (a use of a registration token) is written together with the stage's completion. The operation that claims the
+  session uses it, or it is given back: also what was completed beside, in another flow, by a request that came at the same time.
 - Whoever has the id of a session may go on with it: its hash is kept, and not itself.
 
 spec: client-server-api#user-interactive-authentication-api
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
@@ -197,11 +199,15 @@ class UIA:
 
     def claim(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
         """Use the confirmation up, in the write in which the operation is done, and note what it makes, for a repeated request.
-        Raises `SessionUsed`, so that of many requests in one session one is done."""
+        What the session holds and `confirmation` does not name is given back. Raises `SessionUsed`, so that of many requests in one
+        session one is done."""
         if confirmation.session_id is None:
             return
-        if not self._store.set_result(txn, hash_secret(confirmation.session_id), result):
+        session_hash = hash_secret(confirmation.session_id)
+        row = self._store.get_session_in(txn, session_hash, 0)
+        if row is None or not self._store.set_result(txn, session_hash, result):
             raise SessionUsed
+        self._give_back(txn, row, but=confirmation.completed)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` sessions that have grown old, and give back what they held; how many there were."""
@@ -211,10 +217,16 @@ class UIA:
         rows = self._store.remove_old_sessions(txn, oldest, limit)
         for row in rows:
             if row.result is None:
-                for name, result in _completed_decoder.decode(row.completed).items():
-                    if name in self._stages:
-                        self._stages[name].remove(txn, result)
+                self._give_back(txn, row)
         return len(rows)
+
+    def _give_back(
+        self, txn: WriteTransaction, row: UIASessionRow, but: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """What a session holds, but for these stages."""
+        for name, result in _completed_decoder.decode(row.completed).items():
+            if name in self._stages and name not in but:
+                self._stages[name].remove(txn, result)
 
     async def _get(self, session_id: str) -> _Session | None:
         row = await self._store.get_session(hash_secret(session_id), self._oldest())
@@ -251,6 +263,8 @@ class UIA:
             if now is None and session is not None:
                 return {}
             completed = {} if now is None else _completed_decoder.decode(now.completed)
+            if now is not None and now.result is not None:
+                return completed  # it has confirmed what it was for: nothing more is held for it
             if name not in completed:
                 self._stages[name].add(txn, result)
                 completed[name] = result

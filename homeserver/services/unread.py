@@ -9,7 +9,7 @@ spec: client-server-api#receiving-notifications, client-server-api#threading
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Final
 
@@ -17,6 +17,8 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.room_events import StoredEvent
+from federation.rooms.visible import Seen
 from homeserver.services.push.own_rules import OwnRules
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
@@ -106,6 +108,12 @@ class _Recent(msgspec.Struct, gc=False):
         if not events or events[-1].position <= position:
             return []
         return events[bisect_right(events, position, key=_position) : bisect_right(events, upto, key=_position)]
+
+
+def has_hidden_redaction(arrived: Iterable[StoredEvent], shown: Iterable[Seen]) -> bool:
+    """Whether among the arrivals is a redaction that is not shown, as its sender is ignored: what it took away may have been counted."""
+    redactions = {event.nid for event in arrived if event.event.type == REDACTION}
+    return bool(redactions) and not redactions <= {seen.event.nid for seen in shown}
 
 
 class UnreadCounts:

@@ -19,6 +19,7 @@ from homeserver.services.registration import Registration
 from homeserver.services.sign_in import EmailAddress, SignIn, phone_number
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.saml_logout import SAMLLogout
+from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -155,16 +156,19 @@ async def post_sign_out(
     forms: Forms,
     sessions: BrowserSessions,
     saml: SAMLLogout,
+    upstream: UpstreamSignIn,
     context: RequestContext,
     *,
     body: bytes,
 ) -> Response:
-    """End the session of this browser, and that at the provider by which it began, where that offers it. Apps stay signed in."""
+    """End the session of this browser, and that at the provider by which it began, where that offers it. Apps stay signed
+    in; what waits in this browser of a sign-in at a provider ends."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
     next_path = own_path(fields.get("next", ""), HOME)
     session = await sessions.get(context)
+    await upstream.do_forget(context)
     cookie = await sessions.do_end(context)
     elsewhere = None if session is None else await saml.leave(session.origin, next_path)
     if elsewhere is None:

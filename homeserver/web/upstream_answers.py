@@ -16,7 +16,8 @@ from homeserver.services.own_paths import own_path
 from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID
 from homeserver.services.upstream.cas import TICKET_PATH, CASProvider
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.oidc.provider import CALLBACK_PATH, OIDC
+from homeserver.services.upstream.oidc.callbacks import CALLBACK_PATH
+from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml import LONGEST_RESPONSE, METADATA_PATH, RESPONSE_PATH, SAMLSignIn

@@ -1,15 +1,14 @@
 """One server process per database and module; each story has people of its own."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 
 import pytest
-from aiosmtpd.controller import Controller
 from playwright.sync_api import Browser, sync_playwright
 
 from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
+from tests.helpers.mail_servers import mail_server
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.visitor import Letters
 
@@ -38,12 +37,8 @@ def real_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def letters() -> Iterator[tuple[Letters, int]]:
     """A mail server on this machine, and its port."""
     found = Letters()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    controller = Controller(found, hostname="127.0.0.1", port=port)
-    controller.start()
-    yield found, port
-    controller.stop()
+    with mail_server(found) as port:
+        yield found, port
 
 
 @pytest.fixture(scope="module")

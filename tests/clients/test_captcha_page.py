@@ -65,6 +65,8 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     size = {"width": 360, "height": 740}
     alice = Visitor(chromium, served, "ru", viewport=size, is_mobile=True)
     page = alice.page
+    # that it is away is shown after some seconds, which do not pass as long as somebody looks
+    page.add_init_script("addEventListener('load', () => document.getAnimations().forEach(each => each.pause()))")
     page.route(CAPTCHA, lambda route: route.abort())
     alice.open("/_mahalla/register")
     away = page.get_by_text("captcha.example, откуда он загружается, не отвечает")

@@ -71,6 +71,7 @@ def client() -> Iterator[str]:
 def page(client: str, chromium: Browser) -> Iterator[Page]:
     context = chromium.new_context()
     page = context.new_page()
+    page.set_default_timeout(60_000)
     page.goto(client)
     yield page
     context.close()

@@ -8,7 +8,7 @@ from tests.helpers.neighbours import two_neighbours
 from tests.helpers.real_server import RealServer
 from tests.helpers.stories import tell
 
-SECONDS = 150
+SECONDS = 600
 
 
 def test_three_people_five_devices_and_a_server_that_is_killed(real_server: RealServer) -> None:

@@ -12,7 +12,7 @@ from tests.helpers.real_server import RealServer
 SCRIPT = Path(__file__).parent / "js" / "story.mjs"
 MODULES = Path(__file__).parents[2] / ".cache" / "js"
 NODE = MODULES / "node_modules" / ".bin" / "node"
-SECONDS = 90
+SECONDS = 300
 
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])

@@ -13,7 +13,7 @@ from tests.helpers.real_server import RealServer
 
 R = TypeVar("R")
 
-SECONDS_TO_HEAR = 20
+SECONDS_TO_HEAR = 60
 
 
 def expect(answer: Any, kind: type[R]) -> R:

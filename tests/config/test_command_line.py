@@ -2,13 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import yaml
@@ -25,8 +23,9 @@ from homeserver.services.scanning.rescans import follow_rescan
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
+from tests.helpers.ports import free_port
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 def call(*words: str | Path) -> Result:
@@ -76,6 +75,19 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert checked.exit_code == 1
     assert "did you mean server_name?" in checked.output
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
+
+
+def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> None:
+    config = tmp_path / "data" / "homeserver.yaml"
+    call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
+    provider = "- {{idp_id: {0}, idp_name: N, issuer: 'https://{0}.example', client_id: c, client_secret: s}}\n"
+    config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
+    uri = "https://matrix.example.org/_synapse/client/oidc/callback"
+    assert f"oidc-town has to know as redirect URI: {uri}\n" in call("config", "check", "-c", config).output
+    config.write_text(config.read_text() + provider.format("school"))
+    told = call("config", "check", "-c", config).output
+    for idp_id in ("town", "school"):
+        assert f"oidc-{idp_id} has to know as redirect URI: {uri}/oidc-{idp_id}\n" in told
 
 
 def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
@@ -195,9 +207,7 @@ def run_command(*words: str, given: str = "") -> subprocess.CompletedProcess[str
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder with a configuration on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = tmp_path / "homeserver.yaml"
     call("init", "example.org", "--folder", tmp_path)
     text = path.read_text().replace("port: 8008", f"port: {port}").replace('["::1", "127.0.0.1"]', '["127.0.0.1"]')
@@ -208,6 +218,10 @@ def data(tmp_path: Path) -> Path:
 def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> None:
     config = data / "homeserver.yaml"
     port = yaml.safe_load(config.read_text())["listeners"][0]["port"]
+    provider = "{idp_id: town, idp_name: Town, issuer: 'https://town.example', client_id: c, client_secret: s}"
+    config.write_text(
+        f"{config.read_text()}\npublic_baseurl: https://matrix.example.org\noidc_providers: [{provider}]\n"
+    )
     with open(data / "log", "wb") as log:
         command = [sys.executable, "-m", "homeserver", "run", "--config", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -232,21 +246,23 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert third.returncode == 1
         assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=5) == 0
+        assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()
         process.wait()
     assert not (data / "pid").exists()
-    assert "Traceback" not in (data / "log").read_text()
+    told = (data / "log").read_text()
+    assert "oidc-town has to know as redirect URI: https://" in told
+    assert "Traceback" not in told
 
 
 def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + SECONDS
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
                 assert answer.status == 200
             return
-        except URLError:
+        except OSError:
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.05)

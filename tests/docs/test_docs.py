@@ -59,7 +59,7 @@ def test_every_command_is_told(command: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.name))
 def test_every_script_is_told_and_helps(script: Path) -> None:
     assert f"| `scripts/{script.name}` |" in COMMANDS
-    helped = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    helped = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120, check=False)
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.startswith("usage: scripts/" + script.name)
 

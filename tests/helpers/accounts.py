@@ -119,6 +119,7 @@ class AccountsServer:
         fixed_profile_fields: frozenset[str] = frozenset(),
         password_login: bool = True,
         login_tokens: bool = False,
+        login_tokens_confirmed: bool = True,
         public_baseurl: str | None = None,
         shared_secret: str | None = SHARED_SECRET,
     ) -> None:
@@ -152,11 +153,12 @@ class AccountsServer:
             self.account_store,
             self.device_store,
             self.token_store,
+            limiter=self.limiter,
             lifetimes=lifetimes,
             ends_with_sessions=[self.login_token_store],
         )
         self.threepids = ThreepidStore(database)
-        application_passwords = ApplicationPasswords(
+        self.application_passwords = application_passwords = ApplicationPasswords(
             clock,
             database,
             ApplicationPasswordStore(database),
@@ -246,7 +248,7 @@ class AccountsServer:
             self.limiter,
             application_passwords,
             from_sessions=login_tokens,
-            confirmed=True,
+            confirmed=login_tokens_confirmed,
             lifetime_ms=120_000,
         )
         services: list[object] = [

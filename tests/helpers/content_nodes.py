@@ -130,7 +130,7 @@ class Threads:
     def hang(self) -> None:
         """In a thread: until somebody says `go_on`."""
         self._stopped.set()
-        assert self._going_on.wait(30)
+        assert self._going_on.wait(60)
 
     def go_on(self) -> None:
         self._stopped.clear()
@@ -138,7 +138,7 @@ class Threads:
         self._deliver()
 
     def _deliver(self) -> None:
-        assert self._stopped.wait(30)
+        assert self._stopped.wait(60)
         while self._calls:
             self._calls.pop(0)()
 

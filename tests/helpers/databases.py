@@ -11,7 +11,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg2
@@ -84,6 +86,7 @@ def open_inline(
     observer: Observer | None = None,
     writer: Executor | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    readers: Executor | None = None,
 ) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there already."""
     engine = make_engine(config)
@@ -93,7 +96,7 @@ def open_inline(
     return Database(
         engine,
         Streams(int(row[0]) if row else 0),
-        InlineExecutor(),
+        readers or InlineExecutor(),
         writer or InlineExecutor(),
         observer or SilentObserver(),
         clock,
@@ -105,10 +108,19 @@ def sqlite_config(path: Path) -> SQLiteConfig:
     return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048, mmap_bytes=0)
 
 
+@cache
+def _empty_sqlite() -> bytes:
+    """A database with the newest schema and nothing in it."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "template.db"
+        migrate(make_engine(sqlite_config(path)))
+        return path.read_bytes()
+
+
 def make_sqlite_template(directory: Path) -> Path:
     """A file with the newest schema and nothing in it."""
     path = directory / "template.db"
-    migrate(make_engine(sqlite_config(path)))
+    path.write_bytes(_empty_sqlite())
     return path
 
 
@@ -126,6 +138,8 @@ class PostgresTemplates:
         self._server = postgres.connection_parameters()
         schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
         self._template = f"mahalla_template_{schema}"
+        # by itself PostgreSQL 15 writes each page of the template into its log, which costs twice as much
+        self._strategy = sql.SQL("STRATEGY file_copy" if self._server_version() >= 150000 else "")
         with postgres.locked():
             if not self._run(
                 sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))
@@ -146,15 +160,18 @@ class PostgresTemplates:
             {**self._server, **patient, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2)
         )
 
-    def create(self, *, empty: bool = False, encoding: str = "UTF8") -> PostgresConfig:
-        """A database of its own: with the newest schema, or with none at all."""
+    def create(
+        self, *, empty: bool = False, encoding: str = "UTF8", like: PostgresConfig | None = None
+    ) -> PostgresConfig:
+        """A database of its own: with the newest schema, or with none at all, or with all that another one has, which nobody
+        may have open."""
         name = f"mahalla_{uuid4().hex}"
-        template = "template0" if empty else self._template
+        template = "template0" if empty else self._template if like is None else str(like.connect["dbname"])
         # One worker at a time: a template may not be used by two sessions at once.
         with postgres.locked():
             self._run(
-                sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE {}").format(
-                    sql.Identifier(name), sql.Literal(encoding), sql.Identifier(template)
+                sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE {} {}").format(
+                    sql.Identifier(name), sql.Literal(encoding), sql.Identifier(template), self._strategy
                 )
             )
         return self.config(name)
@@ -173,6 +190,13 @@ class PostgresTemplates:
                 " WHERE datname = {} AND pid <> pg_backend_pid()"
             ).format(name)
         )
+
+    def _server_version(self) -> int:
+        connection = psycopg2.connect(make_dsn(None, **self._server))
+        try:
+            return connection.server_version
+        finally:
+            connection.close()
 
     def _run(self, statement: sql.Composable) -> bool:
         """Run a statement; whether it gave a row."""

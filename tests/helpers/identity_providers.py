@@ -99,7 +99,7 @@ class OutsideServer:
     def end(self) -> None:
         """End it."""
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)
         self._log.close()
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 T = TypeVar("T")
 V3 = "/_matrix/client/v3"
 PASSWORD = "wonderland"
-SECONDS_TO_HEAR = 30.0
+SECONDS_TO_HEAR = 60.0
 MAX_PAGES = 100
 
 

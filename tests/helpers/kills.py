@@ -25,7 +25,7 @@ class Where:
     def wait(self) -> RunningServer:
         """The process that serves, once there is one."""
         with self.changed:
-            self.changed.wait_for(lambda: self.server is not None, 60)
+            self.changed.wait_for(lambda: self.server is not None, 120)
             assert self.server is not None
             return self.server
 

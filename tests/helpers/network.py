@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 
 from federation.member_lists import Fetch
 from federation.outbound.errors import OutboundError
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
@@ -170,6 +170,8 @@ class Network:
     async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
         """What a server's wire does."""
         answer = await self._exchange(origin, destination, request)
+        if request.take is None and len(answer.body) > request.max_bytes:
+            raise AnswerTooLong(destination, "its answer is too long")
         return answer if request.take is None else hand_over(destination, request, answer)
 
     async def _exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:

@@ -7,7 +7,6 @@ with running_server(tmp_path, SQLiteConfig(…)) as server:
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,19 +18,20 @@ import yaml
 
 from storage.database import DatabaseConfig, PostgresConfig
 from tests.helpers.ports import free_port
+from tests.helpers.programs import Program, start_program
 
 SERVER_NAME = "localhost"
-_SECONDS_TO_START = 60.0
-_SECONDS_TO_END = 20.0
+_SECONDS_TO_START = 120.0
+_SECONDS_TO_END = 60.0
 _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 
 
 class RealServer:
     """A server that runs, and can be killed and started again on the same data."""
 
-    def __init__(self, command: Sequence[str], port: int, log_file: Path) -> None:
+    def __init__(self, arguments: Sequence[str], port: int, log_file: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._command = command
+        self._arguments = arguments
         self._log_file = log_file
         self._process = self._spawn()
 
@@ -49,7 +49,7 @@ class RealServer:
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log()
             try:
-                with urlopen(self.url + "/_matrix/client/versions", timeout=5) as answer:
+                with urlopen(self.url + "/_matrix/client/versions", timeout=60) as answer:
                     assert json.load(answer)["versions"]
                     return
             except (URLError, OSError):
@@ -66,9 +66,9 @@ class RealServer:
             self._process.wait()
             raise
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Program:
         with self._log_file.open("ab") as log:
-            return subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+            return start_program("homeserver", *self._arguments, output=log)
 
 
 @contextmanager
@@ -79,11 +79,15 @@ def running_server(
     told where it is reached; `configuration`: what else it is told."""
     port = free_port()
     told = {**({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}), **(configuration or {})}
-    _run("init", SERVER_NAME, "--folder", str(folder))
+    log = folder / "log"
+    folder.mkdir(exist_ok=True)
+    with log.open("ab") as made:
+        initial = start_program("homeserver", "init", SERVER_NAME, "--folder", str(folder), output=made)
+    assert initial.wait(_SECONDS_TO_START) == 0, log.read_text(encoding="utf-8")
     further = folder / "for_tests.yaml"
     further.write_text(yaml.safe_dump({**_configuration(port, database), **told}), encoding="utf-8")
-    arguments = ["-m", "homeserver", "run", "--config", str(folder / "homeserver.yaml"), "--config", str(further)]
-    server = RealServer([sys.executable, *arguments], port, folder / "log")
+    arguments = ["run", "--config", str(folder / "homeserver.yaml"), "--config", str(further)]
+    server = RealServer(arguments, port, log)
     try:
         server.wait_until_ready()
         yield server
@@ -112,8 +116,3 @@ def _configuration(port: int, database: DatabaseConfig) -> dict[str, object]:
         "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},
         "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
     }
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "homeserver", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -113,7 +113,7 @@ class RoomParts:
             self.lacks_keys,
             self.find_true,
         )
-        late = LateContents(database, self.engine, self.events, self.identity)
+        late = LateContents(database, self.engine, self.events, self.identity, self.tick)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, late, self.tick)
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
@@ -173,9 +173,9 @@ class RoomParts:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
 
-    async def find_true(self, _room_nid: int, _event: Event, _origin: ServerName | None) -> Event | None:
+    async def find_true(self, _room_nid: int, _events: Sequence[Event], _origin: ServerName | None) -> list[Event]:
         """Nobody can be asked."""
-        return None
+        return []
 
     def lacks_keys(self, event: Event) -> bool:
         """Whether a server must have signed it whose keys are not known."""

@@ -11,8 +11,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +21,13 @@ import yaml
 
 from homeserver.first_files import write_first_files
 from storage.database import PostgresConfig, SQLiteConfig
+from tests.helpers.programs import Program, start_program
 
-ROOT = Path(__file__).parents[2]
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 120.0
+SECONDS_TO_END = 60.0
+SECONDS_TO_ANSWER = 60.0
+"""How long things may take on a machine that has much else to do; nothing is measured by these."""
+
 _LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 OPEN: Mapping[str, object] = {
@@ -61,7 +63,7 @@ class Reply:
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout: float = SECONDS_TO_ANSWER) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -93,23 +95,23 @@ def exchange(
 class RunningServer:
     """A process that serves."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, seconds_to_start: float, ports: list[int]) -> None:
+    def __init__(self, process: Program, log: Path, seconds_to_start: float, ports: list[int]) -> None:
         self.process = process
         self.log = log
         self.seconds_to_start = seconds_to_start
         self.ports = ports
 
-    def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
+    def connect(self, timeout: float = SECONDS_TO_ANSWER) -> http.client.HTTPConnection:
         """A connection to the first TCP listener."""
         return http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=timeout)
 
     def connect_tls(self, certificate: Path, number: int = 0) -> http.client.HTTPSConnection:
         """A connection to a listener with TLS."""
         context = ssl.create_default_context(cafile=str(certificate))
-        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=30.0, context=context)
+        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=SECONDS_TO_ANSWER, context=context)
 
     def request(
-        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = 30.0
+        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = SECONDS_TO_ANSWER
     ) -> Reply:
         """One request on a connection of its own."""
         connection = self.connect(seconds)
@@ -128,13 +130,13 @@ class RunningServer:
     def kill(self) -> None:
         """kill -9: whatever the process is doing ends here."""
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(SECONDS_TO_END)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code. Raises where the process takes more than 10 seconds."""
+        """SIGTERM; the exit code. Raises where the process does not end."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(SECONDS_TO_END)
 
 
 class ServerFiles:
@@ -155,17 +157,11 @@ class ServerFiles:
         self.config.write_text(yaml.safe_dump({**OPEN, "database": section, **(further or {})}), encoding="utf-8")
         self._started: list[RunningServer] = []
 
-    def launch(self, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    def launch(self, *arguments: str) -> tuple[Program, Path]:
         """Start a command of the server's; its process and where its log is."""
         log = self.folder / f"log.{time.monotonic_ns()}"
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                command_of(self, *arguments),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-            )
+            process = start_program("homeserver", *arguments, "-c", str(self.config), output=file)
         return process, log
 
     def start(self, listeners: int = 1) -> RunningServer:
@@ -189,8 +185,3 @@ class ServerFiles:
         for server in self._started:
             if server.process.poll() is None:
                 server.kill()
-
-
-def command_of(files: ServerFiles, *arguments: str) -> list[str]:
-    """How a command of the server's is started with the configuration of these files; in ROOT."""
-    return [sys.executable, "-m", "homeserver", *arguments, "-c", str(files.config)]

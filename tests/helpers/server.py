@@ -9,11 +9,14 @@ moves only by `server.clock.advance`.
 """
 
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from functools import lru_cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -32,6 +35,7 @@ from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
+from homeserver.config.whole import Config
 from homeserver.services.mail.relay import CannotDeliver
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
@@ -123,6 +127,15 @@ async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes:
     raise OutboundError(f"there is nothing at {url}")
 
 
+@lru_cache(maxsize=64)
+def _read(text: str) -> Config:
+    """A configuration without paths. Most tests have the same, and to read it takes a third of what makes a server."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "homeserver.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config([path], {}).config
+
+
 class TestServer:
     """The server, and people on it."""
 
@@ -164,7 +177,9 @@ class TestServer:
             self.clock.advance(now)
         self._jumped = 0.0
         self.relay = MemoryRelay()
-        self.config = load_config([path], {}).config
+        self.config = (
+            load_config([path], {}).config if further_config else replace(_read(text), folder=folder.absolute())
+        )
         self.registry = CollectorRegistry()
         access_log = RememberingAccessLog()
         self.threads = InlineThreads()

@@ -78,7 +78,7 @@ class Slapd:
     def start(self) -> Connection:
         """Start it, and wait until it answers; a connection of its administrator."""
         self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 self._admin = Connection(Server(self.url), ADMIN, SECRET, auto_bind=True)
@@ -92,7 +92,7 @@ class Slapd:
         """End it."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
     def close(self) -> None:

@@ -43,6 +43,8 @@ class Ask:
     state: int
     subscribed: int = 0
     """So many of the rooms that are known, with a greater limit."""
+    without: frozenset[str] = frozenset()
+    """Extensions that are not wanted."""
 
 
 EVERYTHING = Ask(EVERY_ROOM, 3, 0)
@@ -63,23 +65,25 @@ class SlidingFollower:
 
     def sync(self, ask: Ask) -> bool:
         """Hear what is new; whether there was anything."""
-        answer = self.ask(ask if self.limit else replace(ask, limit=0, subscribed=0))
+        return self.take(self.ask(ask))
+
+    def take(self, answer: Json) -> bool:
+        """Take an answer to the present `pos` in; whether there was anything new in it."""
         self.pos = answer["pos"]
         for room_id, entry in answer["rooms"].items():
             self._take(room_id, entry)
         extensions = answer["extensions"]
-        for event in extensions["account_data"]["global"]:
+        account_data = extensions.get("account_data", {"global": [], "rooms": {}})
+        for event in account_data["global"]:
             self.account_data[event["type"]] = event["content"]
-        for room_id, events in extensions["account_data"]["rooms"].items():
+        for room_id, events in account_data["rooms"].items():
             self._room(room_id).account_data.update((event["type"], event["content"]) for event in events)
-        for room_id, event in extensions["receipts"]["rooms"].items():
+        receipts = extensions.get("receipts", {"rooms": {}})["rooms"]
+        for room_id, event in receipts.items():
             self._take_receipts(self._room(room_id), event["content"])
-        for room_id, event in extensions["typing"]["rooms"].items():
+        for room_id, event in extensions.get("typing", {"rooms": {}})["rooms"].items():
             self._room(room_id).typing = set(event["content"]["user_ids"])
-        return bool(answer["rooms"]) or any(
-            extensions[name].get(part)
-            for name, part in (("account_data", "global"), ("account_data", "rooms"), ("receipts", "rooms"))
-        )
+        return any(map(bool, (answer["rooms"], account_data["global"], account_data["rooms"], receipts)))
 
     def catch_up(self) -> None:
         """Look at every room until nothing is new."""
@@ -90,6 +94,14 @@ class SlidingFollower:
 
     def ask(self, ask: Ask) -> Json:
         """One request, without taking its answer in."""
+        answer = self.user.post(*self.request(ask))
+        assert answer.status == 200, answer.body
+        return dict(answer.json)
+
+    def request(self, ask: Ask, timeout: int = 0) -> tuple[str, Json]:
+        """Path and body of a request; `timeout` in milliseconds."""
+        if not self.limit:
+            ask = replace(ask, limit=0, subscribed=0)
         state: Any = STATES[ask.state]
         if self.stable:
             state = {
@@ -107,14 +119,15 @@ class SlidingFollower:
             "room_subscriptions": {
                 room_id: {**wanted, "timeline_limit": ask.limit + 5} for room_id in sorted(self.rooms)[: ask.subscribed]
             },
-            "extensions": {name: {"enabled": True} for name in ("account_data", "receipts", "typing", "e2ee")},
+            "extensions": {
+                name: {"enabled": True}
+                for name in ("account_data", "receipts", "typing", "e2ee")
+                if name not in ask.without
+            },
         }
         if self.stable:
-            answer = self.user.post(STABLE, body if self.pos is None else {**body, "pos": self.pos})
-        else:
-            answer = self.user.post(UNSTABLE if self.pos is None else f"{UNSTABLE}?pos={self.pos}", body)
-        assert answer.status == 200, answer.body
-        return dict(answer.json)
+            return STABLE, {**body, "timeout": timeout, **({} if self.pos is None else {"pos": self.pos})}
+        return f"{UNSTABLE}?timeout={timeout}" + ("" if self.pos is None else f"&pos={self.pos}"), body
 
     def forget(self, room_id: str) -> None:
         """Clients know themselves what they forgot."""
@@ -179,12 +192,8 @@ class SlidingFollower:
     def _check_receipts(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:
         """Nothing that is out of date; all of one's own, and all of the events that are shown."""
         for key, event_id in told.receipts.items():
-            user_id, kind, _ = key
-            same = [each for each in told.receipts.items() if each[0][:2] == (user_id, kind) and each[1] == event_id]
-            if len(same) > 1:
-                continue  # the form has room for one of them
-            if user_id == self.user.user_id or event_id in known.timeline or key in known.receipts:
-                assert known.receipts.get(key) == event_id, (room_id, key)
+            if key[0] == self.user.user_id or event_id in known.timeline or key in known.receipts:
+                assert known.receipts.get(key) == event_id or _is_implied(key, event_id, known, told), (room_id, key)
 
     def _pairs(self, state: int) -> list[list[str]]:
         return [[type, self.user.user_id if key == "$ME" else key] for type, key in STATES[state] if key != "$LAZY"]
@@ -226,3 +235,11 @@ class SlidingFollower:
             for kind, users in kinds.items():
                 for user_id, data in users.items():
                     room.receipts[user_id, kind, data.get("thread_id")] = event_id
+
+
+def _is_implied(key: tuple[str, str, str | None], event_id: str, known: FollowedRoom, told: KnownRoom) -> bool:
+    """Whether the client knows a receipt for all threads that says more: in the form there is room for one of a user's at an event."""
+    for_all = known.receipts.get((key[0], key[1], None))
+    if key[2] is None or for_all not in told.timeline or event_id not in told.timeline:
+        return False
+    return told.timeline.index(for_all) >= told.timeline.index(event_id)

@@ -12,9 +12,9 @@ A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -23,11 +23,15 @@ from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
 from tests.helpers.interop import Side, until
 from tests.helpers.ports import free_port
-from tests.helpers.running import ROOT, ServerFiles, command_of
+from tests.helpers.programs import ROOT, Program, start_program
+from tests.helpers.running import ServerFiles
 
-MOVED_CLOCK = ROOT / "tests" / "helpers" / "moved_clock.py"
-SECONDS_TO_START = 60.0
-SECONDS_TO_END = 20.0
+Spawn = Callable[[IO[bytes]], subprocess.Popen[bytes] | Program]
+"""Starts a server's process, which writes into this file."""
+
+MOVED_CLOCK = "tests.helpers.moved_clock"
+SECONDS_TO_START = 180.0
+SECONDS_TO_END = 60.0
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 _NO_LIMITS = {
     "rc_message": _UNLIMITED,
@@ -62,12 +66,12 @@ def python_of_synapse() -> Path | None:
 class Running(Side):
     """A server that runs, and can be killed and started again on the same data."""
 
-    def __init__(self, gate: Gate, client_port: int, folder: Path, command: Sequence[str]) -> None:
+    def __init__(self, gate: Gate, client_port: int, folder: Path, spawn: Spawn) -> None:
         super().__init__(f"localhost:{gate.port}", client_port)
         self.gate = gate
         self.log = folder / "log"
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
+        self._spawn = spawn
+        self._process: subprocess.Popen[bytes] | Program | None = None
 
     @property
     def pid(self) -> int:
@@ -78,9 +82,7 @@ class Running(Side):
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as file:
-            self._process = process = subprocess.Popen(
-                self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
+            self._process = process = self._spawn(file)
 
         def answers() -> bool:
             assert process.poll() is None, self.log.read_text()[-5000:]
@@ -150,8 +152,10 @@ class Town:
                 **further,
             },
         )
-        python, _, *command = command_of(files, "run")
-        return self._start(Running(gate, client_port, folder, [python, "-P", str(MOVED_CLOCK), *command]))
+        command = ["homeserver", "run", "-c", str(files.config)]
+        return self._start(
+            Running(gate, client_port, folder, lambda file: start_program(MOVED_CLOCK, *command, output=file))
+        )
 
     def start_synapse(self, **further: Any) -> Running:
         client_port, port = free_port(), free_port()
@@ -202,9 +206,20 @@ class Town:
             **further,
         }
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [str(self._synapse), "-P", str(MOVED_CLOCK), "synapse.app.homeserver", "-c", str(config)]
+        command = [
+            str(self._synapse),
+            "-P",
+            str(ROOT / f"{MOVED_CLOCK.replace('.', '/')}.py"),
+            "synapse.app.homeserver",
+            "-c",
+            str(config),
+        ]
         subprocess.run([*command, "--generate-keys"], check=True, capture_output=True, cwd=folder)
-        return self._start(Running(gate, client_port, folder, command))
+
+        def spawn(file: IO[bytes]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+        return self._start(Running(gate, client_port, folder, spawn))
 
     def end(self) -> None:
         """Let no process outlive the tests."""

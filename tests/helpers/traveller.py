@@ -19,7 +19,7 @@ from tests.helpers.browser import Browser, Page
 from tests.helpers.server import TestServer
 
 MOST_STEPS = 20
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class _Stay(HTTPRedirectHandler):

@@ -6,6 +6,7 @@ axe looks at each page for what people with a screen reader or a keyboard would 
 
 import os
 import re
+import time
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -103,9 +104,9 @@ class Visitor:
 
     def wait_for_letters(self, letters: Letters, number: int) -> None:
         """Until so many letters with links have come."""
-        for _ in range(100):
-            if len(letters.links) >= number:
-                break
+        deadline = time.monotonic() + SECONDS
+        while len(letters.links) < number:
+            assert time.monotonic() < deadline, f"letter {number} did not come"
             self.page.wait_for_timeout(100)
 
     def press(self, what: str) -> None:

@@ -12,7 +12,7 @@ import hmac
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import UnionType
@@ -27,7 +27,9 @@ from zope.interface import provider
 
 from federation.protocol.endpoint import Auth, Endpoint, Names
 from homeserver.endpoints import SOURCES
-from storage.database import Database
+from storage.database import PostgresConfig, SQLiteConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import PostgresTemplates, copy_sqlite, open_inline
 from tests.helpers.http import Answer, Pending
 from tests.helpers.server import TestServer
 
@@ -48,6 +50,7 @@ ENDPOINTS = sorted(
 )
 
 SECRET = "tea"
+FURTHER_CONFIG = f"registration_shared_secret: {SECRET}\n"
 DEEP = 3000
 POISON = (
     *("null", "true", "0", "-1", "1.5", "-0.0", "1e400", "1e-400", "9007199254740992", "9223372036854775808"),
@@ -108,13 +111,49 @@ class World:
     """Values that exist, by the name of the parameter or field."""
 
 
+@pytest.fixture(scope="module")
+def first_world(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> tuple[World, Path]:
+    """A world, and its database, which nobody has open: each endpoint begins with a copy of it."""
+    folder = tmp_path_factory.mktemp("world")
+    config = copy_sqlite(sqlite_template, folder)
+    return make_world(folder, config), Path(config.path)
+
+
 @pytest.fixture
-def world(tmp_path: Path, sqlite_database: Database) -> World:
-    return make_world(tmp_path, sqlite_database)
+def world(first_world: tuple[World, Path], tmp_path: Path) -> Iterator[World]:
+    first, database = first_world
+    yield from copy_world(first, tmp_path, copy_sqlite(database, tmp_path))
 
 
-def make_world(tmp_path: Path, database: Database) -> World:
-    server = TestServer(tmp_path, database, f"registration_shared_secret: {SECRET}\n")
+@pytest.fixture(scope="module")
+def first_world_on_postgresql(
+    tmp_path_factory: pytest.TempPathFactory, postgres_templates: PostgresTemplates
+) -> Iterator[tuple[World, PostgresConfig]]:
+    config = postgres_templates.create()
+    yield make_world(tmp_path_factory.mktemp("world"), config), config
+    postgres_templates.drop(config)
+
+
+@pytest.fixture
+def world_on_postgresql(
+    first_world_on_postgresql: tuple[World, PostgresConfig], tmp_path: Path, postgres_templates: PostgresTemplates
+) -> Iterator[World]:
+    first, database = first_world_on_postgresql
+    config = postgres_templates.create(like=database)
+    yield from copy_world(first, tmp_path, config)
+    postgres_templates.drop(config)
+
+
+def copy_world(first: World, folder: Path, config: SQLiteConfig | PostgresConfig) -> Iterator[World]:
+    """The same once more, on a copy of its database."""
+    database = open_inline(config)
+    yield replace(first, server=TestServer(folder, database, FURTHER_CONFIG, seed=2))
+    run_coroutine(database.close(), None)
+
+
+def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
+    database = open_inline(config)
+    server = TestServer(folder, database, FURTHER_CONFIG)
     alice, bob, root = server.register("alice"), server.register("bob"), register_admin(server)
     guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json
     room = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "tea"}).json
@@ -139,6 +178,7 @@ def make_world(tmp_path: Path, database: Database) -> World:
         "password": "wonderland",
         "type": "m.login.password",
     }
+    run_coroutine(database.close(), None)
     return World(server, (alice.token, alice.token, bob.token, guest["access_token"], root, None, "x", "\xe9"), right)
 
 
@@ -329,10 +369,9 @@ def test_bad_input_is_answered(name: str, declaration: Endpoint, world: World, b
 
 @each_endpoint
 def test_bad_input_is_answered_on_postgresql(
-    name: str, declaration: Endpoint, tmp_path: Path, postgres_database: Database, bugs: list[str]
+    name: str, declaration: Endpoint, world_on_postgresql: World, bugs: list[str]
 ) -> None:
-    world = make_world(tmp_path, postgres_database)
-    check_all(Maker(declaration, world, Random(f"{name} on PostgreSQL")), bugs, REQUESTS_ON_POSTGRESQL)
+    check_all(Maker(declaration, world_on_postgresql, Random(f"{name} on PostgreSQL")), bugs, REQUESTS_ON_POSTGRESQL)
 
 
 def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:

@@ -18,6 +18,7 @@ from homeserver.services.scanning.connection import Place
 from homeserver.services.scanning.icap import ICAP, Method, place_of
 from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
 from storage.executors import InlineExecutor
+from tests.helpers.ports import free_port
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ Script = Callable[[Talk], None]
 
 
 @contextmanager
-def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 5) -> Iterator[ICAP]:
+def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 60) -> Iterator[ICAP]:
     """A server that does this with each connection."""
     listening = socket.create_server(("127.0.0.1", 0))
     faults: list[BaseException] = []
@@ -153,7 +154,7 @@ def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 5) -> 
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
-        thread.join(5)
+        thread.join(60)
         assert not faults
 
 
@@ -235,7 +236,7 @@ def test_a_server_that_is_silent() -> None:
 
     def script(talk: Talk) -> None:
         talk.whole()
-        waiting.wait(20)
+        waiting.wait(60)
 
     with scripted(script, seconds=0.1) as scanner:
         with pytest.raises(CannotScan, match="too slow"):
@@ -244,9 +245,7 @@ def test_a_server_that_is_silent() -> None:
 
 
 def test_nobody_is_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    scanner = ICAP(f"icap://127.0.0.1:{port}/scan", "RESPMOD", InlineExecutor(), 5)
+    scanner = ICAP(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
     for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
         with pytest.raises(ScannerAway):
             ask()
@@ -268,7 +267,7 @@ def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
             talk._received = talk._received[size + 2 :]
         talk.say(b"0\r\n\r\n")
 
-    with scripted(script, seconds=30) as scanner:
+    with scripted(script, seconds=60) as scanner:
         assert scan(scanner, data) is None
 
 

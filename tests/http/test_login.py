@@ -1,18 +1,18 @@
 """Signing in, and how long that lasts."""
 
+from collections.abc import Sequence
+
 import bcrypt
 import pytest
 
 from federation.protocol.endpoint import Limit
 from homeserver.http.rate_limits import Rate
-from homeserver.services.secret_text import hash_token
 from homeserver.services.sessions import Lifetimes
 from storage.accounts import AccountRow
 from storage.audit import AuditStore
 from storage.database import Database
-from storage.transaction import WriteTransaction
 from tests.helpers.accounts import AccountsServer, User
-from tests.helpers.http import Answer
+from tests.helpers.http import Answer, Pending
 
 HOUR = 3_600_000
 BRIEF = Lifetimes(
@@ -140,6 +140,69 @@ def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) ->
     assert {pending.answer.status for pending in asked} == {200}
 
 
+def ask_at_once(server: AccountsServer, passwords: Sequence[str], name: str = "alice") -> list[Pending]:
+    """Sign-ins to one account, each from an address of its own."""
+    return [
+        server.http.start(
+            "POST",
+            "/_matrix/client/v3/login",
+            json={
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": name},
+                "password": password,
+                "device_id": f"D{number}",
+            },
+            ip=f"10.0.1.{number}",
+        )
+        for number, password in enumerate(passwords)
+    ]
+
+
+def test_devices_of_one_account_sign_in_at_once(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland"] * 12)
+    server.threads.let_go()
+    assert [pending.answer.status for pending in asked] == [200] * 12
+    assert [server.login(password="guess").status for _ in range(4)] == [403, 403, 403, 429]
+
+
+def test_guesses_at_once_are_no_more_than_in_a_row(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    before = server.threads.runs
+    server.threads.hold()
+    asked = ask_at_once(server, ["guess"] * 30)
+    assert [pending.answer.status for pending in asked if pending.done] == [429] * 7  # so many wait, and no more
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [403] * 3 + [429] * 27
+    assert server.threads.runs == before + 3
+
+
+def test_a_right_password_forgets_no_guess_that_is_under_way(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland", "guess", "guess", "guess", "guess", "guess"])
+    server.threads.let_go()
+    assert sorted(pending.answer.status for pending in asked) == [200, 403, 403, 403, 429, 429]
+    assert server.login().status == 429
+
+
+def test_nobody_waits_for_long(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.001, 3)})
+    server.register("alice")
+    server.threads.hold()
+    asked = ask_at_once(server, ["wonderland"] * 5)
+    server.clock.advance(21)
+    assert [pending.done for pending in asked] == [False] * 3 + [True] * 2
+    assert [pending.answer.status for pending in asked[3:]] == [429, 429]
+    server.threads.let_go()
+    assert [pending.answer.status for pending in asked[:3]] == [200] * 3
+    assert server.login().status == 200
+
+
 def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.threads.hold()
@@ -242,83 +305,6 @@ def test_only_sign_ins_count_as_sign_ins(sqlite_database: Database) -> None:
         session = renewed.json
     assert _refresh(server, session["refresh_token"][:-1] + "!").errcode == "M_UNKNOWN_TOKEN"
     assert [server.login().status, server.login().status] == [200, 429]
-
-
-def test_a_lost_answer_costs_nothing(database: Database) -> None:
-    server = AccountsServer(database, lifetimes=BRIEF)
-    server.register("alice")
-    first = server.login(refresh_token=True).json
-    lost = _refresh(server, first["refresh_token"]).json
-    assert _works(server, first["access_token"])
-    second = _refresh(server, first["refresh_token"]).json
-    assert not _works(server, lost["access_token"])
-    assert _refresh(server, lost["refresh_token"]).status == 401
-    assert _works(server, first["access_token"])
-    # The first use of the new access token ends the old pair: refused softly, since the session lives on.
-    assert _works(server, second["access_token"])
-    old = server.request("GET", "account/whoami", token=first["access_token"])
-    assert (old.status, old.json["soft_logout"]) == (401, True)
-    # And so does the first use of the new refresh token.
-    third = _refresh(server, second["refresh_token"]).json
-    fourth = _refresh(server, third["refresh_token"]).json
-    assert not _works(server, second["access_token"])
-    assert _works(server, fourth["access_token"])
-    assert not _works(server, third["access_token"])
-
-
-@pytest.mark.parametrize("uses", ["access_token", "refresh_token"])
-async def test_a_refresh_token_that_is_used_again_ends_the_session(database: Database, uses: str) -> None:
-    server = AccountsServer(database, lifetimes=BRIEF)
-    alice = server.register("alice")
-    first = server.login(refresh_token=True, device_id="PHONE").json
-    second = _refresh(server, first["refresh_token"]).json
-    if uses == "access_token":
-        assert _works(server, second["access_token"])
-    else:
-        second = _refresh(server, second["refresh_token"]).json
-        assert _works(server, second["access_token"])
-    reused = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}, ip="10.0.0.66")
-    assert (reused.status, reused.errcode) == (401, "M_UNKNOWN_TOKEN")
-    assert not reused.json.get("soft_logout", False)
-    assert not _works(server, second["access_token"])
-    assert _refresh(server, second["refresh_token"]).status == 401
-    assert alice.is_signed_in()  # on another device
-    records = await AuditStore(database).get_records(alice.id, 2)
-    assert [(record.event, record.address, record.device_id) for record in records] == [
-        ("session_ended", "10.0.0.66", "PHONE"),
-        ("token_reused", "10.0.0.66", "PHONE"),
-    ]
-
-
-def test_a_refresh_token_of_another_session_ends_nothing(sqlite_database: Database) -> None:
-    server = AccountsServer(sqlite_database, lifetimes=BRIEF)
-    server.register("alice")
-    first = server.login(refresh_token=True, device_id="PHONE").json
-    assert _works(server, _refresh(server, first["refresh_token"]).json["access_token"])
-    signed_in_anew = server.login(refresh_token=True, device_id="PHONE").json
-    assert _refresh(server, first["refresh_token"]).status == 401
-    assert _refresh(server, "mhr_" + "a" * 54).status == 401
-    assert _works(server, signed_in_anew["access_token"])
-
-
-async def test_a_refresh_token_of_before_there_were_families(database: Database) -> None:
-    server = AccountsServer(database, lifetimes=BRIEF)
-    alice = server.register("alice", device_id="OLD")
-
-    def write(txn: WriteTransaction) -> None:
-        token_hash = hash_token("syr_imported")
-        server.token_store.add_refresh_token(
-            txn, token_hash, alice.id, "OLD", now=0, expires_ts=None, ultimate_expires_ts=None
-        )
-
-    await database.write("import", write)
-    renewed = _refresh(server, "syr_imported").json
-    assert _works(server, renewed["access_token"])
-    assert _refresh(server, "syr_imported").status == 401  # whose it was is not known any more
-    assert _works(server, renewed["access_token"])
-    assert _works(server, _refresh(server, renewed["refresh_token"]).json["access_token"])
-    assert _refresh(server, renewed["refresh_token"]).status == 401
-    assert not alice.is_signed_in()
 
 
 def test_a_session_ends_however_often_it_is_renewed(sqlite_database: Database) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from federation.protocol.endpoint import Limit
+from federation.protocol.endpoint import Limit, Requester
 from homeserver.http.rate_limits import Rate
+from homeserver.services.application_passwords import ApplicationPasswords
 from storage.database import Database
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.http import Answer
@@ -76,6 +77,45 @@ def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str)
     else:
         assert alice.post("account/deactivate", {"auth": alice.proof()}).status == 200
     assert login(server, token).status == 403
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("log_out", [True, False])
+def test_a_token_of_before_a_new_password(database: Database, confirmed: bool, log_out: bool) -> None:
+    server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=confirmed)
+    alice = server.register()
+    token = token_of(alice)
+    change = {"new_password": "glass", "logout_devices": log_out, "auth": alice.proof()}
+    assert alice.post("account/password", change).status == 200
+    answer = login(server, token)
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    alice.password = "glass"
+    assert login(server, token_of(alice)).status == 200
+
+
+@pytest.mark.parametrize("ending", ["password", "logout", "lock", "deactivate"])
+def test_a_token_that_is_given_while_the_session_ends(
+    database: Database, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=False)
+    alice = server.register()
+    is_program = type(server.application_passwords).is_program
+
+    async def ends_first(self: ApplicationPasswords, caller: Requester) -> bool:
+        monkeypatch.undo()
+        if ending == "password":
+            await server.accounts.do_set_password(alice.id, "glass", log_out_all=True)
+        elif ending == "logout":
+            await server.sessions.do_log_out(caller)
+        elif ending == "lock":
+            await server.accounts.do_set_flags(alice.id, locked=True)
+        else:
+            await server.deactivation.do_deactivate(alice.id, erase=False)
+        return await is_program(self, caller)
+
+    monkeypatch.setattr(ApplicationPasswords, "is_program", ends_first)
+    answer = alice.post(GET_TOKEN, {})
+    assert (answer.status, "login_token" in answer.json) == (401, False)
 
 
 async def test_a_locked_account_does_not_sign_in(server: AccountsServer) -> None:

@@ -70,34 +70,42 @@ def _moving_noise() -> bytes:
     return target.getvalue()
 
 
-FILES: dict[str, tuple[bytes, str]] = {
-    "png bomb": (_png_bomb(), "image/png"),
-    "text bomb": (_text_bomb(), "image/png"),
-    "huge gif": (
-        b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\xf0\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
-        "image/gif",
-    ),
-    "moving noise": (_moving_noise(), "image/gif"),
-    "svg with a script": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/svg+xml"),
-    "svg that says it is a png": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/png"),
-    "html": (SCRIPT, "text/html"),
-    "html that says it is a jpeg": (SCRIPT, "image/jpeg"),
-    "xhtml": (SCRIPT, "application/xhtml+xml"),
-    "xml with a style": (b"<?xml-stylesheet href='javascript:1'?><x/>", "text/xml"),
-    "zip in a jpeg": (_zip_in_jpeg(), "image/jpeg"),
-    "jpeg that says it is html": (picture(400, 200, "JPEG"), "text/html"),
-    "script in a gif": (_gif_script(), "text/javascript"),
-    "truncated": (picture(400, 200)[:-300], "image/png"),
-    "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "video/mp4"),
-    "list of files": (b"ffconcat version 1.0\nfile /etc/passwd\n", "video/mp4"),
-    "film of nothing": (b"\0\0\0\x18ftypmp42" + bytes(5000), "video/mp4"),
-    "avif of nothing": (b"\0\0\0\x18ftypavif" + bytes(5000), "image/avif"),
-    "matroska of nothing": (b"\x1aE\xdf\xa3" + b"\xff" * 5000, "video/webm"),
-    "document of nothing": (
-        b"%PDF-1.7\n" + b"1 0 obj<</Type/Catalog/Pages 1 0 R/Kids[1 0 R]>>endobj\n" * 50,
-        "application/pdf",
-    ),
-}
+def nasty_files() -> dict[str, tuple[bytes, str]]:
+    """Each by a name, with the type that it is said to have."""
+    return {
+        "png bomb": (_png_bomb(), "image/png"),
+        "text bomb": (_text_bomb(), "image/png"),
+        "huge gif": (
+            b"GIF89a"
+            + struct.pack("<HH", 65535, 65535)
+            + b"\xf0\0\0"
+            + bytes(6)
+            + b",\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
+            "image/gif",
+        ),
+        "moving noise": (_moving_noise(), "image/gif"),
+        "svg with a script": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/svg+xml"),
+        "svg that says it is a png": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/png"),
+        "html": (SCRIPT, "text/html"),
+        "html that says it is a jpeg": (SCRIPT, "image/jpeg"),
+        "xhtml": (SCRIPT, "application/xhtml+xml"),
+        "xml with a style": (b"<?xml-stylesheet href='javascript:1'?><x/>", "text/xml"),
+        "zip in a jpeg": (_zip_in_jpeg(), "image/jpeg"),
+        "jpeg that says it is html": (picture(400, 200, "JPEG"), "text/html"),
+        "script in a gif": (_gif_script(), "text/javascript"),
+        "truncated": (picture(400, 200)[:-300], "image/png"),
+        "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "video/mp4"),
+        "list of files": (b"ffconcat version 1.0\nfile /etc/passwd\n", "video/mp4"),
+        "film of nothing": (b"\0\0\0\x18ftypmp42" + bytes(5000), "video/mp4"),
+        "avif of nothing": (b"\0\0\0\x18ftypavif" + bytes(5000), "image/avif"),
+        "matroska of nothing": (b"\x1aE\xdf\xa3" + b"\xff" * 5000, "video/webm"),
+        "document of nothing": (
+            b"%PDF-1.7\n" + b"1 0 obj<</Type/Catalog/Pages 1 0 R/Kids[1 0 R]>>endobj\n" * 50,
+            "application/pdf",
+        ),
+    }
+
+
 HARMLESS_INLINE = ("image/png", "image/jpeg", "image/gif", "image/avif", "video/mp4", "video/webm")
 
 
@@ -135,7 +143,7 @@ def test_files_that_mean_harm(alice: User) -> None:
     earlier = _peak_of_children()
     _forget_peak()
     before = _memory("VmRSS")
-    for name, (data, type) in FILES.items():
+    for name, (data, type) in nasty_files().items():
         file = _upload(alice, data, type)
         for further in ("", "&animated=true&method=crop"):
             answer = alice.get(f"{THUMBNAIL}{file}?width=96&height=96{further}")

@@ -99,6 +99,6 @@ def test_a_provider_that_says_nothing_is_as_none(alice: User, pages: LinkedPages
 
 def test_patterns_of_providers_take_no_longer_for_long_addresses() -> None:
     fits = matcher("https://a.example/" + "*a" * 50 + "*b")
-    began = time.monotonic()
+    began = time.process_time()
     assert not fits("https://a.example/" + "a" * 2000)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1

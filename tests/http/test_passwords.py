@@ -29,7 +29,7 @@ async def test_cost_and_pepper() -> None:
     assert (await usual.verify("wonderland", verdict.new_hash)).new_hash is None
 
 
-@pytest.mark.reactor(20)
+@pytest.mark.reactor(60)
 async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> None:
     pool = ThreadPool(minthreads=1, maxthreads=2)
     pool.start()
@@ -43,7 +43,7 @@ async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> 
         pool.stop()
 
 
-@pytest.mark.reactor(20)
+@pytest.mark.reactor(60)
 async def test_one_address_holds_up_no_other() -> None:
     pool = ThreadPool(minthreads=1, maxthreads=1)
     pool.start()

@@ -13,6 +13,7 @@ from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.keys import V3, sync
 from tests.helpers.retention import DAY, RULES, keep_for
 from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list
 
 
 @pytest.fixture
@@ -134,3 +135,30 @@ def test_the_badge_goes_with_what_was_unread(
     else:
         assert bob.put(f"{V3}/rooms/{room_id}/redact/{quote(event_id)}/1", {}).status == 200
     assert badge(server, gateway) == 0
+
+
+def test_what_somebody_takes_away_whom_one_ignores_counts_no_more(
+    server: TestServer, alice: User, bob: User, gateway: Gateway
+) -> None:
+    room_id, dora = shared(alice, bob), server.register("dora")
+    assert dora.post(f"{V3}/join/{room_id}").status == 200
+    levels = bob.get(f"{V3}/rooms/{room_id}/state/m.room.power_levels").json
+    levels["users"][dora.user_id] = 50
+    assert bob.put(f"{V3}/rooms/{room_id}/state/m.room.power_levels/", levels).status == 200
+    ignore(alice, dora)
+    event_id = say(bob, room_id, "unread")
+    assert badge(server, gateway) == 1
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    since = sync(alice)["next_batch"]
+    pending = [alice.start("GET", f"{V3}/sync?since={since}&timeout=30000"), client.wait()]
+    assert dora.put(f"{V3}/rooms/{room_id}/redact/{quote(event_id)}/1", {}).status == 200
+    server.clock.advance(0)
+    assert all(each.done for each in pending)
+    assert counts(pending[0].answer.json, room_id) == 0
+    assert pending[0].answer.json["rooms"]["join"][room_id]["timeline"]["events"] == []
+    entry = pending[1].answer.json["rooms"][room_id]
+    assert (entry["notification_count"], entry.get("timeline", [])) == (0, [])
+    assert badge(server, gateway) == 0
+    say(dora, room_id, "hidden")
+    assert "rooms" not in sync(alice, pending[0].answer.json["next_batch"])

@@ -11,6 +11,8 @@ from homeserver.services.passwords import PasswordPolicy
 from homeserver.services.registration import Wish
 from homeserver.services.registration_rules import RegistrationRules
 from homeserver.services.shared_secret_registration import compute_mac
+from homeserver.services.uia import AuthData, AuthenticationRequired, Confirmation, Operation, SessionUsed
+from homeserver.services.uia_stages import RegistrationTokenStage
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.registration_tokens import RegistrationTokenRow
@@ -323,6 +325,42 @@ async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> N
     server.clock.advance(15 * 60 + 1)
     assert await server.uia.do_sweep(100) > 0
     assert await server.registration.is_token_valid("once")
+
+
+@pytest.mark.parametrize("claimed_first", [False, True])
+async def test_a_use_that_was_held_beside_another_way_is_given_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch, claimed_first: bool
+) -> None:
+    """Two requests of one session at the same time, each of which completes another flow."""
+    server = AccountsServer(database)
+    uia, tokens = server.uia, server.registration_tokens
+    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1))
+    operation = Operation("POST register", None, "10.0.0.1")
+    flows = [["m.login.dummy"], [TOKEN_STAGE]]
+    with pytest.raises(AuthenticationRequired) as asked:
+        await uia.check(operation, flows, None)
+    session = {"session": asked.value.session_id}
+    confirmed: list[Confirmation] = []
+    check = RegistrationTokenStage.check
+
+    async def beside(self: RegistrationTokenStage, auth: AuthData, operation: Operation) -> str:
+        monkeypatch.undo()
+        confirmed.append(await uia.check(operation, flows, {"type": "m.login.dummy", **session}, keep=True))
+        if claimed_first:
+            await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
+        return await check(self, auth, operation)
+
+    monkeypatch.setattr(RegistrationTokenStage, "check", beside)
+    await uia.check(operation, flows, {"type": TOKEN_STAGE, "token": "once", **session}, keep=True)
+    if not claimed_first:
+        await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
+    with pytest.raises(SessionUsed):
+        await database.write("claim", uia.claim, confirmed[0], "@bob:example.org")
+    server.clock.advance(15 * 60 + 1)
+    assert await uia.do_sweep(100) == 1
+    row = await tokens.get_registration_token("once")
+    assert row is not None
+    assert (row.pending, row.completed) == (0, 0)
 
 
 VECTORS = [

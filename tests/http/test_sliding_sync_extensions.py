@@ -181,6 +181,24 @@ def test_receipts(server: TestServer) -> None:
     assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
+def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> None:
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat")
+    for user in (bob, carol):
+        act(user, room_id, "join")
+    old, _, new = (say(alice, room_id, text) for text in ("old", "one", "two"))
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
+    client.sync()
+    for user, event_id in ((alice, old), (bob, new), (carol, old)):
+        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+    client.sync()
+    client.body["extensions"] = {"receipts": ON}
+    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
+    # what others read of what the client has of the room, and what one has read oneself
+    assert {id: list(types["m.read"]) for id, types in told.items()} == {old: [alice.user_id], new: [bob.user_id]}
+    assert client.sync()["extensions"]["receipts"]["rooms"] == {}
+
+
 def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
@@ -191,6 +209,33 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": ON})
     told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
     assert list(told[bob.user_id]) == ["ts"]
+
+
+@pytest.mark.parametrize("reader", ["alice", "bob"])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_of_two_threads_receipts_at_the_same_event_both_are_told(
+    server: TestServer, reader: str, *, is_new: bool
+) -> None:
+    """A root is read in the main timeline and in its thread: one event has room for one of these, and the next answer comes at once."""
+    people = {name: server.register(name) for name in ("alice", "bob")}
+    alice, user = people["alice"], people[reader]
+    room_id = create(alice, preset="public_chat")
+    act(people["bob"], room_id, "join")
+    event_id = say(alice, room_id, "root")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": ON})
+    if not is_new:
+        client.sync()
+    for thread_id in ("main", event_id):
+        body = {"thread_id": thread_id}
+        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
+    threads = []
+    for answer in (client.sync(), ended(server, client.wait())):
+        content = answer["extensions"]["receipts"]["rooms"][room_id]["content"]
+        assert list(content) == [event_id]
+        threads.append(content[event_id]["m.read"][user.user_id]["thread_id"])
+        client.pos = answer["pos"]
+    assert threads == ["main", event_id]
+    assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
 def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> None:
@@ -259,6 +304,29 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
         client.body["lists"]["all"]["ranges"] = [[0, 9]]
         assert told() == {room_id: shown}
         assert told() == {}
+
+
+def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestServer) -> None:
+    """Of such a client it is no longer remembered in which rooms it was told who types."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    create(alice)
+    path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
+    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"typing": ON})
+    client.sync()
+    assert bob.put(path, {"typing": True, "timeout": 20000}).status == 200
+    assert room_id in client.sync()["extensions"]["typing"]["rooms"]
+    client.body["lists"]["all"]["ranges"] = [[0, 0]]
+    client.body["extensions"] = {}
+    client.sync()
+    client.body["extensions"] = {"typing": ON}
+    client.sync()
+    assert bob.put(path, {"typing": False}).status == 200
+    client.sync()
+    client.body["lists"]["all"]["ranges"] = [[0, 1]]
+    told = client.sync()["extensions"]["typing"]["rooms"]
+    assert told == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
 
 
 def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServer) -> None:

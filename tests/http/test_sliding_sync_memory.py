@@ -11,8 +11,9 @@ from homeserver.services.sliding_sync.connections import EMPTY, Connection
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.kept import KeptOfConnections
 from homeserver.services.sliding_sync.request import ListFilters, ListRequest, RequiredState, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews
+from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.lazy_members import LazyMembers
 from storage.database import Database
 from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 from storage.streams import Streams
@@ -114,16 +115,22 @@ def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None
     def key(device: str, conn_id: str = "") -> ConnectionKey:
         return ConnectionKey("@alice:example.org", device, conn_id)
 
+    def look(at: ConnectionKey, pos: str | None, before: SyncToken | None, rooms: range) -> None:
+        views.keep(at, pos, f"{pos}+", views.move(at, pos, before, set(rooms)).view)
+
     for number in range(MOST_OF_A_DEVICE + 5):
-        views.move(key("PHONE", str(number)), None, NOW, frozenset())
+        look(key("PHONE", str(number)), None, None, range(0))
     assert views.weight == MOST_OF_A_DEVICE * ENTRY
-    views.move(key("LAPTOP"), None, NOW, frozenset())
+    pos = "0"
+    look(key("LAPTOP"), None, None, range(0))
+    views.keep(key("LAPTOP"), None, pos, View(frozenset(), {}))
     for number in range(1, 10):  # rooms that have left its view weigh too
-        at = SyncToken(5, number)
-        views.move(key("LAPTOP"), SyncToken(5, number - 1), at, frozenset(range(10 * number, 10 * number + 10)))
-    assert views.weight == (MOST_OF_A_DEVICE + 1) * ENTRY + 90 * ROOM
+        look(key("LAPTOP"), pos, SyncToken(5, number - 1), range(10 * number, 10 * number + 10))
+        pos += "+"
+    # the answer, and the one before it
+    assert views.weight == (MOST_OF_A_DEVICE + 1) * ENTRY + (90 + 80) * ROOM
     for number in range(20):
-        views.move(key(f"D{number}"), None, NOW, frozenset(range(100)))
+        look(key(f"D{number}"), None, None, range(100))
         assert 10_000 < views.weight <= 50_000
 
 
@@ -166,7 +173,7 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     parts = server.app.rooms.sliding
     key = ConnectionKey(alice.user_id, alice.device_id, "")
     views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
-    views.move(key, None, NOW, frozenset({1}))
+    views.keep(key, None, "1", View(frozenset({1}), {}))
     client = SlidingClient(
         alice, lists={"all": a_list([0, 9])}, extensions={"org.matrix.msc4262.profiles": {"enabled": True}}
     )
@@ -185,3 +192,17 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     assert again["device_id"] == key.device_id
     answer = client.user.post(client.path(), client.body)
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
+
+
+def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
+    """They left room for those of others, also once they were taken out."""
+    members, alice, phone = LazyMembers(capacity=20), UserID("@alice:example.org"), DeviceID("PHONE")
+    token = "0"
+    members.sent(alice, phone, None)
+    for number in range(1, 30):  # told of somebody each time, who then changes without being told of
+        before, token = token if number > 1 else None, str(number)
+        members.note(alice, phone, before, [(1, "@bob:example.org")], token)
+        has = members.sent(alice, phone, token)
+        assert has == {(1, "@bob:example.org")}
+        assert len(members) <= 1
+        has.clear()

@@ -5,7 +5,7 @@ import pytest
 from storage.sliding_connections import MOST_OF_A_CONNECTION
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -83,3 +83,42 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
         assert answer.status == 200, answer.body
     (known,) = [each for key, each in server.app.rooms.sliding.connections._known.items() if key.user_id == bob.user_id]
     assert len(known.states) <= MOST_OF_A_CONNECTION
+
+
+def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    say(bob, room_id, "one")
+    say(alice, room_id, "two")
+    client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
+    client.sync()
+    stored = client.pos
+    client.body["lists"]["all"]["timeline_limit"] = 2
+    bobs = ("m.room.member", bob.user_id)
+    for _ in range(2):  # the app is opened again before it had stored what it heard
+        client.pos = stored
+        assert bobs in state_of(client.sync()["rooms"][room_id])
+        client.sync()
+
+
+def test_who_types_is_told_again_where_the_answer_got_lost(server: TestServer) -> None:
+    """The client asks for another window, and gives that up, before anything has happened to anybody."""
+    alice, bob, rooms = talk(server)
+    say(alice, rooms[1], "newest")
+    client = SlidingClient(bob, lists={"all": a_list([0, 3])}, extensions={"typing": {"enabled": True}})
+    path = f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{alice.user_id}"
+    client.sync()
+    assert alice.put(path, {"typing": True, "timeout": 20000}).status == 200
+    assert rooms[0] in client.sync()["extensions"]["typing"]["rooms"]
+    client.body["lists"]["all"]["ranges"] = [[0, 0]]
+    client.sync()
+    assert alice.put(path, {"typing": False}).status == 200
+    client.sync()
+    kept = client.pos
+    client.body["lists"]["all"]["ranges"] = [[0, 3]]
+    for _ in range(2):
+        client.pos = kept
+        told = client.sync()["extensions"]["typing"]["rooms"]
+        assert told == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
+    assert client.sync()["extensions"]["typing"]["rooms"] == {}

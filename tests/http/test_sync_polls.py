@@ -4,10 +4,17 @@ from collections.abc import Callable
 
 import pytest
 
+from federation.rooms.memberships import Memberships
+from storage.engine import DatabaseUnavailable
 from tests.helpers.server import TestServer, User
+from tests.helpers.sliding_follower import UNSTABLE
 from tests.helpers.syncing import Json, Rooms, bodies, poll, sync, token
 
 rooms = Rooms()
+PROFILES: Json = {
+    "lists": {"all": {"timeline_limit": 1, "ranges": [[0, 9]]}},
+    "extensions": {"org.matrix.msc4262.profiles": {"enabled": True, "fields": ["org.example.x"]}},
+}
 
 
 def turn(server: TestServer) -> None:
@@ -155,3 +162,28 @@ def test_typing_ends_by_itself(server: TestServer) -> None:
     turn(server)
     (typing,) = waiting.answer.json["rooms"]["join"][room]["ephemeral"]["events"]
     assert typing["content"]["user_ids"] == []
+
+
+def test_who_waits_is_woken_though_the_database_was_away_for_a_moment(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked who shares a room with somebody whose profile has changed."""
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms.create(alice, bob)
+    pos = alice.post(UNSTABLE, PROFILES).json["pos"]
+    waiting = alice.start("POST", f"{UNSTABLE}?pos={pos}&timeout=30000", PROFILES)
+    turn(server)
+
+    async def be_away(*_: object) -> object:
+        raise DatabaseUnavailable("restarting")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Memberships, "of_user", be_away)
+        path = f"/_matrix/client/v3/profile/{bob.user_id}/org.example.x"
+        assert bob.put(path, {"org.example.x": 1}).status == 200
+        turn(server)
+        assert not waiting.done
+    server.clock.advance(1)
+    turn(server)
+    users = waiting.answer.json["extensions"]["org.matrix.msc4262.profiles"]["users"]
+    assert users == {bob.user_id: {"updated": {"org.example.x": 1}}}

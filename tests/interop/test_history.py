@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.interop import until
+from tests.helpers.interop import Person, until
 from tests.interop.conftest import Pair
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
@@ -21,10 +21,11 @@ def test_a_newcomer_reads_back_to_the_beginning(pair: Pair, version: str, count:
     assert guest.join(room_id, host.server.name).status == 200
     until(lambda: host.members(room_id).get(guest.user_id) == "join")
 
-    theirs = until(lambda: [event["event_id"] for event in guest.history(room_id)])
+    def history(who: Person) -> list[str]:
+        return [event["event_id"] for event in who.history(room_id)]
 
+    until(lambda: history(guest) == history(host), instead=lambda: guest.said(room_id))
     assert guest.said(room_id) == texts[::-1] == host.said(room_id)
-    assert theirs == [event["event_id"] for event in host.history(room_id)]
 
 
 @SIDES

@@ -19,6 +19,8 @@ from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240307
 KILLS = 4
+MOST_KILLS = 40
+"""Where the machine is so busy that the process is often killed before anybody has asked it for something."""
 PEOPLE = 3
 KEYS = "/_matrix/client/v3/room_keys"
 DEFINITION = {
@@ -121,7 +123,9 @@ def test_no_answered_key_is_lost(tmp_path: Path, database_config: SQLiteConfig |
             made = server.request("POST", f"{KEYS}/version", DEFINITION, token=person.caller.token)
             assert made.json == {"version": "1"}
             person.start()
-        for _ in range(KILLS):
+        kills = 0
+        while kills < KILLS or (kills < MOST_KILLS and sum(person.caller.repeated for person in people) < KILLS):
+            kills += 1
             where.tell(server)
             time.sleep(random.uniform(0.02, 0.3))
             where.tell(None)
@@ -129,9 +133,12 @@ def test_no_answered_key_is_lost(tmp_path: Path, database_config: SQLiteConfig |
             server = files.start()
             for person in people:
                 check_backup(server, person)
+        where.tell(server)
+        while any(person.answered <= KILLS and person.is_alive() for person in people):
+            time.sleep(0.01)
         where.tell(server, over=True)
         for person in people:
-            person.join(30)
+            person.join(120)
             assert person.trouble is None, person.trouble
             person.under_way = {}
             check_backup(server, person)

@@ -193,7 +193,7 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             watcher.look(server)
         where.tell(server, over=True)
         for sender in senders:
-            sender.join(30)
+            sender.join(120)
             assert sender.trouble is None, sender.trouble
             assert not sender.is_alive()
         print(f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s")  # noqa: T201 - the same

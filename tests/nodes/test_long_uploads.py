@@ -83,7 +83,7 @@ def test_a_long_file_takes_no_memory(tmp_path: Path) -> None:
         while piece := answer.read(1 << 20):
             digest.update(piece)
         asker.over = True
-        asker.join(10)
+        asker.join(60)
         growth = _memory(server, "VmHWM") - before
         sys.stdout.write(
             f"{MEGABYTES} MB: up in {uploaded - began:.1f} s, down in {time.monotonic() - uploaded:.1f} s, "

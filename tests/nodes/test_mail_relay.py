@@ -1,19 +1,19 @@
 """Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a password."""
 
-import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from email.message import EmailMessage
 from email.policy import SMTP
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope
 
 from homeserver.services.mail.relay import CannotDeliver, SMTPRelay
 from tests.helpers.certificates import Authority
+from tests.helpers.mail_servers import mail_server
 
 LETTER = EmailMessage(policy=SMTP)
 LETTER["Subject"] = "Подтверждение"
@@ -57,19 +57,12 @@ def mailbox() -> Mailbox:
 @pytest.fixture
 def start(mailbox: Mailbox) -> Iterator[Start]:
     """Starts a mail server on a free port of the loopback, and stops it in the end."""
-    started: list[Controller] = []
+    with ExitStack() as started:
 
-    def start_one(**options: Any) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
-        controller = Controller(mailbox, hostname="127.0.0.1", port=port, **options)
-        controller.start()
-        started.append(controller)
-        return port
+        def start_one(**options: Any) -> int:
+            return started.enter_context(mail_server(mailbox, **options))
 
-    yield start_one
-    for controller in started:
-        controller.stop()
+        yield start_one
 
 
 @pytest.fixture

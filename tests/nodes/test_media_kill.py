@@ -255,12 +255,16 @@ def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path)
             for each in uploaders:
                 each.start()
             time.sleep(random.uniform(0.3, 1.2))
+            while sum(len(each.acknowledged) for each in uploaders) < UPLOADERS and any(
+                map(Uploader.is_alive, uploaders)
+            ):
+                time.sleep(0.01)
             server.kill()
             for each in uploaders:
-                each.join(30)
+                each.join(120)
                 acknowledged.update(each.acknowledged)
             server = files.start()
-        assert len(acknowledged) > ROUNDS
+        assert len(acknowledged) >= ROUNDS * UPLOADERS
         for address, digest in acknowledged.items():
             reply = server.request("GET", DOWNLOAD + address, token=token)
             assert (reply.status, hashlib.sha256(reply.body).hexdigest()) == (200, digest)

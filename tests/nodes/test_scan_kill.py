@@ -44,7 +44,7 @@ def silent_scanner(path: str) -> Iterator[threading.Event]:
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
-        thread.join(5)
+        thread.join(60)
         for each in connections:
             each.close()
         os.unlink(path)
@@ -75,7 +75,7 @@ def test_killed_between_store_and_scan(sqlite: SQLiteConfig, scanners: RunningSc
             server = files.start()
             token = server.register("alice")
             addresses = [_upload(server, token, body) for body in bodies]
-            assert heard.wait(20)
+            assert heard.wait(60)
             waiting = server.request("GET", f"{DOWNLOAD}/{addresses[0]}?timeout_ms=50", token=token)
             assert (waiting.status, waiting.json["errcode"]) == (504, "M_NOT_YET_UPLOADED")
             server.kill()

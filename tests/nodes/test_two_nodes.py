@@ -10,6 +10,7 @@ from storage.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, put_state, state_of
 
 V3 = "/_matrix/client/v3"
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
@@ -209,3 +210,27 @@ def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(n
     nodes.wait()
     assert waiting.done
     assert waiting.answer.body == b"x"
+
+
+def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Nodes) -> None:
+    """A gap leaves out that somebody who is not in the timeline has another name; who speaks then is told, whichever node answers."""
+    alice, there = nodes.here_and_there("alice")
+    bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
+    room_id = create(alice)
+    for user in (bob, carol):
+        act(user, room_id, "join")
+    say(bob, room_id, "one")
+    client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
+    client.sync()
+    client.sync()
+    put_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id)
+    say(carol, room_id, "two")
+    nodes.wait()
+    client.user = there
+    bobs = ("m.room.member", bob.user_id)
+    entry = client.sync()["rooms"][room_id]
+    assert entry["limited"]
+    assert bobs not in state_of(entry)
+    client.user = alice
+    say(bob, room_id, "three")
+    assert bobs in state_of(client.sync()["rooms"][room_id])

@@ -48,9 +48,21 @@ def test_an_answer_that_is_lost_can_be_asked_for_again(program: Program, browser
     lost = program.refresh(first)
     again = program.refresh(first)
     assert again.status == 200
+    alice = program.take(again)
+    assert alice.get(WHOAMI).status == 200
+    program.server.clock.advance(61)
     # what was lost and never used is no longer good, which is no theft
     refused(program.refresh(lost.json["refresh_token"]))
-    assert program.take(again).get(WHOAMI).status == 200
+    assert alice.get(WHOAMI).status == 200
+
+
+def test_two_processes_of_an_app_that_refresh_at_once(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
+    first = str(program.tokens["refresh_token"])
+    one, two = program.refresh(first), program.refresh(first)
+    for answer in (one, two):
+        assert program.take(answer).get(WHOAMI).status == 200
+        assert program.take(program.refresh()).get(WHOAMI).status == 200
 
 
 def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, alice: User) -> None:

@@ -7,7 +7,7 @@ from homeserver.hooks import Plugins
 from homeserver.services.captcha import Captcha, CaptchaUnavailable
 from tests.helpers.far_side import FarSide, ok
 
-pytestmark = pytest.mark.reactor(20)
+pytestmark = pytest.mark.reactor(60)
 NAME = "captcha.example"
 
 

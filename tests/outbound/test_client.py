@@ -6,7 +6,7 @@ from federation.outbound.errors import OutboundError
 from federation.outbound.tls import TlsTrust
 from tests.helpers.far_side import FarSide, ok
 
-pytestmark = pytest.mark.reactor(20)
+pytestmark = pytest.mark.reactor(60)
 
 
 def redirect(place: str) -> bytes:

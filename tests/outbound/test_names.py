@@ -15,7 +15,7 @@ from federation.outbound.names import NameNotFound, Services, SystemNames
 from federation.protocol.discovery import Service
 from storage.executors import InlineExecutor
 
-pytestmark = pytest.mark.reactor(20)
+pytestmark = pytest.mark.reactor(60)
 
 
 class Zone:

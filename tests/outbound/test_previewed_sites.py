@@ -22,11 +22,11 @@ from storage.executors import InlineExecutor
 from storage.media_spool import DiskSpool
 from tests.helpers.far_side import CLOCK, FakeNames, FarSide, ok
 
-pytestmark = pytest.mark.reactor(20)
+pytestmark = pytest.mark.reactor(60)
 MAX_PICTURE = 100_000
 
 
-def _reader(far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 5.0) -> SiteReader:
+def _reader(far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 30.0) -> SiteReader:
     dialler = Dialler(
         cast(IReactorTCP, installed_reactor),
         CLOCK,
@@ -118,7 +118,7 @@ async def test_of_two_addresses_only_the_one_outside_is_asked(far: FarSide, spoo
     assert found.page == b"<title>x"
 
 
-async def _read(far: FarSide, spool: DiskSpool, answer: bytes | None, seconds: float = 5.0) -> bytes | None:
+async def _read(far: FarSide, spool: DiskSpool, answer: bytes | None, seconds: float = 30.0) -> bytes | None:
     port = far.listen(lambda _: answer)
     return (await _reader(far, allowed=["127.0.0.1"], seconds=seconds).read(f"http://127.0.0.1:{port}/", spool)).page
 

@@ -18,9 +18,9 @@ from federation.wire import WireRequest
 from tests.conftest import run_coroutine
 from tests.helpers.far_side import FarSide, ok
 
-pytestmark = pytest.mark.reactor(20)
+pytestmark = pytest.mark.reactor(60)
 
-GET = WireRequest("GET", "/_matrix/x", seconds=5)
+GET = WireRequest("GET", "/_matrix/x", seconds=30)
 
 
 class Far(Protocol):

@@ -11,11 +11,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
 from storage.database import SQLiteConfig
-from tests.helpers.ports import free_port
+from tests.helpers.mail_servers import mail_server
 from tests.helpers.running import OPEN, RunningServer, ServerFiles
 
 SECONDS = 60.0
@@ -52,17 +51,14 @@ def mailbox() -> Mailbox:
 
 @pytest.fixture
 def server(tmp_path: Path, mailbox: Mailbox) -> Iterator[RunningServer]:
-    port = free_port()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
-    controller.start()
-    email = {"smtp_host": "127.0.0.1", "smtp_port": port, "enable_notifs": True, "notif_delay_before_mail": "0s"}
-    further = {**OPEN, "public_baseurl": BASE, "email": email}
-    files = ServerFiles(tmp_path / "server", SQLiteConfig(str(tmp_path / "homeserver.db")), further)
-    try:
-        yield files.start()
-    finally:
-        files.end()
-        controller.stop()
+    with mail_server(mailbox) as port:
+        email = {"smtp_host": "127.0.0.1", "smtp_port": port, "enable_notifs": True, "notif_delay_before_mail": "0s"}
+        further = {**OPEN, "public_baseurl": BASE, "email": email}
+        files = ServerFiles(tmp_path / "server", SQLiteConfig(str(tmp_path / "homeserver.db")), further)
+        try:
+            yield files.start()
+        finally:
+            files.end()
 
 
 def text_of(letter: EmailMessage) -> str:

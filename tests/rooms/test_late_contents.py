@@ -12,6 +12,7 @@ from federation.rooms.check import Verdict
 from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
+from storage.restored_contents import KEPT_MS
 from storage.room_summaries import RoomSummaryStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
@@ -75,3 +76,15 @@ async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
     stored = await moved.state.get(StateKey("m.room.name", ""))
     assert stored is not None
     assert stored.event.content == {"name": "tea"}
+
+
+async def test_what_was_read_anew_everywhere_is_noted_no_longer(both: list[Peer]) -> None:
+    b, a = both
+    room_id, joined = await shared_room(both)
+    for body in ("one", "two"):
+        event = await b.fork(room_id, joined, "m.room.message", {"body": body})
+        assert await a.verdict(room_id, copy(V11, event.pdu, content={"body": "never said"})) is Verdict.REDACT
+        a.now[0] += KEPT_MS + 1000
+        await a.receiver.receive(room_id, [event.pdu])
+
+    assert (await EventStore(a.database).get_lost_since(0, 0)).redacted == [event.event_id]

@@ -5,13 +5,15 @@ spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
 from federation.rooms.check import Verdict
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, say, set_state, shared, texts
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.talk import ok
 
@@ -44,6 +46,32 @@ async def test_an_access_list_cannot_be_emptied_by_others(network: Network) -> N
     answer = await room.north.push(SOUTH, [pdu, later])
     assert [told for told in answer["pdus"].values() if told] == []
     assert texts(room.bob, room.room_id) == ["hello"]
+
+
+async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    network.cut(NORTH, SOUTH)
+    words = [f"word {number}" for number in range(60)]
+    said = [await room.south.pdu(room.room_id, say(room.bob, room.room_id, word)) for word in words]
+    await room.south.push(EAST, said[:50])
+    await room.south.push(EAST, said[50:])
+    network.mend(NORTH, SOUTH)
+
+    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination != EAST or "get_missing_events" not in request.uri:
+            return None
+        return WireAnswer(200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]}))
+
+    network.liars.append(lie)
+    last = await east.build_next(room.room_id, carol.user_id, "m.room.message", {"body": "and then"})
+    assert await east.push(NORTH, [last.pdu]) == {"pdus": {last.event_id: {}}}
+    network.settle()
+
+    assert texts(room.alice, room.room_id) == ["and then", *reversed(words)]
 
 
 async def test_what_nobody_tells_does_not_stand_in_the_way(network: Network) -> None:

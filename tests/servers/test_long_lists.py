@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from federation.remote import long_lists
-from federation.remote.long_lists import FURTHER, MAX_EVENT, PIECE, split_lists
+from federation.remote.long_lists import FURTHER, MAX_EVENT, MAX_REST, PIECE, Lists, split_lists
 
 FIELDS = ("pdus", "auth_chain")
 
@@ -34,12 +34,12 @@ def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Excepti
         found = succeeded(task)
     except ValueError as error:
         return error, clock.taken
-    return {field: [msgspec.json.decode(each) for each in events] for field, events in found.items()}, clock.taken
+    return {field: [msgspec.json.decode(each) for each in events] for field, events in found.found.items()}, clock.taken
 
 
-def succeeded(task: Deferred[dict[str, list[msgspec.Raw]]]) -> dict[str, list[msgspec.Raw]]:
+def succeeded(task: Deferred[Lists]) -> Lists:
     """The result of what is done. Raises what it raised."""
-    found: list[dict[str, list[msgspec.Raw]]] = []
+    found: list[Lists] = []
     failed: list[Failure] = []
     task.addCallbacks(found.append, failed.append)
     for failure in failed:
@@ -120,3 +120,19 @@ def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // PIECE - 1
     monkeypatch.setattr(long_lists, "PIECE", 1 << 30)
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] == 0
+
+
+def test_what_is_beside_the_lists_is_given_too_and_is_bounded() -> None:
+    body = b' {"a":[1,{"pdus":[3]}],"pdus":[{"b":2},7],"c":"]","auth_chain":[ ] ,"d":{"e":[]}} '
+
+    rest = succeeded(Deferred.fromCoroutine(split_lists(body, FIELDS, 10, Clock()))).rest
+
+    assert msgspec.json.decode(rest) == {
+        "a": [1, {"pdus": [3]}],
+        "pdus": [],
+        "c": "]",
+        "auth_chain": [],
+        "d": {"e": []},
+    }
+    assert isinstance(split(b'{"pdus":[{}],"a":' + b'"x", "a":' * (MAX_REST // 9) + b"1}")[0], ValueError)
+    assert isinstance(split(b'{"pdus":[{}]' + b" " * MAX_REST + b"}")[0], ValueError)

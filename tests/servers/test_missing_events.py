@@ -288,6 +288,7 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
         app.incoming.outside,
         parts.policy,
         metrics,
+        network.clock,
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:

@@ -7,6 +7,8 @@ import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
+from federation.remote.events import MAX_STATE_BYTES, SHORT_LIST_BYTES, SHORT_STATE_BYTES
+from federation.rooms.inbox import ROOMS_AT_ONCE
 from federation.wire import WireAnswer, WireRequest
 from storage.inbox import InboxStore, Places
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, shared, texts
@@ -194,24 +196,75 @@ async def test_little_is_kept_for_outsiders(network: Network) -> None:
     assert await InboxStore(room.north.server.app.database).count() == kept
 
 
-async def test_whole_states_are_read_one_at_a_time_and_lists_of_ids_two(network: Network) -> None:
-    room = await shared(network)
-    hostile = [Side(network.add(f"h{number}.evil.example")) for number in range(4)]
-    rooms = [create_room(room.alice) for _ in hostile]
-    for side, room_id in zip(hostile, rooms, strict=True):
+def without_the_gap(network: Network, name: str) -> None:
+    """A server that has nothing between two events, so that it is asked for the state."""
+
+    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination == name and "get_missing_events" in request.uri:
+            return WireAnswer(200, {}, b'{"events":[]}')
+        return None
+
+    network.liars.append(lie)
+
+
+async def insiders(network: Network, room: Shared, names: Sequence[str]) -> list[tuple[Side, RoomID]]:
+    """Servers that are each in a room of Alice's."""
+    found = []
+    for name in names:
+        side, room_id = Side(network.add(name)), create_room(room.alice)
         await adopt(room.north, side, side.server.register("x").user_id, room_id)
+        found.append((side, room_id))
+    return found
+
+
+async def test_those_who_tell_no_state_keep_nobody_waiting_who_tells_it(network: Network) -> None:
+    room = await shared(network)
+    hostile = await insiders(network, room, [f"h.evil{number}.example" for number in range(4)])
+    be_silent(network, [side.name for side, _ in hostile])
+    without_the_gap(network, SOUTH)
+    for number, (side, room_id) in enumerate(hostile):
+        await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
+    network.settle()
+
+    await bring_with_a_gap(room, "honest")
+
+    assert await seconds_until_shown(room, "honest") <= 5
+
+
+async def test_servers_of_one_domain_have_the_turns_of_one(network: Network) -> None:
+    room = await shared(network)
+    hostile = await insiders(network, room, [f"h{number}.evil.example" for number in range(ROOMS_AT_ONCE)])
+    be_silent(network, [side.name for side, _ in hostile])
+    for number, (side, room_id) in enumerate(hostile):
+        await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
+    network.settle()
+
+    await bring_with_a_gap(room, "honest")
+
+    assert await seconds_until_shown(room, "honest") <= 5
+
+
+async def test_long_states_are_read_one_at_a_time_and_long_lists_of_ids_two(network: Network) -> None:
+    room = await shared(network)
+    hostile = await insiders(network, room, [f"h.evil{number}.example" for number in range(4)])
     open_: Counter[str] = Counter()
-    names = {side.name for side in hostile}
+    names = {side.name for side, _ in hostile}
     ids = msgspec.json.encode({"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []})
     answers = {"get_missing_events": b'{"events":[]}'}
+    short = {"state": SHORT_STATE_BYTES, "state_ids": SHORT_LIST_BYTES}
 
     def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
         word = request.uri.split("/")[4]
-        return WireAnswer(200, {}, answers[word]) if destination in names and word in answers else None
+        if destination not in names:
+            return None
+        if word in answers:
+            return WireAnswer(200, {}, answers[word])
+        is_first = word in short and request.max_bytes == short[word]
+        return WireAnswer(200, {}, b" " * (short[word] + 1)) if is_first else None
 
     def weather(letter: Letter) -> Fate:
         word = letter.request.uri.split("/")[4]
-        if letter.destination not in names or word not in ("state", "state_ids") or word in answers:
+        if letter.destination not in names or word not in short or word in answers:
             return Fate.ARRIVES
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
@@ -221,7 +274,7 @@ async def test_whole_states_are_read_one_at_a_time_and_lists_of_ids_two(network:
     for answered, most in (((), Counter(state_ids=2)), (("state_ids",), Counter(state=1))):
         answers.update((word, ids) for word in answered)
         open_.clear()
-        for number, (side, room_id) in enumerate(zip(hostile, rooms, strict=True)):
+        for number, (side, room_id) in enumerate(hostile):
             await side.push(NORTH, [(await lie_of(side, room.north, room_id, 10 * len(answered) + number)).pdu])
         network.settle()
         assert open_ == most
@@ -232,3 +285,33 @@ async def test_whole_states_are_read_one_at_a_time_and_lists_of_ids_two(network:
     network.weather = lambda _: Fate.ARRIVES
     await bring_with_a_gap(room, "honest")
     assert await seconds_until_shown(room, "honest") <= 5
+
+
+async def test_of_rooms_that_are_entered_one_long_state_is_read_at_a_time(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    others = [create_room(side.server.register("host"), preset="public_chat") for side in (room.south, east)]
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.request.max_bytes == MAX_STATE_BYTES else Fate.ARRIVES
+    )
+    padding = [{"x": "x" * 500_000}] * (SHORT_STATE_BYTES // 500_000 + 1)
+
+    def pad(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/v2/send_join/" not in request.uri:
+            return answer
+        told = msgspec.json.decode(answer.body)
+        return WireAnswer(200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]}))
+
+    network.forge(SOUTH, pad)
+    network.forge(EAST, pad)
+    entering = [
+        room.alice.start("POST", f"/_matrix/client/v3/join/{room_id}?via={name}", {})
+        for room_id, name in zip(others, (SOUTH, EAST), strict=True)
+    ]
+    asked = [to for _, to, _, uri in network.log if "send_join" in uri]
+    assert asked == [SOUTH, SOUTH, EAST], "the second waits for the first"
+
+    network.weather = lambda _: Fate.ARRIVES
+    network.clock.pump([10.0] * 31)
+
+    assert [each.answer.status for each in entering] == [502, 200]

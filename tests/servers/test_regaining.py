@@ -6,7 +6,8 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.ids import EventID, RoomID
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers import talk
 from tests.helpers.federated import NORTH, SOUTH, Shared, Side, say, shared, texts
 from tests.helpers.network import Network
@@ -84,6 +85,35 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
         if event["event_id"] in south[:3]
     }
     assert reasons == dict(zip(south, ["first", "second", "third"], strict=False))
+
+
+@pytest.mark.parametrize("refusal", [WireAnswer(200, {}, b'{"pdus":[]}'), WireAnswer(404, {}, b"{}")])
+async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(network: Network, refusal: WireAnswer) -> None:
+    room = await shared(network, "11", {NORTH: FORGETS})
+    network.start_sending()
+    say(room.bob, room.room_id, "before")
+    pass_on(network)
+    lost = await room.by_bob("lost")
+
+    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        """It never comes, and nobody tells it."""
+        if destination == NORTH and b'"lost"' in request.body:
+            return WireAnswer(200, {}, b'{"pdus":{}}')
+        if destination == SOUTH and "get_missing_events" in request.uri:
+            return WireAnswer(200, {}, b'{"events":[]}')
+        return refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
+
+    network.liars.append(lie)
+    await room.south.federation.receiver.receive(room.room_id, [lost.pdu])
+    last = say(room.bob, room.room_id, "after")
+    await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)])
+    pass_on(network)
+    assert texts(room.alice, room.room_id) == ["after", "before"]
+    await forget(network, room)
+
+    come_back(network, room)
+
+    assert texts(room.alice, room.room_id) == ["after", "before"]
 
 
 async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any) -> None:

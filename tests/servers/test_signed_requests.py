@@ -3,10 +3,13 @@
 import msgspec
 import pytest
 
+from federation import signed_requests
+from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import BadJson, Forbidden, NotJson, RemoteError, Unauthorized
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
 from federation.protocol.signing import SigningKey
+from federation.signed_requests import MOST_VALUES, SHORT_BODY
 from tests.helpers.network import Network
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
@@ -137,3 +140,39 @@ async def test_who_is_not_allowed_is_refused_before_anybody_is_asked(network: Ne
     with pytest.raises(Forbidden):
         await south.app.federation.signed_requests.get_peer([signed_body(network, b"{}")], "PUT", SEND, b"{}")
     assert network.log == []
+
+
+async def test_long_bodies_that_nobody_has_signed_cost_little(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can send them, in the name of anybody."""
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    made: list[int] = []
+
+    def encode(value: object) -> bytes:
+        made.append(1)
+        return encode_canonical(value)
+
+    monkeypatch.setattr(signed_requests, "encode_canonical", encode)
+    long = b'{"a": "%b"}' % (b"x" * SHORT_BODY)
+    canonical = encode_canonical(msgspec.json.decode(long))
+
+    async def send(body: bytes, signed_as: bytes, address: str) -> bool:
+        try:
+            await checker.get_peer([signed_body(network, signed_as)], "PUT", SEND, body, address)
+        except Unauthorized:
+            return False
+        return True
+
+    assert await send(long, canonical, "192.0.2.1")
+    assert not await send(b'{"a":[' + b"{}," * MOST_VALUES + b"{}]}", b"{}", "192.0.2.1")
+    assert len(made) == 1, "it has more values than anybody sends"
+    assert [await send(long, b"{}", "192.0.2.2") for _ in range(3)] == [False] * 3
+    assert len(made) == 2
+    assert not await send(long, canonical, "192.0.2.2")
+    assert await send(b'{"a": 1}', b'{"a":1}', "192.0.2.2")
+    assert await send(canonical, canonical, "192.0.2.2")
+    assert await send(long, canonical, "192.0.2.1"), "others do not notice"
+    network.clock.advance(61)
+    assert await send(long, canonical, "192.0.2.2")

@@ -1,5 +1,7 @@
 """What other servers send: taken in once, in whatever order and however often it comes; nothing that is acknowledged is lost."""
 
+import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,51 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
     network.deliver()
     assert all(each.called for each in sent)
     await transactions.receive(ServerName(EAST), "one more", [], [])
+
+
+async def test_what_waits_is_not_read_yet(network: Network) -> None:
+    """Read, empty objects take twenty times their bytes."""
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    version = (await room.north.room(room.room_id)).version
+    last = await room.north.last(room.room_id)
+    eve = UserID(f"@eve:{EAST}")
+    event = await east.build(version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"})
+    network.hold()
+    transactions = room.north.server.app.incoming.transactions
+    first = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "first", [event.pdu], []))
+    dense = b'{"edus":[{"content":{"a":[' + b"{}," * 500_000 + b'{}]}}],"pdus":[{"a":[' + b"{}," * 500_000 + b"{}]}]}"
+    tracemalloc.start()
+    waiting = [
+        Deferred.fromCoroutine(transactions.receive_body(ServerName(EAST), f"{number}", dense)) for number in range(3)
+    ]
+    for _ in range(10):
+        network.clock.advance(0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < len(dense)
+    assert not any(each.called for each in (first, *waiting))
+    network.deliver()
+    assert all(each.called for each in (first, *waiting))
+
+
+async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(network: Network) -> None:
+    room = await shared(network)
+    taken: list[int] = []
+
+    async def receive(_origin: ServerName, content: Mapping[str, Any]) -> None:
+        taken.append(len(content["a"]))
+
+    room.south.federation.edus.register("org.example.long", receive)
+    values: list[Any] = ["x" * 2_000_000, [{}] * 1_000_000, [{}] * 100_000]
+    edus = [{"edu_type": "org.example.long", "content": {"a": value}} for value in values]
+
+    sent = Deferred.fromCoroutine(room.north.push(SOUTH, [], edus))
+    network.settle()
+
+    assert await sent == {"pdus": {}}
+    assert taken == [2_000_000, 100_000]
 
 
 async def test_an_ordinary_event_costs_one_write(tmp_path: Path, sqlite_template: Path) -> None:

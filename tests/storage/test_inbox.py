@@ -115,3 +115,22 @@ async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(d
     await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
 
     assert [(row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)] == [(PEER, b"true")]
+
+
+async def test_servers_of_one_domain_share_places(database: Database) -> None:
+    store = InboxStore(database, Places(of_domain=3, outside_of_domain=2, together=8, of_domain_when_scarce=1))
+
+    async def is_full(origin: str, name: str, is_outside: bool = False) -> bool:
+        domain = ".".join(origin.split(".")[-2:])
+        try:
+            await store.add(ROOM, origin, rows(name), 10, judge=None, is_outside=is_outside, domain=domain)
+        except InboxFull:
+            return True
+        return False
+
+    for outside, most in ((True, 2), (False, 3)):
+        found = [await is_full(f"h{at}.evil.example", f"${outside}{at}", outside) for at in range(most + 1)]
+        assert found == [False] * most + [True]
+    assert not await is_full(OTHER, "$other")
+    assert not await is_full("a.third.example", "$third"), "the first beyond half of all"
+    assert await is_full("b.third.example", "$fourth")

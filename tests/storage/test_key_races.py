@@ -21,7 +21,7 @@ async def at_once(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
     return await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
 
 
-@pytest.mark.reactor(60)
+@pytest.mark.reactor(120)
 async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Database) -> None:
     keys = DeviceKeyStore(threaded_database)
 
@@ -47,7 +47,7 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
     assert len(given) + left == KEYS, "a key was lost"
 
 
-@pytest.mark.reactor(60)
+@pytest.mark.reactor(120)
 async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> None:
     backups = KeyBackupStore(threaded_database)
     version = await backups.add_backup(ALICE, "m.megolm_backup.v1.curve25519-aes-sha2", b"{}")

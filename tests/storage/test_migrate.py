@@ -108,7 +108,7 @@ def test_two_nodes_may_start_at_once(engine: Engine, schema: Path) -> None:
     for node in nodes:
         node.start()
     for node in nodes:
-        node.join(30)
+        node.join(60)
     assert failures == []
     assert ask(engine, "SELECT COUNT(*) FROM schema_version") == [(2,)]
 

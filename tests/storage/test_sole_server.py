@@ -8,7 +8,7 @@ import pytest
 
 from storage.sole_server import DatabaseInUse, SoleServer
 from storage.sqlite import SQLiteConfig
-from tests.helpers.running import ROOT
+from tests.helpers.programs import ROOT
 
 CLAIM = """
 import sys

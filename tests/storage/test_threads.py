@@ -187,7 +187,7 @@ def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
     return acknowledged
 
 
-@pytest.mark.reactor(60)
+@pytest.mark.reactor(120)
 async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConfig | PostgresConfig) -> None:
     arguments = (
         sqlite_arguments(database_config)

@@ -53,7 +53,8 @@ async def test_people_in_browsers_are_found_by_the_beginning(database: Database)
         ("cc.", []),
         ("a.", []),
     ):
-        assert await database.read("t", store.get_origins_by_session, beginning) == found
+        got = await database.read("t", store.get_browsers_by_session, beginning)
+        assert [(user_id, origin) for _, user_id, origin in got] == found
 
 
 async def test_browsers_of_a_session(database: Database) -> None:
@@ -79,7 +80,7 @@ async def test_nobody_looks_through_all_of_them(sqlite_database: Database) -> No
                 return []
 
         transaction = cast(Transaction, Asked())
-        BrowserSessionStore(sqlite_database).get_origins_by_session(transaction, "aa.")
+        BrowserSessionStore(sqlite_database).get_browsers_by_session(transaction, "aa.")
         BrowserSessionStore(sqlite_database).get_browsers_of_session(transaction, "aa")
         UpstreamSessionStore(sqlite_database).get_sessions_beginning(transaction, "saml", "aa.")
         return "\n".join(asked)

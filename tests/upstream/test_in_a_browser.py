@@ -49,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, slapd: Slapd) -> Iterator[S
     for name in ("providers", "cas", "server"):
         (folder / name).mkdir()
     providers = start_npm(folder / "providers", other, "http://localhost:1/", base=base, host="localhost")
-    with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
+    with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
         metadata = answer.read().replace(b"http://127.0.0.1:", b"http://localhost:")
     (folder / "server" / "idp.xml").write_bytes(metadata)
     cas = start_cas(folder / "cas", cas_port, base=base)

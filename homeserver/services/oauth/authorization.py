@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError, WrongRedirect
@@ -130,7 +130,7 @@ class Authorization:
         return AuthorizationRequest(client, returning, scope, challenge, prompts, given.get("login_hint", ""))
 
     async def do_allow(
-        self, request: AuthorizationRequest, user_id: UserID, ip: str, era: int, origin: str | None = None
+        self, request: AuthorizationRequest, user_id: UserID, ip: str, era: Era, origin: str | None = None
     ) -> str:
         """Let the program in as this user. `origin`: as `BrowserSession` has it. Where the browser goes. Raises as `check_era`."""
         code = self._secret_text.oauth_code()

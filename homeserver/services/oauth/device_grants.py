@@ -17,7 +17,7 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.audit import Happened, note
-from homeserver.services.eras import check_era
+from homeserver.services.eras import Era, check_era
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
@@ -103,7 +103,7 @@ class DeviceGrants:
         client: Client,
         user_id: UserID,
         address: str,
-        era: int,
+        era: Era,
         origin: str | None = None,
         *,
         allowed: bool,

@@ -30,7 +30,7 @@ from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
-from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.sessions import NewSession, Sessions, spent_key
 from homeserver.services.upstream.devices import UpstreamDevices
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
@@ -199,29 +199,33 @@ class OAuthTokens:
         return Granted(session, scope)
 
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
-        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`."""
+        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`, `LimitExceeded`."""
         client = await self._clients.get(client_id)
         family = oauth_family_of(refresh_token)
         if REFRESH_GRANT not in client.grant_types:
             raise UnauthorizedClient("This client has not registered the refresh_token grant")
         if family is None:
             raise _invalid("The refresh token is unknown")
-        find = self._store.get_session_of_family
-        if await self._database.read_quickly("get_oauth_session", find, hash_token(family)) is None:
+        token_hash, family_hash = hash_token(refresh_token), hash_token(family)
+        owner = await self._database.read_quickly("get_oauth_session", self._find_owner, token_hash, family_hash)
+        if owner is None:
             raise _invalid("The refresh token is unknown")  # what is made up costs no write
+        self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
-            "refresh_oauth_session",
-            self._refresh,
-            client,
-            hash_token(refresh_token),
-            hash_token(family),
-            texts,
-            address,
+            "refresh_oauth_session", self._refresh, client, token_hash, family_hash, texts, address
         )
         if isinstance(granted, OAuthError):
             raise granted
         return granted
+
+    def _find_owner(self, txn: Transaction, token_hash: bytes, family_hash: bytes) -> str | None:
+        """As `Sessions` has it."""
+        session = self._store.get_session_of_family(txn, family_hash)
+        if session is None:
+            return None
+        is_spent = self._tokens.get_refresh_token(txn, token_hash) is None
+        return spent_key(session.user_id) if is_spent else session.user_id
 
     def _refresh(
         self,
@@ -239,7 +243,10 @@ class OAuthTokens:
         # renewed
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
-            if not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
+            was_used = (
+                self._tokens.get_refresh_token(txn, token_hash) is None
+            )  # else another pair was used instead of it
+            if was_used and not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
                 self._end_family(txn, family_hash, address)
             return _invalid("The refresh token has been used; sign in again")
         if session.refresh_token is None:

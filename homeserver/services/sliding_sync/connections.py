@@ -207,10 +207,11 @@ class Connections:
         state = await self._find_state(key, state_nid)
         return Connection(key, parse_sync_token(match[1]), state_nid, state)
 
-    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken) -> str:
-        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new."""
+    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
+        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new, or if it is to
+        have a number of its own (`anew`)."""
         state_nid = former.state_nid
-        if state_nid is None or state is not former.state:
+        if anew or state_nid is None or state is not former.state:
             now = self._now_ms()
             blob = _encode(state)
             state_nid = await self._store.add_state(former.key, state_nid, blob, now)
@@ -334,6 +335,11 @@ class StateChanges:
         )
         state.take_settled_from(self._state, self._rooms)
         return state
+
+
+def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
+    """Those of which not everything up to the `pos` was sent: mostly none."""
+    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
 
 
 class _Blob(msgspec.Struct, array_like=True):

@@ -4,9 +4,8 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +16,10 @@ from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
+from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.lists import Selection
 from homeserver.services.sliding_sync.profiles import ProfileNews
+from homeserver.services.sliding_sync.receipts import ReceiptNews
 from homeserver.services.sliding_sync.request import (
     Extensions,
     Scope,
@@ -30,17 +30,16 @@ from homeserver.services.sliding_sync.request import (
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.rooms import RoomWork
-from homeserver.services.sliding_sync.typing_views import TypingViews
+from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
-from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
+from homeserver.services.sync.sync import typing_event
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.thread_updates import Thread, ThreadUpdates
 from storage.account_data import AccountData, AccountDataStore
 from storage.device_keys import KeyCounts
-from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.relations import THREAD
 from storage.rooms import RoomStore
 from storage.streams import Topic
@@ -54,15 +53,13 @@ NEVER: Final = -1
 FEW_ROOMS: Final = 50
 """So many rooms come into view at once as a rule, at most."""
 
-_position: Final = attrgetter("event.position")
-
 
 class ExtensionParts(msgspec.Struct, frozen=True):
     """What extensions are made of."""
 
     devices: DeviceNewsReader
     account_data: AccountDataStore
-    receipts: ReceiptStore
+    receipts: ReceiptNews
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
@@ -71,6 +68,19 @@ class ExtensionParts(msgspec.Struct, frozen=True):
     sticky: StickyReader
     typing_views: TypingViews
     thread_updates: ThreadUpdates
+
+
+class ExtensionNews(msgspec.Struct, gc=False):
+    """The extensions of an answer."""
+
+    answer: dict[str, Any]
+    """As they go into it."""
+    is_news: bool = False
+    """Whether there is anything new in them."""
+    is_all: bool = True
+    """Whether all that was new is."""
+    typing: View | None = None
+    """What the client is told of who types; None if it did not ask, or that is not known."""
 
 
 class ExtensionReader:
@@ -87,11 +97,12 @@ class ExtensionReader:
         works: Sequence[RoomWork],
         token: SyncToken,
         changes: StateChanges,
-    ) -> tuple[dict[str, Any], bool]:
-        """The extensions as they go into the answer, and whether there is anything new in them."""
+    ) -> ExtensionNews:
+        """The extensions of an answer up to the token."""
         wanted = request.extensions
         answer: dict[str, Any] = {}
-        is_news = False
+        is_news, is_all = False, True
+        view: View | None = None
         if wanted.to_device is not None:
             answer["to_device"] = await self._to_device(request, wanted.to_device, token.position)
             is_news = bool(answer["to_device"]["events"])
@@ -107,15 +118,17 @@ class ExtensionReader:
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
-            self._end_receipts(request, connection, set(), changes)
+            self._parts.receipts.end(request, connection, set(), changes)
         else:
             scope = _rooms_in(wanted.receipts, selection) & selection.joined
-            receipts = await self._receipts(request, connection, scope, works, token.position, changes)
+            receipts, is_all = await self._parts.receipts.read(
+                request, connection, scope, works, token.position, changes
+            )
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
             scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
-            typing, typing_news = await self._typing(connection, scope, token)
+            typing, typing_news, view = await self._typing(request, connection, scope)
             answer[wanted.typing.name] = {"rooms": typing}
             is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
@@ -141,17 +154,18 @@ class ExtensionReader:
         if wanted.threads is not None and (said := await self._said(request, connection, wanted.threads, works, token)):
             answer[wanted.threads.name] = said
             is_news = True
-        return answer, is_news
+        return ExtensionNews(answer, is_news, is_all, view)
 
     async def read_without_news(
         self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
-    ) -> tuple[dict[str, Any], bool] | None:
+    ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
-        rooms that it has; and whether there is anything new in them. None where that is not enough to know them.
+        rooms that it has. None where that is not enough to know them.
 
         `moved_to`: the rooms in view now, all of them joined, if they are others than before.
         """
         wanted, is_news = request.extensions, False
+        view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
         if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
@@ -171,13 +185,22 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                typing, is_news = await self._typing(connection, set(moved_to), now)
-            elif connection.token is not None:
-                self._parts.typing_views.stay(connection.key, connection.token, now)
+                typing, is_news, view = await self._typing(request, connection, set(moved_to))
+            else:
+                view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
-        return answer, is_news
+        return ExtensionNews(answer, is_news, typing=view)
+
+    def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
+        """Whether another answer that has this `pos` told something else."""
+        return news is not None and self._parts.typing_views.stands_for_another(connection.key, pos, news)
+
+    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> None:
+        """This of who types goes out with the answer that has this `pos`."""
+        if news is not None:
+            self._parts.typing_views.keep(connection.key, request.pos, pos, news)
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
@@ -215,7 +238,7 @@ class ExtensionReader:
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
         new = (scope - known.keys()) | (scope & {work.room.room_nid for work in works if work.initial})
-        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope and nid not in new}
+        missed = {nid: upto for nid, upto in not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -250,83 +273,16 @@ class ExtensionReader:
             by_room[EVERYWHERE] = data.everywhere
         return by_room
 
-    async def _receipts(
-        self,
-        request: SlidingRequest,
-        connection: Connection,
-        scope: set[int],
-        works: Sequence[RoomWork],
-        upto: int,
-        changes: StateChanges,
-    ) -> dict[str, Any]:
-        user_id, known = request.caller.user_id, connection.state.receipts
-        timelines = {
-            work.room.room_nid: work.shown for work in works if work.initial or work.expanded or work.sent is None
-        }
-        new = scope - known.keys()
-        whole = new | (timelines.keys() & scope)
-        missed = {nid for nid, _ in _not_live(known) if nid in scope}
-        recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
-        ranges: dict[int, tuple[int, int]] = {}
-        for nid in whole:
-            # a receipt comes after what it is for
-            starts = list(map(_position, timelines.get(nid, ())))
-            if nid in known:
-                starts.append(connection.since(known[nid]))
-            if None in starts:
-                ranges[nid] = (0, upto)
-            elif starts:
-                ranges[nid] = (min(starts), upto)
-        for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
-            ranges[nid] = (connection.since(known[nid]), upto)
-        found: dict[int, list[ReceiptRow]] = {}
-        changed: Mapping[int, list[ReceiptRow]] = {}
-        own: Mapping[int, list[ReceiptRow]] = {}
-        if whole:
-            changed, own = await self._parts.receipts.get_receipts_and_own(ranges, user_id, whole)
-        elif ranges:
-            changed = await self._parts.receipts.get_receipts(ranges)
-        for nid, rows in changed.items():
-            if rows:
-                ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
-                told = connection.since(known[nid]) if nid in known else upto
-                found[nid] = [row for row in rows if row.event_id in ids or row.position > told]
-        for nid, rows in own.items():
-            found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
-        self._end_receipts(request, connection, scope, changes)
-        for nid in new | missed:
-            changes.set_receipts(nid, LIVE)
-        return await self._receipt_events(user_id, found)
-
-    def _end_receipts(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
-    ) -> None:
-        """Receipts outside the scope that are new are missed."""
-        known = connection.state.receipts
-        if connection.token is None or not known:
-            return
-        recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
-        for nid in known if recent is None else recent.receipts & known.keys():
-            if known[nid] == LIVE and nid not in scope:
-                changes.set_receipts(nid, connection.position)
-
-    async def _receipt_events(self, user_id: UserID, found: Mapping[int, Sequence[ReceiptRow]]) -> dict[str, Any]:
-        ignored = await self._parts.ignored.of_user(user_id)
-        shown = {nid: visible for nid, rows in found.items() if (visible := visible_receipts(rows, user_id, ignored))}
-        rooms = await self._parts.rooms.get_rooms_by_nid(shown)
-        # the form has room for one event, and that for one of a user's receipts at the same event: the one for all threads first
-        for rows in shown.values():
-            rows.sort(key=lambda row: row.thread_id != UNTHREADED)
-        return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
-
-    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> tuple[dict[str, Any], bool]:
-        found = self._parts.typing_views.move(connection.key, connection.token, token, scope)
+    async def _typing(
+        self, request: SlidingRequest, connection: Connection, scope: set[int]
+    ) -> tuple[dict[str, Any], bool, View]:
+        found = self._parts.typing_views.move(connection.key, request.pos, connection.token, scope)
         if not found.rooms:
-            return {}, False
+            return {}, False, found.view
         rooms = await self._parts.rooms.get_rooms_by_nid(found.rooms)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id))
         events = {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.rooms.items()}
-        return events, found.is_news
+        return events, found.is_news, found.view
 
     async def _threads(
         self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int
@@ -418,11 +374,6 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
     if wanted.account_data is not None and any(map(state.account_data.get, rooms, repeat(NEVER))):
         return False
     return wanted.receipts is None or not any(map(state.receipts.get, rooms, repeat(NEVER)))
-
-
-def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
-    """Those of which not everything up to the `pos` was sent: mostly none."""
-    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
 
 
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:

@@ -29,6 +29,7 @@ from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from storage.memberships import MembershipRow
@@ -58,6 +59,8 @@ class View(msgspec.Struct, frozen=True, gc=False):
     labels: Labels
     configs: Mapping[int, RoomConfig]
     """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
+    pos: str = ""
+    """That of the answer."""
 
     def asks_the_same_as(self, other: "View") -> bool:
         """Whether both are of the same request, which as a rule is remembered: then nothing needs to be compared."""
@@ -76,6 +79,7 @@ class Told(msgspec.Struct, frozen=True, gc=False):
     state: ConnectionState
     newly_sent: set[Member]
     view: View
+    typing: TypingView | None
 
 
 class MessagesInView:
@@ -128,7 +132,7 @@ class MessagesInView:
         if kept is None or token is None:
             return None
         view, _ = kept
-        if view.token != token or view.state is not connection.state:
+        if view.pos != request.pos or view.state is not connection.state:
             return None
         if token.ephemeral != now.ephemeral or not _asks_the_same(request, view):
             return None
@@ -150,7 +154,6 @@ class MessagesInView:
         read = await self._extensions.read_without_news(request, connection, now, view.configs if coming else None)
         if read is None:
             return None
-        extensions, is_news = read
         works = await self._make_works(view, own)
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
@@ -164,9 +167,9 @@ class MessagesInView:
             for work in works:
                 changes.set_room(work.room.room_nid, work.result())
         state = changes.result()
-        body = {"lists": view.shown, "rooms": entries, "extensions": extensions}
-        is_news = is_news or any(map(_is_told, works))
-        return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state))
+        body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}
+        is_news = read.is_news or any(map(_is_told, works))
+        return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state), read.typing)
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or

@@ -30,7 +30,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from homeserver.services.unread import RoomUnread, UnreadCounts
+from homeserver.services.unread import RoomUnread, UnreadCounts, has_hidden_redaction
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
@@ -157,11 +157,11 @@ class RoomEntries:
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
         """The members that the client has for sure, now that it has come with this `pos`."""
         user_id, device = request.caller.user_id, _device(connection)
-        return self._parts.lazy_members.sent(user_id, device, request.pos, connection.position)
+        return self._parts.lazy_members.sent(user_id, device, request.pos)
 
     def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
         """These members go out with the answer that has this `pos`."""
-        self._parts.lazy_members.note(request.caller.user_id, _device(connection), members, pos)
+        self._parts.lazy_members.note(request.caller.user_id, _device(connection), request.pos, members, pos)
 
     def find_latest(self, work: RoomWork) -> int:
         """The position of the latest thing that the user may hear of in the room, where it is joined as far as it is in memory."""
@@ -279,6 +279,7 @@ class RoomEntries:
             if work.left_before:
                 arrived = told_after_leaving(arrived, work.own, work.own.left_position)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.is_recounted = work.is_recounted or has_hidden_redaction(arrived, work.shown)
             work.newest = arrived[-1] if arrived else None
             if len(work.shown) > 1:
                 _trim(work)

@@ -43,6 +43,7 @@ from homeserver.services.sliding_sync.messages import MessagesInView, View, list
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -82,8 +83,10 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     token: SyncToken
     state: ConnectionState
     newly_sent: set[Member]
-    view: View | None
+    view: View | None = None
     """What the client looks at then, if that is not what it looked at before."""
+    typing: TypingView | None = None
+    """What it is told of who types; None if it did not ask, or as before."""
 
 
 class SlidingSync:
@@ -158,10 +161,14 @@ class SlidingSync:
         return replace(request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky))
 
     async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
-        pos = await self._parts.connections.keep(connection, answer.state, answer.token)
+        connections, extensions = self._parts.connections, self._parts.extensions
+        pos = await connections.keep(connection, answer.state, answer.token)
+        if extensions.is_told_otherwise(connection, pos, answer.typing):
+            pos = await connections.keep(connection, answer.state, answer.token, anew=True)
+        extensions.end(request, connection, answer.typing, pos)
         self._parts.entries.end(request, connection, answer.newly_sent, pos)
         if answer.view is not None:
-            self._messages.keep(connection.key, answer.view)
+            self._messages.keep(connection.key, replace(answer.view, pos=pos))
         return {"pos": pos, **answer.body}
 
     async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
@@ -171,10 +178,18 @@ class SlidingSync:
         upto = token.position
         empty = self._parts.empty.find(request, connection, token)
         if empty is not None:
-            return _Answer(empty, False, token, connection.state, set(), None)
+            return _Answer(empty, False, token, connection.state, set())
         messages = await self._messages.read(request, connection, token, members)
         if messages is not None:
-            return _Answer(messages.body, messages.is_news, token, messages.state, messages.newly_sent, messages.view)
+            return _Answer(
+                messages.body,
+                messages.is_news,
+                token,
+                messages.state,
+                messages.newly_sent,
+                messages.view,
+                messages.typing,
+            )
         selection = await parts.lists.select(request, connection)
         recounted: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
@@ -188,22 +203,22 @@ class SlidingSync:
         if len(told) < len(works):
             selection = selection.without({work.room.room_nid for work in works} - told_nids)
         changes = StateChanges(connection.state)
-        extensions, extension_news = await parts.extensions.read(request, connection, selection, told, token, changes)
+        extensions = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
             changes.set_room(work.room.room_nid, work.result())
         await self._end_others(request, connection, selection, told_nids, recounted, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
             "rooms": entries,
-            "extensions": extensions,
+            "extensions": extensions.answer,
         }
-        is_news = any(map(_is_told, told)) or extension_news or len(told) < len(works)
+        is_news = any(map(_is_told, told)) or extensions.is_news or len(told) < len(works)
         state = changes.result()
         if not is_news and state is connection.state and token == self._now():
             self._parts.empty.keep(request, connection, token, body)
-        lasts = selection.lasts and len(told) == len(works)
+        lasts = selection.lasts and len(told) == len(works) and extensions.is_all
         view = view_of(request, selection, token, state) if lasts else None
-        return _Answer(body, is_news, token, state, newly_sent, view)
+        return _Answer(body, is_news, token, state, newly_sent, view, extensions.typing)
 
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)

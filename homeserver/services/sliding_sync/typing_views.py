@@ -1,6 +1,8 @@
 """In which rooms a client of sliding sync was told who types, and up to when: a room may leave its windows and come back. Then the
 client is told anew who types there: it gave up what it knew, or should have. Proposal: MSC4508.
 
+What a client was told goes by the `pos` of the answer, which may get lost: so no two answers with different views have the same one.
+
 In memory alone: typing is over in seconds. Of a client of which it is not known, since the server was started anew or
 remembers others, everything that is known of who types is told: what it had before can only be put right by that. It does not
 end waiting by itself, or a client that is forgotten again and again would never wait.
@@ -22,6 +24,8 @@ MOST_ROOMS_LEFT: Final = 500
 """Rooms out of view that are remembered of a connection, the latest to leave."""
 ENTRY: Final = 512
 """Bytes for a connection, about."""
+MOST_ANSWERS: Final = 8
+"""As many as states of a connection are kept: mostly two, the `pos` with which the client came and that of the answer."""
 ROOM: Final = 100
 """Bytes for a room of a view, about."""
 
@@ -33,6 +37,8 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """Those in view: of them all is told up to that position."""
     left: Mapping[int, int]
     """Those that were before, and the ephemeral position up to which all is told of each."""
+    is_whole: bool = True
+    """Whether these are all that ever were in view."""
 
 
 class Typists(msgspec.Struct, frozen=True, gc=False):
@@ -41,6 +47,8 @@ class Typists(msgspec.Struct, frozen=True, gc=False):
     rooms: Mapping[int, list[UserID]]
     is_news: bool
     """Whether something has changed since the client heard last, or came into view."""
+    view: View
+    """What the client has been told with that."""
 
 
 class TypingViews:
@@ -49,61 +57,73 @@ class TypingViews:
     def __init__(self, typing: Typing, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept."""
         self._typing = typing
-        self._views = KeptOfConnections[Mapping[SyncToken, View]](streams, capacity=capacity)
+        self._views = KeptOfConnections[Mapping[str, View]](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
         """About how many bytes are kept."""
         return self._views.weight
 
-    def move(self, key: ConnectionKey, before: SyncToken | None, after: SyncToken, rooms: Set[int]) -> Typists:
-        """Who types in the rooms that are in view now, where a client that stands at `before` has to be told.
-
-        It will stand at `after`.
-        """
+    def move(self, key: ConnectionKey, pos: str | None, before: SyncToken | None, rooms: Set[int]) -> Typists:
+        """Who types in the rooms that are in view now, where a client that has come with this `pos` has to be told. `before`: what it
+        stands at."""
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            self._keep(key, {after: View(frozenset(rooms), {})})
-            return Typists(found, bool(found))
+            return Typists(found, bool(found), View(frozenset(rooms), {}))
         changed: Set[int] = frozenset()
         if not self._typing.is_quiet_since(before.ephemeral):
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
-        view = self._find(key, before)
+        view = self.find(key, pos)
         if view is None:
-            self._keep(key, {after: View(frozenset(rooms), {})})
-            return Typists(self._typing.get_known(rooms), bool(changed))
+            view = View(frozenset(rooms), {}, is_whole=False)
+            return Typists(self._typing.get_known(rooms), bool(changed), view)
         told = dict(self._typing.get_changed(changed & view.rooms, before.ephemeral))
-        moved = view
         if rooms != view.rooms:
             for nid in rooms - view.rooms:
-                if nid not in view.left and len(view.left) >= MOST_ROOMS_LEFT:
+                if nid not in view.left and not view.is_whole:
                     told.update(self._typing.get_known([nid]))  # it may be one of those that are no longer remembered
                     continue
                 told.update(self._typing.get_changed([nid], None))
                 if nid in view.left:  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
-            moved = View(frozenset(rooms), _left(view, before, rooms))
-        self._keep(key, {before: view, after: moved})
-        return Typists(told, bool(told))
+            view = View(frozenset(rooms), *_left(view, before, rooms))
+        return Typists(told, bool(told), view)
 
-    def stay(self, key: ConnectionKey, before: SyncToken, after: SyncToken) -> None:
-        """The client will stand at `after`, with the same rooms in view; nobody has begun or ceased to type meanwhile."""
-        view = self._find(key, before)
-        if view is not None:
-            self._keep(key, {before: view, after: view})
-
-    def _find(self, key: ConnectionKey, at: SyncToken) -> View | None:
+    def find(self, key: ConnectionKey, pos: str | None) -> View | None:
+        """What a client has been told that has this `pos`, if that is known."""
         kept = self._views.get(key)
-        return None if kept is None else kept[0].get(at)
+        return None if kept is None or pos is None else kept[0].get(pos)
 
-    def _keep(self, key: ConnectionKey, views: Mapping[SyncToken, View]) -> None:
-        """Of two views the one is mostly the other."""
-        self._views.put(key, views, ENTRY + ROOM * max(len(view.rooms) + len(view.left) for view in views.values()))
+    def stands_for_another(self, key: ConnectionKey, pos: str, view: View) -> bool:
+        """Whether an answer with this `pos` told the client something else, of rooms where somebody types or did lately."""
+        known = self.find(key, pos)
+        if known is None or known is view:
+            return False
+        others = {nid for nid, _ in known.left.items() ^ view.left.items()} | (known.rooms ^ view.rooms)
+        return bool(self._typing.get_known(others))
+
+    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> None:
+        """A client that has come with the one `pos` is told this, with the answer that has the other one."""
+        kept = self._views.get(key)
+        known = {} if kept is None or before is None else dict(kept[0])
+        if before in known:  # the client has that for sure, and with it no longer what it had before
+            for each in list(known):
+                if each == before:
+                    break
+                del known[each]
+        known[pos] = view
+        while len(known) > MOST_ANSWERS:
+            del known[next(iter(known))]
+        views = {id(each): each for each in known.values()}
+        weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in views.values())
+        self._views.put(key, known, weight)
 
 
-def _left(view: View, before: SyncToken, rooms: Set[int]) -> Mapping[int, int]:
+def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
+    """The rooms out of view, and whether these are all."""
     left = {nid: position for nid, position in view.left.items() if nid not in rooms}
     left.update((nid, before.ephemeral) for nid in view.rooms if nid not in rooms)
-    for nid in list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]:
+    too_many = list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]
+    for nid in too_many:
         del left[nid]
-    return left
+    return left, view.is_whole and not too_many

@@ -39,6 +39,7 @@ from homeserver.services.sync.room_state import (
     without_members,
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from homeserver.services.unread import has_hidden_redaction
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
@@ -122,6 +123,16 @@ class JoinedRooms:
         self._aggregations = aggregations
         self._most_events = most_events
 
+    def begin(self, request: SyncRequest) -> set[Member]:
+        """The members that a device that loads them lazily has for sure, now that it has come with this token."""
+        since = None if request.since is None else str(request.since)
+        return self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
+
+    def end(self, request: SyncRequest, members: Iterable[Member], token: str) -> None:
+        """These members go out to it with the answer that has this token."""
+        since = None if request.since is None else str(request.since)
+        self._lazy_members.note(request.caller.user_id, request.caller.device_id, since, members, token)
+
     async def fill(
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
     ) -> None:
@@ -131,9 +142,7 @@ class JoinedRooms:
         sent: set[Member] | None = None
         newly_sent: set[Member] = set()
         if lazy:
-            since = request.since
-            text, at = (None, 0) if since is None else (str(since), since.position)
-            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, text, at)
+            sent = self.begin(request)
         kept = set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
         more_than_messages = [work for work in works if _has_more_than_messages(work, kept)]
         if more_than_messages:
@@ -141,7 +150,7 @@ class JoinedRooms:
         for work in works:
             _set_prev_batch(work, span)
         if lazy:
-            self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
+            self.end(request, newly_sent, str(token))
 
     async def _fill_states(
         self,
@@ -264,6 +273,7 @@ class JoinedRooms:
             seen = await self._aggregations.only_related(seen, wanted)
         if ignored:
             seen = without_ignored(seen, ignored)
+        work.is_recounted = has_hidden_redaction(work.arrived, seen)
         work.limited = stretch.limited or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
 

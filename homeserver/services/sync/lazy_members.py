@@ -2,8 +2,9 @@
 
 Laws:
 - What an answer carried counts as sent only when the device comes back with that answer's token: an answer may get lost.
-- A device that goes back to a token from before that knows only what it knew then, as an app does that is opened again before
-  it had stored what it heard last: it is told anew.
+- What is remembered is what the device has at one token, with what further answers to that token carry. A device that comes with any
+  other one is told anew: it went back, as an app does that is opened again before it had stored what it heard last, or other nodes
+  have answered it meanwhile, of which one may have left out that a member is another by now.
 
 spec: client-server-api#lazy-loading-room-members
 """
@@ -20,14 +21,19 @@ Member = tuple[int, str]
 
 MAX_MEMBERS = 5_000
 """Remembered for a device; past that it may be sent some again."""
+MOST_ANSWERS = 8
+"""To one token that are remembered, the latest ones: mostly one, more where a device asks again, or waits for long."""
 
 
 class _Device(msgspec.Struct, gc=False):
+    token: str
+    """The one that it came with last; empty at its beginning."""
     confirmed: set[Member] = set()
-    pending: set[Member] = set()
-    pending_token: str = ""
-    confirmed_at: int = 0
-    """The place of the token with which members were confirmed last."""
+    """What it has for sure."""
+    answers: dict[str, set[Member]] = {}
+    """By the tokens of the answers to it, what they carried."""
+    counted: int = 0
+    """So many of `confirmed` are in the sum of all devices."""
 
 
 class LazyMembers:
@@ -39,35 +45,42 @@ class LazyMembers:
         self._remembered = 0
         self._devices: OrderedDict[tuple[UserID, DeviceID | None], _Device] = OrderedDict()
 
-    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None, at: int = 0) -> set[Member]:
-        """What the device has for sure, now that it has come with this token. `at`: its place, where it may be an old one."""
+    def __len__(self) -> int:
+        """Members that are remembered."""
+        return self._remembered
+
+    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None) -> set[Member]:
+        """What the device has for sure, now that it has come with this token. Who sends less than that takes it out of the set."""
         key = (user_id, device_id)
         device = self._devices.get(key)
-        if device is not None and (since is None or at < device.confirmed_at):
-            self._forget(self._devices.pop(key))
-            device = None
-        if device is None:
-            device = self._devices[key] = _Device()
-        self._devices.move_to_end(key)
-        before = len(device.confirmed)
-        if since is not None and since == device.pending_token:
-            if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
+        if device is None or not since or (since != device.token and since not in device.answers):
+            self._forget(key)
+            device = self._devices[key] = _Device(since or "")
+        elif since != device.token:
+            carried = device.answers[since]
+            if len(device.confirmed) + len(carried) > MAX_MEMBERS:
                 device.confirmed = set()
-            device.confirmed |= device.pending
-            device.confirmed_at = at
-        if device.pending:
-            device.pending = set()
-        self._remembered += len(device.confirmed) - before
+            device.confirmed |= carried
+            device.token, device.answers = since, {}
+        self._devices.move_to_end(key)
+        self._remembered += len(device.confirmed) - device.counted
+        device.counted = len(device.confirmed)
         while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
-            self._forget(self._devices.popitem(last=False)[1])
+            self._forget(next(iter(self._devices)))
         return device.confirmed
 
-    def note(self, user_id: UserID, device_id: DeviceID | None, members: Iterable[Member], token: str) -> None:
-        """These go out with the answer that has this token."""
+    def note(
+        self, user_id: UserID, device_id: DeviceID | None, since: str | None, members: Iterable[Member], token: str
+    ) -> None:
+        """These go out with the answer that has this token, to who has come with the other one."""
         device = self._devices.get((user_id, device_id))
-        if device is not None:
-            device.pending = set(members)
-            device.pending_token = token
+        if device is None or device.token != (since or "") or token == device.token:
+            return  # the device has gone on without this answer; or there is nothing in it
+        device.answers.setdefault(token, set()).update(members)
+        if len(device.answers) > MOST_ANSWERS:
+            del device.answers[next(iter(device.answers))]
 
-    def _forget(self, device: _Device) -> None:
-        self._remembered -= len(device.confirmed)
+    def _forget(self, key: tuple[UserID, DeviceID | None]) -> None:
+        device = self._devices.pop(key, None)
+        if device is not None:
+            self._remembered -= device.counted

@@ -109,6 +109,15 @@ class Sync:
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
         request = await self._check_since(request)
+        if not request.loads_lazily:
+            return await self._answer(request, timeout_ms)
+        joined = self._parts.joined
+        joined.begin(request)
+        answer = await self._answer(request, timeout_ms)
+        joined.end(request, (), answer["next_batch"])  # also where there was no room in it
+        return answer
+
+    async def _answer(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if request.since is None or request.full_state or seconds <= 0:
             answer, _ = await self._compute(request)
@@ -258,7 +267,7 @@ class Sync:
         await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         for work in joined:
-            work.is_recounted = work.room.room_nid in recounted
+            work.is_recounted = work.is_recounted or work.room.room_nid in recounted
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)

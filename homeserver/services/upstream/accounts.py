@@ -99,14 +99,9 @@ class UpstreamAccounts:
             if account is None:
                 raise Refused(Reason.NO_ACCOUNT, f"{link.user_id} is linked, but there is no such account")
             return self.check_usable(account)
-        if not info.allow_existing_users or identity.localpart is None:
-            return None
-        try:
-            user_id = parse_new_user_id(fit_localpart(identity.localpart), self._server_name)
-        except MatrixError:
-            return None
-        account = (await self._accounts.get_accounts([user_id])).get(user_id)
-        if account is None:
+        user_id = self._same_name(info, identity)
+        account = None if user_id is None else (await self._accounts.get_accounts([user_id])).get(user_id)
+        if user_id is None or account is None:
             return None
         if account.appservice_id is not None or self._registration.is_reserved(user_id):
             raise Refused(Reason.TAKEN, f"{user_id} is an application service's")
@@ -123,6 +118,22 @@ class UpstreamAccounts:
             raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}", user_id=user_id)
         self.log.info("{user_id} is linked to {provider}", user_id=user_id, provider=info.provider_id)
         return account
+
+    async def get_era(self, info: ProviderInfo, identity: UpstreamIdentity) -> int | None:
+        """That of the account that `find` would find, which nothing is done with yet; None where they have none."""
+        link = await self._links.get_link(info.provider_id, identity.subject)
+        user_id = self._same_name(info, identity) if link is None else link.user_id
+        account = None if user_id is None else (await self._accounts.get_accounts([user_id])).get(user_id)
+        return None if account is None else account.era
+
+    def _same_name(self, info: ProviderInfo, identity: UpstreamIdentity) -> UserID | None:
+        """Whose account may become this person's, since it has their name."""
+        if not info.allow_existing_users or identity.localpart is None:
+            return None
+        try:
+            return parse_new_user_id(fit_localpart(identity.localpart), self._server_name)
+        except MatrixError:
+            return None
 
     async def get_refused(self, refused: Refused) -> UserID | None:
         """Whose account it is that somebody was refused; None where nobody has proved to be its owner."""

@@ -2,6 +2,8 @@
 
 Laws:
 - Each step of a sign-in is a row; going on takes it, and a page that is sent twice finds nothing the second time.
+- A flow in which it is known who it is goes on only while that sign-in stands: it keeps the era of their account, and ends with the sign-in
+  at the provider, and with the browser's signing out.
 - What comes without the cookie of the browser that began belongs to nobody: so nobody is signed in by following a link.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
@@ -14,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import RequestContext
 from homeserver.services.cookies import Cookies
+from homeserver.services.login_tokens import Origin
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.upstream.identity import Purpose, Reason, Refused, UpstreamIdentity
 from storage.upstream_flows import UpstreamFlowRow, UpstreamFlowStore
@@ -45,6 +48,20 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     identity: UpstreamIdentity | None = None
     user_id: str | None = None
     """Who signed in, once that is settled."""
+    era: int | None = None
+    """Of the account of who signed in (`homeserver/services/eras.py`); None as long as they have none, or it is not known who they are."""
+
+    @property
+    def origin(self) -> str | None:
+        """JSON of the sign-in at the provider, once it is done."""
+        if self.identity is None:
+            return None
+        return msgspec.json.encode(origin_of(self.provider, self.identity)).decode()
+
+
+def origin_of(provider: str, identity: UpstreamIdentity) -> Origin:
+    """The sign-in of somebody, as it is kept of what begins by it."""
+    return Origin(provider, identity.subject, identity.session)
 
 
 class Browser(msgspec.Struct, frozen=True):
@@ -87,7 +104,7 @@ class UpstreamFlows:
         return self._secret_text.session_id()
 
     async def begin(self, step: str, browser: Browser, flow: Flow, flow_id: str | None = None) -> str:
-        """Remember a step; its id."""
+        """Remember a step; its id. Raises `Refused` where the sign-in by which it goes on has ended."""
         return await self._begin(step, browser.hash, flow, flow_id or self.new_id())
 
     async def take(self, flow_id: str, step: str, browser: Browser | None) -> Flow:
@@ -108,13 +125,19 @@ class UpstreamFlows:
         return msgspec.json.decode(row.content, type=Flow), row.browser_hash
 
     async def begin_for(self, step: str, browser_hash: bytes, flow: Flow) -> str:
-        """Remember a step for the browser of an earlier one; its id."""
+        """Remember a step for the browser of an earlier one; its id. Raises as `begin`."""
         return await self._begin(step, browser_hash, flow, self.new_id())
 
     async def _begin(self, step: str, browser_hash: bytes, flow: Flow, flow_id: str) -> str:
         content = msgspec.json.encode(flow).decode()
-        await self._store.add_flow(UpstreamFlowRow(flow_id, step, browser_hash, self._now() + LIFETIME * 1000, content))
+        row = UpstreamFlowRow(flow_id, step, browser_hash, self._now() + LIFETIME * 1000, content)
+        if not await self._store.add_flow(row, flow.origin):
+            raise Refused(Reason.OLD, "the sign-in has ended at the provider in the meantime")
         return flow_id
+
+    async def do_end(self, browser: Browser) -> None:
+        """End whatever waits in a browser: it is signed out."""
+        await self._store.remove_browser(browser.hash)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` steps that nobody went on with in time; how many."""

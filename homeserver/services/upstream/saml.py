@@ -33,7 +33,7 @@ from homeserver.services.upstream.identity import (
     keep_again,
 )
 from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
-from homeserver.services.upstream.saml_metadata import SAMLMetadata, TakesMetadata
+from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata, TakesMetadata
 from storage.upstream_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
@@ -102,7 +102,7 @@ class SAMLProvider:
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         await self._metadata.make_ready()
-        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id, again=again))
+        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id, again=again), SAML_WORK)
         now = self._clock.seconds()
         return Departure(url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)})
 
@@ -114,7 +114,7 @@ class SAMLProvider:
             raise Refused(Reason.OLD)
         request_id = flow.kept[_REQUEST]
         await self._metadata.make_ready()
-        assertion = await self._threads.run(lambda: self._library.read_response(response, request_id))
+        assertion = await self._threads.run(lambda: self._library.read_response(response, request_id), SAML_WORK)
         if not await self._store.add_taken_assertion(assertion.assertion_id, int(assertion.expires * 1000)):
             raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")
         identity = self._identity(assertion)
@@ -125,7 +125,7 @@ class SAMLProvider:
 
     async def metadata(self) -> bytes:
         """What this server tells of itself, in XML."""
-        return await self._threads.run(self._library.metadata)
+        return await self._threads.run(self._library.metadata, SAML_WORK)
 
     def _identity(self, assertion: Assertion) -> UpstreamIdentity:
         attributes = assertion.attributes

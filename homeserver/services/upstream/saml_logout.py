@@ -2,7 +2,8 @@
 
 Laws:
 - A request of the provider is signed by it, for this server, of now, and taken once. What ends is what came of the sign-in that
-  it names; for the people concerned also what would let them in without proving who they are.
+  it names, with what waits and what is under way by it. Where the provider cannot tell a person's sign-ins from one another (it names no
+  session, or had not named it when they came), all ends that would let them in without proving who they are.
 - What comes back for a request of ours changes nothing.
 
 spec: saml-profiles-2.0-os section 4.4
@@ -21,13 +22,14 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.login_tokens import Origin
 from homeserver.services.passwords import Threads
 from homeserver.services.sessions import Sessions
+from homeserver.services.upstream.ended import EndedSignIns
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.saml_metadata import SAMLMetadata
+from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.transaction import WriteTransaction
 from storage.upstream_flows import UpstreamFlowStore
-from storage.upstream_sessions import UpstreamSessionStore
+from storage.upstream_sessions import SignIns, UpstreamSessionStore
 
 LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
@@ -105,6 +107,7 @@ class SAMLLogout:
         flows: UpstreamFlowStore,
         upstream_sessions: UpstreamSessionStore,
         browser_sessions: BrowserSessionStore,
+        ended: EndedSignIns,
         sessions: Sessions,
     ) -> None:
         self._provider_id = provider_id
@@ -115,6 +118,7 @@ class SAMLLogout:
         self._flows = flows
         self._upstream_sessions = upstream_sessions
         self._browser_sessions = browser_sessions
+        self._ended = ended
         self._sessions = sessions
 
     async def leave(self, origin: str | None, next_path: str) -> str | None:
@@ -131,7 +135,7 @@ class SAMLLogout:
         relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
         try:
             await metadata.make_ready()
-            return await self._threads.run(lambda: library.make_logout(session, relay_state))
+            return await self._threads.run(lambda: library.make_logout(session, relay_state), SAML_WORK)
         except Refused as refused:
             self.log.warn("somebody is signed out here only: {why}", why=str(refused))
             return None
@@ -144,7 +148,7 @@ class SAMLLogout:
         if not message.request or len(message.request) > LONGEST_REQUEST:
             raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
         await metadata.make_ready()
-        logout = await self._threads.run(lambda: library.read_logout(message))
+        logout = await self._threads.run(lambda: library.read_logout(message), SAML_WORK)
         ended = await self._database.write("end_saml_sessions", self._end, logout)
         if ended is not None:
             self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
@@ -159,13 +163,18 @@ class SAMLLogout:
         rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        browsing = {
-            user_id
-            for user_id, origin in self._browser_sessions.get_origins_by_session(txn, means.beginning)
-            if (came := msgspec.json.decode(origin, type=Origin)).provider == self._provider_id
-            and means.has(came.session or "")
-        }
-        for user_id in {row.user_id for row in rows} | browsing:
+        for index in logout.indexes:
+            self._ended.end(txn, SignIns(self._provider_id, means.beginning_of(index), is_beginning=True), None)
+        of_all = {row.user_id for row in rows if not means.names(row.session or "")}
+        for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(txn, means.beginning):
+            came = msgspec.json.decode(origin, type=Origin)
+            if came.provider != self._provider_id or not means.has(came.session or ""):
+                continue
+            if means.names(came.session or ""):
+                self._ended.end_browser(txn, token_hash, user_id)
+            else:
+                of_all.add(user_id)
+        for user_id in of_all:
             self._sessions.remove_ways_in(txn, user_id)
         return len(rows)
 
@@ -210,7 +219,16 @@ class Meant:
     def __init__(self, name: str, indexes: Sequence[str]) -> None:
         self.beginning = f"{_hash(name)}."
         """How the names of all of the person's sign-ins begin."""
-        self._hashes = {_hash(index) for index in (*indexes, "")} if indexes else None
+        self._named = {_hash(index) for index in indexes if index}
+        self._hashes = {*self._named, _hash("")} if indexes else None
+
+    def beginning_of(self, index: str) -> str:
+        """How the name begins of the person's sign-in with this index, as far as its last dot."""
+        return f"{self.beginning}{_hash(index)}."
+
+    def names(self, session: str) -> bool:
+        """Whether the request names just the sign-in that is called so, and no other of the person."""
+        return session.startswith(self.beginning) and session.split(".")[1] in self._named
 
     def has(self, session: str) -> bool:
         """Whether the sign-in that is called so (`name_session`) is meant."""

@@ -21,6 +21,8 @@ from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.web_documents import Documents, place_of
 from storage.signed_documents import SignedDocument, SignedDocumentStore
 
+SAML_WORK: Final = "SAML"
+"""For whom threads work on SAML messages: no address is called so."""
 PAUSE_SECONDS: Final = 30.0
 """After which a provider is asked again that gave nothing of use; people are told at once meanwhile."""
 
@@ -119,7 +121,7 @@ class SAMLMetadata:
             return False
         given = [documents[url] for url in self._urls if url in documents]
         try:
-            await self._threads.run(lambda: self._library.use(given))
+            await self._threads.run(lambda: self._library.use(given), SAML_WORK)
         except ValueError as error:
             places = ", ".join(map(place_of, documents))
             self.log.error("SAML metadata of {places} cannot be used: {why}", places=places, why=str(error))

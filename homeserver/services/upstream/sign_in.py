@@ -3,6 +3,7 @@
 Laws:
 - A login token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
 - Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
+- Who somebody is holds for the era of their account in which the provider's word came, however long they then look at a page.
 - What is confirmed for a client is told to the person before they leave for the provider, which asks them who they are although it
   may know.
 
@@ -10,6 +11,7 @@ spec: client-server-api#sso-client-loginauthentication
 """
 
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import unquote_plus, urlencode
 
 import msgspec
@@ -19,12 +21,23 @@ from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.consents import Consents
+from homeserver.services.eras import Era
 from homeserver.services.foreign_links import read_link
 from homeserver.services.login_tokens import LoginTokens, Origin
 from homeserver.services.uia import UIA
 from homeserver.services.uia_stages import SSO
 from homeserver.services.upstream.accounts import UpstreamAccounts
-from homeserver.services.upstream.flows import AWAY, BACK, CLIENT, CONFIRM, NAME, Browser, Flow, UpstreamFlows
+from homeserver.services.upstream.flows import (
+    AWAY,
+    BACK,
+    CLIENT,
+    CONFIRM,
+    NAME,
+    Browser,
+    Flow,
+    UpstreamFlows,
+    origin_of,
+)
 from homeserver.services.upstream.identity import (
     ForClient,
     ForConfirmation,
@@ -38,7 +51,10 @@ from homeserver.services.upstream.identity import (
     UpstreamProvider,
     fit_localpart,
 )
-from storage.accounts import AccountRow, AccountStore
+from storage.accounts import AccountStore
+
+_FIRST_ERA: Final = 0
+"""That of an account that was just made."""
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -189,7 +205,8 @@ class UpstreamSignIn:
 
     async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
         """Keep an answer that was checked until the browser comes with its cookie; the id for `go_on`."""
-        held = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity)
+        era = await self._accounts.get_era(self._info(flow), identity)
+        held = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity, era=era)
         return await self._flows.begin_for(BACK, browser_hash, held)
 
     async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
@@ -207,14 +224,15 @@ class UpstreamSignIn:
             return await self._confirm(flow.purpose, None if account is None else account.user_id, info)
         if account is not None:
             user_id = UserID(account.user_id)
+            era = account.era if flow.era is None else flow.era
             if self._update_profiles:
                 await self._accounts.do_update(info, {user_id: identity})
-            return await self._finish(flow, identity, user_id, browser)
+            return await self._finish(flow, identity, user_id, era, browser)
         if not info.enable_registration:
             raise Refused(Reason.NO_ACCOUNT)
         made = await self._accounts.do_make_of(info, identity, languages)
         if made is not None:
-            return await self._finish(flow, identity, made, browser)
+            return await self._finish(flow, identity, made, _FIRST_ERA, browser)
         username = "" if identity.localpart is None else fit_localpart(identity.localpart)
         return await self._ask_name(flow, identity, browser, username)
 
@@ -227,17 +245,23 @@ class UpstreamSignIn:
             user_id = await self._accounts.do_make(self._info(flow), flow.identity, username, languages)
         except MatrixError as error:
             return await self._ask_name(flow, flow.identity, browser, username, error)
-        return await self._finish(flow, flow.identity, user_id, browser)
+        return await self._finish(flow, flow.identity, user_id, _FIRST_ERA, browser)
 
     async def do_go_to_client(self, flow_id: str, browser: Browser | None) -> Leave:
         """The person has agreed to go on to the client. Raises `Refused`."""
         flow = await self._flows.take(flow_id, CLIENT, browser)
         assert flow.identity is not None
         assert flow.user_id is not None
+        assert flow.era is not None
         assert isinstance(flow.purpose, ForClient)
-        account = (await self._account_store.get_accounts([flow.user_id]))[flow.user_id]
-        self._accounts.check_usable(account)
-        return await self._leave(flow, flow.identity, account, flow.purpose)
+        self._accounts.check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
+        return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.era, flow.purpose)
+
+    async def do_forget(self, context: RequestContext) -> None:
+        """The browser that asks is signed out: whatever waits in it ends."""
+        browser = self._flows.find_browser(context)
+        if browser is not None:
+            await self._flows.do_end(browser)
 
     def _info(self, flow: Flow) -> ProviderInfo:
         provider = self._providers.get(flow.provider)
@@ -262,42 +286,44 @@ class UpstreamSignIn:
         flow_id = await self._flows.begin(NAME, browser, next_flow)
         return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
-    async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
+    async def _finish(
+        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, browser: Browser
+    ) -> Step:
         account = self._accounts.check_usable((await self._account_store.get_accounts([user_id]))[user_id])
         if account.awaiting_ts is not None:
             raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved", user_id=user_id)
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return self._signed_in(flow, identity, account, purpose.next)
+            return self._signed_in(flow, identity, user_id, era, purpose.next)
         assert isinstance(purpose, ForClient)
         if await self._consents.get_owed(user_id):
             # the page leads over the terms first, as whoever comes to it from elsewhere
             where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
-            return self._signed_in(flow, identity, account, where)
+            return self._signed_in(flow, identity, user_id, era, where)
         if self.is_known(purpose.redirect_url):
-            return await self._leave(flow, identity, account, purpose)
-        asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
+            return await self._leave(flow, identity, user_id, era, purpose)
+        asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id, era=era)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
 
     @staticmethod
-    def _signed_in(flow: Flow, identity: UpstreamIdentity, account: AccountRow, next_path: str) -> SignedIn:
-        origin = Origin(flow.provider, identity.subject, identity.session)
-        return SignedIn(UserID(account.user_id), next_path, origin, identity.proved_ts or 0, account.era)
+    def _signed_in(flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str) -> SignedIn:
+        return SignedIn(user_id, next_path, origin_of(flow.provider, identity), identity.proved_ts or 0, era)
 
     def is_known(self, redirect_url: str) -> bool:
         """Whether a token goes to this address unasked."""
         return any(is_beginning(known, redirect_url) for known in self._known_clients)
 
-    async def do_give_token(self, user_id: UserID, origin: Origin | None, redirect_url: str, era: int) -> str:
+    async def do_give_token(self, user_id: UserID, origin: Origin | None, redirect_url: str, era: Era) -> str:
         """Where the browser goes of somebody who has signed in, and agrees to go on to a client: with a token. Raises as
         `check_era`."""
         return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin, era))
 
-    async def _leave(self, flow: Flow, identity: UpstreamIdentity, account: AccountRow, purpose: ForClient) -> Leave:
-        origin = Origin(flow.provider, identity.subject, identity.session)
-        user_id = UserID(account.user_id)
+    async def _leave(
+        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, purpose: ForClient
+    ) -> Leave:
+        origin = origin_of(flow.provider, identity)
         try:
-            where = await self.do_give_token(user_id, origin, purpose.redirect_url, account.era)
+            where = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
         except MatrixError as error:
             raise refused_in_the_meantime(user_id, error) from None
         self.log.info("{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider)

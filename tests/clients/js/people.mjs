@@ -5,7 +5,7 @@
 import { randomInt } from "node:crypto";
 import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
-import { cryptoApi, fetchAndNote, sdk, until } from "./sdk.mjs";
+import { cryptoApi, fetchAndNote, PATIENCE, sdk, until } from "./sdk.mjs";
 
 const PASSWORD = "correct horse";
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
@@ -50,13 +50,13 @@ export const startServer = (server) => ask("start", server);
 // As a client on a bad network: what got no answer is sent again, and answers to /sync can be held up.
 function patient(line) {
     return async (resource, options) => {
-        for (let left = 400; ; left--) {
+        for (const ends = Date.now() + PATIENCE; ;) {
             try {
                 const answer = await fetchAndNote(resource, options);
                 if (new URL(resource).pathname.endsWith("/sync")) await line.open;
                 return answer;
             } catch (error) {
-                if (options?.signal?.aborted || left === 0 || line.cut) throw error;
+                if (options?.signal?.aborted || Date.now() > ends || line.cut) throw error;
                 await sleep(50);
             }
         }
@@ -176,8 +176,8 @@ export async function devicesOf(client, user) {
 
 // What depends on a later /sync, without an event of its own.
 export async function eventually(what, condition) {
-    for (let left = 400; !(await condition()); left--) {
-        assert.ok(left, `waited in vain for: ${what}`);
+    for (const ends = Date.now() + PATIENCE; !(await condition());) {
+        assert.ok(Date.now() < ends, `waited in vain for: ${what}`);
         await sleep(50);
     }
 }

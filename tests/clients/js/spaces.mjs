@@ -90,9 +90,10 @@ const peeked = await bob.peekInRoom(square, 5);
 assert.equal(peeked.name, "maydon");
 const bodies = () => peeked.getLiveTimeline().getEvents().map((event) => event.getContent().body);
 assert.ok(bodies().includes("for all to hear"));
-await new Promise((done) => setTimeout(done, 300));  // the SDK asks for what is new from when it asks first
-await alice.sendTextMessage(square, "and now");
+// The SDK asks for what is new from when it asks first, at some moment after it has shown the room.
+const again = setInterval(() => alice.sendTextMessage(square, "and now"), 300);
 await until(bob, "what is said in the open", () => bodies().includes("and now"));
+clearInterval(again);
 bob.stopPeeking();
 
 await quiet();

@@ -2,7 +2,8 @@
 
 Laws:
 - A linked account is checked by its subject: whoever has the same name later is somebody else.
-- So many questions wait for a thread, and no more: a directory that hangs does not take the server with it.
+- So many questions wait for a thread, and no more: a directory that hangs does not take the server with it. Threads are had by
+  turns among the addresses from which people sign in, and one holds up a part of them only.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from twisted.logger import Logger
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.config.directories import LDAPProvider
+from homeserver.http.rate_limits import address_key
 from homeserver.services.passwords import Threads
 from homeserver.services.sign_in import RefusedElsewhere
 from homeserver.services.upstream.accounts import UpstreamAccounts, as_error
@@ -64,9 +66,10 @@ class DirectoryPasswords:
         self._links = links
         self._accounts = accounts
 
-    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
-        """Whose name and password these are, in some directory; their account is made where they had none. `account`: the
-        one that the name means here, if any. Raises `DirectoryUnavailable`, `LimitExceeded`, `RefusedElsewhere`, `Forbidden`."""
+    async def check(self, name: str, account: AccountRow | None, password: str, address: str) -> UserID | None:
+        """Whose name and password these are, in some directory; their account is made where they had none. `account`: the one that the
+        name means here, if any; `address`: whence it is asked. Raises `DirectoryUnavailable`, `LimitExceeded`, `RefusedElsewhere`,
+        `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
         is_in_use = account is not None and account.deactivated_ts is None
         failed: DirectoryFailed | None = None
@@ -75,7 +78,7 @@ class DirectoryPasswords:
             if account is not None and link is None and not directory.config.allow_existing_users:
                 continue
             try:
-                verdict = await self._ask(directory, name, account, link, password)
+                verdict = await self._ask(directory, name, account, link, password, address_key(address))
             except DirectoryFailed as error:
                 self.log.warn("the directory {id} cannot be asked: {why}", id=directory.info.provider_id, why=error)
                 failed = error
@@ -92,14 +95,20 @@ class DirectoryPasswords:
         return {link.provider: link for link in (await self._links.get_links_of_users([user_id])).get(user_id, [])}
 
     async def _ask(
-        self, directory: Directory, name: str, account: AccountRow | None, link: ExternalIdRow | None, password: str
+        self,
+        directory: Directory,
+        name: str,
+        account: AccountRow | None,
+        link: ExternalIdRow | None,
+        password: str,
+        asker: str,
     ) -> Verdict:
         asked = directory.asked
         if link is not None and directory.config.mode == "search":
             subject = link.subject
-            return await self._threads.run(lambda: asked.check_password_of(subject, password))
+            return await self._threads.run(lambda: asked.check_password_of(subject, password), asker)
         wanted = _typed_name(name)
-        verdict = await self._threads.run(lambda: asked.check_password(wanted, password))
+        verdict = await self._threads.run(lambda: asked.check_password(wanted, password), asker)
         if link is not None and verdict.entry is not None and verdict.entry.identity.subject != link.subject:
             return Verdict(None)
         return verdict

@@ -33,13 +33,12 @@ from homeserver.services.upstream.identity import (
     clean_session,
     keep_again,
 )
+from homeserver.services.upstream.oidc.callbacks import has_own_callback, redirect_uri_of
 from homeserver.services.upstream.oidc.claims import ClaimReader
 from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadata
 from homeserver.services.upstream.oidc.tokens import TokenChecks
 from homeserver.services.upstream.web_documents import Documents
 
-CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
-"""Where people come back to from a provider that has no such path for itself under this one."""
 SECRET_SECONDS: Final = 600
 """How long a client secret is good for that is made with a key."""
 LATEST: Final = 2**40
@@ -70,7 +69,7 @@ class OIDC:
         self._documents = documents
         self._new_secret = new_secret
         self._config = config
-        self._redirect_uri = config.redirect_uri or base_url + (own_callback(config) if others else CALLBACK_PATH)
+        self._redirect_uri = redirect_uri_of(config, base_url, alone=not others)
         self._has_own_callback = has_own_callback(config, alone=not others)
         self._needs_issuer = not self._has_own_callback and any(
             not has_own_callback(other, alone=False) and other.issuer != config.issuer for other in others
@@ -208,18 +207,6 @@ class OIDC:
         if self._config.pkce_method != "auto":
             return self._config.pkce_method == "always"
         return "S256" in (metadata.code_challenge_methods_supported or ())
-
-
-def own_callback(config: OIDCProvider) -> str:
-    """The path where people come back to from this provider, and from no other."""
-    return f"{CALLBACK_PATH}/{config.provider_id}"
-
-
-def has_own_callback(config: OIDCProvider, *, alone: bool) -> bool:
-    """Whether people come back from it to its own path. `alone`: whether it is the only provider."""
-    if config.redirect_uri is None:
-        return not alone
-    return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback(config)}")
 
 
 def challenge_of(verifier: str) -> str:

@@ -2,23 +2,21 @@
 
 Laws:
 - Only sessions that began with this provider end, and only where the configuration lets it.
-- Where the provider names a session, that one ends: devices and browsers that came of it, and what was given by it to begin one with; where
-  it names a person only, all of theirs.
+- Where the provider names a session, that one ends: devices and browsers that came of it, what was given by it to begin one with, and
+  what is under way by it (`homeserver/services/upstream/ended.py`); where it names a person only, all of theirs.
 
 spec: openid-connect-backchannel-1_0
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.audit import Happened, note
 from homeserver.services.login_tokens import Origin
 from homeserver.services.sessions import Sessions
+from homeserver.services.upstream.ended import EndedSignIns
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.tokens import read_unchecked
@@ -26,38 +24,28 @@ from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
 from storage.transaction import WriteTransaction
-from storage.upstream_sessions import UpstreamSessionStore
-
-
-class EndsWithSignIn(Protocol):
-    """Keeps what is given to somebody to begin a session with."""
-
-    def remove_sign_in(self, txn: WriteTransaction, provider: str, session: str) -> None:
-        """Remove what was given by a sign-in at a provider."""
-        ...
+from storage.upstream_sessions import SignIns, UpstreamSessionStore
 
 
 class UpstreamSignOut:
-    """Ends sessions. `waiting`: what was given and is not begun yet."""
+    """Ends sessions."""
 
     log = Logger()
 
     def __init__(
         self,
-        clock: IReactorTime,
         database: Database,
         store: UpstreamSessionStore,
         browsers: BrowserSessionStore,
-        waiting: Sequence[EndsWithSignIn],
+        ended: EndedSignIns,
         links: ExternalIdStore,
         sessions: Sessions,
         providers: Sequence[OIDC],
     ) -> None:
-        self._clock = clock
         self._database = database
         self._store = store
         self._browsers = browsers
-        self._waiting = tuple(waiting)
+        self._ended = ended
         self._links = links
         self._sessions = sessions
         self._providers = tuple(provider for provider in providers if provider.ends_sessions)
@@ -83,8 +71,7 @@ class UpstreamSignOut:
             for row in rows:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
             if session is not None:
-                for store in self._waiting:
-                    store.remove_sign_in(txn, provider_id, session)
+                self._ended.end(txn, SignIns(provider_id, session), subject)
                 return len(rows) + self._end_browsers(txn, provider_id, subject, session)
             link = None if subject is None else self._links.get_link_in(txn, provider_id, subject)
             for user_id in {row.user_id for row in rows} | (set() if link is None else {link.user_id}):
@@ -101,8 +88,7 @@ class UpstreamSignOut:
         for token_hash, user_id, origin in self._browsers.get_browsers_of_session(txn, session):
             came = msgspec.json.decode(origin, type=Origin)
             if came.provider == provider_id and subject in (None, came.subject):
-                self._browsers.remove_browser_session(txn, token_hash)
-                note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, int(self._clock.seconds() * 1000))
+                self._ended.end_browser(txn, token_hash, user_id)
                 ended += 1
         return ended
 

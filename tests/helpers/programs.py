@@ -1,0 +1,105 @@
+"""Programs of this server as processes of their own, which start in a moment: tests/helpers/ready_process.py is what becomes them.
+
+    program = start_program("homeserver", "run", "-c", "homeserver.yaml", output=file)
+    program.kill(); program.wait()
+
+How they start from nothing, as operators start them, is tried in tests/config/test_command_line.py.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from tests.helpers.ready_process import Order
+
+ROOT = Path(__file__).parents[2]
+
+
+class Program:
+    """A process that was started; it has what tests need of `subprocess.Popen`."""
+
+    def __init__(self, pid: int, report: IO[bytes]) -> None:
+        """`report`: where the exit code is told."""
+        self.pid = pid
+        self.returncode: int | None = None
+        self._report = report
+        self._reports = select.poll()
+        self._reports.register(report, select.POLLIN)
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._look(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended. Raises `subprocess.TimeoutExpired`."""
+        code = self._look(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _look(self, seconds: float | None) -> int | None:
+        if self.returncode is None and self._reports.poll(None if seconds is None else seconds * 1000):
+            line = self._report.readline()
+            assert line, "nobody knows what became of the process"
+            self.returncode = int(line)
+            self._report.close()
+        return self.returncode
+
+
+def start_program(
+    module: str, *arguments: str, output: IO[bytes] | None = None, input: IO[bytes] | None = None
+) -> Program:
+    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes and what it complains of goes to `output`."""
+    with _descriptor(input) as standard_in, _descriptor(output) as standard_out:
+        reading, writing = os.pipe()
+        report = os.fdopen(reading, "rb", buffering=0)
+        try:
+            order = Order(module, list(arguments), str(ROOT), dict(os.environ))
+            given = [standard_in, standard_out, standard_out, writing]
+            socket.send_fds(_ready()[0], [msgspec.json.encode(order)], given)
+        finally:
+            os.close(writing)
+    line = report.readline()
+    assert line, "the process that starts the others has ended"
+    return Program(int(line), report)
+
+
+@contextmanager
+def _descriptor(file: IO[bytes] | None) -> Iterator[int]:
+    """Of a file; or of nothing, which can be read and written."""
+    if file is not None:
+        yield file.fileno()
+        return
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        yield nothing.fileno()
+
+
+@cache
+def _ready() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """The process that becomes the programs, and the way to it; the first who asks starts it. It ends when this one does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.ready_process"], cwd=ROOT, stdin=theirs.fileno()
+        )
+    return ours, process

@@ -1,0 +1,61 @@
+"""How the workers of pytest-xdist share the tests: what shares something costly stays on one worker, and what takes long begins first.
+
+pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not look any more.
+"""
+
+from pathlib import PurePath
+from typing import Final
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+WAITING: Final = ("interop", "nodes", "clients", "upstream")
+"""Folders of tests with processes of their own, which mostly wait."""
+
+LONG: Final = (
+    *(
+        "servers/test_convergence",
+        "rooms/test_partitions",
+        "servers/test_partial_convergence",
+        "servers/test_sync_agreement",
+    ),
+    *("http/test_bad_input", "http/test_device_lists_law", "http/test_sync_law", "push/test_push_law"),
+)
+"""Files with tests that keep a processor busy for long."""
+
+TOGETHER: Final = {"interop": True, "clients": False, "upstream": False, "layout": True}
+"""Folders whose tests share what is costly to make: in all of the folder, or within a file."""
+
+TOGETHER_FILES: Final = ("http/test_bad_input",)
+"""The same of single files."""
+
+
+def begin_with_long(items: list[pytest.Item]) -> None:
+    """Bring tests into the order in which they are to begin."""
+
+    def place(item: pytest.Item) -> int:
+        name = _name(item.nodeid)
+        return 0 if name.partition("/")[0] in WAITING else 1 if name in LONG else 2
+
+    items.sort(key=place)
+
+
+def _name(nodeid: str) -> str:
+    """Of a test's file: `folder/test_topic`."""
+    return str(PurePath(nodeid.partition("::")[0]).with_suffix("").relative_to("tests"))
+
+
+class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
+    """Hands out the tests in their order, and what belongs together at once."""
+
+    def __init__(self, config: pytest.Config, log: Producer) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = _name(nodeid)
+        folder = name.partition("/")[0]
+        if name in TOGETHER_FILES or TOGETHER.get(folder) is False:
+            return name
+        return folder if folder in TOGETHER else nodeid

@@ -1,0 +1,86 @@
+"""Whose question to a directory is next: nobody keeps others from signing in by asking for much."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from types import MethodType
+from typing import cast
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.python.threadpool import ThreadPool
+
+from federation.protocol.ids import UserID
+from homeserver.config.directories import LDAPProvider
+from homeserver.openings import MOST_WAITING_OF_ONE, WAITING_THREADS, waiting_threads
+from homeserver.services.passwords import HashingThreads
+from homeserver.services.upstream.accounts import UpstreamAccounts
+from homeserver.services.upstream.identity import ProviderInfo
+from homeserver.services.upstream.ldap.answers import AskedDirectory, Verdict
+from homeserver.services.upstream.ldap.sign_in import Directory, DirectoryPasswords, Leavers
+from storage.external_ids import ExternalIdStore
+
+
+class SlowDirectory:
+    """Knows nobody, and says so when it is let go, to all but those who are called `quick`."""
+
+    def __init__(self) -> None:
+        self.goes_on = Event()
+        self.asked: list[str] = []
+
+    def check_password(self, name: str, password: str) -> Verdict:
+        self.asked.append(name)
+        if name != "quick":
+            assert self.goes_on.wait(20)
+        return Verdict(None)
+
+
+class PoolKeeper:
+    """A reactor that remembers how to end its threads."""
+
+    def __init__(self) -> None:
+        self.pools: list[ThreadPool] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(reactor, name)
+
+    def addSystemEventTrigger(self, phase: str, event: str, stop: MethodType) -> None:
+        self.pools.append(cast(ThreadPool, stop.__self__))
+
+
+@contextmanager
+def threads_of_the_server() -> Iterator[HashingThreads]:
+    keeper = PoolKeeper()
+    threads = waiting_threads(cast(ReactorBase, keeper))
+    try:
+        yield threads
+    finally:
+        for pool in keeper.pools:
+            pool.stop()
+
+
+@pytest.mark.reactor(30)
+async def test_one_address_does_not_hold_all_threads() -> None:
+    with threads_of_the_server() as threads:
+        slow = SlowDirectory()
+        directory = Directory(
+            ProviderInfo("ldap", "ldap"),
+            LDAPProvider(uri=("ldaps://example.org",), base="dc=example"),
+            cast(AskedDirectory, slow),
+            cast(Leavers, None),
+        )
+        passwords = DirectoryPasswords(threads, [directory], cast(ExternalIdStore, None), cast(UpstreamAccounts, None))
+
+        def ask(name: str, address: str) -> Deferred[UserID | None]:
+            return Deferred.fromCoroutine(passwords.check(name, None, "guess", address))
+
+        try:
+            # of one subscriber of IPv6
+            flood = [ask(f"name{number}", f"2001:db8::{number:x}") for number in range(1, 5 * WAITING_THREADS)]
+            assert await ask("quick", "10.0.0.2") is None
+            assert len(slow.asked) == MOST_WAITING_OF_ONE + 1
+        finally:
+            slow.goes_on.set()
+        await gatherResults(flood)

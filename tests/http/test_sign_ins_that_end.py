@@ -1,0 +1,227 @@
+"""A sign-in at a provider that waits, or is under way, ends with what ends sessions, and with the one at the provider."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+
+from federation.protocol.ids import UserID
+from homeserver.services.upstream.ended import REMEMBERED_MS
+from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
+from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH
+from storage.browser_sessions import BrowserSessionStore
+from storage.database import Database
+from storage.ended_sign_ins import EndedSignInStore
+from storage.login_tokens import LoginTokenStore
+from tests.helpers.browser import Browser
+from tests.helpers.oauth import Program, returned
+from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
+from tests.helpers.server import TestServer
+from tests.helpers.upstream import ALICE, CLIENT, leave, redeem, sign_in
+
+USER = UserID("@alice:example.org")
+GO_ON = "/_mahalla/upstream/client"
+NAME = "/_mahalla/upstream/name"
+
+
+@pytest.fixture
+def provider() -> OpenIDProvider:
+    return OpenIDProvider()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, provider: OpenIDProvider) -> TestServer:
+    return TestServer(tmp_path, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+
+
+def change(server: TestServer) -> None:
+    server.run(server.app.people.accounts.do_set_password(USER, "a new password", log_out_all=True))
+
+
+def log_out_everywhere(server: TestServer) -> None:
+    server.run(server.app.accounts.sessions.do_log_out_everywhere(USER))
+
+
+def lock(server: TestServer) -> None:
+    server.run(server.app.people.accounts.do_set_flags(USER, locked=True))
+    server.run(server.app.people.accounts.do_set_flags(USER, locked=False))
+
+
+EVENTS = [change, log_out_everywhere, lock]
+
+
+def tell(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
+    """The provider says that somebody has signed out there."""
+    token = provider.sign(provider.claims(**claims, events={LOGOUT_EVENT: {}}))
+    assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 200
+
+
+def at_the_question(server: TestServer, provider: OpenIDProvider, browser: Browser | None = None) -> Browser:
+    """Somebody who is asked whether to go on to their client."""
+    browser = browser or Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE, sid="p"))
+    assert "Go on to" in browser.words
+    return browser
+
+
+def on_own_pages(server: TestServer, provider: OpenIDProvider, path: str = "/_mahalla/account") -> Browser:
+    browser = Browser(server)
+    browser.open(path)
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE, sid="p"))
+    return browser
+
+
+def is_in(browser: Browser) -> bool:
+    browser.open("/_mahalla/account")
+    return not browser.path.startswith(SIGN_IN_PATH)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_question_waits_no_longer_than_the_session(
+    server: TestServer, provider: OpenIDProvider, event: Callable[[TestServer], None]
+) -> None:
+    sign_in(server, provider, Browser(server))
+    browser = at_the_question(server, provider)
+    event(server)
+    browser.send(GO_ON)
+    assert (browser.status, "location" in browser.answer.headers) == (400, False)
+    browser = at_the_question(server, provider)
+    browser.send(GO_ON)
+    assert redeem(server, browser).user_id == USER
+
+
+def test_who_signs_out_leaves_nothing_that_waits(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = on_own_pages(server, provider)
+    form = next(form for form in browser.page.forms if form.action == SIGN_OUT_PATH)
+    at_the_question(server, provider, browser)
+    waiting = next(form for form in browser.page.forms if form.action == GO_ON)
+    browser.post(SIGN_OUT_PATH, form.fields)
+    assert not is_in(browser)
+    browser.post(GO_ON, waiting.fields)
+    assert (browser.status, "location" in browser.answer.headers) == (400, False)
+
+
+def test_the_question_ends_with_the_session_there(server: TestServer, provider: OpenIDProvider) -> None:
+    tell(server, provider, sid="p", sub="2")  # of somebody else
+    browser = at_the_question(server, provider)
+    tell(server, provider, sid="other")
+    browser.send(GO_ON)
+    assert redeem(server, browser).user_id == USER
+    browser = at_the_question(server, provider)
+    tell(server, provider, sid="p", sub="1")
+    browser.send(GO_ON)
+    assert browser.status == 400
+
+
+def test_a_name_that_is_chosen_too_late(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    further = CONFIG + "  backchannel_logout_enabled: true\n"
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), sub="1", sid="p"))
+    tell(server, provider, sid="p")
+    browser.send(NAME, username="alice")
+    assert browser.status == 400
+    assert server.run(server.app.accounts.store.get_accounts([USER])) == {}
+
+
+def test_a_token_that_is_being_taken(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = at_the_question(server, provider)
+    browser.send(GO_ON)
+    take = LoginTokenStore.take_login_token
+
+    async def ends_after(self: LoginTokenStore, token_hash: bytes, now: int) -> Any:
+        row = await take(self, token_hash, now)
+        monkeypatch.undo()
+        tell(server, provider, sid="p")
+        return row
+
+    monkeypatch.setattr(LoginTokenStore, "take_login_token", ends_after)
+    token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
+    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 403
+
+
+def test_an_answer_that_is_being_read(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = on_own_pages(server, provider)
+    assert is_in(browser)
+    provider.change = lambda _: tell(server, provider, sid="p")
+    assert not is_in(on_own_pages(server, provider))
+    late = Browser(server)
+    late.open(provider.sign_in(leave(late), **ALICE, sid="p"))
+    assert late.status == 400
+    provider.change = lambda _: None
+    server.clock.advance(REMEMBERED_MS / 1000 + 1)
+    provider.now += REMEMBERED_MS // 1000 + 1
+    ended, now = EndedSignInStore(server.app.database), int(server.clock.seconds()) * 1000
+    assert server.run(ended.remove_old(now - REMEMBERED_MS, 10)) == 1
+    assert is_in(on_own_pages(server, provider))
+
+
+def ending_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
+    """What happens after the next time that it was read who is signed in in a browser."""
+    read = BrowserSessionStore.get_browser_session
+
+    async def ends_after(self: BrowserSessionStore, token_hash: bytes, now: int) -> Any:
+        row = await read(self, token_hash, now)
+        monkeypatch.undo()
+        event()
+        return row
+
+    monkeypatch.setattr(BrowserSessionStore, "get_browser_session", ends_after)
+
+
+def test_an_app_that_is_being_let_in(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Program(server)
+    browser = on_own_pages(server, provider, desk.request())
+    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
+def test_an_app_of_the_older_api_that_is_being_let_in(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = on_own_pages(server, provider, f"/_mahalla/sso?redirectUrl={CLIENT}")
+    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    browser.send("/_mahalla/sso")
+    assert (browser.status, "location" in browser.answer.headers) == (403, False)
+
+
+def test_a_device_that_is_being_let_in(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tv = Program(server, device_id="TV00000001")
+    asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
+    browser = on_own_pages(server, provider, f"/_mahalla/link?user_code={asked['user_code']}")
+    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    browser.send("/_mahalla/link", button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+    grant = "urn:ietf:params:oauth:grant-type:device_code"
+    assert tv.token(grant_type=grant, device_code=asked["device_code"]).json["error"] == "authorization_pending"
+
+
+def test_a_browser_that_is_signed_out_meanwhile_lets_nobody_in(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Program(server)
+    browser = on_own_pages(server, provider, desk.request())
+    form = next(form for form in browser.page.forms if form.action == SIGN_OUT_PATH)
+    other = Browser(server)
+    other.cookies = dict(browser.cookies)  # another tab
+    ending_meanwhile(monkeypatch, lambda: other.post(SIGN_OUT_PATH, form.fields))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
+def test_who_stays_signed_in_lets_apps_in(server: TestServer, provider: OpenIDProvider) -> None:
+    desk = Program(server)
+    browser = on_own_pages(server, provider, desk.request())
+    tell(server, provider, sid="q")
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    assert desk.take(desk.exchange(returned(browser)["code"])).user_id == USER

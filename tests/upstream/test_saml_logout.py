@@ -1,0 +1,263 @@
+"""Signing out with a SAML provider that others wrote (samlp), there and here."""
+
+import base64
+import re
+import time
+import zlib
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.request import urlopen
+from xml.etree.ElementTree import fromstring
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from federation.protocol.ids import UserID
+from storage.browser_sessions import BrowserSessionStore
+from storage.database import Database
+from storage.engine import DatabaseUnavailable
+from tests.helpers.http import Answer
+from tests.helpers.identity_providers import (
+    BASE,
+    OutsideServer,
+    rsa_certificate,
+    rsa_key,
+)
+from tests.helpers.npm_sign_ins import answer_of, needs_saml, redeem
+from tests.helpers.server import TestServer, User
+from tests.helpers.traveller import OutsideWeb, Traveller
+
+ACS = "_synapse/client/saml2/authn_response"
+LOGOUT = "_synapse/client/saml2/logout"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+
+
+def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
+    """A device of Alice's, and the browser in which she signed in."""
+    traveller = answer_of(server)
+    traveller.send()
+    return redeem(server, traveller), traveller
+
+
+def logout_request(providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout") -> str:
+    """With what the provider sends a browser here that signs out there."""
+    traveller.go_no_further(f"{providers.url}{path}")
+    return traveller.url
+
+
+@needs_saml
+def test_who_signs_out_there_is_signed_out_here(server: TestServer, providers: OutsideServer) -> None:
+    other, _ = sign_in_at_the_school(server)
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller)
+    assert request.startswith(f"{BASE}{LOGOUT}?SAMLRequest=")
+    traveller.go(request)
+    assert traveller.url.startswith(f"{providers.url}/saml/logout?SAMLResponse=")
+    assert traveller.text == "OK"  # the provider takes our answer
+    assert alice.get(WHOAMI).status == 401
+    assert other.get(WHOAMI).status == 200  # another sign-in there
+
+
+@needs_saml
+def test_a_browser_that_came_from_there_is_signed_out(server: TestServer, providers: OutsideServer) -> None:
+    stays = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    stays.send()
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    assert traveller.home.path == "/_mahalla/account"
+    elsewhere = Traveller(server, BASE)  # the provider asks in a frame, to which no cookie of ours comes
+    elsewhere.go(logout_request(providers, elsewhere))
+    for each, path in ((traveller, "/_mahalla/sign_in"), (stays, "/_mahalla/account")):
+        each.go(f"{BASE}_mahalla/account")
+        assert each.home.path.startswith(path)
+
+
+@needs_saml
+@pytest.mark.parametrize("way", ["everywhere", "there"])
+def test_an_answer_that_waits_ends_too(server: TestServer, providers: OutsideServer, way: str) -> None:
+    sign_in_at_the_school(server)
+    traveller = answer_of(server)
+    fields = traveller.page.forms[0].fields
+    answer = server.client.request("POST", f"/{ACS}", body=urlencode(fields).encode())
+    held = answer.headers["location"]
+    assert held.startswith("/_mahalla/upstream/go_on?flow=")
+    if way == "everywhere":
+        server.run(server.app.accounts.sessions.do_log_out_everywhere(UserID("@alice:example.org")))
+    else:
+        elsewhere = Traveller(server, BASE)
+        elsewhere.go(logout_request(providers, elsewhere))
+    traveller.home.open(held)
+    assert (traveller.home.status, "location" in traveller.home.answer.headers) == (400, False)
+
+
+@needs_saml
+def test_a_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    traveller.go(f"{providers.url}/saml/logout_by_form")
+    fields = traveller.page.forms[0].fields
+    text = base64.b64decode(fields["SAMLRequest"]).decode()
+    changed = base64.b64encode(text.replace(">alice<", ">admin<").encode()).decode()
+    traveller.home.post(f"/{LOGOUT}", {**fields, "SAMLRequest": changed})
+    assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200)
+    traveller.home.post(f"/{LOGOUT}", fields)
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
+
+
+ENVELOPE = (
+    '<?xml version="1.0" encoding="UTF-8"?>'
+    '<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/"><soap:Body>{}</soap:Body></soap:Envelope>'
+)
+
+
+def envelope(server: TestServer, text: str, content_type: str = "text/xml; charset=utf-8") -> Answer:
+    """What the provider sends from server to server; it comes with no browser of anybody."""
+    headers = {"Content-Type": content_type, "SOAPAction": "http://www.oasis-open.org/committees/security"}
+    return server.client.request("POST", f"/{LOGOUT}", body=text.encode(), headers=headers)
+
+
+@needs_saml
+def test_a_request_from_server_to_server(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    traveller.go(f"{providers.url}/saml/logout_by_form")
+    request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
+    unsigned = re.sub(r"<(\w+:)?Signature.*</(\w+:)?Signature>", "", request, flags=re.DOTALL)
+    assert unsigned != request
+    whole = ENVELOPE.format(request)
+    doctype = '<!DOCTYPE a [<!ENTITY b "alice">]>'
+    for wrong in (
+        request,
+        ENVELOPE.format(""),
+        ENVELOPE.format(unsigned),
+        ENVELOPE.format(unsigned + request),
+        ENVELOPE.format(request + request),
+        ENVELOPE.format(request.replace(">alice<", ">admin<")),
+        whole.replace("?>", f"?>{doctype}", 1),
+        whole.replace("?>", f"?>{doctype}", 1).replace(">alice<", ">&b;<"),
+        whole.replace("schemas.xmlsoap.org", "example.org"),
+        "<",
+        "",
+    ):
+        refused = envelope(server, wrong)
+        assert (refused.status, refused.body, alice.get(WHOAMI).status) == (403, b"", 200), wrong[:300]
+    answer = envelope(server, whole)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/xml")
+    (told,) = fromstring(answer.body).findall("{http://schemas.xmlsoap.org/soap/envelope/}Body/*")
+    assert told.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
+    assert told.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
+    assert b"urn:oasis:names:tc:SAML:2.0:status:Success" in answer.body
+    assert alice.get(WHOAMI).status == 401
+    assert envelope(server, whole).status == 200  # told once more, it is as it was
+    assert b"bindings:SOAP" in server.get("/_synapse/client/saml2/metadata.xml").body
+
+
+@needs_saml
+def test_requests_that_are_refused(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
+    unsigned = request.partition("&SigAlg")[0]
+    bomb = zlib.compressobj(9, wbits=-15)
+    large = base64.b64encode(bomb.compress(b" " * 10_000_000) + bomb.flush()).decode()
+    for wrong in (
+        unsigned,
+        request.replace("RelayState=", "RelayState=x"),
+        f"/{LOGOUT}?SAMLRequest=x",
+        f"/{LOGOUT}?{urlencode({'SAMLRequest': large})}",
+        request.replace("SigAlg=", "SigAlg=x"),
+    ):
+        traveller.home.open(wrong)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
+    traveller.home.open(request)
+    assert alice.get(WHOAMI).status == 401
+    again, _ = sign_in_at_the_school(server)
+    traveller.home.open(request)  # what was taken before ends nothing more
+    assert again.get(WHOAMI).status == 200
+
+
+def sign(folder: Path, query: str) -> str:
+    """The path of a request with this query, as the provider signs it."""
+    signature = rsa_key(folder).sign(query.encode(), PKCS1v15(), SHA256())
+    return f"/{LOGOUT}?{query}&{urlencode({'Signature': base64.b64encode(signature)})}"
+
+
+@needs_saml
+def test_what_is_signed_is_the_query_as_it_was_sent(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]
+    query = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), sent)  # as some encode
+    assert "%2f" in query
+    request = sign(providers.folder, query)
+    for wrong in (f"{request}&RelayState=x", request.replace("?", "?SAMLRequest=x&"), request.replace("%2f", "%2F")):
+        traveller.home.open(wrong)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
+    traveller.home.open(request)
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_a_request_that_failed_is_not_taken(
+    server: TestServer, providers: OutsideServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
+
+    def fail(*_: object) -> None:
+        raise DatabaseUnavailable("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BrowserSessionStore, "get_browsers_by_session", fail)
+        traveller.home.open(request)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (503, 200)
+    traveller.home.open(request)
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_a_request_names_many_sessions(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
+    text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
+    index = re.search(r"<([a-z0-9]*:?SessionIndex)>", text)
+    assert index is not None
+    others = "".join(f"<{index[1]}>{number}</{index[1]}>" for number in range(1200))
+    packing = zlib.compressobj(9, wbits=-15)
+    packed = packing.compress(text.replace(index[0], others + index[0]).encode()) + packing.flush()
+    query = urlencode({"SAMLRequest": base64.b64encode(packed), "SigAlg": sent["SigAlg"][0]})
+    traveller.home.open(sign(providers.folder, query))
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_who_signs_out_here_is_signed_out_there(server: TestServer, providers: OutsideServer) -> None:
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
+    traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
+    assert "You are signed out" in traveller.words
+    assert traveller.home.answer.headers["refresh"].startswith(f"0;url={providers.url}/saml/logout?SAMLRequest=")
+    traveller.go(traveller.page.links["Go on"])
+    assert traveller.home.path.startswith("/_mahalla/sign_in?next=")
+    for path in ("https://evil.example/", "//evil.example"):  # what comes back leads to this server only
+        traveller.home.open(f"/{LOGOUT}?{urlencode({'SAMLResponse': 'x', 'RelayState': path})}")
+        assert traveller.home.path.startswith("/_mahalla/sign_in?next=%2F_mahalla%2Faccount")
+
+
+@needs_saml
+def test_with_a_key_of_our_own_the_request_is_signed(
+    tmp_path: Path, sqlite_database: Database, providers: OutsideServer
+) -> None:
+    certificate, key = rsa_certificate(tmp_path)
+    with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
+        (tmp_path / "idp.xml").write_bytes(answer.read())
+    sp_config = f"{{metadata: {{local: [idp.xml]}}, key_file: {key}, cert_file: {certificate}}}"
+    config = f"public_baseurl: {BASE}\nsaml2_config: {{sp_config: {sp_config}}}\n"
+    server = TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
+    assert b"SingleLogoutService" in server.get("/_synapse/client/saml2/metadata.xml").body
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
+    traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
+    assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(urlsplit(traveller.page.links["Go on"]).query).keys()
