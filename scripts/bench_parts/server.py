@@ -32,6 +32,7 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_room_creation": PLENTY,
     "rc_search": PLENTY,
     "rc_key_requests": PLENTY,
+    "rc_claimed_keys": PLENTY,
     "rc_to_device_strangers": PLENTY,
     "rc_user_directory": PLENTY,
     "rc_receipts": PLENTY,
