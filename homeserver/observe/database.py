@@ -6,11 +6,15 @@ metrics when somebody asks for them.
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from twisted.logger import Logger
 
+from homeserver.observe.histogram import PlainHistogram
+
+_WRITES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _LABELS = ("kind", "name")
 _FAMILIES = (
     ("mahalla_database_transactions", "Reads and writes, by kind and name"),
@@ -28,18 +32,8 @@ class DatabaseMetrics(Collector):
         self._log = log or Logger(namespace="homeserver.database")
         self._sums: dict[tuple[str, str], list[float]] = {}
         self._still_waiting = 0
-        self._batch_writes = Histogram(
-            "mahalla_database_batch_writes",
-            "Writes that one commit made durable",
-            registry=registry,
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-        )
-        self._commit_seconds = Histogram(
-            "mahalla_database_commit_seconds",
-            "Time of a commit, with its fsync",
-            registry=registry,
-            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-        )
+        self._batch_writes = PlainHistogram(_WRITES)
+        self._commit_seconds = PlainHistogram(_SECONDS)
         registry.register(self)
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
@@ -69,6 +63,11 @@ class DatabaseMetrics(Collector):
             for family, value in zip(families, sums, strict=True):
                 family.add_metric(labels, value)
         yield from families
+        for name, text, histogram in (
+            ("mahalla_database_batch_writes", "Writes that one commit made durable", self._batch_writes),
+            ("mahalla_database_commit_seconds", "Time of a commit, with its fsync", self._commit_seconds),
+        ):
+            yield HistogramMetricFamily(name, text, buckets=histogram.buckets(), sum_value=histogram.total)
         yield GaugeMetricFamily(
             "mahalla_database_writes_waiting", "Writes that waited when a batch was done", value=self._still_waiting
         )

@@ -3,20 +3,17 @@
 Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never what a client sends.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Final
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from homeserver.observe.access import AccessRecord
+from homeserver.observe.histogram import PlainHistogram
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_BOUNDS = (*map(str, _BUCKETS), "+Inf")
 COUNTED_AT_ONCE: Final = 256
 """Requests are counted together, when somebody asks or there are so many: nobody's answer waits for that."""
 
@@ -32,7 +29,7 @@ class HttpMetrics(Collector):
         self._ended: list[AccessRecord] = []
         """Requests that are not counted yet."""
         self._requests: dict[tuple[str, str, int], int] = {}
-        self._times: dict[str, _Times] = {}
+        self._times: dict[str, PlainHistogram] = {}
         registry.register(self)
 
     def started(self) -> None:
@@ -53,9 +50,8 @@ class HttpMetrics(Collector):
             self._requests[key] = self._requests.get(key, 0) + 1
             times = self._times.get(endpoint)
             if times is None:
-                times = self._times[endpoint] = _Times()
-            times.total += record.seconds
-            times.counts[bisect_left(_BUCKETS, record.seconds)] += 1
+                times = self._times[endpoint] = PlainHistogram(_BUCKETS)
+            times.observe(record.seconds)
         self._ended.clear()
 
     def collect(self) -> Iterator[Metric]:
@@ -73,16 +69,9 @@ class HttpMetrics(Collector):
             "mahalla_http_request_seconds", "Time from the last byte of a request to its answer", labels=("endpoint",)
         )
         for endpoint, times in self._times.items():
-            upto = [(bound, float(count)) for bound, count in zip(_BOUNDS, accumulate(times.counts), strict=True)]
-            seconds.add_metric((endpoint,), upto, times.total)
+            seconds.add_metric((endpoint,), times.buckets(), times.total)
         yield seconds
         yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self._in_flight)
-
-
-class _Times(msgspec.Struct):
-    total: float = 0.0
-    counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(_BOUNDS))
-    """By the smallest bound that they do not pass."""
 
 
 class MailMetrics:

@@ -1,19 +1,18 @@
 """Metrics of notifications. A gateway's name is a label once it has taken a push, of so many gateways: people choose them."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from homeserver.observe.histogram import PlainHistogram
+
 MOST_GATEWAYS: Final = 30
 """That are told apart; the rest are `other`."""
 OTHER: Final = "other"
 _BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_BOUNDS: Final = (*map(str, _BUCKETS), "+Inf")
 QUEUES: Final[Mapping[str, str]] = {
     "waiting": "Pushes that wait for their turn, or for a gateway that cannot be reached",
     "pushers_waiting": "Pushers for which something waits",
@@ -28,8 +27,7 @@ class PushMetrics(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._gateways: set[str] = set()
         self._pushes: dict[tuple[str, str], int] = {}
-        self._seconds = 0.0
-        self._times = [0] * len(_BOUNDS)
+        self._seconds = PlainHistogram(_BUCKETS)
         self._read: Callable[[], Mapping[str, int]] = dict
         registry.register(self)
 
@@ -42,8 +40,7 @@ class PushMetrics(Collector):
         if len(self._gateways) < MOST_GATEWAYS:
             self._gateways.add(gateway)
         self._count(gateway, "rejected" if rejected else "sent")
-        self._seconds += seconds
-        self._times[bisect_left(_BUCKETS, seconds)] += 1
+        self._seconds.observe(seconds)
 
     def failed(self, gateway: str) -> None:
         """A gateway could not be reached, or has refused to answer."""
@@ -63,9 +60,11 @@ class PushMetrics(Collector):
         for key, count in self._pushes.items():
             pushes.add_metric(key, count)
         yield pushes
-        upto = [(bound, float(count)) for bound, count in zip(_BOUNDS, accumulate(self._times), strict=True)]
         yield HistogramMetricFamily(
-            "mahalla_push_seconds", "Time until a push gateway answered", buckets=upto, sum_value=self._seconds
+            "mahalla_push_seconds",
+            "Time until a push gateway answered",
+            buckets=self._seconds.buckets(),
+            sum_value=self._seconds.total,
         )
         figures = self._read()
         for name, text in QUEUES.items():

@@ -71,7 +71,9 @@ class Aggregations:
         """For those of the events that have children of which to tell, by number."""
         are_childless = map(self._childless.known.__contains__, map(_event_id, events))
         unknown = compress(events, map(not_, are_childless))
-        parents = {event.nid: event for event in unknown if event.event.state_key is None}
+        parents = {
+            event.nid: event for event in unknown if event.event.state_key is None and not self._childless.is_new(event)
+        }
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from storage.sqlite import SQLiteConfig
 from tests.helpers.both_ways import told_plainly
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.server import TestServer
+from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, bodies, poll, sync, token
 
 rooms = Rooms()
@@ -114,20 +114,32 @@ def asked_for_children(counter: QueryCounter) -> int:
 
 
 def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
-    server: TestServer, counter: QueryCounter
+    tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter
 ) -> None:
+    database = open_inline(sqlite, counter)
+    server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     for _ in range(3):
         room = rooms.create(alice, bob)
         for _ in range(3):
             rooms.say(alice, room)
     counter.clear()
-    since = sync(bob, filter={"room": {"timeline": {"limit": 2}}})["next_batch"]
+    filter = {"room": {"timeline": {"limit": 2}}}
+    sync(bob, filter=filter)
+    assert not asked_for_children(counter)  # these were just sent: their children would have been heard of
+    restarted = TestServer(tmp_path, database)
+    alice, bob = (
+        User(restarted, {"user_id": each.user_id, "access_token": each.token, "device_id": each.device_id})
+        for each in (alice, bob)
+    )
+    counter.clear()
+    since = sync(bob, filter=filter)["next_batch"]
     assert asked_for_children(counter) == 1
     rooms.say(alice, room)
     counter.clear()
     sync(bob, since)
     assert not asked_for_children(counter)
+    Deferred.fromCoroutine(database.close())
 
 
 def test_an_event_without_children_is_looked_up_once(server: TestServer, counter: QueryCounter) -> None:

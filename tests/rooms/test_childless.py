@@ -1,6 +1,10 @@
 """Which events are known to have no children: never one that has any."""
 
+from types import SimpleNamespace
+from typing import cast
+
 from federation.protocol.ids import EventID
+from federation.rooms.room_events import NO_TRANSACTION, StoredEvent
 from homeserver.services.childless import ChildlessEvents
 from storage.streams import Change, Streams, Topic
 
@@ -39,3 +43,30 @@ def test_it_does_not_grow_beyond_its_capacity() -> None:
     for number in range(100):
         childless.note([EventID(f"${number}")], childless.heard)
         assert len(childless.known) <= 10
+
+
+def stored(event_id: str, position: int, sent: tuple[str, str] | None) -> StoredEvent:
+    """An event, as far as it matters here."""
+    return cast(StoredEvent, SimpleNamespace(event=SimpleNamespace(event_id=event_id), position=position, sent=sent))
+
+
+def test_what_a_client_sent_since_the_start_has_only_children_that_were_heard_of() -> None:
+    childless = ChildlessEvents(streams := Streams(4), capacity=10)
+    sent = ("DEVICE", "txn")
+    new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]
+    assert all(map(childless.is_new, new))
+    # from before the start; from another server; of which that is not known
+    assert not any(map(childless.is_new, [stored(ONE, 4, sent), stored(ONE, 5, NO_TRANSACTION), stored(ONE, 5, None)]))
+    streams.publish([Change(7, Topic.RELATED, detail=ONE)], 7)
+    assert list(map(childless.is_new, new)) == [False, True]
+    streams.advance_to(9)  # another node wrote
+    assert not any(map(childless.is_new, new))
+    assert childless.is_new(stored(OTHER, 10, sent))
+
+
+def test_more_parents_than_there_is_room_for() -> None:
+    childless = ChildlessEvents(streams := Streams(), capacity=10)
+    new = [stored(f"${number}", number, ("DEVICE", "txn")) for number in range(1, 30)]
+    for number in range(1, 25):
+        streams.publish([Change(40 + number, Topic.RELATED, detail=f"${number}")], 40 + number)
+        assert not any(map(childless.is_new, new[:number]))
