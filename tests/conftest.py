@@ -131,8 +131,10 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_templates() -> PostgresTemplates:
-    return PostgresTemplates()
+def postgres_templates() -> Iterator[PostgresTemplates]:
+    templates = PostgresTemplates()
+    yield templates
+    templates.close()
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,8 @@ class _Parameter(msgspec.Struct, frozen=True):
 class Binding(msgspec.Struct, frozen=True):
     """How to call one handler."""
 
-    positional: tuple[object, ...]
-    """Services, and the special types themselves where the request is to be filled in."""
+    positional: tuple[Any, ...]
+    """The types of services, and the special types where the request is to be filled in."""
     filled_in: tuple[tuple[int, object], ...]
     """Where among them such a type stands, and which."""
     path_parameters: Mapping[str, _Parameter]
@@ -124,23 +124,23 @@ _remembered = lru_cache(REMEMBERED)(_unescape_anew)
 """A client sends the same filter with each /sync, and taking it apart costs more than the rest of the query."""
 
 
-def bind(declaration: Endpoint, services: Mapping[type, object]) -> Binding:
-    """Read a handler's signature. Raises `DeclarationError`."""
-    read = _read(declaration)
+def services_of(declaration: Endpoint, services: Mapping[type, object]) -> tuple[object, ...]:
+    """The positional arguments of a handler; the special types themselves where the request is to be filled in. Raises
+    `DeclarationError`."""
+    types = bind(declaration).positional
     known: Mapping[Any, object] = services
-    positional = tuple(each if each in _FILLED_IN else known.get(each, _NOBODY) for each in read.positional)
-    if _NOBODY in positional:
-        at = positional.index(_NOBODY)
-        hint, name = read.positional[at], list(_signature(declaration.handler))[at]
+    found = tuple(each if each in _FILLED_IN else known.get(each, _NOBODY) for each in types)
+    if _NOBODY in found:
+        at = found.index(_NOBODY)
         where = f"{declaration.handler.__module__}.{declaration.handler.__qualname__}"
-        raise DeclarationError(f"{where}: nobody provides the service {getattr(hint, '__name__', hint)} ({name})")
-    return msgspec.structs.replace(read, positional=positional)
+        type_, name = getattr(types[at], "__name__", types[at]), list(_signature(declaration.handler))[at]
+        raise DeclarationError(f"{where}: nobody provides the service {type_} ({name})")
+    return found
 
 
 @cache
-def _read(declaration: Endpoint) -> Binding:
-    """What a declaration says by itself: with the types of services in place of services. It says the same to each server of a
-    process."""
+def bind(declaration: Endpoint) -> Binding:
+    """Read a handler's signature, which is the same for each server of a process. Raises `DeclarationError`."""
     handler = declaration.handler
     where = f"{handler.__module__}.{handler.__qualname__}"
     signature = _signature(handler)

@@ -15,7 +15,7 @@ import msgspec
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
-from homeserver.http.parameters import Binding, DeclarationError, bind, parse_query
+from homeserver.http.parameters import Binding, DeclarationError, bind, parse_query, services_of
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.context import set_caller
@@ -31,7 +31,6 @@ class Route(msgspec.Struct, frozen=True):
     declaration: Endpoint
     binding: Binding
     names: tuple[str, ...]
-    max_body: int
     name: str
     """What logs and metrics call it."""
 
@@ -68,34 +67,26 @@ class Router:
     ) -> None:
         self._guard = guard
         self._body_limits = body_limits or {}
-        self._table: PathTable[dict[str, Route]] = PathTable()
+        sources = tuple(sources)
+        self._table = _table_of(sources)
+        self._services: dict[Handler, tuple[object, ...]] = {}
         for declaration in _declarations(sources):
             self._add(declaration, services)
 
     def _add(self, declaration: Endpoint, services: Mapping[type, object]) -> None:
-        handler = declaration.handler
-        where = f"{handler.__module__}.{handler.__qualname__}"
         if not self._guard.can_check(declaration.auth):
-            raise DeclarationError(f"{where}: its auth is {declaration.auth.value}, and no checker is wired for that")
-        if not declaration.paths:
-            raise DeclarationError(f"{where}: has no path")
-        binding = bind(declaration, services)
+            raise DeclarationError(
+                f"{_where(declaration)}: its auth is {declaration.auth.value}, and no checker is wired for that"
+            )
         max_body = declaration.max_body
-        if isinstance(max_body, BodyLimit):
-            if max_body not in self._body_limits:
-                raise DeclarationError(f"{where}: nobody says how large {max_body.value} is")
-            max_body = self._body_limits[max_body]
-        for path in declaration.paths:
-            names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
-            node = self._table.node(path, may_be_empty=binding.optional_in_path)
-            if node.leaf is None:
-                node.leaf = {}
-            if declaration.method in node.leaf:
-                other = node.leaf[declaration.method].declaration.handler
-                raise DeclarationError(
-                    f"{where}: {declaration.method} {path} is already {other.__module__}.{other.__qualname__}"
-                )
-            node.leaf[declaration.method] = Route(path, declaration, binding, names, max_body, declaration.name)
+        if isinstance(max_body, BodyLimit) and max_body not in self._body_limits:
+            raise DeclarationError(f"{_where(declaration)}: nobody says how large {max_body.value} is")
+        self._services[declaration.handler] = services_of(declaration, services)
+
+    def max_body_of(self, route: Route) -> int:
+        """How many bytes of body it takes."""
+        limit = route.declaration.max_body
+        return self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
 
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""
@@ -144,7 +135,7 @@ class Router:
                 set_caller(caller.user_id)
         self._guard.count(declaration, caller, context)
         incoming.let_in()
-        return await _call_handler(match, incoming, fields, caller, None)
+        return await self._call_handler(match, incoming, fields, caller, None)
 
     async def _call_as_peer(self, match: Match, incoming: Incoming, fields: Mapping[str, list[str]]) -> object:
         """For another server, when it has its turn."""
@@ -160,33 +151,38 @@ class Router:
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
         if turns is None:
             incoming.let_in()
-            return await _call_handler(match, incoming, fields, None, peer)
+            return await self._call_handler(match, incoming, fields, None, peer)
         await turns.enter(peer.server_name)
         incoming.let_in()
         try:
-            return await _call_handler(match, incoming, fields, None, peer)
+            return await self._call_handler(match, incoming, fields, None, peer)
         finally:
             turns.leave(peer.server_name)
+
+    async def _call_handler(
+        self,
+        match: Match,
+        incoming: Incoming,
+        fields: Mapping[str, list[str]],
+        caller: Requester | None,
+        peer: Peer | None,
+    ) -> object:
+        binding = match.route.binding
+        keywords = binding.keywords(match.route.names, match.values, fields)
+        if binding.decode_body is not None:
+            keywords["body"] = binding.decode_body(incoming.body)
+        elif binding.takes_file:
+            keywords["body"] = incoming.file
+        handler = match.route.declaration.handler
+        positional = list(self._services[handler])
+        for at, kind in binding.filled_in:
+            positional[at] = caller if kind is Requester else incoming.context if kind is RequestContext else peer
+        answer: object = await handler(*positional, **keywords)
+        return answer
 
 
 def _texts(values: Sequence[bytes]) -> list[str]:
     return [value.decode("utf-8", "replace") for value in values]
-
-
-async def _call_handler(
-    match: Match, incoming: Incoming, fields: Mapping[str, list[str]], caller: Requester | None, peer: Peer | None
-) -> object:
-    binding = match.route.binding
-    keywords = binding.keywords(match.route.names, match.values, fields)
-    if binding.decode_body is not None:
-        keywords["body"] = binding.decode_body(incoming.body)
-    elif binding.takes_file:
-        keywords["body"] = incoming.file
-    positional = list(binding.positional)
-    for at, kind in binding.filled_in:
-        positional[at] = caller if kind is Requester else incoming.context if kind is RequestContext else peer
-    answer: object = await match.route.declaration.handler(*positional, **keywords)
-    return answer
 
 
 class MethodRefused(MethodNotAllowed):
@@ -195,6 +191,30 @@ class MethodRefused(MethodNotAllowed):
     def __init__(self, methods: list[str]) -> None:
         super().__init__()
         self.allow = ", ".join([*methods, "OPTIONS"])
+
+
+@cache
+def _table_of(sources: tuple[ModuleType | Handler, ...]) -> PathTable[dict[str, Route]]:
+    """The paths of declarations, which are the same for each server of a process. Raises `DeclarationError`."""
+    table: PathTable[dict[str, Route]] = PathTable()
+    for declaration in _declarations(sources):
+        if not declaration.paths:
+            raise DeclarationError(f"{_where(declaration)}: has no path")
+        binding = bind(declaration)
+        for path in declaration.paths:
+            names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
+            node = table.node(path, may_be_empty=binding.optional_in_path)
+            if node.leaf is None:
+                node.leaf = {}
+            if declaration.method in node.leaf:
+                other = _where(node.leaf[declaration.method].declaration)
+                raise DeclarationError(f"{_where(declaration)}: {declaration.method} {path} is already {other}")
+            node.leaf[declaration.method] = Route(path, declaration, binding, names, declaration.name)
+    return table
+
+
+def _where(declaration: Endpoint) -> str:
+    return f"{declaration.handler.__module__}.{declaration.handler.__qualname__}"
 
 
 def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]:

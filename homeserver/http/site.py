@@ -126,7 +126,7 @@ class MatrixRequest:
                 self._refusal = error
             else:
                 route = self._match.route
-                self._limit = route.max_body
+                self._limit = self._site.router.max_body_of(route)
                 if route.binding.takes_file and self._may_go_on(0):
                     self._file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if not self._finished and length is not None and length > self._limit:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import uuid4
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import connection, make_dsn
 from twisted.internet.defer import Deferred, succeed
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
@@ -28,6 +29,8 @@ from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresEngine
 from storage.streams import Streams
 from tests.helpers import postgres
+from tests.helpers.emptying import MOST_USES, catalogue
+from tests.helpers.emptying import empty as empty_again
 
 
 @dataclass
@@ -132,14 +135,19 @@ def copy_sqlite(template: Path, directory: Path) -> SQLiteConfig:
 
 
 class PostgresTemplates:
-    """Makes databases on the test server, and removes them."""
+    """Makes databases on the test server, and removes them; an empty one may have been used before (`emptying`)."""
 
     def __init__(self) -> None:
         self._server = postgres.connection_parameters()
+        self._connection: connection | None = None
+        self._uses: Counter[str] = Counter()
+        """Of each database that is made as most are: for how many tests it was made or emptied."""
+        self._emptied: list[str] = []
+        self._catalogue: tuple[Any, ...] | None = None
         schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
         self._template = f"mahalla_template_{schema}"
         # by itself PostgreSQL 15 writes each page of the template into its log, which costs twice as much
-        self._strategy = sql.SQL("STRATEGY file_copy" if self._server_version() >= 150000 else "")
+        self._strategy = sql.SQL("STRATEGY file_copy" if self._connected().server_version >= 150000 else "")
         with postgres.locked():
             if not self._run(
                 sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))
@@ -165,6 +173,11 @@ class PostgresTemplates:
     ) -> PostgresConfig:
         """A database of its own: with the newest schema, or with none at all, or with all that another one has, which nobody
         may have open."""
+        plain = not empty and encoding == "UTF8" and like is None
+        if plain and self._emptied:
+            name = self._emptied.pop()
+            self._uses[name] += 1
+            return self.config(name)
         name = f"mahalla_{uuid4().hex}"
         template = "template0" if empty else self._template if like is None else str(like.connect["dbname"])
         # One worker at a time: a template may not be used by two sessions at once.
@@ -174,11 +187,24 @@ class PostgresTemplates:
                     sql.Identifier(name), sql.Literal(encoding), sql.Identifier(template), self._strategy
                 )
             )
-        return self.config(name)
+        config = self.config(name)
+        if plain:
+            self._uses[name] = 1
+            if self._catalogue is None:
+                self._catalogue = catalogue(make_dsn(None, **config.connect))
+        return config
 
     def drop(self, config: PostgresConfig) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Remove a database, whoever is connected to it; or empty it for the next test."""
         name = str(config.connect["dbname"])
+        if (
+            0 < self._uses[name] < MOST_USES
+            and self._catalogue is not None
+            and empty_again(make_dsn(None, **config.connect), self._catalogue)
+        ):
+            self._emptied.append(name)
+            return
+        del self._uses[name]
         self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def drop_connections(self, config: PostgresConfig) -> None:
@@ -191,23 +217,24 @@ class PostgresTemplates:
             ).format(name)
         )
 
-    def _server_version(self) -> int:
-        connection = psycopg2.connect(make_dsn(None, **self._server))
-        try:
-            return connection.server_version
-        finally:
-            connection.close()
+    def close(self) -> None:
+        """Remove what is kept for further tests."""
+        for name in self._emptied:
+            self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        self._emptied.clear()
+        self._connected().close()
+
+    def _connected(self) -> connection:
+        if self._connection is None:
+            self._connection = psycopg2.connect(make_dsn(None, **self._server))
+            self._connection.autocommit = True
+        return self._connection
 
     def _run(self, statement: sql.Composable) -> bool:
         """Run a statement; whether it gave a row."""
-        connection = psycopg2.connect(make_dsn(None, **self._server))
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.description is not None and cursor.fetchone() is not None
-        finally:
-            connection.close()
+        with self._connected().cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.description is not None and cursor.fetchone() is not None
 
 
 @contextmanager

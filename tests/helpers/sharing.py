@@ -11,7 +11,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 WAITING: Final = ("interop", "nodes", "clients", "upstream")
-"""Folders of tests with processes of their own, which mostly wait."""
+"""Folders of tests with processes of their own, which mostly wait. One worker has the first of them for long."""
 
 LONG: Final = (
     *(
@@ -36,7 +36,8 @@ def begin_with_long(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> int:
         name = _name(item.nodeid)
-        return 0 if name.partition("/")[0] in WAITING else 1 if name in LONG else 2
+        folder = name.partition("/")[0]
+        return WAITING.index(folder) if folder in WAITING else len(WAITING) + (name not in LONG)
 
     items.sort(key=place)
 

@@ -58,6 +58,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, our_database: PostgresConfig 
     python = python_of_synapse()
     if python is None:
         pytest.skip(NOT_INSTALLED)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # tests/helpers/sharing.py sees to it that no other worker needs one
+        (tmp_path_factory.getbasetemp().parent / "pair").touch(exist_ok=False)
     town = Town(tmp_path_factory.mktemp("town"), python)
     try:
         yield Pair(town.start_ours(our_database, retention={"enabled": True}), town.start_synapse())
