@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit import Happened
+from storage.database import DatabaseUnavailable
 from storage.devices import DeviceSighting, DeviceStore
 
 _LONGEST_USER_AGENT: Final = 512
@@ -94,5 +95,7 @@ class LastSeen:
             await self._devices.set_sightings(
                 [each for of_one in sightings.values() for each in of_one.values()], _KNOWN
             )
+        except DatabaseUnavailable as error:
+            self._log.warn("could not write when devices were last seen: {error}", error=str(error).strip())
         except Exception:
             self._log.failure("could not write when devices were last seen")
