@@ -16,6 +16,7 @@ from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit import Happened
+from storage.database import DatabaseUnavailable
 from storage.devices import DeviceSighting, DeviceStore
 
 _MOST_REMEMBERED: Final = 100_000
@@ -95,5 +96,7 @@ class LastSeen:
             await self._devices.set_sightings(
                 [each for of_one in sightings.values() for each in of_one.values()], _KNOWN
             )
+        except DatabaseUnavailable as error:
+            self._log.warn("could not write when devices were last seen: {error}", error=str(error).strip())
         except Exception:
             self._log.failure("could not write when devices were last seen")

