@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.edus import EduReceivers
 from federation.policy import Policy
+from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
@@ -31,7 +32,6 @@ from federation.remembered_answers import RememberedAnswers
 from federation.remote.long_lists import (
     MAX_EVENT,
     TooMany,
-    has_too_many_values,
     read_event,
     read_piece,
     split_lists,

@@ -17,6 +17,7 @@ from federation.identity import ServerIdentity
 from federation.outbound.request import TakeBody
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
@@ -26,6 +27,8 @@ JSON_BYTES = 10 << 20
 """The longest answer that is read unless a call expects more."""
 MAX_ERROR_BYTES = 64 << 10
 """The longest body of an error that is read: read, JSON may take twenty times its bytes."""
+LONG_BYTES, MOST_VALUES = 1 << 20, 1_500_000
+"""An answer that is longer, and read at once, may hold so many strings, commas and brackets: keys of people have fewer in 16 MiB."""
 MAX_ERROR_CHARS = 500
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
 """For whoever is told to wait: where the other server does not say for how long, and the most that is passed on."""
@@ -252,6 +255,8 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any) -> Any:
     is_good = answer.status == 200
     if not is_good and len(answer.body) > MAX_ERROR_BYTES:  # however long the answer was to be
         answer = WireAnswer(answer.status, answer.headers, b"")
+    if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
+        raise RemoteError(destination, "the answer holds more values than any that is read at once", retryable=False)
     try:
         value = msgspec.json.decode(answer.body, type=form if is_good else Any)
     except msgspec.ValidationError as error:

@@ -20,11 +20,11 @@ from federation.identity import ServerIdentity
 from federation.keyring import Keyring
 from federation.policy import Policy
 from federation.protocol.canonical_json import decode_json, encode_canonical
+from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.endpoint import Peer
 from federation.protocol.errors import NotJson, Unauthorized
 from federation.protocol.ids import KeyID
 from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization
-from federation.remote.long_lists import has_too_many_values
 
 MAX_SIGNATURES = 5
 """On one request."""

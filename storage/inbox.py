@@ -55,6 +55,8 @@ class NewInboxRow(msgspec.Struct, frozen=True):
     """JSON of the whole PDU."""
     is_naming: bool = False
     """It names the policy server of its room."""
+    is_own: bool = False
+    """It is of a user of the server that sent it: another's copy may have been altered."""
 
 
 class InboxRow(msgspec.Struct, frozen=True):
@@ -105,8 +107,8 @@ class InboxStore:
 
         `judge`: the policy server for whose word they wait. Where others of this server in the room wait for one, these are taken to
         as well: most events follow the ones before. `is_outside`: the server is not in the room; what one brings that is in it
-        takes the place of the same from outside. `domain`: what somebody has to register to have servers of such names; without
-        it there is no bound for those.
+        takes the place of the same from outside, and what its sender's own server brings that of the same from any other.
+        `domain`: what somebody has to register to have servers of such names; without it there is no bound for those.
         """
         await self._database.write(
             "add_to_inbox", self._add, room_nid, origin, list(rows), received_ts, judge, is_outside, domain
@@ -147,9 +149,17 @@ class InboxStore:
         domain: str,
     ) -> None:
         names = [row.event_id for row in rows]
-        waiting = txn.query_in("SELECT event_id, is_outside, inbox_nid FROM inbox WHERE event_id IN {keys}", names)
-        _remove(txn, [nid for _, was_outside, nid in waiting if was_outside and not is_outside])
-        there = {name for name, was_outside, _ in waiting if is_outside or not was_outside}
+        own = {row.event_id for row in rows if row.is_own}
+        there: set[str] = set()
+        replaced: list[int] = []
+        for name, nid, by, was_outside in txn.query_in(
+            "SELECT event_id, inbox_nid, origin, is_outside FROM inbox WHERE event_id IN {keys}", names
+        ):
+            if not is_outside and (was_outside or (name in own and by != origin)):
+                replaced.append(nid)
+            else:
+                there.add(name)
+        _remove(txn, replaced)
         new = [row for row in rows if row.event_id not in there]
         if judge is None:
             judge = _find_judge(txn, room_nid, origin)

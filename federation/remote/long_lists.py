@@ -13,6 +13,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.dense_json import MOST_VALUES
 from federation.protocol.events import MAX_PDU_BYTES
 
 PIECE: Final = 1 << 20
@@ -21,8 +22,6 @@ MAX_EVENT: Final = 512 << 10
 """Bytes of one event: some times what one may have, since there are many ways to write it."""
 MAX_REST: Final = 1 << 20
 """Bytes beside the lists."""
-MOST_VALUES: Final = 750_000
-"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of ten megabytes has fewer."""
 FURTHER: Final = 100
 """What there may be in the outermost object, and in the lists beside events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
@@ -40,7 +39,6 @@ def _nested(levels: int) -> bytes:
 _USUAL: Final = re.compile(_nested(6), re.DOTALL)
 """An event as nearly all are, in one go."""
 _TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
-_VALUE: Final = re.compile(_STRING + rb"|[\[{,]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
@@ -137,11 +135,6 @@ def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
         return {}
     event = read_piece(piece)
     return event if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES else {}
-
-
-def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
-    """Whether JSON would take very much more room, and time, when it is read than as a text."""
-    return next(islice(_VALUE.finditer(text), most, None), None) is not None
 
 
 def _end_of_value(body: bytes, at: int, longest: int) -> int:

@@ -20,7 +20,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.remote.events import MAX_STATE_EVENTS
 from federation.remote.long_answers import ANSWER_SECONDS, LongAnswers
-from federation.remote.long_lists import split_lists
+from federation.remote.long_lists import MAX_REST, split_lists
 from federation.requests import Query, RefusedByRemote, Requests, path_of
 
 Action = Literal["join", "leave", "knock"]
@@ -126,7 +126,8 @@ class MembershipRequests:
             answer = await self._requests.put_bytes(server, path, body, seconds=ANSWER_SECONDS, max_bytes=most)
             answer = _object_in_pair(answer)
         try:
-            lists = await split_lists(answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock)
+            # as long a list of servers as there may be
+            lists = await split_lists(answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock, longest=MAX_REST)
             beside = msgspec.json.decode(lists.rest, type=_Beside)
         except (ValueError, RecursionError) as error:
             raise RemoteError(server, f"the answer to the join is of another form: {error}", retryable=False) from error

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
-from federation.protocol.ids import EventID, RoomID, ServerName, registered_domain_of
+from federation.protocol.ids import EventID, RoomID, ServerName, domain_of, registered_domain_of
 from federation.protocol.policy_server import is_naming
 from federation.rooms.batch import Outcome
 from federation.rooms.engine import RoomEngine
@@ -111,7 +111,10 @@ class Inbox:
         `judge`: the policy server for whose word they wait. `is_outside`: that server is not in the room. `is_news`: they end
         the rest of the room.
         """
-        rows = [NewInboxRow(event.event_id, encode_pdu(event), is_naming(event)) for event in events]
+        rows = [
+            NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), domain_of(event.sender) == origin)
+            for event in events
+        ]
         await self._store.add(
             room.room_nid,
             origin,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred
 
 from federation.protocol.event_auth import auth_keys
@@ -121,7 +120,7 @@ class Side:
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
         pushing = Deferred.fromCoroutine(self.federation.requests.put(ServerName(to), path, body))
-        if len(msgspec.json.encode(body)) > PIECE:  # it is read piece by piece
+        if len(repr(body)) > PIECE:  # it is read piece by piece
             for _ in range(SETTLED_AFTER):
                 self.server.clock.advance(0)
         return await pushing

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.receiver import MAX_EDUS
 from federation.remote.events import MAX_STATE_BYTES
+from federation.remote.keys import RemoteKeys
 from federation.requests import RefusedByRemote
 from federation.rooms import inbox
 from federation.rooms.branches import MOST_OF_SERVER
@@ -277,6 +279,19 @@ async def test_long_errors_are_not_read(network: Network) -> None:
 
     assert (refused.value.status, refused.value.errcode) == (403, "M_UNKNOWN")
     assert most < len(body)
+
+
+async def test_answers_of_more_values_than_anybody_has_are_refused(network: Network) -> None:
+    room = await shared(network)
+    device = b'{"user_id":"@bob:south.example","stream_id":1,"devices":[%b]}'
+    body = device % (b"{}," * 1_000_000 + b"{}")
+    network.liars.append(lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None)
+    keys = RemoteKeys(room.north.federation.requests)
+
+    with pytest.raises(RemoteError, match="more values"):
+        await keys.get_list(room.bob.user_id, 10)
+    body = device % (b'{"a":"' + b"x" * 3_000_000 + b'"}')
+    assert (await keys.get_list(room.bob.user_id, 10)).stream_id == 1
 
 
 async def test_invented_people_do_not_take_the_room_of_those_who_are_there(network: Network) -> None:

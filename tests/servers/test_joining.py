@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from federation.wire import WireAnswer
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Letter, Network
 from tests.helpers.server import User
@@ -349,3 +350,16 @@ def test_keys_of_many_servers_are_asked_for_at_once(network: Network) -> None:
     network.start_completing()
     network.clock.pump([5.0] * 7)
     assert set(members(bob, room_id)) == {alice.user_id, bob.user_id, *(other.user_id for other in others[1:])}
+
+
+@pytest.mark.parametrize("version", ["1", "11"])
+def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(network: Network, version: str) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat", name="tea", room_version=version)
+    unknown = WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
+    network.liars.append(lambda _, request: unknown if "/v2/send_join/" in request.uri else None)
+
+    assert ok(join_via(bob, room_id, NORTH)) == {"room_id": room_id}
+
+    assert members(bob, room_id) == {alice.user_id: "join", bob.user_id: "join"}
+    assert ok(bob.get(room_path(room_id, "state", "m.room.name"))) == {"name": "tea"}

@@ -134,3 +134,14 @@ async def test_servers_of_one_domain_share_places(database: Database) -> None:
     assert not await is_full(OTHER, "$other")
     assert not await is_full("a.third.example", "$third"), "the first beyond half of all"
     assert await is_full("b.third.example", "$fourth")
+
+
+async def test_what_the_senders_own_server_brings_takes_the_place_of_others_copies(database: Database) -> None:
+    store = InboxStore(database)
+    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, judge=None)
+    await store.add(ROOM, PEER, [NewInboxRow("$a", b'{"true":1}', is_own=True)], 20, judge=None)
+    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}")], 30, judge=None)
+    await store.add(ROOM, PEER, [NewInboxRow("$b", b'{"true":1}', is_own=True)], 40, judge=None, is_outside=True)
+
+    found = {row.event_id: (row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)}
+    assert found == {"$a": (PEER, b'{"true":1}'), "$b": (OTHER, b"{}")}
