@@ -184,6 +184,26 @@ def test_an_app_that_is_being_let_in(
     assert browser.path.startswith(SIGN_IN_PATH)
 
 
+def test_another_node_is_told(
+    tmp_path: Path, database: Database, server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = TestServer(folder, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+    browser = at_the_question(server, provider)
+    tell(other, provider, sid="p")
+    browser.send(GO_ON)
+    assert browser.status == 400
+    desk = Program(server)
+    browser = Browser(server)
+    browser.open(desk.request())
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE, sid="q"))
+    ending_meanwhile(monkeypatch, lambda: tell(other, provider, sid="q"))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
 def test_an_app_of_the_older_api_that_is_being_let_in(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
