@@ -116,12 +116,15 @@ def test_the_question_ends_with_the_session_there(server: TestServer, provider: 
     assert browser.status == 400
 
 
-def test_a_name_that_is_chosen_too_late(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+@pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])
+def test_a_name_that_is_chosen_too_late(
+    tmp_path: Path, database: Database, provider: OpenIDProvider, ended: dict[str, str]
+) -> None:
     further = CONFIG + "  backchannel_logout_enabled: true\n"
-    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    server = TestServer(tmp_path, database, further, web=provider)
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), sub="1", sid="p"))
-    tell(server, provider, sid="p")
+    tell(server, provider, **ended)
     browser.send(NAME, username="alice")
     assert browser.status == 400
     assert server.run(server.app.accounts.store.get_accounts([USER])) == {}
