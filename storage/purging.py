@@ -188,13 +188,15 @@ class PurgingStore:
         forget_contents(txn, nids)
         _forget_reasons(txn, [event_id for _, event_id, *_ in rows])
         position = txn.next_position()
-        txn.execute(
-            "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (room_nid, day, cause) DO UPDATE SET position = excluded.position,"
-            " messages = purged_messages.messages + excluded.messages",
-            (room_nid, now_ms // DAY_MS, cause.value, len(nids), position),
-        )
         counted = max((at for _, _, at, flags in rows if at and flags & _COUNTED), default=0)
+        txn.execute(
+            "INSERT INTO purged_messages (room_nid, day, cause, messages, position, counted_upto)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE SET position = excluded.position,"
+            " messages = purged_messages.messages + excluded.messages, counted_upto = CASE"
+            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN purged_messages.counted_upto"
+            " ELSE excluded.counted_upto END",
+            (room_nid, now_ms // DAY_MS, cause.value, len(nids), position, counted),
+        )
         txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, nids, counted)))
         return len(nids)
 

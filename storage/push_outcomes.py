@@ -113,6 +113,10 @@ class PushOutcomeStore:
         read = self._database.read_quickly if looked_at <= _FEW_EVENTS else self._database.read_once
         return await read("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
 
+    async def get_purged_since(self, position: int) -> Mapping[int, int]:
+        """By room the position of the last of the messages that were purged since and may have been counted; one query."""
+        return await self._database.read_quickly("get_purged_counts", _select_purged, position)
+
     async def get_outcomes(self, user_id: str, rooms: Mapping[int, int]) -> Mapping[int, int]:
         """The user's own rows in these rooms after these positions: outcomes by position."""
         return await self._database.read_quickly("get_push_outcomes", _select_outcomes, user_id, dict(rooms))
@@ -285,6 +289,11 @@ def _select_own_messages(
         [(room_nid, spans[0].after, spans[-1].upto, user_id) for room_nid, spans in rooms.items()],
     )
     return dict(zip(rooms, map(dict, found), strict=True))
+
+
+def _select_purged(txn: Transaction, position: int) -> dict[int, int]:
+    sql = "SELECT room_nid, MAX(counted_upto) FROM purged_messages WHERE position > ? AND counted_upto > 0 GROUP BY room_nid"
+    return dict(txn.query(sql, (position,)))
 
 
 def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> dict[int, int]:

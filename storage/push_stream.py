@@ -44,6 +44,10 @@ class Stretch(msgspec.Struct, frozen=True):
     receipts: Sequence[NewReceipt]
     invites: Sequence[MembershipRow]
     """Of users of this server who have not answered them yet."""
+    departed: Sequence[str]
+    """Users of this server who are no longer in a room."""
+    taken_from: Sequence[int]
+    """Rooms in which messages lost their content, in a later stretch, too."""
 
 
 class PushStream:
@@ -60,6 +64,16 @@ class PushStream:
 _RECEIPTS = (
     "SELECT position, room_nid, user_id, thread_id, event_position FROM receipts"
     " WHERE receipt_type = ? AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+)
+
+
+_DEPARTURES = (
+    "SELECT position, user_id FROM memberships WHERE membership IN ('leave', 'ban') AND is_local = 1"
+    " AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+)
+_TAKEN_FROM = (
+    "SELECT room_nid FROM purged_messages WHERE position > ?"
+    " UNION SELECT room_nid FROM events WHERE position > ? AND type = 'm.room.redaction'"
 )
 
 
@@ -83,9 +97,15 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
     invites = select_new_invites(txn, after, upto, limit)
     if len(invites) == limit:
         upto = invites[-1].position
+    departures = txn.query(_DEPARTURES, (after, upto, limit))
+    if len(departures) == limit:
+        upto = departures[-1][0]
+    taken_from = txn.query(_TAKEN_FROM, (after, after))
     return Stretch(
         upto,
         [event for event in events if event.position <= upto],
         [receipt for receipt in receipts if receipt.position <= upto],
-        invites,
+        [invite for invite in invites if invite.position <= upto],
+        [user_id for _, user_id in departures],
+        [room_nid for (room_nid,) in taken_from],
     )

@@ -89,31 +89,38 @@ class EveryonesKeys:
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
-        local, by_server = await self._split(wanted)
-        asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
+        for users in _pieces([user_id for user_id, devices in wanted.items() if not devices], PRESENTED_AT_ONCE):
+            if answer["device_keys"]:
+                await deferLater(self._clock, 0)
+            size += _show(answer, await self._published.get_shown(users, caller))
+            _check_size(size)
+        rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
+        failures = await self._add_keys(answer, size, caller, rest, timeout_ms) if rest else {}
+        return {**answer, "failures": failures}
+
+    async def _add_keys(
+        self, answer: dict[str, Any], size: int, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int
+    ) -> Mapping[str, Any]:
+        """Put keys into an answer that has so many bytes of them; what failed, by server. Raises TooLarge."""
+        local, by_server = await self._split(wanted)
+        asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         remote = [user_id for users in by_server.values() for user_id in users]
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            known = await self._published.get_shown(
-                [each for each in users if each in local and not wanted[each]], caller
-            )
-            size += _show(answer, known)
-            rest = [user_id for user_id in users if user_id not in known]
-            published = await self._read(caller, [each for each in rest if each in local], rest, asked)
+            published = await self._read(caller, [each for each in users if each in local], users, asked)
             size += _size_of(published)
-            if size > LARGEST_ANSWER:
-                raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
+            _check_size(size)
             shown = {
                 user_id: wanted[user_id]
-                for user_id in rest
+                for user_id in users
                 if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
             }
             for kind, keys in present_keys(published, caller, shown).items():
                 answer.setdefault(kind, {}).update(keys)
-        return {**answer, "failures": failures}
+        return failures
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
@@ -164,8 +171,6 @@ class EveryonesKeys:
     ) -> PublishedKeys:
         """What these have published, as far as it was asked for just now, or is kept."""
         now = {user_id: asked[user_id] for user_id in users if user_id in asked}
-        if not users:
-            return PublishedKeys()
         kept = {*users} - {*local} - now.keys()
         stored = await self._published.get_published(local, kept, caller)
         return PublishedKeys(
@@ -219,6 +224,12 @@ def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
         for usage, key in shown.cross_signing.items():
             answer.setdefault(f"{usage}_keys", {})[user_id] = key
     return size
+
+
+def _check_size(size: int) -> None:
+    """Raises TooLarge."""
+    if size > LARGEST_ANSWER:
+        raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
 
 
 def _size_of(published: PublishedKeys) -> int:

@@ -142,6 +142,8 @@ class UnreadCounts:
         self._recent: OrderedDict[int, _Recent] = OrderedDict()
         self._dropped_upto = streams.current()
         self._changes_heard = 0
+        self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
+        """What was purged since one position, and at which that was read."""
         streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED)
         streams.watch(self._heed_others)
 
@@ -205,6 +207,15 @@ class UnreadCounts:
         room_ids = await self._room_ids(rooms) if attention.changes else {}
         wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
         return await self._outcomes.get_unread(user_id, wanted, ignored, after=after, limit=limit)
+
+    async def purged_since(self, position: int) -> Mapping[int, int]:
+        """By room the position of the last of the messages that were purged since and may have been counted, whichever node purged them.
+        Who asks for the same until something else happens gets the same."""
+        asked = (position, self._streams.current())
+        known = self._purged
+        if known is None or known[0] != asked:
+            known = self._purged = asked, await self._outcomes.get_purged_since(position)
+        return known[1]
 
     async def read_marks(self, user_id: UserID, rooms: Collection[MembershipRow]) -> Mapping[int, ReadUpTo]:
         """Up to which positions the user has read each room: as far as receipts say, at least to their joining."""

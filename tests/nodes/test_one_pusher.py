@@ -1,14 +1,18 @@
 """Of several processes on one database one pushes, whoever writes; another takes over when it is gone."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.database import PostgresConfig
+from storage.purging import Cause, PurgingStore
+from storage.transaction import WriteTransaction
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.keys import sync
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -61,6 +65,19 @@ class PushingNodes:
             assert server.app.other_nodes is not None
             server.app.other_nodes.stop()
             run_coroutine(database.close(), None)
+
+
+def purge(server: TestServer, event_id: str) -> None:
+    """An event loses its content for good."""
+    store = PurgingStore(server.app.database)
+
+    def write(txn: WriteTransaction) -> int:
+        row = txn.query_one("SELECT event_nid, room_nid, pdu FROM events WHERE event_id = ?", (event_id,))
+        assert row is not None
+        bare = {**json.loads(row[2]), "content": {}}
+        return store.purge(txn, row[1], {row[0]: json.dumps(bare).encode()}, Cause.PURGE, 0)
+
+    assert server.run(server.app.database.write("purge", write)) == 1
 
 
 @pytest.fixture
@@ -117,3 +134,36 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
     nodes.wait()
     nodes.wait(45, nodes=(1,))
     assert nodes.texts() == [[], ["one"]]
+
+
+@pytest.mark.parametrize("how", ["leave", "redact", "purge"])
+async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNodes, how: str) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    event_id = nodes.say(0, "one")
+    nodes.wait(5)
+    assert nodes.texts() == [["one"], []]
+    if how == "leave":
+        assert nodes.on(1, nodes.alice).post(f"{V3}/rooms/{nodes.room_id}/leave").status == 200
+    elif how == "redact":
+        path = f"{V3}/rooms/{nodes.room_id}/redact/{event_id}/one"
+        assert nodes.on(1, nodes.bob).put(path, {}).status == 200
+    else:
+        purge(nodes.servers[1], event_id)
+    nodes.wait(5)
+    assert nodes.gateways[0].badges == [0]
+
+
+async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: PushingNodes) -> None:
+    event_id = nodes.say(0, "one")
+    nodes.wait()
+    alice = nodes.on(0, nodes.alice)
+    before = sync(alice)
+    pending = alice.start("GET", f"{V3}/sync?since={before['next_batch']}&timeout=30000")
+    purge(nodes.servers[1], event_id)
+    nodes.wait()
+    assert pending.done
+    room = pending.answer.json["rooms"]["join"][nodes.room_id]
+    assert room["unread_notifications"]["notification_count"] == 0
+    assert before["rooms"]["join"][nodes.room_id]["unread_notifications"]["notification_count"] == 1
+    assert "rooms" not in sync(alice, pending.answer.json["next_batch"])

@@ -28,6 +28,8 @@ class _Rooms(msgspec.Struct):
     unread: dict[int, int] = msgspec.field(default_factory=dict)
     """Only those with something unread."""
     touched: set[int] = msgspec.field(default_factory=set)
+    doubts: int = 0
+    """How often all was doubted when it was counted last."""
     counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
 
 
@@ -50,6 +52,7 @@ class Badges:
         self._permissions = permissions
         self._by_room = by_room
         self._users: OrderedDict[str, _Rooms] = OrderedDict()
+        self._doubts = 0
 
     def touch(self, user_id: str, room_nid: int) -> None:
         """What the user has not read of the room may have changed."""
@@ -69,6 +72,10 @@ class Badges:
         """It may have changed everywhere."""
         self._users.pop(user_id, None)
 
+    def doubt_all(self) -> None:
+        """It may have changed for anybody, everywhere: where each had something unread is known as it was."""
+        self._doubts += 1
+
     def forget_all(self) -> None:
         """Nothing is known any more."""
         self._users.clear()
@@ -78,13 +85,16 @@ class Badges:
         memberships = await self._memberships.of_user(user_id)
         rooms = self._users.get(user_id)
         if rooms is None:
-            rooms = self._users[user_id] = _Rooms(touched=set(memberships))
+            rooms = self._users[user_id] = _Rooms(touched=set(memberships), doubts=self._doubts)
             if len(self._users) > USERS_REMEMBERED:
                 self._users.popitem(last=False)
         else:
             self._users.move_to_end(user_id)
         async with rooms.counting:
             memberships = await self._memberships.of_user(user_id)
+            if rooms.doubts != self._doubts:
+                rooms.touched.update(memberships, rooms.unread)
+                rooms.doubts = self._doubts
             touched, rooms.touched = rooms.touched, set()
             try:
                 await self._count(user_id, rooms, touched, memberships)

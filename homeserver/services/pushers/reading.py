@@ -265,7 +265,7 @@ class PushReading:
         """Another node wrote."""
         if self._has_lease:
             self._in_database = max(self._in_database, upto)
-            self._badges.forget_all()
+            self._badges.doubt_all()
             self._schedule()
 
     def _forget_heard(self) -> None:
@@ -325,6 +325,9 @@ class PushReading:
             await self._refresh()
         heard: list[Heard] = [*stretch.events, *stretch.receipts, *filter(is_outside, stretch.invites)]
         await self._take(sorted(heard, key=lambda each: each.position))
+        for room_nid in stretch.taken_from:
+            self._renumber(self._badges.touch_room(room_nid))
+        self._renumber(user_id for user_id in stretch.departed if self._may_have_pushers(user_id))
         self._done = stretch.upto
 
     async def _read_memory(self) -> None:

@@ -1,7 +1,5 @@
 """Rooms whose counts of unread messages may be others though nothing happened there that a client is told of: its user ignores somebody
-else than before, or messages were purged that they had not read.
-
-What was purged by another node shows in the counts that come with the next news of the room.
+else than before, or messages were purged that they had not read. What another node purged is read from the database.
 """
 
 from collections.abc import Mapping
@@ -29,7 +27,9 @@ class Recounts:
             # of whom the user ignored before nothing is known: all rooms where anything is unread of anybody
             events = await self._unread.get_events(user_id, joined.values(), frozenset(), after=0, limit=1)
             found |= {nid for nid, newest in events.items() if newest}
-        purged = self._recent.purged_since(since) or {}
+        purged = self._recent.purged_since(since)
+        if purged is None:
+            purged = await self._unread.purged_since(since)
         concerned = [joined[nid] for nid in purged if nid in joined]
         if concerned:
             marks = await self._unread.read_marks(user_id, concerned)
