@@ -29,7 +29,7 @@ from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import LARGEST_TIMELINE, RoomEntries, RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork, are_too_long
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
@@ -189,7 +189,7 @@ class MessagesInView:
         known = members if config.required_state.lazy_members else None
         limit, counted = config.timeline_limit, not request.stable
         found = self._plain.find(request.caller, own, since, now.position, limit=limit, members=known, counted=counted)
-        if found is None or found.size > LARGEST_TIMELINE or (found.room_id in view.labels.direct) != sent.is_direct:
+        if found is None or are_too_long(found.size) or (found.room_id in view.labels.direct) != sent.is_direct:
             return None
         entry: dict[str, Any] = {
             "timeline": found.events,

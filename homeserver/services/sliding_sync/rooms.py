@@ -374,9 +374,14 @@ class RoomEntries:
             newly_sent.update((nid, user_id) for user_id in missing)
 
 
+def are_too_long(size: int) -> bool:
+    """Whether events of so many bytes are more than is told of one room."""
+    return size > LARGEST_TIMELINE
+
+
 def _trim(work: RoomWork) -> None:
     """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
-    if sum(map(len, map(_pdu, work.shown))) <= LARGEST_TIMELINE:
+    if not are_too_long(sum(map(len, map(_pdu, work.shown)))):
         return
     size = 0
     for index in range(len(work.shown) - 1, -1, -1):
