@@ -68,7 +68,8 @@ class Person(threading.Thread):
 def received(server: RunningServer, token: str) -> dict[str, list[int]]:
     """All messages that have come to Bob's device, by sender."""
     found: dict[str, list[int]] = {}
-    since, events = "", [{}]
+    since = ""
+    events: list[Any] = [{}]
     while events:
         answer: Any = server.request("GET", f"{V3}/sync?since={since}" if since else f"{V3}/sync", token=token).json
         since, events = answer["next_batch"], answer["to_device"]["events"]
