@@ -335,7 +335,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "KEPT", 4)
         monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._forget_all)
-    if seed % 8 > 3:  # what was sent to connections
+    if seed % 3 == 2:  # what was sent to connections
         monkeypatch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
         find = Connections.find
 
