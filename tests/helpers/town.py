@@ -26,7 +26,7 @@ from tests.helpers.ports import free_port
 from tests.helpers.running import ROOT, ServerFiles, command_of
 
 MOVED_CLOCK = ROOT / "tests" / "helpers" / "moved_clock.py"
-SECONDS_TO_START = 120.0
+SECONDS_TO_START = 300.0
 SECONDS_TO_END = 60.0
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 _NO_LIMITS = {
