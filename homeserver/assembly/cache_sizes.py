@@ -18,7 +18,7 @@ class CacheSizes:
         self.rooms = scaled(20_000)
         self.users = scaled(20_000)
         self.devices = scaled(10_000)
-        """Whose keys are kept: about a kilobyte each."""
+        """Whose keys are kept: about two kilobytes each, as they are stored and as they are shown."""
         self.unread_counts = scaled(200_000)
         self.answer_bytes = scaled(16 << 20)
         self.empty_answer_bytes = scaled(64 << 20)
