@@ -186,6 +186,23 @@ class TestLazyMembers:
         answer = sync(alice, answer["next_batch"], redundant, use_state_after=after)
         assert members(answer["rooms"]["join"][room], name) == {carol.user_id}
 
+    @pytest.mark.parametrize("after", ["false", "true"])
+    def test_who_was_in_a_timeline_is_not_told_again(self, people: list[User], room: str, after: str) -> None:
+        alice, bob, carol, _ = people
+        name = "state_after" if after == "true" else "state"
+        for user in (bob, carol):
+            rooms.state(user, room, "m.room.member", {"membership": "join", "displayname": "new"}, user.user_id)
+        rooms.say(bob, room)
+        lazily = {"room": {"state": {"lazy_load_members": True}}}
+        answer = sync(alice, filter=lazily, use_state_after=after)
+        joined = answer["rooms"]["join"][room]
+        assert {bob.user_id, carol.user_id} <= {event.get("state_key") for event in joined["timeline"]["events"]}
+        assert ({bob.user_id, carol.user_id} <= members(joined, name)) is (after == "true")
+        for user in (bob, carol):
+            rooms.say(user, room)
+            answer = sync(alice, answer["next_batch"], lazily, use_state_after=after)
+            assert members(answer["rooms"]["join"][room], name) == set()
+
     def test_what_was_in_a_lost_answer_is_told_again(self, people: list[User], room: str) -> None:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]

@@ -377,6 +377,9 @@ class JoinedRooms:
                 known = await self._states.get_some(StatePoint(room_nid, work.arrived[-1].state_root), missing)
                 entries = known | entries
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
+        if not request.state_after:  # else nobody takes state from timelines
+            shown = [seen.event.event for seen in work.shown if seen.event.event.type == MEMBER]
+            newly_sent.update((room_nid, event.state_key) for event in shown if event.state_key is not None)
         return entries
 
 
