@@ -116,6 +116,25 @@ def test_the_question_ends_with_the_session_there(server: TestServer, provider: 
     assert browser.status == 400
 
 
+def test_a_sign_in_that_begins_after_another_of_its_name_has_ended(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
+    browser = on_own_pages(server, provider)
+    left = leave(late := Browser(server))
+    server.clock.advance(1)
+    provider.now += 1
+    tell(server, provider, sid="p", sub="1")
+    assert not is_in(browser)
+    server.clock.advance(1)
+    provider.now += 1
+    assert is_in(on_own_pages(server, provider))
+    browser = at_the_question(server, provider)
+    browser.send(GO_ON)
+    assert redeem(server, browser).user_id == USER
+    late.open(provider.sign_in(left, **ALICE, sid="p"))
+    assert late.status == 400
+
+
 def test_a_name_that_is_chosen_too_late(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
     further = CONFIG + "  backchannel_logout_enabled: true\n"
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
