@@ -135,6 +135,24 @@ def test_a_sign_in_that_begins_after_another_of_its_name_has_ended(
     assert late.status == 400
 
 
+@pytest.mark.parametrize("claims", [{"sub": "1"}, {"sub": "1", "sid": "p"}])
+def test_who_is_away_at_the_provider_while_it_ends(
+    server: TestServer, provider: OpenIDProvider, claims: dict[str, str]
+) -> None:
+    sign_in(server, provider, Browser(server))
+    places = [leave(browser := Browser(server)), leave(stranger := Browser(server))]
+    server.clock.advance(1)
+    provider.now += 1
+    tell(server, provider, **claims)
+    browser.open(provider.sign_in(places[0], **ALICE, sid="p"))
+    assert browser.status == 400
+    stranger.open(provider.sign_in(places[1], **{**ALICE, "sub": "2", "preferred_username": "bob"}, sid="q"))
+    assert stranger.status == 200
+    server.clock.advance(1)
+    provider.now += 1
+    at_the_question(server, provider)
+
+
 def test_a_name_that_is_chosen_too_late(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
     further = CONFIG + "  backchannel_logout_enabled: true\n"
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
