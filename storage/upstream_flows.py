@@ -11,7 +11,7 @@ import msgspec
 from storage.database import Database
 from storage.ended_sign_ins import is_ended
 from storage.transaction import Transaction, WriteTransaction
-from storage.upstream_sessions import SignIns, sign_in_of
+from storage.upstream_sessions import SignIns, name_person, read_origin, sign_in_of
 
 
 class UpstreamFlowRow(msgspec.Struct, frozen=True):
@@ -39,8 +39,12 @@ class UpstreamFlowStore:
         def write(txn: WriteTransaction) -> bool:
             if is_ended(txn, origin):
                 return False
-            values = (row.flow_id, row.step, row.browser_hash, row.expires_ts, row.content, sign_in_of(origin))
-            txn.execute(f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?)", values)
+            came = None if origin is None else read_origin(origin)
+            person = None if came is None else name_person(came.provider, came.subject)
+            values = (row.flow_id, row.step, row.browser_hash, row.expires_ts, row.content, sign_in_of(origin), person)
+            txn.execute(
+                f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in, person) VALUES (?, ?, ?, ?, ?, ?, ?)", values
+            )
             return True
 
         return await self._database.write("add_upstream_flow", write)
@@ -49,6 +53,10 @@ class UpstreamFlowStore:
         """End those that wait with a sign-in at a provider."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM upstream_flows WHERE {condition}", values)
+
+    def remove_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
+        """End those that wait of somebody who has signed in, whether they have an account or not."""
+        txn.execute("DELETE FROM upstream_flows WHERE person = ?", (name_person(provider, subject),))
 
     async def remove_browser(self, browser_hash: bytes) -> None:
         """End all of a browser."""

@@ -60,6 +60,11 @@ def read_origin(origin: str) -> CameBy:
     return msgspec.json.decode(origin, type=CameBy)
 
 
+def name_person(provider: str, subject: str) -> str:
+    """A person of a provider, as they are kept. Ids of providers have no spaces."""
+    return f"{provider} {subject}"
+
+
 def sign_in_of(origin: str | None) -> str | None:
     """By what is found what a sign-in at a provider has given to begin with, of its JSON; None where the provider has no name for it."""
     came = None if origin is None else read_origin(origin)

@@ -146,6 +146,7 @@ class UpstreamParts:
             accounts.upstream_sessions,
             accounts.browser_store,
             self._ended,
+            flow_store,
             self._links,
             accounts.sessions,
             oidc,

@@ -166,6 +166,8 @@ class Accounts:
             note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
+            else:
+                self._sessions.remove_given(txn, user_id)
             if also is not None:
                 also(txn)
 

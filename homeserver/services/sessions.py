@@ -426,10 +426,14 @@ class Sessions:
         """Remove all by which a user could begin a session without proving who they are once more, also where they are about to; `ip`:
         as in `remove_sessions`."""
         self._accounts.begin_era(txn, user_id)
-        for store in self._ends_with_sessions:
-            store.remove_user(txn, user_id)
+        self.remove_given(txn, user_id)
         for recorded in self._recorded_with_sessions:
             recorded.remove_user(txn, user_id, ip)
+
+    def remove_given(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove what was given in an earlier era of the account to begin a session with, and was not used yet."""
+        for store in self._ends_with_sessions:
+            store.remove_user(txn, user_id)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -153,12 +153,15 @@ def test_who_is_away_at_the_provider_while_it_ends(
     at_the_question(server, provider)
 
 
-def test_a_name_that_is_chosen_too_late(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+@pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])
+def test_a_name_that_is_chosen_too_late(
+    tmp_path: Path, database: Database, provider: OpenIDProvider, ended: dict[str, str]
+) -> None:
     further = CONFIG + "  backchannel_logout_enabled: true\n"
-    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    server = TestServer(tmp_path, database, further, web=provider)
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), sub="1", sid="p"))
-    tell(server, provider, sid="p")
+    tell(server, provider, **ended)
     browser.send(NAME, username="alice")
     assert browser.status == 400
     assert server.run(server.app.accounts.store.get_accounts([USER])) == {}
@@ -217,6 +220,26 @@ def test_an_app_that_is_being_let_in(
     desk = Program(server)
     browser = on_own_pages(server, provider, desk.request())
     ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    assert browser.path.startswith(SIGN_IN_PATH)
+
+
+def test_another_node_is_told(
+    tmp_path: Path, database: Database, server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = TestServer(folder, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+    browser = at_the_question(server, provider)
+    tell(other, provider, sid="p")
+    browser.send(GO_ON)
+    assert browser.status == 400
+    desk = Program(server)
+    browser = Browser(server)
+    browser.open(desk.request())
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE, sid="q"))
+    ending_meanwhile(monkeypatch, lambda: tell(other, provider, sid="q"))
     browser.send(desk.path_of("authorization_endpoint"), button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
 

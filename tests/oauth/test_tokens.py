@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from federation.protocol.ids import UserID
 from homeserver.services.secret_text import SecretText, oauth_family_of
 from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
@@ -214,6 +215,14 @@ def test_an_account_whose_day_is_over_before_the_code_is_exchanged(tmp_path: Pat
     server.run(sqlite_database.write("end", store.set_end, alice.user_id, over))
     refused(program.exchange(code))
     assert told(server)[-1] == ("sign_in_refused", "expired")
+
+
+def test_a_code_of_before_a_new_password(program: Program, browser: Browser) -> None:
+    code = program.code(browser)
+    people = program.server.app.people
+    program.server.run(people.accounts.do_set_password(UserID("@alice:example.org"), "a new password"))
+    refused(program.exchange(code))
+    assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions themselves go on
 
 
 def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:

@@ -220,14 +220,15 @@ class UpstreamSignIn:
         """What follows once a provider has said who it is. Raises `Refused`."""
         info = self._info(flow)
         account = await self._accounts.find(info, identity)
+        if account is not None and flow.era is not None and account.era != flow.era:
+            raise Refused(Reason.OLD, f"the sessions of {account.user_id} were ended in the meantime")
         if isinstance(flow.purpose, ForConfirmation):
             return await self._confirm(flow.purpose, None if account is None else account.user_id, info)
         if account is not None:
             user_id = UserID(account.user_id)
-            era = account.era if flow.era is None else flow.era
             if self._update_profiles:
                 await self._accounts.do_update(info, {user_id: identity})
-            return await self._finish(flow, identity, user_id, era, browser)
+            return await self._finish(flow, identity, user_id, account.era, browser)
         if not info.enable_registration:
             raise Refused(Reason.NO_ACCOUNT)
         made = await self._accounts.do_make_of(info, identity, languages)

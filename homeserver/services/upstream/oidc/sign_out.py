@@ -24,6 +24,7 @@ from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
 from storage.transaction import WriteTransaction
+from storage.upstream_flows import UpstreamFlowStore
 from storage.upstream_sessions import SignIns, UpstreamSessionStore
 
 
@@ -38,6 +39,7 @@ class UpstreamSignOut:
         store: UpstreamSessionStore,
         browsers: BrowserSessionStore,
         ended: EndedSignIns,
+        flows: UpstreamFlowStore,
         links: ExternalIdStore,
         sessions: Sessions,
         providers: Sequence[OIDC],
@@ -46,6 +48,7 @@ class UpstreamSignOut:
         self._store = store
         self._browsers = browsers
         self._ended = ended
+        self._flows = flows
         self._links = links
         self._sessions = sessions
         self._providers = tuple(provider for provider in providers if provider.ends_sessions)
@@ -76,6 +79,7 @@ class UpstreamSignOut:
             link = None
             if subject is not None:
                 self._ended.end_person(txn, provider_id, subject)
+                self._flows.remove_person(txn, provider_id, subject)  # who has no account yet has no era
                 link = self._links.get_link_in(txn, provider_id, subject)
             for user_id in {row.user_id for row in rows} | (set() if link is None else {link.user_id}):
                 self._sessions.remove_ways_in(txn, user_id)
