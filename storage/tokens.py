@@ -281,6 +281,11 @@ class TokenStore:
         for table in ("access_tokens", "refresh_tokens"):
             txn.execute_many(f"DELETE FROM {table} WHERE refresh_nid = ?", [(nid,) for nid in refresh_nids])
 
+    def is_put_by(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
+        """Whether a pair is good no more, since another was used instead of it."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE refresh_nid = ? AND grace_until_ts <= ?"
+        return txn.query_one(sql, (refresh_nid, now)) is not None
+
     def is_just_spent(self, txn: Transaction, token_hash: bytes, now: int, within_ms: int = GRACE_MS) -> bool:
         """Whether a refresh token was replaced a moment ago; `within_ms`: up to `GRACE_MS`."""
         sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"

@@ -284,6 +284,23 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     assert ask(alice.token).json == {"active": False}
 
 
+def test_services_are_told_of_no_pair_that_was_put_by(trusting: Program) -> None:
+    trusting.sign_in(Browser(trusting.server))
+    first = str(trusting.tokens["refresh_token"])
+    put_by = trusting.refresh(first).json
+    trusting.server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
+    trusting.take(trusting.refresh(first))
+
+    def is_active(token: object) -> bool:
+        form = {"token": str(token), "client_id": "calendar", "client_secret": "sesame"}
+        return bool(trusting.form("introspection_endpoint", **form).json["active"])
+
+    for name in ("access_token", "refresh_token"):
+        assert is_active(trusting.tokens[name])
+        assert not is_active(put_by[name])
+    assert not is_active(first)
+
+
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_apps_are_told_what_they_cannot_do(tmp_path: Path, sqlite_database: Database, confirmed: bool) -> None:
     tokens = f"login_via_existing_session: {{enabled: true, require_ui_auth: {str(confirmed).lower()}}}\n"

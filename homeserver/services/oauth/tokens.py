@@ -310,6 +310,9 @@ class OAuthTokens:
         found = self._find(txn, token_hash)
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
+        may_be_late = isinstance(found, RefreshTokenRow) or not found.first_used
+        if may_be_late and found.refresh_nid is not None and self._tokens.is_put_by(txn, found.refresh_nid, now):
+            return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
         if self._why_not(account) is not None:
             return None
