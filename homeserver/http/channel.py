@@ -140,6 +140,8 @@ class MatrixChannel(Connection):
         self._begun_at = 0.0
         """When the first byte came of the request that is being read."""
         self._in_head = True
+        self._is_between = True
+        """Whether what was read ends where a request does."""
         self._active_at = 0.0
         self._timer: IDelayedCall | None = None
 
@@ -256,6 +258,7 @@ class MatrixChannel(Connection):
     # What the parser calls, in this order.
 
     def on_message_begin(self) -> None:
+        self._is_between = False
         self._uri = b""
         self._lines = []
 
@@ -308,7 +311,7 @@ class MatrixChannel(Connection):
             reading.take(data)
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head = self._is_between = True
         reading, self._reading = self._reading, None
         if self._refused or reading is None:
             return
@@ -324,9 +327,10 @@ class MatrixChannel(Connection):
         if parser is None:
             return
         self._active_at = self._clock.seconds()
-        is_new = self._in_head and not self._head_bytes
-        if is_new:
+        if self._in_head and not self._head_bytes:
             self._begun_at = self._active_at
+        is_new = self._is_between and not self._head_bytes
+        if is_new:
             again = self._same_headers.read(data, self._max_header_bytes)
             if again is not None and self._exchange is None and not self._waiting:
                 self._take_whole(*again)
@@ -346,7 +350,7 @@ class MatrixChannel(Connection):
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._end_long_head()
-            elif is_new and self._read_head is not None:
+            elif is_new and self._is_between and self._read_head is not None:
                 self._same_headers.learn(data, self._read_head)
 
     def _take_whole(self, head: Head, body: bytes) -> None:

@@ -31,7 +31,7 @@ class SameHeaders:
         """Of the body."""
 
     def learn(self, data: bytes, head: Head) -> None:
-        """llhttp has made this of what has come, from its first byte on."""
+        """llhttp has made this of what has come, from its first byte on; all that has begun in it is whole."""
         begin, end = data.find(b"\r\n") + 2, data.find(_END) + len(_END)
         length = int(head.last.get(b"content-length", b"0"))
         if (

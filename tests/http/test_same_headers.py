@@ -120,3 +120,35 @@ def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatc
         ("GET", b"/a?c=1", b""),
         ("GET", b"/a?c=1", b""),
     ]
+
+
+def same_as_parsed(pieces: list[bytes]) -> list[object]:
+    """What is made of what a client sends, which is what the parser alone makes of it."""
+    known = talk(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SameHeaders, "read", lambda *_: None)
+        assert known == talk(pieces)
+    return known[0]
+
+
+def test_what_is_learnt_is_not_the_length_of_a_request_that_follows() -> None:
+    """The first request of a packet is whole, the second one's body is to come, and said to be as long as the second one is so far: the
+    headers of the first are not those of the second."""
+    first = b"POST /a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\n\r\n"
+    second = b"POST /b HTTP/1.1\r\nAuthorization: Bearer two\r\nContent-Length: 73\r\n\r\n"
+    assert len(second) < 73
+    second += b"b" * 73
+    begun = second[:73]  # with a part of the body: as many bytes as it says its body has
+    third = b"GET /c HTTP/1.1\r\nHost: x\r\n"
+    third += b"X: " + b"c" * (73 - len(third) - 7) + b"\r\n\r\n"
+    assert len(third) == 73
+    seen = same_as_parsed([first + begun, second[73:], first + third])
+    assert [each[1] for each in seen] == [b"/a", b"/b", b"/a", b"/c"]  # type: ignore[index]
+    assert seen[2][5][b"authorization"] == b"Bearer one"  # type: ignore[index]
+
+
+def test_what_looks_like_a_request_is_not_one_in_the_middle_of_headers() -> None:
+    """A packet ends within a header; the next one goes on with what could be a request."""
+    usual = b"GET /a HTTP/1.1\r\n" + BLOCKS[0]
+    seen = same_as_parsed([usual, usual + b"GET /b HTTP/1.1\r\nX: ", b"GET /c HTTP/1.1\r\n" + BLOCKS[0]])
+    assert [each[1] for each in seen] == [b"/a", b"/a", b"/b"]  # type: ignore[index]
