@@ -37,7 +37,7 @@ class PairUse(Enum):
     """The pair that it replaced has ended with this."""
     AGAIN = "again"
     TOO_LATE = "too late"
-    """Another pair was used instead of it, too long ago."""
+    """Another pair was used instead of it, too long ago, or there were too many beside it."""
 
 
 class AccessTokenRow(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     expires_ts: int | None
     ultimate_expires_ts: int | None
     grace_until_ts: int | None = None
-    """Until when it is good although another was used instead of it."""
+    """Until when it is good although another was used instead of it; past where it was put by, since there were too many."""
 
     def is_late(self, now: int) -> bool:
         """Whether it is good no more for that."""
