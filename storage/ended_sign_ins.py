@@ -7,15 +7,19 @@ from storage.upstream_sessions import SignIns, read_origin
 
 
 def is_ended(txn: Transaction, origin: str | None) -> bool:
-    """Whether a sign-in has ended at its provider. `origin`: its JSON, as everywhere."""
+    """Whether a sign-in has ended at its provider since somebody left for it. `origin`: its JSON, as everywhere. (What began after that
+    is another, though it may have the same name: those of SAML are meant to come again, saml-core-2.0-os section 2.7.2.)"""
     came = None if origin is None else read_origin(origin)
-    if came is None or came.session is None:
+    if came is None:
         return False
-    beginning = came.session[: came.session.rfind(".") + 1]
-    names = [SignIns(came.provider, name).name for name in (came.session, beginning) if name]
+    session = came.session or ""
+    of_person, dot, rest = session.partition(".")
+    beginnings = (f"{of_person}.", f"{of_person}.{rest[: rest.rfind('.') + 1]}") if dot else ()
+    names = [SignIns(came.provider, name).name for name in {"", session, *beginnings}]
     placeholders = ", ".join("?" for _ in names)
-    sql = f"SELECT 1 FROM ended_sign_ins WHERE sign_in IN ({placeholders}) AND subject IN ('', ?)"
-    return txn.query_one(sql, (*names, came.subject)) is not None
+    is_one = f"sign_in IN ({placeholders}) AND subject IN ('', ?)"
+    sql = f"SELECT 1 FROM ended_sign_ins WHERE {is_one} AND ended_ts >= ?"
+    return txn.query_one(sql, (*names, came.subject, came.began_ts)) is not None
 
 
 class EndedSignInStore:
@@ -25,8 +29,8 @@ class EndedSignInStore:
         self._database = database
 
     def add_ended(self, txn: WriteTransaction, sign_ins: SignIns, subject: str | None, now: int) -> None:
-        """One has ended, or all whose names begin so, up to their last dot; of this person only, where one is named. `now`: milliseconds
-        since 1970."""
+        """One has ended, or all whose names begin so, up to their first or last dot; of this person only, where one is named: then
+        the beginning may be empty too. `now`: milliseconds since 1970."""
         sql = (
             "INSERT INTO ended_sign_ins (sign_in, subject, ended_ts) VALUES (?, ?, ?)"
             " ON CONFLICT (sign_in, subject) DO UPDATE SET ended_ts = excluded.ended_ts"

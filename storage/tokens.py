@@ -23,8 +23,10 @@ SAME_MOMENT_MS: Final = 10_000
 """So near to one another such exchanges are."""
 MOST_EXCHANGES: Final = 5
 """Pairs for which one refresh token was exchanged, none of which is used yet."""
+MOST_BRANCHES: Final = 5
+"""Pairs of a device that are in use beside one another; of more, those that were renewed last go on."""
 MOST_LATE: Final = 10
-"""Pairs of a device, instead of which others were used, that are still told from stolen ones."""
+"""Pairs of a device that are good no more and were never renewed, and are still told from stolen ones."""
 _TRIMMED_AT_ONCE: Final = 100
 
 
@@ -35,7 +37,7 @@ class PairUse(Enum):
     """The pair that it replaced has ended with this."""
     AGAIN = "again"
     TOO_LATE = "too late"
-    """Another pair was used instead of it, too long ago."""
+    """Another pair was used instead of it, too long ago, or there were too many beside it."""
 
 
 class AccessTokenRow(msgspec.Struct, frozen=True):
@@ -75,7 +77,7 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     expires_ts: int | None
     ultimate_expires_ts: int | None
     grace_until_ts: int | None = None
-    """Until when it is good although another was used instead of it."""
+    """Until when it is good although another was used instead of it; past where it was put by, since there were too many."""
 
     def is_late(self, now: int) -> bool:
         """Whether it is good no more for that."""
@@ -202,10 +204,14 @@ class TokenStore:
         )
         return refresh_nid
 
-    def trim_exchanges(self, txn: WriteTransaction, refresh_nid: int) -> None:
-        """Of what a refresh token was exchanged for and nobody has used, only the last few pairs stay."""
-        sql = "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
-        self._remove_pairs(txn, [row[0] for row in txn.query(sql, (refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))])
+    def trim_exchanges(self, txn: WriteTransaction, old: RefreshTokenRow, now: int) -> None:
+        """Of what a refresh token was exchanged for and nobody has used, only the last few pairs are good."""
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
+            " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        self._put_by(txn, [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))], now)
+        self._remove_late(txn, old.user_id, old.device_id, now)
 
     def set_pair_used(self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int) -> PairUse:
         """A token of this pair is used. The first time that ends the pair that it replaced, and other pairs for which that was exchanged;
@@ -222,13 +228,14 @@ class TokenStore:
             "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL WHERE refresh_nid = ?", (refresh_nid,)
         )
         if until is not None:
+            self._trim_branches(txn, user_id, device_id, now)
             return PairUse.AGAIN
         self._remove_old(txn, user_id, device_id, refresh_nid, now)
         txn.execute("UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", (now, replaced))
         txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
         txn.execute(
             "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ? AND ? THEN ? ELSE ? END"
-            " WHERE from_nid = ?",
+            " WHERE from_nid = ? AND grace_until_ts IS NULL",
             (made_ts - SAME_MOMENT_MS, made_ts + SAME_MOMENT_MS, now + GRACE_MS, now, replaced),
         )
         return PairUse.FIRST
@@ -244,6 +251,24 @@ class TokenStore:
             "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts <= ?",
             (user_id, device_id, now - GRACE_MS),
         )
+        self._remove_late(txn, user_id, device_id, now)
+
+    def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+        """Another pair is in use beside those that were. A tab that is closed leaves one lying for good."""
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts IS NULL"
+            " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        args = (user_id, device_id, _TRIMMED_AT_ONCE, MOST_BRANCHES)
+        self._put_by(txn, [row[0] for row in txn.query(sql, args)], now)
+
+    @staticmethod
+    def _put_by(txn: WriteTransaction, refresh_nids: Sequence[int], now: int) -> None:
+        sql = "UPDATE refresh_tokens SET grace_until_ts = ? WHERE refresh_nid = ?"
+        txn.execute_many(sql, [(now, nid) for nid in refresh_nids])
+
+    def _remove_late(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+        """Of what was put by, only the last few pairs are remembered."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND grace_until_ts <= ?"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
@@ -256,18 +281,15 @@ class TokenStore:
         for table in ("access_tokens", "refresh_tokens"):
             txn.execute_many(f"DELETE FROM {table} WHERE refresh_nid = ?", [(nid,) for nid in refresh_nids])
 
-    def has_exchange_under_way(self, txn: Transaction, user_id: str, device_id: str) -> bool:
-        """Whether a refresh token of the device was exchanged, and nothing of what it was exchanged for was used yet."""
-        sql = (
-            "SELECT 1 FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND from_nid IS NOT NULL"
-            " AND grace_until_ts IS NULL"
-        )
-        return txn.query_one(sql, (user_id, device_id)) is not None
+    def is_put_by(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
+        """Whether a pair is good no more, since another was used instead of it."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE refresh_nid = ? AND grace_until_ts <= ?"
+        return txn.query_one(sql, (refresh_nid, now)) is not None
 
-    def is_just_spent(self, txn: Transaction, token_hash: bytes, now: int) -> bool:
-        """Whether a refresh token was replaced within the last `GRACE_MS`."""
+    def is_just_spent(self, txn: Transaction, token_hash: bytes, now: int, within_ms: int = GRACE_MS) -> bool:
+        """Whether a refresh token was replaced a moment ago; `within_ms`: up to `GRACE_MS`."""
         sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"
-        return txn.query_one(sql, (token_hash, now - GRACE_MS)) is not None
+        return txn.query_one(sql, (token_hash, now - within_ms)) is not None
 
     def expire_tokens_of_device(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
         """Let all tokens of a device be past their time, which is told softly (`soft_logout`): the device stays."""

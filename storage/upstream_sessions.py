@@ -32,6 +32,8 @@ class CameBy(msgspec.Struct, frozen=True):
     provider: str
     subject: str = ""
     session: str | None = None
+    began_ts: int = 0
+    """When somebody left for the provider, in milliseconds since 1970; nothing where that is not known."""
 
 
 class SignIns(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
@@ -115,9 +116,16 @@ class RemoteMemberships:
         await self._candidates.ask(servers, ask)
 
     async def leave(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
-        """Decline an invite, or take a knock back: at least for this server, if no other can be told."""
+        """Decline an invite, or take a knock back: at least for this server, if no other can be told.
+
+        Where several servers have invited, the others are told afterwards: the one that answers may be a stranger to the room.
+        """
+        room = await self._rooms.get_room(room_id)
+        assert room is not None, "it is a room with a membership"
+        others = dict.fromkeys(await self._outside.find_servers(room.room_nid, user_id))
 
         async def ask(server: ServerName) -> None:
+            others.pop(server, None)
             event = await self._make(server, "leave", room_id, user_id, content)
             await self._remote.send_leave(server, event)
             await self._outside.keep(event, server, ())
@@ -128,11 +136,23 @@ class RemoteMemberships:
             self._log.info(
                 "nobody else hears that {user} left {room}: {error}", user=user_id, room=room_id, error=error
             )
-            room = await self._rooms.get_room(room_id)
-            assert room is not None, "it is a room with a membership"
             version = await self._outside.find_version(room, user_id)
             event = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(event, self._identity.server_name, ())
+        for server in others:
+            Deferred.fromCoroutine(self._tell_of_leave(server, room_id, user_id, content)).addErrback(self._tell)
+
+    async def _tell_of_leave(
+        self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
+    ) -> None:
+        try:
+            event = await self._make(server, "leave", room_id, user_id, content)
+            await self._remote.send_leave(server, event)
+        except (RemoteError, MatrixError) as error:
+            self._log.info("{server} does not hear that {user} left: {error}", server=server, user=user_id, error=error)
+
+    def _tell(self, failure: Failure) -> None:
+        self._log.failure("another server was not told that somebody left", failure)
 
     async def knock(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
         """Ask to be let in. Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed."""

@@ -5,7 +5,8 @@ Laws:
   (`Topic.ACCOUNT`): on every node, as soon as the change is heard of.
 - On several nodes what is remembered is trusted only for a while after others were last heard (`homeserver/nodes.py`); then the
   database is asked each time.
-- What was read while such a change came in is not remembered: it may be the state from before.
+- What was read while such a change came in is not remembered: it may be the state from before. Nor is a
+  token that came of a refresh at its first use, which is such a change itself.
 - Memory is bounded: the token that was learnt first is forgotten first.
 - Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
@@ -136,14 +137,14 @@ class AccessTokens:
         try:
             policies = () if self._consents is None else self._consents.versions
             row = await self._tokens.get_access_token(token_hash, policies)
+            if row is None or row.deactivated:
+                return None
+            if row.expires_ts is not None and row.expires_ts <= self._clock.seconds() * 1000:
+                raise UnknownToken("The access token has expired", soft_logout=True)
+            if not row.first_used:
+                await self._end_replaced(row)
         finally:
             self._forgotten_meanwhile = [each for each in self._forgotten_meanwhile if each is not forgotten]
-        if row is None or row.deactivated:
-            return None
-        if row.expires_ts is not None and row.expires_ts <= self._clock.seconds() * 1000:
-            raise UnknownToken("The access token has expired", soft_logout=True)
-        if not row.first_used:
-            await self._end_replaced(row)
         owner = Requester(
             user_id=UserID(row.user_id),
             device_id=None if row.device_id is None else DeviceID(row.device_id),

@@ -42,6 +42,8 @@ class Origin(msgspec.Struct, frozen=True):
     provider: str
     subject: str
     session: str | None = None
+    began_ts: int = 0
+    """When they left for it, in milliseconds since 1970; nothing where that is not known."""
 
 
 class LoginTokens:

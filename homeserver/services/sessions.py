@@ -279,15 +279,14 @@ class Sessions:
         return renewed
 
     def _refuse_spent(self, txn: WriteTransaction, refresh_token: str, address: str) -> UnknownToken:
-        """A refresh token came that is good no more. While nothing of an exchange was used, it may be one whose answer got lost; just
-        after that, another tab's. One that was never used is not used twice."""
+        """A refresh token came that is good no more. Just after it was replaced, it is another tab's. One that was never used is not used
+        twice. (What else is under way in the session says nothing: a thief has always something under way.)"""
         family, token_hash, now = family_of(refresh_token), hash_token(refresh_token), self._now()
         current = None if family is None else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
         if current is None:
             return UnknownToken("Unknown refresh token")
         is_harmless = (
-            self._tokens.has_exchange_under_way(txn, current.user_id, current.device_id)
-            or self._tokens.is_just_spent(txn, token_hash, now)
+            self._tokens.is_just_spent(txn, token_hash, now)
             or self._tokens.get_refresh_token(txn, token_hash) is not None
             or (current.expires_ts is not None and current.expires_ts <= now)
         )
@@ -345,7 +344,7 @@ class Sessions:
         if use is PairUse.FIRST:
             self._accounts.set_account_changed(txn, old.user_id)
         self._add_tokens(txn, session, from_nid=old.refresh_nid)
-        self._tokens.trim_exchanges(txn, old.refresh_nid)
+        self._tokens.trim_exchanges(txn, old, now)
         return session
 
     def _add_tokens(self, txn: WriteTransaction, session: NewSession, *, from_nid: int | None = None) -> None:

@@ -219,7 +219,12 @@ def _encode(sender: str, type: str, messages: Messages) -> dict[str, dict[str, b
     """The events as devices get them, by user and device: what all have in common is encoded once."""
     encode = msgspec.json.encode
     begin = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
-    return {
-        user_id: {device_id: b"%b%b}" % (begin, encode(content)) for device_id, content in devices.items()}
-        for user_id, devices in messages.items()
-    }
+    encoded: dict[str, dict[str, bytes]] = {}
+    for user_id, devices in messages.items():
+        events = encoded[user_id] = {}
+        for (
+            device_id,
+            content,
+        ) in devices.items():  # no comprehension: most users have one device, and each would cost a call
+            events[device_id] = b"%b%b}" % (begin, encode(content))
+    return encoded

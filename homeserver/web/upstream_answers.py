@@ -171,7 +171,7 @@ async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
     return Response(HTTPStatus.OK, headers, (answer or "").encode())
 
 
-@endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE)
+@endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
 async def get_saml_metadata(saml: SAMLSignIn) -> Response:
     """What this server tells a SAML provider of itself. spec: saml-metadata-2.0-os"""
     if saml.provider is None:

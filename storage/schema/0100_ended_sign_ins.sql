@@ -1,5 +1,5 @@
 -- Sign-ins at providers that ended there minutes ago: what was under way by one of them comes to nothing. `sign_in`: as in `login_tokens`, or
--- the beginning of such, with a dot at its end; `subject`: the person whom the provider named with it, empty where it named none
+-- the beginning of such, with a dot at its end, or the provider alone; `subject`: the person whom the provider named with it, empty where it named none
 CREATE TABLE ended_sign_ins (
     sign_in TEXT NOT NULL,
     subject TEXT NOT NULL,

@@ -16,7 +16,7 @@ from federation.protocol.signing import encode_base64
 from federation.remote.long_lists import PIECE
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from tests.helpers.network import SETTLED_AFTER, Network
+from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
@@ -121,8 +121,7 @@ class Side:
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
         pushing = Deferred.fromCoroutine(self.federation.requests.put(ServerName(to), path, body))
         if len(repr(body)) > PIECE:  # it is read piece by piece
-            for _ in range(SETTLED_AFTER):
-                self.server.clock.advance(0)
+            self.server.clock.advance(0)
         return await pushing
 
     async def build(

@@ -82,7 +82,7 @@ class OutsideServer:
         self._log_file = folder / "log"
         self._log = self._log_file.open("wb")
         self._process = subprocess.Popen(command, cwd=folder, env=settings, stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log()
             try:

@@ -12,7 +12,7 @@ from aiosmtpd.controller import Controller
 
 from tests.helpers.ports import free_port
 
-SECONDS_TO_START: Final = 120.0
+SECONDS_TO_START: Final = 180.0
 
 
 @contextmanager

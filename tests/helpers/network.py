@@ -28,9 +28,6 @@ from storage.database import Database
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowhere
 
-SETTLED_AFTER = 50
-"""Turns of the clock in which whatever was set off comes to rest."""
-
 
 class Network:
     """The servers, and the ways between them."""
@@ -129,8 +126,7 @@ class Network:
 
     def settle(self) -> None:
         """Let happen what is to happen at once, on all servers."""
-        for _ in range(SETTLED_AFTER):
-            self.clock.advance(0)
+        self.clock.advance(0)  # which goes on until nothing is due
 
     def cut(self, one: str, other: str) -> None:
         """Nothing passes between the two from now on."""

@@ -20,7 +20,7 @@ import boto3
 from storage.object_store import S3Config
 from storage.s3 import S3
 
-SECONDS_TO_START: Final = 120.0
+SECONDS_TO_START: Final = 180.0
 KEY: Final = "testing"
 _LISTENING: Final = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
 

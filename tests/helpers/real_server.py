@@ -21,7 +21,7 @@ from tests.helpers.ports import free_port
 from tests.helpers.programs import Program, start_program
 
 SERVER_NAME = "localhost"
-_SECONDS_TO_START = 120.0
+_SECONDS_TO_START = 180.0
 _SECONDS_TO_END = 60.0
 _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 

@@ -23,7 +23,7 @@ from homeserver.first_files import write_first_files
 from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers.programs import Program, start_program
 
-SECONDS_TO_START = 120.0
+SECONDS_TO_START = 180.0
 SECONDS_TO_END = 60.0
 SECONDS_TO_ANSWER = 60.0
 """How long things may take on a machine that has much else to do; nothing is measured by these."""

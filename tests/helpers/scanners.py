@@ -21,7 +21,7 @@ from tests.helpers.ports import free_port
 CLAMD: Final = shutil.which("clamd") or shutil.which("clamd", path="/usr/sbin")
 C_ICAP: Final = shutil.which("c-icap")
 NOT_INSTALLED: Final = "no scanner is installed here: scripts/test installs clamav-daemon and libc-icap-mod-virus-scan"
-SECONDS_TO_START: Final = 120.0
+SECONDS_TO_START: Final = 180.0
 EICAR: Final = b"".join((b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$", b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!", b"$H+H*"))
 """The file that every scanner takes for a virus, and that does nothing. In parts, or scanners would find it here."""
 EICAR_FOUND: Final = "clamd: Eicar-Test-Signature.UNOFFICIAL"

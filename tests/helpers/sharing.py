@@ -3,7 +3,6 @@
 pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not look any more.
 """
 
-from pathlib import PurePath
 from typing import Final
 
 import pytest
@@ -14,21 +13,19 @@ WAITING: Final = ("interop", "nodes", "clients", "upstream")
 """Folders of tests with processes of their own, which mostly wait. One worker has the first of them for long."""
 
 LONG: Final = (
-    *(
-        "servers/test_convergence",
-        "rooms/test_partitions",
-        "servers/test_partial_convergence",
-        "servers/test_sync_agreement",
-    ),
-    *("http/test_bad_input", "http/test_device_lists_law", "http/test_sync_law", "push/test_push_law"),
+    "servers/test_convergence",
+    "servers/test_partial_convergence",
+    "servers/test_sync_agreement",
+    "rooms/test_partitions",
+    "http/test_device_lists_law",
+    "http/test_sync_law",
+    "http/test_sliding_sync_both_ways",
+    "push/test_push_law",
 )
 """Files with tests that keep a processor busy for long."""
 
 TOGETHER: Final = {"interop": True, "clients": False, "upstream": False, "layout": True}
 """Folders whose tests share what is costly to make: in all of the folder, or within a file."""
-
-TOGETHER_FILES: Final = ("http/test_bad_input",)
-"""The same of single files."""
 
 
 def begin_with_long(items: list[pytest.Item]) -> None:
@@ -44,7 +41,7 @@ def begin_with_long(items: list[pytest.Item]) -> None:
 
 def _name(nodeid: str) -> str:
     """Of a test's file: `folder/test_topic`."""
-    return str(PurePath(nodeid.partition("::")[0]).with_suffix("").relative_to("tests"))
+    return nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 
 
 class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
@@ -57,6 +54,5 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
     def _split_scope(self, nodeid: str) -> str:
         name = _name(nodeid)
         folder = name.partition("/")[0]
-        if name in TOGETHER_FILES or TOGETHER.get(folder) is False:
-            return name
-        return folder if folder in TOGETHER else nodeid
+        together = TOGETHER.get(folder)
+        return nodeid if together is None else folder if together else name

@@ -78,7 +78,7 @@ class Slapd:
     def start(self) -> Connection:
         """Start it, and wait until it answers; a connection of its administrator."""
         self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             try:
                 self._admin = Connection(Server(self.url), ADMIN, SECRET, auto_bind=True)

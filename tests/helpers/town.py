@@ -30,7 +30,7 @@ Spawn = Callable[[IO[bytes]], subprocess.Popen[bytes] | Program]
 """Starts a server's process, which writes into this file."""
 
 MOVED_CLOCK = "tests.helpers.moved_clock"
-SECONDS_TO_START = 180.0
+SECONDS_TO_START = 300.0
 SECONDS_TO_END = 60.0
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 _NO_LIMITS = {

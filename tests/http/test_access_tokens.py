@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import pytest
 from twisted.logger import capturedLogs, formatEvent
@@ -11,7 +12,7 @@ from federation.protocol.endpoint import RequestContext
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.secret_text import hash_token, is_damaged
 from homeserver.services.sessions import Lifetimes
-from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.tokens import AccessTokenRow, TokenStore
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.databases import QueryCounter, open_inline
@@ -149,6 +150,27 @@ async def test_a_token_read_while_it_ends_is_not_remembered(server: AccountsServ
     )
     assert await tokens.get_requester(alice.token, CONTEXT) is not None
     assert await tokens.get_requester(alice.token, CONTEXT) is None
+
+
+async def test_a_renewed_token_that_ends_at_its_first_use_is_not_remembered(
+    server: AccountsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = server.register()
+    first = server.login(refresh_token=True).json
+    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json["access_token"]
+    write = Database.write
+
+    async def ends_meanwhile(self: Database, name: str, *args: Any) -> Any:
+        result = await write(self, name, *args)
+        if name == "set_pair_used":
+            monkeypatch.undo()
+            await server.sessions.do_log_out_everywhere(alice.id)
+        return result
+
+    monkeypatch.setattr(Database, "write", ends_meanwhile)
+    server.request("GET", "account/whoami", token=token)
+    assert Database.write is write  # it was used
+    assert server.request("GET", "account/whoami", token=token).status == 401
 
 
 async def test_another_node_hears_of_it(database_config: SQLiteConfig | PostgresConfig) -> None:

@@ -14,7 +14,7 @@ from homeserver.services.secret_text import hash_token
 from homeserver.services.sessions import Lifetimes
 from storage.audit import AuditStore
 from storage.database import Database
-from storage.tokens import GRACE_MS, MOST_EXCHANGES, SAME_MOMENT_MS
+from storage.tokens import GRACE_MS, MOST_BRANCHES, MOST_EXCHANGES, SAME_MOMENT_MS
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.accounts import AccountsServer
 from tests.helpers.http import Answer
@@ -143,6 +143,48 @@ async def test_a_token_that_was_stolen_ends_the_session_and_not_the_device(serve
     assert has_device(server)
     assert works(server, begin(server))  # whoever has the password goes on with the device
     assert [event for event, _, _ in await events(server)].count("session_ended") == 0
+
+
+async def test_a_thief_hides_behind_no_exchange_of_his(server: AccountsServer) -> None:
+    """He has renewed before the owner, and at once renewed what he was given."""
+    first = begin(server)
+    stolen = refresh(server, first, ip="10.0.0.66").json
+    assert works(server, stolen)
+    hidden = refresh(server, stolen, ip="10.0.0.66").json
+    server.clock.advance(GRACE_MS / 1000 + 1)
+    assert is_softly_refused(refresh(server, first))
+    assert (await events(server))[0] == ("token_reused", "10.0.0.1", "PHONE")
+    for tokens in (stolen, hidden):
+        assert is_softly_refused(use(server, tokens))
+        assert is_softly_refused(refresh(server, tokens))
+    assert has_device(server)
+
+
+async def test_more_tabs_than_are_remembered(server: AccountsServer) -> None:
+    first = begin(server)
+    tabs = [refresh(server, first).json for _ in range(MOST_EXCHANGES + 3)]
+    assert all(is_softly_refused(use(server, tokens)) for tokens in tabs[:3])
+    assert all(works(server, tokens) for tokens in tabs[3:])
+    server.clock.advance(GRACE_MS / 1000 + 1)
+    assert all(is_softly_refused(refresh(server, tokens)) for tokens in tabs[:3])
+    assert all(refresh(server, tokens).status == 200 for tokens in tabs[-MOST_BRANCHES:])
+    assert "token_reused" not in [event for event, _, _ in await events(server)]
+
+
+async def test_a_pair_that_a_tab_left_lying_is_not_good_for_ever(server: AccountsServer) -> None:
+    tokens = begin(server)
+    left = []
+    for _ in range(2 * MOST_BRANCHES):
+        one, two = refresh(server, tokens).json, refresh(server, tokens).json
+        assert works(server, two)
+        assert works(server, one)
+        left.append(two)
+        tokens = one
+        server.clock.advance(301)
+    good = [refresh(server, each).status == 200 for each in left]
+    assert good == [False] * (MOST_BRANCHES + 1) + [True] * (MOST_BRANCHES - 1)
+    assert refresh(server, tokens).status == 200
+    assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
 def test_a_refresh_token_of_another_session_ends_nothing(server: AccountsServer) -> None:

@@ -160,3 +160,14 @@ def test_metadata_that_grew_too_old_are_used_no_more(
     an_hour_later(server)
     assert leave(server).status == 403
     assert server.clock.seconds() > START
+
+
+def test_who_asks_for_ours_all_the_time_keeps_nobody_from_signing_in(
+    tmp_path: Path, sqlite_database: Database, university: University
+) -> None:
+    further = "rc_login: {address: {per_second: 0.01, burst_count: 2}}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + further, web=university)
+    path = "/_synapse/client/saml2/metadata.xml"
+    asked = [server.client.request("GET", path, ip="10.0.0.66").status for _ in range(12)]
+    assert asked == [200] * 10 + [429] * 2
+    assert leave(server).status == 302

@@ -116,6 +116,43 @@ def test_the_question_ends_with_the_session_there(server: TestServer, provider: 
     assert browser.status == 400
 
 
+def test_a_sign_in_that_begins_after_another_of_its_name_has_ended(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
+    browser = on_own_pages(server, provider)
+    left = leave(late := Browser(server))
+    server.clock.advance(1)
+    provider.now += 1
+    tell(server, provider, sid="p", sub="1")
+    assert not is_in(browser)
+    server.clock.advance(1)
+    provider.now += 1
+    assert is_in(on_own_pages(server, provider))
+    browser = at_the_question(server, provider)
+    browser.send(GO_ON)
+    assert redeem(server, browser).user_id == USER
+    late.open(provider.sign_in(left, **ALICE, sid="p"))
+    assert late.status == 400
+
+
+@pytest.mark.parametrize("claims", [{"sub": "1"}, {"sub": "1", "sid": "p"}])
+def test_who_is_away_at_the_provider_while_it_ends(
+    server: TestServer, provider: OpenIDProvider, claims: dict[str, str]
+) -> None:
+    sign_in(server, provider, Browser(server))
+    places = [leave(browser := Browser(server)), leave(stranger := Browser(server))]
+    server.clock.advance(1)
+    provider.now += 1
+    tell(server, provider, **claims)
+    browser.open(provider.sign_in(places[0], **ALICE, sid="p"))
+    assert browser.status == 400
+    stranger.open(provider.sign_in(places[1], **{**ALICE, "sub": "2", "preferred_username": "bob"}, sid="q"))
+    assert stranger.status == 200
+    server.clock.advance(1)
+    provider.now += 1
+    at_the_question(server, provider)
+
+
 @pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])
 def test_a_name_that_is_chosen_too_late(
     tmp_path: Path, database: Database, provider: OpenIDProvider, ended: dict[str, str]

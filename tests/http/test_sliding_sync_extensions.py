@@ -311,7 +311,7 @@ def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestSe
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
-    create(alice)
+    other = create(alice)
     path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
     client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"typing": ON})
     client.sync()
@@ -319,6 +319,7 @@ def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestSe
     assert room_id in client.sync()["extensions"]["typing"]["rooms"]
     client.body["lists"]["all"]["ranges"] = [[0, 0]]
     client.body["extensions"] = {}
+    say(alice, other, "newest")
     client.sync()
     client.body["extensions"] = {"typing": ON}
     client.sync()

@@ -16,8 +16,13 @@ from urllib.parse import quote
 
 import pytest
 
+from homeserver.services import recent_changes
 from homeserver.services.sliding_sync import portions
 from homeserver.services.sliding_sync import rooms as sliding_rooms
+from homeserver.services.sliding_sync.connections import Connection, Connections
+from homeserver.services.sliding_sync.kept import KeptOfConnections
+from homeserver.services.sliding_sync.order import RoomOrders
+from homeserver.services.sliding_sync.request import SlidingRequest
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
@@ -228,7 +233,7 @@ class Race:
             self.pass_time(1)
         for turns in self.turns:
             turns.end()
-        self.pass_time(200)  # nobody types any more
+        self.pass_time(self.chance.choice([1, 200]))  # somebody types still, or nobody
         self._look()
         assert not self.deeds
 
@@ -321,12 +326,25 @@ class Race:
 
 
 @pytest.fixture
-def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other time answers end early, and go on in the next ones."""
-    if request.getfixturevalue("seed") % 2:
+def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other time answers end early, and go on in the next ones; and of some times little is remembered."""
+    if seed % 2:
         monkeypatch.setattr(portions, "LARGEST_ANSWER", 2500)
         monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
         monkeypatch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
+    if seed % 4 > 1:  # what happened lately, and what rooms are in which order
+        monkeypatch.setattr(recent_changes, "KEPT", 4)
+        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._forget_all)
+    if seed % 3 == 2:  # what was sent to connections
+        monkeypatch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
+        find = Connections.find
+
+        async def find_and_forget(self: Connections, request: SlidingRequest) -> Connection:
+            found = await find(self, request)
+            self._forget(found.key)
+            return found
+
+        monkeypatch.setattr(Connections, "find", find_and_forget)
 
 
 @pytest.fixture(params=range(RUNS))
@@ -335,7 +353,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("cramped")
 def test_nothing_is_missed(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int) -> None:
     turns = Turns()
     database = turns.open(database_config)
@@ -362,7 +380,7 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[list[Tes
         run_coroutine(database.close(), None)
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("cramped")
 def test_nothing_is_missed_at_two_nodes(nodes: tuple[list[TestServer], list[Turns]], seed: int) -> None:
     race = Race(*nodes, Random(seed))
     race.run()

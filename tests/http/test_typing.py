@@ -52,6 +52,26 @@ def test_who_goes_types_no_more(server: TestServer, alice: User, bob: User, verb
     assert typing(sync(alice, since), room_id) == [carol.user_id]
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_who_comes_back_is_told_who_types_and_who_does_no_more(alice: User, bob: User, *, goes_on: bool) -> None:
+    """The leaving was never told: a client may hold what it knew before, or begin anew with the room."""
+    room_id = rooms.create(bob, alice)
+    extensions = {"typing": {"enabled": True}}
+    sliding = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions=extensions)
+    rooms.type(bob, room_id)
+    since = sync(alice)["next_batch"]
+    sliding.sync()
+    rooms.act(alice, room_id, "leave")
+    rooms.act(alice, room_id, "join")
+    if not goes_on:
+        rooms.type(bob, room_id, typing=False)
+    told = [bob.user_id] if goes_on else []
+    assert typing(sync(alice, since), room_id) == told
+    answer = sliding.sync()
+    assert answer["rooms"][room_id]["initial"]
+    assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == told
+
+
 def test_a_changed_name_does_not_end_it(alice: User, bob: User) -> None:
     room_id = rooms.create(alice, bob)
     rooms.type(bob, room_id)

@@ -25,12 +25,12 @@ def test_a_picture_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
     data = picture(800, 600)
     address = upload(owner, data)
 
-    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}")
+    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}?timeout_ms=60000")
     assert (got.status, got.body, got.headers["content-type"]) == (200, data, "image/png")
     assert re.search("a(%20| )b.png", got.headers["content-disposition"])
 
     for method in ("scale", "crop"):
-        query = f"width=96&height=96&method={method}"
+        query = f"width=96&height=96&method={method}&timeout_ms=60000"
         got = other.ask_bytes("GET", f"{MEDIA}/thumbnail/{address}?{query}")
         assert got.status == 200
         assert max(opened(got.body).size) < 800
@@ -41,6 +41,6 @@ def test_a_large_file_and_one_that_is_not_there(pair: Pair, it_is_ours: bool) ->
     owner, other = pair.both_ways(it_is_ours)
     data = bytes(range(256)) * (20 << 12)
     address = upload(owner, data)
-    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}")
+    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}?timeout_ms=60000")
     assert (got.status, got.body) == (200, data)
     assert other.ask_bytes("GET", f"{MEDIA}/download/{owner.server.name}/nothingLikeThis").status == 404

@@ -11,6 +11,7 @@ from homeserver.services.secret_text import SecretText, oauth_family_of
 from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
 from storage.database import Database
+from storage.tokens import SAME_MOMENT_MS
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
@@ -70,10 +71,35 @@ def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, a
     stolen = str(program.tokens["refresh_token"])
     for _ in range(5):
         alice = program.take(program.refresh())
+    program.server.clock.advance(SAME_MOMENT_MS / 1000)
     refused(program.refresh(stolen))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
     refused(program.refresh())
     assert len(_devices(program.server)) == 1  # the one that registered
+
+
+def test_a_process_of_an_app_that_refreshes_a_moment_too_late(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
+    first = str(program.tokens["refresh_token"])
+    alice = program.take(program.refresh())  # which uses the new token
+    program.server.clock.advance(SAME_MOMENT_MS / 1000 - 1)
+    refused(program.refresh(first))
+    assert alice.get(WHOAMI).status == 200
+    assert "token_reused" not in [event for event, _ in told(program.server)]
+    program.server.clock.advance(1)
+    refused(program.refresh(first))
+    assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
+    assert "token_reused" in [event for event, _ in told(program.server)]
+
+
+def test_a_thief_hides_behind_no_exchange_of_his(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
+    owners = str(program.tokens["refresh_token"])
+    thief = program.take(program.refresh())
+    program.refresh()  # at once, and not used
+    program.server.clock.advance(SAME_MOMENT_MS / 1000)
+    refused(program.refresh(owners))
+    assert thief.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
 
 
 def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
@@ -256,6 +282,23 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     assert ask(older.token).json == {"active": False}
     trusting.server.clock.advance(301)
     assert ask(alice.token).json == {"active": False}
+
+
+def test_services_are_told_of_no_pair_that_was_put_by(trusting: Program) -> None:
+    trusting.sign_in(Browser(trusting.server))
+    first = str(trusting.tokens["refresh_token"])
+    put_by = trusting.refresh(first).json
+    trusting.server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
+    trusting.take(trusting.refresh(first))
+
+    def is_active(token: object) -> bool:
+        form = {"token": str(token), "client_id": "calendar", "client_secret": "sesame"}
+        return bool(trusting.form("introspection_endpoint", **form).json["active"])
+
+    for name in ("access_token", "refresh_token"):
+        assert is_active(trusting.tokens[name])
+        assert not is_active(put_by[name])
+    assert not is_active(first)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])

@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from federation.protocol.event_signing import hash_and_sign_event
@@ -10,6 +11,7 @@ from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.requests import RefusedByRemote
+from federation.wire import WireAnswer, WireRequest
 from storage.outside_memberships import MOST_WAITING
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
@@ -184,6 +186,31 @@ async def test_an_invite_that_waits_is_taken_back_or_declined_with_the_first(net
     for user in (alice, dora):
         ok(membership(user, room_id, "leave"))
         assert inviters(user, room_id) == []
+
+
+async def test_a_declined_invite_is_declined_for_all_who_invited(network: Network) -> None:
+    north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="private_chat")
+    fake = made_up(east, "10", room_id, alice.user_id, "invite")
+    await send_invite(east, fake)
+    invite(bob, room_id, alice)
+    draft = {key: value for key, value in fake.pdu.items() if key not in ("hashes", "signatures")}
+    template = {"room_version": "10", "event": {**draft, "sender": alice.user_id, "content": {"membership": "leave"}}}
+
+    def agree(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        """It is no more in the room than the user is."""
+        if destination == EAST and "_leave/" in request.uri:
+            return WireAnswer(200, {}, msgspec.json.encode(template if "/make_" in request.uri else {}))
+        return None
+
+    network.liars.append(agree)
+    ok(membership(alice, room_id, "leave"))
+    assert inviters(alice, room_id) == []
+    asked = [to for origin, to, _, uri in network.log if origin == NORTH and "/send_leave/" in uri]
+    assert asked == [EAST, SOUTH]
+    state = ok(bob.get(f"{V3}/rooms/{room_id}/state/m.room.member/{alice.user_id}"))
+    assert state["membership"] == "leave"
 
 
 async def test_few_invites_wait(network: Network) -> None:

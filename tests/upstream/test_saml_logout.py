@@ -231,6 +231,36 @@ def test_a_request_names_many_sessions(server: TestServer, providers: OutsideSer
 
 
 @needs_saml
+@pytest.mark.parametrize("waits", ["answer", "token"])
+def test_a_request_that_names_no_session_ends_what_waits(
+    server: TestServer, providers: OutsideServer, waits: str
+) -> None:
+    """Nothing else of the person is known here."""
+    traveller = answer_of(server)
+    if waits == "token":
+        traveller.send()
+    else:
+        fields = traveller.page.forms[0].fields
+        held = server.client.request("POST", f"/{ACS}", body=urlencode(fields).encode()).headers["location"]
+    elsewhere = Traveller(server, BASE)
+    sent = parse_qs(urlsplit(logout_request(providers, elsewhere)).query)
+    text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
+    whole, found = re.subn(r"<([a-z0-9]*:?)SessionIndex>.*</\1SessionIndex>", "", text, flags=re.DOTALL)
+    assert found == 1
+    packing = zlib.compressobj(9, wbits=-15)
+    packed = packing.compress(whole.encode()) + packing.flush()
+    query = urlencode({"SAMLRequest": base64.b64encode(packed), "SigAlg": sent["SigAlg"][0]})
+    elsewhere.home.open(sign(providers.folder, query))
+    assert "SAMLResponse=" in elsewhere.home.location
+    if waits == "answer":
+        traveller.home.open(held)
+        assert (traveller.home.status, "location" in traveller.home.answer.headers) == (400, False)
+    else:
+        token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
+        assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 403
+
+
+@needs_saml
 def test_who_signs_out_here_is_signed_out_there(server: TestServer, providers: OutsideServer) -> None:
     traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
     traveller.send()

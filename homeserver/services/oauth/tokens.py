@@ -6,7 +6,8 @@ Laws:
 - A token belongs to the program that it was given to.
 - A code that comes twice ends the session that it was good for: one of the two who show it has stolen it.
 - A refresh leaves the old pair usable until one of the new pair is used, since the answer may get lost. A refresh token that
-  comes after that ends its session: it begins as the others of its session do, so it is known without being kept.
+  comes after that ends its session, but within some seconds, when it may be another process of the app that is a moment late: that one is
+  refused, and the others go on. It begins as the others of its session do, so it is known without being kept.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6, RFC 7009, RFC 7662,
 RFC 9700 section 4.14
@@ -35,7 +36,7 @@ from homeserver.services.upstream.devices import UpstreamDevices
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
-from storage.tokens import AccessTokenRow, RefreshTokenRow, TokenStore
+from storage.tokens import SAME_MOMENT_MS, AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.transaction import Transaction, WriteTransaction
 
 _VAIN: Final = b""
@@ -244,10 +245,9 @@ class OAuthTokens:
         # renewed
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
-            was_used = (
-                self._tokens.get_refresh_token(txn, token_hash) is None
-            )  # else another pair was used instead of it
-            if was_used and not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
+            now = self._now()
+            is_put_by = self._tokens.get_refresh_token(txn, token_hash) is not None
+            if not is_put_by and not self._tokens.is_just_spent(txn, token_hash, now, SAME_MOMENT_MS):
                 self._end_family(txn, family_hash, address)
             return _invalid("The refresh token has been used; sign in again")
         if session.refresh_token is None:
@@ -309,6 +309,9 @@ class OAuthTokens:
         now = self._now()
         found = self._find(txn, token_hash)
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
+            return None
+        may_be_late = isinstance(found, RefreshTokenRow) or not found.first_used
+        if may_be_late and found.refresh_nid is not None and self._tokens.is_put_by(txn, found.refresh_nid, now):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
         if self._why_not(account) is not None:

@@ -128,7 +128,7 @@ class ExtensionReader:
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
             scope = _rooms_in(wanted.typing.scope, selection) & selection.joined
-            typing, typing_news, view = await self._typing(request, connection, scope)
+            typing, typing_news, view = await self._typing(request, connection, scope, works)
             answer[wanted.typing.name] = {"rooms": typing}
             is_news = is_news or typing_news
         if wanted.thread_subscriptions is not None:
@@ -185,7 +185,7 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                typing, is_news, view = await self._typing(request, connection, set(moved_to))
+                typing, is_news, view = await self._typing(request, connection, set(moved_to), ())
             else:
                 view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
@@ -274,9 +274,10 @@ class ExtensionReader:
         return by_room
 
     async def _typing(
-        self, request: SlidingRequest, connection: Connection, scope: set[int]
+        self, request: SlidingRequest, connection: Connection, scope: set[int], works: Sequence[RoomWork]
     ) -> tuple[dict[str, Any], bool, View]:
-        found = self._parts.typing_views.move(connection.key, request.pos, connection.token, scope)
+        begun = {work.room.room_nid for work in works if work.initial}
+        found = self._parts.typing_views.move(connection.key, request.pos, connection.token, scope, begun)
         if not found.rooms:
             return {}, False, found.view
         rooms = await self._parts.rooms.get_rooms_by_nid(found.rooms)

@@ -64,9 +64,16 @@ class TypingViews:
         """About how many bytes are kept."""
         return self._views.weight
 
-    def move(self, key: ConnectionKey, pos: str | None, before: SyncToken | None, rooms: Set[int]) -> Typists:
+    def move(
+        self,
+        key: ConnectionKey,
+        pos: str | None,
+        before: SyncToken | None,
+        rooms: Set[int],
+        begun: Set[int] = frozenset(),
+    ) -> Typists:
         """Who types in the rooms that are in view now, where a client that has come with this `pos` has to be told. `before`: what it
-        stands at."""
+        stands at. With the rooms in `begun` it begins anew."""
         if before is None:
             found = self._typing.get_changed(rooms, None)
             return Typists(found, bool(found), View(frozenset(rooms), {}))
@@ -78,6 +85,8 @@ class TypingViews:
             view = View(frozenset(rooms), {}, is_whole=False)
             return Typists(self._typing.get_known(rooms), bool(changed), view)
         told = dict(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+        if begun:
+            told.update(self._typing.get_changed(begun & rooms, None))
         if rooms != view.rooms:
             for nid in rooms - view.rooms:
                 if nid not in view.left and not view.is_whole:

@@ -308,6 +308,17 @@ class Sync:
             for work in joined:
                 work.sticky = events.get(work.room.room_nid, ())
 
+    def _find_typing(self, request: SyncRequest, works: Sequence[RoomWork]) -> Mapping[int, list[UserID]]:
+        """Who types in the rooms, where a device has to be told. One that may know nothing of a room is told where anybody types; if it
+        may know something as well, also that they type no more."""
+        typing = self._parts.typing
+        begun = [work.room.room_nid for work in works if request.since is None or work.is_begun]
+        found = typing.get_changed(begun, None)
+        if request.since is None:
+            return found
+        known = [work.room.room_nid for work in works if work.is_back or not work.is_begun]
+        return {**typing.get_changed(known, request.since.ephemeral), **found}
+
     async def _fill_beside(
         self,
         request: SyncRequest,
@@ -334,10 +345,9 @@ class Sync:
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
         if not is_quiet and wanted.ephemeral.allows("m.typing", None):
-            for since, some in _by_ephemeral(request, works):
-                for nid, typing in self._parts.typing.get_changed(some, since).items():
-                    if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
-                        by_nid[nid].ephemeral.append(typing_event(typing, ignored))
+            for nid, typing in self._find_typing(request, works).items():
+                if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
+                    by_nid[nid].ephemeral.append(typing_event(typing, ignored))
         kept = data.rooms
         if request.since is not None:
             new = [work.room.room_id for work in (*works, *left) if work.is_begun]
@@ -398,15 +408,6 @@ def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:
         else:
             contents.append({row.event_id: {row.receipt_type: {row.user_id: data}}})
     return [{"type": "m.receipt", "content": content} for content in contents]
-
-
-def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple[int | None, list[int]]]:
-    """Rooms by the ephemeral position from which the client lacks them."""
-    if request.since is None:
-        return [(None, [work.room.room_nid for work in works])]
-    new = [work.room.room_nid for work in works if work.is_begun]
-    known = [work.room.room_nid for work in works if not work.is_begun]
-    return [(None, new), (request.since.ephemeral, known)]
 
 
 def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:

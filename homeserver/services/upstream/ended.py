@@ -51,6 +51,10 @@ class EndedSignIns:
         for store in self._waiting:
             store.remove_sign_ins(txn, sign_ins)
 
+    def end_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
+        """Let nothing go on that a person has under way at the provider. (Whoever has an account has what ends with its era besides.)"""
+        self._store.add_ended(txn, SignIns(provider, "", is_beginning=True), subject, self._now())
+
     def end_browser(self, txn: WriteTransaction, token_hash: bytes, user_id: str) -> None:
         """End a browser session that came of it, and keep a record."""
         self._browsers.remove_browser_session(txn, token_hash)

@@ -48,6 +48,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     identity: UpstreamIdentity | None = None
     user_id: str | None = None
     """Who signed in, once that is settled."""
+    began_ts: int = 0
+    """When its first step began, in milliseconds since 1970."""
     era: int | None = None
     """Of the account of who signed in (`homeserver/services/eras.py`); None as long as they have none, or it is not known who they are."""
 
@@ -56,12 +58,12 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
         """JSON of the sign-in at the provider, once it is done."""
         if self.identity is None:
             return None
-        return msgspec.json.encode(origin_of(self.provider, self.identity)).decode()
+        return msgspec.json.encode(origin_of(self, self.identity)).decode()
 
 
-def origin_of(provider: str, identity: UpstreamIdentity) -> Origin:
+def origin_of(flow: Flow, identity: UpstreamIdentity) -> Origin:
     """The sign-in of somebody, as it is kept of what begins by it."""
-    return Origin(provider, identity.subject, identity.session)
+    return Origin(flow.provider, identity.subject, identity.session, flow.began_ts)
 
 
 class Browser(msgspec.Struct, frozen=True):
@@ -129,8 +131,10 @@ class UpstreamFlows:
         return await self._begin(step, browser_hash, flow, self.new_id())
 
     async def _begin(self, step: str, browser_hash: bytes, flow: Flow, flow_id: str) -> str:
+        now = self._now()
+        flow = msgspec.structs.replace(flow, began_ts=flow.began_ts or now)
         content = msgspec.json.encode(flow).decode()
-        row = UpstreamFlowRow(flow_id, step, browser_hash, self._now() + LIFETIME * 1000, content)
+        row = UpstreamFlowRow(flow_id, step, browser_hash, now + LIFETIME * 1000, content)
         if not await self._store.add_flow(row, flow.origin):
             raise Refused(Reason.OLD, "the sign-in has ended at the provider in the meantime")
         return flow_id

@@ -163,8 +163,8 @@ class SAMLLogout:
         rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        for index in dict.fromkeys(logout.indexes):
-            self._ended.end(txn, SignIns(self._provider_id, means.beginning_of(index), is_beginning=True), None)
+        for beginning in means.beginnings:
+            self._ended.end(txn, SignIns(self._provider_id, beginning, is_beginning=True), None)
         of_all = {row.user_id for row in rows if not means.names(row.session or "")}
         for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(txn, means.beginning):
             came = msgspec.json.decode(origin, type=Origin)
@@ -222,9 +222,12 @@ class Meant:
         self._named = {_hash(index) for index in indexes if index}
         self._hashes = {*self._named, _hash("")} if indexes else None
 
-    def beginning_of(self, index: str) -> str:
-        """How the name begins of the person's sign-in with this index, as far as its last dot."""
-        return f"{self.beginning}{_hash(index)}."
+    @property
+    def beginnings(self) -> Sequence[str]:
+        """How the names of those that are meant begin, as far as a dot."""
+        if self._hashes is None:
+            return [self.beginning]
+        return [f"{self.beginning}{hashed}." for hashed in sorted(self._hashes)]
 
     def names(self, session: str) -> bool:
         """Whether the request names just the sign-in that is called so, and no other of the person."""

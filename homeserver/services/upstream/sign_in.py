@@ -206,7 +206,7 @@ class UpstreamSignIn:
     async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
         """Keep an answer that was checked until the browser comes with its cookie; the id for `go_on`."""
         era = await self._accounts.get_era(self._info(flow), identity)
-        held = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity, era=era)
+        held = _next_of(flow, identity, era=era)
         return await self._flows.begin_for(BACK, browser_hash, held)
 
     async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
@@ -284,8 +284,7 @@ class UpstreamSignIn:
                 await self._accounts.check_free(username)
             except MatrixError as found:
                 error = found
-        next_flow = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity)
-        flow_id = await self._flows.begin(NAME, browser, next_flow)
+        flow_id = await self._flows.begin(NAME, browser, _next_of(flow, identity))
         return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(
@@ -304,12 +303,12 @@ class UpstreamSignIn:
             return self._signed_in(flow, identity, user_id, era, where)
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, era, purpose)
-        asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id, era=era)
+        asked = _next_of(flow, identity, user_id=user_id, era=era)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
 
     @staticmethod
     def _signed_in(flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str) -> SignedIn:
-        return SignedIn(user_id, next_path, origin_of(flow.provider, identity), identity.proved_ts or 0, era)
+        return SignedIn(user_id, next_path, origin_of(flow, identity), identity.proved_ts or 0, era)
 
     def is_known(self, redirect_url: str) -> bool:
         """Whether a token goes to this address unasked."""
@@ -323,7 +322,7 @@ class UpstreamSignIn:
     async def _leave(
         self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, purpose: ForClient
     ) -> Leave:
-        origin = origin_of(flow.provider, identity)
+        origin = origin_of(flow, identity)
         try:
             where = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
         except MatrixError as error:
@@ -340,6 +339,11 @@ class UpstreamSignIn:
         if not await self._uia.do_prove(purpose.uia_session, SSO):
             raise Refused(Reason.OLD)
         return Confirmed()
+
+
+def _next_of(flow: Flow, identity: UpstreamIdentity, *, user_id: UserID | None = None, era: int | None = None) -> Flow:
+    """The next step of a flow, now that the provider has said who it is."""
+    return msgspec.structs.replace(flow, kept={}, identity=identity, user_id=user_id, era=era)
 
 
 def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:

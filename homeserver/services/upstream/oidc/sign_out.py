@@ -76,9 +76,11 @@ class UpstreamSignOut:
             if session is not None:
                 self._ended.end(txn, SignIns(provider_id, session), subject)
                 return len(rows) + self._end_browsers(txn, provider_id, subject, session)
+            link = None
             if subject is not None:
+                self._ended.end_person(txn, provider_id, subject)
                 self._flows.remove_person(txn, provider_id, subject)  # who has no account yet has no era
-            link = None if subject is None else self._links.get_link_in(txn, provider_id, subject)
+                link = self._links.get_link_in(txn, provider_id, subject)
             for user_id in {row.user_id for row in rows} | (set() if link is None else {link.user_id}):
                 self._sessions.remove_ways_in(txn, user_id)
             return len(rows)
