@@ -152,6 +152,16 @@ def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_long_headers_are_not_kept() -> None:
+    """There may be very many connections, each with headers as long as they may be."""
+    headers = SameHeaders()
+    for size in (4000, 5000):
+        text = b"X: " + b"x" * size
+        data = b"GET /a HTTP/1.1\r\n%b\r\n\r\n" % text
+        headers.learn(data, Head("GET", b"/a", True, True, [(b"x", text[3:])], {b"x": text[3:]}))
+        assert (headers.read(data, 16384) is not None) is (size < 4096)
+
+
 def test_what_is_learnt_is_not_the_length_of_a_request_that_follows() -> None:
     """The first request of a packet is whole, the second one's body is to come, and said to be as long as the second one is so far: the
     headers of the first are not those of the second."""
