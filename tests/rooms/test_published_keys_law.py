@@ -137,7 +137,7 @@ def _show(user_id: str, published: PublishedKeys) -> ShownKeys:
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])
-@settings(max_examples=int(os.environ.get("MAHALLA_KEYS_RUNS", "1500")), deadline=None)
+@settings(max_examples=int(os.environ.get("MAHALLA_KEYS_RUNS", "800")), deadline=None)
 @given(seed=st.integers(0, 2**64))
 def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(number: int, seed: int) -> None:
     chance = Random(seed)
