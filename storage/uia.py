@@ -74,6 +74,10 @@ class UIAStore:
         """End one; False where there is none, so that of two who end it one wins."""
         return bool(txn.execute("DELETE FROM uia_sessions WHERE session_hash = ?", (session_hash,)))
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """End those that a user was to confirm, or has."""
+        txn.execute("DELETE FROM uia_sessions WHERE user_id = ?", (user_id,))
+
     def remove_old_sessions(self, txn: WriteTransaction, created_upto: int, limit: int) -> list[UIASessionRow]:
         """Remove the sessions made at or before this time, `limit` at most, and return them: what they held back (uses
         of registration tokens) is to be given back in the same write."""
@@ -102,18 +106,23 @@ class ConfirmationStore:
 
         return await self._database.read_quickly("get_confirmed", read)
 
-    async def set_confirmed(self, user_id: str, device_id: str, now: int) -> None:
-        """They did, as far as the device is still there."""
+    async def set_confirmed(self, user_id: str, device_id: str, now: int, era: int) -> None:
+        """They did, as far as the device is still there, and the account in this era."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("DELETE FROM confirmations WHERE user_id = ? AND device_id = ?", (user_id, device_id))
             txn.execute(
                 "INSERT INTO confirmations (user_id, device_id, confirmed_ts)"
-                " SELECT user_id, device_id, ? FROM devices WHERE user_id = ? AND device_id = ?",
-                (now, user_id, device_id),
+                " SELECT d.user_id, d.device_id, ? FROM devices d JOIN accounts a ON a.user_id = d.user_id AND a.era = ?"
+                " WHERE d.user_id = ? AND d.device_id = ?",
+                (now, era, user_id, device_id),
             )
 
         await self._database.write("set_confirmed", write)
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """What a user has confirmed holds no longer."""
+        txn.execute("DELETE FROM confirmations WHERE user_id = ?", (user_id,))
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """The sessions of these devices have ended."""

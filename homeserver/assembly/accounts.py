@@ -150,6 +150,8 @@ class AccountParts:
                 self.oauth_store,
                 self.device_grant_store,
                 self.reset_store,
+                uia_store,
+                self.confirmation_store,
             ],
             recorded_with_sessions=[Recorded(clock, self.browser_store, Happened.BROWSER_SIGNED_OUT)],
             recorded_with_all_sessions=[Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)],

@@ -100,7 +100,7 @@ class Accounts:
         flows = [[stage] for stage in dict.fromkeys(stages)]
         await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
         if self._confirmations is not None and caller.device_id is not None:
-            await self._confirmations.set_confirmed(caller.user_id, caller.device_id, self._now())
+            await self._confirmations.set_confirmed(caller.user_id, caller.device_id, self._now(), account.era)
         return account.era
 
     async def _has_confirmed(self, caller: Requester) -> bool:

@@ -93,7 +93,7 @@ class KeepsByDevice(Protocol):
 
 
 class EndsWithSessions(Protocol):
-    """A store of what lets somebody in: it ends when all of their sessions do."""
+    """A store of what lets somebody in, or of what they have confirmed: it ends when all of their sessions do."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove what is kept for a user."""

@@ -13,10 +13,11 @@ from homeserver.http.rate_limits import Rate
 from homeserver.services.secret_text import hash_token
 from homeserver.services.sessions import Lifetimes
 from storage.audit import AuditStore
-from storage.database import Database
+from storage.database import Database, PostgresConfig, SQLiteConfig
 from storage.tokens import GRACE_MS, MOST_BRANCHES, MOST_EXCHANGES, SAME_MOMENT_MS
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.accounts import AccountsServer
+from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 
@@ -86,6 +87,33 @@ async def test_two_tabs_that_refresh_at_once_both_go_on(server: AccountsServer) 
         one, two = refresh(server, one).json, refresh(server, two).json
         assert (works(server, two), works(server, one)) == (True, True)
     assert "token_reused" not in [event for event, _, _ in await events(server)]
+
+
+async def test_tabs_at_two_nodes(database_config: SQLiteConfig | PostgresConfig) -> None:
+    here, there = (AccountsServer(open_inline(database_config), lifetimes=BRIEF) for _ in range(2))
+    for _ in range(100):
+        there.secret_text.access_token()  # nodes of tests make the same texts one after the other
+    here.register("alice", device_id="DESK")
+    first = begin(here)
+    await there.database.catch_up()
+    assert works(here, first)
+    assert works(there, first)
+    one, two = refresh(here, first).json, refresh(there, first).json
+    assert works(there, one)
+    assert works(here, two)
+    for node in (here, there):
+        await node.database.catch_up()
+        assert works(node, one)
+        assert works(node, two)
+        assert is_softly_refused(use(node, first))
+        assert is_softly_refused(refresh(node, first))
+    for node in (here, there):
+        node.clock.advance(GRACE_MS / 1000 + 1)
+    assert is_softly_refused(refresh(there, first))
+    for node in (here, there):
+        await node.database.catch_up()
+        assert is_softly_refused(use(node, one))
+        assert is_softly_refused(refresh(node, two))
 
 
 async def test_a_tab_that_comes_a_moment_too_late_ends_nothing(server: AccountsServer) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from joserfc.jwk import RSAKey
 
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.ended import REMEMBERED_MS
@@ -151,6 +152,30 @@ def test_who_is_away_at_the_provider_while_it_ends(
     server.clock.advance(1)
     provider.now += 1
     at_the_question(server, provider)
+
+
+def test_strangers_do_not_make_the_server_ask_for_keys_all_the_time(
+    server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(server, provider, Browser(server))
+    server.clock.advance(61)
+    provider.now += 61
+    asked: list[str] = []
+    request = OpenIDProvider.request
+
+    async def counted(self: OpenIDProvider, method: str, url: str, *args: Any, **options: Any) -> Any:
+        asked.append(url)
+        return await request(self, method, url, *args, **options)
+
+    monkeypatch.setattr(OpenIDProvider, "request", counted)
+    stranger = OpenIDProvider()
+    stranger.key, stranger.now = RSAKey.generate_key(2048, parameters={"kid": "one"}), provider.now
+    token = stranger.sign(stranger.claims(sub="1", events={LOGOUT_EVENT: {}}))
+    provider.is_down = True
+    for _ in range(5):
+        assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 400
+    assert len(asked) == 1
+    tell(server, provider, sub="1")  # what is known is good meanwhile
 
 
 @pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])

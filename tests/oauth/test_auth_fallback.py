@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.ids import UserID
 from storage.database import Database
+from storage.uia import ConfirmationStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG
@@ -167,6 +169,40 @@ def test_what_takes_the_account_away_is_confirmed_each_time(lenient: TestServer)
     assert end(alice, another(lenient), proof()).status == 200
     assert alice.post("/_matrix/client/v3/account/password", {"new_password": "new"}).status == 401
     assert alice.post("/_matrix/client/v3/account/deactivate").status == 401
+
+
+def test_what_was_confirmed_on_a_page_before_the_password_changed(server: TestServer, browser: Browser) -> None:
+    alice, other = another(server), another(server)
+    session = end(alice, other).json["session"]
+    browser.open(fallback("m.login.password", session))
+    browser.send(password="wonderland")
+    assert "Thank you, it is confirmed" in browser.words
+    server.run(server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password"))
+    assert end(alice, other, {"session": session}).status == 401
+
+
+def test_a_confirmation_is_good_no_longer_than_the_password(lenient: TestServer) -> None:
+    alice, first, second = (another(lenient) for _ in range(3))
+    assert end(alice, first, proof()).status == 200
+    accounts = lenient.app.people.accounts
+    lenient.run(accounts.do_set_password(UserID(alice.user_id), "another password"))  # all sessions go on
+    assert end(alice, second).status == 401
+
+
+def test_a_confirmation_while_the_password_is_changed(lenient: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, first, second = (another(lenient) for _ in range(3))
+    set_confirmed = ConfirmationStore.set_confirmed
+    accounts = lenient.app.people.accounts
+
+    async def too_late(self: ConfirmationStore, *args: Any) -> None:
+        monkeypatch.undo()
+        await accounts.do_set_password(UserID(alice.user_id), "another password")
+        await set_confirmed(self, *args)
+
+    monkeypatch.setattr(ConfirmationStore, "set_confirmed", too_late)
+    assert end(alice, first, proof()).status == 403
+    assert ConfirmationStore.set_confirmed is set_confirmed
+    assert end(alice, second).status == 401
 
 
 def test_a_new_session_on_the_device_has_confirmed_nothing(lenient: TestServer) -> None:

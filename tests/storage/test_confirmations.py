@@ -1,5 +1,6 @@
 """When somebody last confirmed who they are."""
 
+from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
 from storage.uia import ConfirmationStore
@@ -8,13 +9,27 @@ ALICE = "@alice:example.org"
 
 
 async def test_a_confirmation_is_of_one_device_that_is_there(database: Database) -> None:
-    store = ConfirmationStore(database)
+    store, accounts = ConfirmationStore(database), AccountStore(database)
+    await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
     await database.write("t", DeviceStore(database).add_device, DeviceRow(ALICE, "A", None, 1))
     assert await store.get_confirmed(ALICE, "A") is None
-    await store.set_confirmed(ALICE, "A", 5)
-    await store.set_confirmed(ALICE, "A", 7)
-    await store.set_confirmed(ALICE, "GONE", 7)
+    await store.set_confirmed(ALICE, "A", 5, 0)
+    await store.set_confirmed(ALICE, "A", 7, 0)
+    await store.set_confirmed(ALICE, "GONE", 7, 0)
     assert await store.get_confirmed(ALICE, "A") == 7
     assert await store.get_confirmed(ALICE, "GONE") is None
     await database.write("t", store.remove_devices, ALICE, ["A", "B"])
     assert await store.get_confirmed(ALICE, "A") is None
+
+
+async def test_a_confirmation_is_of_one_era(database: Database) -> None:
+    store, accounts = ConfirmationStore(database), AccountStore(database)
+    await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
+    await database.write("t", DeviceStore(database).add_device, DeviceRow(ALICE, "A", None, 1))
+    await store.set_confirmed(ALICE, "A", 5, 0)
+    await database.write("t", accounts.begin_era, ALICE)
+    await database.write("t", store.remove_user, ALICE)
+    await store.set_confirmed(ALICE, "A", 6, 0)
+    assert await store.get_confirmed(ALICE, "A") is None
+    await store.set_confirmed(ALICE, "A", 7, 1)
+    assert await store.get_confirmed(ALICE, "A") == 7

@@ -2,7 +2,8 @@
 
 Laws:
 - Addresses are believed only from a document that has the issuer of the configuration, and only with TLS.
-- A signature by a key that is not known makes the keys be fetched again, at most once a minute.
+- A signature by a key that is not known makes the keys be fetched again, at most once a minute, also while the provider is down:
+  strangers make up as many as they like.
 
 spec: https://openid.net/specs/openid-connect-discovery-1_0.html
 """
@@ -15,6 +16,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from twisted.internet.interfaces import IReactorTime
 
+from federation.shared_work import SharedWork
 from homeserver.config.upstream import OIDCProvider
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.web_documents import Documents
@@ -46,6 +48,9 @@ class ProviderMetadata:
         self._metadata_until = 0.0
         self._keys: KeySet | None = None
         self._keys_at = 0.0
+        self._asked_at = 0.0
+        """When they were last asked for, though in vain."""
+        self._work: SharedWork[str, KeySet] = SharedWork()
 
     async def get(self) -> Metadata:
         """Raises `Refused`."""
@@ -88,17 +93,23 @@ class ProviderMetadata:
         """Its keys; with `older_than`, others than those of that time, where they may be fetched again. Raises
         `Refused`."""
         now = self._clock.seconds()
-        if (
-            self._keys is None
-            or now >= self._keys_at + KEPT_SECONDS
-            or (older_than is not None and self._keys_at <= older_than and now >= self._keys_at + KEYS_AGAIN_SECONDS)
-        ):
-            uri = (await self.get()).jwks_uri
-            if uri is None:
-                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no jwks_uri")
-            self._keys = _read_keys(await self._documents.get(dict[str, Any], uri), uri)
-            self._keys_at = now
-        return self._keys
+        keys = self._keys
+        if keys is None or now >= self._keys_at + KEPT_SECONDS:
+            return await self._work.run("keys", self._fetch_keys)
+        if older_than is None or self._keys_at > older_than:
+            return keys
+        if self._work.is_under_way("keys") or now >= self._asked_at + KEYS_AGAIN_SECONDS:
+            return await self._work.run("keys", self._fetch_keys)
+        return keys
+
+    async def _fetch_keys(self) -> KeySet:
+        self._asked_at = now = self._clock.seconds()
+        uri = (await self.get()).jwks_uri
+        if uri is None:
+            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no jwks_uri")
+        self._keys = keys = _read_keys(await self._documents.get(dict[str, Any], uri), uri)
+        self._keys_at = now
+        return keys
 
     @property
     def keys_at(self) -> float:
