@@ -5,6 +5,7 @@ Laws:
 - Only what llhttp has read and found right is known; a request with it is what llhttp would make of it.
 - That is so for a request that is all there, and ends where what has come ends, in whose headers nothing is said about the connection or
   the form of the body. All others are llhttp's.
+- What is kept is little, for it is kept as long as the connection is there.
 """
 
 import re
@@ -16,6 +17,8 @@ _REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|DELETE) (/[A-Za-z0-9/?&=%._~!
 _METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "DELETE")}
 _SPECIAL: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 _END: Final = b"\r\n\r\n"
+LONGEST_KEPT: Final = 4096
+"""In bytes, with the first line: usual ones are a fourth of that."""
 
 
 class SameHeaders:
@@ -36,6 +39,7 @@ class SameHeaders:
         length = int(head.last.get(b"content-length", b"0"))
         if (
             len(data) - end != length
+            or end > LONGEST_KEPT
             or not (head.keep_alive and head.takes_chunks)
             or not _SPECIAL.isdisjoint(head.last)
         ):

@@ -222,9 +222,7 @@ def _encode(sender: str, type: str, messages: Messages) -> dict[str, dict[str, b
     encoded: dict[str, dict[str, bytes]] = {}
     for user_id, devices in messages.items():
         events = encoded[user_id] = {}
-        for (
-            device_id,
-            content,
-        ) in devices.items():  # no comprehension: most users have one device, and each would cost a call
+        # no comprehension: most users have one device, and each would cost a call
+        for device_id, content in devices.items():
             events[device_id] = b"%b%b}" % (begin, encode(content))
     return encoded

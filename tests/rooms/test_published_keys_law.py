@@ -1,0 +1,180 @@
+"""Whatever is read, written, told and learnt of other nodes in between: an answer has of each user's keys, and of what its reader has
+signed, all that was acknowledged before it was asked for, at whichever node. A law against a model, in which a read sees the database
+at two moments and comes back at a third, and a commit is told of some time later."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from random import Random
+from typing import Any, Final, cast
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from federation.published_keys import KeysOfPeople, ShownKeys
+from storage.cross_signing import KeySignature
+from storage.device_keys import DeviceKeysRow
+from storage.published_keys import PublishedKeys, PublishedKeyStore
+from storage.streams import Change, Streams, Topic
+
+USERS: Final = ("@a:here", "@b:here")
+
+STEPS: Final = ("ask", *["moment"] * 5, "tell", "write", "look")
+
+
+class Tables:
+    """What is committed. Keys and signatures are numbers that grow."""
+
+    def __init__(self) -> None:
+        self.head = 0
+        self.keys = dict.fromkeys(USERS, 0)
+        self.positions: dict[str, int] = {}
+        self.signed: dict[str, dict[str, int]] = {user: {} for user in USERS}
+        self.told_keys = dict.fromkeys(USERS, 0)
+        """As far as it was acknowledged, or answered."""
+        self.told_signed: dict[str, dict[str, int]] = {user: {} for user in USERS}
+
+    def signatures(self, signer: str | None) -> dict[str, list[KeySignature]]:
+        made = {} if signer is None else self.signed[signer]
+        return {target: [KeySignature(target, "", signer or "", "", str(number))] for target, number in made.items()}
+
+
+class Store:
+    """Reads it, each time at moments that somebody else decides."""
+
+    def __init__(self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool) -> None:
+        self.is_alone = is_alone
+        self._tables = tables
+        self._waiting = waiting
+
+    async def _moment(self) -> None:
+        moment: Deferred[None] = Deferred()
+        self._waiting.append(lambda: moment.callback(None))
+        await moment
+
+    async def get_published(self, ours: Collection[str], _others: Collection[str]) -> PublishedKeys:
+        await self._moment()
+        positions = {user: self._tables.positions[user] for user in ours if user in self._tables.positions}
+        await self._moment()
+        devices = {user: [DeviceKeysRow(user, "D", b"%d" % self._tables.keys[user], None)] for user in ours}
+        await self._moment()
+        return PublishedKeys(devices, positions=positions)
+
+    async def get_newest(
+        self, ours: Collection[str], signer: str | None
+    ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
+        await self._moment()
+        positions = {user: self._tables.positions[user] for user in ours if user in self._tables.positions}
+        await self._moment()
+        signatures = self._tables.signatures(signer)
+        await self._moment()
+        return positions, signatures
+
+    async def get_head(self) -> int:
+        await self._moment()
+        head = self._tables.head
+        await self._moment()
+        return head
+
+    async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
+        await self._moment()
+        signatures = self._tables.signatures(signer)
+        await self._moment()
+        return signatures
+
+
+class Node:
+    """A process, with what it has committed or looked for and not been told of yet."""
+
+    def __init__(self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool) -> None:
+        self.streams = Streams()
+        self.tables = tables
+        self.untold: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
+        store = cast(PublishedKeyStore, Store(tables, waiting, is_alone=is_alone))
+        self.keys = KeysOfPeople(store, self.streams, _show, capacity=4)
+
+    def write(self, topic: Topic, user: str, target: str) -> None:
+        tables = self.tables
+        before = tables.head
+        tables.head += 1
+        if topic is Topic.DEVICE:
+            number = tables.keys[user] = tables.keys[user] + 1
+            tables.positions[user] = tables.head
+            told, name = tables.told_keys, user
+        else:
+            number = tables.signed[user][target] = tables.signed[user].get(target, 0) + 1
+            told, name = tables.told_signed[user], target
+        change = Change(tables.head, topic, user_id=user)
+        self.untold.append((before, [change], tables.head, lambda: told.update({name: max(number, told.get(name, 0))})))
+
+    def look(self) -> None:
+        """Begin a write that writes nothing."""
+        self.untold.append((self.tables.head, [], self.tables.head, lambda: None))
+
+    def tell(self) -> None:
+        if self.untold:
+            before, changes, head, acknowledge = self.untold.popleft()
+            self.streams.advance_to(before)
+            self.streams.publish(changes, head)
+            acknowledge()
+
+    async def ask(self, reader: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Everybody's keys, as `EveryonesKeys` asks for them, and what the reader sees to have signed of them."""
+        shown = await self.keys.get_shown(USERS, reader)
+        rest = [user for user in USERS if user not in shown]
+        published = await self.keys.get_published(rest, (), reader) if rest else PublishedKeys()
+        devices = {user: int(bytes(keys.devices)) for user, keys in shown.items()}
+        devices |= {user: int(published.devices[user][0].keys) for user in rest}
+        signed = {user: int(made[0].signature) for user, made in published.signatures.items() if made}
+        return devices, signed
+
+
+def _show(user_id: str, published: PublishedKeys) -> ShownKeys:
+    return ShownKeys(msgspec.Raw(published.devices[user_id][0].keys), {}, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])
+@settings(max_examples=int(os.environ.get("MAHALLA_KEYS_RUNS", "800")), deadline=None)
+@given(seed=st.integers(0, 2**64))
+def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(number: int, seed: int) -> None:
+    chance = Random(seed)
+    tables = Tables()
+    waiting: list[Callable[[], None]] = []
+    nodes = [Node(tables, waiting, is_alone=number == 1) for _ in range(number)]
+    asked: list[Deferred[Any]] = []
+
+    async def ask(node: Node, reader: str) -> None:
+        told, told_signed = dict(tables.told_keys), dict(tables.told_signed[reader])
+        devices, signed = await node.ask(reader)
+        for user in USERS:
+            assert devices[user] >= told[user], (user, reader)
+            assert user == reader or signed.get(user, 0) >= told_signed.get(user, 0), (user, reader)
+            if number > 1:  # who is told by an answer need not wait for the acknowledgement
+                tables.told_keys[user] = max(tables.told_keys[user], devices[user])
+
+    for _ in range(chance.randrange(20, 300)):
+        node, user, target = chance.choice(nodes), chance.choice(USERS), chance.choice(USERS)
+        match chance.choice(STEPS):
+            case "ask":
+                asked.append(Deferred.fromCoroutine(ask(node, user)))
+            case "moment" if waiting:
+                # some reads take long, while others are done at once
+                waiting.pop(chance.choice([-1, -1, chance.randrange(len(waiting))]))()
+            case "tell":
+                node.tell()
+            case "write":
+                is_own = user == target or chance.random() < 0.3
+                node.write(Topic.DEVICE if is_own else Topic.SIGNATURE, user, target)
+            case "look":
+                node.look()
+        while node.untold and chance.random() < 0.4:
+            node.tell()
+    while waiting:
+        waiting.pop()()
+    failures: list[Any] = []
+    for each in asked:
+        each.addErrback(failures.append)
+    assert not failures, failures[0].getTraceback()
