@@ -53,6 +53,10 @@ ROOMS_AT_ONCE: Final = 10
 MAX_WAITING: Final = 10
 """Transactions of one server that may wait; an honest one sends the next when it has the answer to the last."""
 
+FEW_VALUES: Final = 100_000
+"""Commas of a body that is looked through at once, which takes a tenth of the time that it takes in pieces: no list in it has more parts.
+Others are taken apart."""
+
 TO_DEVICE: Final = "m.direct_to_device"
 
 Results = dict[str, dict[str, str]]
@@ -68,6 +72,9 @@ class _Form(msgspec.Struct):
 
     pdus: list[msgspec.Raw]
     edus: list[msgspec.Raw] = []
+
+
+_read_form: Final = msgspec.json.Decoder(_Form).decode
 
 
 class _Kind(msgspec.Struct):
@@ -113,14 +120,21 @@ class Transactions:
     async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
         """As `receive`, of a JSON text. Raises BadJson too."""
         try:
-            most = MAX_PDUS + MAX_EDUS
-            lists = await split_lists(body, ("pdus", "edus"), most, self._clock, longest=len(body))
-            msgspec.json.decode(lists.rest, type=_Form)
+            form = _read_form(body) if body.count(b",") <= FEW_VALUES else await self._take_apart(body)
         except TooMany as error:
             raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs") from error
         except (ValueError, RecursionError) as error:
             raise BadJson(f"The body is no transaction: {error}") from error
-        return await self.receive(origin, txn_id, lists.found["pdus"], lists.found["edus"])
+        return await self.receive(origin, txn_id, form.pdus, form.edus)
+
+    async def _take_apart(self, body: bytes) -> _Form:
+        """The parts of a body that may have very many. Raises ValueError, RecursionError."""
+        most = MAX_PDUS + MAX_EDUS
+        lists = await split_lists(body, ("pdus", "edus"), most, self._clock, longest=len(body))
+        rest = _read_form(lists.rest)
+        if rest.pdus or rest.edus:  # else they would be acknowledged, and lost
+            raise ValueError("a list has a name that is not written as it is")
+        return _Form(lists.found["pdus"], lists.found["edus"])
 
     async def receive(
         self, origin: ServerName, txn_id: str, pdus: Sequence[Piece], edus: Sequence[Piece]

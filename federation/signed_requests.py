@@ -22,7 +22,7 @@ from federation.policy import Policy
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.endpoint import Peer
-from federation.protocol.errors import NotJson, Unauthorized
+from federation.protocol.errors import MatrixError, NotJson, Unauthorized
 from federation.protocol.ids import KeyID
 from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization
 
@@ -74,12 +74,12 @@ class SignedRequests:
                 self._resting.get(address, 0) > self._now_ms() or has_too_many_values(body, MOST_VALUES)
             ):
                 raise
-            canonical = encode_canonical(decode_json(body)) if body else b""
             try:
+                canonical = encode_canonical(decode_json(body)) if body else b""
                 if canonical == body:
                     raise
                 self._check(known, keys, method, uri, msgspec.Raw(canonical))
-            except Unauthorized:
+            except MatrixError:  # it may also have no canonical form, which is found out late
                 if len(body) > SHORT_BODY:
                     self._let_rest(address)
                 raise

@@ -27,6 +27,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName, domain_of, registered_domain_of
 from federation.protocol.policy_server import is_naming
+from federation.protocol.room_versions import EventFormat
 from federation.rooms.batch import Outcome
 from federation.rooms.engine import RoomEngine
 from federation.rooms.insiders import Insiders
@@ -112,8 +113,7 @@ class Inbox:
         the rest of the room.
         """
         rows = [
-            NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), domain_of(event.sender) == origin)
-            for event in events
+            NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), _is_own(event, origin)) for event in events
         ]
         await self._store.add(
             room.room_nid,
@@ -299,6 +299,12 @@ class Inbox:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+def _is_own(event: Event, origin: ServerName) -> bool:
+    """Whether the event is of a user of that server, and its name too: in room versions 1 and 2 anybody may give it any."""
+    is_named_by_itself = event.version.event_format is EventFormat.V1
+    return domain_of(event.sender) == origin and (not is_named_by_itself or domain_of(event.event_id) == origin)
 
 
 def must_wait(outcome: Outcome) -> bool:

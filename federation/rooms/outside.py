@@ -95,6 +95,11 @@ class OutsideMemberships:
         state = msgspec.json.decode(row.stripped_state, type=tuple[StrippedEvent, ...])
         return Told(ServerName(row.server), state)
 
+    async def is_last(self, room_nid: int, user_id: UserID, event: Event) -> bool:
+        """Whether nothing was kept of this user's membership since that event."""
+        row = (await self._store.get_outside(room_nid, [user_id])).get(user_id)
+        return row is not None and row.event_id == event.event_id
+
     async def find_version(self, room: RoomRow, user_id: UserID, cited: Collection[str] = ()) -> RoomVersion:
         """The version of the room, as whoever told this user of it says: first, or by an invite that is cited."""
         row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)

@@ -124,32 +124,39 @@ class RemoteMemberships:
         assert room is not None, "it is a room with a membership"
         others = dict.fromkeys(await self._outside.find_servers(room.room_nid, user_id))
 
-        async def ask(server: ServerName) -> None:
+        async def ask(server: ServerName) -> Event:
             others.pop(server, None)
             event = await self._make(server, "leave", room_id, user_id, content)
             await self._remote.send_leave(server, event)
             await self._outside.keep(event, server, ())
+            return event
 
         try:
-            await self._candidates.ask(servers, ask, most=MOST_ASKED_TO_LEAVE)
+            left = await self._candidates.ask(servers, ask, most=MOST_ASKED_TO_LEAVE)
         except MatrixError as error:
             self._log.info(
                 "nobody else hears that {user} left {room}: {error}", user=user_id, room=room_id, error=error
             )
             version = await self._outside.find_version(room, user_id)
-            event = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
-            await self._outside.keep(event, self._identity.server_name, ())
+            left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
+            await self._outside.keep(left, self._identity.server_name, ())
         for server in others:
-            Deferred.fromCoroutine(self._tell_of_leave(server, room_id, user_id, content)).addErrback(self._tell)
+            Deferred.fromCoroutine(self._tell_of_leave(server, room.room_nid, user_id, left)).addErrback(self._tell)
 
-    async def _tell_of_leave(
-        self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
-    ) -> None:
+    async def _tell_of_leave(self, server: ServerName, room_nid: int, user_id: UserID, left: Event) -> None:
+        """Leave there too, unless the user has thought better of it before that server answers."""
         try:
-            event = await self._make(server, "leave", room_id, user_id, content)
-            await self._remote.send_leave(server, event)
+            event = await self._make(server, "leave", left.room_id, user_id, left.content)
+            if await self._is_away(room_nid, user_id, left):
+                await self._remote.send_leave(server, event)
         except (RemoteError, MatrixError) as error:
             self._log.info("{server} does not hear that {user} left: {error}", server=server, user=user_id, error=error)
+
+    async def _is_away(self, room_nid: int, user_id: UserID, left: Event) -> bool:
+        """Whether that event is the last that became of the user's membership."""
+        if left.room_id in self._joining or await self._residence.find(left.room_id) is not None:
+            return False
+        return await self._outside.is_last(room_nid, user_id, left)
 
     def _tell(self, failure: Failure) -> None:
         self._log.failure("another server was not told that somebody left", failure)

@@ -11,10 +11,11 @@ import pytest
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
+from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
-from tests.helpers.network import Network
+from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.talk import ok
 
 LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
@@ -204,3 +205,35 @@ async def test_an_outlier_has_its_content_when_it_finds_its_place(network: Netwo
     assert outcome.verdict is Verdict.REDACT
     await room.south.push(NORTH, [event.pdu])
     assert texts(room.alice, room.room_id) == ["the truth"]
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(network: Network, version: str) -> None:
+    """In old rooms events have the names that their senders give them."""
+    room = await shared(network, version)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    network.cut(NORTH, SOUTH)
+    say(room.bob, room.room_id, "first")
+    said = say(room.bob, room.room_id, "and then")
+
+    def cut_off(letter: Letter) -> Fate:
+        return Fate.IS_LOST if letter.origin == NORTH else Fate.ARRIVES
+
+    network.mend(NORTH, SOUTH)
+    network.weather = cut_off
+    pdu = await room.south.pdu(room.room_id, said)
+    assert await room.south.push(NORTH, [pdu]) == {"pdus": {said: {}}}
+    hers = dict((await east.build_next(room.room_id, carol.user_id, "m.room.message", LIE)).pdu)
+    lie = hash_and_sign_event(
+        ROOM_VERSIONS[version], {**hers, "event_id": said}, east.name, east.federation.identity.key
+    )
+    lie["signatures"] = {**lie["signatures"], SOUTH: {"ed25519:nobodys": "A" * 86}}
+    assert await east.push(NORTH, [lie]) == {"pdus": {said: {}}}
+
+    network.weather = lambda _: Fate.ARRIVES
+    network.clock.pump([600.0] * 5)
+    network.settle()
+    assert texts(room.alice, room.room_id)[:2] == ["and then", "first"]

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from federation import signed_requests
-from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.errors import BadJson, Forbidden, NotJson, RemoteError, Unauthorized
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
@@ -176,3 +176,25 @@ async def test_long_bodies_that_nobody_has_signed_cost_little(
     assert await send(long, canonical, "192.0.2.1"), "others do not notice"
     network.clock.advance(61)
     assert await send(long, canonical, "192.0.2.2")
+
+
+@pytest.mark.parametrize("end", [b"[" * 300 + b"]" * 300, b'"\xff"', b"1e999"])
+async def test_a_long_body_without_a_canonical_form_costs_little_too(
+    network: Network, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    read: list[int] = []
+
+    def decode(body: bytes) -> object:
+        read.append(1)
+        return decode_json(body)
+
+    monkeypatch.setattr(signed_requests, "decode_json", decode)
+    body = b'{"a": "%b","b":%b}' % (b"x" * SHORT_BODY, end)
+    with pytest.raises((BadJson, NotJson)):
+        await checker.get_peer([signed_body(network, b"{}")], "PUT", SEND, body, "192.0.2.1")
+    for _ in range(2):
+        with pytest.raises(Unauthorized):
+            await checker.get_peer([signed_body(network, b"{}")], "PUT", SEND, body, "192.0.2.1")
+    assert len(read) == 1

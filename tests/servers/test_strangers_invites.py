@@ -213,6 +213,37 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
     assert state["membership"] == "leave"
 
 
+@pytest.mark.parametrize("then", ["invited again", "joined"])
+async def test_who_thinks_better_of_it_is_not_declined_late(network: Network, then: str) -> None:
+    """A server that answers slowly would have them leave what they have entered since."""
+    north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(bob, "10", preset="public_chat")
+    fake = made_up(east, "10", room_id, alice.user_id, "invite")
+    invite(bob, room_id, alice)
+    await send_invite(east, fake)
+    draft = {key: value for key, value in fake.pdu.items() if key not in ("hashes", "signatures")}
+    left = {**draft, "sender": alice.user_id, "content": {"membership": "leave"}}
+    template = msgspec.json.encode({"room_version": "10", "event": left})
+    network.forge(EAST, lambda request, _: WireAnswer(200, {}, template if "/make_" in request.uri else b"{}"))
+
+    def do(user: User, action: str, **body: str) -> None:
+        """While the east does not answer."""
+        done = user.start("POST", f"{V3}/rooms/{room_id}/{action}", body)
+        while not done.done:
+            network.deliver(lambda held: [letter.destination == EAST for letter in held].index(False), most=1)
+        assert done.answer.status == 200
+
+    network.hold()
+    do(alice, "leave")
+    assert [letter.destination for letter in network.held()] == [EAST]
+    do(bob, "invite", user_id=alice.user_id)
+    if then == "joined":
+        do(alice, "join")
+    network.deliver()
+    assert [to for _, to, _, uri in network.log if "/send_leave/" in uri] == [SOUTH]
+
+
 async def test_few_invites_wait(network: Network) -> None:
     north, south = (Side(network.add(name)) for name in (NORTH, SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")

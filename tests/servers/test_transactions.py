@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation import receiver
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName, UserID
-from federation.receiver import MAX_WAITING
+from federation.receiver import FEW_VALUES, MAX_WAITING
 from federation.requests import RefusedByRemote
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
@@ -357,6 +358,46 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(net
 
     assert await sent == {"pdus": {}}
     assert taken == [2_000_000, 100_000]
+
+
+@pytest.mark.parametrize("values", [0, FEW_VALUES])
+async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that_is_not_read(
+    network: Network, values: int
+) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    pdu = await room.pdu(say(room.alice, room.room_id, "hello"))
+    network.mend(NORTH, SOUTH)
+    further = msgspec.json.encode([0] * (values + 1))
+    body = b'{"further":%b,"\\u0070dus":[%b],"pd\\u0075s":[%b]}' % (further, b"", msgspec.json.encode(pdu))
+
+    sent = Deferred.fromCoroutine(
+        room.north.federation.requests.put(
+            ServerName(SOUTH), "/_matrix/federation/v1/send/x", msgspec.Raw(body), seconds=60
+        )
+    )
+    network.settle()
+
+    if values:
+        with pytest.raises(RefusedByRemote):
+            await sent
+    else:
+        await sent
+    assert texts(room.bob, room.room_id) == ([] if values else ["hello"])
+
+
+async def test_an_ordinary_transaction_is_not_taken_apart(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would take ten times as long."""
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    pdus = [await room.pdu(say(room.alice, room.room_id, "one, two, " * 1000)) for _ in range(30)]
+    network.mend(NORTH, SOUTH)
+    monkeypatch.setattr(receiver, "split_lists", None)
+
+    answer = await room.north.push(SOUTH, pdus)
+
+    assert len(answer["pdus"]) == 30
+    assert len(texts(room.bob, room.room_id)) == 30
 
 
 async def test_an_ordinary_event_costs_one_write(tmp_path: Path, sqlite_template: Path) -> None:
