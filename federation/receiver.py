@@ -70,8 +70,8 @@ Piece = Mapping[str, Any] | msgspec.Raw
 class _Form(msgspec.Struct):
     """What has to be in a transaction; who it is from is told by its signature."""
 
-    pdus: list[msgspec.Raw]
-    edus: list[msgspec.Raw] = []
+    pdus: Sequence[msgspec.Raw]
+    edus: Sequence[msgspec.Raw] = ()
 
 
 _read_form: Final = msgspec.json.Decoder(_Form).decode
