@@ -12,7 +12,7 @@ Laws for a handler:
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from typing import Any
 
 from twisted.logger import Logger
@@ -46,13 +46,13 @@ class EduReceivers:
             raise ValueError(f"{edu_type} is taken in by {self._handlers[edu_type]}")
         self._handlers[edu_type] = handler
 
-    async def receive(self, origin: ServerName, edus: Iterable[object]) -> None:
+    async def receive(self, origin: ServerName, edus: AsyncIterable[object]) -> None:
         """Take in the EDUs of one transaction, in their order. What is malformed or of no known type is passed over.
 
         Raises DatabaseUnavailable: then they have to be given again.
         """
         left = MAX_ROOMS
-        for edu in edus:
+        async for edu in edus:
             if not isinstance(edu, dict):
                 continue
             edu_type, content = edu.get("edu_type"), edu.get("content")

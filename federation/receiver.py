@@ -12,7 +12,7 @@
 spec: server-server-api#transactions
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import not_
 from typing import Any, Final
@@ -32,6 +32,7 @@ from federation.remembered_answers import RememberedAnswers
 from federation.remote.long_lists import (
     MAX_EVENT,
     TooMany,
+    Turns,
     read_event,
     read_piece,
     split_lists,
@@ -165,33 +166,45 @@ class Transactions:
                 del self._senders[origin]
 
     async def _take_in(self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]) -> Results:
-        by_room: dict[RoomID, list[Mapping[str, Any]]] = {}
-        for pdu in map(_read_event, pdus):
+        by_room: dict[RoomID, list[tuple[Mapping[str, Any], int]]] = {}
+        turns = Turns(self._clock)
+        for piece in pdus:
+            pdu, size = _read_event(piece), _size(piece)
+            await turns.after(size)
             if isinstance(pdu.get("room_id"), str):
-                by_room.setdefault(RoomID(pdu["room_id"]), []).append(pdu)
+                by_room.setdefault(RoomID(pdu["room_id"]), []).append((pdu, size))
 
         async def take_in(room_id: RoomID) -> Results:
-            return await self._take_in_room(origin, room_id, by_room[room_id])
+            return await self._take_in_room(origin, room_id, by_room[room_id], turns)
 
         # keys come before what they open: else a client would show for a moment that it cannot read that
         to_device = [_is_to_device(edu) for edu in edus]
-        await self._edus.receive(origin, map(_read_edu, compress(edus, to_device)))
+        await self._edus.receive(origin, self._read_edus(compress(edus, to_device)))
         results: Results = {}
         if by_room:
             for part in await map_at_once(take_in, by_room, ROOMS_AT_ONCE):
                 results.update(part)
-        await self._edus.receive(origin, map(_read_edu, compress(edus, map(not_, to_device))))
+        await self._edus.receive(origin, self._read_edus(compress(edus, map(not_, to_device))))
         return results
 
-    async def _take_in_room(self, origin: ServerName, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> Results:
-        """What became of the events of one room. What is not of the form of an event has no id to answer under."""
+    async def _read_edus(self, edus: Iterable[Piece]) -> AsyncIterator[Mapping[str, Any]]:
+        turns = Turns(self._clock)
+        for edu in edus:
+            yield _read_edu(edu)
+            await turns.after(_size(edu))
+
+    async def _take_in_room(
+        self, origin: ServerName, room_id: RoomID, pdus: Sequence[tuple[Mapping[str, Any], int]], turns: Turns
+    ) -> Results:
+        """What became of the events of one room, which were so long. What is not of the form of an event has no id to answer under."""
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
             return {}  # without its version nobody can say what the ids of its events are
         results: Results = {}
         events: list[Event] = []
         is_here = bool(await self._memberships.local_members(snapshot.room.room_nid))
-        for pdu in pdus:
+        for pdu, size in pdus:
+            await turns.after(size)
             version = snapshot.version if is_here else await self._outside.find_version(snapshot, pdu)
             try:
                 event = parse_event(version, pdu)
@@ -257,6 +270,10 @@ class Transactions:
         named = find_naming(await snapshot.state.load(NAMING))
         server = None if named is None else read_policy_server(named.event)
         return ServerName("") if server is None else server.server_name
+
+
+def _size(piece: Piece) -> int:
+    return len(memoryview(piece)) if isinstance(piece, msgspec.Raw) else 0
 
 
 def _is_to_device(edu: Piece) -> bool:

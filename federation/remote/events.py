@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
 from federation.remote.long_answers import ANSWER_SECONDS
-from federation.remote.long_lists import read_event, read_piece, split_lists
+from federation.remote.long_lists import Turns, read_event, read_piece, split_lists
 from federation.requests import Requests, path_of
 
 Pdu = Mapping[str, Any]
@@ -170,7 +170,12 @@ class RemoteEvents:
                 raise ValueError(f"it has no list `{field}`")
         except ValueError as error:
             raise RemoteError(server, f"the answer is of another form: {error}", retryable=False) from error
-        return [event for piece in lists.found[field][:most] if (event := read_event(piece))]
+        turns, events = Turns(self._clock), list[Pdu]()
+        for piece in lists.found[field][:most]:
+            if event := read_event(piece):
+                events.append(event)
+            await turns.after(len(memoryview(piece)))
+        return events
 
     async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
         """The event next to a time; `direction` is `f` or `b`."""

@@ -18,6 +18,8 @@ from federation.protocol.events import MAX_PDU_BYTES
 
 PIECE: Final = 1 << 20
 """Bytes between which others have their turn: some milliseconds."""
+READ_AT_ONCE: Final = 256 << 10
+"""Bytes of which the values are read between two turns of others: of empty objects, some milliseconds."""
 MAX_EVENT: Final = 512 << 10
 """Bytes of one event: some times what one may have, since there are many ways to write it."""
 MAX_REST: Final = 1 << 20
@@ -41,6 +43,21 @@ _USUAL: Final = re.compile(_nested(6), re.DOTALL)
 _TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
+
+
+class Turns:
+    """Gives others their turn after so much work on pieces."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._done = 0
+
+    async def after(self, size: int) -> None:
+        """So many bytes were read. Who comes while others have their turn waits for it too."""
+        self._done += size
+        if self._done >= READ_AT_ONCE:
+            await _pause(self._clock)
+            self._done = 0
 
 
 class TooMany(ValueError):
@@ -131,7 +148,7 @@ def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
 def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
     """As `read_piece`; nothing, where it is longer than any event, however it is written."""
     length = len(memoryview(piece))
-    if length > MAX_EVENT:
+    if length > MAX_EVENT or (length > MAX_PDU_BYTES and bytes(piece).count(b",") > MAX_PDU_BYTES):
         return {}
     event = read_piece(piece)
     return event if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES else {}

@@ -4,7 +4,7 @@ An event is taken apart when its turn comes. Turns go by the depth that events c
 that it rests on; what comes too early all the same has another turn, as long as there is progress.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +22,8 @@ from storage.rooms import RoomRow
 
 CHUNK: Final = 500
 """Events that are taken apart at once."""
+CHUNK_BYTES: Final = 1 << 20
+"""As much of them: read, it may take twenty times its bytes. Five hundred ordinary events are shorter."""
 MAX_TURNS: Final = 20
 """More turns than an honest server's events need."""
 
@@ -46,8 +48,7 @@ class StateImports:
         waiting = sorted(range(len(pdus)), key=lambda at: _depth(pdus[at]))
         for _ in range(MAX_TURNS):
             later: list[int] = []
-            for start in range(0, len(waiting), CHUNK):
-                chunk = waiting[start : start + CHUNK]
+            for chunk in _chunks(pdus, waiting):
                 version = ROOM_VERSIONS[room.version]
                 candidates = [Candidate(version, as_mapping(pdus[at])) for at in chunk]
                 for at, outcome in zip(chunk, await self._outliers.add(room, candidates), strict=True):
@@ -80,6 +81,22 @@ def kept_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
         for outcome in outcomes
         if outcome.event_id is not None and outcome.verdict is not Verdict.DROP and not outcome.is_waiting
     ]
+
+
+def _chunks(pdus: Sequence[Pdu], numbers: Iterable[int]) -> Iterator[Sequence[int]]:
+    """The numbers of the events that are taken apart together."""
+    chunk: list[int] = []
+    size = 0
+    for number in numbers:
+        pdu = pdus[number]
+        length = len(memoryview(pdu)) if isinstance(pdu, msgspec.Raw) else 0  # else it is read already
+        if chunk and (len(chunk) == CHUNK or size + length > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(number)
+        size += length
+    if chunk:
+        yield chunk
 
 
 def _depth(pdu: Pdu) -> float:

@@ -1,6 +1,6 @@
 """What servers tell beside events reaches whoever takes in its type, and nobody whom the room's ACL keeps it from."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -33,6 +33,11 @@ def edu(edu_type: str, **content: Any) -> dict[str, Any]:
     return {"edu_type": edu_type, "content": content}
 
 
+async def each(*edus: object) -> AsyncIterator[object]:
+    for one in edus:
+        yield one
+
+
 @pytest.mark.parametrize("fault", [Forbidden("not you"), RuntimeError("a bug")])
 async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exception) -> None:
     edus = EduReceivers(network.add(SOUTH).app.federation.access)
@@ -40,7 +45,7 @@ async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exce
     edus.register("org.example.failing", failing.receive)
     edus.register("org.example.working", working.receive)
 
-    await edus.receive(NORTH, [edu("org.example.failing"), edu("org.example.working", number=1)])
+    await edus.receive(NORTH, each(edu("org.example.failing"), edu("org.example.working", number=1)))
 
     assert len(failing.contents) == 1
     assert working.contents == [{"number": 1}]
@@ -51,7 +56,7 @@ async def test_what_could_not_be_kept_is_not_acknowledged(network: Network) -> N
     edus.register("org.example.failing", Taken(DatabaseUnavailable("gone")).receive)
 
     with pytest.raises(DatabaseUnavailable):
-        await edus.receive(NORTH, [edu("org.example.failing")])
+        await edus.receive(NORTH, each(edu("org.example.failing")))
 
 
 async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> None:
@@ -60,7 +65,7 @@ async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> N
     edus.register("org.example.known", taken.receive)
 
     malformed: list[object] = [None, 1, "x", [], {}, {"edu_type": 1, "content": {}}, {"edu_type": "org.example.known"}]
-    await edus.receive(NORTH, [*malformed, edu("org.example.other"), edu("org.example.known", number=1)])
+    await edus.receive(NORTH, each(*malformed, edu("org.example.other"), edu("org.example.known", number=1)))
 
     assert taken.contents == [{"number": 1}]
 
@@ -78,10 +83,10 @@ async def test_room_acls_are_applied(network: Network) -> None:
     rooms = (closed, elsewhere, open_to_all, f"!unknown:{NORTH}", "!\0")
     await edus.receive(
         NORTH,
-        [
+        each(
             *(edu("m.typing", room_id=room_id, typing=True) for room_id in rooms),
             edu("m.receipt", **{room_id: {"m.read": {}} for room_id in rooms}),
-        ],
+        ),
     )
 
     assert typing.contents == [{"room_id": open_to_all, "typing": True}]

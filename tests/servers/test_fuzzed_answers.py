@@ -238,8 +238,10 @@ async def test_transactions(sqlite_template: Path, seed: int, version: str) -> N
                 body = spoil(random, {"pdus": pdus, "edus": edus})
                 if isinstance(body, dict) and isinstance(body.get("pdus"), list) and isinstance(body.get("edus"), list):
                     status = 200
+                    sending = Deferred.fromCoroutine(room.south.push(NORTH, body["pdus"], body["edus"]))
+                    network.settle()  # others have their turns while a long one is read
                     try:
-                        await room.south.push(NORTH, body["pdus"], body["edus"])
+                        await sending
                     except BadJson:
                         continue  # nobody could have signed that
                     except RefusedByRemote as refusal:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from twisted.internet.defer import Deferred
 
 from federation import receiver
 from federation.protocol.errors import LimitExceeded
+from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import ServerName, UserID
+from federation.protocol.room_versions import RoomVersion
 from federation.receiver import FEW_VALUES, MAX_WAITING
+from federation.remote import long_lists
+from federation.remote.long_lists import READ_AT_ONCE, read_event, read_piece
 from federation.requests import RefusedByRemote
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
@@ -339,6 +344,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
     assert held < len(dense)
     assert not any(each.called for each in (first, *waiting))
     network.deliver()
+    network.settle()
     assert all(each.called for each in (first, *waiting))
 
 
@@ -386,6 +392,53 @@ async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that
     assert texts(room.bob, room.room_id) == ([] if values else ["hello"])
 
 
+@pytest.mark.parametrize("rooms", [1, 20])
+async def test_others_have_turns_while_a_long_transaction_is_read(
+    network: Network, monkeypatch: pytest.MonkeyPatch, rooms: int
+) -> None:
+    """Events and EDUs of nothing but empty objects would hold up everybody for seconds."""
+    room = await shared(network)
+    room_ids = [room.room_id]
+    while len(room_ids) < rooms:
+        room_ids.append(create_room(room.bob, "10"))
+    work: list[int] = []
+
+    async def pause(_clock: object) -> None:
+        work.append(0)
+
+    def read(piece: msgspec.Raw) -> Mapping[str, Any]:
+        work.append(len(memoryview(piece)))
+        return read_event(piece)
+
+    def read_any(piece: msgspec.Raw) -> Mapping[str, Any]:
+        work.append(len(memoryview(piece)))
+        return read_piece(piece)
+
+    def parse(version: RoomVersion, pdu: Mapping[str, Any]) -> Event:
+        work.append(len(msgspec.json.encode(pdu)))
+        return parse_event(version, pdu)
+
+    monkeypatch.setattr(long_lists, "_pause", pause)
+    monkeypatch.setattr(receiver, "read_event", read)
+    monkeypatch.setattr(receiver, "read_piece", read_any)
+    monkeypatch.setattr(receiver, "parse_event", parse)
+    dense: list[Any] = [{}] * 20_000
+    pdus = [{"room_id": room_ids[number % rooms], "content": {"a": dense}} for number in range(40)]
+    body = msgspec.json.encode({"pdus": pdus, "edus": [{"edu_type": "x", "content": {"a": dense}}] * 40})
+    transactions = room.south.server.app.incoming.transactions
+
+    assert await transactions.receive_body(ServerName(NORTH), "x", body) == msgspec.Raw(b'{"pdus":{}}')
+
+    assert len([size for size in work if size]) == 120
+    turns = [sum(turn) for is_pause, turn in groupby(work, key=lambda size: not size) if not is_pause]
+    assert max(turns) < 2 * READ_AT_ONCE
+
+
+async def test_an_event_of_more_values_than_any_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_lists, "read_piece", None)
+    assert read_event(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
+
+
 async def test_an_ordinary_transaction_is_not_taken_apart(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """That would take ten times as long."""
     room = await shared(network)
@@ -394,9 +447,10 @@ async def test_an_ordinary_transaction_is_not_taken_apart(network: Network, monk
     network.mend(NORTH, SOUTH)
     monkeypatch.setattr(receiver, "split_lists", None)
 
-    answer = await room.north.push(SOUTH, pdus)
+    sent = Deferred.fromCoroutine(room.north.push(SOUTH, pdus))
+    network.settle()
 
-    assert len(answer["pdus"]) == 30
+    assert len((await sent)["pdus"]) == 30
     assert len(texts(room.bob, room.room_id)) == 30
 
 
