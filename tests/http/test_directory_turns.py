@@ -80,7 +80,8 @@ async def test_one_address_does_not_hold_all_threads() -> None:
             # of one subscriber of IPv6
             flood = [ask(f"name{number}", f"2001:db8::{number:x}") for number in range(1, 5 * WAITING_THREADS)]
             assert await ask("quick", "10.0.0.2") is None
-            assert len(slow.asked) == MOST_WAITING_OF_ONE + 1
+            assert len(slow.asked) <= MOST_WAITING_OF_ONE + 1
         finally:
             slow.goes_on.set()
         await gatherResults(flood)
+        assert len(slow.asked) == len(flood) + 1
