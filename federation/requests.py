@@ -75,7 +75,9 @@ class Requests:
         signed: bool = True,
     ) -> dict[str, Any]:
         """The JSON object that a GET answers. Raises RemoteError, Forbidden (the policy)."""
-        answer = await self._send("GET", destination, path, query, None, seconds, max_bytes, signed)
+        answer = _read(
+            destination, await self._exchange("GET", destination, path, query, None, seconds, max_bytes, signed)
+        )
         if not isinstance(answer, dict):
             raise RemoteError(destination, "the answer is no JSON object", retryable=False)
         return answer
@@ -95,7 +97,7 @@ class Requests:
 
         A body that is `msgspec.Raw` is canonical JSON. `form`: the type as which the answer is read.
         """
-        return await self._send("PUT", destination, path, query, body, seconds, max_bytes, True, form)
+        return _read(destination, await self._exchange("PUT", destination, path, query, body, seconds, max_bytes), form)
 
     async def post(
         self,
@@ -109,7 +111,9 @@ class Requests:
         signed: bool = True,
     ) -> Any:
         """The JSON that a POST answers. Raises RemoteError, Forbidden (the policy)."""
-        return await self._send("POST", destination, path, query, body, seconds, max_bytes, signed)
+        return _read(
+            destination, await self._exchange("POST", destination, path, query, body, seconds, max_bytes, signed)
+        )
 
     async def get_as(
         self,
@@ -122,14 +126,16 @@ class Requests:
         max_bytes: int = JSON_BYTES,
     ) -> T:
         """What a GET answers, read as a type of msgspec: for long answers. Raises RemoteError, Forbidden."""
-        answer: T = await self._send("GET", destination, path, query, None, seconds, max_bytes, True, form)
+        answer: T = _read(
+            destination, await self._exchange("GET", destination, path, query, None, seconds, max_bytes), form
+        )
         return answer
 
     async def get_bytes(
         self, destination: ServerName, path: str, query: Query = (), *, seconds: float, max_bytes: int
     ) -> bytes:
         """What a GET answers, unread: for answers that are too long to be read at once. Raises RemoteError, Forbidden."""
-        return await self._get_unread("GET", destination, path, query, None, seconds, max_bytes)
+        return _unread(destination, await self._exchange("GET", destination, path, query, None, seconds, max_bytes))
 
     async def put_bytes(
         self,
@@ -142,7 +148,7 @@ class Requests:
         max_bytes: int,
     ) -> bytes:
         """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
-        return await self._get_unread("PUT", destination, path, query, body, seconds, max_bytes)
+        return _unread(destination, await self._exchange("PUT", destination, path, query, body, seconds, max_bytes))
 
     async def post_bytes(
         self,
@@ -154,7 +160,7 @@ class Requests:
         max_bytes: int,
     ) -> bytes:
         """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
-        return await self._get_unread("POST", destination, path, (), body, seconds, max_bytes)
+        return _unread(destination, await self._exchange("POST", destination, path, (), body, seconds, max_bytes))
 
     async def download(
         self,
@@ -179,9 +185,9 @@ class Requests:
         request = self._request("GET", destination, path, query, None, seconds, max_bytes, signed, take_good)
         answer = await self._wire.exchange(destination, request)
         if answer.status != 200:
-            _read(destination, answer, Any)
+            _read(destination, answer)
 
-    async def _get_unread(
+    async def _exchange(
         self,
         method: str,
         destination: ServerName,
@@ -190,29 +196,11 @@ class Requests:
         body: Mapping[str, Any] | msgspec.Raw | None,
         seconds: float,
         max_bytes: int,
-    ) -> bytes:
-        self._policy.check_destination(destination, path)
-        request = self._request(method, destination, path, query, body, seconds, max_bytes, True, None)
-        answer = await self._wire.exchange(destination, request)
-        if answer.status != 200:
-            _read(destination, answer, Any)
-        return answer.body
-
-    async def _send(
-        self,
-        method: str,
-        destination: ServerName,
-        path: str,
-        query: Query,
-        body: Mapping[str, Any] | msgspec.Raw | None,
-        seconds: float,
-        max_bytes: int,
-        signed: bool,
-        form: Any = Any,
-    ) -> Any:
+        signed: bool = True,
+    ) -> WireAnswer:
         self._policy.check_destination(destination, path)
         request = self._request(method, destination, path, query, body, seconds, max_bytes, signed, None)
-        return _read(destination, await self._wire.exchange(destination, request), form)
+        return await self._wire.exchange(destination, request)
 
     def _request(
         self,
@@ -251,7 +239,14 @@ def path_of(template: str, *values: str) -> str:
     return template.format(*(quote(value, safe="") for value in values))
 
 
-def _read(destination: ServerName, answer: WireAnswer, form: Any) -> Any:
+def _unread(destination: ServerName, answer: WireAnswer) -> bytes:
+    """The body of a good answer; raises as `_read` for others."""
+    if answer.status != 200:
+        _read(destination, answer)
+    return answer.body
+
+
+def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
     is_good = answer.status == 200
     if not is_good and len(answer.body) > MAX_ERROR_BYTES:  # however long the answer was to be
         answer = WireAnswer(answer.status, answer.headers, b"")

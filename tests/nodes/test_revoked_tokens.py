@@ -60,8 +60,7 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
         assert whoami(there, token) == ENDED
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
-    # who is waited out takes longer than that, and where much else runs some others do
-    assert sorted(took)[ROUNDS // 4] < TRUSTED, "the others answer, and are not waited out"
+    assert sorted(took)[ROUNDS // 2] < TRUSTED / 2, "the others answer, and are not waited out"
 
 
 def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:
@@ -73,7 +72,7 @@ def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningSe
     try:
         began = time.monotonic()
         assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
-        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 20
+        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 5
     finally:
         os.kill(there.process.pid, signal.SIGCONT)
     assert whoami(there, token) == ENDED
