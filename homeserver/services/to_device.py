@@ -18,10 +18,11 @@ from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.known_devices import DevicesOfUsers
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
-from storage.to_device import Recipient, ToDeviceStore
+from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
 ALL_DEVICES: Final = "*"
@@ -46,6 +47,9 @@ Messages = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Contents by user and device."""
 
 
+_encoder: Final = msgspec.json.Encoder()
+
+
 class DirectToDevice(msgspec.Struct, frozen=True):
     """The content of the EDU."""
 
@@ -66,6 +70,7 @@ class ToDevice:
         identity: ServerIdentity,
         policy: Policy,
         servers: RoomServers,
+        devices: DevicesOfUsers,
         limiter: RateLimiter,
         now_ms: Callable[[], int],
     ) -> None:
@@ -75,6 +80,7 @@ class ToDevice:
         self._identity = identity
         self._policy = policy
         self._servers = servers
+        self._devices = devices
         self._limiter = limiter
         self._now_ms = now_ms
 
@@ -98,25 +104,30 @@ class ToDevice:
         )
         now = self._now_ms()
         local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
-        encoded = _encode(caller.user_id, type, local)
-        if max([len(event) for events in encoded.values() for event in events.values()], default=0) > LARGEST_MESSAGE:
+        opening, contents = _encode(caller.user_id, type, local)
+        if max(map(len, contents), default=0) > LARGEST_MESSAGE - len(opening) - 1:
             raise TooLarge(TOO_LARGE)
         others = messages if not local else {user: devices for user, devices in messages.items() if user not in local}
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
-        def write(txn: WriteTransaction) -> None:
-            recipients = self._store.get_recipients(txn, local, sent)
+        known, changes = self._devices.find(local), self._devices.changes
+
+        def write(txn: WriteTransaction) -> Mapping[str, Recipients]:
+            there = self._store.get_recipients(txn, local, sent, known)
             add_new_transaction(txn, sent, ANSWER, now)
-            self._store.add_messages(txn, _for_devices(recipients, encoded))
+            self._store.add_messages(txn, opening, *_for_devices(there, local, contents), now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
+            return there
 
         try:
-            await self._database.write("send_to_device", write)
+            there = await self._database.write("send_to_device", write)
         except AlreadySent:
             return
+        if known is None or there is not known.users:
+            self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large is left out. Raises
@@ -133,24 +144,21 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
-        encoded = _encode(message.sender, message.type, local)
-        encoded = {
-            user_id: {device_id: event for device_id, event in events.items() if len(event) <= LARGEST_RECEIVED}
-            for user_id, events in encoded.items()
-        }
+        opening, contents = _encode(message.sender, message.type, local)
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
-            messages = _for_devices(self._store.get_devices(txn, local), encoded)
+            there = self._store.get_devices(txn, local)
+            recipients, received = _for_devices(there, local, contents, LARGEST_RECEIVED - len(opening) - 1)
             # what nobody gets needs no note, and a server may send as much of that as it likes
-            if messages and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
-                self._store.add_messages(txn, messages)
+            if recipients and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
+                self._store.add_messages(txn, opening, recipients, received, now)
 
         await self._database.write("receive_to_device", write)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove some of the messages that nobody gets any more; how many."""
-        return await self._store.sweep(limit)
+        return await self._store.sweep(limit, self._now_ms())
 
     async def forget_received(self, limit: int) -> int:
         """Forget what came so long ago that nobody sends it again; how many."""
@@ -199,30 +207,34 @@ class ToDevice:
 
 
 def _for_devices(
-    existing: Iterable[Recipient], encoded: Mapping[str, Mapping[str, bytes]]
-) -> list[tuple[Recipient, bytes]]:
-    """Messages by user and device for those devices that exist. Raises InvalidParam."""
-    messages: list[tuple[Recipient, bytes]] = []
-    for device in existing:
-        events = encoded[device[0]]
-        own, for_all = events.get(device[1]), events.get(ALL_DEVICES)
-        if own is not None:
-            messages.append((device, own))
-        if for_all is not None:
-            messages.append((device, for_all))
-    if len(messages) > MOST_MESSAGES:
-        raise InvalidParam(TOO_MANY)
-    return messages
-
-
-def _encode(sender: str, type: str, messages: Messages) -> dict[str, dict[str, bytes]]:
-    """The events as devices get them, by user and device: what all have in common is encoded once."""
-    encode = msgspec.json.encode
-    begin = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
-    encoded: dict[str, dict[str, bytes]] = {}
+    there: Mapping[str, Recipients], messages: Messages, contents: Iterable[bytes], largest: int | None = None
+) -> tuple[list[Recipient], list[bytes]]:
+    """Messages to those devices that are there, who gets them and what: `contents` are those of the messages, in their order, of which
+    those of more than `largest` bytes are left out. Raises InvalidParam."""
+    recipients: list[Recipient] = []
+    sent: list[bytes] = []
+    coming = iter(contents)
     for user_id, devices in messages.items():
-        events = encoded[user_id] = {}
-        # no comprehension: most users have one device, and each would cost a call
-        for device_id, content in devices.items():
-            events[device_id] = b"%b%b}" % (begin, encode(content))
-    return encoded
+        of_user = there[user_id]
+        for device_id, content in zip(devices, coming, strict=False):
+            if largest is not None and len(content) > largest:
+                continue
+            recipient = of_user.get(device_id)
+            if recipient is not None:
+                recipients.append(recipient)
+                sent.append(content)
+            elif device_id == ALL_DEVICES:
+                recipients += of_user.values()
+                sent += [content] * len(of_user)
+    if len(recipients) > MOST_MESSAGES:
+        raise InvalidParam(TOO_MANY)
+    return recipients, sent
+
+
+def _encode(sender: str, type: str, messages: Messages) -> tuple[bytes, list[bytes]]:
+    """How all of the events begin, as devices get them, and the contents in the order of the messages."""
+    encode = msgspec.json.encode
+    opening = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
+    contents = [content for devices in messages.values() for content in devices.values()]
+    # one call for all: no line of JSON has an end of line in it
+    return opening, _encoder.encode_lines(contents).splitlines()

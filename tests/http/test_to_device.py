@@ -17,7 +17,7 @@ from homeserver.services.sync.recent_messages import MOST_BYTES
 from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
-from storage.to_device import REMOVED_AT_ONCE
+from storage.to_device import LOGGED_MS, REMOVED_AT_ONCE
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -277,11 +277,11 @@ def test_a_device_that_keeps_up_asks_nothing_of_the_database(tmp_path: Path, sql
         counter.clear()
         answer = sync(bob, since)
         assert numbers_of(answer) == [number * 2, number * 2 + 1]
-        assert dict(counter.queries) == ({"remove_to_device": 1} if number else {}), "but to remove what has arrived"
+        assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), "but to remove what has arrived"
         since = answer["next_batch"]
     counter.clear()
     assert numbers_of(sync(bob, since)) == []
-    assert dict(counter.queries) == {"remove_to_device": 1}
+    assert dict(counter.queries) == {"remove_to_device": 2}
     rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
     assert rows == [(0,)]
     Deferred.fromCoroutine(database.close())
@@ -328,10 +328,12 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     to_device = server.app.accounts.to_device_store
 
     def send(txn: WriteTransaction) -> None:
-        (device,) = to_device.get_devices(txn, [bob.user_id])
-        to_device.add_messages(txn, [(device, b'{"content":{"n":0}}')] * waiting)
+        (device,) = to_device.get_devices(txn, [bob.user_id])[bob.user_id].values()
+        to_device.add_messages(txn, b'{"content":', [device] * waiting, [b'{"n":0}'] * waiting, 0)
 
     server.run(database.write("send", send))
+    while server.run(to_device.sweep(200, LOGGED_MS + 1)):
+        pass
     since = sync(bob, sync(alice)["next_batch"])["next_batch"]
     assert stored() == waiting, "a floor is set"
     send_numbers(alice, bob, range(1, 3))
@@ -339,7 +341,7 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     assert numbers_of(answer) == [1, 2]
     assert numbers_of(sync(bob, answer["next_batch"])) == []
     assert stored() == waiting, "the two are gone, and nothing else in the same statement"
-    while server.run(to_device.sweep(200)):
+    while server.run(to_device.sweep(200, 0)):
         pass
     assert stored() == 0
     assert numbers_of(sync(bob, answer["next_batch"])) == []
