@@ -131,16 +131,16 @@ class ToDeviceStore:
 
     def get_recipients(
         self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
-    ) -> Mapping[str, Recipients]:
+    ) -> Mapping[str, Recipients] | None:
         """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent.
 
-        `known`: what was known of them before, which holds where no device came or went since.
+        `known`: what was known of them before. None where that holds, as no device came or went since.
         """
-        if not user_ids or (known is not None and txn.counter(DEVICES_CHANGED) <= known.upto):
+        if known is not None and txn.counter(DEVICES_CHANGED) <= known.upto:
             response = select_response(txn, sent)
             if response is not None:
                 raise AlreadySent(sent, response)
-            return known.users if known is not None else {}
+            return None
         rows = txn.query_in(
             "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
             " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",
@@ -245,13 +245,12 @@ class ToDeviceStore:
             if not places:
                 return messages
             events = to_device_log.select_events(txn, places)
-            if None in events:
-                self._log.forget(max(place.row for place, event in zip(places, events, strict=True) if event is None))
+            gone = [place.row for place in places if place.position not in events]
+            if gone:
+                self._log.forget(max(gone))
                 continue
-            logged = [
-                DeviceMessage(place.position, event) for place, event in zip(places, events, strict=True) if event
-            ]
-            return sorted([*messages, *logged], key=_position)[:limit]
+            messages += [DeviceMessage(*event) for event in events.items()]
+            return sorted(messages, key=_position)[:limit]
 
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
         """Keep by device what has been in the log for long; how many messages left it, and the last row."""

@@ -9,8 +9,7 @@ where each device finds its own.
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, compress
-from operator import eq
+from itertools import islice
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -23,6 +22,9 @@ LOGGED: Final = "to_device_logged"
 MOVED: Final = "to_device_moved"
 """Counters of the messages that came into the log, and of those that left it."""
 
+_SIZE: Final = 16
+"""Bytes that tell of a message: the number of its device, where its content begins, how long it is."""
+_NUMBER: Final = struct.Struct("<I")
 _COLUMNS: Final = ("first_position", "sent_ts", "devices", "opening", "contents")
 
 
@@ -48,8 +50,8 @@ class LogRow(NamedTuple):
 
     def read(self) -> Iterator[tuple[int, int, bytes]]:
         """Of each message its position, the number of its device, and the event."""
-        nids, spans = _read_devices(self.devices)
-        for index, (nid, (start, length)) in enumerate(zip(nids, spans, strict=True)):
+        for index, nid in enumerate(_read_devices(self.devices)):
+            start, length = _read_span(self.devices, index)
             yield self.first + index, nid, as_event(self.opening, self.contents[start : start + length])
 
 
@@ -78,24 +80,27 @@ def append(
     txn: WriteTransaction, first: int, sent_ts: int, opening: bytes, nids: Sequence[int], contents: Sequence[bytes]
 ) -> None:
     """Add messages to devices of these numbers, the first of them at that position."""
-    lengths = list(map(len, contents))
-    repeats = list(map(eq, contents, contents[1:]))
-    if True in repeats:
-        # a content that goes to several devices, as a request for a key does
-        for index, repeat in enumerate(repeats, 1):
-            if repeat:
-                lengths[index] = 0
-    ends = list(accumulate(lengths))
     rows: list[tuple[int, int, bytes, bytes, bytes]] = []
-    begin, before = 0, 0
+    begin = 0
     while begin < len(contents):
-        end = max(begin + 1, bisect_right(ends, before + ROW_BYTES, begin, min(begin + ROW_MESSAGES, len(contents))))
-        sizes = lengths[begin:end]
-        sizes[0] = len(contents[begin])
-        together = b"".join(compress(contents[begin:end], sizes))
-        devices = struct.pack(f"<{len(sizes)}q{len(sizes)}I", *nids[begin:end], *sizes)
-        rows.append((first + begin, sent_ts, devices, opening, together))
-        begin, before = end, ends[end - 1]
+        kept: list[bytes] = []
+        starts: list[int] = []
+        size = start = 0
+        before: bytes | None = None
+        for content in islice(contents, begin, begin + ROW_MESSAGES):
+            if content is not before:
+                start = size
+                size += len(content)
+                if size > ROW_BYTES and kept:
+                    break
+                kept.append(content)
+                before = content
+            starts.append(start)
+        end = begin + len(starts)
+        numbers = (*nids[begin:end], *starts, *map(len, contents[begin:end]))
+        devices = struct.pack(f"<{len(starts)}q{2 * len(starts)}I", *numbers)
+        rows.append((first + begin, sent_ts, devices, opening, b"".join(kept)))
+        begin = end
     txn.insert_rows("to_device_log", _COLUMNS, rows)
     txn.allocate(LOGGED, len(contents))
 
@@ -110,7 +115,7 @@ def select_devices(txn: Transaction) -> list[tuple[int, int]]:
     """Of every message in the log its position and the number of its device."""
     found: list[tuple[int, int]] = []
     for first, devices in txn.query("SELECT first_position, devices FROM to_device_log"):
-        found += enumerate(_read_devices(devices)[0], first)
+        found += enumerate(_read_devices(devices), first)
     return found
 
 
@@ -126,14 +131,14 @@ def note_empty(txn: WriteTransaction) -> None:
     txn.allocate(MOVED if difference > 0 else LOGGED, abs(difference))
 
 
-def select_events(txn: Transaction, places: Sequence[Place]) -> list[bytes | None]:
-    """The events that lie there; None where the row is no longer in the log."""
+def select_events(txn: Transaction, places: Sequence[Place]) -> dict[int, bytes]:
+    """The events that lie there, by position; those are missing whose row is no longer in the log."""
     sql = (
-        "SELECT opening, substr(contents, CAST(? AS INTEGER), CAST(? AS INTEGER)) FROM to_device_log"
-        " WHERE first_position = ?"
+        "SELECT p.position, l.opening, substr(l.contents, CAST(p.start + 1 AS INTEGER), CAST(p.length AS INTEGER))"
+        " FROM places AS p JOIN to_device_log AS l ON l.first_position = p.first_position"
     )
-    found = txn.query_each(sql, [(place.start + 1, place.length, place.row) for place in places])
-    return [as_event(*rows[0]) if rows else None for rows in found]
+    rows = txn.query_with("places", ("position", "first_position", "start", "length"), places, sql)
+    return {position: as_event(opening, content) for position, opening, content in rows}
 
 
 class LogIndex:
@@ -166,7 +171,7 @@ class LogIndex:
                 if row > self._upto:
                     self._rows.append(row)
                     self._devices.append(devices)
-                    for position, nid in enumerate(_read_devices(devices)[0], row):
+                    for position, nid in enumerate(_read_devices(devices), row):
                         self._by_nid.setdefault(nid, []).append(position)
             self._upto = max(self._upto, seen.head)
         return True
@@ -192,7 +197,7 @@ class LogIndex:
     def _place(self, position: int) -> Place:
         at = bisect_right(self._rows, position) - 1
         row = self._rows[at]
-        start, length = _read_devices(self._devices[at])[1][position - row]
+        start, length = _read_span(self._devices[at], position - row)
         return Place(position, row, start, length)
 
     def _drop_before(self, first: int) -> None:
@@ -201,7 +206,7 @@ class LogIndex:
         if not gone:
             return
         for row, devices in zip(self._rows[:gone], self._devices[:gone], strict=True):
-            nids = _read_devices(devices)[0]
+            nids = _read_devices(devices)
             for nid in set(nids):
                 positions = self._by_nid[nid]
                 keep = bisect_left(positions, row + len(nids))
@@ -212,14 +217,15 @@ class LogIndex:
         del self._rows[:gone], self._devices[:gone]
 
 
-def _read_devices(devices: bytes) -> tuple[Sequence[int], list[tuple[int, int]]]:
-    """The numbers of the devices, and where their contents lie: start and length."""
-    count = len(devices) // 12
-    numbers = struct.unpack(f"<{count}q{count}I", devices)
-    spans: list[tuple[int, int]] = []
-    start = length = 0
-    for size in numbers[count:]:
-        if size:
-            start, length = start + length, size
-        spans.append((start, length))
-    return numbers[:count], spans
+def _read_devices(devices: bytes) -> tuple[int, ...]:
+    """The numbers of the devices, one for each message of a row."""
+    count = len(devices) // _SIZE
+    return struct.unpack_from(f"<{count}q", devices)
+
+
+def _read_span(devices: bytes, index: int) -> tuple[int, int]:
+    """Where the content of a message is among those of its row: start and length."""
+    count = len(devices) // _SIZE
+    (start,) = _NUMBER.unpack_from(devices, 8 * count + 4 * index)
+    (length,) = _NUMBER.unpack_from(devices, 12 * count + 4 * index)
+    return start, length

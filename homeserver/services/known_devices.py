@@ -9,7 +9,7 @@ Laws:
 For the reactor thread.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
@@ -32,11 +32,9 @@ class DevicesOfUsers:
         streams.subscribe(self._hear, Topic.DEVICE)
         streams.watch(self._heed_others)
 
-    def find(self, user_ids: Collection[str]) -> KnownDevices | None:
-        """The devices of these users; None if not all of them are known."""
-        users = self._users
-        found = {user_id: users[user_id] for user_id in user_ids if user_id in users}
-        return KnownDevices(found, self._streams.current()) if len(found) == len(user_ids) else None
+    def find(self, user_ids: Set[str]) -> KnownDevices | None:
+        """The devices of these users, and maybe of others, to be looked at now; None if not all of them are known."""
+        return KnownDevices(self._users, self._streams.current()) if user_ids <= self._users.keys() else None
 
     def keep(self, found: Mapping[str, Recipients], changes: int) -> None:
         """The devices of these users were read, when `changes` was that."""

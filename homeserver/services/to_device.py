@@ -4,7 +4,7 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from secrets import token_urlsafe
 from typing import Any, Final
 
@@ -45,9 +45,6 @@ REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 
 Messages = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Contents by user and device."""
-
-
-_encoder: Final = msgspec.json.Encoder()
 
 
 class DirectToDevice(msgspec.Struct, frozen=True):
@@ -103,21 +100,26 @@ class ToDevice:
             caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
         )
         now = self._now_ms()
-        local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
-        opening, contents = _encode(caller.user_id, type, local)
-        if max(map(len, contents), default=0) > LARGEST_MESSAGE - len(opening) - 1:
-            raise TooLarge(TOO_LARGE)
-        others = messages if not local else {user: devices for user, devices in messages.items() if user not in local}
+        local: Messages = messages
+        others: Messages = {}
+        known, changes = self._devices.find(messages.keys()), self._devices.changes
+        if known is None:
+            local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
+            others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
+            known = self._devices.find(local.keys())
+        opening = _opening(caller.user_id, type)
+        largest = LARGEST_MESSAGE - len(opening) - 1
+        prepared = None if known is None else _for_devices(known.users, local, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
-        known, changes = self._devices.find(local), self._devices.changes
-
-        def write(txn: WriteTransaction) -> Mapping[str, Recipients]:
+        def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
             there = self._store.get_recipients(txn, local, sent, known)
             add_new_transaction(txn, sent, ANSWER, now)
-            self._store.add_messages(txn, opening, *_for_devices(there, local, contents), now)
+            addressed = prepared if there is None else _for_devices(there, local, largest)
+            assert addressed is not None, "what is known holds"
+            self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
             return there
@@ -126,7 +128,7 @@ class ToDevice:
             there = await self._database.write("send_to_device", write)
         except AlreadySent:
             return
-        if known is None or there is not known.users:
+        if there is not None:
             self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
@@ -144,15 +146,16 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
-        opening, contents = _encode(message.sender, message.type, local)
+        opening = _opening(message.sender, message.type)
+        largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
             there = self._store.get_devices(txn, local)
-            recipients, received = _for_devices(there, local, contents, LARGEST_RECEIVED - len(opening) - 1)
+            recipients, contents = _for_devices(there, local, largest, leave_out=True)
             # what nobody gets needs no note, and a server may send as much of that as it likes
             if recipients and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
-                self._store.add_messages(txn, opening, recipients, received, now)
+                self._store.add_messages(txn, opening, recipients, contents, now)
 
         await self._database.write("receive_to_device", write)
 
@@ -207,34 +210,41 @@ class ToDevice:
 
 
 def _for_devices(
-    there: Mapping[str, Recipients], messages: Messages, contents: Iterable[bytes], largest: int | None = None
+    there: Mapping[str, Recipients], messages: Messages, largest: int, *, leave_out: bool = False
 ) -> tuple[list[Recipient], list[bytes]]:
-    """Messages to those devices that are there, who gets them and what: `contents` are those of the messages, in their order, of which
-    those of more than `largest` bytes are left out. Raises InvalidParam."""
+    """Messages to those devices that are there: who gets them, and the content for each. Of more bytes than `largest` it may not have;
+    where it has, it is left out, or this raises TooLarge. Raises InvalidParam."""
+    encode = msgspec.json.encode
     recipients: list[Recipient] = []
-    sent: list[bytes] = []
-    coming = iter(contents)
+    contents: list[bytes] = []
+    before = b""
     for user_id, devices in messages.items():
         of_user = there[user_id]
-        for device_id, content in zip(devices, coming, strict=False):
-            if largest is not None and len(content) > largest:
-                continue
+        for device_id, content in devices.items():
             recipient = of_user.get(device_id)
+            if recipient is None and device_id != ALL_DEVICES:
+                continue
+            encoded = encode(content)
+            if encoded == before:
+                encoded = before  # is kept once
+            elif len(encoded) <= largest:
+                before = encoded
+            elif leave_out:
+                continue
+            else:
+                raise TooLarge(TOO_LARGE)
             if recipient is not None:
                 recipients.append(recipient)
-                sent.append(content)
-            elif device_id == ALL_DEVICES:
+                contents.append(encoded)
+            else:
                 recipients += of_user.values()
-                sent += [content] * len(of_user)
+                contents += [encoded] * len(of_user)
     if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
-    return recipients, sent
+    return recipients, contents
 
 
-def _encode(sender: str, type: str, messages: Messages) -> tuple[bytes, list[bytes]]:
-    """How all of the events begin, as devices get them, and the contents in the order of the messages."""
+def _opening(sender: str, type: str) -> bytes:
+    """How the events begin, as devices get them; their contents follow."""
     encode = msgspec.json.encode
-    opening = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
-    contents = [content for devices in messages.values() for content in devices.values()]
-    # one call for all: no line of JSON has an end of line in it
-    return opening, _encoder.encode_lines(contents).splitlines()
+    return b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))

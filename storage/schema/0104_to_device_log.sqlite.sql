@@ -3,8 +3,8 @@ CREATE TABLE to_device_log (
     -- the position of the first; the others follow upon it
     first_position INTEGER NOT NULL PRIMARY KEY,
     sent_ts BIGINT NOT NULL,
-    -- for each message the number of its device (8 bytes, the lowest first), then for each the length of its content (4 bytes); 0: it is the
-    -- same as the one before
+    -- for each message the number of its device (8 bytes, the lowest first), then for each where its content begins and then for each how
+    -- long it is (4 bytes); several may have the same
     devices BLOB NOT NULL,
     -- how all of them begin: type, sender
     opening BLOB NOT NULL,

@@ -11,7 +11,7 @@ from typing import Final
 from storage.streams import Change, Streams, Topic
 from storage.to_device import DeviceMessage, DevicesGone, NewMessages
 
-MOST_BYTES: Final = 8 << 20
+MOST_BYTES: Final = 16 << 20
 """Of contents."""
 MOST_MESSAGES: Final = 50_000
 MANY: Final = 64
@@ -31,16 +31,17 @@ class _Sent:
     def __init__(self, news: NewMessages) -> None:
         self.news = news
         self.size = sum(map(len, news.contents))
-        self._by_user: dict[str, list[int]] = {}
+        self._by_user: dict[str, Sequence[int]] = {}
 
     def index(self) -> None:
         """Let the messages be found here."""
-        by_user = self._by_user
-        for index, (user_id, _, _) in enumerate(self.news.recipients):
-            if user_id in by_user:
-                by_user[user_id].append(index)
-            else:
-                by_user[user_id] = [index]
+        users = [user_id for user_id, _, _ in self.news.recipients]
+        self._by_user = dict(zip(users, zip(range(len(users)), strict=True), strict=True))
+        if len(self._by_user) < len(users):
+            by_user: dict[str, list[int]] = {}
+            for index, user_id in enumerate(users):
+                by_user.setdefault(user_id, []).append(index)
+            self._by_user.update(by_user)
 
     def to(self, device: DeviceKey) -> Iterator[DeviceMessage]:
         """The messages to the device."""
