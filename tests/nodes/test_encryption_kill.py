@@ -65,7 +65,7 @@ class Person(threading.Thread):
     def _send(self) -> None:
         # in turn to one device alone, and to many at once
         devices = [self._device, *self._others] if self.sent % 2 else [self._device]
-        messages = {self._bob: dict.fromkeys(devices, {"number": self.sent})}
+        messages = {self._bob: {device_id: {"number": self.sent} for device_id in devices}}
         self.caller.until_answered("PUT", f"{V3}/sendToDevice/m.test/{self.sent}", {"messages": messages})
         self.sent += 1
 
@@ -89,7 +89,7 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
     unlimited = {"per_second": 100_000, "burst_count": 100_000}
     limits = {
         "rc_key_requests": unlimited,
-        "rc_login": {name: unlimited for name in ("address", "account", "failed_attempts")},
+        "rc_login": {"address": unlimited, "account": unlimited, "failed_attempts": unlimited},
     }
     files = ServerFiles(tmp_path / "server", database_config, limits)
     random, where = Random(SEED), Where()
