@@ -4,7 +4,7 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from secrets import token_urlsafe
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from federation.protocol.ids import ServerName, UserID, domain_of, is_server_nam
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.known_devices import DevicesOfUsers
+from homeserver.services.message_contents import check_contents
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
@@ -43,8 +44,8 @@ LARGEST_EDU: Final = 256 << 10
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
 
-Messages = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Contents by user and device."""
+Messages = Mapping[str, Mapping[str, msgspec.Raw]]
+"""Contents by user and device, as they came."""
 
 
 class DirectToDevice(msgspec.Struct, frozen=True):
@@ -84,9 +85,9 @@ class ToDevice:
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
-        Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for
-        users who may only read, and write to others than themselves: they may still verify their own devices; LimitExceeded for
-        who writes to too many servers with which they share no room.
+        Raises InvalidParam; BadJson, NotJson for contents that nobody could read; TooLarge for a message of more than
+        `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for users who may only read, and write to others than themselves: they
+        may still verify their own devices; LimitExceeded for who writes to too many servers with which they share no room.
 
         spec: client-server-api#account-suspension
         """
@@ -100,16 +101,19 @@ class ToDevice:
             caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
         )
         now = self._now_ms()
-        local: Messages = messages
-        others: Messages = {}
+        contents = check_contents([content for devices in messages.values() for content in devices.values()])
+        local: Mapping[str, Iterable[str]] = messages
+        others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
         if known is None:
-            local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
-            others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
-            known = self._devices.find(local.keys())
+            checked = _by_user(messages, contents)
+            ours = {user_id: devices for user_id, devices in checked.items() if self._identity.is_local(user_id)}
+            others = {user_id: devices for user_id, devices in checked.items() if user_id not in ours}
+            local, contents = ours, [content for devices in ours.values() for content in devices.values()]
+            known = self._devices.find(ours.keys())
         opening = _opening(caller.user_id, type)
         largest = LARGEST_MESSAGE - len(opening) - 1
-        prepared = None if known is None else _for_devices(known.users, local, largest)
+        prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
@@ -117,7 +121,7 @@ class ToDevice:
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
             there = self._store.get_recipients(txn, local, sent, known)
             add_new_transaction(txn, sent, ANSWER, now)
-            addressed = prepared if there is None else _for_devices(there, local, largest)
+            addressed = prepared if there is None else _for_devices(there, local, contents, largest)
             assert addressed is not None, "what is known holds"
             self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
@@ -146,13 +150,14 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
+        sent = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
             there = self._store.get_devices(txn, local)
-            recipients, contents = _for_devices(there, local, largest, leave_out=True)
+            recipients, contents = _for_devices(there, local, sent, largest, leave_out=True)
             # what nobody gets needs no note, and a server may send as much of that as it likes
             if recipients and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
                 self._store.add_messages(txn, opening, recipients, contents, now)
@@ -176,7 +181,9 @@ class ToDevice:
             self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
             self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=len(strangers))
 
-    def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
+    def _for_others(
+        self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
+    ) -> list[dict[str, bytes]]:
         """The contents of EDUs by server: several for a server for which it is much. What is for a server that is refused for
         now waits, as for one that cannot be reached; nothing waits for one that is shut out. Raises InvalidParam, TooLarge."""
         if sum(map(len, others.values())) > MOST_MESSAGES:
@@ -191,14 +198,14 @@ class ToDevice:
                 continue
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():
-                size = len(msgspec.json.encode(content))
+                size = len(content)
                 if size > LARGEST_MESSAGE:
                     raise TooLarge(TOO_LARGE)
                 if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
                     parts.append({})
                     sizes[server] = 0
                 sizes[server] = sizes.get(server, 0) + size
-                parts[-1].setdefault(user_id, {})[device_id] = content
+                parts[-1].setdefault(user_id, {})[device_id] = msgspec.json.decode(content)
         rounds: list[dict[str, bytes]] = []
         for server, parts in by_server.items():
             for number, part in enumerate(parts):
@@ -210,38 +217,44 @@ class ToDevice:
 
 
 def _for_devices(
-    there: Mapping[str, Recipients], messages: Messages, largest: int, *, leave_out: bool = False
+    there: Mapping[str, Recipients],
+    devices_of: Mapping[str, Iterable[str]],
+    contents: Iterable[bytes],
+    largest: int,
+    *,
+    leave_out: bool = False,
 ) -> tuple[list[Recipient], list[bytes]]:
-    """Messages to those devices that are there: who gets them, and the content for each. Of more bytes than `largest` it may not have;
-    where it has, it is left out, or this raises TooLarge. Raises InvalidParam."""
-    encode = msgspec.json.encode
+    """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
+    order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
     recipients: list[Recipient] = []
-    contents: list[bytes] = []
+    sent: list[bytes] = []
+    coming = iter(contents)
     before = b""
-    for user_id, devices in messages.items():
+    for user_id, devices in devices_of.items():
         of_user = there[user_id]
-        for device_id, content in devices.items():
+        for device_id, content in zip(devices, coming, strict=False):
+            if content != before:  # what is the same is kept once
+                if len(content) > largest:
+                    if leave_out:
+                        continue
+                    raise TooLarge(TOO_LARGE)
+                before = content
             recipient = of_user.get(device_id)
-            if recipient is None and device_id != ALL_DEVICES:
-                continue
-            encoded = encode(content)
-            if encoded == before:
-                encoded = before  # is kept once
-            elif len(encoded) <= largest:
-                before = encoded
-            elif leave_out:
-                continue
-            else:
-                raise TooLarge(TOO_LARGE)
             if recipient is not None:
                 recipients.append(recipient)
-                contents.append(encoded)
-            else:
+                sent.append(before)
+            elif device_id == ALL_DEVICES:
                 recipients += of_user.values()
-                contents += [encoded] * len(of_user)
+                sent += [before] * len(of_user)
     if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
-    return recipients, contents
+    return recipients, sent
+
+
+def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:
+    """The contents, in the order of the messages, by user and device as these are."""
+    coming = iter(contents)
+    return {user_id: dict(zip(devices, coming, strict=False)) for user_id, devices in messages.items()}
 
 
 def _opening(sender: str, type: str) -> bytes:
