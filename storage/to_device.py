@@ -7,7 +7,7 @@ They are kept by the number of the device, which no later device of its id has: 
 together on a page. Those that are sent many at once are in the log first (`to_device_log`), and after some minutes a job moves those
 that are still waited for, oldest first; at each moment a message is in one of both.
 
-Below a device's floor nothing is read any more, in either. A floor is set where the device has what is in the log, and where many
+Below a device's floor nothing is read any more, in either. It is never of after all there is, whatever token a client comes with. A floor is set where the device has what is in the log, and where many
 messages are to go at once; a job removes in small steps what is below, and then the floor.
 
 Laws:
@@ -28,7 +28,7 @@ from storage.database import Database
 from storage.devices import DEVICES_CHANGED
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
-from storage.to_device_log import LogIndex, Seen, as_event
+from storage.to_device_log import LogIndex, LogRow, Place, Seen, as_event
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
@@ -43,6 +43,8 @@ NEVER: Final = 1 << 62
 """After all positions."""
 LOGGED_MS: Final = 5 * 60 * 1000
 """For so long messages are in the log."""
+MOVED_AT_ONCE: Final = 4 << 20
+"""Bytes in a step of the job: what is there once in the log for many devices is kept for each of them then."""
 
 _WAS_SENT: Final = (None, None, None)
 """Stands among recipients where the request was carried out before."""
@@ -261,11 +263,15 @@ class ToDeviceStore:
             if not oldest:
                 to_device_log.note_empty(txn)
             return 0, 0
-        messages = [message for row in old for message in row.read()]
-        waiting = _waiting(txn, [(position, nid) for position, nid, _ in messages])
-        self._insert(txn, sorted([each for each in messages if each[0] in waiting], key=itemgetter(1, 0)))
-        to_device_log.remove(txn, old[-1].first, len(messages))
-        return limit, old[-1].first
+        left = _few(old, limit)
+        waiting = _waiting(txn, [(place.position, nid) for nid, place in left])
+        kept = [(nid, place) for nid, place in left if place.position in waiting]
+        events = to_device_log.select_events(txn, [place for _, place in kept])
+        rows = [(place.position, nid, events[place.position]) for nid, place in kept]
+        self._insert(txn, sorted(rows, key=itemgetter(1, 0)))
+        last = left[-1][1].row
+        to_device_log.remove(txn, last, len(left))
+        return limit, last
 
 
 _KEPT, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
@@ -282,6 +288,19 @@ _SELECT: Final = (
 )
 """All that is known of a device at one moment, and what is new in the log."""
 _position: Final = attrgetter("position")
+
+
+def _few(rows: Iterable[LogRow], limit: int) -> list[tuple[int, Place]]:
+    """What lies in the first of these rows: so many messages and no more than `MOVED_AT_ONCE`, but those of one row at least."""
+    few: list[tuple[int, Place]] = []
+    size = 0
+    for row in rows:
+        messages = row.read()
+        size += sum([place.length for _, place in messages])
+        if few and (len(few) + len(messages) > limit or size > MOVED_AT_ONCE):
+            break
+        few += messages
+    return few
 
 
 def _by_user(user_ids: Iterable[str], rows: Iterable[Recipient]) -> dict[str, dict[str, Recipient]]:
@@ -312,6 +331,7 @@ def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -
     """Remove what a device has at or below that position, or have it removed."""
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
+        upto = min(upto, txn.counter(POSITION))  # a floor of after all there is would hide what comes
         _delete(txn, row[0], upto)
         _set_floor_for_log(txn, user_id, device_id, upto)
 
@@ -329,6 +349,7 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
 
 
 def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int) -> None:
+    upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
         f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
         (user_id, device_id, first, upto),

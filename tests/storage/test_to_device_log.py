@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from storage import to_device_log
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from storage.devices import DeviceRow, DeviceStore
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, DeviceMessage, ToDeviceStore
+from storage.to_device import FEWEST_LOGGED, LOGGED_MS, MOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
@@ -207,8 +207,8 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     moved: list[int] = []
 
     def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
-        if not moved:
-            moved.append(run(other.sweep(8, LOGGED_MS)))
+        monkeypatch.setattr(to_device_log, "select_events", select_events)  # the job reads with it as well
+        moved.append(run(other.sweep(8, LOGGED_MS)))
         return select_events(txn, places)
 
     monkeypatch.setattr(to_device_log, "select_events", move_first)
@@ -286,3 +286,21 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
                 assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
     assert were_apart > KILLS // 4, "the job was ended while some had been moved"
     Deferred.fromCoroutine(database.close())
+
+
+async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database) -> None:
+    """A content that went to very many devices is there once in the log, and once for each when it has been moved."""
+    user, store, number = "@bob:example.org", ToDeviceStore(database), 2000
+    put_device(database, user, "D0")
+
+    def write(txn: WriteTransaction) -> None:
+        recipient = store.get_devices(txn, [user])[user]["D0"]
+        store.add_messages(txn, OPENING, [recipient] * number, [b'"%b"' % (b"x" * 30_000)] * number, 0)
+
+    await database.write("send", write)
+    before = 0
+    while await store.sweep(5000, LOGGED_MS):
+        kept = count_rows(database)["to_device_messages"]
+        assert kept * 30_000 <= before * 30_000 + MOVED_AT_ONCE
+        before = kept
+    assert count_rows(database) == {"to_device_messages": number, "to_device_log": 0, "to_device_floors": 0}
