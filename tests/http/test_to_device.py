@@ -399,6 +399,27 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
     assert numbers_of(sync(others[0], token)) == []
 
 
+def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServer, alice: User, bob: User) -> None:
+    """Tokens are what a client says: of a floor that is set for them all later messages have to be after."""
+    others = [log_in(server, bob).device_id for _ in range(FEWEST_LOGGED)]
+    since = sync(bob)["next_batch"]
+
+    def send(number: int) -> None:
+        messages = {bob.user_id: {device_id: {"n": number} for device_id in (bob.device_id, *others)}}
+        assert alice.put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).status == 200
+
+    for number in range(0, 4, 2):
+        send(number)
+        assert numbers_of(sync(bob, f"{since}~99999999999999999")) == []
+        since = sync(bob)["next_batch"]
+        send(number + 1)
+        assert numbers_of(sync(bob, since)) == [number + 1]
+        anew = TestServer(Path(server.config.folder), server.app.database, seed=5, now=server.clock.seconds())
+        bob.server = anew
+        assert numbers_of(sync(bob, since)) == [number + 1], "in the database as well"
+        bob.server = server
+
+
 def test_a_session_that_was_unheard_of_gets_what_is_sent_to_it(nodes: list[TestServer]) -> None:
     """Who sends knows a device from elsewhere: it may be on a node that has sent to the user before and has heard of nothing."""
     here, there = nodes
