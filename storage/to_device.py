@@ -7,8 +7,9 @@ They are kept by the number of the device, which no later device of its id has: 
 together on a page. Those that are sent many at once are in the log first (`to_device_log`), and after some minutes a job moves those
 that are still waited for, oldest first; at each moment a message is in one of both.
 
-Below a device's floor nothing is read any more, in either. It is never of after all there is, whatever token a client comes with. A floor is set where the device has what is in the log, and where many
-messages are to go at once; a job removes in small steps what is below, and then the floor.
+Below a device's floor nothing is read any more, in either. A floor is set where the device has what is in the log, and where many
+messages are to go at once; a job removes in small steps what is below, and then the floor. It is never of after all there is, whatever
+token a client comes with.
 
 Laws:
 - Reading sees each message once: of the log what lies there after what is by device was read. Where a row has left the log meanwhile, it is
@@ -17,7 +18,7 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
@@ -41,6 +42,8 @@ MOST_LOGGED: Final = 200_000
 """With so many in the log, the next are kept by device at once: where each lies in it is kept in memory."""
 NEVER: Final = 1 << 62
 """After all positions."""
+FIRST_NID: Final = -NEVER
+"""Before all numbers of devices."""
 LOGGED_MS: Final = 5 * 60 * 1000
 """For so long messages are in the log."""
 MOVED_AT_ONCE: Final = 4 << 20
@@ -115,6 +118,8 @@ class ToDeviceStore:
         self._most_waiting = most_waiting
         self._most_logged = most_logged
         self._log = LogIndex()
+        self._swept = FIRST_NID
+        """The job goes through the floors by the numbers of their devices: up to here it has come."""
 
     async def get_messages(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
@@ -217,7 +222,7 @@ class ToDeviceStore:
 
     async def sweep(self, limit: int, now_ms: int) -> int:
         """Remove some of what nobody gets any more, and move some of what has been in the log for long; how many."""
-        swept = await self._database.write("sweep_to_device", _sweep, limit)
+        swept, self._swept = await self._database.write("sweep_to_device", _sweep, limit, self._swept)
         moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
         self._log.forget(upto)
         return max(swept, moved)
@@ -367,19 +372,28 @@ def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto
     )
 
 
-def _sweep(txn: WriteTransaction, limit: int) -> int:
-    """Remove what is below floors, and floors below which there is nothing."""
+def _sweep(txn: WriteTransaction, limit: int, swept: int) -> tuple[int, int]:
+    """Remove what is below the next floors after the device of that number, and those floors that are not needed any more. Whether
+    anything is left to do, and where to go on.
+
+    There may be very many floors that stay for minutes: a step looks at so many of them.
+    """
     (oldest,) = txn.query_one("SELECT min(first_position) FROM to_device_log") or (None,)
-    below = "FROM to_device_messages AS m WHERE m.device_nid = f.device_nid AND m.position <= f.position"
-    done = txn.query(
-        f"SELECT f.device_nid FROM to_device_floors AS f WHERE f.position < ? AND NOT EXISTS (SELECT 1 {below}) LIMIT ?",
-        (NEVER if oldest is None else oldest, limit),
+    floors = txn.query(
+        "SELECT device_nid, position FROM to_device_floors WHERE device_nid > ? ORDER BY device_nid LIMIT ?",
+        (swept, limit),
     )
+    below = "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
+    found = txn.query_each(f"{below} ORDER BY position LIMIT 1", floors) if floors else []
+    having = [floor for floor, rows in zip(floors, found, strict=True) if rows]
+    each = limit // max(1, len(having)) + 1
+    gone = txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in having]) if having else []
+    txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", chain.from_iterable(gone))
+    left = {nid for (nid, _), rows in zip(having, gone, strict=True) if len(rows) == each}
+    done = [(nid,) for nid, floor in floors if nid not in left and floor < (NEVER if oldest is None else oldest)]
     txn.execute_many("DELETE FROM to_device_floors WHERE device_nid = ?", done)
-    gone = txn.query(
-        "SELECT m.device_nid, m.position FROM to_device_floors AS f JOIN to_device_messages AS m"
-        " ON m.device_nid = f.device_nid AND m.position <= f.position LIMIT ?",
-        (limit,),
-    )
-    txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", gone)
-    return limit if done or gone else 0  # whether there is more is seen by the next step
+    if left:
+        return limit, swept
+    if len(floors) == limit:
+        return limit, floors[-1][0]
+    return (limit if done or having else 0), FIRST_NID
