@@ -29,7 +29,7 @@ from storage.database import Database
 from storage.devices import DEVICES_CHANGED
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
-from storage.to_device_log import LogIndex, LogRow, Place, Seen, as_event
+from storage.to_device_log import OLDEST_ROW, LogIndex, LogRow, Place, Seen, as_event
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
@@ -129,12 +129,13 @@ class ToDeviceStore:
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
         """The device has all up to that position."""
-        await self._database.write("remove_to_device", _delete_of, user_id, device_id, upto)
+        await self._database.write("remove_to_device", _delete_of, user_id, device_id, upto, self._log.gone_before)
 
     async def remove_few_messages(self, user_id: str, device_id: str, first: int, upto: int) -> None:
         """The device has those from one position to another, of which there are no more than REMOVED_AT_ONCE, as is known. What is
         before them may be many, below a floor: it is left to the job."""
-        await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto)
+        gone_before = self._log.gone_before
+        await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before)
 
     def get_recipients(
         self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
@@ -222,7 +223,9 @@ class ToDeviceStore:
 
     async def sweep(self, limit: int, now_ms: int) -> int:
         """Remove some of what nobody gets any more, and move some of what has been in the log for long; how many."""
-        swept, self._swept = await self._database.write("sweep_to_device", _sweep, limit, self._swept)
+        swept, self._swept = await self._database.write(
+            "sweep_to_device", _sweep, limit, self._swept, self._log.gone_before
+        )
         moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
         self._log.forget(upto)
         return max(swept, moved)
@@ -233,7 +236,8 @@ class ToDeviceStore:
         while True:
             found: dict[int, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
             of_device = (user_id, device_id)
-            args = (*of_device, after, *of_device, upto, limit, self._log.upto, *of_device, *of_device, POSITION)
+            log = (self._log.upto, self._log.gone_before)
+            args = (*of_device, after, *of_device, upto, limit, *log, *of_device, *of_device, POSITION)
             for kind, number, value in txn.query(_SELECT, args):
                 found[kind].append((number, value))
             if not found[_HEAD]:
@@ -261,7 +265,7 @@ class ToDeviceStore:
 
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
         """Keep by device what has been in the log for long; how many messages left it, and the last row."""
-        oldest = to_device_log.select_oldest(txn, 1 + limit // FEWEST_LOGGED)
+        oldest = to_device_log.select_oldest(txn, self._log.gone_before, 1 + limit // FEWEST_LOGGED)
         # what has a time to come is from a clock that was wrong
         old = list(takewhile(lambda row: not now_ms - LOGGED_MS < row.sent_ts <= now_ms, oldest))
         if not old:
@@ -286,7 +290,7 @@ _SELECT: Final = (
     f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
     " AND position <= ? ORDER BY position LIMIT ?) AS m"
     f" UNION ALL SELECT {_LOG}, first_position, devices FROM to_device_log WHERE first_position > ?"
-    f" UNION ALL SELECT {_OLDEST}, min(first_position), NULL FROM to_device_log"
+    f" UNION ALL SELECT {_OLDEST}, {OLDEST_ROW}, NULL"
     f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_FLOOR}, position, NULL FROM to_device_floors WHERE device_nid = {_NID}"
     f" UNION ALL SELECT {_HEAD}, value, NULL FROM counters WHERE name = ?"
@@ -332,13 +336,13 @@ def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
     return {position for position, nid in messages if nid in there and position > floors.get(nid, 0)}
 
 
-def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int) -> None:
     """Remove what a device has at or below that position, or have it removed."""
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
         upto = min(upto, txn.counter(POSITION))  # a floor of after all there is would hide what comes
         _delete(txn, row[0], upto)
-        _set_floor_for_log(txn, user_id, device_id, upto)
+        _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
@@ -353,32 +357,31 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
     txn.execute(f"INSERT INTO to_device_floors (device_nid, position) VALUES (?, ?) {_RAISE}", (device_nid, upto))
 
 
-def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int) -> None:
+def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int, gone_before: int) -> None:
     upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
         f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
         (user_id, device_id, first, upto),
     )
-    _set_floor_for_log(txn, user_id, device_id, upto)
+    _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
 
 
-def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int) -> None:
     """The device has all up to that position: where there may be something of it in the log, it is not read any more."""
     txn.execute_later(
         "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ? FROM devices AS d"
-        " WHERE d.user_id = ? AND d.device_id = ? AND EXISTS (SELECT 1 FROM to_device_log AS l WHERE l.first_position <= ?)"
-        f" {_RAISE}",
-        (upto, user_id, device_id, upto),
+        f" WHERE d.user_id = ? AND d.device_id = ? AND {OLDEST_ROW} <= ? {_RAISE}",
+        (upto, user_id, device_id, gone_before, upto),
     )
 
 
-def _sweep(txn: WriteTransaction, limit: int, swept: int) -> tuple[int, int]:
+def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> tuple[int, int]:
     """Remove what is below the next floors after the device of that number, and those floors that are not needed any more. Whether
     anything is left to do, and where to go on.
 
     There may be very many floors that stay for minutes: a step looks at so many of them.
     """
-    (oldest,) = txn.query_one("SELECT min(first_position) FROM to_device_log") or (None,)
+    (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (gone_before,)) or (None,)
     floors = txn.query(
         "SELECT device_nid, position FROM to_device_floors WHERE device_nid > ? ORDER BY device_nid LIMIT ?",
         (swept, limit),

@@ -23,6 +23,9 @@ ROW_WHOLE_BYTES: Final = 1 << 20
 LOGGED: Final = "to_device_logged"
 MOVED: Final = "to_device_moved"
 """Counters of the messages that came into the log, and of those that left it."""
+OLDEST_ROW: Final = "(SELECT min(first_position) FROM to_device_log WHERE first_position >= ?)"
+"""Its argument is `LogIndex.gone_before`: to find the first of what is left, PostgreSQL would look at all that has left the log and is not
+cleared away yet, as while a backup is made."""
 
 _SIZE: Final = 16
 """Bytes that tell of a message: the number of its device, where its content begins, how long it is."""
@@ -109,10 +112,10 @@ def append(
     txn.allocate(LOGGED, len(contents))
 
 
-def select_oldest(txn: Transaction, number: int) -> list[LogRow]:
-    """The oldest rows."""
-    sql = "SELECT first_position, sent_ts, devices FROM to_device_log ORDER BY first_position LIMIT ?"
-    return [LogRow(*row) for row in txn.query(sql, (number,))]
+def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[LogRow]:
+    """The oldest rows; those before that position are known to have left the log."""
+    sql = "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ? ORDER BY first_position LIMIT ?"
+    return [LogRow(*row) for row in txn.query(sql, (gone_before, number))]
 
 
 def select_devices(txn: Transaction) -> list[tuple[int, int]]:
@@ -163,6 +166,11 @@ class LogIndex:
     def upto(self) -> int:
         """All rows that begin at or below that position are known, but for those that have left the log."""
         return self._upto
+
+    @property
+    def gone_before(self) -> int:
+        """All rows that begin before that position have left the log."""
+        return self._gone_before
 
     def extend(self, seen: Seen) -> bool:
         """Take in what the log had at some moment. False if it is known to have lost rows since then, so that what a reader saw beside it
