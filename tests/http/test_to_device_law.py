@@ -210,13 +210,16 @@ class World:
         device.acknowledged = max(device.acknowledged, has)
         device.own_tokens.append((found["next_batch"], position))
 
-    def go(self, name: str, comes_again: bool) -> None:
+    def go(self, name: str, comes_again: bool, there: bool) -> None:
+        """`there`: at the other node, of which this one has not heard yet."""
+        here, self.here = self.here, 1 - self.here if there else self.here
         device = self.devices.pop(name, None)
         if device is not None:
             device.user.server = self.nodes[self.here]
             assert device.user.post(f"{V3}/logout").status == 200
         if comes_again:
             self.devices[name] = self._log_in(name)
+        self.here = here
 
     def sweep(self, limit: int, later: bool) -> None:
         if later:
@@ -252,7 +255,7 @@ STEPS = st.one_of(
     st.tuples(st.just("sync"), NAME, st.integers(0, 4), st.booleans()),
     st.tuples(st.just("sync"), NAME, st.just(0), st.just(True)),
     st.tuples(st.just("slide"), NAME, st.integers(0, 3), st.booleans(), st.integers(1, 8)),
-    st.tuples(st.just("go"), NAME, st.booleans()),
+    st.tuples(st.just("go"), NAME, st.booleans(), st.booleans()),
     st.tuples(st.just("sweep"), st.integers(1, 40), st.booleans()),
     st.tuples(st.just("restart")),
     st.tuples(st.just("elsewhere")),
@@ -278,4 +281,5 @@ def test_every_device_gets_each_of_its_messages_once_in_order(
         for _ in range(len(device.sent) // PAGE + 2):
             world.sync(name, 0, True)
         assert [each for each in device.sent if each[0] > device.acknowledged] == []
+        world.sweep(1000, False)
         world.sync(name, 1000, True)
