@@ -229,6 +229,12 @@ class World:
         node = self.nodes[self.here]
         node.run(node.app.accounts.to_device_store.sweep(limit, int(self.now * 1000)))
 
+    def lost(self) -> int:
+        """Messages that are kept for no device, and were not acknowledged."""
+        sql = "SELECT count(*) FROM to_device_messages AS m WHERE NOT EXISTS (SELECT 1 FROM devices AS d WHERE d.device_nid = m.device_nid)"
+        (row,) = self.nodes[0].run(self.databases[0].read("count", lambda txn: txn.query(sql)))
+        return int(row[0])
+
     def restart(self) -> None:
         self.nodes[self.here] = self._start(self.here)
 
@@ -283,3 +289,6 @@ def test_every_device_gets_each_of_its_messages_once_in_order(
         assert [each for each in device.sent if each[0] > device.acknowledged] == []
         world.sweep(1000, False)
         world.sync(name, 1000, True)
+    for _ in range(2):
+        world.sweep(1000, True)
+    assert world.lost() == 0, "what is kept is kept for somebody"
