@@ -52,7 +52,7 @@ from homeserver.openings import (
     read_key,
     waiting_threads,
 )
-from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done
+from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done, stop_on_signals
 from homeserver.services.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
@@ -203,6 +203,7 @@ def run(paths: tuple[Path, ...]) -> None:
         raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
+    stop_on_signals(reactor)
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
     )

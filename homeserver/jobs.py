@@ -7,7 +7,8 @@ Laws:
 - A step aims at a tenth of a second: after each the size of the next is reckoned anew. Between two steps there is a pause
   at least as long as the step, so that no job takes more than half of the writer, and people come first.
 - A step commits its work, and what is done is not found again: a job that was interrupted goes on where it was.
-- A job that fails is logged, rests, and goes on later; it harms no other job.
+- A job that fails is logged, rests, and goes on later; it harms no other job. One that is done every second rests longer each time
+  it fails, up to half a minute: an outage of the database does not fill the log.
 - On several nodes each does every job: steps are transactions, so that two nodes share the work and do none of it twice.
 """
 
@@ -27,6 +28,8 @@ STEP_SECONDS: Final = 0.1
 SHORTEST_PAUSE: Final = 0.1
 FIRST_BATCH: Final = 50
 LARGEST_BATCH: Final = 5000
+RESTS_GROW_TO: Final = 30.0
+"""Seconds to which the rest of a job that fails again and again is doubled, where its interval is shorter."""
 LONGEST_REST: Final = 300.0
 """Seconds after which a job that failed is tried again at the latest."""
 
@@ -67,6 +70,7 @@ class _Runner:
         self._clock = clock
         self._job = job
         self._batch = FIRST_BATCH
+        self._failed_in_turn = 0
         self._next: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
@@ -96,7 +100,9 @@ class _Runner:
     def _rest_after_failure(self) -> float:
         """Count it; how long to wait."""
         self._failures.inc()
-        return min(self._job.interval, LONGEST_REST)
+        doubled = self._job.interval * 2 ** min(self._failed_in_turn, 10)
+        self._failed_in_turn += 1
+        return min(max(self._job.interval, min(doubled, RESTS_GROW_TO)), LONGEST_REST)
 
     async def _run(self) -> None:
         """One step; raises nothing."""
@@ -112,6 +118,7 @@ class _Runner:
             pause = self._rest_after_failure()
         else:
             took = self._clock.seconds() - started
+            self._failed_in_turn = 0
             self._items.inc(done)
             self._seconds.inc(took)
             if done < self._batch:

@@ -331,6 +331,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert third.returncode == 1
         assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)  # somebody who does not like to wait
         assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()

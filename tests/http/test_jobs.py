@@ -112,6 +112,32 @@ def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(failures
     assert registry.get_sample_value("mahalla_job_failures_total", {"job": "away"}) == 1
 
 
+def test_an_outage_does_not_fill_the_log() -> None:
+    clock = Clock()
+    away = True
+    steps: list[float] = []
+
+    async def step(_batch: int) -> int:
+        steps.append(clock.seconds())
+        if away:
+            raise DatabaseUnavailable("connection refused")
+        return 0
+
+    run(clock, Job("frequent", step, 1.0))
+    turn(clock, 630)
+    assert len(steps) < 30, "once in half a minute, after the first minute"
+    away = False
+    turn(clock, 31)
+    before = len(steps)
+    turn(clock, 10)
+    assert len(steps) - before >= 9, "as before once it is back"
+    away = True
+    turn(clock, 1)
+    failed = len(steps)
+    turn(clock, 4)
+    assert len(steps) - failed >= 2, "and soon again after the first failure"
+
+
 def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) -> None:
     clock = Clock()
     unlucky, lucky = Pile(clock, 10), Pile(clock, 10)
