@@ -284,7 +284,8 @@ def _check_database(database: Database) -> list[Problem]:
         if type(value := database.args.get(name, 1)) is not int
     ]
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
-        problems.append(Problem(place, f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+        told = f"SQLite takes only `database`, not {', '.join(sorted(extra))}; for PostgreSQL `name` is psycopg2"
+        problems.append(Problem(place, told))
     return problems
 
 
