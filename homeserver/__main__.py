@@ -95,20 +95,20 @@ def print_version() -> None:
         click.echo("mahalla, not installed")
 
 
-@main.command()
+@main.command(short_help="Print every endpoint.")
 def routes() -> None:
     """Print METHOD and PATH of every endpoint, one a line."""
     for method, path in declared_routes():
         click.echo(f"{method} {path}")
 
 
-@main.command()
+@main.command(short_help="Print what Prometheus is told, and what it means.")
 def metrics() -> None:
     """Print what the server tells Prometheus, as the page of the documentation."""
     click.echo(write_metrics_page(), nl=False)
 
 
-@main.command()
+@main.command(short_help="Write a configuration and a signing key.")
 @click.argument("server_name")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where; here by default.")
 @click.option("--public-baseurl", help="The address under which clients reach the server, with https://.")
@@ -156,7 +156,7 @@ def sample(docs: bool) -> None:
     click.echo(write_docs() if docs else write_sample(), nl=False)
 
 
-@main.command()
+@main.command(short_help="Start the server.")
 @config_option
 def run(paths: tuple[Path, ...]) -> None:
     """Start the server, and serve until SIGTERM or Ctrl-C."""
@@ -228,7 +228,7 @@ def run(paths: tuple[Path, ...]) -> None:
         raise click.ClickException(failures[0])
 
 
-@main.command("create-user")
+@main.command("create-user", short_help="Make an account.")
 @config_option
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="An administrator of the server.")
@@ -260,7 +260,7 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
     click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
 
 
-@main.command("create-registration-token")
+@main.command("create-registration-token", short_help="Make a token that lets people register.")
 @config_option
 @click.option("--uses", type=click.IntRange(1, 1_000_000), help="For so many accounts; without bound by default.")
 @click.option("--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default.")
@@ -277,7 +277,7 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         click.echo("It is good once `enable_registration` and `registration_requires_token` are true.", err=True)
 
 
-@main.command("rescan-media")
+@main.command("rescan-media", short_help="Have the server scan its files again.")
 @config_option
 @click.option("--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days.")
 @click.option(
@@ -304,7 +304,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     run_with_database(config, rescan)
 
 
-@main.command("copy-database")
+@main.command("copy-database", short_help="Copy a database into an empty one.")
 @click.option(
     "--from",
     "source",
@@ -359,12 +359,25 @@ def localpart_of(name: str, server_name: str) -> str:
 
 def ask_for_password() -> str:
     """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the answer."""
+    if not has_terminal():
+        raise click.ClickException(
+            "there is no terminal to ask at: give the password by --password-file (`-`: standard input)"
+        )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     finally:
         signal.signal(signal.SIGINT, before)
     return password
+
+
+def has_terminal() -> bool:
+    """Whether somebody can be asked; programs are often run without."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
 
 
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:

@@ -32,6 +32,14 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+@pytest.mark.parametrize("words", [(), ("config",)])
+def test_help_tells_each_command_in_whole(words: tuple[str, ...]) -> None:
+    told = call(*words, "--help")
+    assert told.exit_code == 0
+    assert "Commands:" in told.output
+    assert "..." not in told.output.partition("Commands:")[2]
+
+
 def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
     made = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
     assert made.exit_code == 0, made.output
@@ -161,6 +169,22 @@ def test_an_account_may_be_named_in_whole(data: Path) -> None:
     )
     assert other.returncode == 1
     assert other.stderr.startswith("Error: @anna:other.example would be an account of another server")
+
+
+def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
+    command = [sys.executable, "-m", "homeserver", "create-user", "-c", str(data / "homeserver.yaml"), "anna"]
+    asked = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("Error: there is no terminal to ask at")
+    assert asked.stdout == ""
 
 
 @pytest.mark.parametrize(
