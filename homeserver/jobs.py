@@ -100,7 +100,7 @@ class _Runner:
     def _rest_after_failure(self) -> float:
         """Count it; how long to wait."""
         self._failures.inc()
-        doubled = self._job.interval * 2 ** min(self._failed_in_turn, 10)
+        doubled = self._job.interval * (1 << min(self._failed_in_turn, 10))
         self._failed_in_turn += 1
         return min(max(self._job.interval, min(doubled, RESTS_GROW_TO)), LONGEST_REST)
 
