@@ -455,6 +455,7 @@ def build(
         *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *federated_rooms.jobs(),
         *encryption.jobs(),
         *pushers.jobs(),
         *files.jobs(),
