@@ -30,9 +30,9 @@ MAX_IDS_BYTES: Final = 24 << 20
 SHORT_STATE_BYTES: Final = 4 << 20
 SHORT_LIST_BYTES: Final = 1 << 20
 """Of lists of ids, and of auth chains. What is no longer needs no place (`long_answers.py`)."""
-STATES_AT_ONCE: Final = 1
-LISTS_AT_ONCE: Final = 2
-"""Of those that are longer, for all rooms."""
+STATES_AT_ONCE: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
+LISTS_AT_ONCE: Final = ((2, MAX_IDS_BYTES),)
+"""Of those that are longer, for all rooms: how many of up to how many bytes."""
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
 
