@@ -93,7 +93,7 @@ class FederationParts:
         self.questions = questions
         late = LateContents(database, rooms.engine, rooms.events, identity, rooms.now_ms)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
-        self.imports = StateImports(outliers, store)
+        self.imports = StateImports(outliers, store, clock)
         self.effects = StoredEffects(store, identity)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)

@@ -52,7 +52,7 @@ class IncomingParts:
         self.remote = federation.remote_events
         lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
         self.states = RemoteStates(
-            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states
+            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states, clock
         )
         self.missing = MissingEvents(
             rooms.engine,
@@ -66,7 +66,7 @@ class IncomingParts:
             federation.policy_servers.find_refused,
             federation.identity,
             TimelineStore(database),
-            clock.seconds,
+            clock,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.insiders = Insiders(
