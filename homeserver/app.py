@@ -234,6 +234,7 @@ class Server:
         self.incoming.completions.stop()
         self.federation.unproved.stop()
         self.incoming.inbox.stop()
+        self.rooms.elsewhere.leaving.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
         await self.federation_out.sender.stop()

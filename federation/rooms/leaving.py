@@ -11,7 +11,7 @@ spec: server-server-api#leaving-rooms-rejecting-invites
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -67,7 +67,8 @@ class Leaving:
         self._identity = identity
         self._now_ms = now_ms
         self._is_joining = is_joining
-        self._telling: set[ServerName] = set()
+        self._telling: dict[ServerName, Deferred[None]] = {}
+        self._is_stopped = False
 
     async def leave(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
         """Decline an invite, or take a knock back: at least for this server, if no other can be told for now.
@@ -107,33 +108,40 @@ class Leaving:
         """Begin to tell servers what they have yet to hear; nothing is waited for."""
         for name in await self._store.get_due_servers(self._now_ms(), 2 * TOLD_AT_ONCE):
             server = ServerName(name)
-            if len(self._telling) < TOLD_AT_ONCE and server not in self._telling:
-                self._telling.add(server)
-                Deferred.fromCoroutine(self._tell_server(server)).addErrback(self._report)
+            if server not in self._telling and len(self._telling) < TOLD_AT_ONCE and not self._is_stopped:
+                task = Deferred.fromCoroutine(self._tell_server(server)).addErrback(self._report)
+                if not task.called:
+                    self._telling[server] = task.addBoth(self._has_told, server)
         return 0
+
+    def stop(self) -> None:
+        """Tell nothing more; what was being told is tried again after the next start."""
+        self._is_stopped = True
+        for task in list(self._telling.values()):
+            task.cancel()
+
+    def _has_told(self, _result: None, server: ServerName) -> None:
+        self._telling.pop(server, None)
 
     async def _tell_server(self, server: ServerName) -> None:
         """Tell a server one thing after the other, until it cannot be had."""
-        try:
-            while (leave := await self._store.take_due(server, self._now_ms(), _pause_ms)) is not None:
-                try:
-                    await self._tell(server, leave)
-                except (RemoteError, MatrixError) as error:
-                    ends = _is_final(error) or self._now_ms() - leave.since_ts >= LONGEST_MS
-                    self._log.info(
-                        "{server} does not hear{end} that {user} left: {error}",
-                        server=server,
-                        end="" if ends else " for now",
-                        user=leave.user_id,
-                        error=error,
-                    )
-                    if not _is_final(error):
-                        await self._store.put_off(leave)
-                    if not ends:
-                        return
-                await self._store.remove(leave)
-        finally:
-            self._telling.discard(server)
+        while (leave := await self._store.take_due(server, self._now_ms(), _pause_ms)) is not None:
+            try:
+                await self._tell(server, leave)
+            except (RemoteError, MatrixError) as error:
+                ends = _is_final(error) or self._now_ms() - leave.since_ts >= LONGEST_MS
+                self._log.info(
+                    "{server} does not hear{end} that {user} left: {error}",
+                    server=server,
+                    end="" if ends else " for now",
+                    user=leave.user_id,
+                    error=error,
+                )
+                if not _is_final(error):
+                    await self._store.put_off(leave)
+                if not ends:
+                    return
+            await self._store.remove(leave)
 
     async def _tell(self, server: ServerName, leave: UntoldLeave) -> None:
         """Leave there too, unless the user has thought better of it before that server answers. Raises RemoteError, MatrixError."""
@@ -153,7 +161,8 @@ class Leaving:
         return await self._outside.find_last(room, UserID(leave.user_id), EventID(leave.event_id))
 
     def _report(self, failure: Failure) -> None:
-        self._log.failure("other servers were not told that somebody left", failure)
+        if not failure.check(CancelledError):
+            self._log.failure("other servers were not told that somebody left", failure)
 
 
 def _is_final(error: Exception) -> bool:

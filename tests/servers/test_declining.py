@@ -71,6 +71,20 @@ def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:
     assert standing(alice, room_id, bob) == "leave"
 
 
+def test_it_hears_of_it_after_we_were_killed_while_we_told_it(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    network.hold()
+    wait(network, bob.server, 0.2)
+    assert [letter.destination for letter in network.held()] == [NORTH]
+    again = network.rebuild(SOUTH)
+    network.deliver()
+    assert standing(alice, room_id, bob) == "invite"
+    wait(network, again, 1)
+    assert standing(alice, room_id, bob) == "leave"
+
+
 def test_tries_get_fewer_and_end(network: Network) -> None:
     alice, bob = pair(network)
     for _ in range(5):
