@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,12 +46,10 @@ class WorkerWasBusy(WorkerDied):
 
 def processor_seconds(pid: int) -> float:
     """What a process has taken on the processor, all its threads together; where that cannot be known, what passes by the clock."""
-    if sys.platform != "linux":
-        return time.monotonic()
-    try:
-        return time.clock_gettime((~pid << 3) | _CLOCK_OF_PROCESS)
-    except OSError:  # it has ended: its output says so
-        return 0.0
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel that is none, such as that of a sandbox, may not know it
+            return time.clock_gettime((~pid << 3) | _CLOCK_OF_PROCESS)
+    return time.monotonic()
 
 
 class _Size(msgspec.Struct, frozen=True):
