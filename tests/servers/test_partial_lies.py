@@ -10,7 +10,17 @@ from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
-from tests.helpers.large_rooms import MEMBERS, complete, is_whole, large_room, lazily, messages, same_state
+from tests.helpers.large_rooms import (
+    MEMBERS,
+    complete,
+    is_whole,
+    large_room,
+    lazily,
+    messages,
+    refused_in_part,
+    same_state,
+    take,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
@@ -245,44 +255,6 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     assert not nothing.rejected
     assert not nothing.in_timeline
     await same_state(alice, bob, room_id)
-
-
-async def refused_in_part(network: Network, **wish: Any) -> tuple[User, User, User, str, Event]:
-    """What Erin says is refused by the part of the state that Bob's server has, since Wanda put Erin out, who had been banned before
-    herself. Alice, Bob, Erin, the room and the message."""
-    alice, bob, room_id = await large_room(
-        network,
-        room_version="11",
-        power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
-        **wish,
-    )
-    wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
-    for user in (wanda, erin):
-        ok(join_via(user, room_id, NORTH))
-    complete(network)
-    bob.server.app.incoming.completions.stop()
-    network.cut(NORTH, WEST)
-    ok(membership(alice, room_id, "ban", wanda))
-    ok(join_via(bob, room_id, NORTH))
-    west, east = Side(wanda.server), Side(erin.server)
-    (our_join,) = await Side(bob.server).last(RoomID(room_id))
-    put_out = await west.build_next(
-        RoomID(room_id), wanda.user_id, "m.room.member", {"membership": "ban"}, erin.user_id, prev=[our_join]
-    )
-    content = {"body": f"ping {bob.user_id}", "msgtype": "m.text", "m.mentions": {"user_ids": [bob.user_id]}}
-    said = await east.build_next(RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join])
-    assert await take(bob, room_id, west, put_out) is Verdict.ACCEPT
-    assert await take(bob, room_id, east, said) is Verdict.SOFT_FAIL
-    return alice, bob, erin, room_id, said
-
-
-async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict:
-    """Give somebody's server an event of another, and what it cites."""
-    receiver = Side(user.server).federation.receiver
-    cited = await side.rooms.events.get_anywhere(event.auth_events)
-    await receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
-    (outcome,) = await receiver.receive(RoomID(room_id), [event.pdu])
-    return outcome.verdict
 
 
 async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(network: Network) -> None:
