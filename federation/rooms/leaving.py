@@ -82,7 +82,7 @@ class Leaving:
         assert room is not None, "it is a room with a membership"
         named = [ServerName(name) for name in dict.fromkeys(servers) if is_server_name(name)]
         told_by = await self._outside.find_servers(room.room_nid, user_id)
-        untold = dict(told_by) if told_by else dict.fromkeys(named[:MOST_ASKED], EventID(""))
+        untold: dict[str, str] = dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
         untold.pop(self._identity.server_name, None)
 
         async def ask(server: ServerName) -> None:

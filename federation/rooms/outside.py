@@ -53,7 +53,7 @@ class OutsideMemberships:
         event: Event,
         server: ServerName,
         state: Iterable[Mapping[str, Any]],
-        untold: Mapping[ServerName, str] | None = None,
+        untold: Mapping[str, str] | None = None,
     ) -> bool:
         """Keep our user's new membership and what the server says of the room; False if they are in it by now. `untold`: servers that
         have yet to hear of it, each with the id of what it told that this ends (empty: not known).

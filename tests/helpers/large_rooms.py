@@ -102,7 +102,7 @@ async def refused_in_part(network: Network, **wish: Any) -> tuple[User, User, Us
     return alice, bob, erin, room_id, said
 
 
-async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict:
+async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict | None:
     """Give somebody's server an event of another, and what it cites."""
     receiver = Side(user.server).federation.receiver
     cited = await side.rooms.events.get_anywhere(event.auth_events)
