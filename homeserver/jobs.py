@@ -13,6 +13,8 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from traceback import walk_tb
 from typing import Final
 
 import msgspec
@@ -33,6 +35,10 @@ LONGEST_REST: Final = 300.0
 FIRST_SILENCE: Final = 60.0
 LONGEST_SILENCE: Final = 6 * 3600.0
 """Seconds between two lines about a job that goes on failing in the same way."""
+MOST_KINDS: Final = 20
+"""Ways of failing that are told apart."""
+MOST_FRAMES: Final = 64
+"""That are looked at for that: what is raised again and again has more each time."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -62,16 +68,25 @@ class Jobs:
             await runner.stop()
 
 
+_Kind = tuple[type[Exception], frozenset[tuple[str, int]]]
+"""A class of errors, and the lines of code by which one came."""
+
+
+class _Lines(msgspec.Struct):
+    """What the log has of failures of one kind."""
+
+    told: float
+    silence: float = FIRST_SILENCE
+
+
 class _Trouble(msgspec.Struct):
     """A job that has failed and not worked since."""
 
-    kind: type[Exception]
     since: float
-    told: float
     failed: float
     """When it failed last."""
-    silence: float = FIRST_SILENCE
-    tries: int = 1
+    tries: int = 0
+    kinds: dict[_Kind, _Lines] = msgspec.field(default_factory=dict)
 
 
 class _Runner:
@@ -113,15 +128,19 @@ class _Runner:
     def _is_to_tell(self, error: Exception) -> bool:
         """Count a failure; whether there is something new in it, or it was long ago that there was a line about it."""
         self._failures.inc()
-        now, trouble = self._clock.seconds(), self._trouble
-        if trouble is None or trouble.kind is not type(error):
-            since = now if trouble is None else trouble.since
-            self._trouble = _Trouble(type(error), since, now, now, tries=1 if trouble is None else trouble.tries + 1)
-            return True
+        now = self._clock.seconds()
+        trouble = self._trouble = self._trouble or _Trouble(now, now)
         trouble.tries, trouble.failed = trouble.tries + 1, now
-        if now - trouble.told < trouble.silence:
+        kind = _kind_of(error)
+        lines = trouble.kinds.get(kind)
+        if lines is None:
+            if len(trouble.kinds) == MOST_KINDS:
+                del trouble.kinds[next(iter(trouble.kinds))]
+            trouble.kinds[kind] = _Lines(now)
+            return True
+        if now - lines.told < lines.silence:
             return False
-        trouble.told, trouble.silence = now, min(2 * trouble.silence, LONGEST_SILENCE)
+        lines.told, lines.silence = now, min(2 * lines.silence, LONGEST_SILENCE)
         return True
 
     def _note_success(self) -> None:
@@ -169,3 +188,8 @@ class _Runner:
             self._stopped.callback(None)
         else:
             self.rest(pause)
+
+
+def _kind_of(error: Exception) -> _Kind:
+    frames = islice(walk_tb(error.__traceback__), MOST_FRAMES)
+    return type(error), frozenset((frame.f_code.co_filename, line) for frame, line in frames)

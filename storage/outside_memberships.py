@@ -73,14 +73,20 @@ class OutsideMembershipStore:
         return await self._database.write("note_room", note_room, room_id, version, now_ms)
 
     async def set_outside(
-        self, row: OutsideRow, new: NewMembership, may_end: MayEnd, untold: Collection[str] = (), now: int = 0
+        self,
+        row: OutsideRow,
+        new: NewMembership,
+        may_end: MayEnd,
+        untold: Mapping[str, str] | None = None,
+        now: int = 0,
     ) -> bool:
         """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now. An invite that may not
         end what is kept waits beside it. Raises Untouchable, where something else may not, or too many wait.
 
-        `may_end` is asked in a thread of the database. `untold`: servers that have yet to hear of it, as noted `now` (ms).
+        `may_end` is asked in a thread of the database. `untold`: servers that have yet to hear of it, as noted `now` (ms), each
+        with what it told that this ends.
         """
-        return await self._database.write("set_outside_membership", _set, row, new, may_end, untold, now)
+        return await self._database.write("set_outside_membership", _set, row, new, may_end, untold or {}, now)
 
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
@@ -100,7 +106,7 @@ def _set(
     row: OutsideRow,
     new: NewMembership,
     may_end: MayEnd,
-    untold: Collection[str],
+    untold: Mapping[str, str],
     now: int,
 ) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)

@@ -4,7 +4,7 @@ Noted in the write that keeps the leave (`storage/outside_memberships.py`). All 
 server that cannot be had, as a rule.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -28,6 +28,8 @@ class UntoldLeave(msgspec.Struct, frozen=True):
     """When it is to be tried again, unless it is removed before."""
     attempts: int
     """With the one that is under way."""
+    ended: str
+    """The invite or knock that it ends, as that server told it; empty: not known."""
 
 
 class UntoldLeaveStore:
@@ -45,15 +47,16 @@ class UntoldLeaveStore:
 
         def write(txn: WriteTransaction) -> UntoldLeave | None:
             found = txn.query_one(
-                "SELECT room_nid, user_id, event_id, since_ts,"
+                "SELECT room_nid, user_id, event_id, since_ts, ended,"
                 " (SELECT MAX(attempts) FROM untold_leaves WHERE server = ?) FROM untold_leaves"
                 " WHERE server = ? AND due_ts <= ? ORDER BY due_ts, room_nid, user_id LIMIT 1",
                 (server, server, now),
             )
             if found is None:
                 return None
-            room_nid, user_id, event_id, since_ts, attempts = found
-            leave = UntoldLeave(room_nid, user_id, server, event_id, since_ts, now + pause(attempts), attempts + 1)
+            room_nid, user_id, event_id, since_ts, ended, attempts = found
+            due = now + pause(attempts)
+            leave = UntoldLeave(room_nid, user_id, server, event_id, since_ts, due, attempts + 1, ended)
             sql = "UPDATE untold_leaves SET due_ts = ?, attempts = ? WHERE room_nid = ? AND user_id = ? AND server = ?"
             txn.execute(sql, (leave.due_ts, leave.attempts, room_nid, user_id, server))
             return leave
@@ -69,6 +72,30 @@ class UntoldLeaveStore:
 
         await self._database.write("put_off_untold_leaves", write)
 
+    async def is_unchanged(self, leave: UntoldLeave) -> bool:
+        """Whether it is still to be told by whom it was given to: nothing else became of the membership, nor is anybody of ours about
+        to enter the room, through whichever node."""
+        return await self._database.read_quickly("is_untold_leave_unchanged", _is_unchanged, leave)
+
+    async def set_due(self, room_id: str, due: int) -> None:
+        """What is to be told of leaves of the room is told from then on (ms), and not by whoever was telling it until now."""
+
+        def write(txn: WriteTransaction) -> None:
+            sql = "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = (SELECT room_nid FROM rooms WHERE room_id = ?)"
+            txn.execute(sql, (due, room_id))
+
+        await self._database.write("set_untold_leaves_due", write)
+
+    async def forget(self, room_id: str, user_id: str, due: int) -> None:
+        """The user has entered the room: nothing is to be told of former leaves of theirs; of those of others, from then on (ms)."""
+
+        def write(txn: WriteTransaction) -> None:
+            where = "WHERE room_nid = (SELECT room_nid FROM rooms WHERE room_id = ?)"
+            txn.execute(f"DELETE FROM untold_leaves {where} AND user_id = ?", (room_id, user_id))
+            txn.execute(f"UPDATE untold_leaves SET due_ts = ? {where}", (due, room_id))
+
+        await self._database.write("forget_untold_leaves", write)
+
     async def remove(self, leave: UntoldLeave) -> None:
         """It was told, or is to be told no more."""
 
@@ -80,20 +107,29 @@ class UntoldLeaveStore:
 
 
 def set_untold_leaves(
-    txn: WriteTransaction, room_nid: int, user_id: str, event_id: str, servers: Iterable[str], now: int
+    txn: WriteTransaction, room_nid: int, user_id: str, event_id: str, servers: Mapping[str, str], now: int
 ) -> None:
-    """A leave is kept, of which these servers are to hear; whatever was to be told of the user's memberships before is so no more."""
+    """A leave is kept, of which these servers are to hear, each with what it told that is ended by it; whatever was to be told of the
+    user's memberships before is so no more."""
     txn.execute("DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
-    for server in servers:
+    for server, ended in servers.items():
         waiting = txn.query_one("SELECT COUNT(*) FROM untold_leaves WHERE server = ?", (server,))
         if waiting is not None and waiting[0] < MOST_FOR_A_SERVER:
             txn.execute(
-                "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts, due_ts)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (room_nid, user_id, server, event_id, now, now),
+                "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts, due_ts, ended)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (room_nid, user_id, server, event_id, now, now, ended),
             )
 
 
 def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:
     sql = "SELECT server FROM untold_leaves WHERE due_ts <= ? GROUP BY server ORDER BY MIN(due_ts) LIMIT ?"
     return [server for (server,) in txn.query(sql, (now, limit))]
+
+
+def _is_unchanged(txn: Transaction, leave: UntoldLeave) -> bool:
+    row = txn.query_one(
+        "SELECT event_id, due_ts FROM untold_leaves WHERE room_nid = ? AND user_id = ? AND server = ?",
+        (leave.room_nid, leave.user_id, leave.server),
+    )
+    return row is not None and tuple(row) == (leave.event_id, leave.due_ts)

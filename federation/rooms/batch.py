@@ -144,32 +144,41 @@ async def sort_many_by_reference(
 
 
 def _sort(events: Mapping[EventID, Event]) -> Generator[None, None, tuple[list[Event], list[Event]]]:
-    """Yields where others may be served."""
+    """Yields where others may be served, however the events refer to each other."""
     waits_for: dict[EventID, set[EventID]] = {}
     followers: dict[EventID, list[EventID]] = {}
+    creations: list[EventID] = []
+    first: list[EventID] = []
     for number, (event_id, event) in enumerate(events.items(), 1):
-        waits_for[event_id] = names = {name for name in _references(event) if name in events}
+        names = {name for name in _references(event) if name in events}
+        if names:
+            waits_for[event_id] = names
+        else:
+            # where a room is named by its create event, nobody refers to it as an auth event
+            (creations if event.type == CREATE else first).append(event_id)
         for name in names:
             followers.setdefault(name, []).append(event_id)
         if number % SORTED_AT_ONCE == 0:
             yield
-    # where a room is named by its create event, nobody refers to it as an auth event
-    first = sorted(
-        (name for name, names in waits_for.items() if not names), key=lambda name: events[name].type != CREATE
-    )
-    ready = deque(first)
+    ready = deque([*creations, *first])
     ordered: list[Event] = []
+    steps = 0
     while ready:
         event_id = ready.popleft()
         ordered.append(events[event_id])
-        for follower in followers.get(event_id, ()):
-            waits_for[follower].discard(event_id)
-            if not waits_for[follower]:
+        for follower in followers.pop(event_id, ()):
+            names = waits_for[follower]
+            names.discard(event_id)
+            if not names:
+                del waits_for[follower]
                 ready.append(follower)
-        if len(ordered) % SORTED_AT_ONCE == 0:
+            steps += 1
+            if steps % SORTED_AT_ONCE == 0:
+                yield
+        steps += 1
+        if steps % SORTED_AT_ONCE == 0:
             yield
-    placed = {event.event_id for event in ordered}
-    return ordered, [event for event_id, event in events.items() if event_id not in placed]
+    return ordered, [events[event_id] for event_id in waits_for]
 
 
 def _references(event: Event) -> Iterable[EventID]:

@@ -447,7 +447,7 @@ class Completions:
             target = None if target_id is None else await self._events.get_event(stored.room_nid, target_id)
             if target is not None and target.redacted_by is None:
                 redactions.append((stored.nid, await prune(snapshot, target, self._identity)))
-        return children, redactions, walk.news
+        return children, redactions, await self._recheck.find_news(snapshot, walk)
 
     async def _find_effects(
         self,

@@ -4,11 +4,12 @@ Laws:
 - The user has left at once, whoever answers.
 - Each server that told them of the room hears of it: which have yet to is noted in the write that keeps the leave, and each is
   tried again after pauses that grow, for a week. Nothing is told that is no longer so.
+- Where others of this server enter the room meanwhile, the invite that was declined stands in it still: then the user leaves there.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,18 +17,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import MatrixError, RemoteError
-from federation.protocol.events import Event
+from federation.protocol.errors import Forbidden, MatrixError, RemoteError
+from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
 from federation.remote.membership import MembershipRequests
 from federation.requests import RefusedByRemote
 from federation.rooms.candidates import Candidates
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.residence import Residence
 from federation.rooms.templates import Handshake, lonely_leave
 from storage.rooms import RoomStore
 from storage.untold_leaves import UntoldLeave, UntoldLeaveStore
 
+MEMBER: Final = "m.room.member"
 MOST_ASKED: Final = 3
 """Servers, before the user has left without them."""
 TOLD_AT_ONCE: Final = 16
@@ -52,11 +56,10 @@ class Leaving:
         rooms: RoomStore,
         outside: OutsideMemberships,
         store: UntoldLeaveStore,
+        engine: RoomEngine,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
-        is_joining: Callable[[RoomID], bool],
     ) -> None:
-        """`is_joining`: whether somebody of ours is about to enter a room."""
         self._remote = remote
         self._handshake = handshake
         self._candidates = candidates
@@ -64,9 +67,9 @@ class Leaving:
         self._rooms = rooms
         self._outside = outside
         self._store = store
+        self._engine = engine
         self._identity = identity
         self._now_ms = now_ms
-        self._is_joining = is_joining
         self._telling: dict[ServerName, Deferred[None]] = {}
         self._is_stopped = False
 
@@ -79,7 +82,8 @@ class Leaving:
         assert room is not None, "it is a room with a membership"
         named = [ServerName(name) for name in dict.fromkeys(servers) if is_server_name(name)]
         told_by = await self._outside.find_servers(room.room_nid, user_id)
-        untold = dict.fromkeys(each for each in told_by or named[:MOST_ASKED] if each != self._identity.server_name)
+        untold: dict[str, str] = dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
+        untold.pop(self._identity.server_name, None)
 
         async def ask(server: ServerName) -> None:
             try:
@@ -90,7 +94,7 @@ class Leaving:
                     untold.pop(server, None)
                 raise
             untold.pop(server, None)
-            await self._outside.keep(event, server, (), untold if told_by else ())
+            await self._outside.keep(event, server, (), untold if told_by else None)
 
         try:
             await self._candidates.ask(named, ask, most=MOST_ASKED)
@@ -126,39 +130,64 @@ class Leaving:
     async def _tell_server(self, server: ServerName) -> None:
         """Tell a server one thing after the other, until it cannot be had."""
         while (leave := await self._store.take_due(server, self._now_ms(), _pause_ms)) is not None:
+            ends = self._now_ms() - leave.since_ts >= LONGEST_MS
             try:
-                await self._tell(server, leave)
+                is_told = await self._tell(server, leave)
             except (RemoteError, MatrixError) as error:
-                ends = _is_final(error) or self._now_ms() - leave.since_ts >= LONGEST_MS
                 self._log.info(
                     "{server} does not hear{end} that {user} left: {error}",
                     server=server,
-                    end="" if ends else " for now",
+                    end="" if ends or _is_final(error) else " for now",
                     user=leave.user_id,
                     error=error,
                 )
                 if not _is_final(error):
                     await self._store.put_off(leave)
-                if not ends:
-                    return
-            await self._store.remove(leave)
+                    if not ends:
+                        return
+                is_told = True
+            if is_told or ends:
+                await self._store.remove(leave)
 
-    async def _tell(self, server: ServerName, leave: UntoldLeave) -> None:
-        """Leave there too, unless the user has thought better of it before that server answers. Raises RemoteError, MatrixError."""
-        left = await self._find(leave)
+    async def _tell(self, server: ServerName, leave: UntoldLeave) -> bool:
+        """Leave there too, unless the user has thought better of it before that server answers; False where it is to be tried again
+        though that server could be had. Raises RemoteError, MatrixError."""
+        (room,) = (await self._rooms.get_rooms_by_nid([leave.room_nid])).values()
+        room_id, user_id = RoomID(room.room_id), UserID(leave.user_id)
+        left = await self._outside.find_last(room, user_id, EventID(leave.event_id))
         if left is None:
-            return
-        event = await self._handshake.make(server, "leave", left.room_id, UserID(leave.user_id), left.content)
-        if await self._find(leave) is not None:
-            await self._remote.send_leave(server, event)
+            return True
+        if await self._residence.find(room_id) is None:
+            event = await self._handshake.make(server, "leave", room_id, user_id, left.content)
+            if not await self._store.is_unchanged(leave):
+                return False
+            if await self._residence.find(room_id) is None:
+                await self._remote.send_leave(server, event)
+                return True
+        return await self._leave_inside(room_id, user_id, left.content, leave.ended)
 
-    async def _find(self, leave: UntoldLeave) -> Event | None:
-        """The leave, if it is the last that became of the user's membership."""
-        room = (await self._rooms.get_rooms_by_nid([leave.room_nid]))[leave.room_nid]
-        room_id = RoomID(room.room_id)
-        if self._is_joining(room_id) or await self._residence.find(room_id) is not None:
-            return None
-        return await self._outside.find_last(room, UserID(leave.user_id), EventID(leave.event_id))
+    async def _leave_inside(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], ended: str) -> bool:
+        """Leave a room that this server is in by now, where the invite or knock still stands; False: that is not known yet."""
+        if not ended or (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
+            return not ended
+
+        async def check(_: Sequence[Event]) -> None:
+            if not await self._stands(room_id, user_id, ended):
+                raise Forbidden("Something else has become of the membership")
+
+        if await self._stands(room_id, user_id, ended):
+            try:
+                await self._engine.send(room_id, [Draft(MEMBER, user_id, content, user_id, check=check)])
+            except MatrixError as error:
+                self._log.info("{user} does not leave {room} for now: {error}", user=user_id, room=room_id, error=error)
+                return False
+        return True
+
+    async def _stands(self, room_id: RoomID, user_id: UserID, event_id: str) -> bool:
+        """Whether that is the user's membership in the present state."""
+        key = StateKey(MEMBER, user_id)
+        present = (await (await self._engine.get_snapshot(room_id)).state.load([key])).get(key)
+        return present is not None and present.event.event_id == event_id
 
     def _report(self, failure: Failure) -> None:
         if not failure.check(CancelledError):

@@ -53,10 +53,10 @@ class OutsideMemberships:
         event: Event,
         server: ServerName,
         state: Iterable[Mapping[str, Any]],
-        untold: Collection[ServerName] = (),
+        untold: Mapping[str, str] | None = None,
     ) -> bool:
         """Keep our user's new membership and what the server says of the room; False if they are in it by now. `untold`: servers that
-        have yet to hear of it.
+        have yet to hear of it, each with the id of what it told that this ends (empty: not known).
 
         Raises BadState when the room is known to have another version; Forbidden when they have an invite to it or knock there, and
         the event may not end that.
@@ -119,10 +119,11 @@ class OutsideMemberships:
             row = next((each for each in waiting if each.event_id in cited), row)
         return ROOM_VERSIONS[row.version]
 
-    async def find_servers(self, room_nid: int, user_id: UserID) -> list[ServerName]:
-        """The servers that told this user of the room."""
+    async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
+        """The servers that told this user of the room, each with the event that it told."""
         first = (await self._store.get_outside(room_nid, [user_id])).values()
-        return [ServerName(row.server) for row in (*first, *await self._store.get_waiting(room_nid, user_id))]
+        rows = (*first, *await self._store.get_waiting(room_nid, user_id))
+        return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
     async def is_upon_waiting(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
         """Whether an event rests upon an invite that waits beside another."""

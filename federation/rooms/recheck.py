@@ -13,6 +13,7 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.heard_late import HeardLate, LateHearing
 from federation.rooms.placement import Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -50,7 +51,7 @@ class Walk(msgspec.Struct):
     """What was shown and is no more."""
     shown: list[StoredEvent] = msgspec.field(default_factory=list)
     """What was refused and is shown now."""
-    news: list[LateNews] = msgspec.field(default_factory=list)
+    heard: list[HeardLate] = msgspec.field(default_factory=list)
     """The messages among it that came as news."""
     assumed: set[int] = msgspec.field(default_factory=set)
     """Events the state before which nobody tells, and what follows them: what that does not allow is not refused for good."""
@@ -78,7 +79,9 @@ class Recheck:
         questions: Questions,
         placements: Placements,
         unproved: UnprovedStates,
+        hearing: LateHearing,
     ) -> None:
+        self._hearing = hearing
         self._unproved = unproved
         self._placements = placements
         self._database = database
@@ -109,6 +112,10 @@ class Recheck:
         """The present state, as far as the events have been looked at."""
         return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
 
+    async def find_news(self, snapshot: RoomSnapshot, walk: Walk) -> Sequence[LateNews]:
+        """The messages that are news, as far as the events have been looked at."""
+        return await self._hearing.choose(snapshot.room.room_nid, walk.heard)
+
     async def _look(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> Found:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
@@ -122,7 +129,7 @@ class Recheck:
             else:
                 walk.shown.append(stored)
                 if event.state_key is None and stored.redacted_by is None and not row.is_past:
-                    walk.news.append(await self._late_news(snapshot, stored, before))
+                    walk.heard.append(await self._hearing.note(snapshot, stored, before))
         if before is not told:
             flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
@@ -145,11 +152,6 @@ class Recheck:
             cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
-
-    async def _late_news(self, snapshot: RoomSnapshot, stored: StoredEvent, before: StateChange) -> LateNews:
-        said = await self._placements.classify(snapshot, stored.event, before)
-        outcomes = EventFlag.OUTCOMES if said.outcomes else 0
-        return LateNews(stored.nid, said.flags | outcomes, said.outcomes, said.thread_root)
 
     async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:
         """A state with what the event cites of what could be proved later only, as far as nothing is in its place."""

@@ -8,7 +8,7 @@ Laws:
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -32,7 +32,9 @@ from federation.rooms.state_imports import StateImports, kept_ids
 from federation.rooms.templates import AUTHORISER, Handshake, with_signature_of
 from federation.rooms.told_rooms import read_knock_state
 from storage.rooms import RoomStore
+from storage.untold_leaves import UntoldLeaveStore
 
+LONGEST_ENTRY_MS: Final = 3_600_000
 MAX_SERVERS: Final = 2_000
 """Servers of a room that we are told of."""
 
@@ -54,7 +56,9 @@ class RemoteMemberships:
         imports: StateImports,
         outside: OutsideMemberships,
         questions: Questions,
+        untold: UntoldLeaveStore,
         identity: ServerIdentity,
+        now_ms: Callable[[], int],
         *,
         in_part: bool,
     ) -> None:
@@ -69,13 +73,11 @@ class RemoteMemberships:
         self._imports = imports
         self._outside = outside
         self._questions = questions
+        self._untold = untold
         self._identity = identity
+        self._now_ms = now_ms
         self._in_part = in_part
         self._joining: dict[RoomID, list[Deferred[None]]] = {}
-
-    def is_joining(self, room_id: RoomID) -> bool:
-        """Whether somebody of ours is about to enter the room."""
-        return room_id in self._joining
 
     async def join(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> bool:
         """Enter a room through one of these servers; False when others of this server have done so meanwhile.
@@ -95,7 +97,8 @@ class RemoteMemberships:
             await self._enter(server, room_id, user_id, content)
 
         try:
-            await self._candidates.ask(servers, enter)
+            async with self._entering(room_id, user_id):
+                await self._candidates.ask(servers, enter)
         finally:
             for waiting in self._joining.pop(room_id):
                 waiting.callback(None)
@@ -129,7 +132,20 @@ class RemoteMemberships:
                 state = []  # the knock has been made all the same
             await self._outside.keep(event, server, [strip_event(event), *state])
 
-        await self._candidates.ask(servers, ask)
+        async with self._entering(room_id, user_id):
+            await self._candidates.ask(servers, ask)
+
+    @asynccontextmanager
+    async def _entering(self, room_id: RoomID, user_id: UserID) -> AsyncIterator[None]:
+        """The user is about to enter: no server is told meanwhile that they left before, by whichever node of this server; what others
+        declined is told when it is known whether we are in the room."""
+        await self._untold.set_due(room_id, self._now_ms() + LONGEST_ENTRY_MS)
+        try:
+            yield
+        except (RemoteError, MatrixError):
+            await self._untold.set_due(room_id, self._now_ms())
+            raise
+        await self._untold.forget(room_id, user_id, self._now_ms())
 
     @asynccontextmanager
     async def _shake_hands(

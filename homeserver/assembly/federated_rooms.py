@@ -93,6 +93,7 @@ class FederatedRoomParts:
         )
         handshake = Handshake(remote, identity, rooms.now_ms)
         candidates = Candidates(federation.policy, identity.server_name)
+        untold = UntoldLeaveStore(database)
         memberships = RemoteMemberships(
             remote,
             handshake,
@@ -104,7 +105,9 @@ class FederatedRoomParts:
             federation.imports,
             rooms.outside,
             federation.questions,
+            untold,
             identity,
+            rooms.now_ms,
             in_part=federation.joins_in_part,
         )
         self.leaving = Leaving(
@@ -114,10 +117,10 @@ class FederatedRoomParts:
             rooms.residence,
             rooms.store,
             rooms.outside,
-            UntoldLeaveStore(database),
+            untold,
+            rooms.engine,
             identity,
             rooms.now_ms,
-            memberships.is_joining,
         )
         rooms.elsewhere.memberships = memberships
         rooms.elsewhere.leaving = self.leaving

@@ -8,6 +8,7 @@ from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
 from federation.remote.long_answers import LongAnswers
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
+from federation.rooms.heard_late import LateHearing
 from federation.rooms.inbox import Inbox
 from federation.rooms.insiders import Insiders
 from federation.rooms.missing import MissingEvents
@@ -74,6 +75,7 @@ class IncomingParts:
         )
         self.inbox = Inbox(InboxStore(database), rooms.store, rooms.engine, self.missing, self.insiders, clock, metrics)
         completion = StateCompletion(rooms.trees, rooms.chains)
+        hearing = LateHearing(federation.placements, federation.resolver, rooms.memberships, rooms.membership_store)
         self.completions = Completions(
             RoomTables(
                 database,
@@ -101,6 +103,7 @@ class IncomingParts:
                 federation.questions,
                 federation.placements,
                 federation.unproved,
+                hearing,
             ),
             federation.resolver,
             federation.effects,

@@ -175,6 +175,40 @@ def test_a_job_that_goes_on_failing_says_so_less_and_less(lines: list[str]) -> N
     assert len(passing(20)) == 1
 
 
+def test_a_job_that_fails_in_two_ways_by_turns_is_silent_about_both(lines: list[str]) -> None:
+    clock = Clock()
+    steps: list[int] = []
+
+    async def step(batch: int) -> int:
+        steps.append(batch)
+        if len(steps) % 2:
+            raise DatabaseUnavailable("the disk is full")
+        raise RuntimeError("and so something is missing")
+
+    run(clock, Job("full", step, 10.0))
+    turn(clock, 3600)
+    assert len(steps) > 300
+    assert 2 <= len(lines) <= 14
+
+
+def test_what_fails_elsewhere_in_a_job_is_told_at_once(lines: list[str]) -> None:
+    """Though it is an error of the same class, as those of a database all are."""
+    clock = Clock()
+    is_mended = False
+
+    async def step(_: int) -> int:
+        if not is_mended:
+            raise RuntimeError("a bug")
+        raise RuntimeError("another")
+
+    run(clock, Job("buggy", step, 10.0))
+    turn(clock, 3600)
+    lines.clear()
+    is_mended = True
+    turn(clock, 20)
+    assert lines == ["the job buggy failed; it goes on later"]
+
+
 def test_a_job_that_fails_whenever_there_is_something_to_write(lines: list[str]) -> None:
     clock = Clock()
     steps: list[int] = []

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT, OLDEST_LOGOUT
+from homeserver.services.upstream.oidc.tokens import LEEWAY, LOGOUT_EVENT, OLDEST_LOGOUT
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
@@ -66,7 +66,8 @@ def test_logout_tokens_are_remembered_while_they_would_be_good(linked: TestServe
     for number in range(3):
         assert tell(linked, provider.sign(provider.claims(sid=f"s{number}", events={LOGOUT_EVENT: {}}))) == 200
     assert count() == 3
-    linked.clock.advance(OLDEST_LOGOUT + 1)
-    provider.now += OLDEST_LOGOUT + 1
-    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
-    assert count() == 1
+    for seconds, left in ((OLDEST_LOGOUT + 1, 4), (LEEWAY, 2)):  # the clock of another node may be behind
+        linked.clock.advance(seconds)
+        provider.now += seconds
+        assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+        assert count() == left

@@ -116,6 +116,48 @@ def test_who_thinks_better_of_it_does_not_leave_later(network: Network, then: st
     assert standing(alice, room_id, bob) == ("join" if then == "joined" else "invite")
 
 
+def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(network: Network) -> None:
+    """The other server was down, and the invite still stands in the room when ours enters it."""
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    wait(network, bob.server, 0.1)
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("invite", {})
+
+
+def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(network: Network) -> None:
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    ok(membership(alice, room_id, "kick", bob))
+    ok(membership(alice, room_id, "invite", bob))
+    network.settle()
+    wait(network, bob.server, 8)
+    assert standing(alice, room_id, bob) == "invite"
+    assert room_id in ok(bob.get(f"{V3}/sync"))["rooms"]["invite"]
+
+
+def test_a_colleague_who_does_not_get_in_keeps_nobody_from_leaving(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    invite_path = f"{V3}/join/{room_id}?via={NORTH}"
+    assert carol.post(invite_path).status >= 400
+    network.mend(NORTH, SOUTH)
+    assert carol.post(invite_path).status == 403
+    wait(network, bob.server, 8)
+    assert standing(alice, room_id, bob) == "leave"
+
+
 def test_a_server_that_refuses_is_not_asked_again(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
@@ -149,7 +191,9 @@ def test_one_that_is_down_keeps_no_other_waiting(network: Network) -> None:
 async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
     store = UntoldLeaveStore(database)
     for room_nid in range(MOST_FOR_A_SERVER + 10):
-        await database.write("add", set_untold_leaves, room_nid, "@a:b", f"$e{room_nid}", ["full.example", "b"], 1)
+        await database.write(
+            "add", set_untold_leaves, room_nid, "@a:b", f"$e{room_nid}", {"full.example": "$i", "b": "$i"}, 1
+        )
     taken: list[UntoldLeave] = []
     while (leave := await store.take_due("full.example", 1, lambda _: 1000)) is not None:
         taken.append(leave)
@@ -160,7 +204,7 @@ async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
 async def test_what_waits_for_a_server_waits_together(database: Database) -> None:
     store = UntoldLeaveStore(database)
     for room_nid in (1, 2, 3):
-        await database.write("add", set_untold_leaves, room_nid, "@a:b", "$e", ["x"], 10)
+        await database.write("add", set_untold_leaves, room_nid, "@a:b", "$e", {"x": "$i"}, 10)
     first = await store.take_due("x", 10, lambda attempts: 100 * 2**attempts)
     assert first is not None
     await store.put_off(first)
@@ -172,7 +216,7 @@ async def test_what_waits_for_a_server_waits_together(database: Database) -> Non
     third = await store.take_due("x", 110, lambda _: 100)
     assert third is not None
     assert third.room_nid == 3
-    await database.write("add", set_untold_leaves, 3, "@a:b", "$other", [], 10)
+    await database.write("add", set_untold_leaves, 3, "@a:b", "$other", {}, 10)
     assert await store.get_due_servers(10_000, 10) == ["x"]
     await store.remove(second)
     assert await store.get_due_servers(10_000, 10) == []

@@ -85,14 +85,14 @@ class TokenChecks:
 
     def name_logout_token(self, token: str, claims: Claims) -> tuple[bytes, int]:
         """By what a checked logout token is known from others of this provider: its `jti`, which providers have to give it, else what
-        is signed. And when it is too old, in milliseconds since 1970.
+        is signed. And when it is too old on all nodes, whose clocks may differ, in milliseconds since 1970.
 
         spec: openid-connect-backchannel-1_0#Validation
         """
         named = claims.get("jti")
         name = f"jti {named}" if isinstance(named, str) and named else token.rpartition(".")[0]
         said = "\n".join((str(claims.get("iss")), self._client_id, name))
-        ends = int((_number(claims, "iat") + OLDEST_LOGOUT) * 1000)
+        ends = int((_number(claims, "iat") + OLDEST_LOGOUT + LEEWAY) * 1000)
         return sha256(said.encode("utf-8", "surrogatepass")).digest(), ends
 
     async def _verify(self, token: str) -> Claims:
