@@ -4,6 +4,7 @@ WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never
 begun by hand (`isolation_level=None`), so that none is open that nobody asked for.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,18 @@ class SQLiteConfig(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def _with_keys(sql: str, count: int) -> str:
     return sql.replace("{keys}", f"({','.join('?' * count)})")
+
+
+def _why_not_to_be_opened(path: Path) -> str | None:
+    """What operators can mend; SQLite itself does not say it."""
+    # by functions of `os`, which raise nothing where one may not look
+    if os.path.isdir(path):
+        return "it is a folder"
+    if not os.path.isdir(path.parent):
+        return f"there is no folder {path.parent}, or this user may not look into it"
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        return "this user may not read and write it"
+    return None if os.access(path.parent, os.W_OK | os.X_OK) else f"this user may not write in {path.parent}"
 
 
 class SQLiteConnection:
@@ -261,14 +274,19 @@ class SQLiteEngine:
 
     def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
         config = self._config
-        # Connections pass from thread to thread, but never serve two at a time.
-        connection = sqlite3.connect(
-            config.path,
-            timeout=config.busy_timeout if timeout is None else timeout,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=1024,
-        )
+        try:
+            # Connections pass from thread to thread, but never serve two at a time.
+            connection = sqlite3.connect(
+                config.path,
+                timeout=config.busy_timeout if timeout is None else timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=1024,
+            )
+        except sqlite3.OperationalError as error:
+            if reason := _why_not_to_be_opened(Path(config.path)):
+                error.args = (f"{error}: {reason}",)
+            raise
         connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
         connection.execute(f"PRAGMA mmap_size = {config.mmap_bytes}")
         connection.execute("PRAGMA foreign_keys = ON")
