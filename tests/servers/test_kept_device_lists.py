@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 
 from federation.protocol.ids import ServerName, UserID
 from federation.remote.keys import RemoteKeys
@@ -107,6 +108,32 @@ async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
     network.settle()
     assert [join.answer.status for join in joins] == [200, 200]
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
+    network: Network, who: str, restart: bool
+) -> None:
+    """A client that was away has the list of before, and would encrypt for that."""
+    room = await sending(network)
+    query(room.alice, room.bob)
+    since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
+    leave(network, mover, room.room_id)
+    query(room.north.server.register("carol"), room.bob)
+    assert await tracked(room.north.server, room.bob) is None
+    add_device(network, room.bob)
+    # not every server tells of its users' devices when they come
+    network.liars.append(lambda _, request: WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None)
+    join = mover.start("POST", f"{V3}/join/{room.room_id}?via={NORTH if who == 'bob' else SOUTH}", {})
+    network.settle()
+    assert join.answer.status == 200
+    if restart:
+        room.alice.server = network.rebuild(NORTH)
+    token = sync(room.alice)["next_batch"]
+    assert sync(room.alice, since)["device_lists"] == {"changed": [room.bob.user_id], "left": []}
+    changes = room.alice.get(f"{V3}/keys/changes?from={since}&to={token}").json
+    assert changes["changed"] == [room.bob.user_id]
 
 
 async def test_another_name_is_no_coming(network: Network) -> None:
