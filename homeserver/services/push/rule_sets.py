@@ -36,7 +36,7 @@ from homeserver.services.push.conditions import (
     sent_by,
 )
 from homeserver.services.push.kept_rules import decode_kept
-from homeserver.services.push.occasion import TYPE, Occasion
+from homeserver.services.push.occasion import MOST_STEPS, TYPE, Occasion
 
 _MEMBER: Final = "m.room.member"
 _ORDINARY: Final = ("m.room.message", "m.room.encrypted")
@@ -118,6 +118,7 @@ class RuleSet:
 
     def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
         """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
+        occasion.steps_left = MOST_STEPS
         for rule in self._by_type.get(occasion.text(TYPE), self._of_any_type):
             if rule.matches(occasion, user_id, display_name):
                 return rule.actions
