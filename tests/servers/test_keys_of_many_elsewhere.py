@@ -70,7 +70,7 @@ async def test_whose_users_have_too_many_keys_is_named_and_the_others_are_answer
     carol = network.add(EAST).register("carol")
     for user, padding in ((room.alice, 9000), (room.bob, 2000), (carol, 10)):
         upload(user, device_keys={**identity_keys(user)[1], "padding": "x" * padding})
-    asked = {user.user_id: [] for user in (room.bob, carol, room.alice)}
+    asked: dict[str, list[str]] = {user.user_id: [] for user in (room.bob, carol, room.alice)}
     pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": asked})
     network.settle()
     assert pending.answer.status == 200
