@@ -241,6 +241,18 @@ def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> 
     assert time.process_time() - began < 0.5
 
 
+def test_who_names_thousands_holds_nobody_up() -> None:
+    people = [f"@person{number}:a.test" for number in range(3000)]
+    occasion = occasion_of(
+        message({"body": "all", "m.mentions": {"user_ids": people}}), Surroundings(BOB, None, 9000, 0, {})
+    )
+    rules = RuleCompiler().default
+    began = time.process_time()
+    assert all(rules.find(occasion, person).highlight for person in people)
+    assert not rules.find(occasion, BOB).highlight
+    assert time.process_time() - began < 0.25
+
+
 def test_all_keywords_of_people_are_looked_for_in_long_texts() -> None:
     words = [f"keyword{number:03}" for number in range(MOST_WIDE)]
     own = [{"rule_id": word, "actions": ["notify", word], "pattern": word} for word in words]

@@ -107,7 +107,9 @@ def _property_is(key: str, value: object) -> Holds:
 def _property_contains(key: str, value: object) -> Holds:
     path = parse_path(key)
     if value is TheUser.ID:
-        return lambda occasion, user, _name: user != NOBODY and _contains(occasion, path, user)
+        return lambda occasion, user, _name: user != NOBODY and user in occasion.texts_in(path)
+    if isinstance(value, str):
+        return lambda occasion, _user, _name: value in occasion.texts_in(path)
     return (lambda occasion, _user, _name: _contains(occasion, path, value)) if _is_plain(value) else _never
 
 

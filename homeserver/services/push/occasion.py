@@ -28,6 +28,7 @@ class Occasion:
     """One event in its room. For use within one moment: the room's members and power levels are those of now."""
 
     __slots__ = (
+        "_members",
         "_properties",
         "_texts",
         "followers",
@@ -51,6 +52,7 @@ class Occasion:
         """`may_notify`: whether the sender's power level suffices to notify a group such as `room`."""
         self._properties = properties
         self._texts: dict[Path, str | None] = {}
+        self._members: dict[Path, frozenset[str]] = {}
         self.room_id = room_id
         self.sender = sender
         self.member_count = member_count
@@ -113,6 +115,15 @@ class Occasion:
             value = self.value(path)
             text = self._texts[path] = value.lower() if isinstance(value, str) else None
             return text
+
+    def texts_in(self, path: Path) -> frozenset[str]:
+        """The strings in the list at a path, if there is one: it may name thousands, each of whom is looked for."""
+        members = self._members.get(path)
+        if members is None:
+            values = self.value(path)
+            given = values if isinstance(values, list | tuple) else ()
+            members = self._members[path] = frozenset([value for value in given if isinstance(value, str)])
+        return members
 
 
 def parse_path(path: str) -> Path:
