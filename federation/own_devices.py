@@ -80,16 +80,17 @@ class OwnDevices:
         """
         if len(wanted) > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        local = [user_id for user_id in wanted if self._identity.is_local(user_id)]
-        keys = await self._read(local)
+        # as sets: there may be very many that are named, and of devices too
+        local = {user_id: frozenset(devices) for user_id, devices in wanted.items() if self._identity.is_local(user_id)}
+        keys = await self._read(list(local))
         return {
             "device_keys": {
                 user_id: {
                     device_id: content
                     for device_id, content in keys.devices.get(user_id, {}).items()
-                    if not wanted[user_id] or device_id in wanted[user_id]
+                    if not named or device_id in named
                 }
-                for user_id in local
+                for user_id, named in local.items()
             },
             "master_keys": keys.cross_signing["master"],
             "self_signing_keys": keys.cross_signing["self_signing"],

@@ -370,6 +370,7 @@ class RoomParts:
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
             current_states,
+            past,
             recent,
             self.events,
             self.partial,

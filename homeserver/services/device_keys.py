@@ -192,8 +192,9 @@ def present_keys(
         made = published.signatures.get(user_id)
         signatures = signatures_by_target(made) if made else {}
         shown = answer["device_keys"][user_id] = {}
+        named = frozenset(devices)  # there may be very many, and of devices too
         for row in published.devices.get(user_id, ()):
-            if not devices or row.device_id in devices:
+            if not named or row.device_id in named:
                 shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:

@@ -1,7 +1,8 @@
 """Keys of whomever a client asks for: our own users', and other servers' users'.
 
 Laws:
-- A server that does not answer in time is named in `failures`, and costs the others nothing.
+- A server that does not answer in time is named in `failures`, and costs the others nothing. So is one whose users have so many keys
+  that those of others would find no place in the answer.
 - What is no user id is somebody without keys: rooms have such members, whom other servers let in, and clients ask for all members.
 - Clients ask for all members of a room at once. That is done in pieces: others are served in between, other servers get requests of a
   size that they take, and the answer is bounded.
@@ -46,6 +47,10 @@ ASKED_AT_ONCE: Final = 1000
 """Users, or devices, in one request to another server; of devices of one user it may be more."""
 LARGEST_ANSWER: Final = 128 << 20
 """Bytes of keys in one answer."""
+LARGEST_OF_SERVER: Final = 8 << 20
+"""Bytes of keys of another server's users in one answer, and `LARGEST_OF_USER` for each of them."""
+LARGEST_OF_USER: Final = 64 << 10
+"""Several times what people with many devices have."""
 
 
 T = TypeVar("T")
@@ -107,17 +112,25 @@ class EveryonesKeys:
         local, by_server = await self._split(wanted)
         asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         remote = [user_id for users in by_server.values() for user_id in users]
+        room_left = {server: LARGEST_OF_SERVER + LARGEST_OF_USER * len(users) for server, users in by_server.items()}
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             published = await self._read(caller, [each for each in users if each in local], users, asked)
-            size += _size_of(published)
-            _check_size(size)
-            shown = {
-                user_id: wanted[user_id]
-                for user_id in users
-                if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
-            }
+            shown: dict[str, Sequence[str]] = {}
+            for user_id in users:
+                of_user = _size_of(published, user_id)
+                if user_id in local:
+                    size += of_user
+                    _check_size(size)
+                    shown[user_id] = wanted[user_id]
+                    continue
+                server = domain_of(user_id)
+                if of_user > min(room_left[server], LARGEST_ANSWER - size):
+                    failures.setdefault(server, {"error": "The keys of its users are too many for one answer"})
+                elif user_id in published.devices or server not in failures:
+                    size, room_left[server] = size + of_user, room_left[server] - of_user
+                    shown[user_id] = wanted[user_id]
             for kind, keys in present_keys(published, caller, shown).items():
                 answer.setdefault(kind, {}).update(keys)
         return failures
@@ -232,9 +245,9 @@ def _check_size(size: int) -> None:
         raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
 
 
-def _size_of(published: PublishedKeys) -> int:
-    devices = sum(len(row.keys) for rows in published.devices.values() for row in rows)
-    return devices + sum(len(key.content) for keys in published.cross_signing.values() for key in keys.values())
+def _size_of(published: PublishedKeys, user_id: str) -> int:
+    devices = sum([len(row.keys) for row in published.devices.get(user_id, ())])
+    return devices + sum([len(key.content) for key in published.cross_signing.get(user_id, {}).values()])
 
 
 def _rows(user_id: str, keys: UserKeys) -> list[DeviceKeysRow]:
