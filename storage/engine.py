@@ -71,6 +71,9 @@ class Connection(Protocol):
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         """One statement, whose result nobody needs, after those before and before those that come."""
 
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        """Likewise; `keys` is not empty and not longer than LARGEST_CHUNK."""
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
         """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type BIGINT only."""

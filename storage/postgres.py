@@ -118,6 +118,15 @@ def _with_keys(sql: str, keys: str) -> str:
     return replaced
 
 
+def _for_keys(
+    sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+) -> tuple[str, Sequence[Argument]]:
+    """The statement for a list of keys, and its arguments."""
+    if len(keys) == 1:
+        return _with_one(sql), (*_adapt(before), *_adapt(keys), *_adapt(after))
+    return _with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after))
+
+
 @lru_cache(maxsize=1024)
 def _for_each(sql: str, types: tuple[str, ...]) -> str:
     """One statement for many rows of arguments, which are given as columns; it finds the number of the row first."""
@@ -223,10 +232,7 @@ class PostgresConnection:
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        if len(keys) == 1:
-            self._run(_with_one(sql), (*_adapt(before), *_adapt(keys), *_adapt(after)))
-        else:
-            self._run(_with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after)))
+        self._run(*_for_keys(sql, keys, before, after))
         return self._cursor.fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
@@ -255,8 +261,10 @@ class PostgresConnection:
         return self._cursor.rowcount
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
-        adapted = _adapt(args)
-        self._waiting.append(self._cursor.mogrify(self._find(sql, adapted), adapted))
+        self._leave(sql, _adapt(args))
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        self._leave(*_for_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(_adapt, rows))
@@ -378,6 +386,10 @@ class PostgresConnection:
             self._flush()
             self._prepared.keep(sql, args, text)
         return text
+
+    def _leave(self, sql: str, args: Sequence[Argument]) -> None:
+        """Let a statement wait for the next one."""
+        self._waiting.append(self._cursor.mogrify(self._find(sql, args), args))
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
         text = self._find(sql, args)

@@ -122,6 +122,13 @@ class WriteTransaction(Transaction):
         self.queries += 1
         self._connection.execute_later(sql, args)
 
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue] = ()) -> None:
+        """As `execute_later`, one statement for a list of different keys, in bounded chunks; `before`: the arguments before the keys. No
+        keys, no statement."""
+        for start in range(0, len(keys), LARGEST_CHUNK):
+            self.queries += 1
+            self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch."""
         self.queries += 1

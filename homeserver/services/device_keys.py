@@ -81,6 +81,29 @@ def with_zero(counts: KeyCounts) -> KeyCounts:
     return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
 
 
+class _Left:
+    """What is known of a device."""
+
+    __slots__ = ("counts", "taken", "upto")
+
+    def __init__(self, counts: KeyCounts, upto: int) -> None:
+        self.counts = counts
+        self.upto = upto
+        """The position up to which all changes are in it."""
+        self.taken: list[str] = []
+        """Algorithms of keys that were given out and are still to be counted down: devices are asked for more often than they ask."""
+
+    def get(self) -> KeyCounts:
+        """What it has left."""
+        if self.taken:
+            left = dict(self.counts.one_time)
+            for algorithm in self.taken:
+                left[algorithm] -= 1
+            self.taken = []
+            self.counts = with_zero(replace(self.counts, one_time={each: count for each, count in left.items() if count}))
+        return self.counts
+
+
 class DeviceKeys:
     """Publishes, finds and claims keys."""
 
@@ -94,8 +117,8 @@ class DeviceKeys:
     ) -> None:
         """`capacity`: of how many users' devices the counts are kept in memory."""
         self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, tuple[KeyCounts, int]]] = OrderedDict()
-        """By user and device, with the position up to which all changes are in it."""
+        self._counts: OrderedDict[str, dict[str, _Left]] = OrderedDict()
+        """By user and device."""
         self._heard_upto = 0
         """Up to where changes of anybody's keys were heard of."""
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
@@ -139,7 +162,7 @@ class DeviceKeys:
         known = self._counts.get(user_id, {}).get(device_id)
         if known is not None:
             self._counts.move_to_end(user_id)
-            return known[0]
+            return known.get()
         counts, position = await self._keys.get_counts(user_id, device_id)
         if position < self._heard_upto:
             return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
@@ -160,7 +183,7 @@ class DeviceKeys:
 
     def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        self._counts.setdefault(user_id, {})[device_id] = known, position
+        self._counts.setdefault(user_id, {})[device_id] = _Left(known, position)
         self._counts.move_to_end(user_id)
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
@@ -168,14 +191,13 @@ class DeviceKeys:
 
     def _note_claims(self, claimed: KeysClaimed, position: int) -> None:
         """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
+        counts = self._counts
         for user_id, device_id, algorithm in claimed.taken:
-            devices = self._counts.get(user_id, {})
-            counts, upto = devices.get(device_id, (None, 0))
-            if counts is not None and upto < position:
-                left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
-                if not left[algorithm]:
-                    del left[algorithm]
-                devices[device_id] = with_zero(replace(counts, one_time=left)), position
+            if user_id in counts:
+                known = counts[user_id].get(device_id)
+                if known is not None and known.upto < position:
+                    known.upto = position
+                    known.taken.append(algorithm)
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""

@@ -124,10 +124,16 @@ class EveryonesKeys:
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
-        local, by_server = await self._split(wanted)
+        ours = self._identity.server_name
+        # what is no user id is somebody of whom nothing is found
+        local = {user_id: devices for user_id, devices in wanted.items() if user_id.partition(":")[2] == ours}
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
             claimed |= await self._own_devices.do_claim(piece)
+        if len(local) == len(wanted):
+            return {"one_time_keys": claimed, "failures": {}}
+        others = {user_id: devices for user_id, devices in wanted.items() if user_id not in local}
+        _, by_server = await self._split(others)
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
 
@@ -200,8 +206,11 @@ def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
     return (users[at : at + number] for at in range(0, max(len(users), 1), number))
 
 
-def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict[str, T]]:
+def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapping[str, T]]:
     """The users in pieces that weigh `ASKED_AT_ONCE`, if no single one weighs more."""
+    if users and sum(map(weigh, users.values())) <= ASKED_AT_ONCE:
+        yield users
+        return
     piece: dict[str, T] = {}
     weight = 0
     for user_id, what in users.items():

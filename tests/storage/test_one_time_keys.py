@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from storage import one_time_keys
@@ -23,6 +24,12 @@ BEFORE_BLOCKS = 58
 
 def content(text: str) -> bytes:
     return b'{"key":"%b"}' % text.encode()
+
+
+def parse_named(key: bytes) -> tuple[str, bytes]:
+    """The id of a key, and its content as it was stored."""
+    ((key_id, raw),) = msgspec.json.decode(b"{%b}" % key, type=dict[str, msgspec.Raw]).items()
+    return key_id, bytes(raw)
 
 
 class Device:
@@ -50,7 +57,7 @@ class Device:
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
         wish = KeyWish(ALICE, self._device_id, algorithm)
         claimed = (await self._store.do_claim([wish], self.now)).get(wish)
-        return None if claimed is None else (claimed.key_id, claimed.content)
+        return None if claimed is None else parse_named(claimed)
 
     async def claim_all(self) -> list[str]:
         """The ids of the keys that are left, in the order in which they are given out."""
@@ -126,8 +133,12 @@ def few_remembered(monkeypatch: pytest.MonkeyPatch) -> int:
 
 async def count_stored(database: Database) -> tuple[int, int]:
     """Blocks; bytes of what is remembered of others."""
-    sql = "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT sum(length(used)) FROM used_one_time_keys)"
-    blocks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
+    sql = (
+        "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT count(*) FROM one_time_key_marks),"
+        " (SELECT sum(length(used)) FROM used_one_time_keys)"
+    )
+    blocks, marks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
+    assert blocks == marks, "each block has a mark"
     return blocks, used or 0
 
 
@@ -202,8 +213,8 @@ async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Databa
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
     wishes = [KeyWish(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
     first, second, third = [await store.do_claim(wishes, 0) for _ in range(3)]
-    assert [key.key_id for key in first.values()] == ["A1", "C1"]
-    assert [key.key_id for key in second.values()] == ["A2", "C2"]
+    assert [parse_named(key)[0] for key in first.values()] == ["A1", "C1"]
+    assert [parse_named(key)[0] for key in second.values()] == ["A2", "C2"]
     assert third == {}
 
 
@@ -220,7 +231,7 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     commits: list[int] = []
     database.streams.subscribe(lambda changes: commits.append(len(changes)), Topic.KEY_COUNT)
     claimed = await store.do_claim([KeyWish(ALICE, name, ALGORITHM) for name in devices], 0)
-    assert {wish.device_id: key.key_id for wish, key in claimed.items()} == {name: name for name in devices}
+    assert {wish.device_id: parse_named(key)[0] for wish, key in claimed.items()} == {name: name for name in devices}
     assert len(commits) == 2
 
 
