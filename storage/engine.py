@@ -57,6 +57,11 @@ class Connection(Protocol):
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         """`rows` is not empty and not longer than LARGEST_CHUNK."""
 
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        """`rows` is not empty and not longer than LARGEST_CHUNK; no more rows are found."""
+
     def query_with(
         self,
         name: str,

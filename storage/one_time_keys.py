@@ -11,7 +11,7 @@ Laws:
 - A key is given out once: a claim reads the mark of its block and moves it, in one write, and writes run one after another, on all
   nodes (`storage/writer.py`): nobody reads it in between.
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys a write claims, it asks once, and what it changes travels with the commit.
+- However many keys a write claims, it asks the database once.
 - A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
 - An upload reads the ids of the keys that are left, and digests of a bounded number of those that are not; contents only where
   an id comes again, or for its digest, once.
@@ -118,30 +118,27 @@ def add_keys(
 def take_keys(txn: WriteTransaction, wishes: Sequence[tuple[str, str, str]], now_ms: int) -> list[bytes | None]:
     """Give out a key for each of these (user, device, algorithm), none of whom is named twice: `"ID":CONTENT` in JSON; None for those
     who have none."""
-    found = txn.query_each(
-        "SELECT b.block_nid, b.number - m.taken, substr(b.keys, m.taken * b.width + 1, b.width)"
+    found = txn.query_each_changing(
+        "SELECT b.block_nid AS found_key, b.number - m.taken, substr(b.keys, m.taken * b.width + 1, b.width)"
         f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND b.used_up = 0"
         " ORDER BY b.block_nid LIMIT 1",
         wishes,
+        "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}",
+        (now_ms,),
     )
     taken: list[bytes | None] = []
-    changed: list[int] = []
     for wish, rows in zip(wishes, found, strict=True):
         if not rows:
             taken.append(None)
             continue
         block_nid, left, slot = rows[0]
         taken.append(slot.rstrip(b" "))
-        changed.append(block_nid)
         if left == 1:
             txn.execute_later(
                 "UPDATE one_time_key_blocks SET used_up = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?"
                 " AND block_nid = ?",
                 (*wish, block_nid),
             )
-    txn.execute_in_later(
-        "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}", changed, (now_ms,)
-    )
     return taken
 
 

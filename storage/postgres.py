@@ -139,6 +139,13 @@ def _for_each(sql: str, types: tuple[str, ...]) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
+def _for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
+    """Likewise, with a change of what is found. All of a statement sees the tables as they were before it."""
+    changed = _with_keys(change, "IN (SELECT found_key FROM found)")
+    return f"WITH found AS MATERIALIZED ({_for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
+
+
 def _arrays(types: Iterable[str]) -> str:
     return ", ".join(f"?::{type}[]" for type in types)
 
@@ -239,10 +246,13 @@ class PostgresConnection:
         if len(rows) == 1:
             return [self.query(sql, rows[0])]
         self._run(_for_each(sql, _column_types(rows[0])), _columns(rows))
-        found: list[list[Row]] = [[] for _ in rows]
-        for number, *row in self._cursor.fetchall():
-            found[number - 1].append(tuple(row))
-        return found
+        return self._found(len(rows))
+
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        self._run(_for_each_changing(sql, _column_types(rows[0]), change), (*_columns(rows), *_adapt(before)))
+        return self._found(len(rows))
 
     def query_with(
         self,
@@ -377,6 +387,13 @@ class PostgresConnection:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _found(self, number: int) -> list[list[Row]]:
+        """What `_for_each` found for so many rows."""
+        found: list[list[Row]] = [[] for _ in range(number)]
+        for row in self._cursor.fetchall():
+            found[row[0] - 1].append(row[1:])
+        return found
 
     def _find(self, sql: str, args: Sequence[Argument]) -> str:
         """The text that runs a statement; prepares it first where that is due."""

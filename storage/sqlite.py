@@ -81,6 +81,15 @@ class SQLiteConnection:
         execute = self._execute
         return [execute(sql, args).fetchall() for args in rows]
 
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        found = self.query_each(sql, rows)
+        keys = [row[0] for each in found for row in each]
+        if keys:
+            self._execute_in(change, keys, before, ())
+        return found
+
     def query_with(
         self,
         name: str,
