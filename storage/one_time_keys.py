@@ -17,7 +17,7 @@ Laws:
   an id comes again, or for its digest, once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from struct import Struct
 from typing import Final
@@ -100,15 +100,8 @@ def add_keys(
                 standing.setdefault(name, []).append((content_digest, place < block.taken))
     digests = {digest for _, digest in (*remembered, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
-    for name, content in keys.items():
-        is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
-        for before, is_taken in standing.get(name, ()):
-            if before == _digest_content(content):
-                is_again = True
-            elif not is_taken:
-                raise KeyExists(*name)
-        if not is_again:
-            new.setdefault(name[0], {})[name[1]] = content
+    for (algorithm, key_id), content in (_without(keys, digests, standing) if digests or standing else keys).items():
+        new.setdefault(algorithm, {})[key_id] = content
     if new:
         _insert_blocks(txn, user_id, device_id, new)
         _remember(txn, user_id, device_id, blocks, remembered, just_used, remembered_from_ts)
@@ -151,6 +144,24 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
         f"DELETE FROM used_one_time_keys{of_device}",
     ):
         txn.execute_later(sql, (user_id, device_id))
+
+
+def _without(
+    keys: Mapping[KeyName, bytes], digests: Collection[bytes], standing: Mapping[KeyName, Sequence[tuple[bytes, bool]]]
+) -> dict[KeyName, bytes]:
+    """Those of the keys that are neither among the digests of keys that were given out, nor among these that stand in blocks, each with the
+    digest of its content and whether it was given out. Raises KeyExists."""
+    new: dict[KeyName, bytes] = {}
+    for name, content in keys.items():
+        is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
+        for before, is_taken in standing.get(name, ()):
+            if before == _digest_content(content):
+                is_again = True
+            elif not is_taken:
+                raise KeyExists(*name)
+        if not is_again:
+            new[name] = content
+    return new
 
 
 def _select_contents(
@@ -204,10 +215,13 @@ def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Map
 
 def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     """Keys by id as they are written down, in blocks."""
+    encode = msgspec.json.encode
+    slots = {key_id: b"%b:%b" % (encode(key_id), content) for key_id, content in keys.items()}
+    if len(slots) <= KEYS_A_BLOCK and len(slots) * max(map(len, slots.values())) <= BYTES_A_BLOCK:
+        return [slots]
     blocks: list[dict[str, bytes]] = []
     width = 0
-    for key_id, content in keys.items():
-        slot = b"%b:%b" % (msgspec.json.encode(key_id), content)
+    for key_id, slot in slots.items():
         width = max(width, len(slot))
         if not blocks or len(blocks[-1]) == KEYS_A_BLOCK or (len(blocks[-1]) + 1) * width > BYTES_A_BLOCK:
             blocks.append({})

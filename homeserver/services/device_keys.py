@@ -18,8 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
-from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.device_keys import is_key_name, parse_identity_keys
+from federation.protocol.canonical_json import encode_canonical, encode_checked
+from federation.protocol.device_keys import MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
@@ -50,6 +50,8 @@ SHOWN_USAGES: Final = ("master", "self_signing")
 """Of the keys of cross-signing, those that others see."""
 
 Key = str | dict[str, Any]
+_WithoutNumbers = dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
+"""Keys of the forms that clients use, by name: there is no need to look for a float in each."""
 
 
 class KeyUpload(msgspec.Struct, frozen=True):
@@ -100,7 +102,9 @@ class _Left:
             for algorithm in self.taken:
                 left[algorithm] -= 1
             self.taken = []
-            self.counts = with_zero(replace(self.counts, one_time={each: count for each, count in left.items() if count}))
+            self.counts = with_zero(
+                replace(self.counts, one_time={each: count for each, count in left.items() if count})
+            )
         return self.counts
 
 
@@ -233,12 +237,17 @@ def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
 
 
 def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
+    try:
+        msgspec.convert(keys, _WithoutNumbers)
+        encode = encode_checked
+    except msgspec.ValidationError:
+        encode = encode_canonical
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")
-        if not is_key_name(name):
+        if not algorithm or not key_id or len(name) > MAX_KEY_NAME or "\0" in name:
             raise InvalidParam(f"{name[:LONGEST_NAME]!r} is not the name of a key: ALGORITHM:ID")
-        encoded = encode_canonical(key)
+        encoded = encode(key)
         if len(encoded) > LARGEST_KEY:
             raise InvalidParam(f"A one-time or fallback key may have {LARGEST_KEY} bytes")
         named[algorithm, key_id] = encoded
