@@ -125,10 +125,10 @@ class WriteTransaction(Transaction):
     def query_each_changing(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue] = ()
     ) -> list[list[Row]]:
-        """As `query_each`; and change what was found: the first column of `sql`, a whole number, is named `found_key`, and `change` (`UPDATE … WHERE
-        id IN {keys}`) is one statement for these, different keys in all rows. `before`: its arguments before the keys.
+        """As `query_each`; and change what was found: the first column of `sql`, a whole number, is named `found_key`, and `change`
+        (`UPDATE … WHERE id IN {keys}`) is one statement for these, which are different ones. `before`: its arguments before the keys.
 
-        It is seen before it is changed. PostgreSQL is asked once for both.
+        All is seen as it was before the change. PostgreSQL is asked once for both.
         """
         found: list[list[Row]] = []
         for start in range(0, len(rows), LARGEST_CHUNK):

@@ -124,18 +124,26 @@ class EveryonesKeys:
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
-        ours = self._identity.server_name
-        # what is no user id is somebody of whom nothing is found
-        local = {user_id: devices for user_id, devices in wanted.items() if user_id.partition(":")[2] == ours}
+        local, others = self._of_ours(wanted) if len(wanted) <= SORTED_AT_ONCE else ({}, wanted)
+        by_server: dict[ServerName, dict[str, Mapping[str, str]]] = {}
+        if others:
+            of_ours, by_server = await self._split(others)
+            local |= of_ours
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
             claimed |= await self._own_devices.do_claim(piece)
-        if len(local) == len(wanted):
+        if not by_server:
             return {"one_time_keys": claimed, "failures": {}}
-        others = {user_id: devices for user_id, devices in wanted.items() if user_id not in local}
-        _, by_server = await self._split(others)
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
+
+    def _of_ours(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], Mapping[str, T]]:
+        """Who is of this server (what is no user id among them: nothing is found of it), and the others."""
+        ours = self._identity.server_name
+        local = {user_id: what for user_id, what in wanted.items() if user_id.partition(":")[2] == ours}
+        if len(local) == len(wanted):
+            return local, {}
+        return local, {user_id: what for user_id, what in wanted.items() if user_id not in local}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
