@@ -91,13 +91,16 @@ class EveryonesKeys:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
-        for users in _pieces([user_id for user_id, devices in wanted.items() if not devices], PRESENTED_AT_ONCE):
+        whole = [user_id for user_id, devices in wanted.items() if not devices]
+        for users in _pieces(whole, PRESENTED_AT_ONCE) if await self._published.is_current(whole) else ():
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             size += _show(answer, await self._published.get_shown(users, caller))
             _check_size(size)
-        rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
-        failures = await self._add_keys(answer, size, caller, rest, timeout_ms) if rest else {}
+        failures: Mapping[str, Any] = {}
+        if len(answer["device_keys"]) < len(wanted):
+            rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
+            failures = await self._add_keys(answer, size, caller, rest, timeout_ms)
         return {**answer, "failures": failures}
 
     async def _add_keys(
@@ -233,14 +236,12 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapp
 
 def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
     """Put what everybody sees of these users into the answer; how many bytes it is."""
-    size = 0
-    devices = answer["device_keys"]
+    answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
-        devices[user_id] = shown.devices
-        size += shown.size
-        for usage, key in shown.cross_signing.items():
-            answer.setdefault(f"{usage}_keys", {})[user_id] = key
-    return size
+        if shown.cross_signing:
+            for usage, key in shown.cross_signing.items():
+                answer.setdefault(f"{usage}_keys", {})[user_id] = key
+    return sum([shown.size for shown in known.values()])
 
 
 def _check_size(size: int) -> None:
