@@ -20,6 +20,8 @@ from tests.helpers.databases import PostgresTemplates, older_database, open_inli
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
 BEFORE_BLOCKS = 58
 """The last schema that had a row for each key."""
+BEFORE_MARKS = 103
+"""The last schema that had in the block how far it was given out."""
 
 
 def content(text: str) -> bytes:
@@ -280,4 +282,43 @@ async def test_keys_of_an_older_database_are_given_out_and_remembered(older: SQL
     assert await device.upload({"used": content("another"), "e": content("e")}, remembered_from=1001) == 2
     assert await device.claim_all() == ["used", "e"]
     assert await device.upload({"used": content("used0"), "f": content("f")}, remembered_from=1001) == 2, "forgotten"
+    await database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def with_blocks(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
+) -> Iterator[SQLiteConfig | PostgresConfig]:
+    """A database from before there were marks."""
+    with older_database(request.param, tmp_path, postgres_templates, BEFORE_MARKS) as config:
+        yield config
+
+
+async def test_blocks_of_an_older_database_are_given_out_from_where_they_were(
+    with_blocks: SQLiteConfig | PostgresConfig,
+) -> None:
+    engine = make_engine(with_blocks)
+    connection = engine.connect_writer()
+    connection.begin_write()
+    for block_nid, names, taken, claimed_ts in ((1, "ab", 2, 1000), (2, "cdef", 2, 2000), (3, "gh", 0, 0)):
+        connection.execute(
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up, claimed_ts,"
+            " width, names, keys) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(ALICE, DEVICE, ALGORITHM, block_nid, len(names), taken, int(taken == len(names)), claimed_ts),
+                len(b'"a":' + content("a")),
+                msgspec.json.encode(list(names)).decode(),
+                b"".join([b'"%b":%b' % (name.encode(), content(name)) for name in names]),
+            ),
+        )
+    connection.commit({"one_time_key": 3})
+    connection.close()
+    migrate(engine)
+    database = open_inline(with_blocks)
+    device = Device(database)
+    assert await device.claim() == ("e", content("e"))
+    assert await device.upload(keys("a", "d", "f", "i")) == 4, "those that were given out do not come back"
+    assert await device.upload(keys("a", "j"), remembered_from=1001) == 5, "it is remembered from when it was given out"
+    assert await device.upload(keys("a"), remembered_from=1001) == 6, "it was forgotten"
+    assert await device.claim_all() == ["f", "g", "h", "i", "j", "a"]
     await database.close()
