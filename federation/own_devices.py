@@ -118,18 +118,19 @@ class OwnDevices:
             for user_id, devices in wanted.items()
             for device_id, algorithm in devices.items()
         ]
-        claimed = await self._keys.do_claim(wishes, self._now_ms()) if wishes else {}
+        claimed = await self._keys.do_claim(wishes, self._now_ms())
         begin: dict[str, bytes] = {}
         answer: dict[str, dict[str, msgspec.Raw]] = {}
-        for (user_id, device_id, algorithm), key in claimed.items():
+        for (user_id, device_id, algorithm), key in zip(wishes, claimed, strict=True):
+            if key is None:
+                continue
             if algorithm not in begin:
                 begin[algorithm] = b"{%b:" % msgspec.json.encode(algorithm)[:-1]
             named = msgspec.Raw(b"%b%b}" % (begin[algorithm], key[1:]))  # spliced as it is stored, `"ID":CONTENT`
-            devices = answer.get(user_id)
-            if devices is None:
-                answer[user_id] = {device_id: named}
+            if user_id in answer:
+                answer[user_id][device_id] = named
             else:
-                devices[device_id] = named
+                answer[user_id] = {device_id: named}
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:

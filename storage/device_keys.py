@@ -91,13 +91,13 @@ class DeviceKeyStore:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
         return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
-    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, bytes]:
-        """Take a key for each of the wishes, all of which differ, as far as there are keys: `"ID":CONTENT` in JSON. Where there are many,
-        in several writes, so that those of others come in between."""
-        claimed: dict[KeyWish, bytes] = {}
+    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
+        """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where there is none. Where they are many, in
+        several writes, so that those of others come in between."""
+        claimed: list[bytes | None] = []
         for at in range(0, len(wishes), CLAIMED_AT_ONCE):
             some = wishes[at : at + CLAIMED_AT_ONCE]
-            claimed |= await self._database.write("claim_keys", _claim, some, now_ms)
+            claimed += await self._database.write("claim_keys", _claim, some, now_ms)
         return claimed
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
@@ -248,18 +248,19 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
     )
 
 
-def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dict[KeyWish, bytes]:
-    given = take_keys(txn, wishes, now_ms)
-    claimed = {wish: key for wish, key in zip(wishes, given, strict=True) if key is not None}
-    if claimed:
-        taken = list(claimed)
+def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
+    claimed = take_keys(txn, wishes, now_ms)
+    if None not in claimed:
+        _announce_claims(txn, wishes, KeysClaimed(wishes))
+        return claimed
+    taken = [wish for wish, key in zip(wishes, claimed, strict=True) if key is not None]
+    if taken:
         _announce_claims(txn, taken, KeysClaimed(taken))
-    if len(claimed) < len(wishes):
-        by_fallback = _use_fallback_keys(txn, [wish for wish in wishes if wish not in claimed])
-        claimed |= by_fallback
-        if by_fallback:
-            _announce_claims(txn, by_fallback, None)
-    return claimed
+    rest = [wish for wish, key in zip(wishes, claimed, strict=True) if key is None]
+    by_fallback = _use_fallback_keys(txn, rest)
+    if by_fallback:
+        _announce_claims(txn, by_fallback, None)
+    return [by_fallback.get(wish) if key is None else key for wish, key in zip(wishes, claimed, strict=True)]
 
 
 def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, bytes]:
