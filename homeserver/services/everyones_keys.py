@@ -96,13 +96,16 @@ class EveryonesKeys:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
-        for users in _pieces([user_id for user_id, devices in wanted.items() if not devices], PRESENTED_AT_ONCE):
+        whole = [user_id for user_id, devices in wanted.items() if not devices]
+        for users in _pieces(whole, PRESENTED_AT_ONCE) if await self._published.is_current(whole) else ():
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             size += _show(answer, await self._published.get_shown(users, caller))
             _check_size(size)
-        rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
-        failures = await self._add_keys(answer, size, caller, rest, timeout_ms) if rest else {}
+        failures: Mapping[str, Any] = {}
+        if len(answer["device_keys"]) < len(wanted):
+            rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
+            failures = await self._add_keys(answer, size, caller, rest, timeout_ms)
         return {**answer, "failures": failures}
 
     async def _add_keys(
@@ -137,12 +140,26 @@ class EveryonesKeys:
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
-        local, by_server = await self._split(wanted)
+        local, others = self._of_ours(wanted) if len(wanted) <= SORTED_AT_ONCE else ({}, wanted)
+        by_server: dict[ServerName, dict[str, Mapping[str, str]]] = {}
+        if others:
+            of_ours, by_server = await self._split(others)
+            local |= of_ours
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
             claimed |= await self._own_devices.do_claim(piece)
+        if not by_server:
+            return {"one_time_keys": claimed, "failures": {}}
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
+
+    def _of_ours(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], Mapping[str, T]]:
+        """Who is of this server (what is no user id among them: nothing is found of it), and the others."""
+        ours = self._identity.server_name
+        local = {user_id: what for user_id, what in wanted.items() if user_id.partition(":")[2] == ours}
+        if len(local) == len(wanted):
+            return local, {}
+        return local, {user_id: what for user_id, what in wanted.items() if user_id not in local}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
@@ -213,8 +230,11 @@ def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
     return (users[at : at + number] for at in range(0, max(len(users), 1), number))
 
 
-def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict[str, T]]:
+def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapping[str, T]]:
     """The users in pieces that weigh `ASKED_AT_ONCE`, if no single one weighs more."""
+    if users and sum(map(weigh, users.values())) <= ASKED_AT_ONCE:
+        yield users
+        return
     piece: dict[str, T] = {}
     weight = 0
     for user_id, what in users.items():
@@ -229,14 +249,12 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict
 
 def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
     """Put what everybody sees of these users into the answer; how many bytes it is."""
-    size = 0
-    devices = answer["device_keys"]
+    answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
-        devices[user_id] = shown.devices
-        size += shown.size
-        for usage, key in shown.cross_signing.items():
-            answer.setdefault(f"{usage}_keys", {})[user_id] = key
-    return size
+        if shown.cross_signing:
+            for usage, key in shown.cross_signing.items():
+                answer.setdefault(f"{usage}_keys", {})[user_id] = key
+    return sum([shown.size for shown in known.values()])
 
 
 def _check_size(size: int) -> None:
