@@ -109,7 +109,14 @@ def sliding_parts(
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), streams, now_ms, capacity=sizes.connected_rooms),
+        Connections(
+            SlidingConnectionStore(database),
+            synced.memberships,
+            streams,
+            now_ms,
+            database.catch_up,
+            capacity=sizes.connected_rooms,
+        ),
         lists,
         entries,
         extensions,

@@ -34,7 +34,6 @@ from homeserver.services.sliding_sync.connections import (
     Connections,
     ConnectionState,
     StateChanges,
-    UnknownPos,
 )
 from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
@@ -133,8 +132,6 @@ class SlidingSync:
         """
         connection = await self._parts.connections.find(request)
         members = self._parts.entries.begin(request, connection)
-        if connection.position > self._streams.current() and connection.position > await self._catch_up():
-            raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
@@ -208,7 +205,7 @@ class SlidingSync:
         changes = StateChanges(connection.state)
         extensions = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
-            changes.set_room(work.room.room_nid, work.result())
+            changes.set_room(work.room.room_nid, work.result(), is_joined=work.own.membership == "join")
         await self._end_others(request, connection, selection, told_nids, recounted, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
