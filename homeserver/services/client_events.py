@@ -103,6 +103,12 @@ class ClientEvents:
             presented.append(msgspec.Raw(_CLIENT_FORM % parts))
         return presented
 
+    def present_childless(
+        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
+    ) -> list[msgspec.Raw] | None:
+        """The same, for state events too, where it is in memory that none of the events has children."""
+        return self.present_messages(user_id, device_id, events) if self._aggregations.lack_children(events) else None
+
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
         """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
 

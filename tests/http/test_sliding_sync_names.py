@@ -51,6 +51,7 @@ def test_a_room_that_is_new_writes_nothing(tmp_path: Path, counted: Database, co
     server = TestServer(tmp_path, counted)
     alice = server.register("alice")
     rooms = [create(alice, name=f"{at}") for at in range(MOST_ADDED + 6)]
+    SlidingClient(alice, "another", lists={"all": a_list([0, 99], limit=2)}).sync()
     client = looking(alice)
     client.sync()
     written = []
@@ -59,6 +60,8 @@ def test_a_room_that_is_new_writes_nothing(tmp_path: Path, counted: Database, co
         counter.clear()
         assert told(client) == {room_id: True}
         written.append(bool(counter.writes))
+        # what else is told of them is in memory
+        assert set(counter.reads) == {"get_rooms_account_data", "get_receipts"}
     # those for which there is no more room are written, with all before them
     assert written == [at == MOST_ADDED for at in range(MOST_ADDED + 3)]
     assert names(client.pos) == 2

@@ -157,18 +157,24 @@ class ExtensionReader:
         return ExtensionNews(answer, is_news, is_all, view)
 
     async def read_without_news(
-        self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        now: SyncToken,
+        moved_to: Collection[int] | None,
+        new: RoomWork | None = None,
     ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
         rooms that it has. None where that is not enough to know them.
 
-        `moved_to`: the rooms in view now, all of them joined, if they are others than before.
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: one that it does not have: see
+        `read_with_new`.
         """
         wanted, is_news = request.extensions, False
         view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
-        if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
+        if moved_to is not None and not _is_known_of(moved_to, wanted, connection, new):
             return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
@@ -185,13 +191,39 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                typing, is_news, view = await self._typing(request, connection, set(moved_to), ())
+                begun = () if new is None else (new,)
+                typing, is_news, view = await self._typing(request, connection, set(moved_to), begun)
             else:
                 view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
         return ExtensionNews(answer, is_news, typing=view)
+
+    async def read_with_new(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        now: SyncToken,
+        moved_to: Collection[int],
+        new: RoomWork,
+        changes: StateChanges,
+    ) -> ExtensionNews | None:
+        """The same, where one of the rooms in view is new to the client, and messages in it are all that has happened."""
+        read = await self.read_without_news(request, connection, now, moved_to, new)
+        if read is None:
+            return None
+        if request.extensions.account_data is not None:
+            room_id = new.room.room_id
+            kept = await self._parts.account_data.get_rooms_account_data(request.caller.user_id, (room_id,))
+            read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
+            changes.set_account_data(new.room.room_nid, LIVE)
+        if request.extensions.receipts is not None:
+            receipts = await self._parts.receipts.read_of_new(request, connection, new, now.position, changes)
+            if receipts is None:
+                return None
+            read.answer["receipts"]["rooms"] = receipts
+        return read
 
     def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
         """Whether another answer that has this `pos` told something else."""
@@ -366,15 +398,22 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
     }
 
 
-def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
-    """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
+def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection, new: RoomWork | None) -> bool:
+    """Whether the client has been told all of account data and receipts of these rooms but for the new one, which all lists are asked
+    for."""
     if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
     for scope, known in (
         (wanted.account_data, connection.state.account_data),
         (wanted.receipts, connection.state.receipts),
     ):
-        if scope is not None and (scope.lists is not None or any(map(known.get, rooms, repeat(NEVER)))):
+        if scope is None:
+            continue
+        if scope.lists is not None:
+            return False
+        if any(map(known.get, rooms, repeat(NEVER))) and not all(
+            known.get(nid) == LIVE or (new is not None and nid == new.room.room_nid) for nid in rooms
+        ):
             return False
     return True
 
