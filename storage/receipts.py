@@ -18,8 +18,6 @@ UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 MAIN_THREAD = "main"
 """The `thread_id` of a receipt for what is in no thread."""
-FEW_RECEIPTS = 200
-"""So many of one room are read like what is read by key."""
 FEW_POSITIONS = 2000
 """What changed in so many is read like what is read by key."""
 MOST_THREADS = 500
@@ -70,15 +68,14 @@ class ReceiptStore:
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
         """Both of `get_receipts` and `get_receipts_of_user`, in one query."""
-        asked = (dict(ranges), user_id, list(room_nids))
         # each position is one receipt at most
-        if sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS:
-            return await self._database.read_quickly("get_receipts", _select_both, *asked)
-        if len(ranges) == 1:  # little may have been read in a room meanwhile
-            found = await self._database.read_quickly("get_receipts", _select_few, *asked)
-            if found is not None:
-                return found
-        return await self._database.read_once("get_receipts", _select_both, *asked)
+        few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
+        read = self._database.read_quickly if few else self._database.read_once
+        return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+
+    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
+        """All receipts of a room, up to that many, the oldest first."""
+        return await self._database.read_quickly("get_receipts_of_room", _select_of_room, room_nid, limit)
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
@@ -111,25 +108,18 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
     }
 
 
-_BOTH = (
-    f"SELECT {_COLUMNS}, 1 AS own FROM receipts WHERE room_nid = ? AND user_id = ? UNION ALL"
-    f" SELECT {_COLUMNS}, 0 AS own FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?"
-)
-_Both = tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]
-
-
-def _select_few(
-    txn: Transaction, ranges: dict[int, tuple[int, int]], user_id: str, room_nids: list[int]
-) -> _Both | None:
-    """None if they are more."""
-    found = _select_both(txn, ranges, user_id, room_nids, f"{_BOTH} LIMIT {FEW_RECEIPTS}")
-    are_all = sum(len(rows) for read in found for rows in read.values()) < FEW_RECEIPTS
-    return found if are_all else None
+def _select_of_room(txn: Transaction, room_nid: int, limit: int) -> list[ReceiptRow]:
+    sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? ORDER BY position LIMIT ?"
+    return [ReceiptRow(*row) for row in txn.query(sql, (room_nid, limit))]
 
 
 def _select_both(
-    txn: Transaction, ranges: dict[int, tuple[int, int]], user_id: str, room_nids: list[int], sql: str = _BOTH
-) -> _Both:
+    txn: Transaction, ranges: dict[int, tuple[int, int]], user_id: str, room_nids: list[int]
+) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
+    sql = (
+        f"SELECT {_COLUMNS}, 1 AS own FROM receipts WHERE room_nid = ? AND user_id = ? UNION ALL"
+        f" SELECT {_COLUMNS}, 0 AS own FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?"
+    )
     rooms = dict.fromkeys((*ranges, *room_nids))
     asked, nothing = set(room_nids), (0, 0)
     args = [(nid, user_id if nid in asked else "", nid, *ranges.get(nid, nothing)) for nid in rooms]

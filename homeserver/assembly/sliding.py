@@ -97,7 +97,10 @@ def sliding_parts(
         ExtensionParts(
             synced.devices,
             synced.account_data,
-            ReceiptNews(synced.receipts, timelines, synced.recent, synced.rooms, synced.ignored),
+            synced.beside.account_data,
+            ReceiptNews(
+                synced.receipts, synced.beside.receipts, timelines, synced.recent, synced.rooms, synced.ignored
+            ),
             synced.recent,
             synced.rooms,
             synced.ignored,

@@ -1,15 +1,12 @@
 """Sliding sync: rooms that come into view for the first time stand in the `pos` itself, so they write nothing, and are not told twice."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from homeserver.services.sliding_sync.state_names import MOST_ADDED, added_in, added_to
-from storage.database import Database, SQLiteConfig
-from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, open_inline
+from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say, texts
 
@@ -18,22 +15,9 @@ pytestmark = pytest.mark.usefixtures("compared")
 EXTENSIONS = {name: {"enabled": True} for name in ("account_data", "receipts", "typing")}
 
 
-@pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
-def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
-    """A database whose queries are counted."""
-    database = open_inline(sqlite, counter)
-    yield database
-    run_coroutine(database.close(), None)
-
-
-def looking(user: User, limit: int = 2) -> SlidingClient:
+def looking(user: User, conn_id: str = "first") -> SlidingClient:
     """A client that looks at the two newest rooms."""
-    return SlidingClient(user, lists={"all": a_list([0, 1], limit=limit)}, extensions=EXTENSIONS)
+    return SlidingClient(user, conn_id, lists={"all": a_list([0, 1], limit=2)}, extensions=EXTENSIONS)
 
 
 def told(client: SlidingClient) -> dict[str, bool]:
@@ -45,28 +29,6 @@ def names(pos: str | None) -> int:
     """How many rooms stand in it."""
     assert pos is not None
     return pos.count(".")
-
-
-def test_a_room_that_is_new_writes_nothing(tmp_path: Path, counted: Database, counter: QueryCounter) -> None:
-    server = TestServer(tmp_path, counted)
-    alice = server.register("alice")
-    rooms = [create(alice, name=f"{at}") for at in range(MOST_ADDED + 6)]
-    SlidingClient(alice, "another", lists={"all": a_list([0, 99], limit=2)}).sync()
-    client = looking(alice)
-    client.sync()
-    written = []
-    for at, room_id in enumerate(rooms[: MOST_ADDED + 3]):
-        say(alice, room_id, f"{at}")
-        counter.clear()
-        assert told(client) == {room_id: True}
-        written.append(bool(counter.writes))
-        # what else is told of them is in memory
-        assert set(counter.reads) == {"get_rooms_account_data", "get_receipts"}
-    # those for which there is no more room are written, with all before them
-    assert written == [at == MOST_ADDED for at in range(MOST_ADDED + 3)]
-    assert names(client.pos) == 2
-    client.body["lists"]["all"]["ranges"] = [[0, 99]]
-    assert set(told(client)) == {rooms[-3]}  # all the others were told
 
 
 def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database: Database) -> None:

@@ -14,6 +14,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.relations import read_relation
 from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.kept_account_data import KeptAccountData
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
@@ -59,6 +60,7 @@ class ExtensionParts(msgspec.Struct, frozen=True):
 
     devices: DeviceNewsReader
     account_data: AccountDataStore
+    kept_data: KeptAccountData
     receipts: ReceiptNews
     recent: RecentChanges
     rooms: RoomStore
@@ -215,7 +217,7 @@ class ExtensionReader:
             return None
         if request.extensions.account_data is not None:
             room_id = new.room.room_id
-            kept = await self._parts.account_data.get_rooms_account_data(request.caller.user_id, (room_id,))
+            kept = await self._parts.kept_data.of_rooms(request.caller.user_id, (room_id,))
             read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
             changes.set_account_data(new.room.room_nid, LIVE)
         if request.extensions.receipts is not None:
@@ -273,11 +275,11 @@ class ExtensionReader:
         missed = {nid: upto for nid, upto in not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
-            whole = await self._by_room(await store.get_account_data(user_id))
+            whole = await self._by_room(await self._parts.kept_data.of_user(user_id))
             found |= {nid: data for nid, data in whole.items() if nid in new}
         elif new:  # of all that the user keeps, most is of rooms that are not in view
             ids = {room.room_id: nid for nid, room in (await self._parts.rooms.get_rooms_by_nid(new)).items()}
-            kept = await store.get_rooms_account_data(user_id, ids)
+            kept = await self._parts.kept_data.of_rooms(user_id, ids)
             found |= {ids[room_id]: data for room_id, data in kept.items()}
         if known and (changed or missed):
             since = min([connection.position, *missed.values()])

@@ -12,6 +12,7 @@ from typing import Any, Final
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.kept_receipts import KeptReceipts
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -29,12 +30,14 @@ class ReceiptNews:
     def __init__(
         self,
         receipts: ReceiptStore,
+        kept: KeptReceipts,
         timelines: Timelines,
         recent: RecentChanges,
         rooms: RoomStore,
         ignored: IgnoredUsers,
     ) -> None:
         self._receipts = receipts
+        self._kept = kept
         self._timelines = timelines
         self._recent = recent
         self._rooms = rooms
@@ -107,17 +110,18 @@ class ReceiptNews:
         self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, changes: StateChanges
     ) -> dict[str, Any] | None:
         """The same for a room with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
-        knows. None where there is no room for all of them."""
+        knows. None where they are many, or there is no room for all of them."""
         nid, user_id, known = work.room.room_nid, request.caller.user_id, connection.state.receipts
         told = connection.since(known[nid]) if nid in known else upto
         first = min(told, *[seen.event.position or 0 for seen in work.shown])
-        changed, own = await self._receipts.get_receipts_and_own({nid: (first, upto)}, user_id, (nid,))
+        kept = await self._kept.of_room(nid)
+        if kept is None:
+            return None
         changes.set_receipts(nid, LIVE)
-        if not (changed[nid] or own):
+        if not kept:
             return {}
-        rows = _of_shown(changed[nid], work.shown, told, upto)
-        if nid in own:
-            rows = [*(row for row in rows if row.user_id != user_id), *own[nid]]
+        rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
+        rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
         shown = visible_receipts(rows, user_id, await self._ignored.of_user(user_id))
         fit, held_from = _as_fit(shown)
         if held_from is not None:
