@@ -11,6 +11,7 @@ after a restart.
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +39,8 @@ KEPT_MS: Final = 30 * 24 * 3600 * 1000
 BYTES_LIKE_A_ROOM: Final = 64
 """So much of a stored state weighs as a room: what clients ask of rooms may be long."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
+
+_weight: Final = itemgetter(1)
 
 
 class UnknownPos(MatrixError):
@@ -187,10 +190,8 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
 class _Remembered(msgspec.Struct):
     used_ts: int
     """That of what is stored."""
-    states: dict[str, ConnectionState]
-    """By name; what a client got later comes later."""
-    weights: dict[str, int]
-    """How much each state weighs."""
+    states: dict[str, tuple[ConnectionState, int]]
+    """By name, and how much each weighs; what a client got later comes later."""
 
 
 class Connections:
@@ -264,21 +265,18 @@ class Connections:
     def _follow(self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int) -> None:
         """Remember a state that follows another. Those that came before that one go; not those that came since, for another request
         may have been answered from the same state, or from a later one."""
-        known = self._known.get(former.key)
+        known, before = self._known.get(former.key), former.state_name
         states = {} if known is None else dict(known.states)
-        weights = {} if known is None else dict(known.weights)
-        if former.state_name is not None:
-            states.setdefault(former.state_name, former.state)
-            weights.setdefault(former.state_name, 1 + len(former.state.rooms))
+        if before is not None:
+            if before not in states:
+                states = {before: (former.state, 1 + len(former.state.rooms)), **states}
+            while (first := next(iter(states))) != before:
+                del states[first]
         states.pop(name, None)
-        states[name], weights[name] = state, weight
-        names = list(states)
-        begin = 0 if former.state_name is None else names.index(former.state_name)
-        names = names[begin:][-MOST_OF_A_CONNECTION:]
-        self._remember(
-            former.key,
-            _Remembered(used_ts, {each: states[each] for each in names}, {each: weights[each] for each in names}),
-        )
+        states[name] = (state, weight)
+        while len(states) > MOST_OF_A_CONNECTION:
+            del states[next(iter(states))]
+        self._remember(former.key, _Remembered(used_ts, states))
 
     async def _find_state(self, key: ConnectionKey, name: str) -> ConnectionState:
         known = self._known.get(key)
@@ -292,13 +290,11 @@ class Connections:
                     raise UnknownPos
                 rows = await self._memberships.of_user(UserID(key.user_id))
                 state = state.with_rooms(each for each in added if each[0] in rows and rows[each[0]].was_joined)
-            states, weights = {name: state}, {name: weight + len(state.rooms)}
+            states = {name: (state, weight + len(state.rooms))}
             former = self._known.get(key)
             if former is not None:  # another node gave this one, or it went before others
-                names = list(former.states)[1 - MOST_OF_A_CONNECTION :]
-                states |= {each: former.states[each] for each in names}
-                weights |= {each: former.weights[each] for each in names}
-            known = _Remembered(row.used_ts, states, weights)
+                states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
+            known = _Remembered(row.used_ts, states)
             self._remember(key, known)
         self._known.move_to_end(key)
         now = self._now_ms()
@@ -309,12 +305,12 @@ class Connections:
         if now - known.used_ts > TOUCHED_EACH_MS:
             known.used_ts = now
             await self._store.set_used(key, now)
-        return known.states[name]
+        return known.states[name][0]
 
     def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
         self._forget(key)
         self._known[key] = remembered
-        self._weight += sum(remembered.weights.values())
+        self._weight += sum(map(_weight, remembered.states.values()))
         of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
         of_device[key.conn_id] = None
         if len(of_device) > MOST_OF_A_DEVICE:
@@ -325,7 +321,7 @@ class Connections:
     def _forget(self, key: ConnectionKey) -> None:
         remembered = self._known.pop(key, None)
         if remembered is not None:
-            self._weight -= sum(remembered.weights.values())
+            self._weight -= sum(map(_weight, remembered.states.values()))
             of_device = self._of_devices[key.user_id, key.device_id]
             del of_device[key.conn_id]
             if not of_device:
