@@ -36,7 +36,6 @@ _SHOWN: Final = frozenset({EventFlag.TIMELINE})
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
 _is_plain: Final = attrgetter("is_plain")
-_leaves_state: Final = attrgetter("leaves_state")
 MAX_DEPTH: Final = 2**53 - 1
 
 
@@ -79,10 +78,15 @@ class Visibility:
     def shows_plainly(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
         """Whether a member sees all of these messages (of one room) just as they are: they came while they were in the room, and nothing
         has become of them. False too where it takes a look at the database to know that. `own`: their membership."""
-        return all(map(_leaves_state, events)) and self.shows_as_they_are(own, events)
+        for event in events:  # mostly one
+            if not (event.is_plain and event.leaves_state and event.is_shown):
+                return False
+            if event.position is None or event.position <= own.position:
+                return False
+        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
     def shows_as_they_are(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
-        """The same for whatever events, state or not."""
+        """The same for whatever events, many and state too."""
         if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
             return False
         positions = list(map(_position, events))
