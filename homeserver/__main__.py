@@ -34,6 +34,7 @@ from homeserver.endpoints import declared_routes
 from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.large_pages import use_large_pages
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
@@ -205,6 +206,7 @@ def run(paths: tuple[Path, ...]) -> None:
             reactor.stop()
 
     calm_collector()
+    use_large_pages()
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)

@@ -62,7 +62,7 @@ class ReceiptStore:
 
     async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
         """For each room (after, up to): the receipts that changed in between."""
-        return await self._database.read("get_receipts", _select_receipts, dict(ranges))
+        return await self._database.read_once("get_receipts", _select_receipts, dict(ranges))
 
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]

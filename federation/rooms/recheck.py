@@ -24,7 +24,7 @@ from storage.events import EventFlag
 from storage.partial_rooms import PartialEvent, PartialRoomStore
 from storage.room_writer import StateChange
 from storage.rooms import RoomRow
-from storage.state_completion import Found, StateCompletion
+from storage.state_completion import Found, LateNews, StateCompletion
 from storage.unproved_state import PartOf
 
 CHUNK: Final = 100
@@ -50,6 +50,8 @@ class Walk(msgspec.Struct):
     """What was shown and is no more."""
     shown: list[StoredEvent] = msgspec.field(default_factory=list)
     """What was refused and is shown now."""
+    news: list[LateNews] = msgspec.field(default_factory=list)
+    """The messages among it that came as news."""
     assumed: set[int] = msgspec.field(default_factory=set)
     """Events the state before which nobody tells, and what follows them: what that does not allow is not refused for good."""
     fetched: int = 0
@@ -119,6 +121,8 @@ class Recheck:
                 flags = 0
             else:
                 walk.shown.append(stored)
+                if event.state_key is None and stored.redacted_by is None and not row.is_past:
+                    walk.news.append(await self._late_news(snapshot, stored, before))
         if before is not told:
             flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
@@ -141,6 +145,11 @@ class Recheck:
             cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
+
+    async def _late_news(self, snapshot: RoomSnapshot, stored: StoredEvent, before: StateChange) -> LateNews:
+        said = await self._placements.classify(snapshot, stored.event, before)
+        outcomes = EventFlag.OUTCOMES if said.outcomes else 0
+        return LateNews(stored.nid, said.flags | outcomes, said.outcomes, said.thread_root)
 
     async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:
         """A state with what the event cites of what could be proved later only, as far as nothing is in its place."""

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.receiver import Transactions
-from federation.remote.events import LISTS_AT_ONCE, MAX_IDS_BYTES, SHORT_LIST_BYTES
+from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
 from federation.remote.long_answers import LongAnswers
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
@@ -50,9 +50,9 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        lists = LongAnswers(clock, at_once=LISTS_AT_ONCE, short_bytes=SHORT_LIST_BYTES, most_bytes=MAX_IDS_BYTES)
+        lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
         self.states = RemoteStates(
-            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states
+            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states, clock
         )
         self.missing = MissingEvents(
             rooms.engine,
@@ -66,7 +66,7 @@ class IncomingParts:
             federation.policy_servers.find_refused,
             federation.identity,
             TimelineStore(database),
-            clock.seconds,
+            clock,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.insiders = Insiders(

@@ -53,6 +53,19 @@ class ParsedAccountData(Generic[T]):
         known = self._parsed.get(user_id)
         return None if known is None else known[0]
 
+    @property
+    def heard(self) -> int:
+        """How often what was read before may have changed: to be noted before all of a user's account data is read, for `learn`."""
+        return self._changes_heard
+
+    def learn(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
+        """What the user has set, by all their global account data, which was just read anyway."""
+        of_user = {type: contents[type] for type in self._types if type in contents}
+        parsed = self._parse(of_user, user_id)
+        if heard == self._changes_heard:
+            self._keep(user_id, parsed, sum(map(len, of_user.values())))
+        return parsed
+
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
         """What these users have set: one query for all that is not known."""
         found: dict[UserID, T] = {}

@@ -41,6 +41,15 @@ _type = attrgetter("event.type")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
+class OwnReceipts(msgspec.Struct, frozen=True):
+    """A user's own receipts in rooms, where they were read with those of others."""
+
+    by_room: Mapping[int, Sequence[ReceiptRow]]
+    """All of them, of each room that is here."""
+    heard: int
+    """See `UnreadCounts.heard`; noted before they were read, when nothing was announced that they lack."""
+
+
 class Unread(msgspec.Struct, frozen=True, gc=False):
     """The numbers shown beside a room or a thread."""
 
@@ -150,10 +159,22 @@ class UnreadCounts:
         streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED)
         streams.watch(self._heed_others)
 
+    @property
+    def heard(self) -> int:
+        """How often something happened after which what was read before, such as receipts, may be outdated."""
+        return self._changes_heard
+
     async def get_counts(
-        self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str] = frozenset()
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        ignored: Set[str] = frozenset(),
+        own: OwnReceipts | None = None,
     ) -> Mapping[int, RoomUnread]:
-        """The counts of now in rooms that the user is joined to. What `ignored` users send does not count."""
+        """The counts of now in rooms that the user is joined to. What `ignored` users send does not count.
+
+        `own`: read before; not read again while nothing else happened.
+        """
         upto = self._streams.current()
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
@@ -178,7 +199,9 @@ class UnreadCounts:
             found[row.room_nid] = count.freeze()
         if missing:
             heard = self._changes_heard
-            for room_nid, count in (await self._count(user_id, missing, upto, attention, room_ids, ignored)).items():
+            for room_nid, count in (
+                await self._count(user_id, missing, upto, attention, room_ids, ignored, own)
+            ).items():
                 found[room_nid] = count.freeze()
                 if heard == self._changes_heard:  # else it may be of before a receipt or redaction that came meanwhile
                     self._keep((user_id, room_nid), count)
@@ -220,9 +243,15 @@ class UnreadCounts:
             known = self._purged = asked, await self._outcomes.get_purged_since(position)
         return known[1]
 
-    async def read_marks(self, user_id: UserID, rooms: Collection[MembershipRow]) -> Mapping[int, ReadUpTo]:
+    async def read_marks(
+        self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
+    ) -> Mapping[int, ReadUpTo]:
         """Up to which positions the user has read each room: as far as receipts say, at least to their joining."""
-        receipts = await self._receipts.get_receipts_of_user(user_id, [row.room_nid for row in rooms])
+        room_nids = [row.room_nid for row in rooms]
+        if own is not None and own.heard == self._changes_heard and own.by_room.keys() >= set(room_nids):
+            receipts = own.by_room
+        else:
+            receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
         marks: dict[int, ReadUpTo] = {}
         for row in rooms:
             everything = await self._past.joined_since(row)
@@ -245,8 +274,9 @@ class UnreadCounts:
         attention: AttentionHistory,
         room_ids: Mapping[int, str],
         ignored: Set[str],
+        own: OwnReceipts | None,
     ) -> dict[int, _Count]:
-        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids)
+        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids, own)
         counted = await self._outcomes.get_counts(user_id, wanted, ignored)
         counts: dict[int, _Count] = {}
         for row in rooms:
@@ -262,11 +292,12 @@ class UnreadCounts:
         upto: int,
         attention: AttentionHistory,
         room_ids: Mapping[int, str],
+        own: OwnReceipts | None = None,
     ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
         """Rooms in which something may be unread, with what is read there and what held in which part of the rest."""
         return {
             room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
-            for room_nid, mark in (await self.read_marks(user_id, rooms)).items()
+            for room_nid, mark in (await self.read_marks(user_id, rooms, own)).items()
             if mark.everything < upto
         }
 

@@ -245,3 +245,47 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     assert not nothing.rejected
     assert not nothing.in_timeline
     await same_state(alice, bob, room_id)
+
+
+async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(network: Network) -> None:
+    """What they say meanwhile is refused by the part, and shown as news, with a notification, once all of the state is known."""
+    alice, bob, room_id = await large_room(
+        network,
+        room_version="11",
+        power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
+    )
+    wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
+    for user in (wanda, erin):
+        ok(join_via(user, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    south, west, east = Side(bob.server), Side(wanda.server), Side(erin.server)
+    (our_join,) = await south.last(RoomID(room_id))
+    put_out = await west.build_next(
+        RoomID(room_id), wanda.user_id, "m.room.member", {"membership": "ban"}, erin.user_id, prev=[our_join]
+    )
+    content = {"body": f"ping {bob.user_id}", "msgtype": "m.text", "m.mentions": {"user_ids": [bob.user_id]}}
+    said = await east.build_next(RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join])
+    for side, event, verdict in ((west, put_out, Verdict.ACCEPT), (east, said, Verdict.SOFT_FAIL)):
+        cited = await side.rooms.events.get_anywhere(event.auth_events)
+        await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+        (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+        assert outcome.verdict is verdict
+    since = lazily(bob)["next_batch"]
+    assert messages(bob, room_id) == []
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id]
+    news = lazily(bob, since)["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
+    assert news["unread_notifications"] == {"notification_count": 1, "highlight_count": 1}
+    later = say(bob, room_id, "here I am")
+    again = lazily(bob, since)["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["event_id"] for event in again] == [said.event_id, later]
+    await same_state(alice, bob, room_id)
