@@ -88,14 +88,20 @@ class SQLiteConnection:
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        # Lists are filled up with the last key to a power of two, so that few statements have to be prepared.
-        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
-        padding = [keys[-1]] * (size - len(keys))
-        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after)).fetchall()
+        return self._execute_in(sql, keys, before, after).fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         execute = self._execute
         return [execute(sql, args).fetchall() for args in rows]
+
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        found = self.query_each(sql, rows)
+        keys = [row[0] for each in found for row in each]
+        if keys:
+            self._execute_in(change, keys, before, ())
+        return found
 
     def query_with(
         self,
@@ -117,6 +123,9 @@ class SQLiteConnection:
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._execute(sql, args)
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        self._execute_in(sql, keys, before, ())
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)
@@ -191,6 +200,14 @@ class SQLiteConnection:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _execute_in(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+    ) -> sqlite3.Cursor:
+        # Lists are filled up with the last key to a power of two, so that few statements have to be prepared.
+        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
+        padding = [keys[-1]] * (size - len(keys))
+        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after))
 
 
 class SQLiteEngine:
