@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
@@ -23,7 +23,8 @@ from twisted.python.failure import Failure
 from storage import to_device_log
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from storage.devices import DeviceRow, DeviceStore
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, DeviceMessage, ToDeviceStore
+from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
+from storage.to_device import FEWEST_LOGGED, LOGGED_MS, DeviceMessage, KnownDevices, Recipients, ToDeviceStore
 from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
@@ -218,6 +219,34 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 25)) == list(range(25))
     assert moved == [8]
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(30))
+
+
+async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: Database) -> None:
+    """A request that was carried out is known again in any case, also one that is for none of our users."""
+    user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
+    put_device(database, user, "D0")
+    sent = SentTransaction("@alice:example.org", "PHONE", "sendToDevice/m.test", "1")
+    users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
+
+    def find(known: KnownDevices | None, user_ids: Sequence[str] = (user,)) -> Mapping[str, Recipients] | None:
+        return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, sent, known)))
+
+    known = KnownDevices(users, database.streams.current())
+    assert find(known) is None
+    assert find(None) == users
+    put_device(database, user, "D0")
+    assert find(known) is None, "it was there"
+    put_device(database, user, "D1")
+    assert (find(known) or {})[user].keys() == {"D0", "D1"}
+    later = KnownDevices(users, database.streams.current())
+    run(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
+    assert (find(later) or {})[user].keys() == {"D1"}
+    assert find(KnownDevices({}, 0), ()) == {}
+    run(database.write("note", lambda txn: add_new_transaction(txn, sent, b"{}", 0)))
+    newest = KnownDevices(users, database.streams.current())
+    for seen, user_ids in ((newest, [user]), (known, [user]), (None, [user]), (known, []), (None, [])):
+        with pytest.raises(AlreadySent):
+            find(seen, user_ids)
 
 
 def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
