@@ -141,7 +141,7 @@ class RoomParts:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
         sizes = CacheSizes(config.memory)
-        self.room_store = room_store = RoomStore(database)
+        self.store = room_store = RoomStore(database)
         self.membership_store = membership_store = MembershipStore(database)
         self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
@@ -173,7 +173,6 @@ class RoomParts:
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
-        self.store = room_store
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
         self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
