@@ -1,7 +1,8 @@
 """Other processes on the same database: this node asks once a second how far the one sequence has come.
 
 What others wrote is heard of within that second: long-polls wake, a redacted event is forgotten. A node that writes hears of it
-sooner, since its writes follow upon theirs. Typing is known to its own node only.
+sooner, since its writes follow upon theirs. What is not written, as who types, nodes call out to one another
+(`homeserver/node_notes.py`).
 
 What ends a session or changes what an account may do is not acknowledged before it holds on all nodes: they are called as it is
 written (`storage/node_calls.py`), and each answers once it has forgotten what it remembered. A node that does not answer is
@@ -15,6 +16,7 @@ Laws:
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -24,9 +26,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from homeserver.node_notes import NodeNotes
 from storage.database import Database
 from storage.engine import DatabaseUnavailable, NodeCalls, NodeCallsLost
-from storage.node_calls import Changed, Heard
+from storage.node_calls import Changed, Heard, Note
 
 SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
@@ -62,11 +65,17 @@ class OtherNodes:
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, database: Database, remembered: Remembered, monotonic: Callable[[], float]
+        self,
+        clock: IReactorTime,
+        database: Database,
+        remembered: Remembered,
+        notes: NodeNotes,
+        monotonic: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._database = database
         self._remembered = remembered
+        self._notes = notes
         self._monotonic = monotonic
         self._asking = LoopingCall(self._ask)
         self._asking.clock = clock
@@ -135,12 +144,14 @@ class OtherNodes:
             calls.close()  # stopped meanwhile
             return
         self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
+        self._notes.connect(partial(self._database.tell_notes, calls.node))
 
     def _stop_hearing(self) -> None:
         ear, self._ear = self._ear, None
         if ear is None:
             return
         self._remembered.trust_until(0.0)
+        self._notes.connect(None)
         ear.close()
 
     def _take(self, came: Sequence[object]) -> None:
@@ -150,6 +161,8 @@ class OtherNodes:
                     self._called_upto = max(self._called_upto, position)
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
+                case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
+                    self._notes.hear(body)
         self._answer_calls()
 
     def _answer_calls(self) -> None:

@@ -12,6 +12,7 @@ from homeserver.config.registration_files import read_registration_files
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.node_notes import NodeNotes
 from homeserver.nodes import OtherNodes
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_validity import AccountValidity
@@ -134,7 +135,10 @@ class AccountParts:
             monotonic=monotonic,
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite is for one node
-        self.other_nodes = OtherNodes(clock, database, self.access_tokens, monotonic) if is_shared else None
+        self.node_notes = NodeNotes(clock) if is_shared else None
+        self.other_nodes = None
+        if self.node_notes is not None:
+            self.other_nodes = OtherNodes(clock, database, self.access_tokens, self.node_notes, monotonic)
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,

@@ -8,6 +8,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
+from homeserver.node_notes import NodeNotes
 from homeserver.nodes import OtherNodes
 from storage.database import Database
 from storage.engine import DatabaseUnavailable
@@ -49,7 +50,7 @@ def lines() -> Iterator[list[str]]:
 
 def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(lines: list[str]) -> None:
     clock, database = Clock(), Away()
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), clock.seconds)
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
     nodes.start()
     clock.pump([1.0] * 3)
     assert lines == []

@@ -135,6 +135,8 @@ class SlidingSync:
         members = self._parts.entries.begin(request, connection)
         if connection.position > self._streams.current() and connection.position > await self._catch_up():
             raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        if connection.token is not None:
+            self._parts.typing.meet(connection.token.ephemeral)
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
