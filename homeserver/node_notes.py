@@ -37,7 +37,7 @@ class NodeNotes:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._tell: Tell | None = None
-        self._hearers: dict[str, Callable[[bytes], None]] = {}
+        self._hearers: dict[str, Callable[[int, bytes], None]] = {}
         self._waiting: dict[tuple[str, Hashable], object] = {}
         self._is_due = False
         self._not_before = 0.0
@@ -46,10 +46,10 @@ class NodeNotes:
         """How others are reached from now on; None: no more."""
         self._tell = tell
 
-    def register(self, kind: str, form: type[Any], hearer: Callable[[Any], None]) -> None:
-        """Who takes in notes of a kind, which have that form; may not raise and may not block."""
+    def register(self, kind: str, form: type[Any], hearer: Callable[[int, Any], None]) -> None:
+        """Who takes in notes of a kind, which have that form, with the number of the node; may not raise and may not block."""
         decoder = msgspec.json.Decoder(form)
-        self._hearers[kind] = lambda note: hearer(decoder.decode(note))
+        self._hearers[kind] = lambda node, note: hearer(node, decoder.decode(note))
 
     def put(self, kind: str, key: Hashable, note: object) -> None:
         """Tell the others soon, instead of what waits under the same key."""
@@ -61,13 +61,13 @@ class NodeNotes:
             self._is_due = True
             self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._start)
 
-    def hear(self, body: str) -> None:
+    def hear(self, node: int, body: str) -> None:
         """Another node's call. What a node of another version tells, and this one does not know, is passed over."""
         try:
             for kind, note in msgspec.json.decode(body, type=list[tuple[str, msgspec.Raw]]):
                 hearer = self._hearers.get(kind)
                 if hearer is not None:
-                    hearer(bytes(note))
+                    hearer(node, bytes(note))
         except msgspec.MsgspecError:
             self.log.warn("another node tells what is not understood")
 

@@ -162,7 +162,7 @@ class OtherNodes:
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
                 case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
-                    self._notes.hear(body)
+                    self._notes.hear(node, body)
         self._answer_calls()
 
     def _answer_calls(self) -> None:

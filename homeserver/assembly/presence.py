@@ -53,4 +53,5 @@ class WhoIsThere:
             server_name=identity.server_name,
             times=times,
             mode=presence.enabled,
+            notes=notes,
         )

@@ -183,7 +183,7 @@ class Typing:
             note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
             self._notes.put(KIND, (room_nid, user_id), note)
 
-    def _hear_node(self, note: TypingNote) -> None:
+    def _hear_node(self, _node: int, note: TypingNote) -> None:
         """What another node was told of. Of our own users the one of the nodes that sends tells other servers."""
         if note.timeout_ms:
             self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)

@@ -9,68 +9,15 @@ from urllib.parse import quote
 import pytest
 
 from storage.database import PostgresConfig
-from tests.conftest import run_coroutine
-from tests.helpers.databases import open_inline
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.recording_wire import pretend_member
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, poll, sync
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 rooms = Rooms()
-
-
-class CallingNodes:
-    """Two servers that share everything but their memory, and hear one another's notes."""
-
-    def __init__(self, folder: Path, config: PostgresConfig) -> None:
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.wires = [RecordingWire(), RecordingWire()]
-        self.servers: list[TestServer] = []
-        for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number])
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.start()
-            server.app.federation_out.sender.start()
-            self.servers.append(server)
-        self.calls = 0
-        for number, server in enumerate(self.servers):
-            notes = server.app.accounts.node_notes
-            other = self.servers[1 - number].app.accounts.node_notes
-            assert notes is not None
-            assert other is not None
-
-            async def tell(bodies: Any, hear: Any = other.hear) -> None:
-                self.calls += len(bodies)
-                for body in bodies:
-                    hear(body)
-
-            notes.connect(tell)
-
-    def here_and_there(self, name: str) -> tuple[User, User]:
-        """Somebody with one session, who speaks through both nodes."""
-        here = self.servers[0].register(name)
-        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
-        return here, User(self.servers[1], session)
-
-    def wait(self, seconds: float = 1.0) -> None:
-        """Time passes."""
-        for server in self.servers:
-            server.clock.advance(seconds)
-        for _ in range(3):
-            for server in self.servers:
-                settle(server)
-
-    def close(self) -> None:
-        for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.stop()
-            run_coroutine(database.close(), None)
 
 
 @pytest.fixture
