@@ -1,8 +1,8 @@
-"""Other processes on the same database: this node asks once a second how far the one sequence has come.
+"""Other processes on the same database: how far the one sequence has come there.
 
-What others wrote is heard of within that second: long-polls wake, a redacted event is forgotten. A node that writes hears of it
-sooner, since its writes follow upon theirs. What is not written, as who types, nodes call out to one another
-(`homeserver/node_notes.py`).
+What others wrote is heard of within a tenth of a second or two: long-polls wake, a redacted event is forgotten. Who has written says so
+(`homeserver/node_notes.py`, by which nodes also tell one another what is not written, as who types); a node that writes itself
+hears of it by that, since its writes follow upon theirs; and where a word was lost, it is asked for once a second.
 
 What ends a session or changes what an account may do is not acknowledged before it holds on all nodes: they are called as it is
 written (`storage/node_calls.py`), and each answers once it has forgotten what it remembered. A node that does not answer is
@@ -30,12 +30,15 @@ from homeserver.node_notes import NodeNotes
 from storage.database import Database
 from storage.engine import DatabaseUnavailable, NodeCalls, NodeCallsLost
 from storage.node_calls import Changed, Heard, Note
+from storage.streams import Change
 
 SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
 """Seconds after a question for which what is remembered is trusted: as long as a few that get lost."""
 OWN_CALLS: Final = 1000
 """Of so many of its latest calls a node knows that they are its own."""
+WRITTEN: Final = "written"
+"""Of notes: up to where in the sequence a node has written."""
 
 
 class Remembered(Protocol):
@@ -85,10 +88,14 @@ class OtherNodes:
         self._called_upto = 0
         self._answered_upto = 0
         self._is_answering = False
+        self._written_upto = 0
+        self._is_looking = False
         self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
         self._heard_upto: dict[int, int] = {}
         """By node, what it has answered."""
         self._waiting: list[_Waiting] = []
+        notes.register(WRITTEN, int, self._hear_written)
+        database.streams.subscribe(self._say_written)
 
     def start(self, readers: IReactorFDSet | None = None) -> None:
         """Ask from now on. `readers`: where this node hears others call, and what it remembers is trusted only while it does."""
@@ -116,6 +123,24 @@ class OtherNodes:
                 await self._begin_hearing(self._readers)
         if await self._poll():
             self._answer_calls()
+
+    def _say_written(self, changes: Sequence[Change]) -> None:
+        self._notes.put(WRITTEN, None, changes[-1].position)
+
+    def _hear_written(self, _node: int, position: int) -> None:
+        self._written_upto = max(self._written_upto, position)
+        if not self._is_looking and self._written_upto > self._database.streams.current():
+            self._is_looking = True
+            looked = Deferred.fromCoroutine(self._look())
+            looked.addErrback(lambda failure: self.log.failure("what other nodes wrote is not known", failure))
+
+    async def _look(self) -> None:
+        try:
+            while (wanted := self._written_upto) > self._database.streams.current():
+                if not await self._poll() or self._database.streams.current() < wanted:
+                    self._written_upto = 0  # the question of each second finds what there is
+        finally:
+            self._is_looking = False
 
     async def _poll(self) -> bool:
         """Ask once; False where the database is away. That it is, is told when it begins and when it ends, not every second."""

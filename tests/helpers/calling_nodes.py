@@ -57,8 +57,12 @@ class CallingNodes:
     def here_and_there(self, name: str) -> tuple[User, User]:
         """Somebody with one session, who speaks through both nodes."""
         here = self.servers[0].register(name)
-        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
-        return here, User(self.servers[1], session)
+        return here, self.there(here)
+
+    def there(self, user: User) -> User:
+        """The same session at the second node."""
+        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+        return User(self.servers[1], session)
 
     def wait(self, seconds: float = 1.0) -> None:
         """Time passes."""

@@ -12,6 +12,7 @@ from homeserver.node_notes import NodeNotes
 from homeserver.nodes import OtherNodes
 from storage.database import Database
 from storage.engine import DatabaseUnavailable
+from storage.streams import Streams
 
 
 class Away:
@@ -19,6 +20,7 @@ class Away:
 
     is_there = True
     questions = 0
+    streams = Streams()
 
     async def poll(self) -> None:
         self.questions += 1
