@@ -37,7 +37,7 @@ class NodeNotes:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._tell: Tell | None = None
-        self._hearers: dict[str, Callable[[int, bytes], None]] = {}
+        self._hearers: dict[str, list[Callable[[int, bytes], None]]] = {}
         self._waiting: dict[tuple[str, Hashable], object] = {}
         self._is_due = False
         self._not_before = 0.0
@@ -49,7 +49,16 @@ class NodeNotes:
     def register(self, kind: str, form: type[Any], hearer: Callable[[int, Any], None]) -> None:
         """Who takes in notes of a kind, which have that form, with the number of the node; may not raise and may not block."""
         decoder = msgspec.json.Decoder(form)
-        self._hearers[kind] = lambda node, note: hearer(node, decoder.decode(note))
+        self._hearers.setdefault(kind, []).append(lambda node, note: hearer(node, decoder.decode(note)))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether others are told, and heard."""
+        return self._tell is not None
+
+    def waiting(self, kind: str, key: Hashable) -> object:
+        """What waits to be told under a key; None: nothing does."""
+        return self._waiting.get((kind, key))
 
     def put(self, kind: str, key: Hashable, note: object) -> None:
         """Tell the others soon, instead of what waits under the same key."""
@@ -65,8 +74,7 @@ class NodeNotes:
         """Another node's call. What a node of another version tells, and this one does not know, is passed over."""
         try:
             for kind, note in msgspec.json.decode(body, type=list[tuple[str, msgspec.Raw]]):
-                hearer = self._hearers.get(kind)
-                if hearer is not None:
+                for hearer in self._hearers.get(kind, ()):
                     hearer(node, bytes(note))
         except msgspec.MsgspecError:
             self.log.warn("another node tells what is not understood")

@@ -3,6 +3,7 @@
 What others wrote is heard of within a tenth of a second or two: long-polls wake, a redacted event is forgotten. Who has written says so
 (`homeserver/node_notes.py`, by which nodes also tell one another what is not written, as who types); a node that writes itself
 hears of it by that, since its writes follow upon theirs; and where a word was lost, it is asked for once a second.
+What concerns whom is said too (`homeserver/written.py`).
 
 What ends a session or changes what an account may do is not acknowledged before it holds on all nodes: they are called as it is
 written (`storage/node_calls.py`), and each answers once it has forgotten what it remembered. A node that does not answer is
@@ -27,18 +28,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.node_notes import NodeNotes
+from homeserver.written import KIND, Written
 from storage.database import Database
 from storage.engine import DatabaseUnavailable, NodeCalls, NodeCallsLost
 from storage.node_calls import Changed, Heard, Note
-from storage.streams import Change
 
 SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
 """Seconds after a question for which what is remembered is trusted: as long as a few that get lost."""
 OWN_CALLS: Final = 1000
 """Of so many of its latest calls a node knows that they are its own."""
-WRITTEN: Final = "written"
-"""Of notes: up to where in the sequence a node has written."""
 
 
 class Remembered(Protocol):
@@ -94,8 +93,7 @@ class OtherNodes:
         self._heard_upto: dict[int, int] = {}
         """By node, what it has answered."""
         self._waiting: list[_Waiting] = []
-        notes.register(WRITTEN, int, self._hear_written)
-        database.streams.subscribe(self._say_written)
+        notes.register(KIND, Written, self._hear_written)
 
     def start(self, readers: IReactorFDSet | None = None) -> None:
         """Ask from now on. `readers`: where this node hears others call, and what it remembers is trusted only while it does."""
@@ -124,11 +122,9 @@ class OtherNodes:
         if await self._poll():
             self._answer_calls()
 
-    def _say_written(self, changes: Sequence[Change]) -> None:
-        self._notes.put(WRITTEN, None, changes[-1].position)
-
-    def _hear_written(self, _node: int, position: int) -> None:
-        self._written_upto = max(self._written_upto, position)
+    def _hear_written(self, _node: int, written: Written) -> None:
+        if written.ranges:
+            self._written_upto = max(self._written_upto, written.upto)
         if not self._is_looking and self._written_upto > self._database.streams.current():
             self._is_looking = True
             looked = Deferred.fromCoroutine(self._look())

@@ -6,7 +6,7 @@ from pathlib import Path
 from homeserver.node_notes import NodeNotes
 from storage.database import PostgresConfig
 from tests.conftest import run_coroutine
-from tests.helpers.databases import open_inline
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.recording_wire import RecordingWire, settle
 from tests.helpers.server import TestServer, User
 
@@ -20,7 +20,8 @@ class CallingNodes:
     """They share everything but their memory."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
-        self.databases = [open_inline(config) for _ in range(2)]
+        self.counters = [QueryCounter() for _ in range(2)]
+        self.databases = [open_inline(config, counter) for counter in self.counters]
         self.wires = [RecordingWire(), RecordingWire()]
         self.servers: list[TestServer] = []
         self.calls = 0
@@ -59,10 +60,17 @@ class CallingNodes:
         here = self.servers[0].register(name)
         return here, self.there(here)
 
+    def here(self, user: User) -> User:
+        """The same session at the first node."""
+        return self._at(0, user)
+
     def there(self, user: User) -> User:
         """The same session at the second node."""
+        return self._at(1, user)
+
+    def _at(self, number: int, user: User) -> User:
         session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.servers[1], session)
+        return User(self.servers[number], session)
 
     def wait(self, seconds: float = 1.0) -> None:
         """Time passes."""
