@@ -1,7 +1,7 @@
 """What nodes tell one another of what is kept nowhere: who types, who is there.
 
 Notes are gathered for a moment and told together (`homeserver/nodes.py` brings them over), of those with one key the latest alone:
-however busy the rooms are, a node calls the others ten times a second at most. A note may be lost, where the database is away or
+however busy the rooms are, a node calls the others fifty times a second at most. A note may be lost, where the database is away or
 too many wait: it tells what is soon over, or told again.
 
 For the reactor thread.
@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from storage.engine import DatabaseUnavailable
 
-INTERVAL: Final = 0.1
+INTERVAL: Final = 0.02
 """Seconds between calls at least."""
 MOST_WAITING: Final = 10_000
 MOST_AT_ONCE: Final = 20

@@ -36,6 +36,10 @@ from storage.node_calls import Changed, Heard, Note
 SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
 """Seconds after a question for which what is remembered is trusted: as long as a few that get lost."""
+GREETING: Final = "[]"
+"""The note of a node that has begun to hear the others: they have somebody to tell things."""
+COUNTED_EVERY: Final = 15
+"""Seconds after which a node looks whether it is alone."""
 OWN_CALLS: Final = 1000
 """Of so many of its latest calls a node knows that they are its own."""
 
@@ -89,6 +93,7 @@ class OtherNodes:
         self._is_answering = False
         self._written_upto = 0
         self._is_looking = False
+        self._until_counted = 1
         self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
         self._heard_upto: dict[int, int] = {}
         """By node, what it has answered."""
@@ -121,6 +126,20 @@ class OtherNodes:
                 await self._begin_hearing(self._readers)
         if await self._poll():
             self._answer_calls()
+        self._until_counted -= 1
+        if self._until_counted <= 0:
+            self._until_counted = COUNTED_EVERY
+            with suppress(DatabaseUnavailable):
+                await self._count_nodes()
+
+    def _connect(self) -> None:
+        if self._ear is not None and not self._notes.is_connected:
+            self._notes.connect(partial(self._database.tell_notes, self._ear.node))
+
+    async def _count_nodes(self) -> None:
+        """Who is alone tells nobody anything, until another node is heard."""
+        if self._ear is not None and self._notes.is_connected and await self._database.get_nodes() <= {self._ear.node}:
+            self._notes.connect(None)
 
     def _hear_written(self, _node: int, written: Written) -> None:
         if written.ranges:
@@ -165,7 +184,9 @@ class OtherNodes:
             calls.close()  # stopped meanwhile
             return
         self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
-        self._notes.connect(partial(self._database.tell_notes, calls.node))
+        self._connect()
+        with suppress(DatabaseUnavailable):
+            await self._database.tell_notes(calls.node, [GREETING])
 
     def _stop_hearing(self) -> None:
         ear, self._ear = self._ear, None
@@ -183,6 +204,7 @@ class OtherNodes:
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
                 case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
+                    self._connect()
                     self._notes.hear(node, body)
         self._answer_calls()
 

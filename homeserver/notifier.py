@@ -4,8 +4,7 @@ Laws:
 - Who wants to wait begins to listen before looking, so that nothing falls between looking and waiting.
 - A change costs what it concerns: of a room's local members only those who listen are looked at.
 - Who could not be found out to be concerned, as the database was away, is woken when it is back.
-- What another node wrote wakes whom it concerns, as that node says (`homeserver/written.py`); where it has not said so soon after
-  that can be read, everybody.
+- What another node wrote wakes whom it concerns, as that node says (`homeserver/others_news.py`); where it does not say so, everybody.
 - Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of them does not keep
   everyone else waiting, and what the writer of the change does after its commit is done first.
 """
@@ -18,10 +17,10 @@ from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.node_notes import NodeNotes
-from homeserver.written import KIND, Concerned, Written, without
+from homeserver.others_news import NewsOfOthers
+from homeserver.written import Range
 from storage.engine import DatabaseUnavailable
-from storage.events import EventRow
+from storage.events import EventNews, EventRow
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.receipts import ReceiptRow
@@ -31,10 +30,6 @@ from storage.streams import Change, Streams, Topic
 WAKES_A_TURN = 25
 PAUSE = 1.0
 """Seconds until it is asked again whom something concerns, when the database was away."""
-PATIENCE = 0.5
-"""Seconds within which another node says whom it concerns that it has written."""
-MOST_EARLY = 1000
-"""Of what others have said and cannot be read yet."""
 TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
 """What everyone who shares a room with the user has to hear of."""
 PRIVATE_RECEIPT = "m.read.private"
@@ -88,15 +83,11 @@ class Notifier:
     _log = Logger()
 
     def __init__(
-        self, streams: Streams, memberships: Memberships, clock: IReactorTime, notes: NodeNotes | None = None
+        self, streams: Streams, memberships: Memberships, clock: IReactorTime, others: NewsOfOthers | None = None
     ) -> None:
-        """`notes`: how other nodes are told; None where there are none."""
-        self._notes = notes
+        """`others`: who knows what other nodes write; None where there are none."""
         self._streams = streams
-        self._early: list[Written] = []
-        """What other nodes have written, and cannot be read here yet."""
-        self._unexplained: list[tuple[int, int]] = []
-        """What they wrote and have not said whom it concerns."""
+        self._others = others
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
@@ -108,9 +99,8 @@ class Notifier:
         self._people: dict[str, None] = {}
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
-        if notes is not None:
-            notes.register(KIND, Written, self._hear_node)
-            streams.tell(self._tell_nodes)
+        if others is not None:
+            others.wait_for(self._hear_late, self._give_up)
 
     def listen(self, user_id: UserID, room_nid: int | None = None) -> Listener:
         """Begin to listen for what concerns the user, and a room that they look at."""
@@ -154,57 +144,41 @@ class Notifier:
                 self._at_rooms.pop(listener.room_nid, None)
 
     def _hear(self, changes: Sequence[Change]) -> None:
-        if self._listeners:
-            concerned = _concerned(changes)
-            self._rooms.update(concerned.rooms)
-            self._people.update(concerned.people)
-            self.wake_users(concerned.users)
-            if self._rooms or self._people:
+        if not self._listeners:
+            return
+        for change in changes:
+            row = change.detail
+            if isinstance(row, EventRow | EventNews | StickyRow) or (
+                isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
+            ):
+                self._rooms[row.room_nid] = None
+            if isinstance(row, PartialRoom) or (isinstance(row, PurgedMessages) and row.counted_upto):
+                self._rooms[row.room_nid] = None
+            if change.topic in TOLD_TO_ALL and change.user_id is not None:
+                self._people[change.user_id] = None
                 self._schedule()
+            if change.topic is not Topic.EVENT and change.user_id is not None:
+                self.wake_users([change.user_id])
+            if change.user_ids:
+                self.wake_users(change.user_ids)
+        if self._rooms:
+            self._schedule()
 
     # other nodes
 
-    def _tell_nodes(self, after: int, upto: int, changes: Sequence[Change]) -> None:
-        if self._notes is not None and self._notes.is_connected:
-            waiting = self._notes.waiting(KIND, None)
-            said = waiting if isinstance(waiting, Written) else Written()
-            self._notes.put(KIND, None, said.with_more(after, upto, _concerned(changes)))
-
-    def _hear_node(self, _node: int, written: Written) -> None:
-        if written.ranges:
-            self._early = [*self._early, written][-MOST_EARLY:]
-            self._take_what_is_told()
-
     def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote, and that can be read from now on."""
-        self._unexplained.append((after, upto))
-        if self._notes is None or not self._notes.is_connected:
-            self._wake_for_unexplained()
-            return
-        self._take_what_is_told()
-        if self._unexplained:
-            self._clock.callLater(PATIENCE, self._wake_for_unexplained, upto)
-
-    def _take_what_is_told(self) -> None:
-        current = self._streams.current()
-        told = [written for written in self._early if written.upto <= current]
-        self._early = [written for written in self._early if written.upto > current]
-        for written in told:
-            self._unexplained = without(self._unexplained, written.ranges)
-            if not self._listeners:
-                continue
-            self._rooms.update(dict.fromkeys(written.rooms))
-            self._people.update(dict.fromkeys(written.people))
-            self.wake_users(self._listeners if written.is_for_all else written.users)
-        if self._rooms or self._people:
-            self._schedule()
-
-    def _wake_for_unexplained(self, upto: int | None = None) -> None:
-        """Wake everybody for what was written up to there and nobody has said whom it concerns."""
-        late = [each for each in self._unexplained if upto is None or each[1] <= upto]
-        if late:
-            self._unexplained = [each for each in self._unexplained if each not in late]
+        """Another node wrote: where it has not said what, whom it concerns is not known here, or not yet."""
+        told = self._streams.told(after, upto)
+        if told is not None:
+            self._hear(told)
+        elif self._others is None:
             self.wake_users(self._listeners)
+
+    def _hear_late(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
+        self._hear(changes)
+
+    def _give_up(self, _ranges: Sequence[Range]) -> None:
+        self.wake_users(self._listeners)
 
     def _schedule(self, seconds: float = 0) -> None:
         if not self._scheduled:
@@ -242,23 +216,3 @@ class Notifier:
             self._scheduled = False
             if self._to_wake or self._rooms or self._people:
                 self._schedule(pause)
-
-
-def _concerned(changes: Sequence[Change]) -> Concerned:
-    """Whom these changes concern."""
-    found = Concerned()
-    for change in changes:
-        row = change.detail
-        if isinstance(row, EventRow | StickyRow) or (
-            isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
-        ):
-            found.rooms[row.room_nid] = None
-        if isinstance(row, PartialRoom) or (isinstance(row, PurgedMessages) and row.counted_upto):
-            found.rooms[row.room_nid] = None
-        if change.topic in TOLD_TO_ALL and change.user_id is not None:
-            found.people[change.user_id] = None
-        if change.topic is not Topic.EVENT and change.user_id is not None:
-            found.users[change.user_id] = None
-        if change.user_ids:
-            found.users.update(dict.fromkeys(change.user_ids))
-    return found

@@ -1,71 +1,131 @@
-"""Whom what a node writes concerns, as it tells the others: so that there too only those are woken.
+"""What a node writes, as it tells the others: so that there no more is looked at, and nobody more is woken, than here.
 
-What is told in words too many concerns everybody.
+What they have to know of a change is in its `News`; they are told with the stretches of the one sequence that a node has written, in
+notes of a few kilobytes. Where a commit has very many changes others learn only that there were some.
 """
 
-from collections.abc import Collection, Iterable
-from typing import Final, TypeVar
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
 
 import msgspec
 
+from homeserver.node_notes import NodeNotes
+from storage.events import EventNews, EventRow
+from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
+from storage.purging import PurgedMessages
+from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
+from storage.streams import Change, Streams, Topic
+
 KIND: Final = "written"
 """Of notes to other nodes."""
-LONGEST: Final = 5_000
-"""About how many bytes a note has."""
-_NUMBER: Final = 20
-T = TypeVar("T")
+LONGEST: Final = 6_000
+"""Bytes of the news of a note; what is around them is less than a thousand."""
+MOST_CHANGES: Final = 1_000
+"""Of a commit."""
+MOST_RANGES: Final = 20
+
+_position: Final = attrgetter("position")
+
+Range = tuple[int, int]
+"""(after, upto): what is above the one, up to and with the other."""
 
 
-class Concerned(msgspec.Struct):
-    """Whom something concerns."""
+class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One change."""
 
-    rooms: dict[int, None] = msgspec.field(default_factory=dict)
-    """Numbers of rooms: their members."""
-    people: dict[str, None] = msgspec.field(default_factory=dict)
-    """Who shares a room with these."""
-    users: dict[str, None] = msgspec.field(default_factory=dict)
-    """These themselves."""
+    position: int = msgspec.field(name="p")
+    topic: Topic = msgspec.field(name="t")
+    user_id: str | None = msgspec.field(default=None, name="u")
+    user_ids: Sequence[str] = msgspec.field(default=(), name="us")
+    event: EventNews | None = msgspec.field(default=None, name="e")
+    membership: MembershipRow | None = msgspec.field(default=None, name="m")
+    receipt: ReceiptRow | None = msgspec.field(default=None, name="r")
+    sticky: StickyRow | None = msgspec.field(default=None, name="s")
+    partial: PartialRoom | None = msgspec.field(default=None, name="c")
+    purged: PurgedMessages | None = msgspec.field(default=None, name="g")
+
+    @property
+    def change(self) -> Change:
+        """As it is told within a node."""
+        detail = self.event or self.membership or self.receipt or self.sticky or self.partial or self.purged
+        return Change(self.position, self.topic, None, self.user_id, detail, self.user_ids)
 
 
-class Written(msgspec.Struct, array_like=True):
-    """What a node has written since it told the others last."""
+class Written(msgspec.Struct, frozen=True, array_like=True):
+    """A note."""
 
-    ranges: list[tuple[int, int]] = msgspec.field(default_factory=list)
-    """(after, upto) in the one sequence, in order."""
-    rooms: list[int] = msgspec.field(default_factory=list)
-    people: list[str] = msgspec.field(default_factory=list)
-    users: list[str] = msgspec.field(default_factory=list)
-    is_for_all: bool = False
+    ranges: list[Range]
+    news: list[News]
+    is_known: bool = True
+    """False: nobody is told what was written there."""
 
     @property
     def upto(self) -> int:
         """The highest position."""
         return self.ranges[-1][1]
 
-    def with_more(self, after: int, upto: int, concerned: Concerned) -> "Written":
-        """This, and what was written then."""
-        ranges = list(self.ranges)
-        if ranges and ranges[-1][1] == after:
-            ranges[-1] = (ranges[-1][0], upto)
+
+class _Draft(msgspec.Struct, array_like=True):
+    """A note that waits to be told, and may still grow."""
+
+    ranges: list[Range]
+    news: list[msgspec.Raw]
+    is_known: bool = True
+
+    def has_room(self, length: int) -> bool:
+        return self.is_known and len(self.ranges) < MOST_RANGES and length + sum(map(len, self.news)) <= LONGEST
+
+
+class Writing:
+    """Tells other nodes what this one writes."""
+
+    def __init__(self, streams: Streams, notes: NodeNotes) -> None:
+        self._notes = notes
+        self._number = 0
+        streams.tell(self._tell)
+
+    def _tell(self, after: int, upto: int, changes: Sequence[Change]) -> None:
+        if not self._notes.is_connected:
+            return
+        if len(changes) > MOST_CHANGES:
+            self._add_unknown((after, upto))
+            return
+        begun, news, reached = after, list[msgspec.Raw](), after
+        for position, group in groupby(changes, _position):
+            encoded = [msgspec.Raw(msgspec.json.encode(_news_of(change))) for change in group]
+            if news and sum(map(len, news)) + sum(map(len, encoded)) > LONGEST:
+                self._add((begun, reached), news)
+                begun, news = reached, []
+            news += encoded
+            reached = position
+        self._add((begun, upto), news)
+
+    def _add(self, range: Range, news: list[msgspec.Raw]) -> None:
+        length = sum(map(len, news))
+        if length > LONGEST:
+            self._add_unknown(range)
+            return
+        draft = self._notes.waiting(KIND, self._number)
+        if not isinstance(draft, _Draft) or not draft.has_room(length):
+            self._number += 1
+            draft = _Draft([], [])
+        if draft.ranges and draft.ranges[-1][1] == range[0]:
+            draft.ranges[-1] = (draft.ranges[-1][0], range[1])
         else:
-            ranges.append((after, upto))
-        # of those left out others do not know whom they concern, so they wake everybody there
-        ranges = ranges[-LONGEST // (4 * _NUMBER) :]
-        if self.is_for_all:
-            return Written(ranges, is_for_all=True)
-        more = Written(
-            ranges,
-            _union(self.rooms, concerned.rooms),
-            _union(self.people, concerned.people),
-            _union(self.users, concerned.users),
-        )
-        names = sum(len(each.encode()) + 3 for each in (*more.people, *more.users))
-        if names + _NUMBER * (len(more.rooms) + len(ranges)) > LONGEST:
-            return Written(ranges, is_for_all=True)
-        return more
+            draft.ranges.append(range)
+        draft.news += news
+        self._notes.put(KIND, self._number, draft)
+
+    def _add_unknown(self, range: Range) -> None:
+        self._number += 1
+        self._notes.put(KIND, self._number, _Draft([range], [], is_known=False))
 
 
-def without(ranges: Iterable[tuple[int, int]], told: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+def without(ranges: Iterable[Range], told: Iterable[Range]) -> list[Range]:
     """What is left of these stretches once others are taken out."""
     left = list(ranges)
     for after, upto in told:
@@ -78,5 +138,20 @@ def without(ranges: Iterable[tuple[int, int]], told: Collection[tuple[int, int]]
     return left
 
 
-def _union(some: list[T], others: Collection[T]) -> list[T]:
-    return list(dict.fromkeys([*some, *others])) if others else some
+def _news_of(change: Change) -> News:
+    row = change.detail
+    event = None
+    if isinstance(row, EventRow):
+        event = EventNews(row.room_nid, row.position, row.type, row.state_key is not None, row.flags)
+    return News(
+        change.position,
+        change.topic,
+        change.user_id,
+        change.user_ids,
+        event,
+        row if isinstance(row, MembershipRow) else None,
+        row if isinstance(row, ReceiptRow) else None,
+        row if isinstance(row, StickyRow) else None,
+        row if isinstance(row, PartialRoom) else None,
+        PurgedMessages(row.room_nid, (), row.counted_upto) if isinstance(row, PurgedMessages) else None,
+    )

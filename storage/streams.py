@@ -87,6 +87,8 @@ Subscriber = Callable[[Sequence[Change]], None]
 Watcher = Callable[[int, int], None]
 """Called with (after, upto): what is above `after`, up to and with `upto`, was written by another process and can now be read."""
 
+Explainer = Callable[[int, int], Sequence[Change] | None]
+"""Called with (after, upto), what another process wrote: what changed by that; None where it is not known."""
 Teller = Callable[[int, int, Sequence[Change]], None]
 """Called with (after, upto, changes): what is above `after`, up to and with `upto`, was written by this process, and that is what
 changed by it."""
@@ -105,6 +107,7 @@ class Streams:
         self._subscribers: tuple[tuple[Subscriber, frozenset[Topic]], ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
         self._tellers: tuple[Teller, ...] = ()
+        self._explainer: Explainer | None = None
         self._hearers: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
         """Who hears of commits with just these topics, as far as there were some."""
 
@@ -128,6 +131,15 @@ class Streams:
     def watch(self, watcher: Watcher) -> None:
         """Hear of positions that other processes wrote."""
         self._watchers += (watcher,)
+
+    def ask(self, explainer: Explainer) -> None:
+        """Who knows what other processes wrote."""
+        self._explainer = explainer
+
+    def told(self, after: int, upto: int) -> Sequence[Change] | None:
+        """For watchers: what changed by what was written there, in order, with `EventNews` in the place of rows of events; None where
+        that is not known, or not yet."""
+        return None if self._explainer is None else self._explainer(after, upto)
 
     def tell(self, teller: Teller) -> None:
         """Hear of every commit of this process, also of one without changes, and which positions it took: to tell other processes."""

@@ -155,7 +155,7 @@ class RoomParts:
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
-        recent = RecentChanges(streams)
+        recent = RecentChanges(streams, accounts.others)
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
@@ -165,7 +165,7 @@ class RoomParts:
         current_states = CurrentStates(timelines, self.events, trees)
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
-        self.notifier = Notifier(streams, self.memberships, clock, accounts.node_notes)
+        self.notifier = Notifier(streams, self.memberships, clock, accounts.others)
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)

@@ -205,7 +205,7 @@ class Race:
             *(client.attempts for client in self.sliders),
             *(client.attempts for client in self.syncers),
         ]
-        # typing is known to one node alone
+        # what one node tells the other of who types may get lost
         self.possible = DEEDS if len(servers) == 1 else [deed for deed in DEEDS if deed != "type"]
         self.deeds: list[tuple[str, str, Pending]] = []
         self.count = 0

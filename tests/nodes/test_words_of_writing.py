@@ -1,15 +1,22 @@
 """What is written through one process is heard of at another as soon as that says so, not only when it asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from urllib.parse import quote
 
-import msgspec
 import pytest
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock
 
-from homeserver.node_notes import LONGEST_BODY
-from homeserver.written import Concerned, Written, without
+from federation.protocol.ids import UserID
+from homeserver.node_notes import NodeNotes
+from homeserver.others_news import NewsOfOthers
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.written import Writing, without
 from storage.database import PostgresConfig
+from storage.events import EventRow
+from storage.streams import Change, Streams, Topic
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.syncing import Json, Rooms, bodies, poll, sync
 
@@ -114,11 +121,96 @@ def test_what_is_left_of_stretches(
     assert without(stretches, told) == left
 
 
-def test_what_is_told_is_bounded() -> None:
-    written = Written()
-    for number in range(0, 3000, 3):
-        concerned = Concerned(rooms={number: None}, users={f"@user{number}:example.org": None})
-        written = written.with_more(number, number + 2, concerned)
-        assert len(msgspec.json.encode(written)) < LONGEST_BODY
-    assert written.is_for_all
-    assert written.upto == 2999
+class Pair:
+    """The streams of two nodes that write in turn, the first of which tells the second what it writes: soon, late, or not."""
+
+    def __init__(self, random: Random, *, is_sure: bool) -> None:
+        """`is_sure`: everything is told, and soon."""
+        self.random = random
+        self.is_sure = is_sure
+        self.clock = Clock()
+        self.here, self.there = Streams(), Streams()
+        notes, heard = NodeNotes(self.clock), NodeNotes(self.clock)
+        Writing(self.here, notes)
+        self.others = NewsOfOthers(self.there, self.clock, heard)
+        self.recent = RecentChanges(self.there, self.others)
+        self.truth = RecentChanges(Streams())
+        self.longest = 0
+        heard.connect(lambda _bodies: succeed(None))
+
+        async def tell(bodies: Sequence[str]) -> None:
+            for body in bodies:
+                self.longest = max(self.longest, len(body.encode()))
+                if is_sure or random.random() < 0.9:
+                    delay = 0.0 if is_sure else random.choice((0.0, 0.05, 0.3, 2.0))
+                    self.clock.callLater(delay, heard.hear, 1, body)
+
+        notes.connect(tell)
+
+    def changes(self, count: int) -> list[Change]:
+        head = max(self.here.current(), self.there.current())
+        made = []
+        for number in range(count):
+            position, user = head + 1 + number // 2, f"@{'x' * self.random.choice([1, 240])}{number}:example.org"
+            detail: object = EventRow(
+                1,
+                "$e",
+                self.random.randrange(9),
+                position,
+                1,
+                "m.room.message",
+                None,
+                user,
+                0,
+                0,
+                None,
+                None,
+                None,
+                b"",
+            )
+            topic = Topic.EVENT
+            if self.random.random() < 0.5:
+                topic, detail = Topic.ACCOUNT_DATA, None
+            made.append(Change(position, topic, None, user, detail))
+        return made
+
+    def write(self, node: Streams, other: Streams) -> None:
+        changes = self.changes(self.random.choice([1, 1, 2, 5, 5, 40, 300 if self.is_sure else 1500]))
+        node.advance_to(other.current())
+        node.publish(changes, changes[-1].position)
+        self.truth._hear(changes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
+    """Whatever comes late, or not at all; and what is told is short enough for PostgreSQL."""
+    pair = Pair(Random(seed), is_sure=bool(seed % 2))
+    for _ in range(120):
+        what = pair.random.randrange(4)
+        if what < 2:
+            pair.write(pair.here, pair.there)
+        elif what == 2:
+            pair.write(pair.there, pair.here)
+        pair.clock.advance(pair.random.choice([0.0, 0.03, 0.2]))
+        if pair.random.random() < 0.7:
+            pair.there.advance_to(pair.here.current())
+        if pair.is_sure:
+            pair.there.advance_to(pair.here.current())
+            for _ in range(2):
+                pair.clock.advance(0.03)
+        upto = pair.there.current()
+        if upto < pair.here.current():
+            continue
+        for position in range(max(0, upto - 60), upto + 1, 7):
+            found, true = (each.rooms_since(UserID("@x0:example.org"), position) for each in (pair.recent, pair.truth))
+            assert found == true or (found is None and not pair.is_sure)
+            user = UserID(f"@{'x' * 240}1:example.org")
+            if not pair.recent.concerns_user(user, Topic.ACCOUNT_DATA, position):
+                assert not pair.truth.concerns_user(user, Topic.ACCOUNT_DATA, position)
+    assert pair.longest < 7_900
+    pair.there.advance_to(pair.here.current())
+    pair.clock.advance(0.1)
+    pair.clock.advance(1.0)
+    assert (
+        pair.recent.rooms_since(UserID("@x0:example.org"), pair.there.current()) is not None
+    )  # nothing is waited for for ever
