@@ -151,9 +151,10 @@ class UnreadCounts:
         self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str] = frozenset()
     ) -> Mapping[int, RoomUnread]:
         """The counts of now in rooms that the user is joined to. What `ignored` users send does not count."""
-        upto = self._streams.current()
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
+        # together: what is heard of after `upto` must not go unnoticed
+        upto, heard = self._streams.current(), self._changes_heard
         kept = self._kept(user_id, rooms, upto, ignored)
         after = {nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)}
         outcomes: Mapping[int, int] = {}
@@ -174,7 +175,6 @@ class UnreadCounts:
             count.upto = max(count.upto, upto)
             found[row.room_nid] = count.freeze()
         if missing:
-            heard = self._changes_heard
             for room_nid, count in (await self._count(user_id, missing, upto, attention, room_ids, ignored)).items():
                 found[room_nid] = count.freeze()
                 if heard == self._changes_heard:  # else it may be of before a receipt or redaction that came meanwhile
