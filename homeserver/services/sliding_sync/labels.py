@@ -8,7 +8,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from storage.account_data import AccountDataStore
-from storage.events import EventNews, EventRow
+from storage.events import EventFlag, EventNews, EventRow
 from storage.room_summaries import RoomSummaryStore, SummaryRow
 from storage.streams import Change, Streams, Topic
 
@@ -122,10 +122,13 @@ class RoomTraits:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
-                if row.type in TRAITS:
+                # the resolution of a fork may have set any of them, or taken it back
+                types = TRAITS if row.flags & EventFlag.RESOLVED else TRAITS & {row.type}
+                if types:
                     self._changes_heard += 1
                     self._known.pop(row.room_nid, None)
-                    self._note(row.room_nid, row.type)
+                for type in types:
+                    self._note(row.room_nid, type)
             elif change.topic in (Topic.EVENT, Topic.REDACTED):
                 self._forget_all()
 
