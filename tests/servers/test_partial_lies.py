@@ -4,6 +4,8 @@ import json
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
 from federation.policy import make_rules
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -332,8 +334,9 @@ async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_se
     assert counts == {"notification_count": 1, "highlight_count": 1}
 
 
-async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(network: Network) -> None:
-    _, bob, erin, room_id, said = await refused_in_part(network)
+@pytest.mark.parametrize("by_powers", [False, True])
+async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(network: Network, by_powers: bool) -> None:
+    _, bob, erin, room_id, said = await refused_in_part(network, by_powers=by_powers)
     east = Side(erin.server)
     stuck = await east.build_next(
         RoomID(room_id), erin.user_id, "m.room.message", {"body": "a call"}, prev=[said], sticky_ms=600_000
