@@ -73,6 +73,10 @@ class ReceiptStore:
         read = self._database.read_quickly if few else self._database.read_once
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
+    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
+        """All receipts of a room, up to that many, the oldest first."""
+        return await self._database.read_quickly("get_receipts_of_room", _select_of_room, room_nid, limit)
+
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
         return await self._database.read_quickly("get_receipts_of_user", _select_of_user, user_id, list(room_nids))
@@ -102,6 +106,11 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
         room_nid: sorted((ReceiptRow(*row) for row in found), key=attrgetter("position"))
         for room_nid, found in zip(ranges, rows, strict=True)
     }
+
+
+def _select_of_room(txn: Transaction, room_nid: int, limit: int) -> list[ReceiptRow]:
+    sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? ORDER BY position LIMIT ?"
+    return [ReceiptRow(*row) for row in txn.query(sql, (room_nid, limit))]
 
 
 def _select_both(

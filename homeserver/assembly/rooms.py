@@ -28,6 +28,7 @@ from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.beside_rooms import beside_rooms
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.lifetimes import lifetimes_of
 from homeserver.assembly.presence import presence_of
@@ -141,7 +142,7 @@ class RoomParts:
         streams = database.streams
         sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
-        membership_store = MembershipStore(database)
+        self.membership_store = membership_store = MembershipStore(database)
         self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.unshown_store = UnshownRoomStore(database)
@@ -149,7 +150,8 @@ class RoomParts:
         self.receipt_store = receipt_store = ReceiptStore(database)
         self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
-        trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
+        beside = beside_rooms(receipt_store, account_data_store, streams, sizes)
+        self.trees = trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
         sticky_store = StickyEventStore(database)
@@ -172,8 +174,6 @@ class RoomParts:
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
         self.store = room_store
-        self.membership_store = membership_store
-        self.trees = trees
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
         self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
@@ -370,6 +370,7 @@ class RoomParts:
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
             current_states,
+            past,
             recent,
             self.events,
             self.partial,
@@ -396,6 +397,7 @@ class RoomParts:
             unread,
             receipt_store,
             account_data_store,
+            beside,
             self.typing,
             recent,
             past,

@@ -37,6 +37,7 @@ ROOMS_REMEMBERED: Final = 20_000
 """Of how many rooms those are kept."""
 REDACTION: Final = "m.room.redaction"
 _position = attrgetter("position")
+_type = attrgetter("event.type")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
@@ -119,10 +120,12 @@ class _Recent(msgspec.Struct, gc=False):
         return events[bisect_right(events, position, key=_position) : bisect_right(events, upto, key=_position)]
 
 
-def has_hidden_redaction(arrived: Iterable[StoredEvent], shown: Iterable[Seen]) -> bool:
+def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
     """Whether among the arrivals is a redaction that is not shown, as its sender is ignored: what it took away may have been counted."""
+    if REDACTION not in map(_type, arrived):
+        return False
     redactions = {event.nid for event in arrived if event.event.type == REDACTION}
-    return bool(redactions) and not redactions <= {seen.event.nid for seen in shown}
+    return not redactions <= {seen.event.nid for seen in shown}
 
 
 class UnreadCounts:

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services.sync.recent_messages import MOST_BYTES
+from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
 from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
-from storage.to_device import REMOVED_AT_ONCE
+from storage.streams import Change, Streams, Topic
+from storage.to_device import REMOVED_AT_ONCE, NewMessage, NewMessages
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -298,6 +299,25 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(server: TestSe
     assert numbers_of(sync(bob, since)) == [0], "the answer may have been lost"
     assert numbers_of(sync(bob, woken["next_batch"])) == []
     assert numbers_of(sync(bob)) == [], "it has arrived"
+
+
+def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
+    streams = Streams()
+    recent = RecentMessages(streams, most_bytes=1000)
+
+    def send(first: int, *contents: bytes) -> None:
+        new = [NewMessage(first + n, content, "@bob:example.org", f"D{n}") for n, content in enumerate(contents)]
+        change = Change(new[-1].position, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=NewMessages(new))
+        streams.publish([change], new[-1].position)
+
+    alike = b"a" * 600
+    send(1, *[alike] * 50)
+    assert [message.position for message in recent.since(("@bob:example.org", "D49"), 0) or ()] == [50]
+    send(51, b"b" * 200, b"c" * 200)
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 0) or ()] == [2, 52]
+    send(53, b"d")
+    assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest went"
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 50) or ()] == [52]
 
 
 def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:

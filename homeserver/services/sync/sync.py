@@ -25,6 +25,7 @@ from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
+from homeserver.services.beside_rooms import BesideRooms
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
@@ -66,6 +67,7 @@ class SyncParts(msgspec.Struct, frozen=True):
     unread: UnreadCounts
     receipts: ReceiptStore
     account_data: AccountDataStore
+    beside: BesideRooms
     typing: Typing
     recent: RecentChanges
     past: PastMemberships
@@ -204,7 +206,7 @@ class Sync:
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
         if request.since is None:
-            return await store.get_account_data(user_id)
+            return await self._parts.beside.account_data.of_user(user_id)
         if not self._parts.recent.concerns_user(user_id, Topic.ACCOUNT_DATA, span.since):
             return AccountData()
         return await store.get_account_data_since(user_id, span.since, span.upto)
@@ -348,7 +350,7 @@ class Sync:
         if reading and wanted.ephemeral.allows("m.receipt", None):
             ranges = {nid: (0 if by_nid[nid].is_begun else by_nid[nid].since, span.upto) for nid in reading}
             is_now, heard = span.upto == self._streams.current(), self._parts.unread.heard
-            by_room = await self._parts.receipts.get_receipts(ranges)
+            by_room = await self._parts.beside.receipts.get_receipts(ranges)
             if is_now:
                 whole = {nid: by_room[nid] for nid, (after, _) in ranges.items() if after == 0}
                 own = OwnReceipts(
@@ -366,7 +368,7 @@ class Sync:
         if request.since is not None:
             new = [work.room.room_id for work in (*works, *left) if work.is_begun]
             if new:
-                of_new = await self._parts.account_data.get_rooms_account_data(user_id, new)
+                of_new = await self._parts.beside.account_data.of_rooms(user_id, new)
                 kept = {**kept, **{room_id: of_new.get(room_id, {}) for room_id in new}}
         for work in (*works, *left):
             room_id = RoomID(work.room.room_id)
