@@ -26,7 +26,7 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import NO_REASONS, ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
 from homeserver.services.ignored_users import without_ignored
-from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_state import (
@@ -403,7 +403,7 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
     if work.shown:
         first = work.shown[0].event
         # what the client asks for from here is what came before the first event, this one left out
-        work.prev_batch = format_place(Place(first.depth, first.nid - 1))
+        work.prev_batch = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
     else:
         work.prev_batch = str(SyncToken(span.upto, 0))
 
