@@ -80,16 +80,17 @@ class OwnDevices:
         """
         if len(wanted) > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        local = [user_id for user_id in wanted if self._identity.is_local(user_id)]
-        keys = await self._read(local)
+        # as sets: there may be very many that are named, and of devices too
+        local = {user_id: frozenset(devices) for user_id, devices in wanted.items() if self._identity.is_local(user_id)}
+        keys = await self._read(list(local))
         return {
             "device_keys": {
                 user_id: {
                     device_id: content
                     for device_id, content in keys.devices.get(user_id, {}).items()
-                    if not wanted[user_id] or device_id in wanted[user_id]
+                    if not named or device_id in named
                 }
-                for user_id in local
+                for user_id, named in local.items()
             },
             "master_keys": keys.cross_signing["master"],
             "self_signing_keys": keys.cross_signing["self_signing"],
@@ -97,7 +98,7 @@ class OwnDevices:
 
     async def do_claim_for(
         self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
-    ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
+    ) -> dict[str, dict[str, msgspec.Raw]]:
         """As `do_claim`, for another server. Whoever may claim may claim as many as one request takes, and then waits the longer.
         Raises InvalidParam, LimitExceeded.
 
@@ -107,21 +108,30 @@ class OwnDevices:
             raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
         self._check_claims(origin)
         self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
-        return await self.do_claim(wanted)
+        return await self.do_claim(
+            {user_id: devices for user_id, devices in wanted.items() if self._identity.is_local(user_id)}
+        )
 
-    async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
-        """One-time keys (or fallback keys) of our users by user and device; each is given out once."""
+    async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, msgspec.Raw]]:
+        """One-time keys (or fallback keys) of our users by user and device, each by its name; each is given out once."""
         wishes = [
             KeyWish(user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
-            if self._identity.is_local(user_id)
             for device_id, algorithm in devices.items()
         ]
-        claimed = await self._keys.do_claim(wishes, self._now_ms()) if wishes else {}
-        answer: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
-        for wish, key in claimed.items():
-            devices = answer.setdefault(wish.user_id, {})
-            devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
+        claimed = await self._keys.do_claim(wishes, self._now_ms())
+        begin: dict[str, bytes] = {}
+        answer: dict[str, dict[str, msgspec.Raw]] = {}
+        for (user_id, device_id, algorithm), key in zip(wishes, claimed, strict=True):
+            if key is None:
+                continue
+            if algorithm not in begin:
+                begin[algorithm] = b"{%b:" % msgspec.json.encode(algorithm)[:-1]
+            named = msgspec.Raw(b"%b%b}" % (begin[algorithm], key[1:]))  # spliced as it is stored, `"ID":CONTENT`
+            if user_id in answer:
+                answer[user_id][device_id] = named
+            else:
+                answer[user_id] = {device_id: named}
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:

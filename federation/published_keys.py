@@ -11,8 +11,8 @@ Laws:
 For the reactor thread.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -108,23 +108,26 @@ class KeysOfPeople:
             signatures[user_id] = (*signatures.get(user_id, ()), *signed[user_id])
         return PublishedKeys(devices, cross_signing, signatures)
 
+    async def is_current(self, ours: Collection[str]) -> bool:
+        """Whether what is in memory of some of these users is the newest: a question where other processes may write."""
+        if self._is_alone:
+            return True
+        return any(map(self._is_checked, ours)) and await self._store.get_head() <= self._streams.current()
+
     async def get_shown(self, ours: Collection[str], reader: str) -> Mapping[str, ShownKeys]:
-        """What the reader sees of those of the users of whom it is in memory, and the newest, and what everybody sees."""
-        if not self._is_alone and (
-            not any(self._is_checked(user_id) for user_id in ours)
-            or await self._store.get_head() > self._streams.current()
-        ):
-            return {}
-        signed = await self._signed_by(reader)
-        shown: dict[str, ShownKeys] = {}
-        for user_id in ours:
-            known = self._keys.get(user_id)
-            if known is None or known.checked < self._others_upto or user_id in signed or user_id == reader:
-                continue
-            if known.shown is None:
-                known.shown = self._show(user_id, known.keys)
-            shown[user_id] = known.shown
-        return shown
+        """What the reader sees of those of the users of whom it is in memory, and what everybody sees. What is in memory was the newest
+        (`is_current`) when the reader asked, so it is no older."""
+        others = {reader, *await self._signed_by(reader)}
+        upto = self._others_upto
+        return {
+            user_id: known.shown or self._encode(user_id, known)
+            for user_id, known in self._keys.get_all(ours).items()
+            if known.checked >= upto and user_id not in others
+        }
+
+    def _encode(self, user_id: str, known: _Known) -> ShownKeys:
+        known.shown = self._show(user_id, known.keys)
+        return known.shown
 
     def _is_checked(self, user_id: str) -> bool:
         known = self._keys.get(user_id)
@@ -211,6 +214,13 @@ class _Recent(Generic[V]):
             return None
         self._values.move_to_end(user_id)
         return entry[0]
+
+    def get_all(self, user_ids: Iterable[str]) -> dict[str, V]:
+        """Of those of whom something is kept."""
+        values = self._values
+        found = {user_id: values[user_id][0] for user_id in user_ids if user_id in values}
+        deque(map(values.move_to_end, found), maxlen=0)
+        return found
 
     def put(self, user_id: str, value: V, weight: int) -> None:
         self.drop(user_id)

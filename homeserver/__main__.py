@@ -2,14 +2,16 @@
 
 import os
 import signal
+import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO, TypeVar, cast
 
 import click
+import psycopg2
 from OpenSSL import SSL
 from prometheus_client import CollectorRegistry
 from twisted.internet import reactor as installed_reactor
@@ -31,9 +33,10 @@ from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.whole import Config
 from homeserver.endpoints import declared_routes
-from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files
+from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files, write_missing_key
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.large_pages import use_large_pages
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
@@ -43,19 +46,20 @@ from homeserver.openings import (
     claim_storage,
     hashing_threads,
     load,
+    obstacles,
     open_outbound,
     open_storage,
     read_key,
-    unusable_files,
     waiting_threads,
 )
-from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done
+from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done, stop_on_signals
 from homeserver.services.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine
+from storage.engine import DatabaseUnavailable
 from storage.executors import InlineExecutor, ThreadExecutor
 
 T = TypeVar("T")
@@ -91,27 +95,34 @@ def print_version() -> None:
         click.echo("mahalla, not installed")
 
 
-@main.command()
+@main.command(short_help="Print every endpoint.")
 def routes() -> None:
     """Print METHOD and PATH of every endpoint, one a line."""
     for method, path in declared_routes():
         click.echo(f"{method} {path}")
 
 
-@main.command()
+@main.command(short_help="Print what Prometheus is told, and what it means.")
 def metrics() -> None:
     """Print what the server tells Prometheus, as the page of the documentation."""
     click.echo(write_metrics_page(), nl=False)
 
 
-@main.command()
+@main.command(short_help="Write a configuration and a signing key.")
 @click.argument("server_name")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where; here by default.")
 @click.option("--public-baseurl", help="The address under which clients reach the server, with https://.")
 def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
-    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the colon."""
+    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the colon.
+
+    Where there is a configuration for it already, only a signing key that is missing is made. Nothing is overwritten.
+    """
+    config = folder / CONFIG_NAME
     try:
-        made = write_first_files(folder, server_name, public_baseurl, os.urandom)
+        if config.exists():
+            made: Sequence[Path] = [write_missing_key(load((config,)).config, server_name, os.urandom)]
+        else:
+            made = write_first_files(folder, server_name, public_baseurl, os.urandom)
     except (CannotInit, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in made:
@@ -130,8 +141,8 @@ def check(paths: tuple[Path, ...]) -> None:
     loaded = load(paths)
     for notice in loaded.notices:
         click.echo(notice)
-    if unusable := unusable_files(loaded.config):
-        lines = "\n".join(f"  {line}" for line in unusable)
+    if found := obstacles(loaded.config):
+        lines = "\n".join(f"  {line}" for line in found)
         raise click.ClickException(f"the server would not start:\n{lines}")
     for line in tell_redirect_uris(loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl):
         click.echo(line)
@@ -145,7 +156,7 @@ def sample(docs: bool) -> None:
     click.echo(write_docs() if docs else write_sample(), nl=False)
 
 
-@main.command()
+@main.command(short_help="Start the server.")
 @config_option
 def run(paths: tuple[Path, ...]) -> None:
     """Start the server, and serve until SIGTERM or Ctrl-C."""
@@ -192,6 +203,7 @@ def run(paths: tuple[Path, ...]) -> None:
         raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
+    stop_on_signals(reactor)
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
     )
@@ -205,6 +217,7 @@ def run(paths: tuple[Path, ...]) -> None:
             reactor.stop()
 
     calm_collector()
+    use_large_pages()
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
@@ -215,7 +228,7 @@ def run(paths: tuple[Path, ...]) -> None:
         raise click.ClickException(failures[0])
 
 
-@main.command("create-user")
+@main.command("create-user", short_help="Make an account.")
 @config_option
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="An administrator of the server.")
@@ -225,11 +238,12 @@ def run(paths: tuple[Path, ...]) -> None:
     help="Read the password from this file (`-`: standard input), not the terminal.",
 )
 def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None) -> None:
-    """Make an account named NAME, also while the server runs."""
+    """Make an account named NAME (`anna`, or `@anna:` and the name of this server), also while the server runs."""
     loaded = load(paths)
+    localpart = localpart_of(name, loaded.config.server_name)
 
     async def register(accounts: AccountParts) -> str:
-        await accounts.registration.check_username(name, privileged=True)
+        await accounts.registration.check_username(localpart, privileged=True)
         # nobody is to think of a password for a name that cannot be had
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
@@ -239,14 +253,14 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
             accounts.passwords.check_policy(password)
         except WeakPassword as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
             click.echo(f"warning: {error.text}; people may not choose such a one", err=True)
-        wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
+        wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
     click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
 
 
-@main.command("create-registration-token")
+@main.command("create-registration-token", short_help="Make a token that lets people register.")
 @config_option
 @click.option("--uses", type=click.IntRange(1, 1_000_000), help="For so many accounts; without bound by default.")
 @click.option("--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default.")
@@ -263,7 +277,7 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         click.echo("It is good once `enable_registration` and `registration_requires_token` are true.", err=True)
 
 
-@main.command("rescan-media")
+@main.command("rescan-media", short_help="Have the server scan its files again.")
 @config_option
 @click.option("--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days.")
 @click.option(
@@ -290,7 +304,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     run_with_database(config, rescan)
 
 
-@main.command("copy-database")
+@main.command("copy-database", short_help="Copy a database into an empty one.")
 @click.option(
     "--from",
     "source",
@@ -331,14 +345,39 @@ def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
     log.info("read the configuration again: the policy for other servers, and certificates")
 
 
+def localpart_of(name: str, server_name: str) -> str:
+    """What is to be the account's name, of that or of the whole user id; the end of the command with one of another server."""
+    if not name.startswith("@"):
+        return name
+    localpart, _, domain = name.removeprefix("@").partition(":")
+    if domain not in ("", server_name):
+        raise click.ClickException(
+            f"{name} would be an account of another server: those of this one end in :{server_name}"
+        )
+    return localpart
+
+
 def ask_for_password() -> str:
     """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the answer."""
+    if not has_terminal():
+        raise click.ClickException(
+            "there is no terminal to ask at: give the password by --password-file (`-`: standard input)"
+        )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     finally:
         signal.signal(signal.SIGINT, before)
     return password
+
+
+def has_terminal() -> bool:
+    """Whether somebody can be asked; programs are often run without."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
 
 
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
@@ -376,6 +415,9 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
         return run_until_done(reactor, whole)
     except MatrixError as error:
         raise click.ClickException(error.text) from error
+    except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
+        # it opened, and then could not do it: full, or not ours to write
+        raise click.ClickException(f"cannot use the database, {database.engine.where}: {str(error).strip()}") from error
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

@@ -234,6 +234,7 @@ class Server:
         self.incoming.completions.stop()
         self.federation.unproved.stop()
         self.incoming.inbox.stop()
+        self.rooms.elsewhere.leaving.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
         await self.federation_out.sender.stop()
@@ -455,6 +456,7 @@ def build(
         *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *federated_rooms.jobs(),
         *encryption.jobs(),
         *pushers.jobs(),
         *files.jobs(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from federation.protocol.ids import is_server_name
 from federation.protocol.signing import SigningKey, format_signing_keys, parse_signing_keys
+from homeserver.config.whole import Config
 from homeserver.services.secret_text import RandomBytes
 
 CONFIG_NAME = "homeserver.yaml"
@@ -49,9 +50,11 @@ def write_first_files(
     folder: Path, server_name: str, public_baseurl: str | None, random: RandomBytes
 ) -> Sequence[Path]:
     """Make the folder and the files in it; the paths of what was made. Raises `CannotInit` and changes nothing where
-    there is a configuration already; a signing key that is there is kept."""
+    there is a configuration already (for that there is `write_missing_key`); a signing key that is there is kept."""
     if not is_server_name(server_name):
         raise CannotInit(f"{server_name!r} is not a server name: a host name, with :PORT if need be")
+    if public_baseurl and not public_baseurl.startswith(("https://", "http://")):
+        raise CannotInit(f"{public_baseurl!r} is not an address for clients: it starts with https:// or http://")
     config = folder / CONFIG_NAME
     key = folder / f"{server_name}.signing.key"
     if config.exists():
@@ -59,8 +62,7 @@ def write_first_files(
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     if not key.exists():
-        name = "a_" + random(3).hex()
-        _write_new(key, format_signing_keys([SigningKey(name, random(32))]), 0o600)
+        _write_key(key, random)
         made.append(key)
     baseurl_line = f"public_baseurl: {json.dumps(public_baseurl)}\n" if public_baseurl else ""
     text = FIRST_CONFIG.format(
@@ -71,6 +73,23 @@ def write_first_files(
     )
     _write_new(config, text, 0o600)
     return [*made, config]
+
+
+def write_missing_key(config: Config, server_name: str, random: RandomBytes) -> Path:
+    """Make the signing key that a configuration names and that is not there; its path. Raises `CannotInit` and changes
+    nothing where the configuration is for another server, or nothing is missing."""
+    if config.server_name != server_name:
+        raise CannotInit(f"there is already a configuration in {config.folder}, for {config.server_name}")
+    key = config.signing_key_path
+    if key.exists():
+        raise CannotInit(f"{config.folder / CONFIG_NAME} is there already, and is left as it is")
+    _write_key(key, random)
+    return key
+
+
+def _write_key(path: Path, random: RandomBytes) -> None:
+    name = "a_" + random(3).hex()
+    _write_new(path, format_signing_keys([SigningKey(name, random(32))]), 0o600)
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
@@ -85,6 +104,9 @@ def read_signing_keys(path: Path) -> Sequence[SigningKey]:
     try:
         return parse_signing_keys(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CannotInit(f"there is no signing key {path}; `python -m homeserver init` makes one") from error
+        raise CannotInit(
+            f"there is no signing key {path}: put it back from your backup; where there never was one, "
+            "`python -m homeserver init SERVER_NAME --folder FOLDER` makes it"
+        ) from error
     except (OSError, ValueError) as error:
         raise CannotInit(f"the signing key {path} cannot be read: {error}") from error

@@ -7,11 +7,14 @@ Laws:
 - A step aims at a tenth of a second: after each the size of the next is reckoned anew. Between two steps there is a pause
   at least as long as the step, so that no job takes more than half of the writer, and people come first.
 - A step commits its work, and what is done is not found again: a job that was interrupted goes on where it was.
-- A job that fails is logged, rests, and goes on later; it harms no other job.
+- A job that fails rests, and goes on later; it harms no other job. The log says so at first, then after pauses that double, and when it
+  works again: while the disk is full, all jobs fail.
 - On several nodes each does every job: steps are transactions, so that two nodes share the work and do none of it twice.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from traceback import walk_tb
 from typing import Final
 
 import msgspec
@@ -29,6 +32,13 @@ FIRST_BATCH: Final = 50
 LARGEST_BATCH: Final = 5000
 LONGEST_REST: Final = 300.0
 """Seconds after which a job that failed is tried again at the latest."""
+FIRST_SILENCE: Final = 60.0
+LONGEST_SILENCE: Final = 6 * 3600.0
+"""Seconds between two lines about a job that goes on failing in the same way."""
+MOST_KINDS: Final = 20
+"""Ways of failing that are told apart."""
+MOST_FRAMES: Final = 64
+"""That are looked at for that: what is raised again and again has more each time."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -58,6 +68,27 @@ class Jobs:
             await runner.stop()
 
 
+_Kind = tuple[type[Exception], frozenset[tuple[str, int]]]
+"""A class of errors, and the lines of code by which one came."""
+
+
+class _Lines(msgspec.Struct):
+    """What the log has of failures of one kind."""
+
+    told: float
+    silence: float = FIRST_SILENCE
+
+
+class _Trouble(msgspec.Struct):
+    """A job that has failed and not worked since."""
+
+    since: float
+    failed: float
+    """When it failed last."""
+    tries: int = 0
+    kinds: dict[_Kind, _Lines] = msgspec.field(default_factory=dict)
+
+
 class _Runner:
     """One job."""
 
@@ -70,6 +101,7 @@ class _Runner:
         self._next: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
+        self._trouble: _Trouble | None = None
         self._steps = metrics.steps.labels(job.name)
         self._failures = metrics.failures.labels(job.name)
         self._items = metrics.items.labels(job.name)
@@ -93,10 +125,35 @@ class _Runner:
         self._running = True
         Deferred.fromCoroutine(self._run())
 
-    def _rest_after_failure(self) -> float:
-        """Count it; how long to wait."""
+    def _is_to_tell(self, error: Exception) -> bool:
+        """Count a failure; whether there is something new in it, or it was long ago that there was a line about it."""
         self._failures.inc()
-        return min(self._job.interval, LONGEST_REST)
+        now = self._clock.seconds()
+        trouble = self._trouble = self._trouble or _Trouble(now, now)
+        trouble.tries, trouble.failed = trouble.tries + 1, now
+        kind = _kind_of(error)
+        lines = trouble.kinds.get(kind)
+        if lines is None:
+            if len(trouble.kinds) == MOST_KINDS:
+                del trouble.kinds[next(iter(trouble.kinds))]
+            trouble.kinds[kind] = _Lines(now)
+            return True
+        if now - lines.told < lines.silence:
+            return False
+        lines.told, lines.silence = now, min(2 * lines.silence, LONGEST_SILENCE)
+        return True
+
+    def _note_success(self) -> None:
+        """It works again, unless it failed just now: a job for which there was nothing to write has proved nothing."""
+        trouble, now = self._trouble, self._clock.seconds()
+        if trouble is not None and now - trouble.failed >= FIRST_SILENCE:
+            self._trouble = None
+            self._log.info(
+                "the job {job} works again: it failed {tries} times in {seconds} s",
+                job=self._job.name,
+                tries=trouble.tries,
+                seconds=round(now - trouble.since),
+            )
 
     async def _run(self) -> None:
         """One step; raises nothing."""
@@ -105,12 +162,15 @@ class _Runner:
             done = await self._job.step(self._batch)
         except DatabaseUnavailable as error:
             # no bug, and every job notices it: a line is enough
-            self._log.warn("the job {job} goes on later: {error}", job=self._job.name, error=str(error).strip())
-            pause = self._rest_after_failure()
-        except Exception:
-            self._log.failure("the job {job} failed; it goes on later", job=self._job.name)
-            pause = self._rest_after_failure()
+            if self._is_to_tell(error):
+                self._log.warn("the job {job} goes on later: {error}", job=self._job.name, error=str(error).strip())
+            pause = min(self._job.interval, LONGEST_REST)
+        except Exception as error:
+            if self._is_to_tell(error):
+                self._log.failure("the job {job} failed; it goes on later", job=self._job.name)
+            pause = min(self._job.interval, LONGEST_REST)
         else:
+            self._note_success()
             took = self._clock.seconds() - started
             self._items.inc(done)
             self._seconds.inc(took)
@@ -128,3 +188,8 @@ class _Runner:
             self._stopped.callback(None)
         else:
             self.rest(pause)
+
+
+def _kind_of(error: Exception) -> _Kind:
+    frames = islice(walk_tb(error.__traceback__), MOST_FRAMES)
+    return type(error), frozenset((frame.f_code.co_filename, line) for frame, line in frames)

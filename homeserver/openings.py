@@ -11,6 +11,7 @@ from random import Random
 import click
 import psycopg2
 from OpenSSL import SSL
+from psycopg2.extensions import make_dsn
 from twisted.internet.base import ReactorBase
 from twisted.python.threadpool import ThreadPool
 
@@ -31,6 +32,7 @@ from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
+from storage.postgres import PostgresConfig
 from storage.sole_server import DatabaseInUse, SoleServer
 from storage.sqlite import SQLiteConfig
 
@@ -66,9 +68,17 @@ def load(paths: tuple[Path, ...]) -> Loaded:
         raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
 
 
-def unusable_files(config: Config) -> list[str]:
-    """What is wrong with the files that a server with this configuration needs to start, a line each."""
+def obstacles(config: Config) -> list[str]:
+    """What is wrong with the files that a server with this configuration needs to start, and with what is to be said to its
+    database, a line each."""
     found = []
+    database = database_config_of(config.storage.database, config.folder)
+    if isinstance(database, PostgresConfig):
+        try:
+            # libpq knows its parameters without a connection
+            make_dsn(**{name: str(value) for name, value in database.connect.items()})
+        except psycopg2.ProgrammingError as error:
+            found.append(f"database.args: {str(error).strip()}")
     try:
         read_signing_keys(config.signing_key_path)
     except CannotInit as error:

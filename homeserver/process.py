@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import FrameType
 from typing import TextIO, TypeVar
 
 import click
@@ -37,6 +38,28 @@ def calm_collector() -> None:
 def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:
     """Call this, on the reactor's thread, whenever SIGHUP comes."""
     signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(call))
+
+
+def stop_on_signals(reactor: ReactorBase) -> None:
+    """SIGTERM and Ctrl-C stop the server. A second one while it stops changes nothing: a stop has its bound, and Twisted, which
+    would stop once more, would tell of a bug."""
+    stops = False
+
+    def note() -> None:
+        nonlocal stops
+        stops = True
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if not stops:
+            note()
+            reactor.callFromThread(reactor.stop)
+
+    def hear() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    reactor.callWhenRunning(hear)  # after Twisted's own
+    reactor.addSystemEventTrigger("before", "shutdown", note)
 
 
 def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:

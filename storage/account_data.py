@@ -47,7 +47,7 @@ class AccountDataStore:
 
     async def get_account_data(self, user_id: str) -> AccountData:
         """All of a user's account data that is not deleted, in one query."""
-        return await self._database.read("get_account_data", self.get_account_data_in, user_id)
+        return await self._database.read_once("get_account_data", self.get_account_data_in, user_id)
 
     def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
         """As `get_account_data`, in a transaction."""
@@ -56,7 +56,9 @@ class AccountDataStore:
 
     async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
         """What changed after `since`, up to `upto`, in one query; a deleted entry is `{}`."""
-        return await self._database.read("get_account_data_since", self.get_account_data_since_in, user_id, since, upto)
+        return await self._database.read_once(
+            "get_account_data_since", self.get_account_data_since_in, user_id, since, upto
+        )
 
     def get_account_data_since_in(self, txn: Transaction, user_id: str, since: int, upto: int) -> AccountData:
         """As `get_account_data_since`, in a transaction."""
@@ -72,7 +74,7 @@ class AccountDataStore:
 
     async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
         """The entries of one type of all rooms, in one query."""
-        return await self._database.read("get_rooms_entries", _select_of_type, user_id, type_)
+        return await self._database.read_once("get_rooms_entries", _select_of_type, user_id, type_)
 
     async def get_entries(self, user_id: str, types: Sequence[str]) -> dict[str, bytes]:
         """Contents of global entries by type, in one query; what was never set, or is deleted, is absent."""

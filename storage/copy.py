@@ -20,7 +20,8 @@ from storage.copy_side import CannotCopy, CopySide
 from storage.copy_sqlite import SQLiteSide
 from storage.engine import Row
 from storage.migrate import find_migrations, migrate
-from storage.postgres import NOT_TEXT, PostgresEngine
+from storage.postgres import PostgresEngine
+from storage.postgres_statements import NOT_TEXT
 from storage.sqlite import SQLiteEngine
 
 __all__ = ["CannotCopy", "Copied", "Step", "copy_database"]

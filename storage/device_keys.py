@@ -8,15 +8,15 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
-from storage.engine import LARGEST_CHUNK, Row
-from storage.one_time_keys import BLOCK_COLUMNS, KeyBlock, KeyName, add_keys, take_keys
+from storage.engine import LARGEST_CHUNK
+from storage.one_time_keys import BLOCK_COLUMNS, BLOCKS, KeyBlock, KeyName, add_keys, remove_keys, take_keys
 from storage.streams import Change, Topic
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
@@ -33,20 +33,12 @@ class DeviceKeysRow(msgspec.Struct, frozen=True):
     display_name: str | None
 
 
-class KeyWish(msgspec.Struct, frozen=True):
+class KeyWish(NamedTuple):
     """Somebody needs a key of that algorithm to begin a conversation with that device."""
 
     user_id: str
     device_id: str
     algorithm: str
-
-
-class ClaimedKey(msgspec.Struct, frozen=True):
-    """A key that was given out."""
-
-    key_id: str
-    content: bytes
-    is_fallback: bool
 
 
 class KeyCounts(msgspec.Struct, frozen=True):
@@ -68,8 +60,7 @@ class KeysLeft(msgspec.Struct, frozen=True):
 class KeysClaimed(msgspec.Struct, frozen=True):
     """What a change of the topic KEY_COUNT tells: of which devices of the users a one-time key was given out, by algorithm."""
 
-    taken: Sequence[tuple[str, str, str]]
-    """User, device and algorithm."""
+    taken: Sequence[KeyWish]
 
 
 class NewKeys(msgspec.Struct, frozen=True):
@@ -100,13 +91,13 @@ class DeviceKeyStore:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
         return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
-    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
-        """Take a key for each of the wishes, as far as there are keys; where there are many, in several writes, so that those of
-        others come in between."""
-        claimed: dict[KeyWish, ClaimedKey] = {}
+    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
+        """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where there is none. Where they are many, in
+        several writes, so that those of others come in between."""
+        claimed: list[bytes | None] = []
         for at in range(0, len(wishes), CLAIMED_AT_ONCE):
             some = wishes[at : at + CLAIMED_AT_ONCE]
-            claimed |= await self._database.write("claim_keys", _claim, some, now_ms)
+            claimed += await self._database.write("claim_keys", _claim, some, now_ms)
         return claimed
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
@@ -158,7 +149,9 @@ class DeviceKeyStore:
         """Remove all keys of devices that go, and the signatures on them and of them: nobody finds the key any more by which they could be
         checked, and a later device of the id has another."""
         rows = [(user_id, device_id) for device_id in device_ids]
-        for table in ("device_keys", "one_time_key_blocks", "used_one_time_keys", "fallback_keys"):
+        for device_id in device_ids:
+            remove_keys(txn, user_id, device_id)
+        for table in ("device_keys", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
         signers = {f"ed25519:{device_id}" for device_id in device_ids}
@@ -178,8 +171,8 @@ class DeviceKeyStore:
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
-        "SELECT algorithm, sum(number - taken), NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
-        " AND used_up = 0 GROUP BY algorithm"
+        f"SELECT b.algorithm, sum(b.number - m.taken), NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+        " AND b.used_up = 0 GROUP BY b.algorithm"
         " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT NULL, value, NULL FROM counters WHERE name = ?",
         (user_id, device_id, user_id, device_id, POSITION),
@@ -218,7 +211,7 @@ class _Standing(msgspec.Struct, frozen=True):
 
 def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standing:
     rows = txn.query(
-        f"SELECT {BLOCK_COLUMNS}, NULL FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        f"SELECT {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
         " UNION ALL SELECT algorithm, NULL, used, 0, 0, key_id, content FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys WHERE user_id = ? AND device_id = ?"
@@ -255,56 +248,46 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
     )
 
 
-def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dict[KeyWish, ClaimedKey]:
-    claimed: dict[KeyWish, ClaimedKey] = {}
-    taken: list[tuple[str, str, str]] = []
-    for user_id, device_id, algorithm, key_id, content in take_keys(txn, [_row(wish) for wish in wishes], now_ms):
-        claimed[KeyWish(user_id, device_id, algorithm)] = ClaimedKey(key_id, content, is_fallback=False)
-        taken.append((user_id, device_id, algorithm))
+def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
+    claimed = take_keys(txn, wishes, now_ms)
+    if None not in claimed:
+        _announce_claims(txn, wishes, KeysClaimed(wishes))
+        return claimed
+    taken = [wish for wish, key in zip(wishes, claimed, strict=True) if key is not None]
     if taken:
-        _announce_claims(txn, [user_id for user_id, _, _ in taken], KeysClaimed(taken))
-    rest = [wish for wish in wishes if wish not in claimed] if len(claimed) < len(wishes) else ()
-    if rest:
-        by_fallback = _use_fallback_keys(txn, rest)
-        claimed |= by_fallback
-        if by_fallback:
-            _announce_claims(txn, [wish.user_id for wish in by_fallback], None)
-    return claimed
+        _announce_claims(txn, taken, KeysClaimed(taken))
+    rest = [wish for wish, key in zip(wishes, claimed, strict=True) if key is None]
+    by_fallback = _use_fallback_keys(txn, rest)
+    if by_fallback:
+        _announce_claims(txn, by_fallback, None)
+    return [by_fallback.get(wish) if key is None else key for wish, key in zip(wishes, claimed, strict=True)]
 
 
-def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, ClaimedKey]:
-    claimed: dict[KeyWish, ClaimedKey] = {}
+def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, bytes]:
+    claimed: dict[KeyWish, bytes] = {}
     unused: list[KeyWish] = []
-    for user_id, device_id, algorithm, key_id, content, used in _query_wishes(
-        txn,
+    for user_id, device_id, algorithm, key_id, content, used in txn.query_with(
+        "wishes",
+        KeyWish._fields,
         wishes,
         "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM wishes AS w"
         " JOIN fallback_keys AS f"
         " ON f.user_id = w.user_id AND f.device_id = w.device_id AND f.algorithm = w.algorithm",
     ):
         wish = KeyWish(user_id, device_id, algorithm)
-        claimed[wish] = ClaimedKey(key_id, content, is_fallback=True)
+        claimed[wish] = b"%b:%b" % (msgspec.json.encode(key_id), content)
         if not used:
             unused.append(wish)
     if unused:
         txn.execute_many(
             "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?",
-            [(wish.user_id, wish.device_id, wish.algorithm) for wish in unused],
+            unused,
         )
     return claimed
 
 
-def _query_wishes(txn: Transaction, wishes: Sequence[KeyWish], sql: str) -> list[Row]:
-    """Run a statement that reads the table `wishes`."""
-    return txn.query_with("wishes", ("user_id", "device_id", "algorithm"), [_row(wish) for wish in wishes], sql)
-
-
-def _row(wish: KeyWish) -> tuple[str, str, str]:
-    return wish.user_id, wish.device_id, wish.algorithm
-
-
-def _announce_claims(txn: WriteTransaction, user_ids: Iterable[str], detail: KeysClaimed | None) -> None:
-    users = tuple(dict.fromkeys(user_ids))
+def _announce_claims(txn: WriteTransaction, wishes: Iterable[KeyWish], detail: KeysClaimed | None) -> None:
+    users = tuple(dict.fromkeys([user_id for user_id, _, _ in wishes]))
     txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=detail))
 
 

@@ -57,6 +57,11 @@ class Connection(Protocol):
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         """`rows` is not empty and not longer than LARGEST_CHUNK."""
 
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        """`rows` is not empty and not longer than LARGEST_CHUNK; no more rows are found."""
+
     def query_with(
         self,
         name: str,
@@ -70,6 +75,9 @@ class Connection(Protocol):
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         """One statement, whose result nobody needs, after those before and before those that come."""
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        """Likewise; `keys` is not empty and not longer than LARGEST_CHUNK."""
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:

@@ -85,6 +85,16 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """The event at the root of the thread that it stands in, as far as it notifies anybody or was redacted."""
 
 
+class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What other nodes are told of an event that was stored."""
+
+    room_nid: int
+    position: int | None
+    type: str
+    is_state: bool
+    flags: int
+
+
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
     """What an event sets in the state, if it sets anything."""
 
@@ -110,7 +120,9 @@ class LostContent(msgspec.Struct, frozen=True):
     """The ids of those that were redacted or restored."""
     redaction_nid: int
     """The highest number of the redactions that took it."""
-    purged_rooms: frozenset[int]
+    changed_rooms: frozenset[int]
+    """Of which any messages may have lost it for good, or regained it; and those that have all of their state since: any of their
+    events may be shown now, or no more."""
 
 
 _COLUMNS = (
@@ -140,7 +152,7 @@ class EventStore:
         return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
 
     async def get_lost_since(self, redaction_nid: int, position: int) -> "LostContent":
-        """What was redacted by redactions that are numbered above one, and in which rooms something was purged after a position."""
+        """What was redacted by redactions that are numbered above one, and which rooms were changed after a position."""
         return await self._database.read_quickly("get_lost_since", _select_lost, redaction_nid, position)
 
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
@@ -226,7 +238,11 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
     rows = txn.query(
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid", (redaction_nid,)
     )
-    rooms = txn.query("SELECT room_nid FROM purged_messages WHERE position > ?", (position,))
+    rooms = txn.query(
+        "SELECT room_nid FROM purged_messages WHERE position > ?"
+        " UNION SELECT room_nid FROM partial_rooms WHERE completed > ?",
+        (position, position),
+    )
     latest = rows[-1][1] if rows else redaction_nid
     restored = txn.query("SELECT event_id FROM restored_contents WHERE position > ?", (position,))
     changed = [*(redacts for redacts, _ in rows), *(event_id for (event_id,) in restored)]

@@ -1,7 +1,9 @@
 """Backups of room keys: versions, and in each the keys of sessions. The server cannot read them.
 
-A version that is deleted is gone at once for who asks; its keys, of which there may be hundreds of thousands, are removed in
-small steps.
+Laws:
+- A version that is deleted is gone at once for who asks; its keys, of which there may be hundreds of thousands, are removed in
+  small steps.
+- However many keys somebody adds or removes at once, each write is short: writes of others come in between.
 """
 
 from collections.abc import Sequence
@@ -10,11 +12,13 @@ from typing import Final
 import msgspec
 
 from storage.database import Database
-from storage.engine import Row
+from storage.engine import LARGEST_CHUNK, Row
 from storage.transaction import Transaction, WriteTransaction
 
 REMOVED_AT_ONCE: Final = 500
-"""Keys of a version that is deleted; more wait for the job."""
+"""Keys in one write; of a version that is deleted more wait for the job."""
+PUT_AT_ONCE: Final = LARGEST_CHUNK
+"""Keys in one write."""
 MOST_KEYS: Final = 500_000
 """That one version may have: several times what the busiest people come to in years."""
 MOST_BACKUPS: Final = 1000
@@ -64,6 +68,8 @@ class BackupFull(Exception):
     """A version has as many keys as it may have."""
 
 
+_Place = tuple[str, str]
+"""Room and session: where a part of the keys of a version ends."""
 _COLUMNS = "user_id, version, algorithm, auth_data, etag, key_count"
 _KEY_COLUMNS = "room_id, session_id, first_message_index, forwarded_count, is_verified, session_data"
 
@@ -111,12 +117,25 @@ class KeyBackupStore:
         return await self._database.read("get_backed_up_keys", _select_keys, user_id, version, room_id, after, limit)
 
     async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
-        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup, BackupFull."""
-        return await self._database.write("put_backed_up_keys", _put_keys, user_id, version, keys, self._most_keys)
+        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup, BackupFull: of very many keys some may
+        have been added then."""
+        rest = list({(key.room_id, key.session_id): key for key in keys}.values())
+        while True:
+            some, rest = rest[:PUT_AT_ONCE], rest[PUT_AT_ONCE:]
+            backup = await self._database.write(
+                "put_backed_up_keys", _put_keys, user_id, version, some, self._most_keys
+            )
+            if not rest:
+                return backup
 
     async def remove_keys(self, user_id: str, version: int, room_id: str | None, session_id: str | None) -> BackupRow:
         """Delete keys of a version: all, those of a room, or of one session. Raises NoSuchBackup."""
-        return await self._database.write("remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id)
+        after: _Place | None = ("", "")
+        while after is not None:
+            backup, after = await self._database.write(
+                "remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id, after
+            )
+        return backup
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete all versions of a user; their keys are removed in small steps."""
@@ -192,16 +211,11 @@ def _sweep(txn: WriteTransaction, limit: int) -> int:
 
 def _remove_some(txn: WriteTransaction, user_id: str, version: int, limit: int) -> None:
     """Remove some of the keys of a backup that is deleted."""
-    of_backup = (user_id, version)
-    gone = txn.query(
-        "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?", (*of_backup, limit)
-    )
-    txn.execute_many(
-        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
-        [(*of_backup, *key) for key in gone],
-    )
+    sql = "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?"
+    gone = txn.query(sql, (user_id, version, limit))
+    _delete(txn, user_id, version, gone)
     if len(gone) < limit:
-        txn.execute("UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?", of_backup)
+        txn.execute("UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?", (user_id, version))
 
 
 def _where(user_id: str, version: int, room_id: str | None, session_id: str | None) -> tuple[str, list[str | int]]:
@@ -247,19 +261,14 @@ def _put_keys(
     newest = _select_backup(txn, user_id, None)
     if newest is not None and newest.version != version:
         raise NotCurrentBackup(newest.version)
-    present: dict[tuple[str, str], BackedUpKey] = {}
-    for room_id in {key.room_id for key in keys}:
-        wanted = {key.session_id for key in keys if key.room_id == room_id}
-        rows = txn.query_in(
-            f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ?"
-            " AND session_id IN {keys}",
-            wanted,
-            before=(user_id, version, room_id),
-        )
-        present.update({(row[0], row[1]): _key(row) for row in rows})
+    found = txn.query_each(
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        [(user_id, version, key.room_id, key.session_id) for key in keys],
+    )
+    present = {(row[0], row[1]): _key(row) for rows in found for row in rows}
     better = [
         key
-        for key in {(key.room_id, key.session_id): key for key in keys}.values()
+        for key in keys
         if (key.room_id, key.session_id) not in present or is_better(key, present[key.room_id, key.session_id])
     ]
     if not better:
@@ -290,12 +299,27 @@ def _put_keys(
 
 
 def _remove_keys(
-    txn: WriteTransaction, user_id: str, version: int, room_id: str | None, session_id: str | None
-) -> BackupRow:
+    txn: WriteTransaction, user_id: str, version: int, room_id: str | None, session_id: str | None, after: _Place
+) -> tuple[BackupRow, _Place | None]:
+    """Remove the next keys after a place; where those end, None if there are no more."""
     backup = _find(txn, user_id, version)
     where, args = _where(user_id, version, room_id, session_id)
-    removed = txn.execute(f"DELETE FROM backed_up_keys{where}", args)
-    return _changed(txn, backup, backup.key_count - removed) if removed else backup
+    gone = txn.query(
+        f"SELECT room_id, session_id FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
+        " ORDER BY room_id, session_id LIMIT ?",
+        (*args, *after, REMOVED_AT_ONCE),
+    )
+    _delete(txn, user_id, version, gone)
+    if gone:
+        backup = _changed(txn, backup, backup.key_count - len(gone))
+    return backup, (gone[-1][0], gone[-1][1]) if len(gone) == REMOVED_AT_ONCE else None
+
+
+def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:
+    txn.execute_many(
+        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        [(user_id, version, *key) for key in keys],
+    )
 
 
 def _changed(txn: WriteTransaction, backup: BackupRow, key_count: int) -> BackupRow:

@@ -1,19 +1,23 @@
 """One-time keys, in blocks: what a device uploads together is few rows, and is given out from the first on.
 
+Blocks do not change, but for the one bit that all of a block was given out. How far each is given out stands beside it, in rows that
+are a few bytes: a claim writes these alone, and the rows of hundreds of devices share a page.
+
 A key that was given out stays in its block until all of the block were. With the next upload a digest takes its place, which is
 kept until some time has passed, or many others were used: so an upload that is repeated because its answer was lost does not
 bring it back, though others came in between.
 
 Laws:
-- A key is given out once: a claim moves the mark in its block, in one write, and writes run one after another, on all nodes.
+- A key is given out once: a claim reads the mark of its block and moves it, in one write, and writes run one after another, on all
+  nodes (`storage/writer.py`): nobody reads it in between.
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys a write claims, it is one statement.
-- A block is small, whatever is uploaded: a claim may write the whole of it anew.
+- However many keys a write claims, it asks the database once.
+- A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
 - An upload reads the ids of the keys that are left, and digests of a bounded number of those that are not; contents only where
   an id comes again, or for its digest, once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from struct import Struct
 from typing import Final
@@ -59,7 +63,8 @@ class KeyBlock(msgspec.Struct, frozen=True):
         return self.number - self.taken
 
 
-BLOCK_COLUMNS: Final = "algorithm, block_nid, number, taken, claimed_ts, names"
+BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
+BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
@@ -95,6 +100,58 @@ def add_keys(
                 standing.setdefault(name, []).append((content_digest, place < block.taken))
     digests = {digest for _, digest in (*remembered, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
+    for (algorithm, key_id), content in (_without(keys, digests, standing) if digests or standing else keys).items():
+        new.setdefault(algorithm, {})[key_id] = content
+    if new:
+        _insert_blocks(txn, user_id, device_id, new)
+        _remember(txn, user_id, device_id, blocks, remembered, just_used, remembered_from_ts)
+    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
+
+
+def take_keys(txn: WriteTransaction, wishes: Sequence[tuple[str, str, str]], now_ms: int) -> list[bytes | None]:
+    """Give out a key for each of these (user, device, algorithm), none of whom is named twice: `"ID":CONTENT` in JSON; None for those
+    who have none."""
+    found = txn.query_each_changing(
+        "SELECT b.block_nid AS found_key, b.number - m.taken, substr(b.keys, m.taken * b.width + 1, b.width)"
+        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND b.used_up = 0"
+        " ORDER BY b.block_nid LIMIT 1",
+        wishes,
+        "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}",
+        (now_ms,),
+    )
+    taken: list[bytes | None] = []
+    for wish, rows in zip(wishes, found, strict=True):
+        if not rows:
+            taken.append(None)
+            continue
+        block_nid, left, slot = rows[0]
+        taken.append(slot.rstrip(b" "))
+        if left == 1:
+            txn.execute_later(
+                "UPDATE one_time_key_blocks SET used_up = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?"
+                " AND block_nid = ?",
+                (*wish, block_nid),
+            )
+    return taken
+
+
+def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
+    """Remove all one-time keys of a device that goes, and what is remembered of them."""
+    of_device = " WHERE user_id = ? AND device_id = ?"
+    for sql in (
+        f"DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid FROM one_time_key_blocks{of_device})",
+        f"DELETE FROM one_time_key_blocks{of_device}",
+        f"DELETE FROM used_one_time_keys{of_device}",
+    ):
+        txn.execute_later(sql, (user_id, device_id))
+
+
+def _without(
+    keys: Mapping[KeyName, bytes], digests: Collection[bytes], standing: Mapping[KeyName, Sequence[tuple[bytes, bool]]]
+) -> dict[KeyName, bytes]:
+    """Those of the keys that are neither among the digests of keys that were given out, nor among these that stand in blocks, each with the
+    digest of its content and whether it was given out. Raises KeyExists."""
+    new: dict[KeyName, bytes] = {}
     for name, content in keys.items():
         is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
         for before, is_taken in standing.get(name, ()):
@@ -103,32 +160,8 @@ def add_keys(
             elif not is_taken:
                 raise KeyExists(*name)
         if not is_again:
-            new.setdefault(name[0], {})[name[1]] = content
-    if new:
-        _insert_blocks(txn, user_id, device_id, new)
-        _remember(txn, user_id, device_id, remembered, just_used, remembered_from_ts)
-    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
-
-
-def take_keys(
-    txn: WriteTransaction, wishes: Sequence[tuple[str, str, str]], now_ms: int
-) -> list[tuple[str, str, str, str, bytes]]:
-    """Give out a key for each (user, device, algorithm) that has one: with these its id and content."""
-    rows = txn.query_with(
-        "wishes",
-        ("of_user", "of_device", "of_algorithm"),
-        wishes,
-        # the oldest are found once: PostgreSQL would look for each of them three times
-        ", oldest AS MATERIALIZED (SELECT of_user, of_device, of_algorithm, (SELECT min(k.block_nid)"
-        " FROM one_time_key_blocks AS k WHERE k.user_id = of_user AND k.device_id = of_device"
-        " AND k.algorithm = of_algorithm AND k.used_up = 0) AS nid FROM wishes)"
-        " UPDATE one_time_key_blocks SET taken = taken + 1, claimed_ts = ?,"
-        " used_up = CASE WHEN taken + 1 = number THEN 1 ELSE 0 END FROM oldest"
-        " WHERE user_id = of_user AND device_id = of_device AND algorithm = of_algorithm AND block_nid = nid"
-        " RETURNING user_id, device_id, algorithm, substr(keys, (taken - 1) * width + 1, width)",
-        (now_ms,),
-    )
-    return [(user_id, device_id, algorithm, *_unpack(slot)) for user_id, device_id, algorithm, slot in rows]
+            new[name] = content
+    return new
 
 
 def _select_contents(
@@ -162,8 +195,8 @@ def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Map
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
         txn.execute_later(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up,"
-            " claimed_ts, width, names, keys) VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?)",
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, used_up,"
+            " width, names, keys) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
             (
                 user_id,
                 device_id,
@@ -175,14 +208,20 @@ def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Map
                 b"".join([slot.ljust(width) for slot in slots.values()]),
             ),
         )
+        txn.execute_later(
+            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) VALUES (?, 0, 0)", (block_nid,)
+        )
 
 
 def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     """Keys by id as they are written down, in blocks."""
+    encode = msgspec.json.encode
+    slots = {key_id: b"%b:%b" % (encode(key_id), content) for key_id, content in keys.items()}
+    if len(slots) <= KEYS_A_BLOCK and len(slots) * max(map(len, slots.values())) <= BYTES_A_BLOCK:
+        return [slots]
     blocks: list[dict[str, bytes]] = []
     width = 0
-    for key_id, content in keys.items():
-        slot = b"%b:%b" % (msgspec.json.encode(key_id), content)
+    for key_id, slot in slots.items():
         width = max(width, len(slot))
         if not blocks or len(blocks[-1]) == KEYS_A_BLOCK or (len(blocks[-1]) + 1) * width > BYTES_A_BLOCK:
             blocks.append({})
@@ -195,6 +234,7 @@ def _remember(
     txn: WriteTransaction,
     user_id: str,
     device_id: str,
+    blocks: Sequence[KeyBlock],
     remembered: Sequence[tuple[int, bytes]],
     just_used: Sequence[tuple[int, bytes]],
     from_ts: int,
@@ -202,6 +242,10 @@ def _remember(
     """Put digests in the place of what is used up, and forget what was given out before then, and beyond so many the oldest."""
     kept = sorted(each for each in (*remembered, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
     if just_used:
+        txn.execute_in_later(
+            "DELETE FROM one_time_key_marks WHERE block_nid IN {keys}",
+            [block.block_nid for block in blocks if block.left == 0],
+        )
         txn.execute_later(
             "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND used_up = 1", (user_id, device_id)
         )

@@ -16,6 +16,7 @@ from storage.room_effects import NewMembership
 from storage.rooms import RoomRow, note_room
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
+from storage.untold_leaves import set_untold_leaves
 
 OUTSIDE: Final = 0
 """`event_nid` of memberships whose event is kept here."""
@@ -71,13 +72,21 @@ class OutsideMembershipStore:
         """The room, which is noted if it was not known. Its version may be another than the one given, if we have been in it."""
         return await self._database.write("note_room", note_room, room_id, version, now_ms)
 
-    async def set_outside(self, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
+    async def set_outside(
+        self,
+        row: OutsideRow,
+        new: NewMembership,
+        may_end: MayEnd,
+        untold: Mapping[str, str] | None = None,
+        now: int = 0,
+    ) -> bool:
         """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now. An invite that may not
         end what is kept waits beside it. Raises Untouchable, where something else may not, or too many wait.
 
-        `may_end` is asked in a thread of the database.
+        `may_end` is asked in a thread of the database. `untold`: servers that have yet to hear of it, as noted `now` (ms), each
+        with what it told that this ends.
         """
-        return await self._database.write("set_outside_membership", _set, row, new, may_end)
+        return await self._database.write("set_outside_membership", _set, row, new, may_end, untold or {}, now)
 
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
@@ -92,7 +101,14 @@ def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, O
     }
 
 
-def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership, may_end: MayEnd) -> bool:
+def _set(
+    txn: WriteTransaction,
+    row: OutsideRow,
+    new: NewMembership,
+    may_end: MayEnd,
+    untold: Mapping[str, str],
+    now: int,
+) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if present is not None and present.membership == "join":
         return False
@@ -106,6 +122,7 @@ def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership, may_end: Ma
         _remove_waiting(txn, row.room_nid, row.user_id, [each.event_id for each in waiting])
         waiting = []
     _put(txn, row, new, present)
+    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, untold, now)
     if waiting and new.membership != "invite":
         _show_first(txn, waiting[0])
     return True

@@ -8,9 +8,7 @@ An advisory lock is held from begin to commit of every batch: nodes write one af
 one sequence are committed in their order, and writers never wait for each other's rows in a circle.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from io import BytesIO
 from itertools import chain, islice
 from struct import Struct
@@ -33,7 +31,18 @@ from psycopg2.extras import execute_values
 
 from storage.engine import Connection, DatabaseUnavailable, NodeCalls, Row, SQLValue, UnsuitableDatabase
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
-from storage.prepared import Argument, NumberArray, Prepared, TextArray, array_of, with_places
+from storage.postgres_statements import (
+    NOT_TEXT,
+    adapt,
+    arrays_of,
+    column_types,
+    columns_of,
+    for_each,
+    for_each_changing,
+    for_keys,
+    values_of,
+)
+from storage.prepared import Argument, NumberArray, Prepared, TextArray
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
@@ -47,8 +56,6 @@ PREPARE_WRITES = (
 )
 """What every batch does, planned once."""
 
-NOT_TEXT = "\U0010ffff"
-"""Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
 
 FEWEST_COPIED = 4
 """Rows from which on COPY, which takes a round trip more, costs less than INSERT; up to there each has its own statement."""
@@ -59,8 +66,6 @@ _COPY_END = b"\xff\xff"
 _COUNT, _LENGTH, _WHOLE, _BROKEN = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
 _NULL = _LENGTH.pack(-1)
 
-_VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
-_KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
@@ -97,77 +102,6 @@ for _kind in (TextArray, NumberArray):
     register_adapter(_kind, QuotedString)
 
 _BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
-
-
-def _with_any(sql: str) -> str:
-    """The statement with one argument for its list of keys."""
-    return _with_keys(sql, "= ANY(?)")
-
-
-def _with_one(sql: str) -> str:
-    """The statement for one key. To the planner a list may always be a long one, so that it would plan a prepared statement anew
-    each time."""
-    return _with_keys(sql, "= ?")
-
-
-@lru_cache(maxsize=1024)
-def _with_keys(sql: str, keys: str) -> str:
-    replaced, count = _KEYS.subn(keys, sql)
-    if count != 1:
-        raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
-    return replaced
-
-
-@lru_cache(maxsize=1024)
-def _for_each(sql: str, types: tuple[str, ...]) -> str:
-    """One statement for many rows of arguments, which are given as columns; it finds the number of the row first."""
-    first, *rest = sql.split("?")
-    each = first + "".join(f"wanted.a{at}{part}" for at, part in enumerate(rest))
-    names = ", ".join(f"a{at}" for at in range(len(rest)))
-    return (
-        f"SELECT wanted.nr, found.* FROM unnest({_arrays(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
-        f" CROSS JOIN LATERAL ({each}) AS found"
-    )
-
-
-def _arrays(types: Iterable[str]) -> str:
-    return ", ".join(f"?::{type}[]" for type in types)
-
-
-def _column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
-    return tuple("text" if isinstance(value, str) else "bigint" for value in row)
-
-
-def _columns(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
-    return [array_of(column) for column in zip(*map(_adapt, rows), strict=True)]
-
-
-@lru_cache(maxsize=1024)
-def _values_of(sql: str) -> tuple[str, str] | None:
-    """The statement for `execute_values` and the template of a row; None where it has to be run row by row.
-
-    `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of the table.
-    """
-    match = _VALUES.search(sql)
-    if match is None or "?" in sql[: match.start()] + sql[match.end() :] or "DO UPDATE" in sql.upper():
-        return None
-    around = sql[: match.start(1)].replace("%", "%%"), sql[match.end(1) :].replace("%", "%%")
-    return f"{around[0]}%s{around[1]}", with_places(match[1])
-
-
-def _adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
-    """Arguments as SQLite takes them: truth as 0 and 1, text with U+0000 in it."""
-    for value in args:
-        kind = type(value)
-        if kind is bool or (kind is str and "\0" in value):  # type: ignore[operator]
-            return [_adapt_value(value) for value in args]
-    return args
-
-
-def _adapt_value(value: SQLValue) -> SQLValue:
-    if isinstance(value, bool):
-        return int(value)
-    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value
 
 
 def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
@@ -213,30 +147,30 @@ class PostgresConnection:
         self._writes = False
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
-        self._run(sql, _adapt(args))
+        self._run(sql, adapt(args))
         return self._cursor.fetchall()
 
     def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
-        self._run(sql, _adapt(args))
+        self._run(sql, adapt(args))
         return self._cursor.fetchone()
 
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        if len(keys) == 1:
-            self._run(_with_one(sql), (*_adapt(before), *_adapt(keys), *_adapt(after)))
-        else:
-            self._run(_with_any(sql), (*_adapt(before), array_of(_adapt(keys)), *_adapt(after)))
+        self._run(*for_keys(sql, keys, before, after))
         return self._cursor.fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         if len(rows) == 1:
             return [self.query(sql, rows[0])]
-        self._run(_for_each(sql, _column_types(rows[0])), _columns(rows))
-        found: list[list[Row]] = [[] for _ in rows]
-        for number, *row in self._cursor.fetchall():
-            found[number - 1].append(tuple(row))
-        return found
+        self._run(for_each(sql, column_types(rows[0])), columns_of(rows))
+        return self._found(len(rows))
+
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        self._run(for_each_changing(sql, column_types(rows[0]), change), (*columns_of(rows), *adapt(before)))
+        return self._found(len(rows))
 
     def query_with(
         self,
@@ -246,22 +180,24 @@ class PostgresConnection:
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        table = f"SELECT * FROM unnest({_arrays(_column_types(rows[0]))})"
-        self._run(f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}", (*_columns(rows), *_adapt(args)))
+        table = f"SELECT * FROM unnest({arrays_of(column_types(rows[0]))})"
+        self._run(f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}", (*columns_of(rows), *adapt(args)))
         return self._cursor.fetchall()
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
-        self._run(sql, _adapt(args))
+        self._run(sql, adapt(args))
         return self._cursor.rowcount
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
-        adapted = _adapt(args)
-        self._waiting.append(self._cursor.mogrify(self._find(sql, adapted), adapted))
+        self._leave(sql, adapt(args))
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        self._leave(*for_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        coming = iter(map(_adapt, rows))
+        coming = iter(map(adapt, rows))
         first = list(islice(coming, FEWEST_COPIED))
-        values = _values_of(sql)
+        values = values_of(sql)
         if values is not None and len(first) == FEWEST_COPIED:
             self._flush()
             execute_values(self._cursor, values[0], chain(first, coming), values[1], page_size=AT_ONCE)
@@ -370,6 +306,13 @@ class PostgresConnection:
     def close(self) -> None:
         self._connection.close()
 
+    def _found(self, number: int) -> list[list[Row]]:
+        """What `for_each` found for so many rows."""
+        found: list[list[Row]] = [[] for _ in range(number)]
+        for row in self._cursor.fetchall():
+            found[row[0] - 1].append(row[1:])
+        return found
+
     def _find(self, sql: str, args: Sequence[Argument]) -> str:
         """The text that runs a statement; prepares it first where that is due."""
         before, text = self._prepared.find(sql, args)
@@ -378,6 +321,10 @@ class PostgresConnection:
             self._flush()
             self._prepared.keep(sql, args, text)
         return text
+
+    def _leave(self, sql: str, args: Sequence[Argument]) -> None:
+        """Let a statement wait for the next one."""
+        self._waiting.append(self._cursor.mogrify(self._find(sql, args), args))
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
         text = self._find(sql, args)

@@ -57,6 +57,21 @@ class PublishedKeyStore:
         return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
 
 
+def is_current(txn: Transaction, keys: PublishedKeys, signer: str, targets: Collection[str]) -> bool:
+    """Whether the cross-signing keys of these users, and the identity keys of the devices of the signer, who is one of ours, are
+    still those; two queries."""
+    users = {signer, *targets}
+    present = select_keys(txn, users)
+    if any(present.get(user_id, {}) != keys.cross_signing.get(user_id, {}) for user_id in users):
+        return False
+    devices = select_device_keys(txn, (signer,)).get(signer, ())
+    return _identity_keys(devices) == _identity_keys(keys.devices.get(signer, ()))
+
+
+def _identity_keys(devices: Sequence[DeviceKeysRow]) -> dict[str, bytes]:
+    return {row.device_id: row.keys for row in devices}
+
+
 def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) -> PublishedKeys:
     users = (*ours, *others)
     positions = select_positions(txn, ours) if ours else {}  # first: what is read after them is no older

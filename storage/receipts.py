@@ -62,7 +62,7 @@ class ReceiptStore:
 
     async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
         """For each room (after, up to): the receipts that changed in between."""
-        return await self._database.read("get_receipts", _select_receipts, dict(ranges))
+        return await self._database.read_once("get_receipts", _select_receipts, dict(ranges))
 
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
@@ -72,6 +72,10 @@ class ReceiptStore:
         few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
         read = self._database.read_quickly if few else self._database.read_once
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+
+    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
+        """All receipts of a room, up to that many, the oldest first."""
+        return await self._database.read_quickly("get_receipts_of_room", _select_of_room, room_nid, limit)
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
@@ -102,6 +106,11 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
         room_nid: sorted((ReceiptRow(*row) for row in found), key=attrgetter("position"))
         for room_nid, found in zip(ranges, rows, strict=True)
     }
+
+
+def _select_of_room(txn: Transaction, room_nid: int, limit: int) -> list[ReceiptRow]:
+    sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? ORDER BY position LIMIT ?"
+    return [ReceiptRow(*row) for row in txn.query(sql, (room_nid, limit))]
 
 
 def _select_both(

@@ -74,13 +74,13 @@ class RemoteDeviceStore:
         where there is a later one, something changed while the list was on its way, and it is stale."""
         await self._database.write("set_remote_list", _set_list, user_id, stream_id, devices, cross_signing, asked_at)
 
-    async def take_change(self, change: DeviceChange, most: int) -> bool:
+    async def take_change(self, change: DeviceChange, most: int, most_bytes: int) -> bool:
         """Take in a change of a device. Where it does not follow upon what is kept, and is not known either, the list is stale;
         whether it is.
 
-        A new device is passed over where there are `most` already.
+        A device is not kept where there are `most` already, or all would have more than so many bytes of keys.
         """
-        return await self._database.write("take_remote_change", _take_change, change, most)
+        return await self._database.write("take_remote_change", _take_change, change, most, most_bytes)
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
         """A user has these keys of cross-signing now; they are kept where the list is."""
@@ -179,31 +179,41 @@ def _set_list(
         announce_device_list(txn, user_id)
 
 
-def _take_change(txn: WriteTransaction, change: DeviceChange, most: int) -> bool:
-    user_id, device_id = change.user_id, change.device_id
+def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_bytes: int) -> bool:
+    user_id, device_id, device = change.user_id, change.device_id, change.device
     tracked = _select_lists(txn, [user_id]).get(user_id)
     if tracked is None:
         announce_device_list(txn, user_id)
         return False
-    devices = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     if tracked.is_stale or not change.is_clear or not _follows(change, tracked):
-        kept, said = devices.get(device_id), change.device
         is_old = not tracked.is_stale and change.stream_id <= tracked.stream_id
-        if is_old and (not change.is_clear or (kept and kept.keys) == (said and said.keys)):
+        if is_old and (not change.is_clear or _select_device(txn, user_id, device_id) == (device and device.keys)):
             return False  # heard of before
         _mark_stale(txn, [user_id])
         return True
-    if change.device is None:
-        txn.execute("DELETE FROM remote_devices WHERE user_id = ? AND device_id = ?", (user_id, device_id))
-    elif device_id in devices or len(devices) < most:
+    if device is not None and _has_room(txn, device, most, most_bytes):
         txn.execute(
             "INSERT INTO remote_devices (user_id, device_id, keys, display_name) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, display_name = excluded.display_name",
-            (user_id, device_id, change.device.keys, change.device.display_name),
+            (user_id, device_id, device.keys, device.display_name),
         )
+    else:
+        txn.execute("DELETE FROM remote_devices WHERE user_id = ? AND device_id = ?", (user_id, device_id))
     txn.execute("UPDATE remote_device_lists SET stream_id = ? WHERE user_id = ?", (change.stream_id, user_id))
     announce_device_list(txn, user_id)
     return False
+
+
+def _select_device(txn: Transaction, user_id: str, device_id: str) -> bytes | None:
+    row = txn.query_one("SELECT keys FROM remote_devices WHERE user_id = ? AND device_id = ?", (user_id, device_id))
+    return None if row is None else bytes(row[0])
+
+
+def _has_room(txn: Transaction, device: DeviceKeysRow, most: int, most_bytes: int) -> bool:
+    """Whether the device can be kept beside the others of its user, of which nothing is read but how much they are."""
+    sql = "SELECT count(*), coalesce(sum(length(keys)), 0) FROM remote_devices WHERE user_id = ? AND device_id <> ?"
+    ((number, size),) = txn.query(sql, (device.user_id, device.device_id))
+    return int(number) < most and int(size) + len(device.keys) <= most_bytes
 
 
 def _follows(change: DeviceChange, tracked: TrackedList) -> bool:

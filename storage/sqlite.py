@@ -4,6 +4,7 @@ WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never
 begun by hand (`isolation_level=None`), so that none is open that nobody asked for.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -54,6 +55,18 @@ def _with_keys(sql: str, count: int) -> str:
     return sql.replace("{keys}", f"({','.join('?' * count)})")
 
 
+def _why_not_to_be_opened(path: Path) -> str | None:
+    """What operators can mend; SQLite itself does not say it."""
+    # by functions of `os`, which raise nothing where one may not look
+    if os.path.isdir(path):
+        return "it is a folder"
+    if not os.path.isdir(path.parent):
+        return f"there is no folder {path.parent}, or this user may not look into it"
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        return "this user may not read and write it"
+    return None if os.access(path.parent, os.W_OK | os.X_OK) else f"this user may not write in {path.parent}"
+
+
 class SQLiteConnection:
     """A connection to the file. See `storage.engine.Connection`."""
 
@@ -75,14 +88,20 @@ class SQLiteConnection:
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        # Lists are filled up with the last key to a power of two, so that few statements have to be prepared.
-        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
-        padding = [keys[-1]] * (size - len(keys))
-        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after)).fetchall()
+        return self._execute_in(sql, keys, before, after).fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         execute = self._execute
         return [execute(sql, args).fetchall() for args in rows]
+
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        found = self.query_each(sql, rows)
+        keys = [row[0] for each in found for row in each]
+        if keys:
+            self._execute_in(change, keys, before, ())
+        return found
 
     def query_with(
         self,
@@ -104,6 +123,9 @@ class SQLiteConnection:
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._execute(sql, args)
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
+        self._execute_in(sql, keys, before, ())
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)
@@ -178,6 +200,14 @@ class SQLiteConnection:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _execute_in(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+    ) -> sqlite3.Cursor:
+        # Lists are filled up with the last key to a power of two, so that few statements have to be prepared.
+        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
+        padding = [keys[-1]] * (size - len(keys))
+        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after))
 
 
 class SQLiteEngine:
@@ -261,14 +291,19 @@ class SQLiteEngine:
 
     def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
         config = self._config
-        # Connections pass from thread to thread, but never serve two at a time.
-        connection = sqlite3.connect(
-            config.path,
-            timeout=config.busy_timeout if timeout is None else timeout,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=1024,
-        )
+        try:
+            # Connections pass from thread to thread, but never serve two at a time.
+            connection = sqlite3.connect(
+                config.path,
+                timeout=config.busy_timeout if timeout is None else timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=1024,
+            )
+        except sqlite3.OperationalError as error:
+            if reason := _why_not_to_be_opened(Path(config.path)):
+                error.args = (f"{error}: {reason}",)
+            raise
         connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
         connection.execute(f"PRAGMA mmap_size = {config.mmap_bytes}")
         connection.execute("PRAGMA foreign_keys = ON")

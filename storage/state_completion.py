@@ -13,7 +13,7 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
-from storage.events import EventFlag
+from storage.events import EventFlag, select_events
 from storage.memberships import count_members
 from storage.partial_rooms import (
     FoundRow,
@@ -24,16 +24,24 @@ from storage.partial_rooms import (
     set_found,
     set_gathered,
 )
+from storage.push_outcomes import add_outcomes
 from storage.redactions import Redaction, redact_event
 from storage.relations import RelationRow, add_relations, remove_relation
 from storage.room_effects import StateEffect, apply_effects
 from storage.room_writer import HeadMoved, StateChange
 from storage.rooms import Head, RoomRow, move_head
+from storage.search import note_placed
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import release_sticky_events
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 CHUNK = 500
+_SELECT_SHOWN = (
+    "SELECT e.event_nid FROM partial_events AS p JOIN events AS e ON e.event_nid = p.event_nid"
+    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0 AND (e.flags & {EventFlag.TIMELINE}) = 0"
+)
+"""Events of a room that are not in the timeline yet, and will be there."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -51,6 +59,17 @@ class Found(msgspec.Struct, frozen=True):
     """What it cites, if it was refused before and so has no place among the auth chains."""
 
 
+class LateNews(msgspec.Struct, frozen=True):
+    """A message that was refused when it came, and is shown now."""
+
+    event_nid: int
+    flags: int
+    """What it is to people, beside that it stands in the timeline."""
+    outcomes: Mapping[str, int]
+    """By user, where it is something else to them: see `add_outcomes`."""
+    thread_root: str | None
+
+
 class Completed(msgspec.Struct, frozen=True):
     """The room as it is with all of its state."""
 
@@ -64,6 +83,8 @@ class Completed(msgspec.Struct, frozen=True):
     """What relates to others, of the events that are in the timeline now and were not."""
     redactions: Sequence[tuple[int, Redaction]] = ()
     """By number of the redaction, what takes content away of these events."""
+    news: Sequence[LateNews] = ()
+    """Those of them that nobody has been told of, in the order in which they came."""
 
 
 class StateCompletion:
@@ -124,6 +145,7 @@ class StateCompletion:
         events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))
         if any(flags is None for _, flags in events):
             raise HeadMoved(room.room_id)  # another node has placed one more
+        shown = [nid for (nid,) in txn.query(_SELECT_SHOWN, (nid,))]
         txn.execute(
             "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces,"
             " current_root = p.current_root"
@@ -146,6 +168,9 @@ class StateCompletion:
         for event_nid, _ in events:
             txn.announce(Change(position, Topic.PLACED, detail=event_nid))
         txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
+        positions = self._tell(txn, room, root, completed.news)
+        note_placed(txn, shown)  # whoever looked for texts has passed them by
+        release_sticky_events(txn, room.room_id, shown, positions)
         return new
 
     def abandon(self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head) -> Head:
@@ -161,6 +186,36 @@ class StateCompletion:
         abandon_partial(txn, room.room_nid, position)
         txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
         return new
+
+    @staticmethod
+    def _tell(txn: WriteTransaction, room: RoomRow, root: bytes | None, news: Sequence[LateNews]) -> dict[int, int]:
+        """Let messages arrive that were refused when they came; their positions, by number. `root`: of the present state, which is not
+        the one after them."""
+        if not news:
+            return {}
+        first = txn.next_position(len(news))
+        stored = select_events(txn, [each.event_nid for each in news])
+        outcomes = []
+        for position, each in enumerate(news, first):
+            flags = EventFlag.TIMELINE | EventFlag.RESOLVED | each.flags
+            row = structs.replace(
+                stored[each.event_nid],
+                position=position,
+                flags=stored[each.event_nid].flags | flags,
+                current_root=root,
+                thread_root=each.thread_root,
+            )
+            txn.execute(
+                "UPDATE events SET position = ?, flags = ?, current_root = ?, thread_root = ? WHERE event_nid = ?",
+                (row.position, row.flags, row.current_root, row.thread_root, row.event_nid),
+            )
+            outcomes += [
+                (user_id, room.room_nid, position, row.event_nid, outcome) for user_id, outcome in each.outcomes.items()
+            ]
+            txn.announce(Change(position, Topic.EVENT, room.room_id, row.sender, row))
+        if outcomes:
+            add_outcomes(txn, outcomes)
+        return {each.event_nid: position for position, each in enumerate(news, first)}
 
     @staticmethod
     def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:

@@ -144,11 +144,12 @@ class ToDeviceStore:
 
         `known`: what was known of them before. None where that holds, as no device came or went since.
         """
-        if known is not None and txn.counter(DEVICES_CHANGED) <= known.upto:
+        holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
+        if holds or not user_ids:
             response = select_response(txn, sent)
             if response is not None:
                 raise AlreadySent(sent, response)
-            return None
+            return None if holds else {}
         rows = txn.query_in(
             "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
             " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",

@@ -122,6 +122,27 @@ class WriteTransaction(Transaction):
         self.queries += 1
         self._connection.execute_later(sql, args)
 
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue] = ()
+    ) -> list[list[Row]]:
+        """As `query_each`; and change what was found: the first column of `sql`, a whole number, is named `found_key`, and `change`
+        (`UPDATE … WHERE id IN {keys}`) is one statement for these, which are different ones. `before`: its arguments before the keys.
+
+        All is seen as it was before the change. PostgreSQL is asked once for both.
+        """
+        found: list[list[Row]] = []
+        for start in range(0, len(rows), LARGEST_CHUNK):
+            self.queries += 1
+            found += self._connection.query_each_changing(sql, rows[start : start + LARGEST_CHUNK], change, before)
+        return found
+
+    def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue] = ()) -> None:
+        """As `execute_later`, one statement for a list of different keys, in bounded chunks; `before`: the arguments before the keys. No
+        keys, no statement."""
+        for start in range(0, len(keys), LARGEST_CHUNK):
+            self.queries += 1
+            self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch."""
         self.queries += 1

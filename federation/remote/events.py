@@ -30,9 +30,11 @@ MAX_IDS_BYTES: Final = 24 << 20
 SHORT_STATE_BYTES: Final = 4 << 20
 SHORT_LIST_BYTES: Final = 1 << 20
 """Of lists of ids, and of auth chains. What is no longer needs no place (`long_answers.py`)."""
-STATES_AT_ONCE: Final = 1
-LISTS_AT_ONCE: Final = 2
-"""Of those that are longer, for all rooms."""
+STATES_AT_ONCE: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
+LISTS_AT_ONCE: Final = ((2, MAX_IDS_BYTES),)
+"""Of those that are longer, for all rooms: how many of up to how many bytes."""
+IDS_AT_ONCE: Final = 20_000
+"""That are looked at between two turns of others, some milliseconds."""
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
 
@@ -121,7 +123,8 @@ class RemoteEvents:
             seconds=_at_most(server, seconds, ANSWER_SECONDS),
             max_bytes=max_bytes,
         )
-        return StateIDs(_ids(server, answer.pdu_ids), _ids(server, answer.auth_chain_ids))
+        state = await _ids(server, answer.pdu_ids, self._clock)
+        return StateIDs(state, await _ids(server, answer.auth_chain_ids, self._clock))
 
     async def get_state(
         self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
@@ -203,7 +206,15 @@ def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu
     return [pdu for pdu in pdus[:most] if isinstance(pdu, dict)]
 
 
-def _ids(server: ServerName, ids: Sequence[str]) -> list[EventID]:
+async def _ids(server: ServerName, ids: Sequence[str], clock: IReactorTime) -> list[EventID]:
     if len(ids) > MAX_STATE_EVENTS:
         raise RemoteError(server, "the state is longer than any that is read", retryable=False)
-    return [EventID(event_id) for event_id in dict.fromkeys(ids) if is_event_id(event_id)]
+    found: dict[EventID, None] = {}
+    turns = Turns(clock, IDS_AT_ONCE)
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        found.update(
+            (EventID(event_id), None) for event_id in ids[start : start + IDS_AT_ONCE] if is_event_id(event_id)
+        )
+        if start + IDS_AT_ONCE < len(ids):
+            await turns.after(IDS_AT_ONCE)
+    return list(found)

@@ -19,6 +19,8 @@ from federation.requests import RefusedByRemote, Requests, path_of
 
 MAX_DEVICES: Final = 2000
 """Of a user."""
+MAX_LIST_BYTES: Final = 1 << 20
+"""Of the keys of all devices of a user: several hundred have less. Clients get them with those of all others of a room."""
 MAX_DEVICE_ID: Final = 255
 MAX_KEYS_BYTES: Final = 64 << 10
 """Of one device, or one key."""
@@ -32,6 +34,7 @@ class UserKeys(msgspec.Struct):
     devices: dict[str, bytes] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
     cross_signing: dict[str, PublicKey] = msgspec.field(default_factory=dict)
+    bytes_of_devices: int = 0
 
 
 class DeviceList(msgspec.Struct, frozen=True):
@@ -118,15 +121,16 @@ def is_stream_id(value: object) -> TypeGuard[int]:
 
 
 def put_device(keys: UserKeys, user_id: str, device_id: object, content: object) -> None:
-    """Add a device, if it is one of that user."""
+    """Add a device, if it is one of that user, and one that can be kept beside the others."""
     if not isinstance(device_id, str) or not is_device_id(device_id) or not isinstance(content, dict):
         return
     try:
         encoded = parse_identity_keys(content, user_id, device_id)
     except MatrixError:
         return
-    if len(encoded) <= MAX_KEYS_BYTES:
+    if len(encoded) <= MAX_KEYS_BYTES and keys.bytes_of_devices + len(encoded) <= MAX_LIST_BYTES:
         keys.devices[device_id] = encoded
+        keys.bytes_of_devices += len(encoded)
         name = (
             content.get("unsigned", {}).get("device_display_name")
             if isinstance(content.get("unsigned"), dict)

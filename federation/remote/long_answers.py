@@ -1,11 +1,11 @@
 """Answers that may be long: few of them are read at once, and nobody is kept waiting by those who give short ones slowly, or none.
 
 Anybody may be the server that is asked, and whoever has one machine may be many of them. So an answer is first asked for as a short
-one, which needs no place. Where it is longer, it is asked for again once there is a place: by turns among registered domains,
-of which each has one place.
+one, which needs no place. Where it is longer, it is asked for again once there is a place for its size: by turns among registered
+domains, of which each has one place of a size. So one that is longer still has the turns of its like, and keeps no other waiting.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -35,12 +35,11 @@ def as_long_as_it_takes() -> float:
 class LongAnswers:
     """The places for answers of one kind. For the reactor thread."""
 
-    def __init__(self, clock: IReactorTime, *, at_once: int, short_bytes: int, most_bytes: int) -> None:
-        """`at_once`: answers of more than `short_bytes`."""
+    def __init__(self, clock: IReactorTime, *, short_bytes: int, places: Sequence[tuple[int, int]]) -> None:
+        """`places`: for answers of more than `short_bytes`: how many at once, and of how many bytes; the smallest first."""
         self._clock = clock
-        self._places: Slots[str] = Slots(at_once, 1)
         self._short_bytes = short_bytes
-        self._most_bytes = most_bytes
+        self._places: list[tuple[Slots[str], int]] = [(Slots(at_once, 1), most) for at_once, most in places]
 
     @asynccontextmanager
     async def read(self, server: ServerName, ask: Ask[T], left: TimeLeft = as_long_as_it_takes) -> AsyncIterator[T]:
@@ -49,16 +48,24 @@ class LongAnswers:
         try:
             short = await ask(self._short_bytes)
         except AnswerTooLong:
-            pass  # there is a place for it
+            pass  # there are places for it
         else:
             yield short
             return
         domain = registered_domain_of(server)
-        try:
-            await Deferred.fromCoroutine(self._places.acquire(domain)).addTimeout(max(left(), 0), self._clock)
-        except TimedOut as error:
-            raise RemoteError(server, "others are asked, and there is no time left", retryable=True) from error
-        try:
-            yield await ask(self._most_bytes)
-        finally:
-            self._places.release(domain)
+        for number, (slots, most) in enumerate(self._places, 1):
+            try:
+                await Deferred.fromCoroutine(slots.acquire(domain)).addTimeout(max(left(), 0), self._clock)
+            except TimedOut as error:
+                raise RemoteError(server, "others are asked, and there is no time left", retryable=True) from error
+            try:
+                try:
+                    found = [await ask(most)]
+                except AnswerTooLong:
+                    if number == len(self._places):
+                        raise
+                    continue
+                yield found.pop()  # whoever uses it can let go of it
+                return
+            finally:
+                slots.release(domain)

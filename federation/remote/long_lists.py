@@ -48,14 +48,16 @@ _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 class Turns:
     """Gives others their turn after so much work on pieces."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, at_once: int = READ_AT_ONCE) -> None:
+        """`at_once`: bytes between two turns of others."""
         self._clock = clock
+        self._at_once = at_once
         self._done = 0
 
     async def after(self, size: int) -> None:
         """So many bytes were read. Who comes while others have their turn waits for it too."""
         self._done += size
-        if self._done >= READ_AT_ONCE:
+        if self._done >= self._at_once:
             await _pause(self._clock)
             self._done = 0
 

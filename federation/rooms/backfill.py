@@ -22,7 +22,8 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import RemoteEvents
 from federation.requests import RefusedByRemote
-from federation.rooms.missing import MissingEvents, Pool
+from federation.rooms.batch import parse_events
+from federation.rooms.missing import MissingEvents
 from federation.rooms.regaining import Regaining, Taken
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
@@ -150,7 +151,7 @@ class Backfill:
     ) -> tuple[Mapping[EventID, Event], Taken]:
         """What the server gives, and what came of it for what was forgotten."""
         pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
-        found = Pool(snapshot.version, snapshot.room_id).parse(pdus)
+        found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
         return found, await self._regaining.take(snapshot, found)
 
     async def _fetch_ends(self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]) -> bool:

@@ -6,16 +6,22 @@ recurses.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import BadEvent, MatrixError
-from federation.protocol.events import Event
+from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID
+from federation.protocol.room_versions import RoomVersion
+from federation.remote.long_lists import Turns
 from federation.rooms.check import Candidate, Verdict
 
 CREATE = "m.room.create"
+SORTED_AT_ONCE: Final = 1000
+"""Events, of a few milliseconds, between two turns of others."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -93,30 +99,86 @@ class Batch:
         return outcomes
 
 
+async def parse_events(
+    version: RoomVersion, room_id: RoomID, pdus: Iterable[Mapping[str, Any]], clock: IReactorTime
+) -> dict[EventID, Event]:
+    """Those of the PDUs that are events of the room, by id. Others are served in between: an event of nothing but empty objects takes
+    milliseconds."""
+    turns = Turns(clock)
+    found: dict[EventID, Event] = {}
+    for pdu in pdus:
+        try:
+            event = parse_event(version, pdu)
+        except MatrixError:
+            await turns.after(MAX_PDU_BYTES)  # as if it had been as long as may be
+            continue
+        if event.room_id == room_id:
+            found.setdefault(event.event_id, event)
+        await turns.after(len(encode_pdu(event)))
+    return found
+
+
 def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], list[Event]]:
     """(events, each after its prev_events and auth_events; those that have no place since they are on or upon a cycle)."""
-    waits_for = {
-        event_id: {name for name in _references(event) if name in events} for event_id, event in events.items()
-    }
+    sorting = _sort(events)
+    while True:
+        try:
+            next(sorting)
+        except StopIteration as done:
+            found: tuple[list[Event], list[Event]] = done.value
+            return found
+
+
+async def sort_many_by_reference(
+    events: Mapping[EventID, Event], clock: IReactorTime
+) -> tuple[list[Event], list[Event]]:
+    """The same, and others are served in between."""
+    sorting, turns = _sort(events), Turns(clock, 1)
+    while True:
+        try:
+            next(sorting)
+        except StopIteration as done:
+            found: tuple[list[Event], list[Event]] = done.value
+            return found
+        await turns.after(1)
+
+
+def _sort(events: Mapping[EventID, Event]) -> Generator[None, None, tuple[list[Event], list[Event]]]:
+    """Yields where others may be served, however the events refer to each other."""
+    waits_for: dict[EventID, set[EventID]] = {}
     followers: dict[EventID, list[EventID]] = {}
-    for event_id, names in waits_for.items():
+    creations: list[EventID] = []
+    first: list[EventID] = []
+    for number, (event_id, event) in enumerate(events.items(), 1):
+        names = {name for name in _references(event) if name in events}
+        if names:
+            waits_for[event_id] = names
+        else:
+            # where a room is named by its create event, nobody refers to it as an auth event
+            (creations if event.type == CREATE else first).append(event_id)
         for name in names:
             followers.setdefault(name, []).append(event_id)
-    # where a room is named by its create event, nobody refers to it as an auth event
-    first = sorted(
-        (name for name, names in waits_for.items() if not names), key=lambda name: events[name].type != CREATE
-    )
-    ready = deque(first)
+        if number % SORTED_AT_ONCE == 0:
+            yield
+    ready = deque([*creations, *first])
     ordered: list[Event] = []
+    steps = 0
     while ready:
         event_id = ready.popleft()
         ordered.append(events[event_id])
-        for follower in followers.get(event_id, ()):
-            waits_for[follower].discard(event_id)
-            if not waits_for[follower]:
+        for follower in followers.pop(event_id, ()):
+            names = waits_for[follower]
+            names.discard(event_id)
+            if not names:
+                del waits_for[follower]
                 ready.append(follower)
-    placed = {event.event_id for event in ordered}
-    return ordered, [event for event_id, event in events.items() if event_id not in placed]
+            steps += 1
+            if steps % SORTED_AT_ONCE == 0:
+                yield
+        steps += 1
+        if steps % SORTED_AT_ONCE == 0:
+            yield
+    return ordered, [events[event_id] for event_id in waits_for]
 
 
 def _references(event: Event) -> Iterable[EventID]:

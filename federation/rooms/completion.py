@@ -46,7 +46,7 @@ from storage.relations import RelationRow
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, HeadMoved, StateChange
 from storage.rooms import RoomRow
-from storage.state_completion import Completed
+from storage.state_completion import Completed, LateNews
 from storage.streams import Change, Streams, Topic
 from storage.unproved_state import PartOf
 
@@ -433,8 +433,8 @@ class Completions:
 
     async def _find_late(
         self, snapshot: RoomSnapshot, walk: Walk
-    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]]]:
-        """What those events say of others that are shown now and were not."""
+    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateNews]]:
+        """What those events say of others that are shown now and were not, and which are news."""
         children: list[RelationRow] = []
         redactions: list[tuple[int, Redaction]] = []
         for stored in walk.shown:
@@ -447,7 +447,7 @@ class Completions:
             target = None if target_id is None else await self._events.get_event(stored.room_nid, target_id)
             if target is not None and target.redacted_by is None:
                 redactions.append((stored.nid, await prune(snapshot, target, self._identity)))
-        return children, redactions
+        return children, redactions, await self._recheck.find_news(snapshot, walk)
 
     async def _find_effects(
         self,

@@ -18,17 +18,17 @@ spec: server-server-api#backfilling-and-retrieving-missing-events, server-server
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
-from federation.protocol.events import Event, parse_event
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
-from federation.protocol.room_versions import RoomVersion
-from federation.remote.events import Pdu, RemoteEvents
-from federation.rooms.batch import Outcome, dropped, sort_by_reference
+from federation.remote.events import RemoteEvents
+from federation.rooms.batch import Outcome, dropped, parse_events, sort_by_reference
 from federation.rooms.engine import RoomEngine
 from federation.rooms.receive import Receiver
 from federation.rooms.remote_states import RemoteStates
@@ -65,11 +65,9 @@ RemoteError while it cannot be asked."""
 class Pool:
     """Events of one room that are to be taken in together: those given, and what was fetched for them."""
 
-    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event] = (), until: float = 0) -> None:
+    def __init__(self, given: Iterable[Event], until: float) -> None:
         """`until`: when nothing more is asked for them, of the server that is being asked."""
         self.until = until
-        self._version = version
-        self._room_id = room_id
         self._given = {event.event_id: event for event in given}
         self._events = dict(self._given)
         self.outcomes: dict[EventID, Outcome] = {}
@@ -100,18 +98,6 @@ class Pool:
     def is_done(self) -> bool:
         """Whether each of the given events has its outcome."""
         return all(name in self.outcomes and not self.outcomes[name].is_waiting for name in self._given)
-
-    def parse(self, pdus: Iterable[Pdu]) -> dict[EventID, Event]:
-        """Those of the PDUs that are events of the room."""
-        found: dict[EventID, Event] = {}
-        for pdu in pdus:
-            try:
-                event = parse_event(self._version, pdu)
-            except MatrixError:
-                continue
-            if event.room_id == self._room_id:
-                found.setdefault(event.event_id, event)
-        return found
 
     def add(self, found: Mapping[EventID, Event], wanted: Iterable[EventID]) -> int:
         """Add the wanted ones of these events and what they follow, as far as it is among them; how many are new."""
@@ -144,9 +130,8 @@ class MissingEvents:
         find_refused: FindRefused,
         identity: ServerIdentity,
         timelines: TimelineStore,
-        seconds: Callable[[], float],
+        clock: IReactorTime,
     ) -> None:
-        """`seconds` is a clock."""
         self._find_refused = find_refused
         self._timelines = timelines
         self._engine = engine
@@ -158,7 +143,7 @@ class MissingEvents:
         self._servers = servers
         self._policy = policy
         self._identity = identity
-        self._seconds = seconds
+        self._clock = clock
         self._log = Logger()
 
     async def take_in(
@@ -180,7 +165,7 @@ class MissingEvents:
         Raises NotFound when this server is not in the room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = Pool(snapshot.version, room_id, events, self._seconds() + seconds)
+        pool = Pool(events, self._clock.seconds() + seconds)
         if fetched is not None:
             pool.add(await self._without_placed(snapshot, fetched), pool.references())
         if past and not await self._judge(snapshot, pool):
@@ -191,13 +176,13 @@ class MissingEvents:
             chosen = await self.choose_servers(snapshot, origin)
             end = pool.until
             for server in chosen:
-                left = end - self._seconds()
-                pool.until = end if server == chosen[-1] else self._seconds() + left / 2
+                left = end - self._clock.seconds()
+                pool.until = end if server == chosen[-1] else self._clock.seconds() + left / 2
                 try:
                     await self._fill_from(server, snapshot, pool, past, walk, may_tell=server in there)
                 except (RemoteError, Forbidden) as error:
                     self._log.info("a gap in {room_id} is not filled: {error}", room_id=room_id, error=str(error))
-                if pool.is_done() or self._seconds() > end:
+                if pool.is_done() or self._clock.seconds() > end:
                     break
                 pool.forget_fetched()  # it may all be an invention of that server
         await self._place_departures(pool, room_id)
@@ -296,8 +281,9 @@ class MissingEvents:
                 min_depth=floor,
                 seconds=self._left(pool),
             )
-            found = {name: event for name, event in pool.parse(pdus).items() if event.depth >= floor}
-            if not pool.add(await self._without_placed(snapshot, found), missing):
+            found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
+            deep = {name: event for name, event in found.items() if event.depth >= floor}
+            if not pool.add(await self._without_placed(snapshot, deep), missing):
                 return
 
     async def _without_placed(self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]) -> Mapping[EventID, Event]:
@@ -310,7 +296,7 @@ class MissingEvents:
         return self._left(pool) <= 0
 
     def _left(self, pool: Pool) -> float:
-        return pool.until - self._seconds()
+        return pool.until - self._clock.seconds()
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
         """What the open events follow, and has no place here."""

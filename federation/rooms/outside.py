@@ -48,8 +48,15 @@ class OutsideMemberships:
         self._identity = identity
         self._now_ms = now_ms
 
-    async def keep(self, event: Event, server: ServerName, state: Iterable[Mapping[str, Any]]) -> bool:
-        """Keep our user's new membership and what the server says of the room; False if they are in it by now.
+    async def keep(
+        self,
+        event: Event,
+        server: ServerName,
+        state: Iterable[Mapping[str, Any]],
+        untold: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Keep our user's new membership and what the server says of the room; False if they are in it by now. `untold`: servers that
+        have yet to hear of it, each with the id of what it told that this ends (empty: not known).
 
         Raises BadState when the room is known to have another version; Forbidden when they have an invite to it or knock there, and
         the event may not end that.
@@ -73,7 +80,7 @@ class OutsideMemberships:
             return _may_end(event, kept, present)
 
         try:
-            return await self._store.set_outside(row, member, may_end)
+            return await self._store.set_outside(row, member, may_end, untold, self._now_ms())
         except Untouchable as error:
             raise Forbidden(f"{member.user_id} has other invites to this room already, or knocks there") from error
 
@@ -95,10 +102,12 @@ class OutsideMemberships:
         state = msgspec.json.decode(row.stripped_state, type=tuple[StrippedEvent, ...])
         return Told(ServerName(row.server), state)
 
-    async def is_last(self, room_nid: int, user_id: UserID, event: Event) -> bool:
-        """Whether nothing was kept of this user's membership since that event."""
-        row = (await self._store.get_outside(room_nid, [user_id])).get(user_id)
-        return row is not None and row.event_id == event.event_id
+    async def find_last(self, room: RoomRow, user_id: UserID, event_id: EventID) -> Event | None:
+        """The membership of that id, if none was kept of this user since."""
+        row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
+        if row is None or row.event_id != event_id:
+            return None
+        return load_event(ROOM_VERSIONS[row.version], event_id, RoomID(room.room_id), row.pdu)
 
     async def find_version(self, room: RoomRow, user_id: UserID, cited: Collection[str] = ()) -> RoomVersion:
         """The version of the room, as whoever told this user of it says: first, or by an invite that is cited."""
@@ -110,10 +119,11 @@ class OutsideMemberships:
             row = next((each for each in waiting if each.event_id in cited), row)
         return ROOM_VERSIONS[row.version]
 
-    async def find_servers(self, room_nid: int, user_id: UserID) -> list[ServerName]:
-        """The servers that told this user of the room."""
+    async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
+        """The servers that told this user of the room, each with the event that it told."""
         first = (await self._store.get_outside(room_nid, [user_id])).values()
-        return [ServerName(row.server) for row in (*first, *await self._store.get_waiting(room_nid, user_id))]
+        rows = (*first, *await self._store.get_waiting(room_nid, user_id))
+        return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
     async def is_upon_waiting(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
         """Whether an event rests upon an invite that waits beside another."""

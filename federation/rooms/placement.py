@@ -141,13 +141,15 @@ class Placements:
         power, create = state.get(POWER_LEVELS), state[CREATE].event
         return PowerLevels.of(create.version, None if power is None else power.event, create)
 
-    async def _circumstances(self, snapshot: RoomSnapshot, arrival: Arrival) -> Circumstances:
-        event, room_nid = arrival.event, snapshot.room.room_nid
+    async def classify(self, snapshot: RoomSnapshot, event: Event, before_event: StateChange) -> Classification:
+        """What an event upon a state is to the people of this server."""
+        room_nid = snapshot.room.room_nid
         member_count = snapshot.head.joined_count
         if event.membership is not None and event.state_key is not None:
-            before = (await self._resolver.load(room_nid, arrival.before, [event.key])).get(event.key)
+            before = (await self._resolver.load(room_nid, before_event, [event.key])).get(event.key)
             member_count += joins(event, None if before is None else before.event)
-        return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before, snapshot.state))
+        levels = await self._levels(snapshot.room, before_event, snapshot.state)
+        return await self._classify(event, Circumstances(room_nid, member_count, levels))
 
     async def may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
         """Whether a redaction upon a state takes content of that user away."""
@@ -172,7 +174,7 @@ class Placements:
             flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
             if not arrival.is_past and not arrival.redactions:
-                classification = await self._classify(event, await self._circumstances(snapshot, arrival))
+                classification = await self.classify(snapshot, event, arrival.before)
                 flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
         if arrival.is_mended:
             flags |= EventFlag.MENDED

@@ -13,6 +13,7 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.heard_late import HeardLate, LateHearing
 from federation.rooms.placement import Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -24,7 +25,7 @@ from storage.events import EventFlag
 from storage.partial_rooms import PartialEvent, PartialRoomStore
 from storage.room_writer import StateChange
 from storage.rooms import RoomRow
-from storage.state_completion import Found, StateCompletion
+from storage.state_completion import Found, LateNews, StateCompletion
 from storage.unproved_state import PartOf
 
 CHUNK: Final = 100
@@ -50,6 +51,8 @@ class Walk(msgspec.Struct):
     """What was shown and is no more."""
     shown: list[StoredEvent] = msgspec.field(default_factory=list)
     """What was refused and is shown now."""
+    heard: list[HeardLate] = msgspec.field(default_factory=list)
+    """The messages among it that came as news."""
     assumed: set[int] = msgspec.field(default_factory=set)
     """Events the state before which nobody tells, and what follows them: what that does not allow is not refused for good."""
     fetched: int = 0
@@ -76,7 +79,9 @@ class Recheck:
         questions: Questions,
         placements: Placements,
         unproved: UnprovedStates,
+        hearing: LateHearing,
     ) -> None:
+        self._hearing = hearing
         self._unproved = unproved
         self._placements = placements
         self._database = database
@@ -107,6 +112,10 @@ class Recheck:
         """The present state, as far as the events have been looked at."""
         return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
 
+    async def find_news(self, snapshot: RoomSnapshot, walk: Walk) -> Sequence[LateNews]:
+        """The messages that are news, as far as the events have been looked at."""
+        return await self._hearing.choose(snapshot.room.room_nid, walk.heard)
+
     async def _look(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> Found:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
@@ -119,6 +128,8 @@ class Recheck:
                 flags = 0
             else:
                 walk.shown.append(stored)
+                if event.state_key is None and stored.redacted_by is None and not row.is_past:
+                    walk.heard.append(await self._hearing.note(snapshot, stored, before))
         if before is not told:
             flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT

@@ -1,4 +1,4 @@
-"""Into rooms that this server is not in, and out of them: the handshakes that we ask for.
+"""Into rooms that this server is not in: the handshakes that we ask for. (Out of them: `leaving.py`.)
 
 Laws:
 - What a server says of a room is believed as far as its events prove it (`adopt.py`). When it cannot be believed, our
@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.protocol.stripped_state import strip_event
-from federation.remote.membership import Action, JoinedState, MembershipRequests
+from federation.remote.membership import JoinedState, MembershipRequests
 from federation.rooms.adopt import Adoptions, Part
 from federation.rooms.candidates import Candidates
 from federation.rooms.check import SHOWN
@@ -30,13 +29,14 @@ from federation.rooms.receive import Receiver
 from federation.rooms.residence import Residence
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports, kept_ids
-from federation.rooms.templates import AUTHORISER, fill_template, lonely_leave, with_signature_of
+from federation.rooms.templates import AUTHORISER, Handshake, with_signature_of
 from federation.rooms.told_rooms import read_knock_state
 from storage.rooms import RoomStore
+from storage.untold_leaves import UntoldLeaveStore
 
+LONGEST_ENTRY_MS: Final = 3_600_000
 MAX_SERVERS: Final = 2_000
 """Servers of a room that we are told of."""
-MOST_ASKED_TO_LEAVE: Final = 3
 
 
 class RemoteMemberships:
@@ -47,6 +47,7 @@ class RemoteMemberships:
     def __init__(
         self,
         remote: MembershipRequests,
+        handshake: Handshake,
         candidates: Candidates,
         residence: Residence,
         rooms: RoomStore,
@@ -55,6 +56,7 @@ class RemoteMemberships:
         imports: StateImports,
         outside: OutsideMemberships,
         questions: Questions,
+        untold: UntoldLeaveStore,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
@@ -62,6 +64,7 @@ class RemoteMemberships:
     ) -> None:
         """`in_part`: large rooms are entered with a part of their state, and the rest is fetched afterwards."""
         self._remote = remote
+        self._handshake = handshake
         self._candidates = candidates
         self._residence = residence
         self._rooms = rooms
@@ -70,6 +73,7 @@ class RemoteMemberships:
         self._imports = imports
         self._outside = outside
         self._questions = questions
+        self._untold = untold
         self._identity = identity
         self._now_ms = now_ms
         self._in_part = in_part
@@ -93,7 +97,8 @@ class RemoteMemberships:
             await self._enter(server, room_id, user_id, content)
 
         try:
-            await self._candidates.ask(servers, enter)
+            async with self._entering(room_id, user_id):
+                await self._candidates.ask(servers, enter)
         finally:
             for waiting in self._joining.pop(room_id):
                 waiting.callback(None)
@@ -115,57 +120,11 @@ class RemoteMemberships:
 
         await self._candidates.ask(servers, ask)
 
-    async def leave(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
-        """Decline an invite, or take a knock back: at least for this server, if no other can be told.
-
-        Where several servers have invited, the others are told afterwards: the one that answers may be a stranger to the room.
-        """
-        room = await self._rooms.get_room(room_id)
-        assert room is not None, "it is a room with a membership"
-        others = dict.fromkeys(await self._outside.find_servers(room.room_nid, user_id))
-
-        async def ask(server: ServerName) -> Event:
-            others.pop(server, None)
-            event = await self._make(server, "leave", room_id, user_id, content)
-            await self._remote.send_leave(server, event)
-            await self._outside.keep(event, server, ())
-            return event
-
-        try:
-            left = await self._candidates.ask(servers, ask, most=MOST_ASKED_TO_LEAVE)
-        except MatrixError as error:
-            self._log.info(
-                "nobody else hears that {user} left {room}: {error}", user=user_id, room=room_id, error=error
-            )
-            version = await self._outside.find_version(room, user_id)
-            left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
-            await self._outside.keep(left, self._identity.server_name, ())
-        for server in others:
-            Deferred.fromCoroutine(self._tell_of_leave(server, room.room_nid, user_id, left)).addErrback(self._tell)
-
-    async def _tell_of_leave(self, server: ServerName, room_nid: int, user_id: UserID, left: Event) -> None:
-        """Leave there too, unless the user has thought better of it before that server answers."""
-        try:
-            event = await self._make(server, "leave", left.room_id, user_id, left.content)
-            if await self._is_away(room_nid, user_id, left):
-                await self._remote.send_leave(server, event)
-        except (RemoteError, MatrixError) as error:
-            self._log.info("{server} does not hear that {user} left: {error}", server=server, user=user_id, error=error)
-
-    async def _is_away(self, room_nid: int, user_id: UserID, left: Event) -> bool:
-        """Whether that event is the last that became of the user's membership."""
-        if left.room_id in self._joining or await self._residence.find(left.room_id) is not None:
-            return False
-        return await self._outside.is_last(room_nid, user_id, left)
-
-    def _tell(self, failure: Failure) -> None:
-        self._log.failure("another server was not told that somebody left", failure)
-
     async def knock(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
         """Ask to be let in. Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed."""
 
         async def ask(server: ServerName) -> None:
-            event = await self._make(server, "knock", room_id, user_id, content)
+            event = await self._handshake.make(server, "knock", room_id, user_id, content)
             told = await self._remote.send_knock(server, event)
             try:
                 state = await read_knock_state(self._questions, event.version, room_id, told)
@@ -173,15 +132,20 @@ class RemoteMemberships:
                 state = []  # the knock has been made all the same
             await self._outside.keep(event, server, [strip_event(event), *state])
 
-        await self._candidates.ask(servers, ask)
+        async with self._entering(room_id, user_id):
+            await self._candidates.ask(servers, ask)
 
-    async def _make(
-        self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
-    ) -> Event:
-        template = await self._remote.make(server, action, room_id, user_id)
-        return fill_template(
-            template.version, template.event, self._identity, room_id, user_id, content, self._now_ms()
-        )
+    @asynccontextmanager
+    async def _entering(self, room_id: RoomID, user_id: UserID) -> AsyncIterator[None]:
+        """The user is about to enter: no server is told meanwhile that they left before, by whichever node of this server; what others
+        declined is told when it is known whether we are in the room."""
+        await self._untold.set_due(room_id, self._now_ms() + LONGEST_ENTRY_MS)
+        try:
+            yield
+        except (RemoteError, MatrixError):
+            await self._untold.set_due(room_id, self._now_ms())
+            raise
+        await self._untold.forget(room_id, user_id, self._now_ms())
 
     @asynccontextmanager
     async def _shake_hands(
@@ -193,7 +157,7 @@ class RemoteMemberships:
         *,
         omit_members: bool,
     ) -> AsyncIterator[tuple[Event, JoinedState]]:
-        event = await self._make(server, "join", room_id, user_id, content)
+        event = await self._handshake.make(server, "join", room_id, user_id, content)
         async with self._remote.send_join(server, event, omit_members=omit_members) as answer:
             authoriser = event.content.get(AUTHORISER)
             if answer.event is not None and isinstance(authoriser, str) and is_user_id(authoriser):
@@ -241,7 +205,7 @@ class RemoteMemberships:
     async def _take_back(self, server: ServerName, room_id: RoomID, user_id: UserID) -> None:
         """The others think that our user is in the room: let them leave again, if that can be done."""
         try:
-            event = await self._make(server, "leave", room_id, user_id, {"membership": "leave"})
+            event = await self._handshake.make(server, "leave", room_id, user_id, {"membership": "leave"})
             await self._remote.send_leave(server, event)
         except (RemoteError, MatrixError) as error:
             self._log.info("{server} still has {user} in a room: {error}", server=server, user=user_id, error=error)

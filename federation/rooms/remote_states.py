@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import MatrixError, RemoteError
-from federation.protocol.events import Event, parse_event
+from federation.protocol.errors import RemoteError
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import RemoteEvents, StateIDs, StatePDUs
 from federation.remote.long_answers import LongAnswers, TimeLeft, as_long_as_it_takes
-from federation.rooms.batch import Outcome, sort_by_reference
+from federation.rooms.batch import Outcome, parse_events, sort_many_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
@@ -52,6 +53,7 @@ class RemoteStates:
         remote: RemoteEvents,
         lists: LongAnswers,
         states: LongAnswers,
+        clock: IReactorTime,
     ) -> None:
         """`lists`: the places for lists of ids, and auth chains; `states`: those for whole states."""
         self._receiver = receiver
@@ -60,6 +62,7 @@ class RemoteStates:
         self._remote = remote
         self._lists = lists
         self._states = states
+        self._clock = clock
 
     async def fetch_state(
         self,
@@ -140,15 +143,10 @@ class RemoteStates:
         self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None
     ) -> list[tuple[Pdu, Outcome]]:
         """Keep those of the events that are wanted (None: all), each after those that it rests on."""
-        events: dict[EventID, Event] = {}
-        for pdu in pdus:
-            try:
-                event = parse_event(snapshot.version, as_mapping(pdu))
-            except MatrixError:
-                continue
-            if event.room_id == snapshot.room_id and (wanted is None or event.event_id in wanted):
-                events[event.event_id] = event
-        ordered, _ = sort_by_reference(events)
+        mappings = (as_mapping(pdu) for pdu in pdus)
+        found = await parse_events(snapshot.version, snapshot.room_id, mappings, self._clock)
+        events = {name: event for name, event in found.items() if wanted is None or name in wanted}
+        ordered, _ = await sort_many_by_reference(events, self._clock)
         kept: list[tuple[Pdu, Outcome]] = []
         for start in range(0, len(ordered), MAX_PDUS):
             chunk = ordered[start : start + MAX_PDUS]

@@ -289,9 +289,11 @@ class RoomEvents:
                     self.weight = 0
 
     def _heed_others(self, after: int, _upto: int) -> None:
-        """Another node has written: it may have redacted or purged events that are kept here, or placed outliers."""
+        """Another node has written: it may have redacted or purged events that are kept here, or placed outliers, or completed a room:
+        then what was refused may be shown, as news, and what was shown may be refused."""
         self._changes_heard += 1
-        for nid in [nid for nid, event in self._cache.items() if event.is_outlier]:
+        # at once: whoever is woken asks for what is news
+        for nid in [nid for nid, event in self._cache.items() if not event.in_timeline]:
             self.forget([self._cache[nid].event.event_id])
         Deferred.fromCoroutine(self._forget_redacted(after)).addErrback(
             lambda failure: self._log.failure("what other nodes redacted is not known", failure)
@@ -302,8 +304,8 @@ class RoomEvents:
         self._latest_nid = lost.redaction_nid
         self._changes_heard += 1
         self.forget(EventID(event_id) for event_id in lost.redacted)
-        if lost.purged_rooms:
-            for nid in [nid for nid, event in self._cache.items() if event.room_nid in lost.purged_rooms]:
+        if lost.changed_rooms:
+            for nid in [nid for nid, event in self._cache.items() if event.room_nid in lost.changed_rooms]:
                 self._drop(nid)
 
 

@@ -4,15 +4,18 @@ An event is taken apart when its turn comes. Turns go by the depth that events c
 that it rests on; what comes too early all the same has another turn, as long as there is progress.
 """
 
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import merge
 from typing import Any, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import BadState
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.remote.long_lists import read_event
+from federation.remote.long_lists import Turns, read_event
 from federation.rooms.batch import Outcome
 from federation.rooms.check import Candidate, Verdict
 from federation.rooms.outliers import Outliers
@@ -31,6 +34,14 @@ Pdu = Mapping[str, Any] | msgspec.Raw
 Entries = dict[tuple[str, str], int]
 
 
+SORTED_AT_ONCE: Final = 20_000
+"""Events that are sorted between two turns of others, some milliseconds."""
+PEEKED_AT_ONCE: Final = 4 << 20
+"""Bytes of events of which the depth is looked up between two turns of others, the same."""
+DEEPEST: Final = 2.0**63
+"""What claims to be deeper stands beside it."""
+
+
 class _Peek(msgspec.Struct):
     depth: float | None = None
 
@@ -38,14 +49,15 @@ class _Peek(msgspec.Struct):
 class StateImports:
     """Keeps states. For the reactor thread."""
 
-    def __init__(self, outliers: Outliers, store: EventStore) -> None:
+    def __init__(self, outliers: Outliers, store: EventStore, clock: IReactorTime) -> None:
         self._outliers = outliers
         self._store = store
+        self._clock = clock
 
     async def keep(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
         """Keep events as outliers; an outcome for each, in the order given."""
         outcomes: dict[int, Outcome] = {}
-        waiting = sorted(range(len(pdus)), key=lambda at: _depth(pdus[at]))
+        waiting, count = await self._by_depth(pdus), len(pdus)
         for _ in range(MAX_TURNS):
             later: list[int] = []
             for chunk in _chunks(pdus, waiting):
@@ -55,10 +67,24 @@ class StateImports:
                     outcomes[at] = outcome
                     if outcome.is_waiting:
                         later.append(at)
-            if not later or len(later) == len(waiting):
+            if not later or len(later) == count:
                 break
-            waiting = later
+            waiting, count = later, len(later)
         return [outcomes[at] for at in range(len(pdus))]
+
+    async def _by_depth(self, pdus: Sequence[Pdu]) -> Iterable[int]:
+        """The numbers of the events by the depth that they claim: sorted piece by piece, and put together as they are taken."""
+        turns, depths = Turns(self._clock, PEEKED_AT_ONCE), array("d")
+        for pdu in pdus:
+            depths.append(_depth(pdu))
+            await turns.after(_length(pdu))
+        turns, pieces = Turns(self._clock, 1), []
+        for start in range(0, len(pdus), SORTED_AT_ONCE):
+            end = min(start + SORTED_AT_ONCE, len(pdus))
+            pieces.append(sorted(range(start, end), key=depths.__getitem__))
+            if end < len(pdus):
+                await turns.after(1)
+        return merge(*pieces, key=depths.__getitem__)
 
     async def gather(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
         """The entries of a state that is given by its events, as far as they are kept. Raises BadState."""
@@ -88,8 +114,7 @@ def _chunks(pdus: Sequence[Pdu], numbers: Iterable[int]) -> Iterator[Sequence[in
     chunk: list[int] = []
     size = 0
     for number in numbers:
-        pdu = pdus[number]
-        length = len(memoryview(pdu)) if isinstance(pdu, msgspec.Raw) else 0  # else it is read already
+        length = _length(pdus[number])
         if chunk and (len(chunk) == CHUNK or size + length > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
@@ -99,12 +124,17 @@ def _chunks(pdus: Sequence[Pdu], numbers: Iterable[int]) -> Iterator[Sequence[in
         yield chunk
 
 
+def _length(pdu: Pdu) -> int:
+    """In bytes; nothing, where it is read already."""
+    return len(memoryview(pdu)) if isinstance(pdu, msgspec.Raw) else 0
+
+
 def _depth(pdu: Pdu) -> float:
     if not isinstance(pdu, msgspec.Raw):
         depth = pdu.get("depth")
-        return depth if isinstance(depth, int) else 0
+        return max(min(depth, DEEPEST), -DEEPEST) if isinstance(depth, int) else 0
     try:
-        return msgspec.json.decode(pdu, type=_Peek).depth or 0
+        return min(msgspec.json.decode(pdu, type=_Peek).depth or 0, DEEPEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
 

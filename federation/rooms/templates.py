@@ -4,7 +4,7 @@ user it is about, fills it and signs it.
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from secrets import token_urlsafe
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from federation.protocol.events import Event, compute_reference_hash, parse_even
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
+from federation.remote.membership import Action, MembershipRequests
 from federation.rooms.build import MAX_DEPTH, MAX_PREV_EVENTS
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
@@ -99,6 +100,25 @@ def fill_template(
         "origin_server_ts": now_ms,
     }
     return sign(version, identity, pdu)
+
+
+class Handshake:
+    """Makes events of our users upon what other servers say."""
+
+    def __init__(self, remote: MembershipRequests, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
+        self._remote = remote
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def make(
+        self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
+    ) -> Event:
+        """The user's membership event as that server would have it, signed by us. Raises RemoteError, BadEvent, Forbidden (the
+        policy), UnknownVersion."""
+        template = await self._remote.make(server, action, room_id, user_id)
+        return fill_template(
+            template.version, template.event, self._identity, room_id, user_id, content, self._now_ms()
+        )
 
 
 def lonely_leave(

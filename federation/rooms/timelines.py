@@ -60,7 +60,7 @@ class Timelines:
         found: dict[int, Stretch] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():
-            stretch = self._from_tail(room_nid, after, upto, limit)
+            stretch = self.find_latest(room_nid, after, upto, limit)
             if stretch is None:
                 missing[room_nid] = (after, upto)
             else:
@@ -108,7 +108,8 @@ class Timelines:
             found.update((room_nid, arrivals[0]) for room_nid, arrivals in rows.items() if arrivals)
         return found
 
-    def _from_tail(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
+    def find_latest(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
+        """The newest `limit` arrivals with after < position ≤ up to, if the tail says which these are."""
         tail = self._tails.get(room_nid)
         if tail is None:
             return None

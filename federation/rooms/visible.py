@@ -35,6 +35,7 @@ _SHOWN: Final = frozenset({EventFlag.TIMELINE})
 """What `_STANDING` says of events that stand in the timeline and were not purged."""
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
+_is_plain: Final = attrgetter("is_plain")
 MAX_DEPTH: Final = 2**53 - 1
 
 
@@ -77,11 +78,20 @@ class Visibility:
     def shows_plainly(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
         """Whether a member sees all of these messages (of one room) just as they are: they came while they were in the room, and nothing
         has become of them. False too where it takes a look at the database to know that. `own`: their membership."""
-        for event in events:
+        for event in events:  # mostly one
             if not (event.is_plain and event.leaves_state and event.is_shown):
                 return False
             if event.position is None or event.position <= own.position:
                 return False
+        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+
+    def shows_as_they_are(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
+        """The same for whatever events, many and state too."""
+        if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+            return False
+        positions = list(map(_position, events))
+        if None in positions or min(positions, default=0) <= own.position:
+            return False
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:

@@ -20,6 +20,8 @@ class CacheSizes:
         self.devices = scaled(10_000)
         """Whose keys are kept: about two kilobytes each, as they are stored and as they are shown."""
         self.unread_counts = scaled(200_000)
+        self.receipts = scaled(50_000)
+        self.account_data_bytes = scaled(16 << 20)
         self.answer_bytes = scaled(16 << 20)
         self.empty_answer_bytes = scaled(64 << 20)
         self.view_bytes = scaled(32 << 20)

@@ -1,7 +1,7 @@
 """Puts together what lets people into rooms of other servers, and theirs into ours; and what servers tell each other of
 people and rooms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -15,15 +15,19 @@ from federation.rooms.candidates import Candidates
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.invitations import Invitations
 from federation.rooms.join_answers import JoinAnswers
+from federation.rooms.leaving import Leaving
 from federation.rooms.remote_memberships import RemoteMemberships
+from federation.rooms.templates import Handshake
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.jobs import Job
 from homeserver.services.remote_directory import RemoteDirectory
 from storage.database import Database
 from storage.events import EventStore
 from storage.room_summaries import RoomSummaryStore
 from storage.told_states import ToldStates
+from storage.untold_leaves import UntoldLeaveStore
 
 
 async def refuse_profile(_user_id: UserID, _field: str | None) -> Mapping[str, object]:
@@ -87,9 +91,13 @@ class FederatedRoomParts:
             rooms.directory.get_own_alias,
             rooms.directory.get_public_rooms_for_others,
         )
-        rooms.elsewhere.memberships = RemoteMemberships(
+        handshake = Handshake(remote, identity, rooms.now_ms)
+        candidates = Candidates(federation.policy, identity.server_name)
+        untold = UntoldLeaveStore(database)
+        memberships = RemoteMemberships(
             remote,
-            Candidates(federation.policy, identity.server_name),
+            handshake,
+            candidates,
             rooms.residence,
             rooms.store,
             federation.adoptions,
@@ -97,11 +105,30 @@ class FederatedRoomParts:
             federation.imports,
             rooms.outside,
             federation.questions,
+            untold,
             identity,
             rooms.now_ms,
             in_part=federation.joins_in_part,
         )
+        self.leaving = Leaving(
+            remote,
+            handshake,
+            candidates,
+            rooms.residence,
+            rooms.store,
+            rooms.outside,
+            untold,
+            rooms.engine,
+            identity,
+            rooms.now_ms,
+        )
+        rooms.elsewhere.memberships = memberships
+        rooms.elsewhere.leaving = self.leaving
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside
         rooms.elsewhere.policy = federation.policy
         rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), federation.policy, clock)
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (Job("tell_leaves", self.leaving.do_tell, 60.0),)

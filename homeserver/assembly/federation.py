@@ -6,7 +6,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.member_lists import Fetch
-from federation.remote.events import MAX_STATE_BYTES, SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
+from federation.remote.events import SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
 from federation.remote.long_answers import LongAnswers
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
@@ -78,9 +78,7 @@ class FederationParts:
         )
         rooms.engine.use_voucher(self.policy_servers.vouch)
         self.remote_events = RemoteEvents(self.requests, clock)
-        self.long_states = LongAnswers(
-            clock, at_once=STATES_AT_ONCE, short_bytes=SHORT_STATE_BYTES, most_bytes=MAX_STATE_BYTES
-        )
+        self.long_states = LongAnswers(clock, short_bytes=SHORT_STATE_BYTES, places=STATES_AT_ONCE)
         true_copies = TrueCopies(self.remote_events, rooms.servers, self.policy, identity.server_name, clock.seconds)
         questions = Questions(
             rooms.events,
@@ -95,7 +93,7 @@ class FederationParts:
         self.questions = questions
         late = LateContents(database, rooms.engine, rooms.events, identity, rooms.now_ms)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms)
-        self.imports = StateImports(outliers, store)
+        self.imports = StateImports(outliers, store, clock)
         self.effects = StoredEffects(store, identity)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)

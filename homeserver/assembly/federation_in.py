@@ -4,10 +4,11 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.receiver import Transactions
-from federation.remote.events import LISTS_AT_ONCE, MAX_IDS_BYTES, SHORT_LIST_BYTES
+from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
 from federation.remote.long_answers import LongAnswers
 from federation.rooms.backfill import Backfill
 from federation.rooms.completion import Completions
+from federation.rooms.heard_late import LateHearing
 from federation.rooms.inbox import Inbox
 from federation.rooms.insiders import Insiders
 from federation.rooms.missing import MissingEvents
@@ -50,9 +51,9 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        lists = LongAnswers(clock, at_once=LISTS_AT_ONCE, short_bytes=SHORT_LIST_BYTES, most_bytes=MAX_IDS_BYTES)
+        lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
         self.states = RemoteStates(
-            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states
+            federation.receiver, federation.imports, store, self.remote, lists, federation.long_states, clock
         )
         self.missing = MissingEvents(
             rooms.engine,
@@ -66,7 +67,7 @@ class IncomingParts:
             federation.policy_servers.find_refused,
             federation.identity,
             TimelineStore(database),
-            clock.seconds,
+            clock,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.insiders = Insiders(
@@ -74,6 +75,7 @@ class IncomingParts:
         )
         self.inbox = Inbox(InboxStore(database), rooms.store, rooms.engine, self.missing, self.insiders, clock, metrics)
         completion = StateCompletion(rooms.trees, rooms.chains)
+        hearing = LateHearing(federation.placements, federation.resolver, rooms.memberships, rooms.membership_store)
         self.completions = Completions(
             RoomTables(
                 database,
@@ -101,6 +103,7 @@ class IncomingParts:
                 federation.questions,
                 federation.placements,
                 federation.unproved,
+                hearing,
             ),
             federation.resolver,
             federation.effects,

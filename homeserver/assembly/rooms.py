@@ -28,9 +28,10 @@ from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.beside_rooms import beside_rooms
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.lifetimes import lifetimes_of
-from homeserver.assembly.presence import presence_of
+from homeserver.assembly.presence import WhoIsThere
 from homeserver.assembly.profile_rules import fixed_profile_fields, name_rules_of
 from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts, thread_updates
@@ -45,7 +46,6 @@ from homeserver.services.device_keys import DeviceKeys, show_keys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
-from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
@@ -83,7 +83,6 @@ from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import Sync, SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.account_data import AccountDataStore
@@ -140,8 +139,8 @@ class RoomParts:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
         sizes = CacheSizes(config.memory)
-        self.room_store = room_store = RoomStore(database)
-        membership_store = MembershipStore(database)
+        self.store = room_store = RoomStore(database)
+        self.membership_store = membership_store = MembershipStore(database)
         self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.unshown_store = UnshownRoomStore(database)
@@ -149,7 +148,8 @@ class RoomParts:
         self.receipt_store = receipt_store = ReceiptStore(database)
         self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
-        trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
+        beside = beside_rooms(receipt_store, account_data_store, streams, sizes)
+        self.trees = trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
         sticky_store = StickyEventStore(database)
@@ -157,7 +157,7 @@ class RoomParts:
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
-        recent = RecentChanges(streams)
+        recent = RecentChanges(streams, accounts.others)
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
@@ -167,13 +167,10 @@ class RoomParts:
         current_states = CurrentStates(timelines, self.events, trees)
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
-        self.notifier = Notifier(streams, self.memberships, clock)
+        self.notifier = Notifier(streams, self.memberships, clock, accounts.others)
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
-        self.store = room_store
-        self.membership_store = membership_store
-        self.trees = trees
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
         self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
@@ -351,11 +348,10 @@ class RoomParts:
             accounts.secret_text,
         )
         self.markers = ReadMarkers(database, account_data_store, self.events, self.reading, now_ms)
-        ephemeral = EphemeralCounter(clock)
-        self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
-        self.presence = presence_of(
-            config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
+        there = WhoIsThere(
+            config, clock, database, self.memberships, self.notifier, limiter, identity, accounts.node_notes
         )
+        self.typing, self.presence = there.typing, there.presence
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         key_store = PublishedKeyStore(database)
@@ -370,6 +366,7 @@ class RoomParts:
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
             current_states,
+            past,
             recent,
             self.events,
             self.partial,
@@ -396,6 +393,7 @@ class RoomParts:
             unread,
             receipt_store,
             account_data_store,
+            beside,
             self.typing,
             recent,
             past,

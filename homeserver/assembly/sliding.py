@@ -15,6 +15,7 @@ from homeserver.services.sliding_sync.extensions import ExtensionParts, Extensio
 from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
+from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.receipts import ReceiptNews
@@ -77,27 +78,29 @@ def sliding_parts(
         orders,
         RoomFilters(engine, events, synced.rooms, synced.invited, synced.states, traits, orders),
     )
-    entries = RoomEntries(
-        RoomParts(
-            events,
-            synced.states,
-            timelines,
-            visibility,
-            synced.invited,
-            synced.ignored,
-            RequiredStates(trees),
-            synced.summaries,
-            synced.unread,
-            recency,
-            client_events,
-            LazyMembers(capacity=sizes.lazy_members),
-        )
+    room_parts = RoomParts(
+        events,
+        synced.states,
+        timelines,
+        visibility,
+        synced.invited,
+        synced.ignored,
+        RequiredStates(trees),
+        synced.summaries,
+        synced.unread,
+        recency,
+        client_events,
+        LazyMembers(capacity=sizes.lazy_members),
     )
+
     extensions = ExtensionReader(
         ExtensionParts(
             synced.devices,
             synced.account_data,
-            ReceiptNews(synced.receipts, timelines, synced.recent, synced.rooms, synced.ignored),
+            synced.beside.account_data,
+            ReceiptNews(
+                synced.receipts, synced.beside.receipts, timelines, synced.recent, synced.rooms, synced.ignored
+            ),
             synced.recent,
             synced.rooms,
             synced.ignored,
@@ -109,9 +112,16 @@ def sliding_parts(
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), streams, now_ms, capacity=sizes.connected_rooms),
+        Connections(
+            SlidingConnectionStore(database),
+            synced.memberships,
+            streams,
+            now_ms,
+            database.catch_up,
+            capacity=sizes.connected_rooms,
+        ),
         lists,
-        entries,
+        RoomEntries(room_parts),
         extensions,
         synced.rooms,
         synced.memberships,
@@ -123,4 +133,5 @@ def sliding_parts(
         EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
         CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
         synced.plain,
+        NewRooms(room_parts),
     )

@@ -142,6 +142,7 @@ class UpstreamParts:
             (accounts.login_token_store, accounts.oauth_store, accounts.device_grant_store, flow_store),
         )
         self.sign_out = UpstreamSignOut(
+            clock,
             database,
             accounts.upstream_sessions,
             accounts.browser_store,

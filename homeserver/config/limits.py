@@ -30,8 +30,10 @@ class LoginLimits:
         50,
         "Sign-ins from one address. A whole office often has one; guessing is held back by the other two.",
     )
-    account: RateLimit = limit(0.003, 5, "Sign-ins to one account.")
-    failed_attempts: RateLimit = limit(0.17, 3, "Failed sign-ins to one account.")
+    account: RateLimit = limit(
+        0.003, 5, "Sign-ins to one account that succeed, and tokens for signing in its next device."
+    )
+    failed_attempts: RateLimit = limit(0.17, 3, "Sign-ins to one account that fail.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

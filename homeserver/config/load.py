@@ -23,6 +23,7 @@ from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.registration_files import complaints_of
 from homeserver.config.retention import complaints_of as retention_complaints
+from homeserver.config.server import Database
 from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
@@ -103,7 +104,8 @@ def _read_file(path: Path) -> Document:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError([f"{path}: there is no such file; `python -m homeserver init` makes one"]) from error
+        told = f"{path}: there is no such file; `--config` says where it is, and `python -m homeserver init` makes one"
+        raise ConfigError([told]) from error
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -271,9 +273,19 @@ def _check_together(config: Config) -> list[Problem]:
     if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
         problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
-    database = config.storage.database
+    return problems + _check_database(config.storage.database)
+
+
+def _check_database(database: Database) -> list[Problem]:
+    place: Place = ("database", "args")
+    problems = [
+        Problem((*place, name), f"got {show(value)}; want a whole number")
+        for name in ("cp_min", "cp_max")
+        if type(value := database.args.get(name, 1)) is not int
+    ]
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
-        problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+        told = f"SQLite takes only `database`, not {', '.join(sorted(extra))}; for PostgreSQL `name` is psycopg2"
+        problems.append(Problem(place, told))
     return problems
 
 

@@ -16,7 +16,8 @@ from homeserver.config.yaml_text import Place
 WIDTH = 100
 
 SAMPLE_HEAD = """\
-# The options of a homeserver. Only `server_name` must be given; everything else shows its default, commented out.
+# The options of a homeserver. Only `server_name` must be given; everything else is commented out, and shows its default,
+# or an example.
 # `python -m homeserver config check` says whether a file is right, and what in it has no effect.
 #
 # Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of this file.

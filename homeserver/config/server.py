@@ -161,7 +161,7 @@ class Network:
             "\n"
             "  - port: 8008\n"
             '    bind_addresses: ["::1", "127.0.0.1"]\n'
-            "    x_forwarded: true\n"
+            "    x_forwarded: false  # behind a reverse proxy: true\n"
             "    resources:\n"
             "      - names: [client, federation]\n"
             "        compress: false"

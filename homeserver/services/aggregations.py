@@ -9,7 +9,7 @@ Laws:
 spec: client-server-api#aggregations-of-child-events
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter, not_
 from typing import Final
@@ -69,11 +69,7 @@ class Aggregations:
 
     async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
         """For those of the events that have children of which to tell, by number."""
-        are_childless = map(self._childless.known.__contains__, map(_event_id, events))
-        unknown = compress(events, map(not_, are_childless))
-        parents = {
-            event.nid: event for event in unknown if event.event.state_key is None and not self._childless.is_new(event)
-        }
+        parents = {event.nid: event for event in self._find_parents(events)}
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
@@ -99,6 +95,17 @@ class Aggregations:
             if aggregation.edit is not None or aggregation.thread is not None or aggregation.references:
                 found[nid] = aggregation
         return found
+
+    def lack_children(self, events: Sequence[StoredEvent]) -> bool:
+        """Whether it is in memory that none of the events has children."""
+        return next(self._find_parents(events), None) is None
+
+    def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
+        """Those that may have children, as far as it is in memory."""
+        are_childless = map(self._childless.known.__contains__, map(_event_id, events))
+        for event in compress(events, map(not_, are_childless)):
+            if event.event.state_key is None and not self._childless.is_new(event):
+                yield event
 
     async def _see_children(self, user_id: UserID, children: Mapping[int, Sequence[Children]]) -> dict[int, Seen]:
         return await self.see(user_id, [nid for each in children.values() for group in each for nid in group.nids])

@@ -103,6 +103,12 @@ class ClientEvents:
             presented.append(msgspec.Raw(_CLIENT_FORM % parts))
         return presented
 
+    def present_childless(
+        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
+    ) -> list[msgspec.Raw] | None:
+        """The same, for state events too, where it is in memory that none of the events has children."""
+        return self.present_messages(user_id, device_id, events) if self._aggregations.lack_children(events) else None
+
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
         """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
 
@@ -145,7 +151,7 @@ class ClientEvents:
             ends,
             strict=False,
         )
-        return [msgspec.Raw(_CLIENT_FORM % each) for each in parts]
+        return list(map(msgspec.Raw, map(_CLIENT_FORM.__mod__, parts)))
 
     def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
         """For how long an event is still sticky, beginning with a comma; nothing once that is over (MSC4354)."""
@@ -177,6 +183,7 @@ class ClientEvents:
     async def _load_extras(self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
         events: list[StoredEvent] = list(map(_event, seen))
+        own: list[StoredEvent] = []
         sent: dict[int, tuple[str, str]] = {}
         if device_id is not None and user_id in map(_sender, events):
             own = [event for event in events if event.event.sender == user_id]
@@ -189,7 +196,7 @@ class ClientEvents:
         special_seen = list(filterfalse(_of_plain, seen))
         special: list[StoredEvent] = list(map(_event, special_seen))
         if sent:
-            special += [event for event in events if event.is_plain and event.nid in sent]
+            special += [event for event in own if event.is_plain and event.nid in sent]
         if not special:
             return {}
         others = await self._find_former(user_id, special_seen)

@@ -23,6 +23,7 @@ from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.devices import DeviceStore
+from storage.published_keys import is_current
 from storage.transaction import WriteTransaction
 
 MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
@@ -132,6 +133,14 @@ class CrossSigning:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
         if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
             raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        while (failures := await self._sign(caller, signed)) is None:
+            pass  # a key was replaced in between: a signature of the former is none of what is there now
+        return {"failures": failures}
+
+    async def _sign(
+        self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, Any]] | None:
+        """Add signatures, and say what was wrong with others; None where keys were replaced meanwhile, and nothing was added."""
         # those of others are read: that a list of another server's user is kept for the first time is announced to nobody
         others = {user_id for user_id in signed if user_id != caller.user_id}
         published = await self._published.get_published([caller.user_id], others)
@@ -145,9 +154,16 @@ class CrossSigning:
                     signatures += _check_new_signatures(caller.user_id, user_id, name, content, keys, identity_keys)
                 except MatrixError as error:
                     failures.setdefault(user_id, {})[name] = error.body()
-        if signatures:
-            await self._database.write("add_key_signatures", self._store.add_signatures, signatures)
-        return {"failures": failures}
+        if not signatures:
+            return failures
+
+        def write(txn: WriteTransaction) -> bool:
+            if not is_current(txn, published, caller.user_id, {each.target_user_id for each in signatures}):
+                return False
+            self._store.add_signatures(txn, signatures)
+            return True
+
+        return failures if await self._database.write("add_key_signatures", write) else None
 
     async def _check_no_device(self, caller: Requester, given: Keys) -> None:
         devices = (await self._devices.get_devices([caller.user_id])).get(caller.user_id, [])

@@ -18,8 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
-from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.device_keys import is_key_name, parse_identity_keys
+from federation.protocol.canonical_json import encode_canonical, encode_checked
+from federation.protocol.device_keys import MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
@@ -50,6 +50,8 @@ SHOWN_USAGES: Final = ("master", "self_signing")
 """Of the keys of cross-signing, those that others see."""
 
 Key = str | dict[str, Any]
+_WithoutNumbers = dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
+"""Keys of the forms that clients use, by name: there is no need to look for a float in each."""
 
 
 class KeyUpload(msgspec.Struct, frozen=True):
@@ -81,6 +83,31 @@ def with_zero(counts: KeyCounts) -> KeyCounts:
     return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
 
 
+class _Left:
+    """What is known of a device."""
+
+    __slots__ = ("counts", "taken", "upto")
+
+    def __init__(self, counts: KeyCounts, upto: int) -> None:
+        self.counts = counts
+        self.upto = upto
+        """The position up to which all changes are in it."""
+        self.taken: list[str] = []
+        """Algorithms of keys that were given out and are still to be counted down: devices are asked for more often than they ask."""
+
+    def get(self) -> KeyCounts:
+        """What it has left."""
+        if self.taken:
+            left = dict(self.counts.one_time)
+            for algorithm in self.taken:
+                left[algorithm] -= 1
+            self.taken = []
+            self.counts = with_zero(
+                replace(self.counts, one_time={each: count for each, count in left.items() if count})
+            )
+        return self.counts
+
+
 class DeviceKeys:
     """Publishes, finds and claims keys."""
 
@@ -94,8 +121,8 @@ class DeviceKeys:
     ) -> None:
         """`capacity`: of how many users' devices the counts are kept in memory."""
         self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, tuple[KeyCounts, int]]] = OrderedDict()
-        """By user and device, with the position up to which all changes are in it."""
+        self._counts: OrderedDict[str, dict[str, _Left]] = OrderedDict()
+        """By user and device."""
         self._heard_upto = 0
         """Up to where changes of anybody's keys were heard of."""
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
@@ -139,7 +166,7 @@ class DeviceKeys:
         known = self._counts.get(user_id, {}).get(device_id)
         if known is not None:
             self._counts.move_to_end(user_id)
-            return known[0]
+            return known.get()
         counts, position = await self._keys.get_counts(user_id, device_id)
         if position < self._heard_upto:
             return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
@@ -160,7 +187,7 @@ class DeviceKeys:
 
     def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        self._counts.setdefault(user_id, {})[device_id] = known, position
+        self._counts.setdefault(user_id, {})[device_id] = _Left(known, position)
         self._counts.move_to_end(user_id)
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
@@ -168,14 +195,13 @@ class DeviceKeys:
 
     def _note_claims(self, claimed: KeysClaimed, position: int) -> None:
         """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
+        counts = self._counts
         for user_id, device_id, algorithm in claimed.taken:
-            devices = self._counts.get(user_id, {})
-            counts, upto = devices.get(device_id, (None, 0))
-            if counts is not None and upto < position:
-                left = {**counts.one_time, algorithm: counts.one_time[algorithm] - 1}
-                if not left[algorithm]:
-                    del left[algorithm]
-                devices[device_id] = with_zero(replace(counts, one_time=left)), position
+            if user_id in counts:
+                known = counts[user_id].get(device_id)
+                if known is not None and known.upto < position:
+                    known.upto = position
+                    known.taken.append(algorithm)
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""
@@ -192,8 +218,9 @@ def present_keys(
         made = published.signatures.get(user_id)
         signatures = signatures_by_target(made) if made else {}
         shown = answer["device_keys"][user_id] = {}
+        named = frozenset(devices)  # there may be very many, and of devices too
         for row in published.devices.get(user_id, ()):
-            if not devices or row.device_id in devices:
+            if not named or row.device_id in named:
                 shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
@@ -211,12 +238,17 @@ def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
 
 
 def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
+    try:
+        msgspec.convert(keys, _WithoutNumbers)
+        encode = encode_checked
+    except msgspec.ValidationError:
+        encode = encode_canonical
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")
-        if not is_key_name(name):
+        if not algorithm or not key_id or len(name) > MAX_KEY_NAME or "\0" in name:
             raise InvalidParam(f"{name[:LONGEST_NAME]!r} is not the name of a key: ALGORITHM:ID")
-        encoded = encode_canonical(key)
+        encoded = encode(key)
         if len(encoded) > LARGEST_KEY:
             raise InvalidParam(f"A one-time or fallback key may have {LARGEST_KEY} bytes")
         named[algorithm, key_id] = encoded

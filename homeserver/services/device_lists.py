@@ -7,6 +7,9 @@ more. What there is to look at comes from the latest changes in memory; who was 
 An answer may end before now (where messages to the device wait for the next one). So who was in which room is looked up as it
 was then, and not only as it is: else a move that another one followed upon would be told neither now nor later.
 
+Of another server's user nothing is known of the time when no room was shared, and what was kept of them may be forgotten. So who left
+and came back between two answers is told as changed, too, and so are all when it was the client's own user.
+
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
@@ -14,11 +17,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomID, UserID
+from federation.protocol.ids import RoomID, UserID, domain_of
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
@@ -48,6 +52,7 @@ class DeviceLists:
         membership_store: MembershipStore,
         encrypted: EncryptedRooms,
         states: CurrentStates,
+        past: PastMemberships,
         recent: RecentChanges,
         events: RoomEvents,
         partial: PartialRooms,
@@ -60,6 +65,7 @@ class DeviceLists:
         self._membership_store = membership_store
         self._encrypted = encrypted
         self._states = states
+        self._past = past
         self._recent = recent
         self._events = events
         self._partial = partial
@@ -143,11 +149,23 @@ class DeviceLists:
             if was_in != is_in:
                 present = await self._present_at(nid, upto)
                 came, went = (present, set()) if is_in else (set(), (present - came) | went)
+            elif is_in:
+                stayed = {(nid, row.user_id): row for row in rows if row.room_nid == nid and not row.is_local}
+                moved = [stayed[each] for each in stayed.keys() & before & after]
+                came |= await self._come_back(own[nid], moved, since, upto)
             if is_in:
                 newly |= came
             if was_in and went and await self._was_encrypted(nid, since):
                 gone |= went
         return newly, gone
+
+    async def _come_back(self, own: MembershipRow, stayed: Iterable[MembershipRow], since: int, upto: int) -> set[str]:
+        """Other servers' users who left a room and came back; all of them where the client's own user did. `stayed`: those of them who
+        moved, and were in the room before and after."""
+        if await self._past.has_come_since(own, since):
+            here = f":{domain_of(own.user_id)}"
+            return {user_id for user_id in await self._present_at(own.room_nid, upto) if not user_id.endswith(here)}
+        return {row.user_id for row in stayed if await self._past.has_come_since(row, since)}
 
     async def _present_at(self, room_nid: int, position: int) -> set[str]:
         """Who was in a room."""

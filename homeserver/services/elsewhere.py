@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from federation.policy import Policy
 from federation.protocol.ids import UserID
 from federation.rooms.invitations import Invitations
+from federation.rooms.leaving import Leaving
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.remote_memberships import RemoteMemberships
 from homeserver.services.remote_directory import RemoteDirectory
@@ -18,6 +19,7 @@ class Elsewhere:
     """Other servers, as services see them."""
 
     memberships: RemoteMemberships
+    leaving: Leaving
     invitations: Invitations
     outside: OutsideMemberships
     directory: RemoteDirectory

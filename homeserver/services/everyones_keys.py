@@ -1,7 +1,8 @@
 """Keys of whomever a client asks for: our own users', and other servers' users'.
 
 Laws:
-- A server that does not answer in time is named in `failures`, and costs the others nothing.
+- A server that does not answer in time is named in `failures`, and costs the others nothing. So is one whose users have so many keys
+  that those of others would find no place in the answer.
 - What is no user id is somebody without keys: rooms have such members, whom other servers let in, and clients ask for all members.
 - Clients ask for all members of a room at once. That is done in pieces: others are served in between, other servers get requests of a
   size that they take, and the answer is bounded.
@@ -46,6 +47,10 @@ ASKED_AT_ONCE: Final = 1000
 """Users, or devices, in one request to another server; of devices of one user it may be more."""
 LARGEST_ANSWER: Final = 128 << 20
 """Bytes of keys in one answer."""
+LARGEST_OF_SERVER: Final = 8 << 20
+"""Bytes of keys of another server's users in one answer, and `LARGEST_OF_USER` for each of them."""
+LARGEST_OF_USER: Final = 64 << 10
+"""Several times what people with many devices have."""
 
 
 T = TypeVar("T")
@@ -91,13 +96,16 @@ class EveryonesKeys:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
-        for users in _pieces([user_id for user_id, devices in wanted.items() if not devices], PRESENTED_AT_ONCE):
+        whole = [user_id for user_id, devices in wanted.items() if not devices]
+        for users in _pieces(whole, PRESENTED_AT_ONCE) if await self._published.is_current(whole) else ():
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             size += _show(answer, await self._published.get_shown(users, caller))
             _check_size(size)
-        rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
-        failures = await self._add_keys(answer, size, caller, rest, timeout_ms) if rest else {}
+        failures: Mapping[str, Any] = {}
+        if len(answer["device_keys"]) < len(wanted):
+            rest = {user_id: devices for user_id, devices in wanted.items() if user_id not in answer["device_keys"]}
+            failures = await self._add_keys(answer, size, caller, rest, timeout_ms)
         return {**answer, "failures": failures}
 
     async def _add_keys(
@@ -107,29 +115,51 @@ class EveryonesKeys:
         local, by_server = await self._split(wanted)
         asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         remote = [user_id for users in by_server.values() for user_id in users]
+        room_left = {server: LARGEST_OF_SERVER + LARGEST_OF_USER * len(users) for server, users in by_server.items()}
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             published = await self._read(caller, [each for each in users if each in local], users, asked)
-            size += _size_of(published)
-            _check_size(size)
-            shown = {
-                user_id: wanted[user_id]
-                for user_id in users
-                if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
-            }
+            shown: dict[str, Sequence[str]] = {}
+            for user_id in users:
+                of_user = _size_of(published, user_id)
+                if user_id in local:
+                    size += of_user
+                    _check_size(size)
+                    shown[user_id] = wanted[user_id]
+                    continue
+                server = domain_of(user_id)
+                if of_user > min(room_left[server], LARGEST_ANSWER - size):
+                    failures.setdefault(server, {"error": "The keys of its users are too many for one answer"})
+                elif user_id in published.devices or server not in failures:
+                    size, room_left[server] = size + of_user, room_left[server] - of_user
+                    shown[user_id] = wanted[user_id]
             for kind, keys in present_keys(published, caller, shown).items():
                 answer.setdefault(kind, {}).update(keys)
         return failures
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
-        local, by_server = await self._split(wanted)
+        local, others = self._of_ours(wanted) if len(wanted) <= SORTED_AT_ONCE else ({}, wanted)
+        by_server: dict[ServerName, dict[str, Mapping[str, str]]] = {}
+        if others:
+            of_ours, by_server = await self._split(others)
+            local |= of_ours
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
             claimed |= await self._own_devices.do_claim(piece)
+        if not by_server:
+            return {"one_time_keys": claimed, "failures": {}}
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
+
+    def _of_ours(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], Mapping[str, T]]:
+        """Who is of this server (what is no user id among them: nothing is found of it), and the others."""
+        ours = self._identity.server_name
+        local = {user_id: what for user_id, what in wanted.items() if user_id.partition(":")[2] == ours}
+        if len(local) == len(wanted):
+            return local, {}
+        return local, {user_id: what for user_id, what in wanted.items() if user_id not in local}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
@@ -200,8 +230,11 @@ def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
     return (users[at : at + number] for at in range(0, max(len(users), 1), number))
 
 
-def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict[str, T]]:
+def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapping[str, T]]:
     """The users in pieces that weigh `ASKED_AT_ONCE`, if no single one weighs more."""
+    if users and sum(map(weigh, users.values())) <= ASKED_AT_ONCE:
+        yield users
+        return
     piece: dict[str, T] = {}
     weight = 0
     for user_id, what in users.items():
@@ -216,14 +249,12 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[dict
 
 def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
     """Put what everybody sees of these users into the answer; how many bytes it is."""
-    size = 0
-    devices = answer["device_keys"]
+    answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
-        devices[user_id] = shown.devices
-        size += shown.size
-        for usage, key in shown.cross_signing.items():
-            answer.setdefault(f"{usage}_keys", {})[user_id] = key
-    return size
+        if shown.cross_signing:
+            for usage, key in shown.cross_signing.items():
+                answer.setdefault(f"{usage}_keys", {})[user_id] = key
+    return sum([shown.size for shown in known.values()])
 
 
 def _check_size(size: int) -> None:
@@ -232,9 +263,9 @@ def _check_size(size: int) -> None:
         raise TooLarge("The keys of these users are too many for one answer: ask for fewer users at once")
 
 
-def _size_of(published: PublishedKeys) -> int:
-    devices = sum(len(row.keys) for rows in published.devices.values() for row in rows)
-    return devices + sum(len(key.content) for keys in published.cross_signing.values() for key in keys.values())
+def _size_of(published: PublishedKeys, user_id: str) -> int:
+    devices = sum([len(row.keys) for row in published.devices.get(user_id, ())])
+    return devices + sum([len(key.content) for key in published.cross_signing.get(user_id, {}).values()])
 
 
 def _rows(user_id: str, keys: UserKeys) -> list[DeviceKeysRow]:

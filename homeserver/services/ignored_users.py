@@ -32,6 +32,15 @@ class IgnoredUsers:
         """The same as far as it is in memory."""
         return self._lists.known_of(user_id)
 
+    @property
+    def heard(self) -> int:
+        """To be noted before all of a user's account data is read, for `learn`."""
+        return self._lists.heard
+
+    def learn(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
+        """Whom the user ignores, by all their global account data, which was just read anyway."""
+        return self._lists.learn(user_id, account_data, heard)
+
     async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
         """Whom each of these users ignores; one query at most."""
         return await self._lists.of_users(user_ids)

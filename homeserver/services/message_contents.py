@@ -19,6 +19,8 @@ from homeserver.http.parameters import json_decoder
 _UNUSUAL: Final = re.compile(rb":[ \t\r\n]*-?(?:[0-9.]{18}|[0-9.]+[eE])")
 """Finds every number that is long or has an exponent, and may be too large, where there are no arrays."""
 
+_OBJECT: Final = ord("{")
+
 _read: Final = json_decoder(dict[str, Any], may_be_empty=False)
 
 
@@ -28,7 +30,7 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
     `contents`: what msgspec skipped over in reading a body.
     """
     found = list(map(bytes, contents))
-    if not all(content.startswith(b"{") for content in found):
+    if [content[0] for content in found].count(_OBJECT) < len(found):
         raise BadJson("The content of a message has to be an object")
     if _is_plain(b"".join(found)):
         return found

@@ -30,6 +30,7 @@ class ParsedAccountData(Generic[T]):
     ) -> None:
         """`parse` is given the contents that there are, by type. `capacity`: how many users' are kept."""
         self._account_data = account_data
+        self._streams = streams
         self._types = tuple(types)
         self._parse = parse
         self._capacity = capacity
@@ -52,6 +53,19 @@ class ParsedAccountData(Generic[T]):
         """The same as far as it is in memory."""
         known = self._parsed.get(user_id)
         return None if known is None else known[0]
+
+    @property
+    def heard(self) -> int:
+        """How often what was read before may have changed: to be noted before all of a user's account data is read, for `learn`."""
+        return self._changes_heard
+
+    def learn(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
+        """What the user has set, by all their global account data, which was just read anyway."""
+        of_user = {type: contents[type] for type in self._types if type in contents}
+        parsed = self._parse(of_user, user_id)
+        if heard == self._changes_heard:
+            self._keep(user_id, parsed, sum(map(len, of_user.values())))
+        return parsed
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
         """What these users have set: one query for all that is not known."""
@@ -99,8 +113,12 @@ class ParsedAccountData(Generic[T]):
                 if change.user_id is not None:
                     self._forget(change.user_id)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
+        told = self._streams.told(after, upto)
+        if told is not None:
+            self._hear(told)
+            return
         self._changes_heard += 1
         self._parsed.clear()
         self._size = 0

@@ -28,6 +28,7 @@ from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
     MAX_DEVICES,
+    MAX_LIST_BYTES,
     RemoteKeys,
     UserKeys,
     is_device_id,
@@ -165,7 +166,7 @@ class RemoteDevices:
         device = None if is_gone or device_id not in keys.devices else _rows(user_id, keys)[0]
         is_clear = is_gone or device is not None
         change = DeviceChange(user_id, device_id, stream_id, _prev_ids(prev_ids), device, is_clear)
-        if await self._store.take_change(change, MAX_DEVICES):
+        if await self._store.take_change(change, MAX_DEVICES, MAX_LIST_BYTES):
             self._resync(user_id)
 
     async def receive_signing_key(self, origin: ServerName, content: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ class RoomsElsewhere:
         if row.membership in ("leave", "ban"):
             return
         candidates = await self._candidates(user_id, room_id, ())
-        await self._elsewhere.memberships.leave(room_id, user_id, content, candidates)
+        await self._elsewhere.leaving.leave(room_id, user_id, content, candidates)
 
     def check_inviting(self, targets: Iterable[UserID]) -> None:
         """Whether users of other servers may be invited: those servers have to sign it. Raises Forbidden (the policy)."""

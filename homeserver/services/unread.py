@@ -20,7 +20,7 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.visible import Seen
 from homeserver.services.push.own_rules import OwnRules
-from storage.events import EventFlag, EventRow
+from storage.events import EventFlag, EventNews, EventRow
 from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
 from storage.push_attention import AttentionHistory, Span
@@ -37,7 +37,17 @@ ROOMS_REMEMBERED: Final = 20_000
 """Of how many rooms those are kept."""
 REDACTION: Final = "m.room.redaction"
 _position = attrgetter("position")
+_type = attrgetter("event.type")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
+
+
+class OwnReceipts(msgspec.Struct, frozen=True):
+    """A user's own receipts in rooms, where they were read with those of others."""
+
+    by_room: Mapping[int, Sequence[ReceiptRow]]
+    """All of them, of each room that is here."""
+    heard: int
+    """See `UnreadCounts.heard`; noted before they were read, when nothing was announced that they lack."""
 
 
 class Unread(msgspec.Struct, frozen=True, gc=False):
@@ -110,10 +120,12 @@ class _Recent(msgspec.Struct, gc=False):
         return events[bisect_right(events, position, key=_position) : bisect_right(events, upto, key=_position)]
 
 
-def has_hidden_redaction(arrived: Iterable[StoredEvent], shown: Iterable[Seen]) -> bool:
+def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
     """Whether among the arrivals is a redaction that is not shown, as its sender is ignored: what it took away may have been counted."""
+    if REDACTION not in map(_type, arrived):
+        return False
     redactions = {event.nid for event in arrived if event.event.type == REDACTION}
-    return bool(redactions) and not redactions <= {seen.event.nid for seen in shown}
+    return not redactions <= {seen.event.nid for seen in shown}
 
 
 class UnreadCounts:
@@ -147,13 +159,26 @@ class UnreadCounts:
         streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED)
         streams.watch(self._heed_others)
 
+    @property
+    def heard(self) -> int:
+        """How often something happened after which what was read before, such as receipts, may be outdated."""
+        return self._changes_heard
+
     async def get_counts(
-        self, user_id: UserID, rooms: Collection[MembershipRow], ignored: Set[str] = frozenset()
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        ignored: Set[str] = frozenset(),
+        own: OwnReceipts | None = None,
     ) -> Mapping[int, RoomUnread]:
-        """The counts of now in rooms that the user is joined to. What `ignored` users send does not count."""
-        upto = self._streams.current()
+        """The counts of now in rooms that the user is joined to. What `ignored` users send does not count.
+
+        `own`: read before; not read again while nothing else happened.
+        """
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
+        # together: what is heard of after `upto` must not go unnoticed
+        upto, heard = self._streams.current(), self._changes_heard
         kept = self._kept(user_id, rooms, upto, ignored)
         after = {nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)}
         outcomes: Mapping[int, int] = {}
@@ -174,8 +199,9 @@ class UnreadCounts:
             count.upto = max(count.upto, upto)
             found[row.room_nid] = count.freeze()
         if missing:
-            heard = self._changes_heard
-            for room_nid, count in (await self._count(user_id, missing, upto, attention, room_ids, ignored)).items():
+            for room_nid, count in (
+                await self._count(user_id, missing, upto, attention, room_ids, ignored, own)
+            ).items():
                 found[room_nid] = count.freeze()
                 if heard == self._changes_heard:  # else it may be of before a receipt or redaction that came meanwhile
                     self._keep((user_id, room_nid), count)
@@ -217,9 +243,15 @@ class UnreadCounts:
             known = self._purged = asked, await self._outcomes.get_purged_since(position)
         return known[1]
 
-    async def read_marks(self, user_id: UserID, rooms: Collection[MembershipRow]) -> Mapping[int, ReadUpTo]:
+    async def read_marks(
+        self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
+    ) -> Mapping[int, ReadUpTo]:
         """Up to which positions the user has read each room: as far as receipts say, at least to their joining."""
-        receipts = await self._receipts.get_receipts_of_user(user_id, [row.room_nid for row in rooms])
+        room_nids = [row.room_nid for row in rooms]
+        if own is not None and own.heard == self._changes_heard and own.by_room.keys() >= set(room_nids):
+            receipts = own.by_room
+        else:
+            receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
         marks: dict[int, ReadUpTo] = {}
         for row in rooms:
             everything = await self._past.joined_since(row)
@@ -242,8 +274,9 @@ class UnreadCounts:
         attention: AttentionHistory,
         room_ids: Mapping[int, str],
         ignored: Set[str],
+        own: OwnReceipts | None,
     ) -> dict[int, _Count]:
-        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids)
+        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids, own)
         counted = await self._outcomes.get_counts(user_id, wanted, ignored)
         counts: dict[int, _Count] = {}
         for row in rooms:
@@ -259,11 +292,12 @@ class UnreadCounts:
         upto: int,
         attention: AttentionHistory,
         room_ids: Mapping[int, str],
+        own: OwnReceipts | None = None,
     ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
         """Rooms in which something may be unread, with what is read there and what held in which part of the rest."""
         return {
             room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
-            for room_nid, mark in (await self.read_marks(user_id, rooms)).items()
+            for room_nid, mark in (await self.read_marks(user_id, rooms, own)).items()
             if mark.everything < upto
         }
 
@@ -318,7 +352,7 @@ class UnreadCounts:
         redactions: set[int] = set()
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow):
+            if isinstance(row, EventRow | EventNews):
                 self._remember(row, change.position)
                 if row.type == REDACTION:
                     redactions.add(change.position)
@@ -330,22 +364,30 @@ class UnreadCounts:
                 self._changes_heard += 1
                 self._forget_before(row.room_nid, change.position)
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.PURGED):
-                self._heed_others(change.position, change.position)
+                self._forget_counts()
         if any(change.topic is Topic.REDACTED and change.position not in redactions for change in changes):
             # by another node, or by a redaction that is no news: in which room is not known here
-            self._heed_others(0, 0)
+            self._forget_counts()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: in which room is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, in which room is not known here."""
+        told = self._streams.told(after, upto)
+        self._changes_heard += 1
+        if told is None:
+            self._counts.clear()
+        else:
+            self._hear(told)
+
+    def _forget_counts(self) -> None:
         self._changes_heard += 1
         self._counts.clear()
 
-    def _remember(self, row: EventRow, position: int) -> None:
-        if row.type == REDACTION:
-            # what it took away may have been counted
+    def _remember(self, row: EventRow | EventNews, position: int) -> None:
+        if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
+            # what it took away may have been counted; of what another node wrote it is not known what it counts
             self._changes_heard += 1
             self._forget_before(row.room_nid, position)
-        elif row.flags & COUNTED:
+        elif isinstance(row, EventRow) and row.flags & COUNTED:
             recent = self._recent.get(row.room_nid)
             if recent is None:
                 recent = self._forget_before(row.room_nid, self._dropped_upto)

@@ -1,8 +1,9 @@
-"""The page at `/`: says that the server works, and how to sign in; or the way to a client for browsers."""
+"""The page at `/`: says that the server works, how to sign in, and where the account page is; or the way to a client for browsers."""
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
 from homeserver.services.languages import Languages
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.web.pages import Pages, see_other
 
 
@@ -21,7 +22,11 @@ class LandingPage:
         """`address`: what people enter in their client; None: the server's name does, or the administrator knows. `web_client`: where
         they are led instead."""
         self._elsewhere = None if web_client is None else see_other(web_client)
-        self._fields: dict[str, object] = {"address": address, "registration_open": registration_open}
+        self._fields: dict[str, object] = {
+            "address": address,
+            "registration_open": registration_open,
+            "account_path": ACCOUNT_PATH,
+        }
         self._pages = pages
         self._languages = languages
         self._made: dict[str, Response] = {}

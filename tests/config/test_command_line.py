@@ -32,6 +32,14 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+@pytest.mark.parametrize("words", [(), ("config",)])
+def test_help_tells_each_command_in_whole(words: tuple[str, ...]) -> None:
+    told = call(*words, "--help")
+    assert told.exit_code == 0
+    assert "Commands:" in told.output
+    assert "..." not in told.output.partition("Commands:")[2]
+
+
 def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
     made = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
     assert made.exit_code == 0, made.output
@@ -50,7 +58,8 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     again = call("init", "other.example", "--folder", tmp_path)
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "there is already a configuration" in again.output
+    assert "is left as it is" in call("init", "example.org", "--folder", tmp_path).output
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
@@ -60,6 +69,30 @@ def test_init_keeps_a_signing_key(tmp_path: Path) -> None:
     (tmp_path / "homeserver.yaml").unlink()
     assert call("init", "example.org", "--folder", tmp_path).exit_code == 0
     assert (tmp_path / "example.org.signing.key").read_bytes() == key
+
+
+def test_init_makes_a_signing_key_that_is_missing(tmp_path: Path) -> None:
+    config = tmp_path / "homeserver.yaml"
+    config.write_text("server_name: example.org\nsigning_key_path: keys/own.key\n")
+    (tmp_path / "keys").mkdir()
+    refused = call("config", "check", "-c", config)
+    assert refused.exit_code == 1
+    assert "`python -m homeserver init SERVER_NAME --folder FOLDER` makes it" in refused.output
+    other = call("init", "other.example", "--folder", tmp_path)
+    assert other.exit_code == 1
+    assert "there is already a configuration" in other.output
+    made = call("init", "example.org", "--folder", tmp_path)
+    assert (made.exit_code, made.output) == (0, f"made {tmp_path / 'keys' / 'own.key'}\n")
+    assert call("config", "check", "-c", config).exit_code == 0
+    assert call("init", "example.org", "--folder", tmp_path).exit_code == 1, "nothing is missing any more"
+    assert config.read_text() == "server_name: example.org\nsigning_key_path: keys/own.key\n"
+
+
+def test_init_refuses_an_address_that_the_server_would_refuse(tmp_path: Path) -> None:
+    refused = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "matrix.example.org")
+    assert refused.exit_code == 1
+    assert "starts with https:// or http://" in refused.output
+    assert not (tmp_path / "data").exists()
 
 
 def test_init_refuses_what_is_no_server_name(tmp_path: Path) -> None:
@@ -102,6 +135,82 @@ def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path:
     assert "authority.pem" in checked.output
     assert "own.pem" in checked.output
     assert "is right" not in checked.output
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("{hots: localhost}", 'database.args: invalid dsn: invalid connection option "hots"'),
+        ("{cp_max: many}", "cp_max"),
+    ],
+)
+def test_check_tells_of_parameters_that_postgresql_has_not(tmp_path: Path, args: str, told: str) -> None:
+    config = tmp_path / "homeserver.yaml"
+    call("init", "example.org", "--folder", tmp_path)
+    text = config.read_text()
+    config.write_text(text[: text.index("\ndatabase:")] + f"\ndatabase: {{name: psycopg2, args: {args}}}\n")
+    checked = call("config", "check", "-c", config)
+    assert checked.exit_code == 1
+    assert told in checked.output
+
+
+def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
+    checked = call("config", "check", "-c", tmp_path / "homeserver.yaml")
+    assert checked.exit_code == 1
+    assert "there is no such file; `--config` says where it is" in checked.output
+
+
+def test_an_account_may_be_named_in_whole(data: Path) -> None:
+    config = str(data / "homeserver.yaml")
+    made = run_command("create-user", "-c", config, "@anna:example.org", "--password-file", "-", given="long enough\n")
+    assert made.stdout == "made @anna:example.org\n", made.stderr
+    other = run_command(
+        "create-user", "-c", config, "@anna:other.example", "--password-file", "-", given="long enough\n"
+    )
+    assert other.returncode == 1
+    assert other.stderr.startswith("Error: @anna:other.example would be an account of another server")
+
+
+def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
+    command = [sys.executable, "-m", "homeserver", "create-user", "-c", str(data / "homeserver.yaml"), "anna"]
+    asked = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("Error: there is no terminal to ask at")
+    assert asked.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "told"), [("folder", "it is a folder"), ("nowhere/homeserver.db", "there is no folder")]
+)
+def test_a_database_that_cannot_be_opened_says_why(data: Path, place: str, told: str) -> None:
+    config = data / "homeserver.yaml"
+    (data / "folder").mkdir()
+    config.write_text(config.read_text().replace("database: homeserver.db", f"database: {place}"))
+    made = run_command("create-user", "-c", str(config), "anna", "--password-file", "-", given="long enough\n")
+    assert made.returncode == 1
+    assert "unable to open database file: " + told in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_a_database_that_takes_nothing_is_said(data: Path) -> None:
+    """As on a disk that is full: a file may grow to 32 KiB, which is enough to open the database."""
+    config = str(data / "homeserver.yaml")
+    words = ["create-user", "-c", config, "--password-file", "-"]
+    assert run_command(*words, "anna", given="long enough\n").returncode == 0
+    limited = ["sh", "-c", 'ulimit -f 64 && exec "$@"', "sh", sys.executable, "-m", "homeserver", *words, "bob"]
+    refused = subprocess.run(
+        limited, input="long enough\n", capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Error: cannot use the database, the SQLite file {data / 'homeserver.db'}: ")
 
 
 async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
@@ -246,6 +355,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert third.returncode == 1
         assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)  # somebody who does not like to wait
         assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()

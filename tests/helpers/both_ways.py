@@ -11,6 +11,7 @@ import pytest
 from homeserver.services.plain_messages import PlainMessageReader, PlainMessages
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.messages import MessagesInView, Told, View
+from homeserver.services.sliding_sync.new_rooms import NewRoom, NewRooms
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.stream_tokens import SyncToken
@@ -35,6 +36,23 @@ def told_plainly() -> Iterator[list[PlainMessages]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlainMessageReader, "find", watched)
         yield told
+
+
+@contextmanager
+def begun_plainly() -> Iterator[list[NewRoom]]:
+    """The rooms that are new to a client and told in the shorter way, while this is open."""
+    begun: list[NewRoom] = []
+    find = NewRooms.find
+
+    def watched(self: NewRooms, *args: Any, **keywords: Any) -> NewRoom | None:
+        found = find(self, *args, **keywords)
+        if found is not None:
+            begun.append(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NewRooms, "find", watched)
+        yield begun
 
 
 @contextmanager
@@ -87,6 +105,7 @@ def both_ways() -> Iterator[list[object]]:
             assert _as_json(short.body) == _as_json(whole.body)
             assert (short.is_news, short.token, short.newly_sent) == (whole.is_news, whole.token, whole.newly_sent)
             assert _of_state(short.state) == _of_state(whole.state)
+            assert short.state.added == whole.state.added or short.state is connection.state
             # what stays in view with the short answer is what the long one has
             assert _of_view(short.view) == _of_view(whole.view)
             compared.append(short.body)

@@ -35,6 +35,10 @@ class Gateway:
         """All requests, those too that failed."""
         self.taken: list[Notified] = []
         self.failure: OutboundError | int | None = None
+        self.wait: str | None = None
+        """The header `Retry-After` of failures."""
+        self.most_bytes: int | None = None
+        """What is larger is refused (413)."""
         self.failing_hosts: set[str] = set()
         self.rejected: set[str] = set()
         self.held: list[Deferred[None]] | None = None
@@ -64,7 +68,9 @@ class Gateway:
         if isinstance(self.failure, OutboundError):
             raise self.failure
         if isinstance(self.failure, int):
-            return WebAnswer(url, self.failure, {}, b"")
+            return WebAnswer(url, self.failure, {} if self.wait is None else {"retry-after": self.wait}, b"")
+        if self.most_bytes is not None and len(body) > self.most_bytes:
+            return WebAnswer(url, 413, {}, b"")
         self.taken.append(notified)
         given = self.answer(notified)
         rejected = [key for key in (notified.pushkey,) if key in self.rejected]

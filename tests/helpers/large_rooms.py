@@ -3,14 +3,16 @@
 from typing import Any
 from urllib.parse import quote
 
+from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.join_answers import FEW_MEMBERS
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, ok, room_path
+from tests.helpers.talk import V3, create, membership, ok, room_path
 
 MEMBERS = FEW_MEMBERS + 20
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
@@ -69,3 +71,45 @@ def complete(network: Network) -> None:
 def messages(user: User, room_id: str) -> list[Any]:
     chunk = ok(user.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
     return [event for event in chunk if event["type"] == "m.room.message"]
+
+
+async def refused_in_part(
+    network: Network, *, by_powers: bool = False, **wish: Any
+) -> tuple[User, User, User, str, Event]:
+    """What Erin says is refused by the part of the state that Bob's server has, since Wanda put Erin out, who had been banned before
+    herself; or (`by_powers`) let none but the powerful speak. Alice, Bob, Erin, the room and the message."""
+    powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
+    alice, bob, room_id = await large_room(
+        network,
+        room_version="11",
+        power_level_content_override={"users": powers, "events": {}},
+        **wish,
+    )
+    wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
+    for user in (wanda, erin):
+        ok(join_via(user, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    west, east = Side(wanda.server), Side(erin.server)
+    (our_join,) = await Side(bob.server).last(RoomID(room_id))
+    change: tuple[str, dict[str, Any], str] = ("m.room.member", {"membership": "ban"}, erin.user_id)
+    if by_powers:
+        change = ("m.room.power_levels", {"users": powers, "events": {}, "events_default": 50}, "")
+    put_out = await west.build_next(RoomID(room_id), wanda.user_id, *change, prev=[our_join])
+    content = {"body": f"ping {bob.user_id}", "msgtype": "m.text", "m.mentions": {"user_ids": [bob.user_id]}}
+    said = await east.build_next(RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join])
+    assert await take(bob, room_id, west, put_out) is Verdict.ACCEPT
+    assert await take(bob, room_id, east, said) is Verdict.SOFT_FAIL
+    return alice, bob, erin, room_id, said
+
+
+async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict | None:
+    """Give somebody's server an event of another, and what it cites."""
+    receiver = Side(user.server).federation.receiver
+    cited = await side.rooms.events.get_anywhere(event.auth_events)
+    await receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+    (outcome,) = await receiver.receive(RoomID(room_id), [event.pdu])
+    return outcome.verdict

@@ -74,6 +74,7 @@ class Network:
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
+        self.servers[name].app.rooms.elsewhere.leaving.stop()
         database = self.servers[name].app.database
         return self._build(self._folder / name, name, database, further_config, fetch, key=key)
 

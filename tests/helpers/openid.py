@@ -74,6 +74,7 @@ class OpenIDProvider:
         self.userinfo: dict[str, Any] = {}
         self.pictures: dict[str, WebAnswer] = {}
         self.is_down = False
+        self._tokens = 0
         self._codes: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
 
     def sign(self, claims: dict[str, Any]) -> str:
@@ -83,7 +84,9 @@ class OpenIDProvider:
 
     def claims(self, **claims: Any) -> dict[str, Any]:
         """Those of a token of now, for us."""
-        return {"iss": ISSUER, "aud": "matrix", "iat": self.now, "exp": self.now + 300, **claims}
+        self._tokens += 1
+        own = {"iss": ISSUER, "aud": "matrix", "iat": self.now, "exp": self.now + 300, "jti": f"t{self._tokens}"}
+        return {**own, **claims}
 
     def sign_in(self, address: str, **claims: Any) -> str:
         """Somebody signs in at the address to which we sent them: the path with which they come back. When they did so is said where

@@ -149,7 +149,7 @@ class RoomParts:
             self.events,
             self.trees,
             MembershipStore(database),
-            StateImports(outliers, store),
+            StateImports(outliers, store, self.clock),
             StoredEffects(store, self.identity),
             PartialRoomStore(database),
             writer,

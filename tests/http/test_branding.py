@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from homeserver.config.colours import DARK, ENOUGH, LIGHT, contrast, for_dark, least_contrast
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.pages import LARGEST_LOGO
-from homeserver.openings import unusable_files
+from homeserver.openings import obstacles
 from homeserver.services.branding import COLOUR
 from storage.database import Database
 from tests.helpers.browser import Browser
@@ -132,7 +132,7 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
     ):
         path = tmp_path / "homeserver.yaml"
         path.write_text(f"server_name: example.org\nbranding: {{logo: {name}}}\n")
-        [line] = [line for line in unusable_files(load_config([path], {}).config) if "branding" in line]
+        [line] = [line for line in obstacles(load_config([path], {}).config) if "branding" in line]
         assert line.startswith(f"branding.logo: {tmp_path / name} {complaint}")
 
 

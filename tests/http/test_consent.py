@@ -7,7 +7,7 @@ import pytest
 
 from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
-from homeserver.openings import unusable_files
+from homeserver.openings import obstacles
 from homeserver.services.policies import parse_text
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
@@ -329,9 +329,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         f"server_name: example.org\npublic_baseurl: https://a.example\nuser_consent: {{policies: {documents}}}\n"
     )
     config = load_config([path], {}).config
-    assert any("user_consent.policies.terms" in line and "cannot be read" in line for line in unusable_files(config))
+    assert any("user_consent.policies.terms" in line and "cannot be read" in line for line in obstacles(config))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    assert any("is not text in UTF-8" in line for line in unusable_files(config))
+    assert any("is not text in UTF-8" in line for line in obstacles(config))
 
 
 def test_texts() -> None:

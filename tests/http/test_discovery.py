@@ -95,7 +95,7 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, 
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "https://matrix.example.org/" in text
     assert "Create an account" in text
-    assert not re.search(r"(src|href|@import|url\()", text)
+    assert not re.search(r"(src|<link|@import|url\()", text)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style is not None
     digest = b64encode(sha256(style[1].encode()).digest()).decode()
@@ -115,6 +115,12 @@ def test_clients_are_told_of_an_identity_server(tmp_path: Path, sqlite_database:
         "m.homeserver": {"base_url": "https://m.example.org/"},
         "m.identity_server": {"base_url": "https://id.example.org"},
     }
+
+
+def test_the_landing_page_leads_to_the_account_page(server: TestServer) -> None:
+    link = re.search(r'<a href="([^"]+)">Your account</a>', server.get("/").body.decode())
+    assert link is not None
+    assert server.get(link[1]).headers["location"].startswith("/_mahalla/sign_in")
 
 
 def test_the_landing_page_of_a_closed_server() -> None:

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
 from homeserver.assembly.jobs import SENT_REMEMBERED
@@ -46,6 +46,21 @@ def failures() -> Iterator[list[str]]:
     def observe(event: LogEvent) -> None:
         if "log_failure" in event:
             found.append(str(event["job"]))
+
+    globalLogPublisher.addObserver(observe)
+    yield found
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """Of the log, about jobs."""
+    found: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event["log_namespace"].startswith("homeserver.jobs"):
+            found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
     yield found
@@ -121,8 +136,93 @@ def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) 
     assert (unlucky.things, lucky.things) == (10, 0)
     turn(clock, 60)
     assert unlucky.things == 0
-    assert failures == ["unlucky", "unlucky"]
+    assert failures == ["unlucky"]
     assert registry.get_sample_value("mahalla_job_failures_total", {"job": "unlucky"}) == 2
+
+
+def test_a_job_that_goes_on_failing_says_so_less_and_less(lines: list[str]) -> None:
+    """With a full disk all jobs fail, and what they write into the log is on the same disk."""
+    clock = Clock()
+    errors: list[Exception | None] = [DatabaseUnavailable("the disk is full")]
+
+    async def step(_: int) -> int:
+        if errors[0] is not None:
+            raise errors[0]
+        return 0
+
+    _, registry = run(clock, Job("full", step, 10.0))
+
+    def passing(seconds: float) -> list[str]:
+        lines.clear()
+        turn(clock, seconds)
+        return list(lines)
+
+    assert len(passing(45)) == 1
+    assert len(passing(4 * 3600)) <= 9
+    assert len(passing(3600)) <= 1
+    assert len(passing(10 * 3600)) >= 1
+    errors[0] = DatabaseUnavailable("the server is gone")
+    assert passing(20) == []
+    errors[0] = RuntimeError("a bug")
+    assert passing(20) == ["the job full failed; it goes on later"], "what is new is told at once"
+    errors[0] = None
+    (line,) = passing(100)
+    tries = registry.get_sample_value("mahalla_job_failures_total", {"job": "full"})
+    assert tries is not None
+    assert f"works again: it failed {int(tries)} times" in line
+    assert passing(600) == []
+    errors[0] = DatabaseUnavailable("the disk is full")
+    assert len(passing(20)) == 1
+
+
+def test_a_job_that_fails_in_two_ways_by_turns_is_silent_about_both(lines: list[str]) -> None:
+    clock = Clock()
+    steps: list[int] = []
+
+    async def step(batch: int) -> int:
+        steps.append(batch)
+        if len(steps) % 2:
+            raise DatabaseUnavailable("the disk is full")
+        raise RuntimeError("and so something is missing")
+
+    run(clock, Job("full", step, 10.0))
+    turn(clock, 3600)
+    assert len(steps) > 300
+    assert 2 <= len(lines) <= 14
+
+
+def test_what_fails_elsewhere_in_a_job_is_told_at_once(lines: list[str]) -> None:
+    """Though it is an error of the same class, as those of a database all are."""
+    clock = Clock()
+    is_mended = False
+
+    async def step(_: int) -> int:
+        if not is_mended:
+            raise RuntimeError("a bug")
+        raise RuntimeError("another")
+
+    run(clock, Job("buggy", step, 10.0))
+    turn(clock, 3600)
+    lines.clear()
+    is_mended = True
+    turn(clock, 20)
+    assert lines == ["the job buggy failed; it goes on later"]
+
+
+def test_a_job_that_fails_whenever_there_is_something_to_write(lines: list[str]) -> None:
+    clock = Clock()
+    steps: list[int] = []
+
+    async def step(batch: int) -> int:
+        steps.append(batch)
+        if len(steps) % 2:
+            raise DatabaseUnavailable("the disk is full")
+        return 0
+
+    run(clock, Job("full", step, 10.0))
+    turn(clock, 3600)
+    assert len(steps) > 300
+    assert 1 <= len(lines) <= 7
 
 
 def test_a_stop_waits_for_the_step_that_runs() -> None:

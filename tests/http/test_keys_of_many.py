@@ -1,9 +1,15 @@
 """Keys of very many users and devices in one request, as clients ask that want to encrypt for a large room."""
 
+import time
 from pathlib import Path
 
+import pytest
+
+from homeserver.services.device_keys import present_keys
 from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
 from storage.database import Database
+from storage.device_keys import DeviceKeysRow
+from storage.published_keys import PublishedKeys
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, upload
 from tests.helpers.server import TestServer
 
@@ -31,6 +37,32 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     server.clock.advance(0)
     assert pending.answer.status == 200
     assert pending.answer.json["one_time_keys"].keys() == {bob.user_id}
+
+
+MANY_DEVICES = [DeviceKeysRow("@bob:example.org", f"D{n}", b"{}", None) for n in range(2000)]
+NAMED = [f"E{n}" for n in range(200_000)]
+"""As many as fit into one question."""
+
+
+def test_to_name_very_many_devices_of_somebody_with_many_holds_nobody_up() -> None:
+    began = time.process_time()
+    shown = present_keys(PublishedKeys({"@bob:example.org": MANY_DEVICES}), None, {"@bob:example.org": [*NAMED, "D7"]})
+    assert list(shown["device_keys"]["@bob:example.org"]) == ["D7"]
+    assert time.process_time() - began < 1
+
+
+async def test_nor_does_another_server_that_does_so(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = server.app.federation_out.own_devices
+    published = PublishedKeys({"@bob:example.org": MANY_DEVICES})
+
+    async def get_published(*_: object, **__: object) -> PublishedKeys:
+        return published
+
+    monkeypatch.setattr(own._published, "get_published", get_published)
+    began = time.process_time()
+    shown = await own.get_keys({"@bob:example.org": [*NAMED, "D7"]})
+    assert list(shown["device_keys"]["@bob:example.org"]) == ["D7"]
+    assert time.process_time() - began < 1
 
 
 def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:

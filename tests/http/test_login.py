@@ -6,6 +6,7 @@ import bcrypt
 import pytest
 
 from federation.protocol.endpoint import Limit
+from homeserver.config.limits import LoginLimits
 from homeserver.http.rate_limits import Rate
 from homeserver.services.sessions import Lifetimes
 from storage.accounts import AccountRow
@@ -123,6 +124,21 @@ def test_failures_are_limited_by_account_and_by_address(sqlite_database: Databas
     assert statuses == [403] * statuses.index(429) + [429] * (40 - statuses.index(429))
     assert 10 < statuses.index(429) < 40
     assert server.login("nobody", ip="10.0.0.2").status == 403
+
+
+def test_sign_ins_to_an_account_are_limited_where_they_succeed(sqlite_database: Database) -> None:
+    """Wrong passwords, which anybody can try, keep nobody out who knows the right one for so long."""
+    limits = LoginLimits()
+    server = AccountsServer(
+        sqlite_database, rates={Limit.LOGIN_ACCOUNT: Rate(limits.account.per_second, limits.account.burst_count)}
+    )
+    server.register("alice")
+    server.register("bob")
+    assert [server.login(password="guess").status for _ in range(10)] == [403] * 10
+    assert [server.login().status for _ in range(6)] == [200] * 5 + [429]
+    assert server.login("bob").status == 200
+    server.clock.advance(1 / limits.account.per_second + 1)
+    assert [server.login().status for _ in range(2)] == [200, 429]
 
 
 def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) -> None:

@@ -299,7 +299,7 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     files.open_folder()
     content = await _content(files, picture(400, 200))
     seconds = count(0, SECONDS_A_JOB)
-    workers = ImageWorkers(InlineExecutor(), clock=lambda: next(seconds))
+    workers = ImageWorkers(InlineExecutor(), spent=lambda _: next(seconds))
     job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
     assert (await workers.run(job)).kind == "unknown"
     workers.close()
@@ -310,7 +310,7 @@ async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: 
     files.open_folder()
     content = await _content(files, picture(400, 200))
     times = iter([0.0, SECONDS_A_JOB])  # the first takes too long
-    workers = ImageWorkers(InlineExecutor(), clock=lambda: next(times, 0.0))
+    workers = ImageWorkers(InlineExecutor(), spent=lambda _: next(times, 0.0))
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     with pytest.raises(CannotThumbnail):
         await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from twisted.internet.task import Clock
 
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, LimitExceeded
 from homeserver.services.fair_turns import REMEMBERED_SECONDS
 from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
 from homeserver.services.media.photo_locations import (
@@ -24,6 +24,7 @@ from homeserver.services.media.photo_locations import (
     SLOW_SECONDS,
     PhotoLocations,
 )
+from homeserver.services.worker_processes import PATIENCE
 from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Pending
@@ -391,7 +392,16 @@ def upload_later(user: User, executor: LaterExecutor) -> int:
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
     seconds = count(0, int(SECONDS_A_FILE))
-    locations = PhotoLocations(InlineExecutor(), Clock(), 2, now=lambda: next(seconds))
+    locations = PhotoLocations(InlineExecutor(), Clock(), 2, spent=lambda _: next(seconds))
     with pytest.raises(InvalidParam):
         await locations.remove(io.BytesIO(PHOTOS["jpeg"]), "@alice:example.org")
+    locations.close()
+
+
+async def test_whoever_uploads_to_a_busy_machine_is_told_to_try_again() -> None:
+    times = count(0, int(SECONDS_A_FILE * PATIENCE))
+    locations = PhotoLocations(InlineExecutor(), Clock(), 2, now=lambda: next(times), spent=lambda _: 0.0)
+    body = io.BytesIO(PHOTOS["jpeg"])
+    with pytest.raises(LimitExceeded):
+        await locations.remove(body, "@alice:example.org")
     locations.close()

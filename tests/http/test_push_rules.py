@@ -1,5 +1,6 @@
 """Push rules, as clients read and change them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -7,7 +8,13 @@ import pytest
 from federation.protocol.errors import TooLarge
 from homeserver.services.default_push_rules import PushRule
 from homeserver.services.push.kept_rules import KeptRules
-from homeserver.services.push.rule_changes import MOST_ABOUT_A_ROOM, MOST_ROOMS, MOST_WIDE, RuleChanges
+from homeserver.services.push.rule_changes import (
+    MOST_ABOUT_A_ROOM,
+    MOST_CONDITIONS_IN_ROOMS,
+    MOST_ROOMS,
+    MOST_WIDE,
+    RuleChanges,
+)
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.push_attention import PushAttentionStore
@@ -235,6 +242,28 @@ def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Databa
     run_coroutine(add(0, MOST_ROOMS), None)
     with pytest.raises(TooLarge):
         run_coroutine(add(MOST_ROOMS, 1), None)
+
+
+def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(sqlite_database: Database) -> None:
+    """Each change looks at all rooms that there are rules about, while all other writes wait."""
+    changes = RuleChanges(AccountDataStore(sqlite_database), PushAttentionStore(sqlite_database))
+
+    def of_type(number: int) -> PushRule:
+        return PushRule(f"w{number}", [], conditions=[{"kind": "event_match", "key": "type", "pattern": f"t{number}"}])
+
+    def add(user: str, wide: int, rooms: int) -> None:
+        def change(kept: KeptRules) -> None:
+            kept.own.setdefault("override", []).extend(of_type(number) for number in range(wide))
+            kept.own.setdefault("room", []).extend(PushRule(f"!{room}:example.org", []) for room in range(rooms))
+
+        run_coroutine(sqlite_database.write("set_push_rules", changes.change, user, change), None)
+
+    began = time.process_time()
+    add("@alice:example.org", MOST_WIDE, MOST_CONDITIONS_IN_ROOMS // MOST_WIDE - 1)
+    assert time.process_time() - began < 1.5
+    with pytest.raises(TooLarge):
+        add("@bob:example.org", MOST_WIDE, MOST_ROOMS - 1)
+    add("@bob:example.org", 20, MOST_ROOMS - 1)
 
 
 def test_texts_in_rules_are_limited(alice: User) -> None:

@@ -1,7 +1,10 @@
 """Signatures that devices have made, and what becomes of them."""
 
-from typing import Final
+from typing import Any, Final
 
+import pytest
+
+from storage.database import Database
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -32,3 +35,39 @@ def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
     assert second.post(f"{V3}/logout").status == 200
     assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {stays}
     assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]
+
+
+@pytest.mark.parametrize("replaced", ["the device that is signed", "the key that signs"])
+def test_keys_that_are_replaced_while_they_are_signed(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    """What was checked with the former keys is not kept as if it were of those that took their place."""
+    alice = server.register("alice")
+    _, device = identity_keys(alice, 1)
+    upload(alice, device_keys=device)
+    master, master_json = cross_signing_key(alice, "master", 2)
+    self_signing, self_json = cross_signing_key(alice, "self_signing", 3, by=master)
+    keys = {"master_key": master_json, "self_signing_key": self_json}
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    signed = {alice.user_id: {alice.device_id: self_signing.sign(device, alice)}}
+    write = Database.write
+
+    async def meanwhile(self: Database, name: str, *args: Any) -> Any:
+        if name == "add_key_signatures":
+            monkeypatch.undo()
+            if replaced == "the device that is signed":
+                upload(alice, device_keys=identity_keys(alice, 4)[1])
+            else:
+                _, other_json = cross_signing_key(alice, "self_signing", 5, by=master)
+                identifier = {"type": "m.id.user", "user": alice.user_id}
+                auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+                body = {"self_signing_key": other_json, "auth": auth}
+                assert alice.post(f"{V3}/keys/device_signing/upload", body).status == 200
+        return await write(self, name, *args)
+
+    monkeypatch.setattr(Database, "write", meanwhile)
+    answer = alice.post(f"{V3}/keys/signatures/upload", signed)
+    assert Database.write is write, "it came to writing"
+    assert answer.json["failures"].keys() == {alice.user_id}, answer.body
+    shown = query(alice, alice)["device_keys"][alice.user_id][alice.device_id]
+    assert self_signing.key_id not in shown["signatures"][alice.user_id]

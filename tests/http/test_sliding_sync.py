@@ -136,7 +136,8 @@ def test_unknown_positions(server: TestServer) -> None:
     create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
     positions = []
-    for _ in range(3):
+    for limit in range(1, 4):
+        client.body["lists"]["all"]["timeline_limit"] = limit  # what it has is stored each time
         client.sync()
         positions.append(client.pos)
         create(alice)
@@ -154,7 +155,7 @@ def test_unknown_positions(server: TestServer) -> None:
         answer = user.post(f"{UNSTABLE}?pos={pos}", {**client.body, "conn_id": conn_id})
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
     # once it has gone on with one of them the other one goes
-    create(alice)
+    client.body["lists"]["all"]["timeline_limit"] = 4
     assert alice.post(f"{UNSTABLE}?pos={usable}", client.body).status == 200
     answer = alice.post(f"{UNSTABLE}?pos={third}", client.body)
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")

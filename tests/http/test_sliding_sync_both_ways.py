@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from homeserver.services.sliding_sync import portions, rooms
 from storage.database import Database
 from tests.conftest import run_coroutine
-from tests.helpers.both_ways import both_ways, told_plainly
+from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say, texts
@@ -99,6 +99,8 @@ class Talk(RuleBasedStateMachine):
     """How many answers with messages in them were compared, in all histories."""
     plainly: ClassVar[int] = 0
     """How many of them were made in the shortest way."""
+    begun_plainly: ClassVar[int] = 0
+    """How many had a room that was new to the client."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,6 +124,7 @@ class Talk(RuleBasedStateMachine):
         self.patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         self.compared = self.stack.enter_context(both_ways())
         self.told = self.stack.enter_context(told_plainly())
+        self.begun = self.stack.enter_context(begun_plainly())
 
     @initialize(seed=SEED, short=st.booleans())
     def begin(self, seed: int, short: bool) -> None:
@@ -149,6 +152,21 @@ class Talk(RuleBasedStateMachine):
             self.sync()
             if number == lost:
                 self.pos = before
+
+    @rule(at=st.integers(0, 2), seed=SEED)
+    def wander(self, at: int, seed: int) -> None:
+        """A client begins anew with a small window, into which rooms come that are new to it."""
+        chance = Random(seed)
+        self.ask(at, seed)
+        wanted = next(iter(self.bodies[at]["lists"].values()), {"timeline_limit": 3})
+        window = {"range": [0, 1]} if at == 1 else {"ranges": [[0, 1]]}
+        self.bodies[at] |= {"lists": {"some": wanted | window}, "room_subscriptions": {}}
+        self.pos[at] = None
+        for _ in range(5):
+            self.sync()
+            for _ in range(chance.choice([1, 1, 1, 2])):
+                self.say(chance)
+        self.sync()
 
     @rule(seed=SEED)
     def happen(self, seed: int) -> None:
@@ -236,12 +254,13 @@ class Talk(RuleBasedStateMachine):
     def teardown(self) -> None:
         Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]
         Talk.plainly += len(self.told)
+        Talk.begun_plainly += len(self.begun)
         self.stack.close()
         run_coroutine(self.database.close(), None)
 
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
-    Talk.with_messages = Talk.plainly = 0
+    Talk.with_messages = Talk.plainly = Talk.begun_plainly = 0
     run_state_machine_as_test(
         Talk,
         settings=settings(
@@ -255,6 +274,7 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
     )
     assert Talk.with_messages > 5 * RUNS  # it was gone mostly
     assert Talk.plainly > 2 * RUNS
+    assert Talk.begun_plainly > RUNS // 4
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from homeserver.services.sliding_sync.connections import LIVE, ConnectionState, SentRoom, StateChanges
 from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
+from homeserver.services.sliding_sync.state_names import MOST_ADDED
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import both_ways
@@ -89,6 +90,39 @@ def test_the_number_of_rooms_costs_nothing(tmp_path: Path, counted: Database, co
     assert costs[0] == costs[1]
     assert costs[0][1] == 0
     assert costs[0][2] <= 4
+
+
+def looking(user: User, conn_id: str, last: int) -> SlidingClient:
+    """A client that looks at the newest rooms, up to the last one of a window."""
+    return SlidingClient(user, conn_id, lists={"all": a_list([0, last], limit=2)}, extensions=ELEMENT_EXTENSIONS)
+
+
+def test_a_room_that_is_new_writes_nothing(tmp_path: Path, counted: Database, counter: QueryCounter) -> None:
+    server = TestServer(tmp_path, counted)
+    alice = server.register("alice")
+    rooms = [create(alice, name=f"{at}") for at in range(MOST_ADDED + 6)]
+    looking(alice, "another", 99).sync()
+    client = looking(alice, "first", 1)
+    client.sync()
+    written = []
+    for at, room_id in enumerate(rooms[: MOST_ADDED + 3]):
+        say(alice, room_id, f"{at}")
+        counter.clear()
+        assert client.sync()["rooms"][room_id]["initial"]
+        written.append(bool(counter.writes))
+        assert set(counter.reads) == {"get_receipts_of_room"}  # what else is told of them is in memory
+    # those for which there is no more room are written, with all before them
+    assert written == [at == MOST_ADDED for at in range(MOST_ADDED + 3)]
+    assert str(client.pos).count(".") == 2
+    client.body["lists"]["all"]["ranges"] = [[0, 99]]
+    assert set(client.sync()["rooms"]) == {rooms[-3]}  # all the others were told
+    client = looking(alice, "second", 1)
+    client.sync()
+    say(alice, rooms[0], "again")
+    counter.clear()
+    assert client.sync()["rooms"][rooms[0]]["initial"]
+    assert not counter.reads  # somebody was told of it before
+    assert not counter.writes
 
 
 def test_an_answer_that_changes_nothing_writes_nothing(

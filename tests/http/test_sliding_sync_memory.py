@@ -31,7 +31,7 @@ def asked(device: str, conn_id: str, *tags: str) -> tuple[SlidingRequest, Connec
     request = SlidingRequest(
         Requester(alice, DeviceID(device), 1), conn_id, None, 0, False, {"all": ListRequest(None, CONFIG, filters)}
     )
-    return request, Connection(ConnectionKey(alice, device, conn_id), NOW, 1, EMPTY)
+    return request, Connection(ConnectionKey(alice, device, conn_id), NOW, "1", EMPTY)
 
 
 def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_have() -> None:

@@ -18,6 +18,17 @@ def talk(server: TestServer) -> tuple[User, User, list[str]]:
     return alice, bob, rooms
 
 
+def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
+    """A client to which each room that is new is told otherwise than the last one: what it has is stored each time."""
+    client = SlidingClient(user, lists={"all": a_list([0, 1])})
+    client.sync()
+    client.body["room_subscriptions"] = {rooms[1]: a_list(limit=9)}
+    client.sync()
+    del client.body["room_subscriptions"]
+    client.sync()
+    return client
+
+
 def woken(server: TestServer, *pending: Pending) -> list[str]:
     """Where each of the answers ends."""
     for _ in range(5):
@@ -33,8 +44,7 @@ def go_on(client: SlidingClient, pos: str) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> None:
     alice, bob, rooms = talk(server)
-    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
-    client.sync()
+    client = one_that_is_stored(bob, rooms)
     given_up, retry = client.wait(), client.wait()
     say(alice, rooms[0], "hello")  # another room leaves the window: a state for each answer
     ends = woken(server, given_up, retry)
@@ -73,8 +83,7 @@ def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
 
 def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
-    client = SlidingClient(bob, lists={"all": a_list([0, 1])})
-    client.sync()
+    client = one_that_is_stored(bob, rooms)
     attempts = [client.wait() for _ in range(MOST_OF_A_CONNECTION + 3)]
     say(alice, rooms[0], "hello")
     ends = woken(server, *attempts)

@@ -12,6 +12,7 @@ from tests.helpers.both_ways import told_plainly
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, bodies, poll, sync, token
+from tests.helpers.talk import V3, ok
 
 rooms = Rooms()
 
@@ -221,3 +222,22 @@ def test_what_names_a_room_is_read_once_until_something_of_it_changes(
     assert summary() == counts(1, 0)
     rooms.redact(alice, room, name)
     assert summary()["m.heroes"] == [carol.user_id, bob.user_id]
+
+
+def test_an_initial_sync_reads_nothing_twice(server: TestServer, counter: QueryCounter) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(alice, bob)
+    last = rooms.say(bob, room)
+    ok(alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": {}}))
+    ok(alice.post(f"{V3}/rooms/{room}/receipt/m.read/{last}", {}))
+    counter.clear()
+    answer = sync(alice)
+    assert answer["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 0
+    # whom she ignores is in her account data, how far she has read among the receipts of the room; her push rules are kept elsewhere
+    read = {name: count for name, count in counter.reads.items() if "account_data" in name or "receipts" in name}
+    assert read == {"get_account_data": 1, "get_account_data_of_users": 1, "get_receipts": 1}
+    since = answer["next_batch"]
+    counter.clear()
+    rooms.say(bob, room)
+    assert sync(alice, since)["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 1
+    assert not counter.reads

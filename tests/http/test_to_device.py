@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services.sync.recent_messages import MOST_BYTES
+from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
 from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE
+from storage.streams import Change, Streams, Topic
+from storage.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -300,6 +301,25 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(server: TestSe
     assert numbers_of(sync(bob)) == [], "it has arrived"
 
 
+def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
+    streams = Streams()
+    recent = RecentMessages(streams, most_bytes=1000)
+
+    def send(first: int, *contents: bytes) -> None:
+        bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]
+        new = NewMessages(first, b"", bobs, contents)
+        streams.publish([Change(new.last, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=new)], new.last)
+
+    alike = b"a" * 600
+    send(1, *[alike] * 80)
+    assert [message.position for message in recent.since(("@bob:example.org", "D79"), 0) or ()] == [80]
+    send(81, b"b" * 200, b"c" * 200)
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 0) or ()] == [2, 82]
+    send(83, b"d")
+    assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest went"
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 80) or ()] == [82]
+
+
 def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:
     """The messages of half a megabyte more than is kept: read and from memory they come once, in order."""
     since = sync(bob)["next_batch"]
@@ -397,27 +417,6 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
     assert numbers_of(sync(bob)) == []
     assert numbers_of(sync(others[0])) == [1, 4], "it was not acknowledged"
     assert numbers_of(sync(others[0], token)) == []
-
-
-def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServer, alice: User, bob: User) -> None:
-    """Tokens are what a client says: of a floor that is set for them all later messages have to be after."""
-    others = [log_in(server, bob).device_id for _ in range(FEWEST_LOGGED)]
-    since = sync(bob)["next_batch"]
-
-    def send(number: int) -> None:
-        messages = {bob.user_id: {device_id: {"n": number} for device_id in (bob.device_id, *others)}}
-        assert alice.put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).status == 200
-
-    for number in range(0, 4, 2):
-        send(number)
-        assert numbers_of(sync(bob, f"{since}~99999999999999999")) == []
-        since = sync(bob)["next_batch"]
-        send(number + 1)
-        assert numbers_of(sync(bob, since)) == [number + 1]
-        anew = TestServer(Path(server.config.folder), server.app.database, seed=5, now=server.clock.seconds())
-        bob.server = anew
-        assert numbers_of(sync(bob, since)) == [number + 1], "in the database as well"
-        bob.server = server
 
 
 def test_a_session_that_was_unheard_of_gets_what_is_sent_to_it(nodes: list[TestServer]) -> None:

@@ -103,6 +103,47 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     assert len(server.relay.letters) == 1, "nothing is told twice"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "=?utf-8?q?Tea=0D=0ABcc:_mallory@example.com?=",
+        "=?utf-8?b?DQoNCjxoMT5ZT1VSIEFDQ09VTlQ8L2gxPg==?=",
+        "=?utf-8?q?Tea?= =?utf-8?q?=0AX-Evil:_1?=",
+        "=?utf-7?q?+2D0-?=",
+        "=?unicode_escape?q?=5Cud800?=",
+        "=?=?utf-8?q?=0D=0AX-Evil:_1?=",
+        "Tea\r\nX-Evil: 1",
+        "Tea\u2028\u0085 & cake",
+    ],
+)
+@pytest.mark.parametrize("whose", ["room", "person"])
+def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: str) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name=name if whose == "room" else "Tea")
+    if whose == "person":
+        assert bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": name}).status == 200
+    say(bob, room_id, "hello")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert {key.lower() for key in letter} == {
+        "subject",
+        "from",
+        "to",
+        "date",
+        "message-id",
+        "auto-submitted",
+        "list-unsubscribe",
+        "list-unsubscribe-post",
+        "mime-version",
+        "content-type",
+        "content-language",
+    }
+    plain, html = texts(letter)
+    assert "hello" in plain
+    assert "hello" in html
+    assert letter["Subject"].startswith("[Example] Message from ")
+
+
 def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database: Database) -> None:
     server = start(tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n")
     alice, bob = reader(server), server.register("bob")

@@ -1,13 +1,16 @@
 """The compiled rules say what the literal ones say."""
 
 import json
+import time
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.services.push.occasion import Occasion
+from homeserver.services.push.rule_changes import MOST_WIDE
 from homeserver.services.push.rule_sets import Attention, RuleCompiler
 from homeserver.services.push_rules import ruleset
 from tests.push.literal_rules import Surroundings, evaluate
@@ -207,6 +210,62 @@ def test_equal_rules_are_one_object() -> None:
     assert one is not both
     assert compiler.narrow(one, ROOMS[0]) is compiler.narrow(both, ROOMS[0])
     assert compiler.narrow(one, ROOMS[1]) is compiler.default
+
+
+NOTHING_FITS = [
+    pytest.param({"pattern": "?" * 1023 + "x"}, {"body": "." * 60_000}, id="one of any letters"),
+    pytest.param({"pattern": "." * 999 + "x"}, {"body": "." * 60_000 + "." * 999}, id="nearly everywhere"),
+    pytest.param({"key": "content.topic", "pattern": "*" + "?" * 1000 + "x*"}, {"topic": "." * 60_000}, id="amid"),
+    pytest.param({"kind": "contains_display_name"}, {"body": "_" + "." * 60_000}, id="a long name"),
+    pytest.param(
+        {"kind": "event_property_contains", "key": "content.list", "value": "x"},
+        {"list": [0] * 32_000},
+        id="a long list",
+    ),
+    pytest.param(
+        {"kind": "event_property_contains", "key": "content.list", "value": 1}, {"list": [True] * 12_000}, id="alike"
+    ),
+]
+"""What a condition asks, and an event that comes near it as often as can be."""
+
+
+@pytest.mark.parametrize(("condition", "content"), NOTHING_FITS)
+def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> None:
+    """Who writes a message, and all others, wait until the rules of whoever is told of it have looked at it."""
+    asked = {"kind": "event_match", "key": "content.body", **condition}
+    own = [{"rule_id": str(number), "actions": [], "conditions": [asked]} for number in range(MOST_WIDE)]
+    rules = RuleCompiler().compile(json.dumps({"own": {"override": own}}).encode())
+    occasion = occasion_of(message(content), Surroundings(BOB, None, 3, 0, {}))
+    began = time.process_time()
+    rules.find(occasion, BOB, "." * 255 + "b")
+    assert time.process_time() - began < 0.5
+
+
+def test_who_names_thousands_holds_nobody_up() -> None:
+    people = [f"@person{number}:a.test" for number in range(3000)]
+    occasion = occasion_of(
+        message({"body": "all", "m.mentions": {"user_ids": people}}), Surroundings(BOB, None, 9000, 0, {})
+    )
+    rules = RuleCompiler().default
+    began = time.process_time()
+    assert all(rules.find(occasion, person).highlight for person in people)
+    assert not rules.find(occasion, BOB).highlight
+    assert time.process_time() - began < 0.25
+
+
+def test_all_keywords_of_people_are_looked_for_in_long_texts() -> None:
+    words = [f"keyword{number:03}" for number in range(MOST_WIDE)]
+    own = [{"rule_id": word, "actions": ["notify", word], "pattern": word} for word in words]
+    rules = RuleCompiler().compile(json.dumps({"own": {"content": own}}).encode())
+    near = " ".join(f"{word}s" for word in words[:15])
+    occasion = occasion_of(
+        message({"body": f"{near} {'tea and cake ' * 4500} keyword499"}), Surroundings(BOB, None, 3, 0, {})
+    )
+    assert list(rules.find(occasion, BOB).raw) == ["notify", "keyword499"]
+
+
+def message(content: Any) -> Any:
+    return {"type": "m.text", "content": content, "sender": "@alice:a.test", "room_id": ROOMS[0]}
 
 
 def test_what_ordinary_messages_of_a_room_are_to_a_user() -> None:

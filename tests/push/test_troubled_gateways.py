@@ -85,6 +85,57 @@ def test_a_push_that_fails_is_tried_again_ever_more_seldom(
     assert server.run(server.app.accounts.pusher_store.get_failing()) == []
 
 
+@pytest.mark.parametrize(("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)])
+def test_a_gateway_that_wants_to_be_left_alone_is(
+    server: TestServer, gateway: Gateway, wait: str, seconds: int
+) -> None:
+    """An hour at most; what is no number of seconds says nothing."""
+    _, bob, room_id = two(server)
+    gateway.failure, gateway.wait = 429, wait
+    say(bob, room_id, "1")
+    pass_time(server, seconds - 1, 1)
+    assert len(gateway.asked) == 1
+    pass_time(server, 2, 1)
+    assert len(gateway.asked) == 2
+
+
+@pytest.mark.parametrize("most_bytes", [1000, 100])
+def test_what_is_too_large_for_a_gateway_holds_up_nothing(
+    server: TestServer, gateway: Gateway, most_bytes: int
+) -> None:
+    """It is told without what was said, or not at all; the next event comes at once."""
+    _, bob, room_id = two(server)
+    gateway.most_bytes = most_bytes
+    large = say(bob, room_id, "x" * 2000)
+    settle(server)
+    gateway.most_bytes = 1000
+    small = say(bob, room_id, "small")
+    settle(server)
+    assert gateway.events == ([large, small] if most_bytes == 1000 else [small])
+    told = [each.notification for each in gateway.taken]
+    assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
+    pass_time(server, 20)
+    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_gateway_rejects_only_what_goes_to_it(server: TestServer, gateway: Gateway, moves: bool) -> None:
+    """An app that moves to another one keeps its pusher, whatever the old one says of it then."""
+    alice, bob, room_id = two(server)
+    gateway.held = []
+    gateway.answer = lambda each: b'{"rejected":[]}' if each.url == OTHER_URL else b'{"rejected":["key"]}'
+    event_id = say(bob, room_id, "1")
+    settle(server)
+    if moves:
+        assert set_pusher(alice, data={"url": OTHER_URL}).status == 200
+        settle(server)
+    gateway.release()
+    settle(server)
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == moves
+    told = [(each.url, each.notification["event_id"]) for each in gateway.taken if each.url == OTHER_URL]
+    assert told == [(OTHER_URL, event_id)] * moves
+
+
 def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer, gateway: Gateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502

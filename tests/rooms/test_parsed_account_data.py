@@ -34,3 +34,18 @@ async def test_of_users_who_keep_much_fewer_are_remembered(sqlite_database: Data
     assert await read(BOB, CAROL, ALICE, CAROL, BOB) == [BOB, CAROL, ALICE, BOB]
     await put(BOB, 10)
     assert await read(BOB, CAROL, ALICE, BOB, CAROL, ALICE) == [BOB, ALICE]
+
+
+async def test_what_was_read_with_the_rest_is_kept_unless_it_has_changed_meanwhile(sqlite_database: Database) -> None:
+    store = AccountDataStore(sqlite_database)
+    data = ParsedAccountData(store, sqlite_database.streams, ["x"], lambda contents, _: contents.get("x"), capacity=3)
+    await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b"{}")
+    heard = data.heard
+    read = (await store.get_account_data(ALICE)).everywhere
+    await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
+    assert data.learn(ALICE, read, heard) == b"{}"
+    assert data.known_of(ALICE) is None
+    assert await data.of_user(ALICE) == b'{"a":1}'
+    heard = data.heard
+    assert data.learn(BOB, {"y": b"{}"}, heard) is None
+    assert data.learn(CAROL, {"x": b'{"c":1}'}, heard) == data.known_of(CAROL) == b'{"c":1}'

@@ -123,7 +123,9 @@ class Node:
 
     async def ask(self, reader: str) -> tuple[dict[str, int], dict[str, int]]:
         """Everybody's keys, as `EveryonesKeys` asks for them, and what the reader sees to have signed of them."""
-        shown = await self.keys.get_shown(USERS, reader)
+        shown: dict[str, ShownKeys] = {}
+        for user in USERS if await self.keys.is_current(USERS) else ():
+            shown |= await self.keys.get_shown([user], reader)
         rest = [user for user in USERS if user not in shown]
         published = await self.keys.get_published(rest, (), reader) if rest else PublishedKeys()
         devices = {user: int(bytes(keys.devices)) for user, keys in shown.items()}

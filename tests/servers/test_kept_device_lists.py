@@ -3,9 +3,10 @@
 from typing import Any
 
 import msgspec
+import pytest
 
 from federation.protocol.ids import ServerName, UserID
-from federation.remote.keys import RemoteKeys
+from federation.remote.keys import MAX_LIST_BYTES, RemoteKeys
 from federation.rooms.memberships import Memberships
 from federation.wire import WireAnswer
 from homeserver.services.remote_devices import RESYNC_PAUSE, RemoteDevices
@@ -107,6 +108,57 @@ async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
     network.settle()
     assert [join.answer.status for join in joins] == [200, 200]
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
+    network: Network, who: str, restart: bool
+) -> None:
+    """A client that was away has the list of before, and would encrypt for that."""
+    room = await sending(network)
+    query(room.alice, room.bob)
+    since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
+    leave(network, mover, room.room_id)
+    query(room.north.server.register("carol"), room.bob)
+    assert await tracked(room.north.server, room.bob) is None
+    add_device(network, room.bob)
+    # not every server tells of its users' devices when they come
+    network.liars.append(lambda _, request: WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None)
+    join = mover.start("POST", f"{V3}/join/{room.room_id}?via={NORTH if who == 'bob' else SOUTH}", {})
+    network.settle()
+    assert join.answer.status == 200
+    if restart:
+        room.alice.server = network.rebuild(NORTH)
+    token = sync(room.alice)["next_batch"]
+    assert sync(room.alice, since)["device_lists"] == {"changed": [room.bob.user_id], "left": []}
+    changes = room.alice.get(f"{V3}/keys/changes?from={since}&to={token}").json
+    assert changes["changed"] == [room.bob.user_id]
+
+
+@pytest.mark.parametrize("how", ["told", "asked"])
+async def test_nobody_has_so_many_keys_that_all_others_get_none(network: Network, how: str) -> None:
+    """Clients ask for the keys of all who are in a room at once."""
+    room = await sending(network)
+    _, keys = identity_keys(room.bob, 2)
+    ghosts = [Ghost(room.bob, f"GHOST{number}") for number in range(40)]
+    large = [{**identity_keys(ghost)[1], "padding": "x" * 60_000} for ghost in ghosts]
+    if how == "asked":
+        devices = [{"device_id": each["device_id"], "keys": each} for each in (keys, *large)]
+        answer = msgspec.json.encode({"user_id": room.bob.user_id, "stream_id": 7, "devices": devices})
+        network.liars.append(lambda _, request: WireAnswer(200, {}, answer) if LIST in request.uri else None)
+    assert known_devices(room.alice, room.bob) >= {room.bob.device_id}
+    if how == "told":
+        number = await number_of(room)
+        for at, (ghost, its_keys) in enumerate(zip(ghosts, large, strict=True), number + 1):
+            content = {"user_id": ghost.user_id, "device_id": ghost.device_id, "stream_id": at, "prev_id": [at - 1]}
+            content["keys"] = its_keys
+            await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
+        assert await number_of(room) == number + len(ghosts)
+    answered = room.alice.post(f"{V3}/keys/query", {"device_keys": {room.bob.user_id: [], room.alice.user_id: []}})
+    assert len(answered.body) < MAX_LIST_BYTES + 10_000
+    assert room.bob.device_id in answered.json["device_keys"][room.bob.user_id]
+    assert room.alice.device_id in answered.json["device_keys"][room.alice.user_id]
 
 
 async def test_another_name_is_no_coming(network: Network) -> None:

@@ -5,8 +5,11 @@ spec: server-server-api#post_matrixfederationv1userkeysclaim
 
 import json
 
+import pytest
+
+from homeserver.services import everyones_keys
 from homeserver.services.everyones_keys import ASKED_AT_ONCE
-from tests.helpers.federated import SOUTH, shared
+from tests.helpers.federated import EAST, SOUTH, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -56,3 +59,20 @@ async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> N
     network.settle()
     assert pending.answer.json["failures"].keys() == {SOUTH}
     assert len([letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]) == 1
+
+
+async def test_whose_users_have_too_many_keys_is_named_and_the_others_are_answered(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(everyones_keys, "LARGEST_OF_SERVER", 1000)
+    monkeypatch.setattr(everyones_keys, "LARGEST_OF_USER", 500)
+    room = await shared(network)
+    carol = network.add(EAST).register("carol")
+    for user, padding in ((room.alice, 9000), (room.bob, 2000), (carol, 10)):
+        upload(user, device_keys={**identity_keys(user)[1], "padding": "x" * padding})
+    asked: dict[str, list[str]] = {user.user_id: [] for user in (room.bob, carol, room.alice)}
+    pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": asked})
+    network.settle()
+    assert pending.answer.status == 200
+    assert pending.answer.json["failures"].keys() == {SOUTH}
+    assert pending.answer.json["device_keys"].keys() == {room.alice.user_id, carol.user_id}

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from federation.protocol.errors import AnswerTooLong
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
-from federation.remote.events import MAX_STATE_BYTES, SHORT_LIST_BYTES, SHORT_STATE_BYTES
+from federation.remote.events import SHORT_LIST_BYTES, SHORT_STATE_BYTES, STATES_AT_ONCE
 from federation.rooms.inbox import ROOMS_AT_ONCE
 from federation.wire import WireAnswer, WireRequest
 from storage.inbox import InboxStore, Places
@@ -244,14 +245,15 @@ async def test_servers_of_one_domain_have_the_turns_of_one(network: Network) -> 
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_long_states_are_read_one_at_a_time_and_long_lists_of_ids_two(network: Network) -> None:
+async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_three(network: Network) -> None:
+    """And long lists of ids two."""
     room = await shared(network)
     hostile = await insiders(network, room, [f"h.evil{number}.example" for number in range(4)])
     open_: Counter[str] = Counter()
     names = {side.name for side, _ in hostile}
     ids = msgspec.json.encode({"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []})
     answers = {"get_missing_events": b'{"events":[]}'}
-    short = {"state": SHORT_STATE_BYTES, "state_ids": SHORT_LIST_BYTES}
+    longer_than = {"state": SHORT_STATE_BYTES, "state_ids": SHORT_LIST_BYTES}
 
     def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
         word = request.uri.split("/")[4]
@@ -259,23 +261,33 @@ async def test_long_states_are_read_one_at_a_time_and_long_lists_of_ids_two(netw
             return None
         if word in answers:
             return WireAnswer(200, {}, answers[word])
-        is_first = word in short and request.max_bytes == short[word]
-        return WireAnswer(200, {}, b" " * (short[word] + 1)) if is_first else None
+        if request.max_bytes <= longer_than.get(word, 0):
+            raise AnswerTooLong(destination, "its answer is too long")
+        return None
 
     def weather(letter: Letter) -> Fate:
         word = letter.request.uri.split("/")[4]
-        if letter.destination not in names or word not in short or word in answers:
+        if letter.destination not in names or word not in longer_than or word in answers:
             return Fate.ARRIVES
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
 
     network.liars.append(lie)
     network.weather = weather
-    for answered, most in (((), Counter(state_ids=2)), (("state_ids",), Counter(state=1))):
+    (_, middling), (_, longest) = STATES_AT_ONCE
+    assert middling < longest
+    for number_of_try, (answered, longer, most) in enumerate(
+        (
+            ((), SHORT_STATE_BYTES, Counter(state_ids=2)),
+            (("state_ids",), SHORT_STATE_BYTES, Counter(state=3)),
+            (("state_ids",), middling, Counter(state=1)),
+        )
+    ):
         answers.update((word, ids) for word in answered)
+        longer_than["state"] = longer
         open_.clear()
         for number, (side, room_id) in enumerate(hostile):
-            await side.push(NORTH, [(await lie_of(side, room.north, room_id, 10 * len(answered) + number)).pdu])
+            await side.push(NORTH, [(await lie_of(side, room.north, room_id, 10 * number_of_try + number)).pdu])
         network.settle()
         assert open_ == most
         network.clock.pump([10.0] * 40)
@@ -287,12 +299,13 @@ async def test_long_states_are_read_one_at_a_time_and_long_lists_of_ids_two(netw
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_of_rooms_that_are_entered_one_long_state_is_read_at_a_time(network: Network) -> None:
+async def test_a_large_room_is_entered_while_the_state_of_another_is_being_told(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     others = [create_room(side.server.register("host"), preset="public_chat") for side in (room.south, east)]
+    (_, middling), _ = STATES_AT_ONCE
     network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.request.max_bytes == MAX_STATE_BYTES else Fate.ARRIVES
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH and letter.request.max_bytes == middling else Fate.ARRIVES
     )
     padding = [{"x": "x" * 500_000}] * (SHORT_STATE_BYTES // 500_000 + 1)
 
@@ -308,10 +321,9 @@ async def test_of_rooms_that_are_entered_one_long_state_is_read_at_a_time(networ
         room.alice.start("POST", f"/_matrix/client/v3/join/{room_id}?via={name}", {})
         for room_id, name in zip(others, (SOUTH, EAST), strict=True)
     ]
+    network.clock.pump([0.1] * 10)
     asked = [to for _, to, _, uri in network.log if "send_join" in uri]
-    assert asked == [SOUTH, SOUTH, EAST], "the second waits for the first"
-
-    network.weather = lambda _: Fate.ARRIVES
+    assert asked == [SOUTH, SOUTH, EAST, EAST]
+    assert [each.done for each in entering] == [False, True]
     network.clock.pump([10.0] * 31)
-
     assert [each.answer.status for each in entering] == [502, 200]

@@ -2,6 +2,9 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
+
+import pytest
 
 from federation.policy import make_rules
 from federation.protocol.events import Event, StateKey
@@ -9,8 +12,19 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
+from tests.helpers.finding import found, index
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
-from tests.helpers.large_rooms import MEMBERS, complete, is_whole, large_room, lazily, messages, same_state
+from tests.helpers.large_rooms import (
+    MEMBERS,
+    complete,
+    is_whole,
+    large_room,
+    lazily,
+    messages,
+    refused_in_part,
+    same_state,
+    take,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
@@ -245,3 +259,99 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     assert not nothing.rejected
     assert not nothing.in_timeline
     await same_state(alice, bob, room_id)
+
+
+async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(network: Network) -> None:
+    """What they say meanwhile is refused by the part, and shown as news, with a notification, once all of the state is known."""
+    alice, bob, _, room_id, said = await refused_in_part(network)
+    since = lazily(bob)["next_batch"]
+    assert messages(bob, room_id) == []
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id]
+    news = lazily(bob, since)["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
+    assert news["unread_notifications"] == {"notification_count": 1, "highlight_count": 1}
+    later = say(bob, room_id, "here I am")
+    again = lazily(bob, since)["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["event_id"] for event in again] == [said.event_id, later]
+    await same_state(alice, bob, room_id)
+
+
+async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(network: Network) -> None:
+    """The room shows people only what was said while they were there."""
+    hidden = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}
+    _, bob, _, room_id, said = await refused_in_part(network, initial_state=[hidden])
+    carol = bob.server.register("carol")
+    ok(join_via(carol, room_id, NORTH))
+    since = lazily(carol)["next_batch"]
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    news = lazily(carol, since)["rooms"]["join"][room_id]
+    assert said.event_id not in [event["event_id"] for event in news.get("timeline", {}).get("events", [])]
+    assert said.event_id not in [event["event_id"] for event in messages(carol, room_id)]
+    assert lazily(carol)["rooms"]["join"][room_id]["unread_notifications"]["notification_count"] == 0
+    assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id], "Bob was there"
+
+
+async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(network: Network) -> None:
+    """A message and its redaction, both refused by the part, come to be shown together."""
+    _, bob, erin, room_id, said = await refused_in_part(network)
+    east = Side(erin.server)
+    taken_back = await east.build_next(
+        RoomID(room_id), erin.user_id, "m.room.redaction", {"redacts": said.event_id}, prev=[said]
+    )
+    assert await take(bob, room_id, east, taken_back) is Verdict.SOFT_FAIL
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert [event["content"] for event in messages(bob, room_id)] == [{}]
+    counts = lazily(bob)["rooms"]["join"][room_id]["unread_notifications"]
+    assert counts == {"notification_count": 0, "highlight_count": 0}
+
+
+async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_see_it(network: Network) -> None:
+    _, bob, _, room_id, said = await refused_in_part(network)
+    carol = bob.server.register("carol")
+    ok(join_via(carol, room_id, NORTH))
+    since = lazily(carol)["next_batch"]
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    news = lazily(carol, since)["rooms"]["join"][room_id]
+    assert said.event_id in [event["event_id"] for event in news["timeline"]["events"]]
+    assert news["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
+    counts = lazily(bob)["rooms"]["join"][room_id]["unread_notifications"]
+    assert counts == {"notification_count": 1, "highlight_count": 1}
+
+
+@pytest.mark.parametrize("by_powers", [False, True])
+async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(network: Network, by_powers: bool) -> None:
+    _, bob, erin, room_id, said = await refused_in_part(network, by_powers=by_powers)
+    east = Side(erin.server)
+    stuck = await east.build_next(
+        RoomID(room_id), erin.user_id, "m.room.message", {"body": "a call"}, prev=[said], sticky_ms=600_000
+    )
+    assert await take(bob, room_id, east, stuck) is Verdict.SOFT_FAIL
+    await index(bob.server)
+    assert found(bob, "ping") == []
+    since = lazily(bob)["next_batch"]
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    await index(bob.server)
+
+    assert found(bob, "ping") == [said.event_id]
+    say(bob, room_id, "here I am")
+    limited = quote('{"room":{"timeline":{"limit":1}}}')
+    news = ok(bob.get(f"{V3}/sync?since={since}&filter={limited}"))["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [stuck.event_id]

@@ -28,7 +28,9 @@ async def test_of_a_state_little_is_read_at_once(
     federation = room.north.federation
     monkeypatch.setattr(federation.imports._outliers, "add", add)
     pdus = [msgspec.Raw(msgspec.json.encode({"a": "x" * length, "depth": number})) for number in range(count)]
-    outcomes = await federation.imports.keep((await room.north.room(room.room_id)).room, pdus)
+    keeping = Deferred.fromCoroutine(federation.imports.keep((await room.north.room(room.room_id)).room, pdus))
+    network.settle()
+    outcomes = await keeping
 
     assert len(outcomes) == count
     assert len(read) == chunks

@@ -25,6 +25,7 @@ from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 PEER, OTHER = "peer.example", "other.example"
+LIST_BYTES = 1 << 20
 ALICE, BOB = "@alice:example.org", "@bob:peer.example"
 ROOM_NID = 7
 
@@ -253,11 +254,11 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
-    assert not await store.take_change(changed("B2", 6, [5]), 10)
-    assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10)
+    assert not await store.take_change(changed("B2", 6, [5]), 10, LIST_BYTES)
+    assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10, LIST_BYTES)
     assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
-    assert await store.take_change(changed("B3", 9, [8]), 10)
+    assert await store.take_change(changed("B3", 9, [8]), 10, LIST_BYTES)
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
@@ -291,7 +292,7 @@ async def test_a_change_follows_is_known_or_makes_the_list_stale(
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
 
-    assert await store.take_change(change, 10) == is_stale
+    assert await store.take_change(change, 10, LIST_BYTES) == is_stale
 
     assert (await store.get_lists([BOB]))[BOB].is_stale == is_stale
     assert [each.user_id for each in heard] == [BOB] * is_told
@@ -346,7 +347,7 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
 async def test_a_list_that_a_change_overtook_is_stale(database: Database) -> None:
     store = RemoteDeviceStore(database)
     asked_at = await store.get_position(BOB)
-    assert not await store.take_change(changed("B1", 6, [5]), 10)
+    assert not await store.take_change(changed("B1", 6, [5]), 10, LIST_BYTES)
 
     await store.set_list(BOB, 5, [], [], asked_at)
     assert (await store.get_lists([BOB]))[BOB].is_stale
@@ -359,12 +360,16 @@ async def test_a_list_of_devices_does_not_grow_for_ever(database: Database) -> N
     await store.set_list(BOB, 5, [], [], 0)
 
     for number in range(5):
-        assert not await store.take_change(changed(f"B{number}", 6 + number, [5 + number]), 3)
-    assert not await store.take_change(changed("B1", 20, [10], b'{"n":1}'), 3)
+        assert not await store.take_change(changed(f"B{number}", 6 + number, [5 + number]), 3, LIST_BYTES)
+    assert not await store.take_change(changed("B1", 20, [10], b'{"n":1}'), 3, LIST_BYTES)
 
     rows = (await published.get_published([], [BOB])).devices[BOB]
     assert [(row.device_id, row.keys) for row in rows] == [("B0", b"{}"), ("B1", b'{"n":1}'), ("B2", b"{}")]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 20
+
+    assert not await store.take_change(changed("B1", 21, [20], b'{"n":1000}'), 3, 10)
+    rows = (await published.get_published([], [BOB])).devices[BOB]
+    assert [row.device_id for row in rows] == ["B0", "B2"], "what does not fit is not what it was before"
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])

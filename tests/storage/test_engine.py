@@ -235,6 +235,46 @@ async def test_one_statement_finds_the_rows_of_each_row_of_arguments(database: D
     assert await database.read("find", find) == expected
 
 
+async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_question(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(at, f"p{at % 4}", b"%d" % at) for at in range(12)])
+    least = "SELECT id AS found_key, raw FROM things WHERE text = ? ORDER BY id LIMIT 1"
+    change = "UPDATE things SET raw = ? WHERE id IN {keys}"
+
+    def take(txn: WriteTransaction, *people: str) -> list[list[tuple[Any, ...]]]:
+        before = txn.queries
+        found = txn.query_each_changing(least, [(each,) for each in people], change, (b"taken",))
+        assert txn.queries == before + bool(people)
+        return found
+
+    assert await database.write("take", take, "p3", "nobody", "p1") == [[(3, b"3")], [], [(1, b"1")]]
+    assert await database.write("take", take, "p1") == [[(1, b"taken")]], (
+        "it sees what was before, and the change of the last one"
+    )
+    assert await database.write("take", take, "nobody") == [[]]
+    assert await database.write("take", take) == []
+    changed = await database.read("changed", lambda txn: txn.query("SELECT id FROM things WHERE raw = ?", (b"taken",)))
+    assert sorted(changed) == [(1,), (3,)]
+
+
+async def test_what_is_changed_with_a_question_is_undone_with_its_write(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(1, "a", b"as it was")])
+
+    def take(txn: WriteTransaction) -> None:
+        txn.query_each_changing(
+            "SELECT id AS found_key FROM things WHERE text = ?",
+            [("a",)],
+            "UPDATE things SET raw = ? WHERE id IN {keys}",
+            (b"x",),
+        )
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await database.write("take", take)
+    assert await database.read("read", lambda txn: txn.query("SELECT raw FROM things")) == [(b"as it was",)]
+
+
 async def test_many_rows_of_arguments_are_asked_in_bounded_chunks(database: Database) -> None:
     await make_table(database)
     count = 2 * LARGEST_CHUNK + 3

@@ -2,8 +2,16 @@
 
 import pytest
 
-from storage.database import Database, Transaction
-from storage.key_backups import REMOVED_AT_ONCE, BackedUpKey, BackupFull, KeyBackupStore, NoSuchBackup
+from storage.database import Database, PostgresConfig, SQLiteConfig, Transaction
+from storage.key_backups import (
+    PUT_AT_ONCE,
+    REMOVED_AT_ONCE,
+    BackedUpKey,
+    BackupFull,
+    KeyBackupStore,
+    NoSuchBackup,
+)
+from tests.helpers.databases import QueryCounter, open_inline
 
 USER = "@alice:example.org"
 
@@ -39,6 +47,33 @@ async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(database: 
     assert steps <= 1 + number // 100
     assert await left(database) == kept.key_count == 4
     assert await store.get_backup(USER, None) == kept
+
+
+async def test_of_very_many_keys_each_write_is_short(database_config: SQLiteConfig | PostgresConfig) -> None:
+    """Those of many rooms, and of one: a person with two hundred thousand must not hold up everybody."""
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    store = KeyBackupStore(database)
+    version = await store.add_backup(USER, "a", b"{}")
+    number = 3 * PUT_AT_ONCE + 1
+    of_many_rooms = [BackedUpKey(f"!{at}:example.org", "s", 0, 0, False, b"{}") for at in range(number)]
+    of_one = [BackedUpKey("!one:example.org", f"s{at}", 0, 0, False, b"{}") for at in range(number)]
+    counter.clear()
+    for given in (of_many_rooms, of_one):
+        kept = await store.put_keys(USER, version, given)
+        assert counter.writes["put_backed_up_keys"] == 4
+        assert counter.queries["put_backed_up_keys"] <= 4 * 5, "however many rooms they are of"
+        counter.clear()
+    assert kept.key_count == await left(database) == 2 * number
+    assert await store.put_keys(USER, version, of_many_rooms) == kept, "nothing is better"
+    removed = await store.remove_keys(USER, version, "!one:example.org", None)
+    assert removed.key_count == await left(database) == number
+    counter.clear()
+    removed = await store.remove_keys(USER, version, None, None)
+    assert counter.writes["remove_backed_up_keys"] == 1 + number // REMOVED_AT_ONCE
+    assert removed.key_count == await left(database) == 0
+    assert removed.etag > kept.etag
+    await database.close()
 
 
 async def test_a_backup_has_an_end(database: Database) -> None:

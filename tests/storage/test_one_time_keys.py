@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from storage import one_time_keys
@@ -19,10 +20,18 @@ from tests.helpers.databases import PostgresTemplates, older_database, open_inli
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
 BEFORE_BLOCKS = 58
 """The last schema that had a row for each key."""
+BEFORE_MARKS = 103
+"""The last schema that had in the block how far it was given out."""
 
 
 def content(text: str) -> bytes:
     return b'{"key":"%b"}' % text.encode()
+
+
+def parse_named(key: bytes) -> tuple[str, bytes]:
+    """The id of a key, and its content as it was stored."""
+    ((key_id, raw),) = msgspec.json.decode(b"{%b}" % key, type=dict[str, msgspec.Raw]).items()
+    return key_id, bytes(raw)
 
 
 class Device:
@@ -49,8 +58,8 @@ class Device:
 
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
         wish = KeyWish(ALICE, self._device_id, algorithm)
-        claimed = (await self._store.do_claim([wish], self.now)).get(wish)
-        return None if claimed is None else (claimed.key_id, claimed.content)
+        (claimed,) = await self._store.do_claim([wish], self.now)
+        return None if claimed is None else parse_named(claimed)
 
     async def claim_all(self) -> list[str]:
         """The ids of the keys that are left, in the order in which they are given out."""
@@ -126,8 +135,12 @@ def few_remembered(monkeypatch: pytest.MonkeyPatch) -> int:
 
 async def count_stored(database: Database) -> tuple[int, int]:
     """Blocks; bytes of what is remembered of others."""
-    sql = "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT sum(length(used)) FROM used_one_time_keys)"
-    blocks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
+    sql = (
+        "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT count(*) FROM one_time_key_marks),"
+        " (SELECT sum(length(used)) FROM used_one_time_keys)"
+    )
+    blocks, marks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
+    assert blocks == marks, "each block has a mark"
     return blocks, used or 0
 
 
@@ -202,9 +215,9 @@ async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Databa
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
     wishes = [KeyWish(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
     first, second, third = [await store.do_claim(wishes, 0) for _ in range(3)]
-    assert [key.key_id for key in first.values()] == ["A1", "C1"]
-    assert [key.key_id for key in second.values()] == ["A2", "C2"]
-    assert third == {}
+    assert [key and parse_named(key)[0] for key in first] == ["A1", None, "C1"]
+    assert [key and parse_named(key)[0] for key in second] == ["A2", None, "C2"]
+    assert third == [None] * 3
 
 
 async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Database) -> None:
@@ -220,7 +233,7 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     commits: list[int] = []
     database.streams.subscribe(lambda changes: commits.append(len(changes)), Topic.KEY_COUNT)
     claimed = await store.do_claim([KeyWish(ALICE, name, ALGORITHM) for name in devices], 0)
-    assert {wish.device_id: key.key_id for wish, key in claimed.items()} == {name: name for name in devices}
+    assert [key and parse_named(key)[0] for key in claimed] == devices
     assert len(commits) == 2
 
 
@@ -269,4 +282,43 @@ async def test_keys_of_an_older_database_are_given_out_and_remembered(older: SQL
     assert await device.upload({"used": content("another"), "e": content("e")}, remembered_from=1001) == 2
     assert await device.claim_all() == ["used", "e"]
     assert await device.upload({"used": content("used0"), "f": content("f")}, remembered_from=1001) == 2, "forgotten"
+    await database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def with_blocks(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
+) -> Iterator[SQLiteConfig | PostgresConfig]:
+    """A database from before there were marks."""
+    with older_database(request.param, tmp_path, postgres_templates, BEFORE_MARKS) as config:
+        yield config
+
+
+async def test_blocks_of_an_older_database_are_given_out_from_where_they_were(
+    with_blocks: SQLiteConfig | PostgresConfig,
+) -> None:
+    engine = make_engine(with_blocks)
+    connection = engine.connect_writer()
+    connection.begin_write()
+    for block_nid, names, taken, claimed_ts in ((1, "ab", 2, 1000), (2, "cdef", 2, 2000), (3, "gh", 0, 0)):
+        connection.execute(
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up, claimed_ts,"
+            " width, names, keys) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(ALICE, DEVICE, ALGORITHM, block_nid, len(names), taken, int(taken == len(names)), claimed_ts),
+                len(b'"a":' + content("a")),
+                msgspec.json.encode(list(names)).decode(),
+                b"".join([b'"%b":%b' % (name.encode(), content(name)) for name in names]),
+            ),
+        )
+    connection.commit({"one_time_key": 3})
+    connection.close()
+    migrate(engine)
+    database = open_inline(with_blocks)
+    device = Device(database)
+    assert await device.claim() == ("e", content("e"))
+    assert await device.upload(keys("a", "d", "f", "i")) == 4, "those that were given out do not come back"
+    assert await device.upload(keys("a", "j"), remembered_from=1001) == 5, "it is remembered from when it was given out"
+    assert await device.upload(keys("a"), remembered_from=1001) == 6, "it was forgotten"
+    assert await device.claim_all() == ["f", "g", "h", "i", "j", "a"]
     await database.close()

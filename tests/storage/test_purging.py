@@ -189,8 +189,8 @@ async def test_other_nodes_hear_in_which_rooms(database: Database) -> None:
     await database.write("fill", fill)
     before = database.streams.current()
     await database.write("purge", store.purge, 1, pruned(1), Cause.PURGE, NOW)
-    assert (await events.get_lost_since(0, before)).purged_rooms == {1}
-    assert (await events.get_lost_since(0, database.streams.current())).purged_rooms == frozenset()
+    assert (await events.get_lost_since(0, before)).changed_rooms == {1}
+    assert (await events.get_lost_since(0, database.streams.current())).changed_rooms == frozenset()
 
 
 async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:

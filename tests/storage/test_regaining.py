@@ -55,7 +55,7 @@ async def test_content_comes_back_with_what_is_made_of_it(database: Database) ->
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
     assert [change.detail for change in heard] == ["$1", PurgedMessages(1, [3])]
-    assert (await EventStore(database).get_lost_since(0, before)).purged_rooms == {1}, "other nodes hear of it"
+    assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, "other nodes hear of it"
     assert await restore(database, Regained(3, WHOLE, None, related)) == 0, "it is there"
 
 

@@ -6,24 +6,36 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from storage import to_device_log
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from storage.devices import DeviceRow, DeviceStore
+from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
 from storage.sqlite import SQLiteConnection, SQLiteEngine
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, MOVED_AT_ONCE, DeviceMessage, ToDeviceStore, _sweep
+from storage.to_device import (
+    FEWEST_LOGGED,
+    LOGGED_MS,
+    MOVED_AT_ONCE,
+    DeviceMessage,
+    KnownDevices,
+    Recipients,
+    ToDeviceStore,
+    _sweep,
+)
 from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
@@ -33,6 +45,7 @@ OPENING = b'{"n":'
 EVER = 10**9
 DEVICES = ["D0", "D1", "D2"]
 KILLS = 8
+SENT_AT_A_RACE = 40
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -219,6 +232,34 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(30))
 
 
+async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: Database) -> None:
+    """A request that was carried out is known again in any case, also one that is for none of our users."""
+    user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
+    put_device(database, user, "D0")
+    sent = SentTransaction("@alice:example.org", "PHONE", "sendToDevice/m.test", "1")
+    users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
+
+    def find(known: KnownDevices | None, user_ids: Sequence[str] = (user,)) -> Mapping[str, Recipients] | None:
+        return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, sent, known)))
+
+    known = KnownDevices(users, database.streams.current())
+    assert find(known) is None
+    assert find(None) == users
+    put_device(database, user, "D0")
+    assert find(known) is None, "it was there"
+    put_device(database, user, "D1")
+    assert (find(known) or {})[user].keys() == {"D0", "D1"}
+    later = KnownDevices(users, database.streams.current())
+    run(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
+    assert (find(later) or {})[user].keys() == {"D1"}
+    assert find(KnownDevices({}, 0), ()) == {}
+    run(database.write("note", lambda txn: add_new_transaction(txn, sent, b"{}", 0)))
+    newest = KnownDevices(users, database.streams.current())
+    for seen, user_ids in ((newest, [user]), (known, [user]), (None, [user]), (known, []), (None, [])):
+        with pytest.raises(AlreadySent):
+            find(seen, user_ids)
+
+
 def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
     """Threads come with what they saw in any order: none may miss what another has learned to be gone."""
     index = LogIndex()
@@ -237,9 +278,63 @@ def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
     assert index.extend(Seen(45, None, [])), "an empty log has nothing to miss"
 
 
+@pytest.mark.reactor(120)
+async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
+    threaded_database: Database, database_config: SQLiteConfig | PostgresConfig
+) -> None:
+    """Threads see the log at many moments, and learn from each other; each answer has all up to where it ends, once."""
+    second = open_database(database_config, cast(ReactorBase, installed_reactor))
+    nodes = [(database, ToDeviceStore(database)) for database in (threaded_database, second)]
+    user = "@bob:example.org"
+
+    def put(txn: WriteTransaction) -> None:
+        for device in DEVICES:
+            DeviceStore(second).add_device(txn, DeviceRow(user, device, None, 0))
+
+    await second.write("put", put)
+    sent = answers = 0
+
+    async def send_many() -> None:
+        nonlocal sent
+        database, store = nodes[0]
+        for _ in range(SENT_AT_A_RACE):
+
+            def write(txn: WriteTransaction, begin: int = sent) -> None:
+                there = store.get_devices(txn, [user])[user]
+                recipients = [there[DEVICES[0]], there[DEVICES[1]]] * 10
+                contents = [b"%d" % number for number in range(begin, begin + 10) for _ in range(2)]
+                store.add_messages(txn, OPENING, recipients, contents, 0)
+
+            await database.write("send", write)
+            sent += 10
+
+    async def move(node: int) -> None:
+        while sent < SENT_AT_A_RACE * 10:
+            await nodes[node][1].sweep(8, LOGGED_MS)
+
+    async def read(node: int, device: str) -> None:
+        nonlocal answers
+        database, store = nodes[node]
+        while sent < SENT_AT_A_RACE * 10:
+            least = sent
+            upto = await database.catch_up()
+            found = numbers_of(await store.get_messages(user, device, 0, upto, EVER))
+            assert found == list(range(len(found)))
+            assert len(found) >= least
+            answers += 1
+
+    readers = [read(node, device) for node in (0, 1) for device in DEVICES[:2] for _ in range(3)]
+    work = [send_many(), move(0), move(1), *readers]
+    await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
+    assert answers > SENT_AT_A_RACE
+    await second.close()
+
+
 _MOVER = """
 import sys, msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, gatherResults
 from storage.database import PostgresConfig, SQLiteConfig
 from storage.to_device import LOGGED_MS, ToDeviceStore
 from tests.helpers.databases import open_inline

@@ -187,7 +187,7 @@ class Letters:
 
     def _begin(self, subject: str, recipient: str, now: float) -> EmailMessage:
         message = EmailMessage(policy=LINES)
-        message["Subject"] = subject
+        message["Subject"] = _as_header(subject)
         message["From"] = self.sender
         message["To"] = Address(addr_spec=recipient)
         message["Date"] = format_datetime(datetime.fromtimestamp(now, UTC))
@@ -212,6 +212,14 @@ class Letters:
             kind = self._logo.content_type.partition("/")[2]
             html.add_related(self._logo.content, "image", kind, cid=f"<{LOGO}>", disposition="inline")
         message["Content-Language"] = language.tag
+
+
+def _as_header(text: str) -> str:
+    """The text in one line, to be read as it stands. Names of people and rooms are what others chose: one that looks like an encoded
+    word (RFC 2047) would be decoded when the header is set, to line ends, and so to headers and a text of their own, if it says so.
+    """
+    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+    return " ".join(words).replace("=?", "= ?")
 
 
 def address_of(sender: str) -> str:

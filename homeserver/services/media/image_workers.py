@@ -1,6 +1,5 @@
 """Makes thumbnails in processes of their own. What runs in them is `image_worker`."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -8,10 +7,11 @@ from typing import Final, Literal
 import msgspec
 
 from homeserver.services.media import image_worker
-from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
+from homeserver.services.worker_processes import WorkerDied, WorkerProcesses, processor_seconds
 from storage.executors import Executor
 
 SECONDS_A_JOB: Final = 20.0
+"""On the processor."""
 
 
 class ImageJob(msgspec.Struct, frozen=True):
@@ -51,9 +51,14 @@ class ImageResult(msgspec.Struct, frozen=True):
 class ImageWorkers:
     """The processes."""
 
-    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, executor: Executor, spent: Callable[[int], float] = processor_seconds) -> None:
+        """`spent`: what a process has taken on the processor."""
         self._processes = WorkerProcesses(
-            executor, Path(image_worker.__file__), SECONDS_A_JOB, clock, image_worker.MAX_RESULT_BYTES
+            executor,
+            Path(image_worker.__file__),
+            SECONDS_A_JOB,
+            max_result_bytes=image_worker.MAX_RESULT_BYTES,
+            spent=spent,
         )
 
     async def run(self, job: ImageJob) -> ImageResult:

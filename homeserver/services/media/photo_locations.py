@@ -20,11 +20,12 @@ from twisted.logger import Logger
 from federation.protocol.errors import InvalidParam, LimitExceeded
 from homeserver.services.fair_turns import FairTurns, Times
 from homeserver.services.media.location_worker import PHOTO_BRANDS
-from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
+from homeserver.services.worker_processes import WorkerDied, WorkerProcesses, WorkerWasBusy, processor_seconds
 from storage.executors import Executor, run_in
 from storage.media_spool import DiskSpool
 
 SECONDS_A_FILE: Final = 10.0
+"""On the processor."""
 SLOW_SECONDS: Final = 2.0
 """Whose picture takes longer is slow."""
 LONGEST_WAIT_SECONDS: Final = 30.0
@@ -68,14 +69,16 @@ class PhotoLocations:
         clock: IReactorTime,
         at_once: int,
         now: Callable[[], float] = time.monotonic,
+        spent: Callable[[int], float] = processor_seconds,
         *,
         refuses_others: bool = False,
     ) -> None:
         """`at_once`: how many are looked at at the same time, as many as the executor has threads. `refuses_others`: files are refused
-        that may say a place which is not taken out."""
+        that may say a place which is not taken out. `now`: a clock; `spent`: what a process has taken on the processor."""
         self._refuses_others = refuses_others
         self._executor = executor
-        self._processes = WorkerProcesses(executor, Path(__file__).with_name("location_worker.py"), SECONDS_A_FILE, now)
+        script = Path(__file__).with_name("location_worker.py")
+        self._processes = WorkerProcesses(executor, script, SECONDS_A_FILE, now, spent=spent)
         self._turns = FairTurns(
             at_once,
             max(1, at_once - 1),
@@ -110,6 +113,12 @@ class PhotoLocations:
         sent = body.read() if path is None else b""
         try:
             line, data = await self._processes.run(_Job("" if path is None else str(path), len(sent)), sent)
+        except WorkerWasBusy:
+            self.log.warn("a picture was not looked at, for where it was taken: the machine is too busy")
+            raise LimitExceeded(
+                "The server is too busy to look at this picture, for where it was taken: upload it again in a while",
+                retry_after_ms=30_000,
+            ) from None
         except WorkerDied:
             found = _Found(False, ())
         else:

@@ -1,6 +1,9 @@
 """The conditions of push rules, each compiled to a function that is asked of an event and a user.
 
-Total: whatever a user has stored as a condition, it compiles, to one that never matches where it is none that is known.
+Laws:
+- Total: whatever a user has stored as a condition, it compiles, to one that never matches where it is none that is known.
+- Bounded: there is an end to what the rules of one user take to look through one event (`Occasion.may_take`). Conditions that would
+  take more hold of nothing: those of people come nowhere near.
 
 spec: client-server-api#conditions-1
 """
@@ -11,7 +14,7 @@ from typing import Final
 
 from federation.protocol.globs import Glob
 from homeserver.services.default_push_rules import Condition, TheUser
-from homeserver.services.push.occasion import BODY, Occasion, parse_path
+from homeserver.services.push.occasion import BODY, Occasion, Path, parse_path
 
 Holds = Callable[[Occasion, str, str | None], bool]
 """Whether a condition holds of an event for a user (id, and display name in the room)."""
@@ -19,6 +22,9 @@ Holds = Callable[[Occasion, str, str | None], bool]
 _COUNT: Final = re.compile(r"(==|<=|>=|<|>)?0*([0-9]+)")
 _MOST_DIGITS: Final = 15
 _LARGEST_INTEGER: Final = 2**53 - 1
+_STEPS_TO_FIND: Final = 5
+_STEPS_TO_COMPARE: Final = 30
+"""Of a value in a list, as long as so many comparisons of characters."""
 
 
 NOBODY: Final = ""
@@ -86,7 +92,9 @@ def _event_match(key: str, pattern: object) -> Holds:
 
     def holds(occasion: Occasion, _user: str, _name: str | None) -> bool:
         text = occasion.text(path)
-        return text is not None and matches(text)
+        if text is None or glob.literal not in text:
+            return False
+        return occasion.may_take(len(text) * glob.length) and matches(text)
 
     return holds
 
@@ -99,12 +107,19 @@ def _property_is(key: str, value: object) -> Holds:
 def _property_contains(key: str, value: object) -> Holds:
     path = parse_path(key)
     if value is TheUser.ID:
-        return lambda occasion, user, _name: user != NOBODY and _contains(occasion.value(path), user)
-    return (lambda occasion, _user, _name: _contains(occasion.value(path), value)) if _is_plain(value) else _never
+        return lambda occasion, user, _name: user != NOBODY and user in occasion.texts_in(path)
+    if isinstance(value, str):
+        return lambda occasion, _user, _name: value in occasion.texts_in(path)
+    return (lambda occasion, _user, _name: _contains(occasion, path, value)) if _is_plain(value) else _never
 
 
-def _contains(values: object, wanted: object) -> bool:
-    return isinstance(values, list | tuple) and any(_same(value, wanted) for value in values)
+def _contains(occasion: Occasion, path: Path, wanted: object) -> bool:
+    values = occasion.value(path)
+    if not isinstance(values, list | tuple) or not occasion.may_take(_STEPS_TO_FIND * len(values)):
+        return False
+    if wanted not in values:
+        return False
+    return occasion.may_take(_STEPS_TO_COMPARE * len(values)) and any(_same(value, wanted) for value in values)
 
 
 def _same(found: object, wanted: object) -> bool:
@@ -122,7 +137,10 @@ def _contains_display_name(occasion: Occasion, _user: str, name: str | None) -> 
     text = occasion.text(BODY) if name else None
     if text is None or not name:
         return False
-    return re.search(rf"(?<![a-z0-9_]){re.escape(name.lower())}(?![a-z0-9_])", text) is not None
+    lower = name.lower()
+    if lower not in text or not occasion.may_take(len(text) * len(lower)):
+        return False
+    return re.search(rf"(?<![a-z0-9_]){re.escape(lower)}(?![a-z0-9_])", text) is not None
 
 
 def _member_count(wanted: object) -> Holds:

@@ -24,6 +24,8 @@ MOST_WIDE: Final = 500
 MOST_ABOUT_A_ROOM: Final = 20
 MOST_ROOMS: Final = 2000
 """Rooms that somebody has rules about: each change looks at all of them, while all other writes wait."""
+MOST_CONDITIONS_IN_ROOMS: Final = 100_000
+"""Such rooms times the conditions of rules that are not about one room: so much each change has to look at."""
 
 
 class RuleChanges:
@@ -65,6 +67,8 @@ def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
     had, has = _count(before), _count(kept)
     if len(has) > max(MOST_ROOMS, len(had)):
         raise TooLarge("There are push rules of your own about too many rooms")
+    if len(has) * _wide_conditions(kept) > max(MOST_CONDITIONS_IN_ROOMS, len(had) * _wide_conditions(before)):
+        raise TooLarge("There are push rules of your own about too many rooms, for so many that are not about one room")
     for room, number in has.items():
         if number > max(MOST_WIDE if room is None else MOST_ABOUT_A_ROOM, had[room]):
             about = "that are not about one room" if room is None else "about one room"
@@ -74,3 +78,9 @@ def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
 def _count(kept: KeptRules) -> Counter[str | None]:
     rooms = (room_of(kind, rule) for kind, rules in kept.own.items() for rule in rules)
     return Counter(None if room is None else room.lower() for room in rooms)
+
+
+def _wide_conditions(kept: KeptRules) -> int:
+    """How many conditions are asked about the messages of all rooms; a rule without any is one."""
+    own = [(kind, rule) for kind, rules in kept.own.items() for rule in rules]
+    return sum(max(1, len(rule.conditions or ())) for kind, rule in own if room_of(kind, rule) is None)

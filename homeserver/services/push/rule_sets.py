@@ -36,7 +36,7 @@ from homeserver.services.push.conditions import (
     sent_by,
 )
 from homeserver.services.push.kept_rules import decode_kept
-from homeserver.services.push.occasion import TYPE, Occasion
+from homeserver.services.push.occasion import MOST_STEPS, TYPE, Occasion
 
 _MEMBER: Final = "m.room.member"
 _ORDINARY: Final = ("m.room.message", "m.room.encrypted")
@@ -100,6 +100,7 @@ class RuleSet:
         "_by_type",
         "_of_any_type",
         "_of_rooms",
+        "_types",
         "asks_for_names",
         "asks_for_threads",
         "rules",
@@ -109,19 +110,29 @@ class RuleSet:
         self.rules: Final = tuple(rules)
         self.asks_for_names: Final = any(rule.asks_for_names for rule in rules)
         self.asks_for_threads: Final = any(rule.asks_for_threads for rule in rules)
+        self._types: Final = frozenset(rule.type for rule in rules if rule.type is not None)
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
-        self._by_type: Final = {
-            type: tuple(rule for rule in rules if rule.type in (None, type)) for type in {rule.type for rule in rules}
-        }
+        self._by_type: Final[dict[str | None, tuple[CompiledRule, ...]]] = {}
+        """Of types that were asked for: for all together it would be the product of rules and types."""
         self._attention: Attention | None = None
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
         """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
-        for rule in self._by_type.get(occasion.text(TYPE), self._of_any_type):
+        occasion.steps_left = MOST_STEPS
+        for rule in self._may_match(occasion.text(TYPE)):
             if rule.matches(occasion, user_id, display_name):
                 return rule.actions
         return NOTHING
+
+    def _may_match(self, type: str | None) -> Sequence[CompiledRule]:
+        """The rules that may match events of a type, in lower case."""
+        if type not in self._types:
+            return self._of_any_type
+        rules = self._by_type.get(type)
+        if rules is None:
+            rules = self._by_type[type] = tuple(rule for rule in self.rules if rule.type in (None, type))
+        return rules
 
     @property
     def attention(self) -> Attention:

@@ -4,7 +4,7 @@ Laws:
 - Of a pusher one push is under way at a time, in the order of the stream.
 - Nobody is told of what they have read meanwhile, of what was taken back, nor after a day.
 - A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
-  that nobody wants it (`rejected`).
+  that nobody wants it (`rejected`). A push that is too large for its gateway holds up no other.
 - What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease, and a message writes no row.
 
 spec: push-gateway-api#homeserver-behaviour
@@ -60,6 +60,8 @@ class Push(msgspec.Struct):
     told: Told
     actions: Actions
     is_read: bool = False
+    is_short: bool = False
+    """It goes without what was said, as with that it was too large for its gateway."""
 
 
 class Line(msgspec.Struct, eq=False):
@@ -296,7 +298,16 @@ class Deliveries:
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
-            self._fail(line, push, error, badge_is_due)
+            if error.too_large and push is not None and not push.is_short:
+                push.is_short = True
+                self._send_again(line, push, badge_is_due)
+            else:
+                self._fail(line, push, error, badge_is_due)
+            return
+        if (
+            not accepted and line.row.data != row.data
+        ):  # it was set anew, and the old gateway does not speak for the new one
+            self._send_again(line, push, badge_is_due)
             return
         line.under_way = None
         if not accepted:
@@ -307,6 +318,13 @@ class Deliveries:
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, row.position if push is None else push.told.position)
+
+    def _send_again(self, line: Line, push: Push | None, badge_is_due: bool) -> None:
+        """In another form, or elsewhere: it is still the first."""
+        line.under_way = None
+        line.badge_is_due = line.badge_is_due or badge_is_due
+        if push is not None and self._lines.get(line.row.pusher_nid) is line:
+            line.waiting.appendleft(push)
 
     def _put_off(self, line: Line) -> None:
         """The database was away: what was to be sent is kept, and tried again soon."""
@@ -344,7 +362,8 @@ class Deliveries:
         names = await self._names.get(told)
         unread = None if row.no_counts else await self._badges.get(UserID(row.user_id))
         tweaks: Mapping[str, Any] = push.actions.tweaks
-        encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=self._with_content)
+        with_content = self._with_content and not push.is_short
+        encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=with_content)
         return _Body(encoded, unread)
 
     async def _badge_of(self, row: PusherRow, is_due: bool) -> "_Body | None":
@@ -367,16 +386,17 @@ class Deliveries:
     def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
         now = self._now_ms()
         line.under_way = None
-        if push is not None and not push.is_read and not error.for_good:
+        is_over = error.for_good or error.too_large
+        if push is not None and not push.is_read and not is_over:
             line.waiting.appendleft(push)
-        line.badge_is_due = line.badge_is_due or (badge_is_due and not error.for_good)
+        line.badge_is_due = line.badge_is_due or (badge_is_due and not is_over)
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
         line.error = str(error)[:MAX_ERROR_CHARS]
         if self._lines.get(line.row.pusher_nid) is not line:
             return
-        if not error.unreachable and not error.for_good:  # for the rest the gateway has its own pause
-            line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH), LONGEST_PAUSE_MS)
+        if not error.unreachable and not is_over:  # for the rest the gateway has its own pause
+            line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS)
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 

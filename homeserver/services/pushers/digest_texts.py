@@ -146,22 +146,15 @@ def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
     fields = {"person": first.messages[-1].sender, "room": first.name or ""}
     if len(rooms) > 1:
         fields["place"] = first.name or fields["person"]
-        return _one_line(_("New in %(place)s and elsewhere") % fields)
+        return _("New in %(place)s and elsewhere") % fields
     if first.is_invite:
-        return _one_line(
-            (_("%(person)s invites you to %(room)s") if first.name else _("%(person)s invites you to a room")) % fields
-        )
+        return (
+            _("%(person)s invites you to %(room)s") if first.name else _("%(person)s invites you to a room")
+        ) % fields
     people = {message.sender for message in first.messages}
     if len(people) == 1 and not first.further:
-        return _one_line(
-            (_("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")) % fields
-        )
-    return _one_line(_("New messages in %(room)s") % fields if first.name else _("Message from %(person)s") % fields)
-
-
-def _one_line(text: str) -> str:
-    """Names are what people chose: a header is one line."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+        return (_("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")) % fields
+    return _("New messages in %(room)s") % fields if first.name else _("Message from %(person)s") % fields
 
 
 def _name_of(roster: Roster | None) -> str | None:

@@ -13,6 +13,7 @@ spec: push-gateway-api#homeserver-behaviour
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final, Protocol
 
 import msgspec
@@ -39,6 +40,7 @@ MAX_ANSWER_BYTES: Final = 64 * 1024
 FIRST_PAUSE_MS: Final = 5_000
 LONGEST_PAUSE_MS: Final = 10 * 60_000
 GROWTH: Final = 2
+MAX_WAIT_DIGITS: Final = 9
 _HEADERS: Final = (("Content-Type", "application/json"),)
 
 
@@ -70,12 +72,23 @@ class Job(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all."""
+    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all. `too_large`: it never will be as it is.
+    `wait_ms`: for so long the gateway wants to be left alone; 0 where it says nothing."""
 
-    def __init__(self, text: str, *, for_good: bool = False, unreachable: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        for_good: bool = False,
+        unreachable: bool = False,
+        too_large: bool = False,
+        wait_ms: int = 0,
+    ) -> None:
         super().__init__(text)
         self.for_good = for_good
         self.unreachable = unreachable
+        self.too_large = too_large
+        self.wait_ms = wait_ms
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -181,7 +194,11 @@ class Gateways:
         except OutboundError as error:
             raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
         if not 200 <= answer.status < 300:
-            raise PushFailed(f"it answered {answer.status}")
+            raise PushFailed(
+                f"it answered {answer.status}",
+                too_large=answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                wait_ms=_wait_of(answer),
+            )
         try:
             rejected = msgspec.json.decode(answer.body, type=_Answer).rejected if answer.body else []
         except msgspec.MsgspecError as error:
@@ -269,3 +286,10 @@ class Gateways:
                 other = line.popleft()
                 other.in_line = False
                 self._pump(other)
+
+
+def _wait_of(answer: WebAnswer) -> int:
+    """How long `Retry-After` asks to wait, in milliseconds, where it is a number of seconds."""
+    text = answer.headers.get("retry-after", "")
+    is_number = text.isascii() and text.isdecimal() and len(text) <= MAX_WAIT_DIGITS
+    return int(text) * 1000 if is_number else 0

@@ -1,24 +1,28 @@
 """The memory of connections: what a client was sent, and how its `pos` is read.
 
-A `pos` is a sync token and the number of a state: `s<position>_<ephemeral>_<state>`. A state says of each room whether
+A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. A state says of each room whether
 everything up to the position was sent (*live*), or only up to an earlier one (*previously*). As long as that does not
-change, answers have the same state with new positions, and nothing is written.
+change, answers have the same state with new positions, and nothing is written; nor is a state that has some rooms more, for
+these are in its name (`state_names.py`).
 
 Members that were sent lazily are not part of it: they are remembered while the server runs (`lazy_members`), and sent again
 after a restart.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sliding_sync.state_names import added_in, added_to, name_of, stored_nid
+from homeserver.services.stream_tokens import SyncToken, split_pos
 from storage.rooms import RoomRow
 from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
 from storage.streams import Change, Streams, Topic
@@ -29,14 +33,14 @@ ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 LIVE: Final = 0
 """Stands for the position of the `pos`, where one says up to where something was sent."""
 
-NOTHING: Final[Mapping[int, Any]] = {}
+NOTHING: Final[dict[int, Any]] = {}
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
 """For so long a connection is remembered that is not used. A job takes away the others."""
 BYTES_LIKE_A_ROOM: Final = 64
 """So much of a stored state weighs as a room: what clients ask of rooms may be long."""
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
-_POS: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_weight: Final = itemgetter(1)
 
 
 class UnknownPos(MatrixError):
@@ -87,16 +91,19 @@ class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "profiles", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "added", "profiles", "receipts", "rooms")
 
     def __init__(
         self,
-        rooms: Mapping[int, SentRoom] = NOTHING,
+        rooms: dict[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
         profiles: ToldProfiles | None = None,
     ) -> None:
         """`profiles`: None: it does not ask for them."""
+        self.added: Sequence[tuple[int, bool]] | None = None
+        """The rooms (numbers, and whether they are direct chats) that this state has beside the one from which it came, if it is
+        that one `with_rooms`. None: it differs from it by more."""
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
@@ -122,6 +129,18 @@ class ConnectionState:
                     found.append(nid)
             self._settled = (config, frozenset(found))
         return self._settled[1]
+
+    def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
+        """The same with some rooms more, sent like the last room in this one."""
+        last, like = next(reversed(self.rooms.items()))
+        rooms = {nid: SentRoom(LIVE, like.timeline_limit, like.required_state, is_direct) for nid, is_direct in added}
+        live = dict.fromkeys(rooms, LIVE)
+        return ConnectionState(
+            {**self.rooms, **rooms},
+            {**self.receipts, **live} if last in self.receipts else self.receipts,
+            {**self.account_data, **live} if last in self.account_data else self.account_data,
+            self.profiles,
+        )
 
     def take_settled_from(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
         """What is known of the former state, from which this one came by the rooms that changed."""
@@ -155,7 +174,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
     key: ConnectionKey
     token: SyncToken | None
     """What the client has heard of; None at its beginning."""
-    state_nid: int | None
+    state_name: str | None
     state: ConnectionState
 
     @property
@@ -170,19 +189,30 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
 
 class _Remembered(msgspec.Struct):
     used_ts: int
-    states: dict[int, ConnectionState]
-    weights: dict[int, int]
-    """How much each state weighs."""
+    """That of what is stored."""
+    states: dict[str, tuple[ConnectionState, int]]
+    """By name, and how much each weighs; what a client got later comes later."""
 
 
 class Connections:
     """Finds the state of connections, and keeps new ones. For the reactor thread."""
 
     def __init__(
-        self, store: SlidingConnectionStore, streams: Streams, now_ms: Callable[[], int], *, capacity: int
+        self,
+        store: SlidingConnectionStore,
+        memberships: Memberships,
+        streams: Streams,
+        now_ms: Callable[[], int],
+        catch_up: Callable[[], Awaitable[int]],
+        *,
+        capacity: int,
     ) -> None:
-        """`capacity`: about how many rooms of all connections are remembered in memory, long names counted as rooms too."""
+        """`catch_up` learns how far other nodes have written. `capacity`: about how many rooms of all connections are remembered in
+        memory, long names counted as rooms too."""
         self._store = store
+        self._memberships = memberships
+        self._streams = streams
+        self._catch_up = catch_up
         self._now_ms = now_ms
         self._capacity = capacity
         self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
@@ -200,49 +230,71 @@ class Connections:
         key = ConnectionKey(request.caller.user_id, request.caller.device_id or "", request.conn_id)
         if request.pos is None:
             return Connection(key, None, None, EMPTY)
-        match = _POS.fullmatch(request.pos)
-        if match is None:
+        parts = split_pos(request.pos)
+        if parts is None:
             raise UnknownPos
-        position, ephemeral, state_nid = map(int, match.groups())
-        state = await self._find_state(key, state_nid)
-        return Connection(key, SyncToken(position, ephemeral), state_nid, state)
+        token, name = parts
+        if token.position > self._streams.current() and token.position > await self._catch_up():
+            raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        return Connection(key, token, name, await self._find_state(key, name))
 
     async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
-        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new, or if it is to
-        have a number of its own (`anew`)."""
-        state_nid = former.state_nid
-        if anew or state_nid is None or state is not former.state:
-            now = self._now_ms()
-            blob = _encode(state)
-            state_nid = await self._store.add_state(former.key, state_nid, blob, now)
-            known = self._known.get(former.key)
-            # another request may have been answered from the same state, or from a later one: those states stay
-            states = {} if known is None else dict(known.states)
-            weights = {} if known is None else dict(known.weights)
-            if former.state_nid is not None:
-                states.setdefault(former.state_nid, former.state)
-                weights.setdefault(former.state_nid, 1 + len(former.state.rooms))
-            states[state_nid], weights[state_nid] = state, _weigh(state, blob)
-            nids = sorted(nid for nid in states if nid >= (former.state_nid or 0))[-MOST_OF_A_CONNECTION:]
-            self._remember(
-                former.key, _Remembered(now, {nid: states[nid] for nid in nids}, {nid: weights[nid] for nid in nids})
-            )
-        return f"{token}_{state_nid}"
+        """The `pos` of an answer after which the client has this, which came from what it had. Written before it is told, if it has
+        more that is new than a name has room for, or is to have a number of its own (`anew`)."""
+        name = former.state_name
+        if name is None:
+            name = await self._store_state(former, state)
+        elif anew or state is not former.state:
+            longer = None if anew or state.added is None else added_to(name, state.added)
+            if longer is None:
+                name = await self._store_state(former, state)
+            else:
+                name = longer
+                if (known := self._known.get(former.key)) is not None:
+                    self._follow(former, name, state, 1 + len(state.rooms), known.used_ts)
+        return f"{token}_{name}"
 
-    async def _find_state(self, key: ConnectionKey, state_nid: int) -> ConnectionState:
+    async def _store_state(self, former: Connection, state: ConnectionState) -> str:
+        """Keep a state under a number of its own: its name."""
+        now, blob = self._now_ms(), _encode(state)
+        former_nid = None if former.state_name is None else stored_nid(former.state_name)
+        name = name_of(await self._store.add_state(former.key, former_nid, blob, now))
+        self._follow(former, name, state, _weigh(state, blob), now)
+        return name
+
+    def _follow(self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int) -> None:
+        """Remember a state that follows another. Those that came before that one go; not those that came since, for another request
+        may have been answered from the same state, or from a later one."""
+        known, before = self._known.get(former.key), former.state_name
+        states = {} if known is None else dict(known.states)
+        if before is not None:
+            if before not in states:
+                states = {before: (former.state, 1 + len(former.state.rooms)), **states}
+            while (first := next(iter(states))) != before:
+                del states[first]
+        states.pop(name, None)
+        states[name] = (state, weight)
+        while len(states) > MOST_OF_A_CONNECTION:
+            del states[next(iter(states))]
+        self._remember(former.key, _Remembered(used_ts, states))
+
+    async def _find_state(self, key: ConnectionKey, name: str) -> ConnectionState:
         known = self._known.get(key)
-        if known is None or state_nid not in known.states:
-            row = await self._store.get_state(key, state_nid)
+        if known is None or name not in known.states:
+            row = await self._store.get_state(key, stored_nid(name))
             if row is None:
                 raise UnknownPos
-            state = _decode(row.state)
-            states, weights = {state_nid: state}, {state_nid: _weigh(state, row.state)}
+            state, weight = _decode(row.state), 1 + len(row.state) // BYTES_LIKE_A_ROOM
+            if added := added_in(name):
+                if not state.rooms:
+                    raise UnknownPos
+                rows = await self._memberships.of_user(UserID(key.user_id))
+                state = state.with_rooms(each for each in added if each[0] in rows and rows[each[0]].was_joined)
+            states = {name: (state, weight + len(state.rooms))}
             former = self._known.get(key)
-            if former is not None:  # another node wrote this one
-                nids = sorted(former.states)[1 - MOST_OF_A_CONNECTION :]
-                states |= {nid: former.states[nid] for nid in nids}
-                weights |= {nid: former.weights[nid] for nid in nids}
-            known = _Remembered(row.used_ts, states, weights)
+            if former is not None:  # another node gave this one, or it went before others
+                states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
+            known = _Remembered(row.used_ts, states)
             self._remember(key, known)
         self._known.move_to_end(key)
         now = self._now_ms()
@@ -253,12 +305,12 @@ class Connections:
         if now - known.used_ts > TOUCHED_EACH_MS:
             known.used_ts = now
             await self._store.set_used(key, now)
-        return known.states[state_nid]
+        return known.states[name][0]
 
     def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
         self._forget(key)
         self._known[key] = remembered
-        self._weight += sum(remembered.weights.values())
+        self._weight += sum(map(_weight, remembered.states.values()))
         of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
         of_device[key.conn_id] = None
         if len(of_device) > MOST_OF_A_DEVICE:
@@ -269,7 +321,7 @@ class Connections:
     def _forget(self, key: ConnectionKey) -> None:
         remembered = self._known.pop(key, None)
         if remembered is not None:
-            self._weight -= sum(remembered.weights.values())
+            self._weight -= sum(map(_weight, remembered.states.values()))
             of_device = self._of_devices[key.user_id, key.device_id]
             del of_device[key.conn_id]
             if not of_device:
@@ -294,14 +346,16 @@ class StateChanges:
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
         self._rooms: dict[int, SentRoom] = {}
+        self._outside = False
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
         self._profiles = state.profiles
 
-    def set_room(self, room_nid: int, sent: SentRoom) -> None:
-        """A room was sent so far."""
+    def set_room(self, room_nid: int, sent: SentRoom, *, is_joined: bool = False) -> None:
+        """A room was sent so far. `is_joined`: whether the user is in it."""
         if self._state.rooms.get(room_nid) != sent:
             self._rooms[room_nid] = sent
+            self._outside = self._outside or not is_joined
 
     def end_room(self, room_nid: int, position: int) -> None:
         """A live room has news that are not sent: the client has it up to the position."""
@@ -334,7 +388,26 @@ class StateChanges:
             self._profiles,
         )
         state.take_settled_from(self._state, self._rooms)
+        if same_profiles and self._adds_rooms():
+            state.added = [(nid, sent.is_direct) for nid, sent in self._rooms.items()]
         return state
+
+    def _adds_rooms(self) -> bool:
+        """Whether all that changes are rooms that the user is in, new ones, that were sent like the last one (`with_rooms`)."""
+        former = self._state.rooms
+        if self._outside or not self._rooms or not former or not former.keys().isdisjoint(self._rooms):
+            return False
+        last, like = next(reversed(former.items()))
+        for sent in self._rooms.values():
+            if sent.timeline_limit != like.timeline_limit or sent.required_state != like.required_state:
+                return False
+        for known, changed in (
+            (self._state.receipts, self._receipts),
+            (self._state.account_data, self._account_data),
+        ):
+            if any(changed.values()) or changed.keys() != (self._rooms.keys() if last in known else set()):
+                return False
+        return True
 
 
 def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:

@@ -25,7 +25,7 @@ class _Empty(msgspec.Struct, frozen=True, gc=False):
     """One answer, and what it follows from."""
 
     token: SyncToken
-    state_nid: int | None
+    state_name: str | None
     asked: _Asked
     body: dict[str, Any]
 
@@ -48,7 +48,7 @@ class EmptyAnswers:
         if kept is None:
             return None
         known, _ = kept
-        if known.token != now or connection.token != now or known.state_nid != connection.state_nid:
+        if known.token != now or connection.token != now or known.state_name != connection.state_name:
             return None
         return known.body if known.asked == _asked(request) else None
 
@@ -61,7 +61,7 @@ class EmptyAnswers:
             asked, weight = kept[0].asked, kept[1]  # as a rule: the answer is not much longer than what is asked
         else:
             weight = ENTRY + weigh(asked, set()) + weigh(body, set())
-        self._kept.put(connection.key, _Empty(now, connection.state_nid, asked, body), weight)
+        self._kept.put(connection.key, _Empty(now, connection.state_name, asked, body), weight)
 
 
 def _asked(request: SlidingRequest) -> _Asked:

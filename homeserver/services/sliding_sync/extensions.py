@@ -14,6 +14,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.relations import read_relation
 from homeserver.services.event_filters import NO_FILTER
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.kept_account_data import KeptAccountData
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
@@ -59,6 +60,7 @@ class ExtensionParts(msgspec.Struct, frozen=True):
 
     devices: DeviceNewsReader
     account_data: AccountDataStore
+    kept_data: KeptAccountData
     receipts: ReceiptNews
     recent: RecentChanges
     rooms: RoomStore
@@ -157,18 +159,24 @@ class ExtensionReader:
         return ExtensionNews(answer, is_news, is_all, view)
 
     async def read_without_news(
-        self, request: SlidingRequest, connection: Connection, now: SyncToken, moved_to: Collection[int] | None
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        now: SyncToken,
+        moved_to: Collection[int] | None,
+        new: RoomWork | None = None,
     ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
         rooms that it has. None where that is not enough to know them.
 
-        `moved_to`: the rooms in view now, all of them joined, if they are others than before.
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: one that it does not have: see
+        `read_with_new`.
         """
         wanted, is_news = request.extensions, False
         view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
-        if moved_to is not None and not _is_known_of(moved_to, wanted, connection):
+        if moved_to is not None and not _is_known_of(moved_to, wanted, connection, new):
             return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
@@ -185,13 +193,39 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                typing, is_news, view = await self._typing(request, connection, set(moved_to), ())
+                begun = () if new is None else (new,)
+                typing, is_news, view = await self._typing(request, connection, set(moved_to), begun)
             else:
                 view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
         if wanted.thread_subscriptions is not None:
             answer[wanted.thread_subscriptions.name] = {}
         return ExtensionNews(answer, is_news, typing=view)
+
+    async def read_with_new(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        now: SyncToken,
+        moved_to: Collection[int],
+        new: RoomWork,
+        changes: StateChanges,
+    ) -> ExtensionNews | None:
+        """The same, where one of the rooms in view is new to the client, and messages in it are all that has happened."""
+        read = await self.read_without_news(request, connection, now, moved_to, new)
+        if read is None:
+            return None
+        if request.extensions.account_data is not None:
+            room_id = new.room.room_id
+            kept = await self._parts.kept_data.of_rooms(request.caller.user_id, (room_id,))
+            read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
+            changes.set_account_data(new.room.room_nid, LIVE)
+        if request.extensions.receipts is not None:
+            receipts = await self._parts.receipts.read_of_new(request, connection, new, now.position, changes)
+            if receipts is None:
+                return None
+            read.answer["receipts"]["rooms"] = receipts
+        return read
 
     def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
         """Whether another answer that has this `pos` told something else."""
@@ -241,11 +275,11 @@ class ExtensionReader:
         missed = {nid: upto for nid, upto in not_live(known) if nid in scope and nid not in new}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
-            whole = await self._by_room(await store.get_account_data(user_id))
+            whole = await self._by_room(await self._parts.kept_data.of_user(user_id))
             found |= {nid: data for nid, data in whole.items() if nid in new}
         elif new:  # of all that the user keeps, most is of rooms that are not in view
             ids = {room.room_id: nid for nid, room in (await self._parts.rooms.get_rooms_by_nid(new)).items()}
-            kept = await store.get_rooms_account_data(user_id, ids)
+            kept = await self._parts.kept_data.of_rooms(user_id, ids)
             found |= {ids[room_id]: data for room_id, data in kept.items()}
         if known and (changed or missed):
             since = min([connection.position, *missed.values()])
@@ -366,15 +400,22 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
     }
 
 
-def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection) -> bool:
-    """Whether the client has been told all of account data and receipts of these rooms, which all lists are asked for."""
+def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection, new: RoomWork | None) -> bool:
+    """Whether the client has been told all of account data and receipts of these rooms but for the new one, which all lists are asked
+    for."""
     if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
     for scope, known in (
         (wanted.account_data, connection.state.account_data),
         (wanted.receipts, connection.state.receipts),
     ):
-        if scope is not None and (scope.lists is not None or any(map(known.get, rooms, repeat(NEVER)))):
+        if scope is None:
+            continue
+        if scope.lists is not None:
+            return False
+        if any(map(known.get, rooms, repeat(NEVER))) and not all(
+            known.get(nid) == LIVE or (new is not None and nid == new.room.room_nid) for nid in rooms
+        ):
             return False
     return True
 

@@ -6,7 +6,7 @@ Laws:
   of. An answer tells all there is to tell up to its `pos`; so who asks the same again lacks only what has happened since.
 - Messages do not change which rooms a list shows. One in a room of a window that begins with the first room moves that room
   up within the window: the windows have the same rooms as before. One in another room of the list moves that room into the
-  window, and the last one out; where that room's past was told before, only the message is new.
+  window, and the last one out; where that room's past was told before, only the message is new, else the room (`new_rooms.py`).
 - Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
 """
 
@@ -27,6 +27,7 @@ from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
 from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.lists import RoomLists, Selection
+from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork, are_too_long
@@ -97,6 +98,7 @@ class MessagesInView:
         extensions: ExtensionReader,
         streams: Streams,
         plain: PlainMessageReader,
+        new: NewRooms,
         *,
         capacity: int,
     ) -> None:
@@ -109,6 +111,7 @@ class MessagesInView:
         self._entries = entries
         self._extensions = extensions
         self._plain = plain
+        self._new = new
         self._views = KeptOfConnections[View](streams, capacity=capacity)
 
     @property
@@ -152,6 +155,9 @@ class MessagesInView:
             if configs is None:
                 return None
             view = replace(view, configs=configs)
+            (nid, *others) = coming
+            if not others and nid not in view.state.rooms:
+                return await self._begin(request, connection, view, rows[nid], changed, now)
         own = await self._find_own(rows, view, changed)
         if own is None:
             return None
@@ -177,6 +183,35 @@ class MessagesInView:
         body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}
         is_news = read.is_news or any(map(_is_told, works))
         return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state), read.typing)
+
+    async def _begin(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        view: View,
+        own: MembershipRow,
+        changed: Set[int],
+        now: SyncToken,
+    ) -> Told | None:
+        """The answer where a message brought a room into view with which the client begins, and nothing else is new to it."""
+        nid = own.room_nid
+        if own.position > view.token.position or changed & view.configs.keys() != {nid}:
+            return None
+        if nid in await self._partial.get_all():
+            return None
+        room = (await self._rooms.get_rooms_by_nid((nid,)))[nid]
+        is_direct = room.room_id in view.labels.direct
+        new = self._new.find(request, connection, room, own, view.configs[nid], now.position, is_direct=is_direct)
+        if new is None:
+            return None
+        changes = StateChanges(connection.state)
+        read = await self._extensions.read_with_new(request, connection, now, view.configs, new.work, changes)
+        if read is None:
+            return None
+        changes.set_room(nid, new.work.result(), is_joined=True)
+        state = changes.result()
+        body = {"lists": view.shown, "rooms": {room.room_id: new.entry}, "extensions": read.answer}
+        return Told(body, True, state, new.members, replace(view, token=now, state=state), read.typing)
 
     def _make_plainly(
         self, request: SlidingRequest, view: View, own: MembershipRow, now: SyncToken, members: set[Member]
@@ -211,8 +246,8 @@ class MessagesInView:
 
     async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that, or
-        one of them is new to the client."""
-        if len(view.lists) != 1 or view.subscriptions or not coming <= view.state.rooms.keys():
+        one of several is new to the client."""
+        if len(view.lists) != 1 or view.subscriptions or not (len(coming) == 1 or coming <= view.state.rooms.keys()):
             return None
         (wanted,) = view.lists.values()
         front = await self._lists.front(user_id, wanted, view.labels)

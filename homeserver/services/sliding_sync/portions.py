@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from homeserver.services.sliding_sync.connections import Connection
-from homeserver.services.sliding_sync.request import SlidingRequest
+from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.sync.lazy_members import Member
 
@@ -52,13 +52,23 @@ async def make_entries(
     return made, works[:told]
 
 
+def _load_of(config: RoomConfig, *, initial: bool) -> int:
+    """How many events a room may have, as far as it is known before they are read."""
+    events = max(1, min(config.timeline_limit, MOST_EVENTS_AT_ONCE))
+    if initial and config.required_state.all_members:
+        return max(events, MOST_EVENTS_AT_ONCE // MOST_ROOMS_OF_MEMBERS)
+    return events
+
+
 def _portions_of(works: Sequence[RoomWork]) -> Iterator[Sequence[RoomWork]]:
     """One as a rule: as many as may be made before it is known how large they are."""
     begin, load = 0, 0
+    loads: dict[tuple[int, bool], int] = {}
     for index, work in enumerate(works):
-        events = max(1, min(work.config.timeline_limit, MOST_EVENTS_AT_ONCE))
-        if work.initial and work.config.required_state.all_members:
-            events = max(events, MOST_EVENTS_AT_ONCE // MOST_ROOMS_OF_MEMBERS)
+        case = (id(work.config), work.initial)  # mostly the same of all rooms
+        events = loads.get(case)
+        if events is None:
+            events = loads[case] = _load_of(work.config, initial=work.initial)
         if load and load + events > MOST_EVENTS_AT_ONCE:
             yield works[begin:index]
             begin, load = index, 0

@@ -5,12 +5,14 @@ has read; then what is new, also of the time while the room was out of view. An 
 an event of the room: what is left comes in the next answer, which comes at once.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
 from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Seen
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.kept_receipts import KeptReceipts
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -28,12 +30,14 @@ class ReceiptNews:
     def __init__(
         self,
         receipts: ReceiptStore,
+        kept: KeptReceipts,
         timelines: Timelines,
         recent: RecentChanges,
         rooms: RoomStore,
         ignored: IgnoredUsers,
     ) -> None:
         self._receipts = receipts
+        self._kept = kept
         self._timelines = timelines
         self._recent = recent
         self._rooms = rooms
@@ -81,13 +85,8 @@ class ReceiptNews:
             changed = await self._receipts.get_receipts(ranges)
         for nid, rows in changed.items():
             if rows:
-                ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
                 told, first = connection.since(known[nid]) if nid in known else upto, firsts.get(nid, upto)
-                found[nid] = [
-                    row
-                    for row in rows
-                    if row.event_id in ids or row.position > told or (row.event_position or 0) >= first
-                ]
+                found[nid] = _of_shown(rows, timelines.get(nid, ()), told, first)
         for nid, rows in own.items():
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self.end(request, connection, scope, changes)
@@ -106,6 +105,28 @@ class ReceiptNews:
             changes.set_receipts(nid, end)
         rooms = await self._rooms.get_rooms_by_nid(events)
         return {rooms[nid].room_id: event for nid, event in events.items()}, is_all
+
+    async def read_of_new(
+        self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, changes: StateChanges
+    ) -> dict[str, Any] | None:
+        """The same for a room with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
+        knows. None where they are many, or there is no room for all of them."""
+        nid, user_id, known = work.room.room_nid, request.caller.user_id, connection.state.receipts
+        told = connection.since(known[nid]) if nid in known else upto
+        first = min(told, *[seen.event.position or 0 for seen in work.shown])
+        kept = await self._kept.of_room(nid)
+        if kept is None:
+            return None
+        changes.set_receipts(nid, LIVE)
+        if not kept:
+            return {}
+        rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
+        rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
+        shown = visible_receipts(rows, user_id, await self._ignored.of_user(user_id))
+        fit, held_from = _as_fit(shown)
+        if held_from is not None:
+            return None
+        return {work.room.room_id: receipt_events(fit)[0]} if fit else {}
 
     async def _find_first_shown(self, connection: Connection, room_nids: Set[int], upto: int) -> dict[int, int]:
         """Of rooms that the client has without their receipts, which it wants now: the position of the oldest of the newest events, as
@@ -129,6 +150,13 @@ class ReceiptNews:
         for nid in known if recent is None else recent.receipts & known.keys():
             if known[nid] == LIVE and nid not in scope:
                 changes.set_receipts(nid, connection.position)
+
+
+def _of_shown(rows: Iterable[ReceiptRow], timeline: Iterable[Seen], told: int, first: int) -> list[ReceiptRow]:
+    """Those of the receipts at events of the timeline, and those that are newer than what was told, or at events that are not before
+    the first."""
+    ids = {seen.event.event.event_id for seen in timeline}
+    return [row for row in rows if row.event_id in ids or row.position > told or (row.event_position or 0) >= first]
 
 
 def _as_fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:

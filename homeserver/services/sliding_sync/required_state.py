@@ -4,7 +4,7 @@ Changes are those between two states of the room, not the state events among the
 of a fork brought back is told too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
@@ -62,6 +62,21 @@ class RequiredStates:
         entries = await self._read(room_nid, root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
         return StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
+
+    def find_whole(
+        self, room_nid: int, root: bytes | None, wanted: RequiredState, members: Iterable[str]
+    ) -> StateOfRoom | None:
+        """As `get_whole`, with some memberships, at once; None where that needs the database, or names do not say all that is asked
+        for."""
+        names = self._names(wanted)
+        if names is None:
+            return None
+        memberships = [StateKey(MEMBER, user_id) for user_id in members]
+        found = self._trees.get_cached(room_nid, root, (*names.read, *memberships))
+        if found is None:
+            return None
+        entries = {key: found[key] for key in (*names.asked, *memberships) if key in found}
+        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
 
     async def get_added(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, former: RequiredState

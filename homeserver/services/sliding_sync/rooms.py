@@ -25,7 +25,7 @@ from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
-from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
@@ -219,12 +219,12 @@ class RoomEntries:
         for work in works:
             nid = work.room.room_nid
             bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
-            is_bumped = (bump or work.own.position) > work.since
+            is_bumped = _is_bumped(work, bump)
             if not work.shows_room:
                 entry, work.is_told = await self._make_outside(request, work), True
             else:
                 end = begin + len(work.shown)
-                entry = _make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
+                entry = make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
                 recounted = nid in counts and work.may_be_recounted
@@ -233,24 +233,7 @@ class RoomEntries:
                     work.is_told = True  # else, if nothing is shown, somebody wrote whom the user ignores: it can wait
                 if not (work.is_told or is_bumped):
                     continue
-                if work.summary is not None:
-                    _add_people(entry, work.summary)
-                if nid in counts:
-                    total = counts[nid].total
-                    entry["notification_count"] = total.notifications
-                    entry["highlight_count"] = total.highlights
-            if work.initial or is_bumped:
-                entry["bump_stamp"] = bump or work.own.position
-            if work.initial:
-                entry["initial"] = True
-            if work.is_direct:
-                entry["is_dm"] = True
-            elif request.stable and work.is_no_longer_direct:
-                entry["is_dm"] = False
-            if request.stable:
-                entry["membership"] = work.own.membership
-                if work.in_lists:
-                    entry["lists"] = list(work.in_lists)
+            complete_entry(entry, work, bump, counts.get(nid), request.stable)
             entries[work.room.room_id] = entry
         return entries
 
@@ -415,7 +398,11 @@ def _tell_own_membership(work: RoomWork) -> None:
         work.state.entries[own] = work.own.event_nid
 
 
-def _make_inside(
+def _is_bumped(work: RoomWork, bump: int) -> bool:
+    return (bump or work.own.position) > work.since
+
+
+def make_inside(
     work: RoomWork,
     timeline: Sequence[Any],
     events: Mapping[int, StoredEvent],
@@ -439,7 +426,7 @@ def _make_inside(
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
-            entry["prev_batch"] = format_place(Place(first.depth, first.nid - 1))
+            entry["prev_batch"] = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
         else:
             entry["prev_batch"] = str(SyncToken(upto, 0))
         if work.limited:
@@ -463,6 +450,28 @@ def _make_inside(
         elif not work.initial and (stable or field_name == "avatar"):
             entry[field_name] = None
     return entry
+
+
+def complete_entry(entry: dict[str, Any], work: RoomWork, bump: int, counts: RoomUnread | None, stable: bool) -> None:
+    """Add what every entry has. `bump`: the position of the newest event that moves the room up; 0: none does. `counts`: None where they
+    are not told."""
+    if work.summary is not None:
+        _add_people(entry, work.summary)
+    if counts is not None:
+        total = counts.total
+        entry["notification_count"], entry["highlight_count"] = total.notifications, total.highlights
+    if work.initial or _is_bumped(work, bump):
+        entry["bump_stamp"] = bump or work.own.position
+    if work.initial:
+        entry["initial"] = True
+    if work.is_direct:
+        entry["is_dm"] = True
+    elif stable and work.is_no_longer_direct:
+        entry["is_dm"] = False
+    if stable:
+        entry["membership"] = work.own.membership
+        if work.in_lists:
+            entry["lists"] = list(work.in_lists)
 
 
 def _add_people(entry: dict[str, Any], summary: Summary) -> None:

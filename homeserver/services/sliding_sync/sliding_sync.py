@@ -34,13 +34,13 @@ from homeserver.services.sliding_sync.connections import (
     Connections,
     ConnectionState,
     StateChanges,
-    UnknownPos,
 )
 from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
+from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
@@ -75,6 +75,7 @@ class SlidingParts(msgspec.Struct, frozen=True):
     empty: EmptyAnswers
     counts: CountNews
     plain: PlainMessageReader
+    new: NewRooms
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -123,6 +124,7 @@ class SlidingSync:
             parts.extensions,
             streams,
             parts.plain,
+            parts.new,
             capacity=view_bytes,
         )
 
@@ -133,8 +135,8 @@ class SlidingSync:
         """
         connection = await self._parts.connections.find(request)
         members = self._parts.entries.begin(request, connection)
-        if connection.position > self._streams.current() and connection.position > await self._catch_up():
-            raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        if connection.token is not None:
+            self._parts.typing.meet(connection.token.ephemeral)
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
@@ -208,7 +210,7 @@ class SlidingSync:
         changes = StateChanges(connection.state)
         extensions = await parts.extensions.read(request, connection, selection, told, token, changes)
         for work in told:
-            changes.set_room(work.room.room_nid, work.result())
+            changes.set_room(work.room.room_nid, work.result(), is_joined=work.own.membership == "join")
         await self._end_others(request, connection, selection, told_nids, recounted, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),

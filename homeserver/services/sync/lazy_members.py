@@ -58,13 +58,15 @@ class LazyMembers:
             device = self._devices[key] = _Device(since or "")
         elif since != device.token:
             carried = device.answers[since]
-            if len(device.confirmed) + len(carried) > MAX_MEMBERS:
-                device.confirmed = set()
-            device.confirmed |= carried
+            if carried:
+                if len(device.confirmed) + len(carried) > MAX_MEMBERS:
+                    device.confirmed = set()
+                device.confirmed |= carried
             device.token, device.answers = since, {}
         self._devices.move_to_end(key)
-        self._remembered += len(device.confirmed) - device.counted
-        device.counted = len(device.confirmed)
+        if (count := len(device.confirmed)) != device.counted:
+            self._remembered += count - device.counted
+            device.counted = count
         while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
             self._forget(next(iter(self._devices)))
         return device.confirmed

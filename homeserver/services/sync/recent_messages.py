@@ -12,7 +12,7 @@ from storage.streams import Change, Streams, Topic
 from storage.to_device import DeviceMessage, DevicesGone, NewMessages
 
 MOST_BYTES: Final = 16 << 20
-"""Of contents."""
+"""Of contents; what many devices are sent alike at once counts once."""
 MOST_MESSAGES: Final = 50_000
 MANY: Final = 64
 """So many that were sent at once are kept together."""
@@ -30,7 +30,8 @@ class _Sent:
 
     def __init__(self, news: NewMessages) -> None:
         self.news = news
-        self.size = sum(map(len, news.contents))
+        alike = {id(content): content for content in news.contents}
+        self.size = sum(map(len, news.contents if len(news.contents) < MANY else alike.values()))
         self._by_user: dict[str, Sequence[int]] = {}
 
     def index(self) -> None:

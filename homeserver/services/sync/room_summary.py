@@ -61,6 +61,10 @@ class RoomSummaries:
                 self._keep(room_nid, summary)
         return found
 
+    def find_named(self, room_nid: int) -> Summary | None:
+        """The summary of a room that has a name or an alias, which is the same for everyone, if it is in memory."""
+        return self._named.get(room_nid)
+
     def _keep(self, room_nid: int, summary: Summary) -> None:
         if len(self._named) >= self._capacity:
             self._named.clear()

@@ -25,6 +25,7 @@ from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
+from homeserver.services.beside_rooms import BesideRooms
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
@@ -43,7 +44,7 @@ from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
-from homeserver.services.unread import UnreadCounts
+from homeserver.services.unread import OwnReceipts, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
@@ -66,6 +67,7 @@ class SyncParts(msgspec.Struct, frozen=True):
     unread: UnreadCounts
     receipts: ReceiptStore
     account_data: AccountDataStore
+    beside: BesideRooms
     typing: Typing
     recent: RecentChanges
     past: PastMemberships
@@ -112,6 +114,8 @@ class Sync:
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
         request = await self._check_since(request)
+        if request.since is not None:
+            self._parts.typing.meet(request.since.ephemeral)
         if not request.loads_lazily:
             return await self._answer(request, timeout_ms)
         joined = self._parts.joined
@@ -167,8 +171,12 @@ class Sync:
         token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
-        ignored = await parts.ignored.of_user(user_id)
+        heard = parts.ignored.heard
         data = await self._read_account_data(request, span)
+        if since is None:
+            ignored = parts.ignored.learn(user_id, data.everywhere, heard)
+        else:
+            ignored = await parts.ignored.of_user(user_id)
         recounted: Set[int] = frozenset()
         if since is not None:
             recounted = await self._recounts.find(user_id, span.since, rows, data)
@@ -200,7 +208,7 @@ class Sync:
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
         if request.since is None:
-            return await store.get_account_data(user_id)
+            return await self._parts.beside.account_data.of_user(user_id)
         if not self._parts.recent.concerns_user(user_id, Topic.ACCOUNT_DATA, span.since):
             return AccountData()
         return await store.get_account_data_since(user_id, span.since, span.upto)
@@ -267,13 +275,14 @@ class Sync:
                 outside.append(row)
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
         await self._fill_departures(left)
-        await self._fill_beside(request, span, joined, left, data, ignored)
+        own = await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         for work in joined:
             work.is_recounted = work.is_recounted or work.room.room_nid in recounted
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if has_news(work, ignored)]
-        counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
+        rows = [work.own for work in joined]
+        counts = await self._parts.unread.get_counts(request.caller.user_id, rows, ignored, own)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
         if joined:
@@ -327,20 +336,29 @@ class Sync:
         left: Sequence[RoomWork],
         data: AccountData,
         ignored: Set[str],
-    ) -> None:
-        """Receipts, typing and account data of the rooms that the user is in; account data of those that they left."""
+    ) -> OwnReceipts | None:
+        """Receipts, typing and account data of the rooms that the user is in; account data of those that they left. The user's own
+        receipts, where these are read whole and are those of now."""
+        own: OwnReceipts | None = None
         wanted = request.filter.room
         user_id = request.caller.user_id
         is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
         changed = self._parts.recent.rooms_since(user_id, span.since) if request.since is not None else None
         is_known = not any(work.is_begun for work in (*works, *left))
         if is_quiet and is_known and changed is not None and not (changed.receipts or data.rooms):
-            return  # messages alone, as mostly
+            return None  # messages alone, as mostly
         by_nid = {work.room.room_nid: work for work in works}
         reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.is_begun]
         if reading and wanted.ephemeral.allows("m.receipt", None):
             ranges = {nid: (0 if by_nid[nid].is_begun else by_nid[nid].since, span.upto) for nid in reading}
-            for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
+            is_now, heard = span.upto == self._streams.current(), self._parts.unread.heard
+            by_room = await self._parts.beside.receipts.get_receipts(ranges)
+            if is_now:
+                whole = {nid: by_room[nid] for nid, (after, _) in ranges.items() if after == 0}
+                own = OwnReceipts(
+                    {nid: [row for row in rows if row.user_id == user_id] for nid, rows in whole.items()}, heard
+                )
+            for nid, receipts in by_room.items():
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
@@ -352,7 +370,7 @@ class Sync:
         if request.since is not None:
             new = [work.room.room_id for work in (*works, *left) if work.is_begun]
             if new:
-                of_new = await self._parts.account_data.get_rooms_account_data(user_id, new)
+                of_new = await self._parts.beside.account_data.of_rooms(user_id, new)
                 kept = {**kept, **{room_id: of_new.get(room_id, {}) for room_id in new}}
         for work in (*works, *left):
             room_id = RoomID(work.room.room_id)
@@ -363,6 +381,7 @@ class Sync:
                     for type, content in entries.items()
                     if wanted.account_data.allows(type, None)
                 ]
+        return own
 
 
 def _is_held_back(row: MembershipRow, partial: Mapping[int, PartialRoom], span: Range) -> bool:

@@ -4,6 +4,7 @@ Laws:
 - Only sessions that began with this provider end, and only where the configuration lets it.
 - Where the provider names a session, that one ends: devices and browsers that came of it, what was given by it to begin one with, and
   what is under way by it (`homeserver/services/upstream/ended.py`); where it names a person only, all of theirs.
+- A logout token counts once: who has got hold of one ends nothing that began since.
 
 spec: openid-connect-backchannel-1_0
 """
@@ -11,6 +12,7 @@ spec: openid-connect-backchannel-1_0
 from collections.abc import Sequence
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
@@ -23,6 +25,7 @@ from homeserver.services.upstream.oidc.tokens import read_unchecked
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
+from storage.logout_tokens import take_logout_token
 from storage.transaction import WriteTransaction
 from storage.upstream_flows import UpstreamFlowStore
 from storage.upstream_sessions import SignIns, UpstreamSessionStore
@@ -35,6 +38,7 @@ class UpstreamSignOut:
 
     def __init__(
         self,
+        clock: IReactorTime,
         database: Database,
         store: UpstreamSessionStore,
         browsers: BrowserSessionStore,
@@ -44,6 +48,7 @@ class UpstreamSignOut:
         sessions: Sessions,
         providers: Sequence[OIDC],
     ) -> None:
+        self._clock = clock
         self._database = database
         self._store = store
         self._browsers = browsers
@@ -68,8 +73,11 @@ class UpstreamSignOut:
         if session is not None and provider.ignores_person:
             subject = None
         provider_id = provider.info.provider_id
+        digest, until = provider.tokens.name_logout_token(logout_token, claims)
 
         def write(txn: WriteTransaction) -> int:
+            if not take_logout_token(txn, digest, until, int(self._clock.seconds() * 1000)):
+                raise Refused(Reason.PROVIDER_FAILED, "the token is refused: it was given already")
             rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
             for row in rows:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])

@@ -9,6 +9,7 @@ spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#
 
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from math import isfinite
 from typing import Any, Final
 
@@ -81,6 +82,18 @@ class TokenChecks:
         if not all(isinstance(each, str) and "\0" not in each for each in said):
             raise _wrong("its sub or its sid is no text")
         return claims
+
+    def name_logout_token(self, token: str, claims: Claims) -> tuple[bytes, int]:
+        """By what a checked logout token is known from others of this provider: its `jti`, which providers have to give it, else what
+        is signed. And when it is too old on all nodes, whose clocks may differ, in milliseconds since 1970.
+
+        spec: openid-connect-backchannel-1_0#Validation
+        """
+        named = claims.get("jti")
+        name = f"jti {named}" if isinstance(named, str) and named else token.rpartition(".")[0]
+        said = "\n".join((str(claims.get("iss")), self._client_id, name))
+        ends = int((_number(claims, "iat") + OLDEST_LOGOUT + LEEWAY) * 1000)
+        return sha256(said.encode("utf-8", "surrogatepass")).digest(), ends
 
     async def _verify(self, token: str) -> Claims:
         if len(token) > LONGEST_TOKEN:

@@ -1,0 +1,105 @@
+"""What our statements are on PostgreSQL: lists of keys, rows of arguments, and values as it takes them.
+
+SQLite takes the same statements as they are, once for each row; see `storage/engine.py`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from storage.engine import SQLValue
+from storage.prepared import Argument, array_of, with_places
+
+NOT_TEXT = "\U0010ffff"
+"""Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
+
+_VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
+
+_KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
+
+
+def _with_any(sql: str) -> str:
+    """The statement with one argument for its list of keys."""
+    return _with_keys(sql, "= ANY(?)")
+
+
+def _with_one(sql: str) -> str:
+    """The statement for one key. To the planner a list may always be a long one, so that it would plan a prepared statement anew
+    each time."""
+    return _with_keys(sql, "= ?")
+
+
+@lru_cache(maxsize=1024)
+def _with_keys(sql: str, keys: str) -> str:
+    replaced, count = _KEYS.subn(keys, sql)
+    if count != 1:
+        raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
+    return replaced
+
+
+def for_keys(
+    sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+) -> tuple[str, Sequence[Argument]]:
+    """The statement for a list of keys, and its arguments."""
+    if len(keys) == 1:
+        return _with_one(sql), (*adapt(before), *adapt(keys), *adapt(after))
+    return _with_any(sql), (*adapt(before), array_of(adapt(keys)), *adapt(after))
+
+
+@lru_cache(maxsize=1024)
+def for_each(sql: str, types: tuple[str, ...]) -> str:
+    """One statement for many rows of arguments, which are given as columns; it finds the number of the row first."""
+    first, *rest = sql.split("?")
+    each = first + "".join(f"wanted.a{at}{part}" for at, part in enumerate(rest))
+    names = ", ".join(f"a{at}" for at in range(len(rest)))
+    return (
+        f"SELECT wanted.nr, found.* FROM unnest({arrays_of(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
+        f" CROSS JOIN LATERAL ({each}) AS found"
+    )
+
+
+@lru_cache(maxsize=1024)
+def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
+    """Likewise, with a change of what is found. All of a statement sees the tables as they were before it."""
+    changed = _with_keys(change, "IN (SELECT found_key FROM found)")
+    return f"WITH found AS MATERIALIZED ({for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
+
+
+def arrays_of(types: Iterable[str]) -> str:
+    return ", ".join(f"?::{type}[]" for type in types)
+
+
+def column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
+    return tuple("text" if isinstance(value, str) else "bigint" for value in row)
+
+
+def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
+    return [array_of(column) for column in zip(*map(adapt, rows), strict=True)]
+
+
+@lru_cache(maxsize=1024)
+def values_of(sql: str) -> tuple[str, str] | None:
+    """The statement for `execute_values` and the template of a row; None where it has to be run row by row.
+
+    `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of the table.
+    """
+    match = _VALUES.search(sql)
+    if match is None or "?" in sql[: match.start()] + sql[match.end() :] or "DO UPDATE" in sql.upper():
+        return None
+    around = sql[: match.start(1)].replace("%", "%%"), sql[match.end(1) :].replace("%", "%%")
+    return f"{around[0]}%s{around[1]}", with_places(match[1])
+
+
+def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
+    """Arguments as SQLite takes them: truth as 0 and 1, text with U+0000 in it."""
+    for value in args:
+        kind = type(value)
+        if kind is bool or (kind is str and "\0" in value):  # type: ignore[operator]
+            return [_adapt_value(value) for value in args]
+    return args
+
+
+def _adapt_value(value: SQLValue) -> SQLValue:
+    if isinstance(value, bool):
+        return int(value)
+    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value

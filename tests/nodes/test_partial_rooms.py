@@ -1,0 +1,58 @@
+"""Two processes on one PostgreSQL database: what becomes of the events of a room when one of them has completed its state, the other shows
+too, though it remembers what they were before."""
+
+from pathlib import Path
+
+from storage.database import Database, PostgresConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.handshakes import SOUTH, WEST
+from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
+from tests.helpers.network import Network, Way
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import ok, room_path
+
+POSTGRES = "database: {name: psycopg2, args: {}}\n"
+
+
+async def test_what_a_part_refused_is_news_at_another_node(
+    tmp_path: Path, sqlite_template: Path, postgresql: PostgresConfig
+) -> None:
+    databases: list[Database] = []
+
+    def open_another() -> Database:
+        # the second server is Bob's
+        databases.append(open_inline(postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)))
+        return databases[-1]
+
+    network = Network(tmp_path, open_another)
+    _, bob, _, room_id, said = await refused_in_part(network)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    databases.append(open_inline(postgresql))
+    other = TestServer(
+        folder, databases[-1], POSTGRES, seed=99, server_name=SOUTH, clock=network.clock, wire=Way(network, SOUTH)
+    )
+    there = User(other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    assert other.app.other_nodes is not None
+    other.app.other_nodes.start()
+    network.clock.advance(1)
+    since = lazily(there)["next_batch"]
+    assert there.get(room_path(room_id, "event", said.event_id)).status == 404
+    page = ok(there.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
+    bans = [event for event in page if event["content"].get("membership") == "ban"]
+    (let_pass,) = (event["event_id"] for event in bans if event["sender"] == f"@wanda:{WEST}")
+    assert there.get(room_path(room_id, "event", let_pass)).status == 200
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    assert is_whole(bob, room_id)
+    network.clock.advance(1)
+
+    assert [event["event_id"] for event in messages(there, room_id)] == [said.event_id]
+    news = lazily(there, since)["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
+    assert there.get(room_path(room_id, "event", let_pass)).status == 404
+    other.app.other_nodes.stop()
+    for database in databases:
+        run_coroutine(database.close(), None)

@@ -1,0 +1,132 @@
+"""Receipts and account data that are kept in memory are those that are stored, whatever happens and whenever they are read."""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from homeserver.services import kept_account_data, kept_receipts
+from homeserver.services.kept_account_data import KeptAccountData
+from homeserver.services.kept_receipts import KeptReceipts
+from storage.account_data import AccountDataStore
+from storage.database import Database
+from storage.receipts import UNTHREADED, NewReceipt, ReceiptRow, ReceiptStore
+from storage.streams import Change, Streams, Topic
+from storage.to_device import DevicesGone
+from storage.transaction import WriteTransaction
+
+ALICE = "@alice:a.test"
+
+
+class SlowReceipts(ReceiptStore):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[list[ReceiptRow]]] = []
+
+    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
+        deferred: Deferred[list[ReceiptRow]] = Deferred()
+        self.asked.append(deferred)
+        return await deferred
+
+    async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
+        deferred: Deferred[list[ReceiptRow]] = Deferred()
+        self.asked.append(deferred)
+        return dict.fromkeys(ranges, await deferred)
+
+
+def a_receipt(position: int, user_id: str = ALICE) -> ReceiptRow:
+    return ReceiptRow(1, user_id, "m.read", UNTHREADED, f"${position}", position, 0, position)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_receipts_are_those_that_are_stored(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(kept_receipts, "FEW", 12)
+    chance, store = Random(seed), ReceiptStore(database)
+    kept = KeptReceipts(store, database.streams, capacity=chance.choice([20, 1000]))
+    position = 0
+    for number in range(150):
+        room_nid, user_id = chance.randrange(1, 6), f"@{chance.randrange(1 + 4 * (seed % 2), 9)}:a.test"
+        what = chance.randrange(6)
+        if what < 3:
+            thread_id = chance.choice([UNTHREADED, UNTHREADED, "main", "$root"])
+            new = NewReceipt(room_nid, f"!{room_nid}", user_id, "m.read", thread_id, f"${number}", number, number)
+            await store.set_receipts([new])
+        elif what == 3 and chance.random() < 0.1:
+            position = database.streams.current() + 1
+            database.streams.advance_to(position)  # another node has written
+        elif what == 4:
+            head = database.streams.current()
+            ranges = {
+                nid: (chance.choice([0, 0, max(0, head - 9)]), chance.choice([head, max(0, head - 4)]))
+                for nid in chance.sample(range(1, 6), 3)
+            }
+            assert dict(await kept.get_receipts(ranges)) == dict(await store.get_receipts(ranges))
+        else:
+            rows = await store.get_receipts_of_room(room_nid, 100)
+            found = await kept.of_room(room_nid)
+            assert (None if found is None else list(found)) == (rows if len(rows) <= 12 else None)
+        assert len(kept) <= 1000
+
+
+def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
+    streams, store = Streams(10), SlowReceipts()
+    kept = KeptReceipts(store, streams, capacity=100)
+    reading: list[Deferred[Any]] = [
+        Deferred.fromCoroutine(kept.of_room(1)),
+        Deferred.fromCoroutine(kept.get_receipts({1: (0, 10)})),
+    ]
+    streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, a_receipt(11))], 11)
+    for asked in store.asked:
+        asked.callback([a_receipt(5)])
+    assert [each.called for each in reading] == [True, True]
+    again = Deferred.fromCoroutine(kept.of_room(1))
+    store.asked[2].callback([a_receipt(11)])
+    streams.publish([Change(12, Topic.RECEIPT, "!r:a.test", "@bob:a.test", a_receipt(12, "@bob:a.test"))], 12)
+    found = Deferred.fromCoroutine(kept.of_room(1))
+    assert again.called
+    assert list(found.result) == [a_receipt(11), a_receipt(12, "@bob:a.test")]  # type: ignore[call-overload]
+    assert len(store.asked) == 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_account_data_are_those_that_are_stored(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(kept_account_data, "MOST_CHANGED", 4)
+    chance, store, streams = Random(seed), AccountDataStore(database), database.streams
+    kept = KeptAccountData(store, streams, capacity=chance.choice([40_000, 1_000_000]))
+    users, rooms = [ALICE, "@bob:a.test"], [f"!{number}:a.test" for number in range(7)]
+
+    async def write(user_id: str, room_id: str | None, content: bytes, *, gone: bool) -> None:
+        type_ = f"org.example.{chance.randrange(3)}"
+        await database.write("write", lambda txn: store.set_entry(txn, user_id, room_id, type_, content, deleted=gone))
+
+    for number in range(200):
+        user_id, what = chance.choice(users), chance.randrange(9)
+        if what < 4:
+            room_id = chance.choice([None, *rooms, *rooms])
+            await write(user_id, room_id, b'{"n":%d}' % number, gone=chance.random() < 0.2)
+        elif what == 4 and chance.random() < 0.2:
+            streams.advance_to(streams.current() + 1)  # another node has written
+        elif what == 5 and chance.random() < 0.3:
+
+            def erase(txn: WriteTransaction, user_id: str = user_id) -> None:
+                store.remove_account_data(txn, user_id)
+                txn.announce(Change(txn.next_position(), Topic.DEVICES_GONE, None, user_id, DevicesGone(("D",))))
+
+            await database.write("erase", erase)
+        elif what == 6:
+            assert await kept.of_user(user_id) == await store.get_account_data(user_id)
+        else:
+            some = chance.sample(rooms, chance.choice([1, 1, 3]))
+            found = {room_id: dict(data) for room_id, data in (await kept.of_rooms(user_id, some)).items()}
+            assert found == await store.get_rooms_account_data(user_id, some)
+        assert kept.weight <= 1_000_000
+    for user_id in users:
+        await kept.of_user(user_id)
+    assert (kept.weight > 0) == (len(kept) > 0)

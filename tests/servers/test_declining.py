@@ -1,0 +1,258 @@
+"""Who declines an invite has left at once; the servers that know of the invite hear of it, though they are down when it is declined, or
+ours dies before it has told them."""
+
+import msgspec
+import pytest
+
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from storage.database import Database
+from storage.untold_leaves import MOST_FOR_A_SERVER, UntoldLeave, UntoldLeaveStore, set_untold_leaves
+from tests.helpers.handshakes import join_via
+from tests.helpers.large_rooms import complete, is_whole, large_room
+from tests.helpers.network import Network
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok
+
+NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
+HOUR = 3600
+
+
+def pair(network: Network) -> tuple[User, User]:
+    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+
+
+def tell(server: TestServer) -> None:
+    """What the job does."""
+    server.run(server.app.rooms.elsewhere.leaving.do_tell(16))
+
+
+def wait(network: Network, server: TestServer, hours: float) -> None:
+    for _ in range(int(hours * 60)):
+        network.clock.advance(60)
+        tell(server)
+
+
+def asked(network: Network, what: str = "/make_leave/") -> list[str]:
+    return [to for origin, to, _, uri in network.log if origin == SOUTH and what in uri]
+
+
+def standing(alice: User, room_id: str, bob: User) -> str:
+    state = get_state(alice, room_id, "m.room.member", bob.user_id)
+    return str(state["membership"])
+
+
+def declined_unheard(network: Network, alice: User, bob: User) -> str:
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+    network.cut(NORTH, SOUTH)
+    ok(membership(bob, room_id, "leave", reason="no tea"))
+    assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("invite", {})
+    return room_id
+
+
+def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    wait(network, bob.server, 1)
+    network.mend(NORTH, SOUTH)
+    assert standing(alice, room_id, bob) == "invite"
+    wait(network, bob.server, 2)
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    told = len(asked(network))
+    wait(network, bob.server, 12)
+    assert len(asked(network)) == told, "once is enough"
+
+
+def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    again = network.rebuild(SOUTH)
+    network.mend(NORTH, SOUTH)
+    wait(network, again, 1)
+    assert standing(alice, room_id, bob) == "leave"
+
+
+def test_it_hears_of_it_after_we_were_killed_while_we_told_it(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    network.hold()
+    wait(network, bob.server, 0.2)
+    assert [letter.destination for letter in network.held()] == [NORTH]
+    again = network.rebuild(SOUTH)
+    network.deliver()
+    assert standing(alice, room_id, bob) == "invite"
+    wait(network, again, 1)
+    assert standing(alice, room_id, bob) == "leave"
+
+
+def test_tries_get_fewer_and_end(network: Network) -> None:
+    alice, bob = pair(network)
+    for _ in range(5):
+        declined_unheard(network, alice, bob)
+        network.mend(NORTH, SOUTH)
+    network.cut(NORTH, SOUTH)
+    before = len(asked(network))
+    wait(network, bob.server, 24)
+    in_a_day = len(asked(network)) - before
+    assert 5 <= in_a_day <= 15, "all five of them together"
+    for _ in range(8 * 24):
+        network.clock.advance(HOUR)
+        tell(bob.server)
+    before = len(asked(network))
+    network.clock.advance(24 * HOUR)
+    tell(bob.server)
+    assert len(asked(network)) == before
+
+
+@pytest.mark.parametrize("then", ["invited again", "joined"])
+def test_who_thinks_better_of_it_does_not_leave_later(network: Network, then: str) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    ok(membership(alice, room_id, "invite", bob, reason="there is tea"))
+    if then == "joined":
+        join(bob, room_id)
+    wait(network, bob.server, 8)
+    assert standing(alice, room_id, bob) == ("join" if then == "joined" else "invite")
+
+
+def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(network: Network) -> None:
+    """The other server was down, and the invite still stands in the room when ours enters it."""
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    wait(network, bob.server, 0.1)
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("invite", {})
+
+
+def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(network: Network) -> None:
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    ok(membership(alice, room_id, "kick", bob))
+    ok(membership(alice, room_id, "invite", bob))
+    network.settle()
+    wait(network, bob.server, 8)
+    assert standing(alice, room_id, bob) == "invite"
+    assert room_id in ok(bob.get(f"{V3}/sync"))["rooms"]["invite"]
+
+
+def test_a_colleague_who_does_not_get_in_keeps_nobody_from_leaving(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = bob.server.register("carol")
+    room_id = declined_unheard(network, alice, bob)
+    invite_path = f"{V3}/join/{room_id}?via={NORTH}"
+    assert carol.post(invite_path).status >= 400
+    network.mend(NORTH, SOUTH)
+    assert carol.post(invite_path).status == 403
+    wait(network, bob.server, 8)
+    assert standing(alice, room_id, bob) == "leave"
+
+
+def test_a_server_that_refuses_is_not_asked_again(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    ok(membership(alice, room_id, "kick", bob))
+    refusal = msgspec.json.encode({"errcode": "M_FORBIDDEN", "error": "no"})
+
+    def refuse(_: ServerName, request: WireRequest) -> WireAnswer | None:
+        return WireAnswer(403, {}, refusal) if "/make_leave/" in request.uri else None
+
+    network.liars.append(refuse)
+    before = len(asked(network))
+    wait(network, bob.server, 24)
+    assert len(asked(network)) == before + 1
+
+
+def test_one_that_is_down_keeps_no_other_waiting(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.add(EAST).register("carol")
+    theirs = create(carol)
+    invite(carol, theirs, bob)
+    network.cut(EAST, SOUTH)
+    leave(bob, theirs)
+    room_id = declined_unheard(network, alice, bob)
+    network.mend(NORTH, SOUTH)
+    wait(network, bob.server, 1)
+    assert standing(alice, room_id, bob) == "leave"
+    assert standing(carol, theirs, bob) == "invite"
+
+
+async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
+    store = UntoldLeaveStore(database)
+    for room_nid in range(MOST_FOR_A_SERVER + 10):
+        await database.write(
+            "add", set_untold_leaves, room_nid, "@a:b", f"$e{room_nid}", {"full.example": "$i", "b": "$i"}, 1
+        )
+    taken: list[UntoldLeave] = []
+    while (leave := await store.take_due("full.example", 1, lambda _: 1000)) is not None:
+        taken.append(leave)
+    assert [leave.room_nid for leave in taken] == list(range(MOST_FOR_A_SERVER))
+    assert await store.get_due_servers(1, 10) == ["b"]
+
+
+async def test_what_waits_for_a_server_waits_together(database: Database) -> None:
+    store = UntoldLeaveStore(database)
+    for room_nid in (1, 2, 3):
+        await database.write("add", set_untold_leaves, room_nid, "@a:b", "$e", {"x": "$i"}, 10)
+    first = await store.take_due("x", 10, lambda attempts: 100 * 2**attempts)
+    assert first is not None
+    await store.put_off(first)
+    assert await store.get_due_servers(108, 10) == []
+    second = await store.take_due("x", 110, lambda attempts: 100 * 2**attempts)
+    assert second is not None
+    assert (second.room_nid, second.due_ts, second.attempts) == (2, 310, 2)
+    await store.remove(first)
+    third = await store.take_due("x", 110, lambda _: 100)
+    assert third is not None
+    assert third.room_nid == 3
+    await database.write("add", set_untold_leaves, 3, "@a:b", "$other", {}, 10)
+    assert await store.get_due_servers(10_000, 10) == ["x"]
+    await store.remove(second)
+    assert await store.get_due_servers(10_000, 10) == []
+
+
+def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(network: Network) -> None:
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = create(alice, initial_state=[rule])
+    ok(bob.post(f"{V3}/knock/{room_id}?via={NORTH}"))
+    network.cut(NORTH, SOUTH)
+    leave(bob, room_id)
+    network.mend(NORTH, SOUTH)
+    assert standing(alice, room_id, bob) == "knock"
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    wait(network, bob.server, 0.1)
+    assert standing(alice, room_id, bob) == "leave"
+
+
+async def test_nor_does_an_invite_to_a_room_that_is_entered_in_part(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol = bob.server.register("carol")
+    invite(alice, room_id, bob)
+    network.cut(NORTH, SOUTH)
+    ok(membership(bob, room_id, "leave"))
+    network.mend(NORTH, SOUTH)
+    ok(join_via(carol, room_id, NORTH))
+    assert not is_whole(carol, room_id)
+    wait(network, bob.server, 0.5)
+    assert standing(alice, room_id, bob) == "invite", "whether it stands is not known here yet"
+    complete(network)
+    assert is_whole(carol, room_id)
+    wait(network, bob.server, 0.5)
+    assert standing(alice, room_id, bob) == "leave"
