@@ -8,7 +8,8 @@ together on a page. Those that are sent many at once are in the log first (`to_d
 that are still waited for, oldest first; at each moment a message is in one of both.
 
 Below a device's floor nothing is read any more, in either. A floor is set where the device has what is in the log, and where many
-messages are to go at once; a job removes in small steps what is below, and then the floor.
+messages are to go at once; a job removes in small steps what is below, and then the floor. It is never of after all there is, whatever
+token a client comes with.
 
 Laws:
 - Reading sees each message once: of the log what lies there after what is by device was read. Where a row has left the log meanwhile, it is
@@ -17,7 +18,7 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
@@ -28,7 +29,7 @@ from storage.database import Database
 from storage.devices import DEVICES_CHANGED
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
-from storage.to_device_log import LogIndex, Seen, as_event
+from storage.to_device_log import OLDEST_ROW, LogIndex, LogRow, Place, Seen, as_event
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
@@ -41,8 +42,12 @@ MOST_LOGGED: Final = 200_000
 """With so many in the log, the next are kept by device at once: where each lies in it is kept in memory."""
 NEVER: Final = 1 << 62
 """After all positions."""
+FIRST_NID: Final = -NEVER
+"""Before all numbers of devices."""
 LOGGED_MS: Final = 5 * 60 * 1000
 """For so long messages are in the log."""
+MOVED_AT_ONCE: Final = 4 << 20
+"""Bytes in a step of the job: what is there once in the log for many devices is kept for each of them then."""
 
 _WAS_SENT: Final = (None, None, None)
 """Stands among recipients where the request was carried out before."""
@@ -113,6 +118,8 @@ class ToDeviceStore:
         self._most_waiting = most_waiting
         self._most_logged = most_logged
         self._log = LogIndex()
+        self._swept = FIRST_NID
+        """The job goes through the floors by the numbers of their devices: up to here it has come."""
 
     async def get_messages(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
@@ -122,12 +129,13 @@ class ToDeviceStore:
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
         """The device has all up to that position."""
-        await self._database.write("remove_to_device", _delete_of, user_id, device_id, upto)
+        await self._database.write("remove_to_device", _delete_of, user_id, device_id, upto, self._log.gone_before)
 
     async def remove_few_messages(self, user_id: str, device_id: str, first: int, upto: int) -> None:
         """The device has those from one position to another, of which there are no more than REMOVED_AT_ONCE, as is known. What is
         before them may be many, below a floor: it is left to the job."""
-        await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto)
+        gone_before = self._log.gone_before
+        await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before)
 
     def get_recipients(
         self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
@@ -216,7 +224,9 @@ class ToDeviceStore:
 
     async def sweep(self, limit: int, now_ms: int) -> int:
         """Remove some of what nobody gets any more, and move some of what has been in the log for long; how many."""
-        swept = await self._database.write("sweep_to_device", _sweep, limit)
+        swept, self._swept = await self._database.write(
+            "sweep_to_device", _sweep, limit, self._swept, self._log.gone_before
+        )
         moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
         self._log.forget(upto)
         return max(swept, moved)
@@ -227,7 +237,8 @@ class ToDeviceStore:
         while True:
             found: dict[int, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
             of_device = (user_id, device_id)
-            args = (*of_device, after, *of_device, upto, limit, self._log.upto, *of_device, *of_device, POSITION)
+            log = (self._log.upto, self._log.gone_before)
+            args = (*of_device, after, *of_device, upto, limit, *log, *of_device, *of_device, POSITION)
             for kind, number, value in txn.query(_SELECT, args):
                 found[kind].append((number, value))
             if not found[_HEAD]:
@@ -255,18 +266,22 @@ class ToDeviceStore:
 
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
         """Keep by device what has been in the log for long; how many messages left it, and the last row."""
-        oldest = to_device_log.select_oldest(txn, 1 + limit // FEWEST_LOGGED)
+        oldest = to_device_log.select_oldest(txn, self._log.gone_before, 1 + limit // FEWEST_LOGGED)
         # what has a time to come is from a clock that was wrong
         old = list(takewhile(lambda row: not now_ms - LOGGED_MS < row.sent_ts <= now_ms, oldest))
         if not old:
             if not oldest:
                 to_device_log.note_empty(txn)
             return 0, 0
-        messages = [message for row in old for message in row.read()]
-        waiting = _waiting(txn, [(position, nid) for position, nid, _ in messages])
-        self._insert(txn, sorted([each for each in messages if each[0] in waiting], key=itemgetter(1, 0)))
-        to_device_log.remove(txn, old[-1].first, len(messages))
-        return limit, old[-1].first
+        left = _few(old, limit)
+        waiting = _waiting(txn, [(place.position, nid) for nid, place in left])
+        kept = [(nid, place) for nid, place in left if place.position in waiting]
+        events = to_device_log.select_events(txn, [place for _, place in kept])
+        rows = [(place.position, nid, events[place.position]) for nid, place in kept]
+        self._insert(txn, sorted(rows, key=itemgetter(1, 0)))
+        last = left[-1][1].row
+        to_device_log.remove(txn, last, len(left))
+        return limit, last
 
 
 _KEPT, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
@@ -276,13 +291,26 @@ _SELECT: Final = (
     f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
     " AND position <= ? ORDER BY position LIMIT ?) AS m"
     f" UNION ALL SELECT {_LOG}, first_position, devices FROM to_device_log WHERE first_position > ?"
-    f" UNION ALL SELECT {_OLDEST}, min(first_position), NULL FROM to_device_log"
+    f" UNION ALL SELECT {_OLDEST}, {OLDEST_ROW}, NULL"
     f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_FLOOR}, position, NULL FROM to_device_floors WHERE device_nid = {_NID}"
     f" UNION ALL SELECT {_HEAD}, value, NULL FROM counters WHERE name = ?"
 )
 """All that is known of a device at one moment, and what is new in the log."""
 _position: Final = attrgetter("position")
+
+
+def _few(rows: Iterable[LogRow], limit: int) -> list[tuple[int, Place]]:
+    """What lies in the first of these rows: so many messages and no more than `MOVED_AT_ONCE`, but those of one row at least."""
+    few: list[tuple[int, Place]] = []
+    size = 0
+    for row in rows:
+        messages = row.read()
+        size += sum([place.length for _, place in messages])
+        if few and (len(few) + len(messages) > limit or size > MOVED_AT_ONCE):
+            break
+        few += messages
+    return few
 
 
 def _by_user(user_ids: Iterable[str], rows: Iterable[Recipient]) -> dict[str, dict[str, Recipient]]:
@@ -309,12 +337,13 @@ def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
     return {position for position, nid in messages if nid in there and position > floors.get(nid, 0)}
 
 
-def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int) -> None:
     """Remove what a device has at or below that position, or have it removed."""
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
+        upto = min(upto, txn.counter(POSITION))  # a floor of after all there is would hide what comes
         _delete(txn, row[0], upto)
-        _set_floor_for_log(txn, user_id, device_id, upto)
+        _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
@@ -329,37 +358,46 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
     txn.execute(f"INSERT INTO to_device_floors (device_nid, position) VALUES (?, ?) {_RAISE}", (device_nid, upto))
 
 
-def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int) -> None:
+def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int, gone_before: int) -> None:
+    upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
         f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
         (user_id, device_id, first, upto),
     )
-    _set_floor_for_log(txn, user_id, device_id, upto)
+    _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
 
 
-def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int) -> None:
     """The device has all up to that position: where there may be something of it in the log, it is not read any more."""
     txn.execute_later(
         "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ? FROM devices AS d"
-        " WHERE d.user_id = ? AND d.device_id = ? AND EXISTS (SELECT 1 FROM to_device_log AS l WHERE l.first_position <= ?)"
-        f" {_RAISE}",
-        (upto, user_id, device_id, upto),
+        f" WHERE d.user_id = ? AND d.device_id = ? AND {OLDEST_ROW} <= ? {_RAISE}",
+        (upto, user_id, device_id, gone_before, upto),
     )
 
 
-def _sweep(txn: WriteTransaction, limit: int) -> int:
-    """Remove what is below floors, and floors below which there is nothing."""
-    (oldest,) = txn.query_one("SELECT min(first_position) FROM to_device_log") or (None,)
-    below = "FROM to_device_messages AS m WHERE m.device_nid = f.device_nid AND m.position <= f.position"
-    done = txn.query(
-        f"SELECT f.device_nid FROM to_device_floors AS f WHERE f.position < ? AND NOT EXISTS (SELECT 1 {below}) LIMIT ?",
-        (NEVER if oldest is None else oldest, limit),
+def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> tuple[int, int]:
+    """Remove what is below the next floors after the device of that number, and those floors that are not needed any more. Whether
+    anything is left to do, and where to go on.
+
+    There may be very many floors that stay for minutes: a step looks at so many of them.
+    """
+    (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (gone_before,)) or (None,)
+    floors = txn.query(
+        "SELECT device_nid, position FROM to_device_floors WHERE device_nid > ? ORDER BY device_nid LIMIT ?",
+        (swept, limit),
     )
+    below = "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
+    found = txn.query_each(f"{below} ORDER BY position LIMIT 1", floors) if floors else []
+    having = [floor for floor, rows in zip(floors, found, strict=True) if rows]
+    each = limit // max(1, len(having)) + 1
+    gone = txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in having]) if having else []
+    txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", chain.from_iterable(gone))
+    left = {nid for (nid, _), rows in zip(having, gone, strict=True) if len(rows) == each}
+    done = [(nid,) for nid, floor in floors if nid not in left and floor < (NEVER if oldest is None else oldest)]
     txn.execute_many("DELETE FROM to_device_floors WHERE device_nid = ?", done)
-    gone = txn.query(
-        "SELECT m.device_nid, m.position FROM to_device_floors AS f JOIN to_device_messages AS m"
-        " ON m.device_nid = f.device_nid AND m.position <= f.position LIMIT ?",
-        (limit,),
-    )
-    txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", gone)
-    return limit if done or gone else 0  # whether there is more is seen by the next step
+    if left:
+        return limit, swept
+    if len(floors) == limit:
+        return limit, floors[-1][0]
+    return (limit if done or having else 0), FIRST_NID

@@ -8,7 +8,7 @@ where each device finds its own.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from threading import Lock
 from typing import Final, NamedTuple
@@ -18,9 +18,14 @@ from storage.transaction import Transaction, WriteTransaction
 ROW_BYTES: Final = 16 << 10
 """Of contents after which a further row begins: who wants one message reads no more than that of others."""
 ROW_MESSAGES: Final = 128
+ROW_WHOLE_BYTES: Final = 1 << 20
+"""Of what its messages have each by itself, after which a further row begins: a row leaves the log as a whole."""
 LOGGED: Final = "to_device_logged"
 MOVED: Final = "to_device_moved"
 """Counters of the messages that came into the log, and of those that left it."""
+OLDEST_ROW: Final = "(SELECT min(first_position) FROM to_device_log WHERE first_position >= ?)"
+"""Its argument is `LogIndex.gone_before`: to find the first of what is left, PostgreSQL would look at all that has left the log and is not
+cleared away yet, as while a backup is made."""
 
 _SIZE: Final = 16
 """Bytes that tell of a message: the number of its device, where its content begins, how long it is."""
@@ -40,19 +45,18 @@ class Place(NamedTuple):
 
 
 class LogRow(NamedTuple):
-    """Messages that were sent at once, in order."""
+    """Messages that were sent at once, in order, without their contents."""
 
     first: int
     sent_ts: int
     devices: bytes
-    opening: bytes
-    contents: bytes
 
-    def read(self) -> Iterator[tuple[int, int, bytes]]:
-        """Of each message its position, the number of its device, and the event."""
-        for index, nid in enumerate(_read_devices(self.devices)):
-            start, length = _read_span(self.devices, index)
-            yield self.first + index, nid, as_event(self.opening, self.contents[start : start + length])
+    def read(self) -> list[tuple[int, Place]]:
+        """Of each message the number of its device, and where it lies."""
+        return [
+            (nid, Place(self.first + index, self.first, *_read_span(self.devices, index)))
+            for index, nid in enumerate(_read_devices(self.devices))
+        ]
 
 
 class Seen(NamedTuple):
@@ -85,9 +89,12 @@ def append(
     while begin < len(contents):
         kept: list[bytes] = []
         starts: list[int] = []
-        size = start = 0
+        size = start = whole = 0
         before: bytes | None = None
         for content in islice(contents, begin, begin + ROW_MESSAGES):
+            whole += len(content)
+            if whole > ROW_WHOLE_BYTES and starts:
+                break
             if content is not before:
                 start = size
                 size += len(content)
@@ -105,10 +112,10 @@ def append(
     txn.allocate(LOGGED, len(contents))
 
 
-def select_oldest(txn: Transaction, number: int) -> list[LogRow]:
-    """The oldest rows."""
-    sql = f"SELECT {', '.join(_COLUMNS)} FROM to_device_log ORDER BY first_position LIMIT ?"
-    return [LogRow(*row) for row in txn.query(sql, (number,))]
+def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[LogRow]:
+    """The oldest rows; those before that position are known to have left the log."""
+    sql = "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ? ORDER BY first_position LIMIT ?"
+    return [LogRow(*row) for row in txn.query(sql, (gone_before, number))]
 
 
 def select_devices(txn: Transaction) -> list[tuple[int, int]]:
@@ -159,6 +166,11 @@ class LogIndex:
     def upto(self) -> int:
         """All rows that begin at or below that position are known, but for those that have left the log."""
         return self._upto
+
+    @property
+    def gone_before(self) -> int:
+        """All rows that begin before that position have left the log."""
+        return self._gone_before
 
     def extend(self, seen: Seen) -> bool:
         """Take in what the log had at some moment. False if it is known to have lost rows since then, so that what a reader saw beside it

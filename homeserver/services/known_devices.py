@@ -16,7 +16,7 @@ from storage.streams import Change, Streams, Topic
 from storage.to_device import KnownDevices, Recipients
 
 CAPACITY: Final = 50_000
-"""Devices and users, some 200 bytes each."""
+"""Devices and users, some 200 bytes each; of the names of users that somebody makes up every 200 bytes count as one."""
 
 
 class DevicesOfUsers:
@@ -43,14 +43,14 @@ class DevicesOfUsers:
         for user_id, devices in found.items():
             self._drop(user_id)
             self._users[user_id] = devices
-            self._weight += 1 + len(devices)
+            self._weight += _weight(user_id, devices)
         while self._weight > self._capacity:
             self._drop(next(iter(self._users)))
 
     def _drop(self, user_id: str) -> None:
         devices = self._users.pop(user_id, None)
         if devices is not None:
-            self._weight -= 1 + len(devices)
+            self._weight -= _weight(user_id, devices)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -63,3 +63,7 @@ class DevicesOfUsers:
         self.changes += 1
         self._users.clear()
         self._weight = 0
+
+
+def _weight(user_id: str, devices: Recipients) -> int:
+    return 1 + len(user_id) // 200 + len(devices)

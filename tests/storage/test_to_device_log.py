@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -24,7 +25,17 @@ from storage import to_device_log
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from storage.devices import DeviceRow, DeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, DeviceMessage, KnownDevices, Recipients, ToDeviceStore
+from storage.sqlite import SQLiteConnection, SQLiteEngine
+from storage.to_device import (
+    FEWEST_LOGGED,
+    LOGGED_MS,
+    MOVED_AT_ONCE,
+    DeviceMessage,
+    KnownDevices,
+    Recipients,
+    ToDeviceStore,
+    _sweep,
+)
 from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
@@ -211,8 +222,8 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     moved: list[int] = []
 
     def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
-        if not moved:
-            moved.append(run(other.sweep(8, LOGGED_MS)))
+        monkeypatch.setattr(to_device_log, "select_events", select_events)  # the job reads with it as well
+        moved.append(run(other.sweep(8, LOGGED_MS)))
         return select_events(txn, places)
 
     monkeypatch.setattr(to_device_log, "select_events", move_first)
@@ -372,3 +383,62 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
                 assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
     assert were_apart > KILLS // 4, "the job was ended while some had been moved"
     Deferred.fromCoroutine(database.close())
+
+
+async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database) -> None:
+    """A content that went to very many devices is there once in the log, and once for each when it has been moved."""
+    user, store, number = "@bob:example.org", ToDeviceStore(database), 2000
+    put_device(database, user, "D0")
+
+    def write(txn: WriteTransaction) -> None:
+        recipient = store.get_devices(txn, [user])[user]["D0"]
+        store.add_messages(txn, OPENING, [recipient] * number, [b'"%b"' % (b"x" * 30_000)] * number, 0)
+
+    await database.write("send", write)
+    before = 0
+    while await store.sweep(5000, LOGGED_MS):
+        kept = count_rows(database)["to_device_messages"]
+        assert kept * 30_000 <= before * 30_000 + MOVED_AT_ONCE
+        before = kept
+    assert count_rows(database) == {"to_device_messages": number, "to_device_log": 0, "to_device_floors": 0}
+
+
+async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Database) -> None:
+    """Devices that keep up have floors as long as there is something in the log: they stay, and what is below others goes."""
+    user, store = "@bob:example.org", ToDeviceStore(database)
+    put_device(database, user, "D0")
+    send(database, store, user, ["D0"] * 10, range(10))
+    floors = 20_000
+
+    def write(txn: WriteTransaction) -> None:
+        position = txn.next_position(10)
+        rows = [(nid, position + 5) for nid in range(1000, 1000 + floors)]
+        txn.insert_rows("to_device_floors", ("device_nid", "position"), rows)
+        messages = [(position + at, 1000 + floors - 1, b"{}") for at in range(10)]
+        txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), messages)
+
+    await database.write("floors", write)
+    if isinstance(database.engine, SQLiteEngine):
+        connection = sqlite3.connect(database.engine.path, isolation_level=None)
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        connection.set_progress_handler(count, 100)
+        connection.execute("BEGIN")
+        _sweep(WriteTransaction(SQLiteConnection(connection), {}), 50, -(1 << 62), 0)
+        connection.execute("ROLLBACK")
+        connection.close()
+        assert steps < 100, "some hundred instructions for each of fifty would be many"
+    sweeps = 0
+    while await store.sweep(2000, 0):
+        sweeps += 1
+    assert sweeps < 14
+    assert count_rows(database) == {"to_device_messages": 4, "to_device_log": 1, "to_device_floors": floors}
+    for _ in range(2):  # what was looked at before the log was empty goes the next time
+        while await store.sweep(2000, LOGGED_MS):
+            pass
+    assert count_rows(database) == {"to_device_messages": 14, "to_device_log": 0, "to_device_floors": 0}

@@ -65,7 +65,8 @@ class RecentMessages:
     def __init__(self, streams: Streams, *, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
-        self._by_device: dict[DeviceKey, deque[DeviceMessage]] = {}
+        self._by_device: dict[DeviceKey, deque[tuple[int, NewMessages]]] = {}
+        """Position, and what lies there: contents are kept once."""
         self._many: deque[_Sent] = deque()
         self._order: deque[_Sent] = deque()
         self._number = 0
@@ -77,7 +78,7 @@ class RecentMessages:
         """All messages to the device after the position, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
-        messages = [message for message in self._by_device.get(device, ()) if message.position > position]
+        messages = [news.at(at - news.first) for at, news in self._by_device.get(device, ()) if at > position]
         for sent in reversed(self._many):
             if sent.news.last <= position:
                 break
@@ -95,7 +96,7 @@ class RecentMessages:
 
     def _forget_few(self, device: DeviceKey, upto: int) -> None:
         messages = self._by_device.get(device)
-        while messages and messages[0].position <= upto:
+        while messages and messages[0][0] <= upto:
             messages.popleft()
         if messages is not None and not messages:
             del self._by_device[device]
@@ -117,8 +118,8 @@ class RecentMessages:
     def _add(self, sent: _Sent) -> None:
         news = sent.news
         if len(news.contents) < MANY:
-            for index, (user_id, device_id, _) in enumerate(news.recipients):
-                self._by_device.setdefault((user_id, device_id), deque()).append(news.at(index))
+            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
+                self._by_device.setdefault((user_id, device_id), deque()).append((position, news))
         else:
             sent.index()
             self._many.append(sent)

@@ -1,0 +1,37 @@
+"""Which devices users have, as it is known from memory: bounded, and never more than was told."""
+
+from homeserver.services.known_devices import DevicesOfUsers
+from storage.streams import Change, Streams, Topic
+
+DEVICES = {"D": ("@a:example.org", "D", 1)}
+
+
+def test_names_that_somebody_makes_up_do_not_fill_the_memory() -> None:
+    known = DevicesOfUsers(Streams(), capacity=100)
+    for number in range(50):
+        known.keep({f"@{number}{'x' * 4000}:example.org": {}}, known.changes)
+    kept = sum(known.find({f"@{number}{'x' * 4000}:example.org"}) is not None for number in range(50))
+    assert 1 <= kept <= 5, "some 20,000 bytes, as of 100 devices"
+    for number in range(200):
+        known.keep({f"@{number}:example.org": DEVICES}, known.changes)
+    kept = sum(known.find({f"@{number}:example.org"}) is not None for number in range(200))
+    assert kept == 50
+    assert known.find({"@199:example.org"}) is not None, "the oldest go"
+
+
+def test_what_a_change_overtakes_is_not_kept() -> None:
+    streams = Streams()
+    known = DevicesOfUsers(streams)
+    changes = known.changes
+    streams.publish([Change(1, Topic.DEVICE, user_id="@a:example.org")], 1)
+    known.keep({"@a:example.org": DEVICES}, changes)
+    assert known.find({"@a:example.org"}) is None
+    changes = known.changes
+    known.keep({"@a:example.org": DEVICES}, changes)
+    found = known.find({"@a:example.org"})
+    assert found is not None
+    assert found.upto == 1
+    streams.advance_to(5)
+    assert known.find({"@a:example.org"}) is None, "another process wrote"
+    known.keep({"@a:example.org": DEVICES}, changes)
+    assert known.find({"@a:example.org"}) is None
