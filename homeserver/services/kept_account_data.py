@@ -61,8 +61,7 @@ class KeptAccountData:
             if size * LARGEST_SHARE <= self._capacity:
                 self._users[user_id] = _OfUser(dict(data.rooms), size)
                 self.weight += size
-                while self.weight > self._capacity:
-                    self._forget(next(iter(self._users)))
+                self._make_room()
         return data
 
     async def of_rooms(self, user_id: str, room_ids: Collection[str]) -> dict[str, dict[str, bytes]]:
@@ -79,6 +78,9 @@ class KeptAccountData:
                 kept.changed -= changed
                 for room_id in changed & read.keys():
                     self._put(kept, room_id, read[room_id])
+                if kept.size * LARGEST_SHARE > self._capacity:
+                    self._forget(user_id)
+                self._make_room()
             return read
         return {room_id: kept.rooms[room_id] for room_id in room_ids if room_id in kept.rooms}
 
@@ -86,6 +88,10 @@ class KeptAccountData:
         kept.rooms[room_id] = entries
         kept.size += _weigh(entries)
         self.weight += _weigh(entries)
+
+    def _make_room(self) -> None:
+        while self.weight > self._capacity:
+            self._forget(next(iter(self._users)))
 
     def _forget(self, user_id: str) -> None:
         kept = self._users.pop(user_id, None)

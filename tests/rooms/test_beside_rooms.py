@@ -93,6 +93,20 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     assert len(store.asked) == 3
 
 
+async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(sqlite_database: Database) -> None:
+    store = ReceiptStore(sqlite_database)
+    kept = KeptReceipts(store, sqlite_database.streams, capacity=100)
+    for room_nid in range(1, 50):
+        assert await kept.of_room(room_nid) == ()
+    for room_nid in range(1, 50):
+        people = [f"@{number}:a.test" for number in range(30)]
+        await store.set_receipts(
+            [NewReceipt(room_nid, f"!{room_nid}", each, "m.read", UNTHREADED, "$e", 1, 1) for each in people]
+        )
+        assert len(kept) <= 100
+    assert await kept.of_room(1) == tuple(await store.get_receipts_of_room(1, 100))
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_account_data_are_those_that_are_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -130,3 +144,26 @@ async def test_account_data_are_those_that_are_stored(
     for user_id in users:
         await kept.of_user(user_id)
     assert (kept.weight > 0) == (len(kept) > 0)
+
+
+async def test_account_data_that_come_to_who_is_kept_are_bounded_too(sqlite_database: Database) -> None:
+    """Entries may be large, and are set after all of them were read."""
+    store, capacity = AccountDataStore(sqlite_database), 1_000_000
+    kept = KeptAccountData(store, sqlite_database.streams, capacity=capacity)
+    users = [f"@{number}:a.test" for number in range(30)]
+    for user_id in users:
+        await kept.of_user(user_id)
+    assert len(kept) == len(users)
+    for number in range(6):
+        for user_id in users:
+            room_id, content = f"!{number}:a.test", b'"%b"' % (b"x" * (30_000 if user_id == users[0] else 9_000))
+
+            def write(txn: WriteTransaction, at: tuple[str, str] = (user_id, room_id), data: bytes = content) -> None:
+                store.set_entry(txn, *at, "org.example", data)
+
+            await sqlite_database.write("write", write)
+            assert await kept.of_rooms(user_id, [room_id]) == {room_id: {"org.example": content}}
+            assert kept.weight <= capacity
+        if number == 2:
+            assert len(kept) == len(users) - 1, "one keeps more than a share"
+    assert 0 < len(kept) < len(users) - 1
