@@ -1,6 +1,6 @@
 """Receipts and account data that are kept in memory are those that are stored, whatever happens and whenever they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -167,3 +167,38 @@ async def test_account_data_that_come_to_who_is_kept_are_bounded_too(sqlite_data
         if number == 2:
             assert len(kept) == len(users) - 1, "one keeps more than a share"
     assert 0 < len(kept) < len(users) - 1
+
+
+async def test_rooms_that_are_to_be_read_anew_weigh_too_and_once(sqlite_database: Database) -> None:
+    """Clients note in every room how far they have read."""
+    store = AccountDataStore(sqlite_database)
+    kept = KeptAccountData(store, sqlite_database.streams, capacity=1_000_000)
+    rooms = [f"!{number}:a.test" for number in range(20)]
+
+    async def write() -> None:
+        for room_id in rooms:
+
+            def set_entry(txn: WriteTransaction, room_id: str = room_id) -> None:
+                store.set_entry(txn, ALICE, room_id, "m.fully_read", b"{}")
+
+            await sqlite_database.write("write", set_entry)
+
+    await write()
+    await kept.of_user(ALICE)
+    whole = kept.weight
+    await write()
+    assert kept.weight >= 20 * kept_account_data.ENTRY
+    slow: list[Deferred[None]] = []
+    read = store.get_rooms_account_data
+
+    async def read_slowly(user_id: str, room_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        slow.append(Deferred())
+        await slow[-1]
+        return await read(user_id, room_ids)
+
+    store.get_rooms_account_data = read_slowly  # type: ignore[method-assign]
+    both = [Deferred.fromCoroutine(kept.of_rooms(ALICE, rooms)) for _ in range(2)]
+    for each in slow:
+        each.callback(None)
+    assert [each.called for each in both] == [True, True]
+    assert kept.weight == whole
