@@ -1,7 +1,9 @@
-"""Other processes on the same database: this node asks once a second how far the one sequence has come.
+"""Other processes on the same database: how far the one sequence has come there.
 
-What others wrote is heard of within that second: long-polls wake, a redacted event is forgotten. A node that writes hears of it
-sooner, since its writes follow upon theirs. Typing is known to its own node only.
+What others wrote is heard of within a tenth of a second or two: long-polls wake, a redacted event is forgotten. Who has written says so
+(`homeserver/node_notes.py`, by which nodes also tell one another what is not written, as who types); a node that writes itself
+hears of it by that, since its writes follow upon theirs; and where a word was lost, it is asked for once a second.
+What concerns whom is said too (`homeserver/written.py`).
 
 What ends a session or changes what an account may do is not acknowledged before it holds on all nodes: they are called as it is
 written (`storage/node_calls.py`), and each answers once it has forgotten what it remembered. A node that does not answer is
@@ -15,6 +17,7 @@ Laws:
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -24,13 +27,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from homeserver.node_notes import NodeNotes
+from homeserver.written import KIND, Written
 from storage.database import Database
 from storage.engine import DatabaseUnavailable, NodeCalls, NodeCallsLost
-from storage.node_calls import Changed, Heard
+from storage.node_calls import Changed, Heard, Note
 
 SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
 """Seconds after a question for which what is remembered is trusted: as long as a few that get lost."""
+GREETING: Final = "[]"
+"""The note of a node that has begun to hear the others: they have somebody to tell things."""
+COUNTED_EVERY: Final = 15
+"""Seconds after which a node looks whether it is alone."""
 OWN_CALLS: Final = 1000
 """Of so many of its latest calls a node knows that they are its own."""
 
@@ -62,11 +71,17 @@ class OtherNodes:
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, database: Database, remembered: Remembered, monotonic: Callable[[], float]
+        self,
+        clock: IReactorTime,
+        database: Database,
+        remembered: Remembered,
+        notes: NodeNotes,
+        monotonic: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._database = database
         self._remembered = remembered
+        self._notes = notes
         self._monotonic = monotonic
         self._asking = LoopingCall(self._ask)
         self._asking.clock = clock
@@ -76,10 +91,14 @@ class OtherNodes:
         self._called_upto = 0
         self._answered_upto = 0
         self._is_answering = False
+        self._written_upto = 0
+        self._is_looking = False
+        self._until_counted = 1
         self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
         self._heard_upto: dict[int, int] = {}
         """By node, what it has answered."""
         self._waiting: list[_Waiting] = []
+        notes.register(KIND, Written, self._hear_written)
 
     def start(self, readers: IReactorFDSet | None = None) -> None:
         """Ask from now on. `readers`: where this node hears others call, and what it remembers is trusted only while it does."""
@@ -107,6 +126,36 @@ class OtherNodes:
                 await self._begin_hearing(self._readers)
         if await self._poll():
             self._answer_calls()
+        self._until_counted -= 1
+        if self._until_counted <= 0:
+            self._until_counted = COUNTED_EVERY
+            with suppress(DatabaseUnavailable):
+                await self._count_nodes()
+
+    def _connect(self) -> None:
+        if self._ear is not None and not self._notes.is_connected:
+            self._notes.connect(partial(self._database.tell_notes, self._ear.node))
+
+    async def _count_nodes(self) -> None:
+        """Who is alone tells nobody anything, until another node is heard."""
+        if self._ear is not None and self._notes.is_connected and await self._database.get_nodes() <= {self._ear.node}:
+            self._notes.connect(None)
+
+    def _hear_written(self, _node: int, written: Written) -> None:
+        if written.ranges:
+            self._written_upto = max(self._written_upto, written.upto)
+        if not self._is_looking and self._written_upto > self._database.streams.current():
+            self._is_looking = True
+            looked = Deferred.fromCoroutine(self._look())
+            looked.addErrback(lambda failure: self.log.failure("what other nodes wrote is not known", failure))
+
+    async def _look(self) -> None:
+        try:
+            while (wanted := self._written_upto) > self._database.streams.current():
+                if not await self._poll() or self._database.streams.current() < wanted:
+                    self._written_upto = 0  # the question of each second finds what there is
+        finally:
+            self._is_looking = False
 
     async def _poll(self) -> bool:
         """Ask once; False where the database is away. That it is, is told when it begins and when it ends, not every second."""
@@ -135,12 +184,16 @@ class OtherNodes:
             calls.close()  # stopped meanwhile
             return
         self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
+        self._connect()
+        with suppress(DatabaseUnavailable):
+            await self._database.tell_notes(calls.node, [GREETING])
 
     def _stop_hearing(self) -> None:
         ear, self._ear = self._ear, None
         if ear is None:
             return
         self._remembered.trust_until(0.0)
+        self._notes.connect(None)
         ear.close()
 
     def _take(self, came: Sequence[object]) -> None:
@@ -150,6 +203,9 @@ class OtherNodes:
                     self._called_upto = max(self._called_upto, position)
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
+                case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
+                    self._connect()
+                    self._notes.hear(node, body)
         self._answer_calls()
 
     def _answer_calls(self) -> None:

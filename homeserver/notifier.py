@@ -4,6 +4,7 @@ Laws:
 - Who wants to wait begins to listen before looking, so that nothing falls between looking and waiting.
 - A change costs what it concerns: of a room's local members only those who listen are looked at.
 - Who could not be found out to be concerned, as the database was away, is woken when it is back.
+- What another node wrote wakes whom it concerns, as that node says (`homeserver/others_news.py`); where it does not say so, everybody.
 - Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of them does not keep
   everyone else waiting, and what the writer of the change does after its commit is done first.
 """
@@ -16,8 +17,10 @@ from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from homeserver.others_news import NewsOfOthers
+from homeserver.written import Range
 from storage.engine import DatabaseUnavailable
-from storage.events import EventRow
+from storage.events import EventNews, EventRow
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.receipts import ReceiptRow
@@ -79,7 +82,12 @@ class Notifier:
 
     _log = Logger()
 
-    def __init__(self, streams: Streams, memberships: Memberships, clock: IReactorTime) -> None:
+    def __init__(
+        self, streams: Streams, memberships: Memberships, clock: IReactorTime, others: NewsOfOthers | None = None
+    ) -> None:
+        """`others`: who knows what other nodes write; None where there are none."""
+        self._streams = streams
+        self._others = others
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
@@ -91,6 +99,8 @@ class Notifier:
         self._people: dict[str, None] = {}
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+        if others is not None:
+            others.wait_for(self._hear_late, self._give_up)
 
     def listen(self, user_id: UserID, room_nid: int | None = None) -> Listener:
         """Begin to listen for what concerns the user, and a room that they look at."""
@@ -138,7 +148,7 @@ class Notifier:
             return
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow | StickyRow) or (
+            if isinstance(row, EventRow | EventNews | StickyRow) or (
                 isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
             ):
                 self._rooms[row.room_nid] = None
@@ -154,8 +164,20 @@ class Notifier:
         if self._rooms:
             self._schedule()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: whom it concerns is not known here."""
+    # other nodes
+
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, whom it concerns is not known here, or not yet."""
+        told = self._streams.told(after, upto)
+        if told is not None:
+            self._hear(told)
+        elif self._others is None:
+            self.wake_users(self._listeners)
+
+    def _hear_late(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
+        self._hear(changes)
+
+    def _give_up(self, _ranges: Sequence[Range]) -> None:
         self.wake_users(self._listeners)
 
     def _schedule(self, seconds: float = 0) -> None:

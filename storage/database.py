@@ -10,7 +10,7 @@ Laws:
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from storage.engine import Connection, DatabaseUnavailable, Engine, NodeCalls, Row, SQLValue
 from storage.executors import Executor, ThreadExecutor
 from storage.migrate import migrate
-from storage.node_calls import select_nodes, tell_heard
+from storage.node_calls import select_nodes, tell_heard, tell_notes
 from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresConfig, PostgresEngine
 from storage.sqlite import SQLiteConfig, SQLiteEngine
@@ -145,6 +145,10 @@ class Database:
     async def tell_heard(self, node: int, position: int) -> None:
         """Tell the other nodes that this one has taken in everything up to that position."""
         await self.read_quickly("tell_heard", tell_heard, node, position)
+
+    async def tell_notes(self, node: int, bodies: Sequence[str]) -> None:
+        """Tell the other nodes what is not kept. See `storage.node_calls.tell_notes`."""
+        await self.read_quickly("tell_notes", tell_notes, node, bodies)
 
     async def empty_log(self) -> bool:
         """Leave nothing of what was written before in the log beside the database (SQLite's; PostgreSQL's is the operator's), as

@@ -8,6 +8,7 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from storage.database import Database
 from storage.device_list_log import log_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
+
+DEVICES_CHANGED: Final = "devices_changed"
+"""The counter that tells at which position a device came or went last: whoever writes has it at hand."""
 
 
 class DeviceRow(msgspec.Struct, frozen=True):
@@ -116,7 +120,7 @@ class DeviceStore:
             ),
         )
         if added:
-            announce_device_list(txn, device.user_id)
+            txn.raise_counter(DEVICES_CHANGED, announce_device_list(txn, device.user_id))
         return bool(added)
 
     def set_display_name(self, txn: WriteTransaction, user_id: str, device_id: str, name: str) -> bool:
@@ -166,7 +170,8 @@ class DeviceStore:
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
-            announce_device_list(txn, user_id, [device_id for _, device_id in rows])
+            gone = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
+            txn.raise_counter(DEVICES_CHANGED, gone)
 
 
 def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:
@@ -183,8 +188,8 @@ def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequ
     )
 
 
-def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()) -> None:
-    """Something about the user's devices or their keys has changed.
+def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()) -> int:
+    """Something about the user's devices or their keys has changed; the position of the change.
 
     `device_ids`: devices of a user of this server of whose change others are to be told; None stands for the keys of
     cross-signing.
@@ -195,6 +200,7 @@ def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequen
     position = first + max(0, len(device_ids) - 1)
     txn.execute_later(_SET_POSITION, (user_id, position))
     txn.announce(Change(position, Topic.DEVICE, user_id=user_id))
+    return position
 
 
 def announce_remote_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:

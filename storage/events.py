@@ -85,6 +85,16 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """The event at the root of the thread that it stands in, as far as it notifies anybody or was redacted."""
 
 
+class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What other nodes are told of an event that was stored."""
+
+    room_nid: int
+    position: int | None
+    type: str
+    is_state: bool
+    flags: int
+
+
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
     """What an event sets in the state, if it sets anything."""
 

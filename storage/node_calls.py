@@ -1,7 +1,8 @@
 """How nodes on one PostgreSQL call one another, for what may not wait until they ask: NOTIFY, heard by a connection of each node.
 
 A write that has to hold on all nodes before it is acknowledged calls as it commits; each node answers once it has taken in
-what was written. Who is there is seen by a lock that each node holds as long as its connection lives.
+what was written. Who is there is seen by a lock that each node holds as long as its connection lives. What is not kept at all, as
+who types, goes from node to node as notes.
 """
 
 import os
@@ -21,6 +22,7 @@ LOCK_CLASS: Final = 0x4D61_686E
 """The first key of the lock of each node ("Mahn" in ASCII); the second is the node's number."""
 _CHANGED: Final = "changed"
 _HEARD: Final = "heard"
+_NOTE: Final = "note"
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -36,7 +38,14 @@ class Heard(msgspec.Struct, frozen=True):
     position: int
 
 
-Call = Changed | Heard
+class Note(msgspec.Struct, frozen=True):
+    """A node tells the others something that is not kept; the body is theirs to read."""
+
+    node: int
+    body: str
+
+
+Call = Changed | Heard | Note
 
 
 class PostgresNodeCalls:
@@ -76,11 +85,13 @@ class PostgresNodeCalls:
 
 def parse_call(payload: str) -> Call | None:
     """What a node said; None for what none of this version says."""
-    match payload.split(" "):
+    match payload.split(" ", 2):
         case [word, position] if word == _CHANGED and _is_number(position):
             return Changed(int(position))
         case [word, node, position] if word == _HEARD and _is_number(node) and _is_number(position):
             return Heard(int(node), int(position))
+        case [word, node, body] if word == _NOTE and _is_number(node):
+            return Note(int(node), body)
     return None
 
 
@@ -92,6 +103,12 @@ def changed_payload(position: int) -> str:
 def tell_heard(txn: Transaction, node: int, position: int) -> None:
     """Tell the others that this node has taken in everything up to that position."""
     txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_HEARD} {node} {position}"))
+
+
+def tell_notes(txn: Transaction, node: int, bodies: Sequence[str]) -> None:
+    """Tell the others what is not kept: less than 8,000 bytes each, this node's number and a word included."""
+    for body in bodies:
+        txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_NOTE} {node} {body}"))
 
 
 def select_nodes(txn: Transaction) -> set[int]:

@@ -30,11 +30,18 @@ from storage.relations import RelationRow, add_relations, remove_relation
 from storage.room_effects import StateEffect, apply_effects
 from storage.room_writer import HeadMoved, StateChange
 from storage.rooms import Head, RoomRow, move_head
+from storage.search import note_placed
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import release_sticky_events
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 CHUNK = 500
+_SELECT_SHOWN = (
+    "SELECT e.event_nid FROM partial_events AS p JOIN events AS e ON e.event_nid = p.event_nid"
+    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0 AND (e.flags & {EventFlag.TIMELINE}) = 0"
+)
+"""Events of a room that are not in the timeline yet, and will be there."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -138,6 +145,7 @@ class StateCompletion:
         events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))
         if any(flags is None for _, flags in events):
             raise HeadMoved(room.room_id)  # another node has placed one more
+        shown = [nid for (nid,) in txn.query(_SELECT_SHOWN, (nid,))]
         txn.execute(
             "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces,"
             " current_root = p.current_root"
@@ -160,7 +168,9 @@ class StateCompletion:
         for event_nid, _ in events:
             txn.announce(Change(position, Topic.PLACED, detail=event_nid))
         txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
-        self._tell(txn, room, root, completed.news)
+        positions = self._tell(txn, room, root, completed.news)
+        note_placed(txn, shown)  # whoever looked for texts has passed them by
+        release_sticky_events(txn, room.room_id, shown, positions)
         return new
 
     def abandon(self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head) -> Head:
@@ -178,10 +188,11 @@ class StateCompletion:
         return new
 
     @staticmethod
-    def _tell(txn: WriteTransaction, room: RoomRow, root: bytes | None, news: Sequence[LateNews]) -> None:
-        """Let messages arrive that were refused when they came. `root`: of the present state, which is not the one after them."""
+    def _tell(txn: WriteTransaction, room: RoomRow, root: bytes | None, news: Sequence[LateNews]) -> dict[int, int]:
+        """Let messages arrive that were refused when they came; their positions, by number. `root`: of the present state, which is not
+        the one after them."""
         if not news:
-            return
+            return {}
         first = txn.next_position(len(news))
         stored = select_events(txn, [each.event_nid for each in news])
         outcomes = []
@@ -204,6 +215,7 @@ class StateCompletion:
             txn.announce(Change(position, Topic.EVENT, room.room_id, row.sender, row))
         if outcomes:
             add_outcomes(txn, outcomes)
+        return {each.event_nid: position for position, each in enumerate(news, first)}
 
     @staticmethod
     def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:

@@ -6,7 +6,7 @@ Laws:
 - What is soft-failed waits, and takes a new position when it is released.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -77,13 +77,7 @@ class StickyEventStore:
 
         def write(txn: WriteTransaction) -> None:
             for row in rows:
-                position = txn.next_position()
-                if txn.execute(
-                    "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1",
-                    (position, row.event_nid),
-                ):
-                    told = replace(row, position=position, waits=False)
-                    txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=told))
+                _release(txn, room_id, row, txn.next_position())
 
         await self._database.write("release_sticky_events", write)
 
@@ -107,6 +101,23 @@ def add_sticky_events(txn: WriteTransaction, room_id: str, rows: Sequence[Sticky
     )
     for row in rows:
         txn.announce(Change(row.position, Topic.STICKY, room_id=room_id, detail=row))
+
+
+def release_sticky_events(
+    txn: WriteTransaction, room_id: str, event_nids: Sequence[int], positions: Mapping[int, int]
+) -> None:
+    """Tell those of the events that wait, which are soft-failed no longer: at the positions of those that arrive."""
+    rows = txn.query_in(f"SELECT {_COLUMNS} FROM sticky_events WHERE waits = 1 AND event_nid IN {{keys}}", event_nids)
+    for row in sorted(map(_row, rows), key=lambda row: row.position):
+        position = positions.get(row.event_nid)
+        _release(txn, room_id, row, txn.next_position() if position is None else position)
+
+
+def _release(txn: WriteTransaction, room_id: str, row: StickyRow, position: int) -> None:
+    sql = "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1"
+    if txn.execute(sql, (position, row.event_nid)):
+        told = replace(row, position=position, waits=False)
+        txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=told))
 
 
 def remove_sticky_event(txn: WriteTransaction, event_nid: int) -> None:

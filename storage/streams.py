@@ -87,6 +87,12 @@ Subscriber = Callable[[Sequence[Change]], None]
 Watcher = Callable[[int, int], None]
 """Called with (after, upto): what is above `after`, up to and with `upto`, was written by another process and can now be read."""
 
+Explainer = Callable[[int, int], Sequence[Change] | None]
+"""Called with (after, upto), what another process wrote: what changed by that; None where it is not known."""
+Teller = Callable[[int, int, Sequence[Change]], None]
+"""Called with (after, upto, changes): what is above `after`, up to and with `upto`, was written by this process, and that is what
+changed by it."""
+
 
 _position = attrgetter("position")
 
@@ -100,6 +106,8 @@ class Streams:
         self._current = current
         self._subscribers: tuple[tuple[Subscriber, frozenset[Topic]], ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
+        self._tellers: tuple[Teller, ...] = ()
+        self._explainer: Explainer | None = None
         self._hearers: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
         """Who hears of commits with just these topics, as far as there were some."""
 
@@ -124,10 +132,29 @@ class Streams:
         """Hear of positions that other processes wrote."""
         self._watchers += (watcher,)
 
+    def ask(self, explainer: Explainer) -> None:
+        """Who knows what other processes wrote."""
+        self._explainer = explainer
+
+    def told(self, after: int, upto: int) -> Sequence[Change] | None:
+        """For watchers: what changed by what was written there, in order, with `EventNews` in the place of rows of events; None where
+        that is not known, or not yet."""
+        return None if self._explainer is None else self._explainer(after, upto)
+
+    def tell(self, teller: Teller) -> None:
+        """Hear of every commit of this process, also of one without changes, and which positions it took: to tell other processes."""
+        self._tellers += (teller,)
+
     def publish(self, changes: Sequence[Change], head: int) -> None:
         """Tell the subscribers of a commit's changes; `head` is the highest position that the commit took."""
         ordered = sorted(changes, key=_position)
-        self._current = max(self._current, head)
+        after, self._current = self._current, max(self._current, head)
+        if after < self._current:
+            for teller in self._tellers:
+                try:
+                    teller(after, head, ordered)
+                except Exception:
+                    self._log.failure("A teller of streams failed: {teller}", teller=teller)
         if not ordered:
             return
         topics = frozenset([change.topic for change in ordered])

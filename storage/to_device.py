@@ -3,31 +3,71 @@
 For a device that does not come back, so many are kept; then the oldest go. To refuse new ones instead would punish the
 senders, whose request is for other devices as well, and a device that comes back after so long needs the newest keys most.
 
-Where many are to go at once, a floor is set below which nothing is read any more, and a job removes them in small steps.
-
 They are kept by the number of the device, which no later device of its id has: so entries of the index are small, and many are
-together on a page.
+together on a page. Those that are sent many at once are in the log first (`to_device_log`), and after some minutes a job moves those
+that are still waited for, oldest first; at each moment a message is in one of both.
+
+Below a device's floor nothing is read any more, in either. A floor is set where the device has what is in the log, and where many
+messages are to go at once; a job removes in small steps what is below, and then the floor.
+
+Laws:
+- Reading sees each message once: of the log what lies there after what is by device was read. Where a row has left the log meanwhile, it is
+  read anew.
+- What the log has is known up to a head of the sequence: rows are committed in the order of their positions, and never come again.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
+from operator import attrgetter, itemgetter
+from typing import Final, NamedTuple
 
 import msgspec
 
+from storage import to_device_log
 from storage.database import Database
+from storage.devices import DEVICES_CHANGED
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
-from storage.transaction import Transaction, WriteTransaction
+from storage.to_device_log import LogIndex, Seen, as_event
+from storage.transaction import POSITION, Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
 LOOK_EVERY: Final = 256
 REMOVED_AT_ONCE: Final = 500
 """More than these wait for the job."""
+FEWEST_LOGGED: Final = 8
+"""So many that are sent at once go into the log."""
+MOST_LOGGED: Final = 200_000
+"""With so many in the log, the next are kept by device at once: where each lies in it is kept in memory."""
+NEVER: Final = 1 << 62
+"""After all positions."""
+LOGGED_MS: Final = 5 * 60 * 1000
+"""For so long messages are in the log."""
 
 _WAS_SENT: Final = (None, None, None)
 """Stands among recipients where the request was carried out before."""
+_RAISE: Final = (
+    "ON CONFLICT (device_nid) DO UPDATE SET position = excluded.position"
+    " WHERE to_device_floors.position < excluded.position"
+)
 _NID: Final = "(SELECT d.device_nid FROM devices AS d WHERE d.user_id = ? AND d.device_id = ?)"
 """The number of a device."""
+
+
+Recipient = tuple[str, str, int]
+"""A device of one of our users: user, device, its number."""
+
+
+Recipients = Mapping[str, Recipient]
+"""The devices of a user, by their ids."""
+
+
+class KnownDevices(NamedTuple):
+    """Devices of users, as they were known at some moment."""
+
+    users: Mapping[str, Recipients]
+    upto: int
+    """The position of the last change that is in them, if it was one of devices."""
 
 
 class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
@@ -38,17 +78,24 @@ class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     """The event as the device gets it."""
 
 
-class NewMessage(DeviceMessage, frozen=True, gc=False):
-    """One that was sent just now."""
-
-    user_id: str
-    device_id: str
-
-
 class NewMessages(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic TO_DEVICE tells: messages that were sent at once, in order."""
+    """What a change of the topic TO_DEVICE tells: messages that were sent at once, at one position after the other."""
 
-    messages: Sequence[NewMessage]
+    first: int
+    opening: bytes
+    """How all of them begin."""
+    recipients: Sequence[Recipient]
+    contents: Sequence[bytes]
+    """What follows, without the end: see `as_event`."""
+
+    @property
+    def last(self) -> int:
+        """The position of the last of them."""
+        return self.first + len(self.contents) - 1
+
+    def at(self, index: int) -> DeviceMessage:
+        """One of them."""
+        return DeviceMessage(self.first + index, as_event(self.opening, self.contents[index]))
 
 
 class DevicesGone(msgspec.Struct, frozen=True, gc=False):
@@ -57,23 +104,21 @@ class DevicesGone(msgspec.Struct, frozen=True, gc=False):
     device_ids: Sequence[str]
 
 
-Recipient = tuple[str, str, int]
-"""A device of one of our users: user, device, its number."""
-
-
 class ToDeviceStore:
     """The table of messages to devices."""
 
-    def __init__(self, database: Database, *, most_waiting: int = MOST_WAITING) -> None:
-        """`most_waiting`: for a device, give or take a few hundred."""
+    def __init__(self, database: Database, *, most_waiting: int = MOST_WAITING, most_logged: int = MOST_LOGGED) -> None:
+        """`most_waiting`: for a device, give or take a few hundred and what is in the log."""
         self._database = database
         self._most_waiting = most_waiting
+        self._most_logged = most_logged
+        self._log = LogIndex()
 
     async def get_messages(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
     ) -> Sequence[DeviceMessage]:
         """The oldest messages with after < position ≤ up to."""
-        return await self._database.read_quickly("get_to_device", _select, user_id, device_id, after, upto, limit)
+        return await self._database.read_quickly("get_to_device", self._select, user_id, device_id, after, upto, limit)
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
         """The device has all up to that position."""
@@ -84,42 +129,66 @@ class ToDeviceStore:
         before them may be many, below a floor: it is left to the job."""
         await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto)
 
-    def get_recipients(self, txn: Transaction, user_ids: Iterable[str], sent: SentTransaction) -> list[Recipient]:
-        """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent."""
-        users = tuple(user_ids)
-        if not users:
-            rows = txn.query("SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?", (sent.compute_key(),))
-        else:
-            rows = txn.query_in(
-                "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
-                " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",
-                users,
-                after=(sent.compute_key(),),
-            )
+    def get_recipients(
+        self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
+    ) -> Mapping[str, Recipients] | None:
+        """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent.
+
+        `known`: what was known of them before. None where that holds, as no device came or went since.
+        """
+        holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
+        if holds or not user_ids:
+            response = select_response(txn, sent)
+            if response is not None:
+                raise AlreadySent(sent, response)
+            return None if holds else {}
+        rows = txn.query_in(
+            "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
+            " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",
+            user_ids,
+            after=(sent.compute_key(),),
+        )
         if _WAS_SENT in rows:
             response = select_response(txn, sent)
             assert response is not None
             raise AlreadySent(sent, response)
-        return rows
+        return _by_user(user_ids, rows)
 
-    def get_devices(self, txn: Transaction, user_ids: Iterable[str]) -> list[Recipient]:
+    def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
         """The devices of these users; one query."""
         sql = "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
-        return txn.query_in(sql, user_ids)
+        return _by_user(user_ids, txn.query_in(sql, user_ids))
 
-    def add_messages(self, txn: WriteTransaction, messages: Sequence[tuple[Recipient, bytes]]) -> None:
-        """Add messages, each at a position of its own, in their order."""
-        if not messages:
+    def add_messages(
+        self,
+        txn: WriteTransaction,
+        opening: bytes,
+        recipients: Sequence[Recipient],
+        contents: Sequence[bytes],
+        now_ms: int,
+    ) -> None:
+        """Add messages, each at a position of its own, in their order. Each begins with the opening, then comes its content, and then a
+        closing brace."""
+        if not contents:
             return
-        first = txn.next_position(len(messages))
-        numbered = list(enumerate(messages, first))
-        new = [NewMessage(position, content, to[0], to[1]) for position, (to, content) in numbered]
-        users = tuple(dict.fromkeys([message.user_id for message in new]))
-        txn.announce(Change(new[-1].position, Topic.TO_DEVICE, user_ids=users, detail=NewMessages(new)))
-        rows = [(position, to[2], content) for position, (to, content) in numbered]
+        first = txn.next_position(len(contents))
+        new = NewMessages(first, opening, recipients, contents)
+        users = tuple(dict.fromkeys([user_id for user_id, _, _ in recipients]))
+        txn.announce(Change(new.last, Topic.TO_DEVICE, user_ids=users, detail=new))
+        nids = [nid for _, _, nid in recipients]
+        if len(contents) >= FEWEST_LOGGED and to_device_log.count_logged(txn) + len(contents) <= self._most_logged:
+            to_device_log.append(txn, first, now_ms, opening, nids, contents)
+            return
+        numbered = enumerate(zip(nids, contents, strict=True), first)
+        self._insert(txn, [(position, nid, as_event(opening, content)) for position, (nid, content) in numbered])
+
+    def _insert(self, txn: WriteTransaction, rows: Sequence[tuple[int, int, bytes]]) -> None:
+        """Keep messages by device: position, number of the device, event."""
         txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), rows)
         # to count what waits for every device at every message would cost too much
-        for _, device_nid, _ in rows[-first % LOOK_EVERY :: LOOK_EVERY]:
+        for position, device_nid, _ in rows:
+            if position % LOOK_EVERY:
+                continue
             newest_to_go = txn.query_one(
                 "SELECT position FROM to_device_messages WHERE device_nid = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
                 (device_nid, self._most_waiting),
@@ -145,25 +214,99 @@ class ToDeviceStore:
         """How many messages wait; looks at all of them."""
         return await self._database.read("count_to_device", _count)
 
-    async def sweep(self, limit: int) -> int:
-        """Remove some of what nobody gets any more; how many."""
-        return await self._database.write("sweep_to_device", _sweep, limit)
+    async def sweep(self, limit: int, now_ms: int) -> int:
+        """Remove some of what nobody gets any more, and move some of what has been in the log for long; how many."""
+        swept = await self._database.write("sweep_to_device", _sweep, limit)
+        moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
+        self._log.forget(upto)
+        return max(swept, moved)
+
+    def _select(
+        self, txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int
+    ) -> list[DeviceMessage]:
+        while True:
+            found: dict[int, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
+            of_device = (user_id, device_id)
+            args = (*of_device, after, *of_device, upto, limit, self._log.upto, *of_device, *of_device, POSITION)
+            for kind, number, value in txn.query(_SELECT, args):
+                found[kind].append((number, value))
+            if not found[_HEAD]:
+                return []  # nothing was written yet
+            ((head, _),), ((oldest, _),) = found[_HEAD], found[_OLDEST]
+            if not self._log.extend(Seen(head, oldest, found[_LOG])):
+                continue
+            messages = [DeviceMessage(*each) for each in sorted(found[_KEPT])]
+            if not found[_DEVICE]:
+                return messages
+            ((device_nid, _),) = found[_DEVICE]
+            floor = max([after, *[position for position, _ in found[_FLOOR]]])
+            places = self._log.find(device_nid, floor, min(upto, head), limit)
+            if self._log.has_lost(oldest):
+                continue  # another thread has learned meanwhile that rows went, which may have been this device's
+            if not places:
+                return messages
+            events = to_device_log.select_events(txn, places)
+            gone = [place.row for place in places if place.position not in events]
+            if gone:
+                self._log.forget(max(gone))
+                continue
+            messages += [DeviceMessage(*event) for event in events.items()]
+            return sorted(messages, key=_position)[:limit]
+
+    def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
+        """Keep by device what has been in the log for long; how many messages left it, and the last row."""
+        oldest = to_device_log.select_oldest(txn, 1 + limit // FEWEST_LOGGED)
+        # what has a time to come is from a clock that was wrong
+        old = list(takewhile(lambda row: not now_ms - LOGGED_MS < row.sent_ts <= now_ms, oldest))
+        if not old:
+            if not oldest:
+                to_device_log.note_empty(txn)
+            return 0, 0
+        messages = [message for row in old for message in row.read()]
+        waiting = _waiting(txn, [(position, nid) for position, nid, _ in messages])
+        self._insert(txn, sorted([each for each in messages if each[0] in waiting], key=itemgetter(1, 0)))
+        to_device_log.remove(txn, old[-1].first, len(messages))
+        return limit, old[-1].first
+
+
+_KEPT, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
+_SELECT: Final = (
+    f"SELECT {_KEPT}, m.position, m.content FROM ("
+    f"SELECT position, content FROM to_device_messages WHERE device_nid = {_NID} AND position > ?"
+    f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
+    " AND position <= ? ORDER BY position LIMIT ?) AS m"
+    f" UNION ALL SELECT {_LOG}, first_position, devices FROM to_device_log WHERE first_position > ?"
+    f" UNION ALL SELECT {_OLDEST}, min(first_position), NULL FROM to_device_log"
+    f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices WHERE user_id = ? AND device_id = ?"
+    f" UNION ALL SELECT {_FLOOR}, position, NULL FROM to_device_floors WHERE device_nid = {_NID}"
+    f" UNION ALL SELECT {_HEAD}, value, NULL FROM counters WHERE name = ?"
+)
+"""All that is known of a device at one moment, and what is new in the log."""
+_position: Final = attrgetter("position")
+
+
+def _by_user(user_ids: Iterable[str], rows: Iterable[Recipient]) -> dict[str, dict[str, Recipient]]:
+    users: dict[str, dict[str, Recipient]] = {user_id: {} for user_id in user_ids}
+    for recipient in rows:
+        users[recipient[0]][recipient[1]] = recipient
+    return users
 
 
 def _count(txn: Transaction) -> int:
     row = txn.query_one("SELECT COUNT(*) FROM to_device_messages")
     assert row is not None
-    return int(row[0])
+    return int(row[0]) + len(_waiting(txn, to_device_log.select_devices(txn)))
 
 
-def _select(txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int) -> list[DeviceMessage]:
-    sql = (
-        f"SELECT position, content FROM to_device_messages WHERE device_nid = {_NID} AND position > ?"
-        f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
-        " AND position <= ? ORDER BY position LIMIT ?"
+def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
+    """Of messages in the log (position, number of the device) the positions of those that a device still waits for."""
+    messages = list(logged)
+    nids = {nid for _, nid in messages}
+    there = {nid for (nid,) in txn.query_in("SELECT device_nid FROM devices WHERE device_nid IN {keys}", nids)}
+    floors: dict[int, int] = dict(
+        txn.query_in("SELECT device_nid, position FROM to_device_floors WHERE device_nid IN {keys}", nids)
     )
-    args = (user_id, device_id, after, user_id, device_id, upto, limit)
-    return [DeviceMessage(*row) for row in txn.query(sql, args)]
+    return {position for position, nid in messages if nid in there and position > floors.get(nid, 0)}
 
 
 def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
@@ -171,6 +314,7 @@ def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
         _delete(txn, row[0], upto)
+        _set_floor_for_log(txn, user_id, device_id, upto)
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
@@ -182,11 +326,7 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
     if further is None:
         txn.execute_later("DELETE FROM to_device_messages WHERE device_nid = ? AND position <= ?", (device_nid, upto))
         return
-    txn.execute(
-        "INSERT INTO to_device_floors (device_nid, position) VALUES (?, ?) ON CONFLICT (device_nid)"
-        " DO UPDATE SET position = excluded.position WHERE to_device_floors.position < excluded.position",
-        (device_nid, upto),
-    )
+    txn.execute(f"INSERT INTO to_device_floors (device_nid, position) VALUES (?, ?) {_RAISE}", (device_nid, upto))
 
 
 def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int) -> None:
@@ -194,18 +334,32 @@ def _delete_range(txn: WriteTransaction, user_id: str, device_id: str, first: in
         f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
         (user_id, device_id, first, upto),
     )
+    _set_floor_for_log(txn, user_id, device_id, upto)
+
+
+def _set_floor_for_log(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+    """The device has all up to that position: where there may be something of it in the log, it is not read any more."""
+    txn.execute_later(
+        "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ? FROM devices AS d"
+        " WHERE d.user_id = ? AND d.device_id = ? AND EXISTS (SELECT 1 FROM to_device_log AS l WHERE l.first_position <= ?)"
+        f" {_RAISE}",
+        (upto, user_id, device_id, upto),
+    )
 
 
 def _sweep(txn: WriteTransaction, limit: int) -> int:
-    floor = txn.query_one("SELECT device_nid, position FROM to_device_floors LIMIT 1")
-    if floor is None:
-        return 0
+    """Remove what is below floors, and floors below which there is nothing."""
+    (oldest,) = txn.query_one("SELECT min(first_position) FROM to_device_log") or (None,)
+    below = "FROM to_device_messages AS m WHERE m.device_nid = f.device_nid AND m.position <= f.position"
+    done = txn.query(
+        f"SELECT f.device_nid FROM to_device_floors AS f WHERE f.position < ? AND NOT EXISTS (SELECT 1 {below}) LIMIT ?",
+        (NEVER if oldest is None else oldest, limit),
+    )
+    txn.execute_many("DELETE FROM to_device_floors WHERE device_nid = ?", done)
     gone = txn.query(
-        "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
-        " ORDER BY position LIMIT ?",
-        (*floor, limit),
+        "SELECT m.device_nid, m.position FROM to_device_floors AS f JOIN to_device_messages AS m"
+        " ON m.device_nid = f.device_nid AND m.position <= f.position LIMIT ?",
+        (limit,),
     )
     txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", gone)
-    if len(gone) < limit:
-        txn.execute("DELETE FROM to_device_floors WHERE device_nid = ?", floor[:1])
-    return limit  # whether there are further floors is seen by the next step
+    return limit if done or gone else 0  # whether there is more is seen by the next step

@@ -172,6 +172,14 @@ class WriteTransaction(Transaction):
         self._counters[counter] = value + count
         return value + 1
 
+    def counter(self, name: str) -> int:
+        """How many numbers of a named counter have been taken; of what other processes took, as of when the batch began."""
+        return self._counters.get(name, 0)
+
+    def raise_counter(self, name: str, value: int) -> None:
+        """Let a named counter be that, if it was less: nothing else may take numbers of it."""
+        self._counters[name] = max(self._counters.get(name, 0), value)
+
     def announce(self, change: Change) -> None:
         """Publish this change to the readers of streams once this write is committed."""
         self.changes.append(change)

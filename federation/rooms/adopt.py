@@ -161,7 +161,7 @@ class Adoptions:
                 break
             try:
                 event = Candidate(version, as_mapping(pdu)).read()
-                if event.key != CREATE or event.room_id != room_id:
+                if event.state_key is None or event.key != CREATE or event.room_id != room_id:
                     continue
                 if event.content.get("room_version", "1") != version.identifier or not is_content_hash_valid(event):
                     continue

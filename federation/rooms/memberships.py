@@ -18,6 +18,7 @@ class Memberships:
     def __init__(self, store: MembershipStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: how many users, and how many rooms, are kept."""
         self._store = store
+        self._streams = streams
         self._capacity = capacity
         self._by_user: OrderedDict[str, dict[int, MembershipRow]] = OrderedDict()
         self._local: OrderedDict[int, set[str]] = OrderedDict()
@@ -94,10 +95,21 @@ class Memberships:
                 else:
                     self._forget_all()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
         self._changes_heard += 1
-        self._forget_all()
+        told = self._streams.told(after, upto)
+        if told is None:
+            self._forget_all()
+            return
+        for change in told:
+            if change.topic is Topic.MEMBERSHIP:
+                row = change.detail
+                if isinstance(row, MembershipRow):
+                    self._by_user.pop(row.user_id, None)
+                    self._local.pop(row.room_nid, None)
+                else:
+                    self._forget_all()
 
     def _forget_all(self) -> None:
         self._by_user.clear()

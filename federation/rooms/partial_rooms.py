@@ -23,6 +23,7 @@ class PartialRooms:
 
     def __init__(self, store: PartialRoomStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
+        self._streams = streams
         self._clock = clock
         self._known: dict[int, PartialRoom] | None = None
         self._changes_heard = 0
@@ -79,8 +80,11 @@ class PartialRooms:
                 else:
                     self._known = None
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: it may have completed a room."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said that it did not, it may have completed a room."""
+        told = self._streams.told(after, upto)
+        if told is not None and all(change.topic is not Topic.COMPLETENESS for change in told):
+            return
         self._changes_heard += 1
         self._known = None
         for room_nid in list(self._waiting):

@@ -12,7 +12,9 @@ from homeserver.config.registration_files import read_registration_files
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.node_notes import NodeNotes
 from homeserver.nodes import OtherNodes
+from homeserver.others_news import NewsOfOthers
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
@@ -50,6 +52,7 @@ from homeserver.services.uia_stages import (
     TermsStage,
     ThreepidStage,
 )
+from homeserver.written import Writing
 from storage.account_data import AccountDataStore
 from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
@@ -134,7 +137,13 @@ class AccountParts:
             monotonic=monotonic,
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite is for one node
-        self.other_nodes = OtherNodes(clock, database, self.access_tokens, monotonic) if is_shared else None
+        self.node_notes = NodeNotes(clock) if is_shared else None
+        self.other_nodes = None
+        self.others = None
+        if self.node_notes is not None:
+            Writing(database.streams, self.node_notes)
+            self.others = NewsOfOthers(database.streams, clock, self.node_notes)
+            self.other_nodes = OtherNodes(clock, database, self.access_tokens, self.node_notes, monotonic)
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,

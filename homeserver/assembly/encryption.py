@@ -12,6 +12,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.cross_signing import CrossSigning
 from homeserver.services.dehydrated_devices import DehydratedDevices
 from homeserver.services.key_backups import KeyBackups
+from homeserver.services.known_devices import DevicesOfUsers
 from homeserver.services.to_device import ToDevice
 from storage.database import Database
 from storage.key_backups import KeyBackupStore
@@ -58,6 +59,7 @@ class EncryptionParts:
             identity,
             policy,
             rooms.servers,
+            DevicesOfUsers(database.streams),
             limiter,
             rooms.now_ms,
         )

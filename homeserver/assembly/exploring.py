@@ -36,12 +36,12 @@ class ExploringParts:
         remote_times: RemoteTimes,
     ) -> None:
         membership_store = MembershipStore(database)
-        previews = Previews(rooms.memberships, membership_store, rooms.room_store)
+        previews = Previews(rooms.memberships, membership_store, rooms.store)
         self.spaces = Spaces(RoomSummaryStore(database), SpaceStore(database), membership_store, rooms.events, previews)
         self.hierarchy = SpaceHierarchy(self.spaces, previews, remote_spaces)
         self.previews = RoomPreviews(rooms.room_memberships, rooms.memberships, self.spaces, previews, remote_spaces)
         self.times = EventsByTime(rooms.reading, TimelineStore(database), remote_times)
-        self.mutual_rooms = MutualRooms(membership_store, rooms.room_store)
+        self.mutual_rooms = MutualRooms(membership_store, rooms.store)
         report_store = ReportStore(database)
         self.services: Sequence[object] = (
             self.hierarchy,

@@ -47,13 +47,13 @@ class RetentionParts:
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
         metrics = RetentionMetrics(registry)
         time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
-        purging = Purging(database, messages, rooms.room_store, now_ms, metrics.unreadable.inc)
+        purging = Purging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
             purges,
             messages,
             purging,
             RegainingStore(database),
-            rooms.room_store,
+            rooms.store,
             rooms.events,
             identity,
             accounts.secret_text,

@@ -31,7 +31,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.beside_rooms import beside_rooms
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.lifetimes import lifetimes_of
-from homeserver.assembly.presence import presence_of
+from homeserver.assembly.presence import WhoIsThere
 from homeserver.assembly.profile_rules import fixed_profile_fields, name_rules_of
 from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts, thread_updates
@@ -46,7 +46,6 @@ from homeserver.services.device_keys import DeviceKeys, show_keys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
-from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
@@ -84,7 +83,6 @@ from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import Sync, SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.account_data import AccountDataStore
@@ -141,7 +139,7 @@ class RoomParts:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
         sizes = CacheSizes(config.memory)
-        self.room_store = room_store = RoomStore(database)
+        self.store = room_store = RoomStore(database)
         self.membership_store = membership_store = MembershipStore(database)
         self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
@@ -159,7 +157,7 @@ class RoomParts:
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
-        recent = RecentChanges(streams)
+        recent = RecentChanges(streams, accounts.others)
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
@@ -169,11 +167,10 @@ class RoomParts:
         current_states = CurrentStates(timelines, self.events, trees)
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
-        self.notifier = Notifier(streams, self.memberships, clock)
+        self.notifier = Notifier(streams, self.memberships, clock, accounts.others)
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
-        self.store = room_store
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
         self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
@@ -351,11 +348,10 @@ class RoomParts:
             accounts.secret_text,
         )
         self.markers = ReadMarkers(database, account_data_store, self.events, self.reading, now_ms)
-        ephemeral = EphemeralCounter(clock)
-        self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
-        self.presence = presence_of(
-            config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
+        there = WhoIsThere(
+            config, clock, database, self.memberships, self.notifier, limiter, identity, accounts.node_notes
         )
+        self.typing, self.presence = there.typing, there.presence
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         key_store = PublishedKeyStore(database)

@@ -48,7 +48,7 @@ class SearchParts:
             rooms.engine,
             rooms.events,
             rooms.memberships,
-            rooms.room_store,
+            rooms.store,
             rooms.stays,
             rooms.reading,
             answers,

@@ -1,7 +1,5 @@
 """Messages from device to device. spec: client-server-api#send-to-device-messaging"""
 
-from typing import Any
-
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
@@ -10,9 +8,9 @@ from homeserver.services.to_device import ToDevice
 
 
 class MessagesBody(msgspec.Struct, frozen=True):
-    """Contents by user and device; `*` is every device of the user."""
+    """Contents by user and device, which are not read yet; `*` is every device of the user."""
 
-    messages: dict[str, dict[str, dict[str, Any]]]
+    messages: dict[str, dict[str, msgspec.Raw]]
 
 
 @endpoint(

@@ -1,10 +1,17 @@
 """The counter of what is not durable: typing and presence.
 
 Its positions are times, in microseconds, each above the one before: so it does not run backwards over a restart, and a
-position that a client has from before it, or from another node, says up to when that client has heard of things.
+position that a client has from before it, or from another node, says up to when that client has heard of things. Nodes give one
+change the same position wherever they can, and go on from that with which a client comes from another: else one that goes from
+node to node would be told the same things again and again, at once.
 """
 
+from typing import Final
+
 from twisted.internet.interfaces import IReactorTime
+
+AHEAD: Final = 60_000_000
+"""By so many microseconds another node's clock may be ahead of this one's."""
 
 
 class EphemeralCounter:
@@ -17,5 +24,19 @@ class EphemeralCounter:
 
     def next(self) -> int:
         """Take one more."""
-        self.position = max(self.position + 1, int(self._clock.seconds() * 1_000_000))
+        self.position = max(self.position + 1, self._now())
         return self.position
+
+    def take(self, position: int) -> int:
+        """The position of something that another node told at this one: the same, where nothing later was told here."""
+        return position if self.meet(position) else self.next()
+
+    def meet(self, position: int) -> bool:
+        """Go on from a position of another node, if it is later; whether it was."""
+        is_later = self.position < position <= self._now() + AHEAD
+        if is_later:
+            self.position = position
+        return is_later
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1_000_000)

@@ -143,6 +143,8 @@ class OldSync:
         room_nid = None
         if room_id is not None:
             room_nid = (await self._parts.reading.find_reader(caller.user_id, room_id)).snapshot.room.room_nid
+        if since is not None:
+            self._parts.typing.meet(since.ephemeral)
         now = self._now()
         if since is None or since.position > now.position:
             since = now

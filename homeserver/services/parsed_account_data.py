@@ -30,6 +30,7 @@ class ParsedAccountData(Generic[T]):
     ) -> None:
         """`parse` is given the contents that there are, by type. `capacity`: how many users' are kept."""
         self._account_data = account_data
+        self._streams = streams
         self._types = tuple(types)
         self._parse = parse
         self._capacity = capacity
@@ -112,8 +113,12 @@ class ParsedAccountData(Generic[T]):
                 if change.user_id is not None:
                     self._forget(change.user_id)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
+        told = self._streams.told(after, upto)
+        if told is not None:
+            self._hear(told)
+            return
         self._changes_heard += 1
         self._parsed.clear()
         self._size = 0

@@ -13,7 +13,9 @@ from typing import Final
 import msgspec
 
 from federation.protocol.ids import UserID
-from storage.events import EventFlag, EventRow
+from homeserver.others_news import NewsOfOthers
+from homeserver.written import Range, without
+from storage.events import EventFlag, EventNews, EventRow
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
@@ -42,6 +44,8 @@ NOT_FOR_ALL: Final = frozenset(
     }
 )
 """What nobody is told of but the users named in the change, if there are any."""
+MOST_HOLES: Final = 100
+"""Stretches of which nothing is known yet."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -154,8 +158,13 @@ class _News:
 class RecentChanges:
     """The newest changes of the one sequence."""
 
-    def __init__(self, streams: Streams) -> None:
-        self._complete_from = streams.current()
+    def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
+        """`others`: who knows what other nodes write; None where there are none."""
+        self._streams = streams
+        self._others = others
+        self._forgotten_upto = self._complete_from = streams.current()
+        self._holes: list[Range] = []
+        """Stretches that other nodes wrote and of which nothing is known yet."""
         self._positions: list[int] = []
         self._entries: list[_Entry] = []
         self._named = 0
@@ -166,6 +175,8 @@ class RecentChanges:
         """By position the rooms with messages since, if nothing else has happened; until something does."""
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+        if others is not None:
+            others.wait_for(self._hear_late, self._give_up)
 
     def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
         """The rooms in which something is new after the position that may concern the user.
@@ -249,45 +260,80 @@ class RecentChanges:
         self._gathered.clear()
         self._messages.clear()
         for change in changes:
-            row = change.detail
-            user_id = change.user_id
-            if change.topic in PERSONAL:
-                entry = _Entry(change.topic, user_id=user_id, user_ids=change.user_ids)
-                self._named += len(change.user_ids)
-            elif isinstance(row, StickyRow):
-                entry = _Entry(change.topic, row.room_nid)
-            elif isinstance(row, EventRow):
-                is_message = row.state_key is None and not row.flags & EventFlag.RESOLVED
-                entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
-            elif isinstance(row, ReceiptRow):
-                reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
-                entry = _Entry(Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
-            elif isinstance(row, MembershipRow):
-                entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
-            elif isinstance(row, PurgedMessages):
-                entry = _Entry(change.topic, row.room_nid if row.counted_upto else None, counted_upto=row.counted_upto)
-            elif isinstance(row, PartialRoom):
-                entry = _Entry(Topic.COMPLETENESS, row.room_nid)
-            elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
-                self._forget(change.position)  # another node's: in which room is not known here
-                entry = _Entry(change.topic)
-            else:
-                if change.topic is Topic.MEMBERSHIP:
-                    self._forget(change.position)
-                entry = _Entry(change.topic, user_id=user_id)
-            self._positions.append(change.position)
-            self._entries.append(entry)
+            self._add(change)
+        self._shrink()
+
+    def _add(self, change: Change) -> None:
+        row = change.detail
+        user_id = change.user_id
+        if change.topic in PERSONAL:
+            entry = _Entry(change.topic, user_id=user_id, user_ids=change.user_ids)
+            self._named += len(change.user_ids)
+        elif isinstance(row, StickyRow):
+            entry = _Entry(change.topic, row.room_nid)
+        elif isinstance(row, EventRow):
+            is_message = row.state_key is None and not row.flags & EventFlag.RESOLVED
+            entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
+        elif isinstance(row, EventNews):
+            is_message = not row.is_state and not row.flags & EventFlag.RESOLVED
+            entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
+        elif isinstance(row, ReceiptRow):
+            reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
+            entry = _Entry(Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
+        elif isinstance(row, MembershipRow):
+            entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+        elif isinstance(row, PurgedMessages):
+            entry = _Entry(change.topic, row.room_nid if row.counted_upto else None, counted_upto=row.counted_upto)
+        elif isinstance(row, PartialRoom):
+            entry = _Entry(Topic.COMPLETENESS, row.room_nid)
+        elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
+            self._forget(change.position)  # another node's: in which room is not known here
+            entry = _Entry(change.topic)
+        else:
+            if change.topic is Topic.MEMBERSHIP:
+                self._forget(change.position)
+            entry = _Entry(change.topic, user_id=user_id)
+        at = bisect_right(self._positions, change.position)
+        self._positions.insert(at, change.position)
+        self._entries.insert(at, entry)
+
+    def _shrink(self) -> None:
         while len(self._positions) + self._named > 2 * KEPT:
             self._forget(self._positions[len(self._positions) // 2])
 
-    def _heed_others(self, _after: int, upto: int) -> None:
-        """Another node wrote: what is new up to there is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, what is new up to there is not known here, or not yet."""
+        told = self._streams.told(after, upto)
+        if told is not None:
+            self._hear(told)
+            return
         self._gathered.clear()
         self._messages.clear()
-        self._forget(upto)
+        if self._others is None or len(self._holes) >= MOST_HOLES:
+            self._forget(upto)
+        else:
+            self._holes.append((after, upto))
+            self._look_for_holes()
+
+    def _hear_late(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
+        """What was not known of these stretches is known now."""
+        self._hear([change for change in changes if change.position > self._forgotten_upto])
+        self._holes = without(self._holes, ranges)
+        self._look_for_holes()
+
+    def _give_up(self, ranges: Sequence[Range]) -> None:
+        """What is new there will not be known."""
+        self._gathered.clear()
+        self._messages.clear()
+        self._forget(max(upto for _, upto in ranges))
+
+    def _look_for_holes(self) -> None:
+        self._holes = [hole for hole in self._holes if hole[1] > self._forgotten_upto]
+        self._complete_from = max([self._forgotten_upto, *(upto for _, upto in self._holes)])
 
     def _forget(self, upto: int) -> None:
         keep = bisect_right(self._positions, upto)
-        self._complete_from = max(self._complete_from, upto)
+        self._forgotten_upto = max(self._forgotten_upto, upto)
+        self._look_for_holes()
         self._named -= sum([len(entry.user_ids) for entry in self._entries[:keep]])
         del self._positions[:keep], self._entries[:keep]

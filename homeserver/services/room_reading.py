@@ -35,7 +35,7 @@ from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.room_answers import Question, RoomAnswers
 from homeserver.services.room_history import RoomHistory
-from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
+from homeserver.services.stream_tokens import SyncToken, find_arrived, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
 from storage.timelines import START, Direction, Place, TimelineStore
 
@@ -114,7 +114,7 @@ class RoomReading:
     ) -> dict[str, Any]:
         """A page of the timeline. spec: client-server-api#get_matrixclientv3roomsroomidmessages"""
         reader = await self.find_reader(caller.user_id, room_id)
-        start = await self.find_place(reader, from_) if from_ is not None else self._default_start(direction)
+        start = await self._find_start(reader, from_, direction)
         end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
         if direction is Direction.BACKWARDS and reader.own is not None and reader.departure is not None:
@@ -391,6 +391,15 @@ class RoomReading:
         if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
+
+    async def _find_start(self, reader: Reader, token: str | None, direction: Direction) -> Place:
+        """From where a page goes on. Raises InvalidParam."""
+        if token is None:
+            return self._default_start(direction)
+        place, arrived = await self.find_place(reader, token), find_arrived(token)
+        if direction is Direction.FORWARDS or arrived is None:
+            return place
+        return max(place, await self._timelines.get_deepest_at(reader.snapshot.room.room_nid, arrived))
 
     async def find_place(self, reader: Reader, token: str) -> Place:
         """Where in the room a token stands. Raises InvalidParam."""

@@ -3,7 +3,9 @@
 - A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter. As long as a device
   has not fetched all messages that waited for it before its first answer, `~<position>` follows: it has these up to there.
 - The `pos` of sliding sync is such a token with one part more, the name of a state of the connection; readers of rooms take it too.
-- A room token `t<depth>_<event number>` is a place in the order of one room's timeline.
+- A room token `t<depth>_<event number>` is a place in the order of one room's timeline. Before what arrived last, others may have arrived
+  that stand further on, while the history is forked: where they are left out, `~<position>` follows, and whoever goes back from there
+  begins with all that had arrived by then.
 
 Where a token of the first kind is given to a reader of rooms, it stands for the place right after what had arrived then.
 """
@@ -14,11 +16,12 @@ from typing import Final
 import msgspec
 
 from federation.protocol.errors import InvalidParam
+from federation.rooms.room_events import StoredEvent
 from storage.timelines import Place
 
 _SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
 _POS: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,18}(?:\.[0-9a-f]{1,14}){0,32})", re.ASCII)
-_ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
 
 
 class SyncToken(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +54,18 @@ def split_pos(text: str) -> tuple[SyncToken, str] | None:
 def format_place(place: Place) -> str:
     """A room token."""
     return f"t{place.depth}_{place.event_nid}"
+
+
+def format_gap(event: StoredEvent) -> str:
+    """From where a client asks for what came before an event, others having been left out."""
+    place = format_place(Place(event.depth, event.nid - 1))
+    return place if event.position is None else f"{place}~{event.position - 1}"
+
+
+def find_arrived(text: str) -> int | None:
+    """By when that had arrived which was left out before a room token."""
+    match = _ROOM.fullmatch(text)
+    return None if match is None or match[3] is None else int(match[3])
 
 
 def parse_room_token(text: str) -> Place | SyncToken:

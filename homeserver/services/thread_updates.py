@@ -123,7 +123,11 @@ class ThreadUpdates:
         newest = await self._events.get_events(row.newest.event_nid for row in rows) if rows else {}
         seen = {each.event.nid for each in await self._see(caller, joined, newest.values())}
         rows = [row for row in rows if row.newest.event_nid in seen]
-        roots = {} if told is not None else await self._present_roots(caller, joined, rows, ignored)
+        roots: dict[str, Any] = {}
+        if told is None:
+            # A root is always told with its thread; who may not see it cannot open that: `/relations` is refused, and `/threads` has it not
+            roots = await self._present_roots(caller, joined, rows, ignored)
+            rows = [row for row in rows if row.root in roots]
         rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows})
         updates: dict[str, dict[str, Any]] = {}
         for row in rows:

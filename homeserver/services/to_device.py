@@ -18,10 +18,12 @@ from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.known_devices import DevicesOfUsers
+from homeserver.services.message_contents import check_contents
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
-from storage.to_device import Recipient, ToDeviceStore
+from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
 ALL_DEVICES: Final = "*"
@@ -42,8 +44,8 @@ LARGEST_EDU: Final = 256 << 10
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
 
-Messages = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Contents by user and device."""
+Messages = Mapping[str, Mapping[str, msgspec.Raw]]
+"""Contents by user and device, as they came."""
 
 
 class DirectToDevice(msgspec.Struct, frozen=True):
@@ -66,6 +68,7 @@ class ToDevice:
         identity: ServerIdentity,
         policy: Policy,
         servers: RoomServers,
+        devices: DevicesOfUsers,
         limiter: RateLimiter,
         now_ms: Callable[[], int],
     ) -> None:
@@ -75,15 +78,16 @@ class ToDevice:
         self._identity = identity
         self._policy = policy
         self._servers = servers
+        self._devices = devices
         self._limiter = limiter
         self._now_ms = now_ms
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
-        Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for
-        users who may only read, and write to others than themselves: they may still verify their own devices; LimitExceeded for
-        who writes to too many servers with which they share no room.
+        Raises InvalidParam; BadJson, NotJson for contents that nobody could read; TooLarge for a message of more than
+        `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for users who may only read, and write to others than themselves: they
+        may still verify their own devices; LimitExceeded for who writes to too many servers with which they share no room.
 
         spec: client-server-api#account-suspension
         """
@@ -97,26 +101,39 @@ class ToDevice:
             caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
         )
         now = self._now_ms()
-        local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
-        encoded = _encode(caller.user_id, type, local)
-        if max([len(event) for events in encoded.values() for event in events.values()], default=0) > LARGEST_MESSAGE:
-            raise TooLarge(TOO_LARGE)
-        others = messages if not local else {user: devices for user, devices in messages.items() if user not in local}
+        contents = check_contents([content for devices in messages.values() for content in devices.values()])
+        local: Mapping[str, Iterable[str]] = messages
+        others: Mapping[str, Mapping[str, bytes]] = {}
+        known, changes = self._devices.find(messages.keys()), self._devices.changes
+        if known is None:
+            checked = _by_user(messages, contents)
+            ours = {user_id: devices for user_id, devices in checked.items() if self._identity.is_local(user_id)}
+            others = {user_id: devices for user_id, devices in checked.items() if user_id not in ours}
+            local, contents = ours, [content for devices in ours.values() for content in devices.values()]
+            known = self._devices.find(ours.keys())
+        opening = _opening(caller.user_id, type)
+        largest = LARGEST_MESSAGE - len(opening) - 1
+        prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
-        def write(txn: WriteTransaction) -> None:
-            recipients = self._store.get_recipients(txn, local, sent)
+        def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
+            there = self._store.get_recipients(txn, local, sent, known)
             add_new_transaction(txn, sent, ANSWER, now)
-            self._store.add_messages(txn, _for_devices(recipients, encoded))
+            addressed = prepared if there is None else _for_devices(there, local, contents, largest)
+            assert addressed is not None, "what is known holds"
+            self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
+            return there
 
         try:
-            await self._database.write("send_to_device", write)
+            there = await self._database.write("send_to_device", write)
         except AlreadySent:
             return
+        if there is not None:
+            self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large is left out. Raises
@@ -133,24 +150,23 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
-        encoded = _encode(message.sender, message.type, local)
-        encoded = {
-            user_id: {device_id: event for device_id, event in events.items() if len(event) <= LARGEST_RECEIVED}
-            for user_id, events in encoded.items()
-        }
+        sent = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
+        opening = _opening(message.sender, message.type)
+        largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
-            messages = _for_devices(self._store.get_devices(txn, local), encoded)
+            there = self._store.get_devices(txn, local)
+            recipients, contents = _for_devices(there, local, sent, largest, leave_out=True)
             # what nobody gets needs no note, and a server may send as much of that as it likes
-            if messages and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
-                self._store.add_messages(txn, messages)
+            if recipients and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
+                self._store.add_messages(txn, opening, recipients, contents, now)
 
         await self._database.write("receive_to_device", write)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove some of the messages that nobody gets any more; how many."""
-        return await self._store.sweep(limit)
+        return await self._store.sweep(limit, self._now_ms())
 
     async def forget_received(self, limit: int) -> int:
         """Forget what came so long ago that nobody sends it again; how many."""
@@ -165,7 +181,9 @@ class ToDevice:
             self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
             self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=len(strangers))
 
-    def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
+    def _for_others(
+        self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
+    ) -> list[dict[str, bytes]]:
         """The contents of EDUs by server: several for a server for which it is much. What is for a server that is refused for
         now waits, as for one that cannot be reached; nothing waits for one that is shut out. Raises InvalidParam, TooLarge."""
         if sum(map(len, others.values())) > MOST_MESSAGES:
@@ -180,14 +198,14 @@ class ToDevice:
                 continue
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():
-                size = len(msgspec.json.encode(content))
+                size = len(content)
                 if size > LARGEST_MESSAGE:
                     raise TooLarge(TOO_LARGE)
                 if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
                     parts.append({})
                     sizes[server] = 0
                 sizes[server] = sizes.get(server, 0) + size
-                parts[-1].setdefault(user_id, {})[device_id] = content
+                parts[-1].setdefault(user_id, {})[device_id] = msgspec.json.decode(content)
         rounds: list[dict[str, bytes]] = []
         for server, parts in by_server.items():
             for number, part in enumerate(parts):
@@ -199,30 +217,47 @@ class ToDevice:
 
 
 def _for_devices(
-    existing: Iterable[Recipient], encoded: Mapping[str, Mapping[str, bytes]]
-) -> list[tuple[Recipient, bytes]]:
-    """Messages by user and device for those devices that exist. Raises InvalidParam."""
-    messages: list[tuple[Recipient, bytes]] = []
-    for device in existing:
-        events = encoded[device[0]]
-        own, for_all = events.get(device[1]), events.get(ALL_DEVICES)
-        if own is not None:
-            messages.append((device, own))
-        if for_all is not None:
-            messages.append((device, for_all))
-    if len(messages) > MOST_MESSAGES:
+    there: Mapping[str, Recipients],
+    devices_of: Mapping[str, Iterable[str]],
+    contents: Iterable[bytes],
+    largest: int,
+    *,
+    leave_out: bool = False,
+) -> tuple[list[Recipient], list[bytes]]:
+    """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
+    order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
+    recipients: list[Recipient] = []
+    sent: list[bytes] = []
+    coming = iter(contents)
+    before = b""
+    for user_id, devices in devices_of.items():
+        of_user = there[user_id]
+        for device_id, content in zip(devices, coming, strict=False):
+            if content != before:  # what is the same is kept once
+                if len(content) > largest:
+                    if leave_out:
+                        continue
+                    raise TooLarge(TOO_LARGE)
+                before = content
+            recipient = of_user.get(device_id)
+            if recipient is not None:
+                recipients.append(recipient)
+                sent.append(before)
+            elif device_id == ALL_DEVICES:
+                recipients += of_user.values()
+                sent += [before] * len(of_user)
+    if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
-    return messages
+    return recipients, sent
 
 
-def _encode(sender: str, type: str, messages: Messages) -> dict[str, dict[str, bytes]]:
-    """The events as devices get them, by user and device: what all have in common is encoded once."""
+def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:
+    """The contents, in the order of the messages, by user and device as these are."""
+    coming = iter(contents)
+    return {user_id: dict(zip(devices, coming, strict=False)) for user_id, devices in messages.items()}
+
+
+def _opening(sender: str, type: str) -> bytes:
+    """How the events begin, as devices get them; their contents follow."""
     encode = msgspec.json.encode
-    begin = b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))
-    encoded: dict[str, dict[str, bytes]] = {}
-    for user_id, devices in messages.items():
-        events = encoded[user_id] = {}
-        # no comprehension: most users have one device, and each would cost a call
-        for device_id, content in devices.items():
-            events[device_id] = b"%b%b}" % (begin, encode(content))
-    return encoded
+    return b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))

@@ -1,4 +1,4 @@
-"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more.
+"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more. Nodes tell one another.
 
 Positions are of the ephemeral counter: a client that comes with one from before the start is told where anybody types.
 
@@ -9,10 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
+from homeserver.node_notes import NodeNotes
 from homeserver.notifier import Notifier
 from homeserver.services.ephemeral import EphemeralCounter
 from storage.memberships import MembershipRow
@@ -23,8 +25,23 @@ DEFAULT_TIMEOUT_MS: Final = 30_000
 MAX_ROOMS: Final = 10_000
 """Of how many rooms the latest change is remembered."""
 
+KIND: Final = "typing"
+"""Of notes to other nodes."""
+
 Subscriber = Callable[[int, UserID, bool], None]
 """Called with the number of a room, a user, and whether they type there; may not raise and may not block."""
+
+
+class TypingNote(msgspec.Struct, frozen=True, array_like=True):
+    """What a node tells the others."""
+
+    position: int
+    room_nid: int
+    user_id: UserID
+    timeout_ms: int
+    """0: they type no longer."""
+    is_own: bool
+    """Whether it is a user of this server who said so."""
 
 
 class Typing:
@@ -37,22 +54,32 @@ class Typing:
         counter: EphemeralCounter,
         memberships: Memberships,
         streams: Streams,
+        notes: NodeNotes | None,
     ) -> None:
+        """`notes`: how other nodes are told; None where there are none."""
         self._notifier = notifier
         self._clock = clock
         self._counter = counter
         self._memberships = memberships
+        self._notes = notes
         self._subscribers: tuple[Subscriber, ...] = ()
         self._start = counter.position
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
         streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        if notes is not None:
+            notes.register(KIND, TypingNote, self._hear_node)
 
     @property
     def position(self) -> int:
         """The head of the ephemeral counter."""
         return self._counter.position
+
+    def meet(self, position: int) -> None:
+        """A client comes with this ephemeral position: another node may have given it out, and told of all up to there."""
+        if self._notes is not None:
+            self._counter.meet(position)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Hear of whoever of this server begins or ends typing, or goes on."""
@@ -64,6 +91,7 @@ class Typing:
             self.stop(room_nid, user_id)
         else:
             self.start(room_nid, user_id, timeout_ms)
+        self._tell_nodes(room_nid, user_id, timeout_ms, is_own=True)
         for subscriber in self._subscribers:
             subscriber(room_nid, user_id, timeout_ms is not None)
 
@@ -76,12 +104,14 @@ class Typing:
             return
         if not is_typing:
             self.stop(room_nid, user_id)
-            return
-        if await self._memberships.find_joined([(room_nid, user_id)]):
+        elif await self._memberships.find_joined([(room_nid, user_id)]):
             self.start(room_nid, user_id, DEFAULT_TIMEOUT_MS)
+        else:
+            return
+        self._tell_nodes(room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False)
 
-    def start(self, room_nid: int, user_id: UserID, timeout_ms: int) -> None:
-        """The user types, and will be taken to do so for that long."""
+    def start(self, room_nid: int, user_id: UserID, timeout_ms: int, position: int | None = None) -> None:
+        """The user types, and will be taken to do so for that long. `position`: where another node told so."""
         users = self._ends.setdefault(room_nid, {})
         known = users.get(user_id)
         seconds = min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
@@ -89,10 +119,10 @@ class Typing:
             known.reset(seconds)
             return
         users[user_id] = self._clock.callLater(seconds, self.stop, room_nid, user_id)
-        self._change(room_nid)
+        self._change(room_nid, position)
 
-    def stop(self, room_nid: int, user_id: UserID) -> None:
-        """The user has stopped typing."""
+    def stop(self, room_nid: int, user_id: UserID, position: int | None = None) -> None:
+        """The user has stopped typing. `position`: as for `start`."""
         users = self._ends.get(room_nid)
         if not users or user_id not in users:
             return
@@ -101,7 +131,7 @@ class Typing:
             call.cancel()
         if not users:
             del self._ends[room_nid]
-        self._change(room_nid)
+        self._change(room_nid, position)
 
     def get_changed(self, room_nids: Iterable[int], since: int | None) -> Mapping[int, list[UserID]]:
         """Who types in those of the rooms where that has changed since the position; None: where anybody types."""
@@ -142,10 +172,29 @@ class Typing:
         for change in changes:
             row = change.detail
             if change.topic is Topic.MEMBERSHIP and isinstance(row, MembershipRow) and row.membership != "join":
-                self.stop(row.room_nid, UserID(row.user_id))
+                user_id = UserID(row.user_id)
+                if user_id in self._ends.get(row.room_nid, ()):
+                    self.stop(row.room_nid, user_id)
+                    self._tell_nodes(row.room_nid, user_id, None, is_own=False)
 
-    def _change(self, room_nid: int) -> None:
-        self._changed[room_nid] = self._counter.next()
+    def _tell_nodes(self, room_nid: int, user_id: UserID, timeout_ms: int | None, *, is_own: bool) -> None:
+        if self._notes is not None:
+            duration = 0 if timeout_ms is None else min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
+            note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
+            self._notes.put(KIND, (room_nid, user_id), note)
+
+    def _hear_node(self, _node: int, note: TypingNote) -> None:
+        """What another node was told of. Of our own users the one of the nodes that sends tells other servers."""
+        if note.timeout_ms:
+            self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)
+        else:
+            self.stop(note.room_nid, note.user_id, note.position)
+        if note.is_own:
+            for subscriber in self._subscribers:
+                subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
+
+    def _change(self, room_nid: int, position: int | None) -> None:
+        self._changed[room_nid] = self._counter.next() if position is None else self._counter.take(position)
         self._changed.move_to_end(room_nid)
         if len(self._changed) > MAX_ROOMS:
             _, self._start = self._changed.popitem(last=False)

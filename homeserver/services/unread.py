@@ -20,7 +20,7 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.visible import Seen
 from homeserver.services.push.own_rules import OwnRules
-from storage.events import EventFlag, EventRow
+from storage.events import EventFlag, EventNews, EventRow
 from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
 from storage.push_attention import AttentionHistory, Span
@@ -175,9 +175,10 @@ class UnreadCounts:
 
         `own`: read before; not read again while nothing else happened.
         """
-        upto = self._streams.current()
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
+        # together: what is heard of after `upto` must not go unnoticed
+        upto, heard = self._streams.current(), self._changes_heard
         kept = self._kept(user_id, rooms, upto, ignored)
         after = {nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)}
         outcomes: Mapping[int, int] = {}
@@ -198,7 +199,6 @@ class UnreadCounts:
             count.upto = max(count.upto, upto)
             found[row.room_nid] = count.freeze()
         if missing:
-            heard = self._changes_heard
             for room_nid, count in (
                 await self._count(user_id, missing, upto, attention, room_ids, ignored, own)
             ).items():
@@ -352,7 +352,7 @@ class UnreadCounts:
         redactions: set[int] = set()
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow):
+            if isinstance(row, EventRow | EventNews):
                 self._remember(row, change.position)
                 if row.type == REDACTION:
                     redactions.add(change.position)
@@ -364,22 +364,30 @@ class UnreadCounts:
                 self._changes_heard += 1
                 self._forget_before(row.room_nid, change.position)
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.PURGED):
-                self._heed_others(change.position, change.position)
+                self._forget_counts()
         if any(change.topic is Topic.REDACTED and change.position not in redactions for change in changes):
             # by another node, or by a redaction that is no news: in which room is not known here
-            self._heed_others(0, 0)
+            self._forget_counts()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: in which room is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, in which room is not known here."""
+        told = self._streams.told(after, upto)
+        self._changes_heard += 1
+        if told is None:
+            self._counts.clear()
+        else:
+            self._hear(told)
+
+    def _forget_counts(self) -> None:
         self._changes_heard += 1
         self._counts.clear()
 
-    def _remember(self, row: EventRow, position: int) -> None:
-        if row.type == REDACTION:
-            # what it took away may have been counted
+    def _remember(self, row: EventRow | EventNews, position: int) -> None:
+        if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
+            # what it took away may have been counted; of what another node wrote it is not known what it counts
             self._changes_heard += 1
             self._forget_before(row.room_nid, position)
-        elif row.flags & COUNTED:
+        elif isinstance(row, EventRow) and row.flags & COUNTED:
             recent = self._recent.get(row.room_nid)
             if recent is None:
                 recent = self._forget_before(row.room_nid, self._dropped_upto)

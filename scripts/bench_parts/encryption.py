@@ -17,11 +17,6 @@ SIGNATURE: Final = "s" * 86
 KEYS_A_DEVICE: Final = 50
 ASKED_AT_ONCE: Final = 20
 """People in one question for keys."""
-ENCRYPTED: Final = {
-    "algorithm": "m.olm.v1.curve25519-aes-sha2",
-    "sender_key": KEY,
-    "ciphertext": {KEY: {"type": 0, "body": "b" * 1000}},
-}
 
 
 class _WhoAmI(msgspec.Struct):
@@ -64,8 +59,14 @@ class Devices:
 
     async def send(self, link: Connection, sender: User, whom: list[tuple[User, str]]) -> bytes:
         path = f"{V3}/sendToDevice/m.room.encrypted/{quote(str(next(self._transactions)))}"
-        messages = {user.user_id: {device: ENCRYPTED} for user, device in whom}
+        messages = {user.user_id: {device: _encrypted(number)} for number, (user, device) in enumerate(whom)}
         return await link.request("PUT", path, {"messages": messages}, sender.token)
+
+
+def _encrypted(number: int) -> dict[str, Any]:
+    """A content of a kilobyte, to each device another, as is with ciphertexts."""
+    body = {"type": 0, "body": f"{number:b>1000}"}
+    return {"algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": KEY, "ciphertext": {KEY: body}}
 
 
 def _upload(user_id: str, device_id: str, tag: int) -> dict[str, Any]:

@@ -73,13 +73,16 @@ def messages(user: User, room_id: str) -> list[Any]:
     return [event for event in chunk if event["type"] == "m.room.message"]
 
 
-async def refused_in_part(network: Network, **wish: Any) -> tuple[User, User, User, str, Event]:
+async def refused_in_part(
+    network: Network, *, by_powers: bool = False, **wish: Any
+) -> tuple[User, User, User, str, Event]:
     """What Erin says is refused by the part of the state that Bob's server has, since Wanda put Erin out, who had been banned before
-    herself. Alice, Bob, Erin, the room and the message."""
+    herself; or (`by_powers`) let none but the powerful speak. Alice, Bob, Erin, the room and the message."""
+    powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,
         room_version="11",
-        power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
+        power_level_content_override={"users": powers, "events": {}},
         **wish,
     )
     wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
@@ -92,9 +95,10 @@ async def refused_in_part(network: Network, **wish: Any) -> tuple[User, User, Us
     ok(join_via(bob, room_id, NORTH))
     west, east = Side(wanda.server), Side(erin.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))
-    put_out = await west.build_next(
-        RoomID(room_id), wanda.user_id, "m.room.member", {"membership": "ban"}, erin.user_id, prev=[our_join]
-    )
+    change: tuple[str, dict[str, Any], str] = ("m.room.member", {"membership": "ban"}, erin.user_id)
+    if by_powers:
+        change = ("m.room.power_levels", {"users": powers, "events": {}, "events_default": 50}, "")
+    put_out = await west.build_next(RoomID(room_id), wanda.user_id, *change, prev=[our_join])
     content = {"body": f"ping {bob.user_id}", "msgtype": "m.text", "m.mentions": {"user_ids": [bob.user_id]}}
     said = await east.build_next(RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join])
     assert await take(bob, room_id, west, put_out) is Verdict.ACCEPT

@@ -283,7 +283,7 @@ def test_nothing_of_it_is_left_of_an_account_that_ends(
     server: TestServer, sqlite_database: Database, mallory: User
 ) -> None:
     room_id = ok(mallory.post(f"{V3}/createRoom", {"visibility": "public"}))["room_id"]
-    nid = server.run(server.app.rooms.room_store.get_rooms([room_id]))[room_id].room_nid
+    nid = server.run(server.app.rooms.store.get_rooms([room_id]))[room_id].room_nid
     store = UnshownRoomStore(sqlite_database)
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {nid: True}
     server.run(server.app.people.deactivation.do_deactivate(mallory.user_id, erase=False))

@@ -205,7 +205,7 @@ class Race:
             *(client.attempts for client in self.sliders),
             *(client.attempts for client in self.syncers),
         ]
-        # typing is known to one node alone
+        # what one node tells the other of who types may get lost
         self.possible = DEEDS if len(servers) == 1 else [deed for deed in DEEDS if deed != "type"]
         self.deeds: list[tuple[str, str, Pending]] = []
         self.count = 0
@@ -364,15 +364,32 @@ def test_nothing_is_missed(tmp_path: Path, database_config: SQLiteConfig | Postg
     assert sum(attempts.lost for attempts in race.attempts)
 
 
+def call_one_another(servers: list[TestServer], random: Random) -> None:
+    """Each hears what the other says: at once, later, or not at all."""
+    for number, server in enumerate(servers):
+        notes, other = (each.app.accounts.node_notes for each in (server, servers[1 - number]))
+        assert notes is not None
+        assert other is not None
+
+        async def tell(bodies: Sequence[str], hear: Any = other.hear, at: int = 1 - number) -> None:
+            for body in bodies:
+                if random.random() < 0.8:
+                    servers[at].clock.callLater(random.choice((0.0, 0.0, 0.2, 1.5)), hear, 2 - at, body)
+
+        notes.connect(tell)
+
+
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[list[TestServer], list[Turns]]]:
-    """Two on one database."""
+def nodes(tmp_path: Path, postgresql: PostgresConfig, seed: int) -> Iterator[tuple[list[TestServer], list[Turns]]]:
+    """Two on one database, which every other time call one another."""
     turns = [Turns(), Turns()]
     databases: list[Database] = [each.open(postgresql) for each in turns]
     servers = [TestServer(tmp_path, database, POSTGRES, seed=at) for at, database in enumerate(databases, 1)]
     for server in servers:
         assert server.app.other_nodes is not None
         server.app.other_nodes.start()
+    if seed % 2:
+        call_one_another(servers, Random(seed))
     yield servers, turns
     for server, database in zip(servers, databases, strict=True):
         assert server.app.other_nodes is not None

@@ -383,3 +383,22 @@ def test_a_token_of_a_lost_future_gets_everything(server: TestServer) -> None:
         answer["rooms"]["join"][room]["state"]["events"] + answer["rooms"]["join"][room]["timeline"]["events"][:1]
     )
     assert answer["next_batch"] == token(alice)
+
+
+def test_who_comes_back_is_told_whose_membership_changed_meanwhile(server: TestServer) -> None:
+    """A device that loads members lazily, and was never told that its user had left, keeps those that it had."""
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = rooms.create(alice, bob, carol, name="tea")
+    lazily: Json = {"room": {"timeline": {"limit": 1}, "state": {"lazy_load_members": True}}}
+    rooms.say(carol, room_id)
+    since = sync(bob, filter=lazily)["next_batch"]
+    since = sync(bob, since, filter=lazily)["next_batch"]
+    rooms.act(bob, room_id, "leave")
+    rooms.state(carol, room_id, "m.room.member", {"membership": "join", "displayname": "Karolina"}, carol.user_id)
+    rooms.join(bob, room_id)
+    rooms.say(alice, room_id)
+    told = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
+    names = {
+        event["state_key"]: event["content"].get("displayname") for event in told if event["type"] == "m.room.member"
+    }
+    assert names == {alice.user_id: "alice", bob.user_id: "bob", carol.user_id: "Karolina"}

@@ -152,7 +152,12 @@ def test_what_the_reader_may_not_see(server: TestServer, alice: User, bob: User,
     join(carol, room_id)
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     reply(bob, room_id, root, "shown")
-    assert threads(client.sync()) == {room_id: {root: {}}}  # she does not see the root
+    # she does not see the root, and cannot open the thread: who wants roots is told of no thread without one
+    assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
+    client.body["extensions"][EXTENSION]["include_roots"] = False
+    reply(bob, room_id, root, "shown too")
+    assert threads(client.sync()) == {room_id: {root: {}}}
+    client.body["extensions"][EXTENSION]["include_roots"] = True
     ignored: dict[str, Any] = {"ignored_users": {bob.user_id: {}}}
     ok(carol.put(f"/_matrix/client/v3/user/{carol.user_id}/account_data/m.ignored_user_list", ignored))
     client.sync()

@@ -18,7 +18,7 @@ from homeserver.services.to_device import MOST_MESSAGES
 from storage.database import Database, SQLiteConfig, WriteTransaction
 from storage.devices import DeviceRow, DeviceStore
 from storage.streams import Change, Streams, Topic
-from storage.to_device import REMOVED_AT_ONCE, NewMessage, NewMessages
+from storage.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -278,11 +278,11 @@ def test_a_device_that_keeps_up_asks_nothing_of_the_database(tmp_path: Path, sql
         counter.clear()
         answer = sync(bob, since)
         assert numbers_of(answer) == [number * 2, number * 2 + 1]
-        assert dict(counter.queries) == ({"remove_to_device": 1} if number else {}), "but to remove what has arrived"
+        assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), "but to remove what has arrived"
         since = answer["next_batch"]
     counter.clear()
     assert numbers_of(sync(bob, since)) == []
-    assert dict(counter.queries) == {"remove_to_device": 1}
+    assert dict(counter.queries) == {"remove_to_device": 2}
     rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
     assert rows == [(0,)]
     Deferred.fromCoroutine(database.close())
@@ -306,18 +306,18 @@ def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
     recent = RecentMessages(streams, most_bytes=1000)
 
     def send(first: int, *contents: bytes) -> None:
-        new = [NewMessage(first + n, content, "@bob:example.org", f"D{n}") for n, content in enumerate(contents)]
-        change = Change(new[-1].position, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=NewMessages(new))
-        streams.publish([change], new[-1].position)
+        bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]
+        new = NewMessages(first, b"", bobs, contents)
+        streams.publish([Change(new.last, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=new)], new.last)
 
     alike = b"a" * 600
-    send(1, *[alike] * 50)
-    assert [message.position for message in recent.since(("@bob:example.org", "D49"), 0) or ()] == [50]
-    send(51, b"b" * 200, b"c" * 200)
-    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 0) or ()] == [2, 52]
-    send(53, b"d")
+    send(1, *[alike] * 80)
+    assert [message.position for message in recent.since(("@bob:example.org", "D79"), 0) or ()] == [80]
+    send(81, b"b" * 200, b"c" * 200)
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 0) or ()] == [2, 82]
+    send(83, b"d")
     assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest went"
-    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 50) or ()] == [52]
+    assert [message.position for message in recent.since(("@bob:example.org", "D1"), 80) or ()] == [82]
 
 
 def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:
@@ -348,10 +348,12 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     to_device = server.app.accounts.to_device_store
 
     def send(txn: WriteTransaction) -> None:
-        (device,) = to_device.get_devices(txn, [bob.user_id])
-        to_device.add_messages(txn, [(device, b'{"content":{"n":0}}')] * waiting)
+        (device,) = to_device.get_devices(txn, [bob.user_id])[bob.user_id].values()
+        to_device.add_messages(txn, b'{"content":', [device] * waiting, [b'{"n":0}'] * waiting, 0)
 
     server.run(database.write("send", send))
+    while server.run(to_device.sweep(200, LOGGED_MS + 1)):
+        pass
     since = sync(bob, sync(alice)["next_batch"])["next_batch"]
     assert stored() == waiting, "a floor is set"
     send_numbers(alice, bob, range(1, 3))
@@ -359,10 +361,81 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     assert numbers_of(answer) == [1, 2]
     assert numbers_of(sync(bob, answer["next_batch"])) == []
     assert stored() == waiting, "the two are gone, and nothing else in the same statement"
-    while server.run(to_device.sweep(200)):
+    while server.run(to_device.sweep(200, 0)):
         pass
     assert stored() == 0
     assert numbers_of(sync(bob, answer["next_batch"])) == []
+
+
+def log_in(server: TestServer, user: User, device_id: str | None = None) -> User:
+    """Another session; of that device, which may have had one before."""
+    login: dict[str, Any] = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user.user_id},
+        "password": "wonderland",
+    }
+    return User(
+        server, server.post(f"{V3}/login", login | ({} if device_id is None else {"device_id": device_id})).json
+    )
+
+
+def logged_rows(server: TestServer) -> int:
+    rows = server.run(server.app.database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_log")))
+    return int(rows[0][0])
+
+
+def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_acknowledged(
+    tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
+) -> None:
+    """With messages to one device before and after, over a restart, and with the job at work."""
+    others = [log_in(server, bob) for _ in range(FEWEST_LOGGED)]
+    since = sync(bob)["next_batch"]
+    send_numbers(alice, bob, range(1))
+    everybody = {"*": {"n": 1}, bob.device_id: {"n": 2}, "NOSUCHDEVICE": {"n": -1}}
+    each = {user.device_id: {"n": number} for number, user in enumerate([bob, *others], 3)}
+    for txn_id, messages in (("all", everybody), ("each", each), ("all", everybody)):
+        body = {"messages": {bob.user_id: messages}}
+        assert alice.put(f"{V3}/sendToDevice/m.test/{txn_id}", body).status == 200
+    send_numbers(alice, bob, range(100, 101))
+    assert logged_rows(server) == 2
+    first = sync(bob, since)
+    assert numbers_of(first) == [0, 1, 2, 3, 100]
+    assert [numbers_of(sync(user)) for user in others] == [[1, number] for number in range(4, 4 + len(others))]
+    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    bob.server = alice.server = anew
+    again = sync(bob, since)
+    assert again["to_device"]["events"] == first["to_device"]["events"], "the answer may have been lost"
+    assert again["to_device"]["events"][1] == {"type": "m.test", "sender": alice.user_id, "content": {"n": 1}}
+    assert numbers_of(sync(bob, again["next_batch"])) == []
+    assert numbers_of(sync(bob)) == [], "it has arrived"
+    others[0].server = anew
+    token = sync(others[0])["next_batch"]
+    later = int(anew.clock.seconds() * 1000) + LOGGED_MS + 1
+    while anew.run(anew.app.accounts.to_device_store.sweep(50, later)):
+        pass
+    assert logged_rows(anew) == 0
+    assert numbers_of(sync(bob)) == []
+    assert numbers_of(sync(others[0])) == [1, 4], "it was not acknowledged"
+    assert numbers_of(sync(others[0], token)) == []
+
+
+def test_a_session_that_was_unheard_of_gets_what_is_sent_to_it(nodes: list[TestServer]) -> None:
+    """Who sends knows a device from elsewhere: it may be on a node that has sent to the user before and has heard of nothing."""
+    here, there = nodes
+    alice, bob = here.register("alice"), here.register("bob")
+    send_numbers(alice, bob, range(2))
+    second = log_in(there, bob)
+    body: dict[str, Any] = {"messages": {bob.user_id: {second.device_id: {"n": 2}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/second", body).status == 200
+    there.run(there.app.database.catch_up())
+    assert numbers_of(sync(second)) == [2]
+    bob.server = there
+    assert bob.post(f"{V3}/logout", {}).status == 200
+    again = log_in(there, second, bob.device_id)
+    body = {"messages": {bob.user_id: {bob.device_id: {"n": 3}, "*": {"n": 4}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/again", body).status == 200
+    there.run(there.app.database.catch_up())
+    assert [numbers_of(sync(user)) for user in (again, second)] == [[3, 4], [2, 4]]
 
 
 @pytest.fixture
@@ -378,11 +451,13 @@ def nodes(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[list[TestServer]]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["send", "sync", "again", "first", "elsewhere"]), max_size=16))
+@given(st.lists(st.sampled_from(["send", "many", "sync", "again", "first", "elsewhere"]), max_size=16))
 def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[TestServer], steps: list[str]) -> None:
     """Either node takes a request; a token that was used serves again, as where the answer was lost."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
+    others = [log_in(nodes[0], bob).device_id for _ in range(FEWEST_LOGGED)]
+    nodes[1].run(nodes[1].app.database.catch_up())
     since = sync(bob)["next_batch"]
     heard: list[int] = []
     for step in [*steps, "sync", "sync"]:
@@ -390,6 +465,10 @@ def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[Test
         match step:
             case "send":
                 send_numbers(alice, bob, range(sent, sent + 1))
+                sent += 1
+            case "many":
+                messages = {bob.user_id: {device_id: {"n": sent} for device_id in (bob.device_id, *others)}}
+                assert alice.put(f"{V3}/sendToDevice/m.test/{sent}", {"messages": messages}).status == 200
                 sent += 1
             case "sync":
                 arrived = len(heard)

@@ -69,7 +69,7 @@ def come_from_afar(server: TestServer, room: str, user_id: str, name: str | None
     """Somebody of another server is in a room, under some name."""
 
     async def write() -> None:
-        row = await server.app.rooms.room_store.get_room(room)
+        row = await server.app.rooms.store.get_room(room)
         assert row is not None
 
         def put(txn: WriteTransaction) -> None:

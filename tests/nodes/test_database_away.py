@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
-from homeserver.nodes import OtherNodes
+from homeserver.node_notes import NodeNotes
+from homeserver.nodes import GREETING, OtherNodes
 from storage.database import Database
 from storage.engine import DatabaseUnavailable
+from storage.node_calls import Note
+from storage.streams import Streams
 
 
 class Away:
@@ -18,6 +22,7 @@ class Away:
 
     is_there = True
     questions = 0
+    streams = Streams()
 
     async def poll(self) -> None:
         self.questions += 1
@@ -49,7 +54,7 @@ def lines() -> Iterator[list[str]]:
 
 def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(lines: list[str]) -> None:
     clock, database = Clock(), Away()
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), clock.seconds)
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
     nodes.start()
     clock.pump([1.0] * 3)
     assert lines == []
@@ -60,4 +65,78 @@ def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(li
     clock.pump([1.0] * 5)
     assert lines[1:] == ["the database can be reached again"]
     assert database.questions == 13
+    nodes.stop()
+
+
+class Readers:
+    """Keeps what is to be read."""
+
+    def __init__(self) -> None:
+        self.added: list[IReadDescriptor] = []
+
+    def addReader(self, reader: IReadDescriptor) -> None:
+        self.added.append(reader)
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        self.added.remove(reader)
+
+
+class Calls:
+    """What other nodes call."""
+
+    node = 1
+
+    def __init__(self) -> None:
+        self.came: list[object] = []
+
+    def take(self) -> list[object]:
+        came, self.came = self.came, []
+        return came
+
+    def close(self) -> None: ...
+
+
+class Shared(Away):
+    """A database that other nodes may share."""
+
+    def __init__(self) -> None:
+        self.calls = Calls()
+        self.nodes = {1}
+        self.told: list[str] = []
+
+    def wait_for_nodes(self, _wait: object) -> None: ...
+
+    async def connect_node(self) -> Calls:
+        return self.calls
+
+    async def get_nodes(self) -> set[int]:
+        return self.nodes
+
+    async def tell_notes(self, _node: int, bodies: list[str]) -> None:
+        self.told += bodies
+
+
+def test_who_is_alone_tells_nobody_anything_until_another_is_heard() -> None:
+    clock, database, readers = Clock(), Shared(), Readers()
+    notes = NodeNotes(clock)
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    nodes.start(cast(IReactorFDSet, readers))
+    clock.pump([0.0, 1.0])
+    assert database.told == [GREETING]
+    notes.put("tea", None, 1)
+    clock.pump([0.0, 1.0])
+    assert database.told == [GREETING]
+
+    database.nodes.add(2)
+    database.calls.came.append(Note(2, GREETING))
+    readers.added[0].doRead()
+    notes.put("tea", None, 2)
+    clock.pump([0.0, 1.0])
+    assert database.told == [GREETING, '[["tea",2]]']
+    clock.pump([1.0] * 40)
+    was_connected = notes.is_connected
+
+    database.nodes.remove(2)
+    clock.pump([1.0] * 16)
+    assert (was_connected, notes.is_connected) == (True, False)
     nodes.stop()

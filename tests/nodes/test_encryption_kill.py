@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from storage.database import PostgresConfig, SQLiteConfig
+from storage.to_device import FEWEST_LOGGED
 from tests.helpers.kills import Caller, Where
 from tests.helpers.running import RunningServer, ServerFiles
 
@@ -31,7 +32,7 @@ ALGORITHM: Final = "signed_curve25519"
 class Person(threading.Thread):
     """Who claims a key and sends a message in turn, each until it is answered."""
 
-    def __init__(self, where: Where, token: str, bob: str, device: str) -> None:
+    def __init__(self, where: Where, token: str, bob: str, device: str, others: list[str]) -> None:
         super().__init__(daemon=True)
         self.caller = Caller(where, token)
         self.given: list[str] = []
@@ -42,6 +43,8 @@ class Person(threading.Thread):
         self._where = where
         self._bob = bob
         self._device = device
+        self._others = others
+        """Further devices of Bob, so many that what goes to all is kept otherwise than what goes to one."""
 
     def run(self) -> None:
         try:
@@ -60,7 +63,9 @@ class Person(threading.Thread):
         self.lost += self.caller.repeated - before
 
     def _send(self) -> None:
-        messages = {self._bob: {self._device: {"number": self.sent}}}
+        # in turn to one device alone, and to many at once
+        devices = [self._device, *self._others] if self.sent % 2 else [self._device]
+        messages = {self._bob: {device_id: {"number": self.sent} for device_id in devices}}
         self.caller.until_answered("PUT", f"{V3}/sendToDevice/m.test/{self.sent}", {"messages": messages})
         self.sent += 1
 
@@ -82,7 +87,11 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     unlimited = {"per_second": 100_000, "burst_count": 100_000}
-    files = ServerFiles(tmp_path / "server", database_config, {"rc_key_requests": unlimited})
+    limits = {
+        "rc_key_requests": unlimited,
+        "rc_login": {"address": unlimited, "account": unlimited, "failed_attempts": unlimited},
+    }
+    files = ServerFiles(tmp_path / "server", database_config, limits)
     random, where = Random(SEED), Where()
     try:
         server = files.start()
@@ -90,8 +99,16 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         who = server.request("GET", f"{V3}/account/whoami", token=bobs).json
         keys = {f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in range(KEYS)}
         assert server.request("POST", f"{V3}/keys/upload", {"one_time_keys": keys}, token=bobs).status == 200
+        login = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "bob"},
+            "password": "wonderland",
+        }
+        others = [server.request("POST", f"{V3}/login", login).json["device_id"] for _ in range(FEWEST_LOGGED)]
         people = {
-            f"@person{number}": Person(where, server.register(f"person{number}"), who["user_id"], who["device_id"])
+            f"@person{number}": Person(
+                where, server.register(f"person{number}"), who["user_id"], who["device_id"], others
+            )
             for number in range(PEOPLE)
         }
         for person in people.values():

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.ids import UserID
+from homeserver.services.push.own_rules import OwnRules, UserRules
 from storage.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
@@ -234,3 +236,27 @@ def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Node
     client.user = alice
     say(bob, room_id, "three")
     assert bobs in state_of(client.sync()["rooms"][room_id])
+
+
+def test_what_the_other_node_writes_while_a_count_begins_is_counted(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = nodes.here_and_there("alice")
+    bob, bob_there = nodes.here_and_there("bob")
+    room_id = create(here)
+    assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
+    nodes.wait()
+    of_user, said = OwnRules.of_user, list[str]()
+
+    async def say_meanwhile(self: OwnRules, user_id: UserID) -> UserRules:
+        found = await of_user(self, user_id)
+        if not said and user_id == bob.user_id:
+            said.append("one")
+            say(here, room_id, "one")
+            nodes.wait()
+        return found
+
+    monkeypatch.setattr(OwnRules, "of_user", say_meanwhile)
+    sync(bob_there)
+    counts = sync(bob_there)["rooms"]["join"][room_id]["unread_notifications"]
+    assert (said, counts["notification_count"]) == (["one"], 1)

@@ -8,6 +8,8 @@ from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
 from storage.database import Database
 from storage.untold_leaves import MOST_FOR_A_SERVER, UntoldLeave, UntoldLeaveStore, set_untold_leaves
+from tests.helpers.handshakes import join_via
+from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok
@@ -220,3 +222,37 @@ async def test_what_waits_for_a_server_waits_together(database: Database) -> Non
     assert await store.get_due_servers(10_000, 10) == ["x"]
     await store.remove(second)
     assert await store.get_due_servers(10_000, 10) == []
+
+
+def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(network: Network) -> None:
+    alice, bob = pair(network)
+    network.start_sending()
+    carol = bob.server.register("carol")
+    rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = create(alice, initial_state=[rule])
+    ok(bob.post(f"{V3}/knock/{room_id}?via={NORTH}"))
+    network.cut(NORTH, SOUTH)
+    leave(bob, room_id)
+    network.mend(NORTH, SOUTH)
+    assert standing(alice, room_id, bob) == "knock"
+    invite(alice, room_id, carol)
+    join(carol, room_id)
+    wait(network, bob.server, 0.1)
+    assert standing(alice, room_id, bob) == "leave"
+
+
+async def test_nor_does_an_invite_to_a_room_that_is_entered_in_part(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol = bob.server.register("carol")
+    invite(alice, room_id, bob)
+    network.cut(NORTH, SOUTH)
+    ok(membership(bob, room_id, "leave"))
+    network.mend(NORTH, SOUTH)
+    ok(join_via(carol, room_id, NORTH))
+    assert not is_whole(carol, room_id)
+    wait(network, bob.server, 0.5)
+    assert standing(alice, room_id, bob) == "invite", "whether it stands is not known here yet"
+    complete(network)
+    assert is_whole(carol, room_id)
+    wait(network, bob.server, 0.5)
+    assert standing(alice, room_id, bob) == "leave"

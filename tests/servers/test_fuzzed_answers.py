@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
@@ -158,6 +158,7 @@ async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
 
 
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@example(seed=1259085, version="6")
 @given(seed=SEEDS, version=st.sampled_from(["6", "10", "11", "12"]))
 async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
     random = Random(seed)

@@ -19,7 +19,7 @@ from homeserver.jobs import Job
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room, set_state
+from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room, say, set_state
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload
 from tests.helpers.network import Fate, Letter, Network
@@ -70,6 +70,7 @@ class World:
 
     def do(self, step: Step) -> None:
         name, who, where = step
+        self.network.clock.advance(1)  # of two changes of one thing that cross on their way the later one holds
         getattr(self, f"_do_{name}")(who, where)
 
     def check(self) -> None:
@@ -79,6 +80,9 @@ class World:
         for _ in range(5):
             self.network.clock.advance(3600)
             self._do_fetch(0, 0)
+        for owner, room in zip(self.owners, self.rooms, strict=True):
+            say(owner, room, "all")  # where histories have forked they are one from here on
+        self.network.settle()
         for _ in range(3):
             for who in range(len(PEOPLE)):
                 self._do_look(who, 0)

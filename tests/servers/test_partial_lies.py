@@ -2,6 +2,9 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
+
+import pytest
 
 from federation.policy import make_rules
 from federation.protocol.events import Event, StateKey
@@ -9,6 +12,7 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
+from tests.helpers.finding import found, index
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
@@ -328,3 +332,26 @@ async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_se
     assert news["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
     counts = lazily(bob)["rooms"]["join"][room_id]["unread_notifications"]
     assert counts == {"notification_count": 1, "highlight_count": 1}
+
+
+@pytest.mark.parametrize("by_powers", [False, True])
+async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(network: Network, by_powers: bool) -> None:
+    _, bob, erin, room_id, said = await refused_in_part(network, by_powers=by_powers)
+    east = Side(erin.server)
+    stuck = await east.build_next(
+        RoomID(room_id), erin.user_id, "m.room.message", {"body": "a call"}, prev=[said], sticky_ms=600_000
+    )
+    assert await take(bob, room_id, east, stuck) is Verdict.SOFT_FAIL
+    await index(bob.server)
+    assert found(bob, "ping") == []
+    since = lazily(bob)["next_batch"]
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    await index(bob.server)
+
+    assert found(bob, "ping") == [said.event_id]
+    say(bob, room_id, "here I am")
+    limited = quote('{"room":{"timeline":{"limit":1}}}')
+    news = ok(bob.get(f"{V3}/sync?since={since}&filter={limited}"))["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [stuck.event_id]

@@ -8,6 +8,7 @@ from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.sliding_follower import EVERYTHING, SlidingFollower
 from tests.helpers.syncing import Json, keys, sync
+from tests.http.sliding import SlidingClient, a_list
 
 TOPIC = ("m.room.topic", "")
 
@@ -260,3 +261,20 @@ def test_who_was_taken_out_without_an_event_reads_what_they_saw(town: Town, how:
     assert sync(town.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]["timeline"][
         "events"
     ]
+
+
+def test_lists_filter_by_a_name_that_was_taken_back_without_an_event(town: Town) -> None:
+    set_state(town.alice, town.room_id, "m.room.name", {"name": "tea"})
+    town.pass_time()
+    town.part()
+    town.act(town.dave, "ban", town.bob)
+    town.pass_time()
+    set_state(town.bob, town.room_id, "m.room.name", {"name": "coffee"})
+
+    def shown(name: str) -> set[str]:
+        lists = {"all": a_list([0, 9], room_name_like=name)}
+        return set(SlidingClient(town.alice, lists=lists).sync()["rooms"])
+
+    assert (shown("tea"), shown("coffee")) == (set(), {town.room_id})
+    town.meet()
+    assert (shown("tea"), shown("coffee")) == ({town.room_id}, set())

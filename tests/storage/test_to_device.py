@@ -1,19 +1,23 @@
 """Messages that wait for devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import json
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.devices import DeviceRow, DeviceStore
 from storage.migrate import migrate
-from storage.to_device import LOOK_EVERY, REMOVED_AT_ONCE, ToDeviceStore
+from storage.to_device import LOGGED_MS, LOOK_EVERY, REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 from storage.transaction import WriteTransaction
 from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
+LATER = LOGGED_MS + 1
+"""When what was sent at the time 0 is no longer in the log, once the job has been at it."""
+OPENING = b'{"n":'
 BEFORE_NUMBERS = 78
 """The last schema in which messages named their device."""
 
@@ -37,9 +41,14 @@ async def put_devices(database: Database) -> None:
     await database.write("put_devices", put)
 
 
-def send(txn: WriteTransaction, store: ToDeviceStore, device: tuple[str, str], numbers: range) -> None:
-    (recipient,) = (each for each in store.get_devices(txn, [device[0]]) if each[1] == device[1])
-    store.add_messages(txn, [(recipient, b"%d" % number) for number in numbers])
+def send(txn: WriteTransaction, store: ToDeviceStore, device: tuple[str, str], numbers: range, now: int = 0) -> None:
+    recipient = store.get_devices(txn, [device[0]])[device[0]][device[1]]
+    contents = [b"%d" % number for number in numbers]
+    store.add_messages(txn, OPENING, [recipient] * len(contents), contents, now)
+
+
+def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
+    return [json.decode(message.content)["n"] for message in messages]
 
 
 async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(database: Database) -> None:
@@ -50,14 +59,16 @@ async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(databa
     sent = 4 * LOOK_EVERY
     for first in range(0, sent, 16):
         await database.write("send", send, store, AWAY, range(first, first + 16))
-    waiting = [int(message.content) for message in await store.get_messages(*AWAY, 0, 10**9, 10**6)]
+    while await store.sweep(1000, LATER):
+        pass
+    waiting = numbers_of(await store.get_messages(*AWAY, 0, 10**9, 10**6))
     assert KEPT <= len(waiting) <= KEPT + LOOK_EVERY
     assert waiting == list(range(sent - len(waiting), sent)), "the newest stay, in order"
     assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, "other devices have theirs"
 
 
 async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(database: Database) -> None:
-    store = ToDeviceStore(database)
+    store = ToDeviceStore(database, most_logged=0)
     await put_devices(database)
     number = REMOVED_AT_ONCE + 200
 
@@ -67,7 +78,7 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
         )
 
     async def waiting(device: tuple[str, str]) -> list[int]:
-        return [int(message.content) for message in await store.get_messages(*device, 0, 10**9, 10**6)]
+        return numbers_of(await store.get_messages(*device, 0, 10**9, 10**6))
 
     for device in (AWAY, OTHER):
         await database.write("send", send, store, device, range(number))
@@ -80,7 +91,7 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
     assert await waiting(AWAY) == [5000, 5001, 5002], "a device of the old name begins anew"
     assert await waiting(OTHER) == list(range(650, number))
     steps = 0
-    while await store.sweep(100):
+    while await store.sweep(100, LATER):
         steps += 1
         assert await waiting(AWAY) == [5000, 5001, 5002]
     assert steps > 10
@@ -113,11 +124,11 @@ async def test_what_waits_outlives_the_numbering_of_devices(older: SQLiteConfig 
         return [message.content for message in await store.get_messages(*device, 0, 1000, 10)]
 
     await database.write("send", send, store, AWAY, range(4, 5))
-    assert await waiting(AWAY) == [b"1", b"2", b"3", b"4"]
+    assert await waiting(AWAY) == [b"1", b"2", b"3", b'{"n":4}']
     assert await waiting(OTHER) == [b"2", b"3"]
     await put_devices(database)
     await database.write("add", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(AWAY[0], "NEW", None, 0)))
     await database.write("send", send, store, (AWAY[0], "NEW"), range(1))
-    assert await waiting((AWAY[0], "NEW")) == [b"0"]
+    assert await waiting((AWAY[0], "NEW")) == [b'{"n":0}']
     assert await store.count_messages() == 3 + 3 + 1 + 1
     await database.close()

@@ -40,7 +40,9 @@ SMALL_BYTES: Final = 256 << 10
 """So large it may be though the original is smaller."""
 HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
-"""Less than a job has, so that no program outlives this process."""
+"""On the processor, for a program that is called."""
+LONGEST_PROGRAM_SECONDS: Final = 72
+"""By the clock, which says nothing of the file where the machine is busy. Less than a job has, so that no program outlives this process."""
 FRAME_PIXELS: Final = 1280
 """How large what is taken out of a film or a document is at most, in its longer direction."""
 FRAMES_TO_CHOOSE: Final = 24
@@ -142,14 +144,21 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
 
 
 def run(program: list[str]) -> bytes:
-    """What a program writes. It has the limits of this process, and less time. Raises what subprocess.run does."""
+    """What a program writes. It has the limits of this process, and less time. Raises what subprocess.run does: TimeoutExpired where it has
+    not had its time on the processor.
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (PROGRAM_SECONDS, PROGRAM_SECONDS))
+
     done = subprocess.run(
         program,
         check=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        timeout=PROGRAM_SECONDS,
+        timeout=LONGEST_PROGRAM_SECONDS,
+        preexec_fn=limit,  # this process has one thread
         env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
         cwd="/",
     )
@@ -239,6 +248,16 @@ def resized(picture: Image.Image, covered: tuple[int, int], box: tuple[int, int,
     return picture if box is None else picture.crop(box)
 
 
+def answer(line: bytes) -> tuple[dict[str, object], bytes]:
+    """What became of a job; of what could not be looked at in time nothing is known."""
+    try:
+        return make(json.loads(line))
+    except subprocess.TimeoutExpired:
+        return {"kind": "unknown"}, b""
+    except Exception:  # decoders raise whatever they like for a broken file
+        return {"kind": "no image"}, b""
+
+
 def main() -> None:
     """Do jobs until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -250,10 +269,7 @@ def main() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     output = sys.stdout.buffer
     for line in sys.stdin.buffer:
-        try:
-            head, data = make(json.loads(line))
-        except Exception:  # decoders raise whatever they like for a broken file
-            head, data = {"kind": "no image"}, b""
+        head, data = answer(line)
         output.write(json.dumps({**head, "size": len(data)}).encode() + b"\n" + data)
         output.flush()
 

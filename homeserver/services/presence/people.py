@@ -6,6 +6,8 @@
 spec: client-server-api#presence
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Final, Literal
 
 import msgspec
@@ -19,6 +21,8 @@ LONGEST_STATUS: Final = 2048
 """Characters."""
 SLACK: Final = 0.001
 """Seconds by which a timer may come early: sums of floating-point times are not exact."""
+RESTART: Final = "\0restart"
+"""Stands for the devices with which somebody was there before a restart."""
 
 
 class PresenceTimes(msgspec.Struct, frozen=True):
@@ -65,6 +69,12 @@ class Person(msgspec.Struct, eq=False):
     is_kept: bool = True
     """Whether how they are there is written: not of an account that has ended."""
     devices: dict[str, Device] = msgspec.field(default_factory=dict)
+    elsewhere: dict[int, Device] = msgspec.field(default_factory=dict)
+    """By node, what other nodes say of the person's devices there."""
+    noted: State = "offline"
+    """How other nodes were last told that the person is there with the devices of this node."""
+    noted_active: float | None = None
+    """The last activity of which all nodes know."""
     shown: Shown = msgspec.field(default_factory=Shown)
     """As they were last told of."""
     encoded: tuple[int, Shown, bytes] | None = None
@@ -74,13 +84,19 @@ class Person(msgspec.Struct, eq=False):
 
     def drop_devices(self, now: float, times: PresenceTimes) -> None:
         """Forget the devices that are gone."""
-        for device_id, device in list(self.devices.items()):
-            if not device.is_there(now, times):
-                del self.devices[device_id]
+        self.devices = {key: device for key, device in self.devices.items() if device.is_there(now, times)}
+        self.elsewhere = {node: device for node, device in self.elsewhere.items() if device.is_there(now, times)}
+
+    def here(self, now: float, times: PresenceTimes) -> State:
+        """The best way in which a device of this node is there."""
+        wanted = {
+            device.wanted for key, device in self.devices.items() if key != RESTART and device.is_there(now, times)
+        }
+        return "online" if "online" in wanted else "unavailable" if "unavailable" in wanted else "offline"
 
     def current(self, now: float, times: PresenceTimes) -> Shown:
         """How they are there."""
-        wanted = {device.wanted for device in self.devices.values() if device.is_there(now, times)}
+        wanted = {device.wanted for device in self._all_devices() if device.is_there(now, times)}
         if "online" in wanted:
             silent = now - self.last_active if self.last_active is not None else 0.0
             if silent >= times.idle - SLACK:
@@ -90,11 +106,14 @@ class Person(msgspec.Struct, eq=False):
 
     def next_change(self, now: float, times: PresenceTimes) -> float | None:
         """When they will be there in another way if nothing happens; None: never."""
-        moments = [device.left + times.grace for device in self.devices.values() if device.syncing == 0]
-        if self.last_active is not None and any(device.wanted == "online" for device in self.devices.values()):
+        moments = [device.left + times.grace for device in self._all_devices() if device.syncing == 0]
+        if self.last_active is not None and any(device.wanted == "online" for device in self._all_devices()):
             ends = (self.last_active + times.active, self.last_active + times.idle)
             moments += [end for end in ends if end > now + SLACK]
         return min(moments, default=None)
+
+    def _all_devices(self) -> Iterator[Device]:
+        return chain(self.devices.values(), self.elsewhere.values())
 
 
 class RemotePerson(msgspec.Struct, eq=False):

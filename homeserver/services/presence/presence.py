@@ -5,20 +5,25 @@ Laws:
 - A change costs what it concerns: who does nothing, and whom nothing is heard of, costs nothing but memory.
 - How somebody is there when asked for by name is never late, whatever has been told.
 - The message of a status is written before it is acknowledged; the rest in batches (see `roster`).
+- Nodes tell one another how people are there with the devices of each, as that changes and every `AGAIN` seconds: what a node says
+  holds for `HOLDS`, and no longer where the node is gone.
 
 spec: client-server-api#presence
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InvalidParam, LimitExceeded
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.node_notes import NodeNotes
 from homeserver.services.presence.people import (
     LONGEST_STATUS,
     Device,
@@ -34,6 +39,33 @@ from homeserver.services.presence.telling import Subscriber, Telling
 from storage.transaction import WriteTransaction
 
 Mode = Literal[True, False, "untracked"]
+
+KIND: Final = "presence"
+REMOTE: Final = "remote_presence"
+"""Of notes to other nodes."""
+AGAIN: Final = 20.0
+HOLDS: Final = 50.0
+"""Seconds."""
+STATUS_BETWEEN_NODES: Final = 1000
+"""Characters of a status of another server's user that one node tells the others; our own users' are read."""
+
+
+class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
+    """How somebody is there with the devices of a node."""
+
+    user_id: UserID
+    state: State
+    last_active: float | None
+    has_new_status: bool = False
+    chosen_for: str | None = None
+    """A device, if this is what its user has just chosen for it, which may synchronise with other nodes too."""
+
+
+class RemoteNote(msgspec.Struct, frozen=True, array_like=True):
+    """What another server told a node of one of its users."""
+
+    origin: ServerName
+    update: PresenceUpdate
 
 
 class Presence:
@@ -51,8 +83,10 @@ class Presence:
         server_name: ServerName,
         times: PresenceTimes,
         mode: Mode,
+        notes: NodeNotes | None,
     ) -> None:
-        """`mode`: False for no presence at all, "untracked" for that of other servers' users only."""
+        """`mode`: False for no presence at all, "untracked" for that of other servers' users only. `notes`: how other nodes are told;
+        None where there are none."""
         self._clock = clock
         self.roster = roster
         self._remote = remote
@@ -63,6 +97,13 @@ class Presence:
         self._times = times
         self.is_on = mode is not False
         self._tracks = mode is True
+        self._notes = notes
+        self._telling_again = LoopingCall(self._tell_nodes_again)
+        self._telling_again.clock = clock
+        if notes is not None and self._tracks:
+            notes.register(KIND, PresenceNote, self._hear_node)
+        if notes is not None and self.is_on:
+            notes.register(REMOTE, RemoteNote, self._hear_of_remote)
 
     # what our users do
 
@@ -105,6 +146,7 @@ class Presence:
         known = await self.roster.read_one(user_id)
         if status_msg != (None if known is None else known.status_msg):
             await self.roster.do_write_status(user_id, state, status_msg)
+            self._tell_new_status(user_id)
         device = self._meet(caller, state, is_new_choice=True)
         device.left = self._clock.seconds()
         person = self.roster.people[user_id]
@@ -161,9 +203,15 @@ class Presence:
 
     def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
         """What another server says of its users; what it says of others' is passed over."""
-        if self.is_on:
-            for user_id in self._remote.receive(origin, updates):
-                self.telling.change(user_id)
+        if not self.is_on:
+            return
+        for user_id in self._remote.receive(origin, updates):
+            self.telling.change(user_id)
+        if self._notes is not None:
+            for update in updates:
+                status = None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
+                note = RemoteNote(origin, msgspec.structs.replace(update, status_msg=status))
+                self._notes.put(REMOTE, update.user_id, note)
 
     async def do_expire_remote(self, limit: int) -> int:
         """Take those to be offline of whom their server has said nothing for long; how many."""
@@ -179,10 +227,59 @@ class Presence:
         if self._tracks:
             for person in await self.roster.start():
                 self._look_at(person)
+            if self._notes is not None and not self._telling_again.running:
+                self._telling_again.start(AGAIN)
 
     async def stop(self) -> None:
         """Write what waits, and no more."""
+        if self._telling_again.running:
+            self._telling_again.stop()
         await self.roster.stop()
+
+    # other nodes
+
+    def _hear_node(self, node: int, note: PresenceNote) -> None:
+        """How another node's devices are there. Raises nothing."""
+        now = self._clock.seconds()
+        person = self.roster.people.get(note.user_id)
+        if note.chosen_for is not None:
+            if person is not None and note.chosen_for in person.devices:
+                person.devices[note.chosen_for].wanted = note.state
+                self._look_at(person)
+            return
+        if person is None:
+            if note.state == "offline" and not note.has_new_status:
+                return
+            person = self.roster.people[note.user_id] = Person(note.user_id)
+        if note.has_new_status:
+            person.status_msg, person.is_read = None, False
+        elif note.state == "offline":
+            person.elsewhere.pop(node, None)
+        else:
+            # it is there for as long as what the node says holds
+            person.elsewhere[node] = Device(note.state, 0, now + HOLDS - self._times.grace)
+        if note.last_active is not None and note.last_active > (person.last_active or 0.0):
+            person.last_active = person.noted_active = min(note.last_active, now)
+        self._look_at(person)
+
+    def _hear_of_remote(self, _node: int, note: RemoteNote) -> None:
+        for user_id in self._remote.receive(note.origin, [note.update]):
+            self.telling.change(user_id)
+
+    def _tell_nodes(self, person: Person, *, again: bool) -> None:
+        state = person.here(self._clock.seconds(), self._times)
+        if self._notes is not None and (again or state != person.noted):
+            person.noted, person.noted_active = state, person.last_active
+            self._notes.put(KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active))
+
+    def _tell_nodes_again(self) -> None:
+        for person in self.roster.people.values():
+            if person.noted != "offline" or person.last_active != person.noted_active:
+                self._tell_nodes(person, again=True)
+
+    def _tell_new_status(self, user_id: UserID) -> None:
+        if self._notes is not None:
+            self._notes.put(KIND, (user_id, "status"), PresenceNote(user_id, "offline", None, has_new_status=True))
 
     # within
 
@@ -205,6 +302,9 @@ class Presence:
             if wanted == "online":
                 person.last_active = now
         self._look_at(person)
+        if wanted is not None and self._notes is not None:
+            note = PresenceNote(caller.user_id, wanted, None, chosen_for=key)
+            self._notes.put(KIND, (caller.user_id, key), note)
         return device
 
     def _may_choose(self, caller: Requester) -> bool:
@@ -220,6 +320,7 @@ class Presence:
     def _look_at(self, person: Person) -> None:
         """Something of the person may have changed."""
         now = self._clock.seconds()
+        self._tell_nodes(person, again=False)
         if not person.is_read or person.current(now, self._times) != person.shown:
             self.telling.change(person.user_id)
         moment = person.next_change(now, self._times)
@@ -246,3 +347,4 @@ class Presence:
             person.devices.clear()
             person.status_msg, person.last_active, person.is_kept = None, None, False
             self._look_at(person)
+        self._tell_new_status(user_id)

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
 from homeserver.services.ephemeral import EphemeralCounter
-from homeserver.services.presence.people import Device, Person, RemotePerson, Shown, State
+from homeserver.services.presence.people import RESTART, Device, Person, RemotePerson, Shown, State
 from homeserver.services.presence.remote_people import RemotePeople
 from storage.database import Database, DatabaseUnavailable
 from storage.presence import UNTOLD, PresenceRow, PresenceStore
@@ -26,8 +26,6 @@ WRITE_INTERVAL: Final = 30.0
 REMEMBERED: Final = 24 * 3600.0
 """For how many seconds before a restart it is known afterwards who had gone."""
 STATES: Final[dict[str, State]] = {"online": "online", "unavailable": "unavailable", "offline": "offline"}
-RESTART: Final = "\0restart"
-"""Stands for the devices with which somebody was there before a restart."""
 
 
 class Roster:
@@ -102,7 +100,9 @@ class Roster:
     def forget_idle(self, user_id: UserID) -> None:
         """Forget somebody who is offline and of whom nothing has to be told."""
         person = self.people.get(user_id)
-        if person is not None and not person.devices and person.shown.state == "offline" and user_id not in self._told:
+        if person is None or person.devices or person.elsewhere or user_id in self._told:
+            return
+        if person.shown.state == "offline":
             del self.people[user_id]
 
     # what is written

@@ -38,6 +38,7 @@ class OwnRules:
     ) -> None:
         """`capacity`: how many users' are kept."""
         self._account_data = account_data
+        self._streams = streams
         self._attention = attention
         self._compiler = compiler
         self._capacity = capacity
@@ -93,10 +94,16 @@ class OwnRules:
                 self._changes_heard += 1
                 self._known.pop(change.user_id or "", None)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
+        told = self._streams.told(after, upto)
         self._changes_heard += 1
-        self._known.clear()
+        if told is None:
+            self._known.clear()
+            return
+        for change in told:
+            if change.topic is Topic.ACCOUNT_DATA:  # of which type is not said
+                self._known.pop(change.user_id or "", None)
 
 
 def concerns_rules(change: Change) -> bool:

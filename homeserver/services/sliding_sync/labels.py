@@ -8,7 +8,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from storage.account_data import AccountDataStore
-from storage.events import EventRow
+from storage.events import EventFlag, EventNews, EventRow
 from storage.room_summaries import RoomSummaryStore, SummaryRow
 from storage.streams import Change, Streams, Topic
 
@@ -35,6 +35,7 @@ class RoomLabels:
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: how many users are remembered."""
         self._store = store
+        self._streams = streams
         self._capacity = capacity
         self._known: OrderedDict[str, Labels] = OrderedDict()
         self._changes_heard = 0
@@ -68,10 +69,14 @@ class RoomLabels:
                 self._changes_heard += 1
                 self._known.pop(change.user_id, None)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
+        told = self._streams.told(after, upto)
         self._changes_heard += 1
-        self._known.clear()
+        if told is None:
+            self._known.clear()
+        else:
+            self._hear(told)
 
 
 class RoomTraits:
@@ -80,6 +85,7 @@ class RoomTraits:
     def __init__(self, store: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: how many rooms are remembered."""
         self._store = store
+        self._streams = streams
         self._capacity = capacity
         self._known: dict[int, SummaryRow] = {}
         self._changes_heard = 0
@@ -115,17 +121,24 @@ class RoomTraits:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow):
-                if row.type in TRAITS:
+            if isinstance(row, EventRow | EventNews):
+                # the resolution of a fork may have set any of them, or taken it back
+                types = TRAITS if row.flags & EventFlag.RESOLVED else TRAITS & {row.type}
+                if types:
                     self._changes_heard += 1
                     self._known.pop(row.room_nid, None)
-                    self._note(row.room_nid, row.type)
+                for type in types:
+                    self._note(row.room_nid, type)
             elif change.topic in (Topic.EVENT, Topic.REDACTED):
                 self._forget_all()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: in which rooms is not known here."""
-        self._forget_all()
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, in which rooms is not known here."""
+        told = self._streams.told(after, upto)
+        if told is None:
+            self._forget_all()
+        else:
+            self._hear(told)
 
     def _note(self, room_nid: int, type: str) -> None:
         self._changes.append((room_nid, type))

@@ -159,10 +159,14 @@ class RoomOrders:
                 else:
                     self._forget_all()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, of whom is not known here."""
         self._changes_heard += 1
-        self._forget_all()
+        told = self._streams.told(after, upto)
+        if told is None:
+            self._forget_all()
+        else:
+            self._hear(told)
 
     def _forget_all(self) -> None:
         self._known.clear()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import filterfalse
 from typing import Final
 
-from storage.events import EventRow
+from storage.events import EventNews, EventRow
 from storage.room_recency import RoomRecencyStore
 from storage.streams import Change, Streams, Topic
 
@@ -33,6 +33,7 @@ class RoomRecency:
     def __init__(self, store: RoomRecencyStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: of how many rooms they are kept."""
         self._store = store
+        self._streams = streams
         self._capacity = capacity
         self._latest: dict[int, int] = {}
         self._bumps: dict[int, int] = {}
@@ -77,7 +78,7 @@ class RoomRecency:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow):
+            if isinstance(row, EventRow | EventNews):
                 if row.position is not None:
                     self._latest[row.room_nid] = row.position
                     if row.type in BUMPING:
@@ -85,9 +86,13 @@ class RoomRecency:
             elif change.topic is Topic.EVENT:
                 self._forget_all()
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: in which rooms is not known here."""
-        self._forget_all()
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, in which rooms is not known here."""
+        told = self._streams.told(after, upto)
+        if told is None:
+            self._forget_all()
+        else:
+            self._hear(told)
 
     def _forget_all(self) -> None:
         # whoever holds the mappings goes on with what they knew

@@ -25,7 +25,7 @@ from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
-from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
@@ -426,7 +426,7 @@ def make_inside(
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
-            entry["prev_batch"] = format_place(Place(first.depth, first.nid - 1))
+            entry["prev_batch"] = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
         else:
             entry["prev_batch"] = str(SyncToken(upto, 0))
         if work.limited:

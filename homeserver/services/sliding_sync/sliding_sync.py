@@ -135,6 +135,8 @@ class SlidingSync:
         """
         connection = await self._parts.connections.find(request)
         members = self._parts.entries.begin(request, connection)
+        if connection.token is not None:
+            self._parts.typing.meet(connection.token.ephemeral)
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:

@@ -26,7 +26,7 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import NO_REASONS, ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
 from homeserver.services.ignored_users import without_ignored
-from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_state import (
@@ -174,7 +174,7 @@ class JoinedRooms:
             {
                 work.room.room_nid: work.since if work.stayed_until is None else min(work.since, work.stayed_until)
                 for work in works
-                if (work.limited or work.resolved) and not work.whole_state
+                if (work.is_back and sent is not None if work.whole_state else work.limited or work.resolved)
             }
         )
         found: list[tuple[RoomWork, Entries]] = []
@@ -337,15 +337,18 @@ class JoinedRooms:
     ) -> Entries:
         undone = {} if request.state_after else undo(seen.event for seen in work.shown)
         point = StatePoint(work.room.room_nid, end, _own_since_leaving(work) | undone)
+        changed: Entries = {}
         if work.whole_state:
             entries = await self._states.get_all(point)
+            if former is not None:
+                changed = await self._states.get_changes(former, point)
         elif work.limited or work.resolved:
             entries = await self._states.get_changes(former, point)
         else:
             # a filter may keep a change of state out of the timeline: that must not keep it from the client
             entries = {key: nid for key, nid in changes_of(work.arrived).items() if key not in undone}
         if sent is not None:
-            entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
+            entries = await self._load_lazily(request, work, point, entries, changed, sent, newly_sent)
         return entries
 
     async def _load_lazily(
@@ -354,15 +357,18 @@ class JoinedRooms:
         work: RoomWork,
         point: StatePoint,
         entries: Entries,
+        changed: Entries,
         sent: set[Member],
         newly_sent: set[Member],
     ) -> Entries:
-        """The entries with the memberships that the shown events need, and in a whole state without all others."""
+        """The entries with the memberships that the shown events need, and in a whole state without all others but those that have
+        `changed`: the device may have kept the room while its user left it and came back."""
         needed = {str(each.event.event.sender) for each in work.shown}
         if work.summary is not None:
             needed |= {hero.user_id for hero in work.summary.heroes}
         if work.whole_state:
             needed.add(str(request.caller.user_id))
+            needed.update(key.state_key for key in changed if key.type == MEMBER)
             entries = without_members(entries, needed)
         room_nid = work.room.room_nid
         redundant = request.filter.room.state.include_redundant_members or work.whole_state
@@ -397,7 +403,7 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
     if work.shown:
         first = work.shown[0].event
         # what the client asks for from here is what came before the first event, this one left out
-        work.prev_batch = format_place(Place(first.depth, first.nid - 1))
+        work.prev_batch = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
     else:
         work.prev_batch = str(SyncToken(span.upto, 0))
 

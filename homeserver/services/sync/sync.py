@@ -114,6 +114,8 @@ class Sync:
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
         request = await self._check_since(request)
+        if request.since is not None:
+            self._parts.typing.meet(request.since.ephemeral)
         if not request.loads_lazily:
             return await self._answer(request, timeout_ms)
         joined = self._parts.joined

@@ -1,0 +1,41 @@
+"""What clients send to devices, checked without taking it apart: a message that no client can read would end the `/sync` of whom
+it is for, for ever.
+
+To make objects of the contents, and bytes of those again, costs more than anything else that a message to many devices takes. While a body
+is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8 nor that numbers are such as can be kept. Both
+are seen here of all contents at once, on the side of caution: what is not plainly well is read and written anew.
+`tests/http/test_message_contents.py` holds what is let through against reading it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import BadJson
+from homeserver.http.parameters import json_decoder
+
+_UNUSUAL: Final = re.compile(rb":[ \t\r\n]*-?(?:[0-9.]{18}|[0-9.]+[eE])")
+"""Finds every number that is long or has an exponent, and may be too large, where there are no arrays."""
+
+_OBJECT: Final = ord("{")
+
+_read: Final = json_decoder(dict[str, Any], may_be_empty=False)
+
+
+def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
+    """The contents, each a JSON object that every client can read. Raises BadJson, NotJson.
+
+    `contents`: what msgspec skipped over in reading a body.
+    """
+    found = list(map(bytes, contents))
+    if [content[0] for content in found].count(_OBJECT) < len(found):
+        raise BadJson("The content of a message has to be an object")
+    if _is_plain(b"".join(found)):
+        return found
+    return [content if _is_plain(content) else msgspec.json.encode(_read(content)) for content in found]
+
+
+def _is_plain(content: bytes) -> bool:
+    return content.isascii() and b"[" not in content and _UNUSUAL.search(content) is None

@@ -1,0 +1,90 @@
+"""Two servers on one PostgreSQL database, in one process, that hear one another's notes at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from homeserver.node_notes import NodeNotes
+from storage.database import PostgresConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.recording_wire import RecordingWire, settle
+from tests.helpers.server import TestServer, User
+
+CONFIG = """database: {name: psycopg2, args: {}}
+presence: {enabled: true}
+rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}
+"""
+
+
+class CallingNodes:
+    """They share everything but their memory."""
+
+    def __init__(self, folder: Path, config: PostgresConfig) -> None:
+        self.counters = [QueryCounter() for _ in range(2)]
+        self.databases = [open_inline(config, counter) for counter in self.counters]
+        self.wires = [RecordingWire(), RecordingWire()]
+        self.servers: list[TestServer] = []
+        self.calls = 0
+        """How many there were between them."""
+        for number in range(2):
+            of_node = folder / str(number)
+            of_node.mkdir()
+            server = TestServer(of_node, self.databases[number], CONFIG, seed=number + 1, wire=self.wires[number])
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.start()
+            server.app.federation_out.sender.start()
+            server.app.rooms.start()
+            self.servers.append(server)
+        for number in range(2):
+            self._connect(number + 1, self._notes(number), self._notes(1 - number))
+
+    def _notes(self, number: int) -> NodeNotes:
+        notes = self.servers[number].app.accounts.node_notes
+        assert notes is not None
+        return notes
+
+    def _connect(self, node: int, notes: NodeNotes, other: NodeNotes) -> None:
+        async def tell(bodies: Sequence[str]) -> None:
+            self.calls += len(bodies)
+            for body in bodies:
+                other.hear(node, body)
+
+        notes.connect(tell)
+
+    def end_first(self) -> None:
+        """The first node is gone, without a word."""
+        self._notes(0).connect(None)
+
+    def here_and_there(self, name: str) -> tuple[User, User]:
+        """Somebody with one session, who speaks through both nodes."""
+        here = self.servers[0].register(name)
+        return here, self.there(here)
+
+    def here(self, user: User) -> User:
+        """The same session at the first node."""
+        return self._at(0, user)
+
+    def there(self, user: User) -> User:
+        """The same session at the second node."""
+        return self._at(1, user)
+
+    def _at(self, number: int, user: User) -> User:
+        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+        return User(self.servers[number], session)
+
+    def wait(self, seconds: float = 1.0) -> None:
+        """Time passes."""
+        while seconds > 0:
+            for server in self.servers:
+                server.clock.advance(min(seconds, 1.0))
+            seconds -= 1.0
+        for _ in range(3):
+            for server in self.servers:
+                settle(server)
+
+    def close(self) -> None:
+        """End what was begun."""
+        for server, database in zip(self.servers, self.databases, strict=True):
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.stop()
+            run_coroutine(database.close(), None)

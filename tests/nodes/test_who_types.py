@@ -1,0 +1,178 @@
+"""Who types is known to all processes on one database, whichever of them was told; and a client may go from one to the other."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from storage.database import PostgresConfig
+from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.recording_wire import pretend_member
+from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.syncing import Rooms, poll, sync
+from tests.http.sliding import UNSTABLE, SlidingClient, a_list
+
+V3 = "/_matrix/client/v3"
+PEER = "peer.example"
+rooms = Rooms()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
+    made = CallingNodes(tmp_path, postgresql)
+    yield made
+    made.close()
+
+
+def typing(answer: Any, room_id: str) -> Any:
+    events = answer.get("rooms", {}).get("join", {}).get(room_id, {"ephemeral": {"events": []}})["ephemeral"]["events"]
+    found = [event["content"]["user_ids"] for event in events if event["type"] == "m.typing"]
+    return found[0] if found else None
+
+
+def sliding_typing(answer: Any, room_id: str) -> Any:
+    room = answer["extensions"].get("typing", {}).get("rooms", {}).get(room_id)
+    return None if room is None else room["content"]["user_ids"]
+
+
+def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(nodes: CallingNodes) -> None:
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, bob = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    extensions = {"typing": {"enabled": True}}
+    sliding = SlidingClient(bob, lists={"all": a_list([0, 9])}, extensions=extensions)
+    sliding.sync()
+    waiting, polling = sliding.wait(), poll(bob, sync(bob)["next_batch"])
+    rooms.type(alice, room_id)
+    nodes.wait(0.2)
+    assert (waiting.done, polling.done) == (True, True)
+    assert typing(polling.answer.json, room_id) == [alice.user_id]
+    assert sliding_typing(waiting.answer.json, room_id) == [alice.user_id]
+    since = polling.answer.json["next_batch"]
+    rooms.type(alice, room_id, typing=False)
+    nodes.wait(0.2)
+    assert typing(sync(bob, since), room_id) == []
+
+
+def test_who_goes_on_typing_does_so_everywhere_and_who_stops_saying_so_ends_everywhere(nodes: CallingNodes) -> None:
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, bob = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    for _ in range(3):
+        rooms.type(alice, room_id)  # for ten seconds
+        nodes.wait(8)
+    assert typing(sync(bob), room_id) == [alice.user_id]
+    nodes.wait(3)
+    assert typing(sync(bob), room_id) is None
+
+
+def test_who_is_put_out_at_one_node_types_nowhere(nodes: CallingNodes) -> None:
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, bob = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    carol_here, carol = nodes.here_and_there("carol")
+    rooms.join(carol_here, room_id)
+    nodes.wait()
+    rooms.type(carol, room_id)
+    nodes.wait(0.2)
+    since = sync(bob)["next_batch"]
+    rooms.act(alice, room_id, "kick", carol)
+    nodes.wait()
+    assert typing(sync(bob, since), room_id) == []
+
+
+@pytest.mark.parametrize("is_sliding", [False, True])
+def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(nodes: CallingNodes, *, is_sliding: bool) -> None:
+    """Behind a balancer requests may go to each in turn: a long poll that ends at once each time would be a loop."""
+    alice, alice_there = nodes.here_and_there("alice")
+    bob_here, bob_there = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    rooms.type(alice_there, room_id)
+    nodes.servers[1].clock.advance(0.5)  # clocks are never quite the same
+    rooms.type(bob_there, room_id)
+    rooms.type(alice, room_id, typing=False)
+    nodes.wait(0.2)
+    ended_at_once = []
+    client = SlidingClient(bob_here, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    since = client.sync()["pos"] if is_sliding else sync(bob_here)["next_batch"]
+    for turn in range(8):
+        nodes.wait(0.1)
+        user = (bob_there, bob_here)[turn % 2]
+        if is_sliding:
+            pending = user.start("POST", f"{UNSTABLE}?pos={since}&timeout=200", client.body)
+        else:
+            pending = poll(user, since, timeout=200)
+        ended_at_once.append(pending.done)
+        nodes.wait(0.2)
+        since = pending.answer.json["pos" if is_sliding else "next_batch"]
+    assert ended_at_once[2:] == [False] * 6
+
+
+async def test_who_types_at_the_node_that_does_not_send_is_told_to_other_servers(nodes: CallingNodes) -> None:
+    alice, there = nodes.here_and_there("alice")
+    room_id = rooms.create(alice)
+    await pretend_member(nodes.servers[0], room_id, f"@eve:{PEER}")
+    nodes.wait()
+    rooms.type(there, room_id)
+    nodes.wait(0.2)
+    nodes.wait(0.2)
+    told = [
+        edu["content"]
+        for wire in nodes.wires
+        for _, body in wire.transactions(PEER)
+        for edu in body.get("edus", ())
+        if edu["edu_type"] == "m.typing"
+    ]
+    assert told == [{"room_id": room_id, "user_id": alice.user_id, "typing": True}]
+
+
+def test_many_who_type_cost_few_calls(nodes: CallingNodes) -> None:
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, bob = nodes.here_and_there("bob")
+    ids = [rooms.create(alice, bob_here) for _ in range(5)]
+    nodes.wait()
+    before = nodes.calls
+    for _ in range(4):
+        for room_id in ids:
+            rooms.type(alice, room_id)
+    nodes.wait(0.2)
+    answer = sync(bob)
+    assert [typing(answer, room_id) for room_id in ids] == [[alice.user_id]] * 5
+    assert nodes.calls - before <= 2
+
+
+@pytest.fixture
+def processes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[RunningServer, RunningServer]]:
+    files = ServerFiles(tmp_path / "node", postgresql)
+    try:
+        yield files.start(), files.start()
+    finally:
+        files.end()
+
+
+def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer]) -> None:
+    here, there = processes
+    alice, bob = here.register("alice"), there.register("bob")
+    created = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=alice)
+    room_id = created.json["room_id"]
+    assert there.request("POST", f"{V3}/join/{quote(room_id)}", {}, token=bob).status == 200
+    since = there.request("GET", f"{V3}/sync", token=bob).json["next_batch"]
+    me = here.request("GET", f"{V3}/account/whoami", token=alice).json["user_id"]
+    path = f"{V3}/rooms/{quote(room_id)}/typing/{quote(me)}"
+    deadline = time.monotonic() + 20
+    found = None
+    while found is None and time.monotonic() < deadline:
+        # said again: a process hears others from the second after its start on
+        assert here.request("PUT", path, {"typing": False}, token=alice).status == 200
+        assert here.request("PUT", path, {"typing": True}, token=alice).status == 200
+        answer = there.request("GET", f"{V3}/sync?since={since}&timeout=2000", token=bob).json
+        since = answer["next_batch"]
+        found = typing(answer, room_id)
+    assert found == [me]

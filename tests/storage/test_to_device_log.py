@@ -1,0 +1,374 @@
+"""Messages to devices that were sent many at once: in the log, out of it, and at every moment in between."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.python.failure import Failure
+
+from storage import to_device_log
+from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
+from storage.devices import DeviceRow, DeviceStore
+from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
+from storage.to_device import FEWEST_LOGGED, LOGGED_MS, DeviceMessage, KnownDevices, Recipients, ToDeviceStore
+from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
+from storage.transaction import Transaction, WriteTransaction
+from tests.helpers.databases import open_inline
+
+T = TypeVar("T")
+OPENING = b'{"n":'
+EVER = 10**9
+DEVICES = ["D0", "D1", "D2"]
+KILLS = 8
+SENT_AT_A_RACE = 40
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """What is done at once, as everything is with an inline database."""
+    results: list[T | Failure] = []
+    Deferred.fromCoroutine(work).addBoth(results.append)
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
+    return [msgspec.json.decode(message.content)["n"] for message in messages]
+
+
+def put_device(database: Database, user_id: str, device_id: str) -> None:
+    run(
+        database.write("put", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(user_id, device_id, None, 0)))
+    )
+
+
+def send(
+    database: Database, store: ToDeviceStore, user_id: str, to: Sequence[str], numbers: Sequence[int], now: int = 0
+) -> list[int]:
+    """Send each number to each of the devices, together; the positions."""
+
+    def write(txn: WriteTransaction) -> int:
+        there = store.get_devices(txn, [user_id])[user_id]
+        recipients = [there[device_id] for device_id in to]
+        store.add_messages(txn, OPENING, recipients, [b"%d" % number for number in numbers], now)
+        return txn.next_position()
+
+    after = run(database.write("send", write))
+    return list(range(after - len(numbers), after))
+
+
+def count_rows(database: Database) -> dict[str, int]:
+    tables = ("to_device_messages", "to_device_log", "to_device_floors")
+
+    def read(txn: Transaction) -> dict[str, int]:
+        return {table: txn.query(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
+
+    return run(database.read("count", read))
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("many"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)),
+    st.tuples(st.just("few"), st.lists(st.sampled_from(range(3)), min_size=1, max_size=FEWEST_LOGGED - 1)),
+    st.tuples(st.just("equal"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)),
+    st.tuples(st.just("read"), st.sampled_from(range(3)), st.integers(1, 12)),
+    st.tuples(st.just("acknowledge"), st.sampled_from(range(3)), st.integers(1, 12), st.booleans()),
+    st.tuples(st.just("again"), st.sampled_from(range(3))),
+    st.tuples(st.just("sweep"), st.integers(1, 20), st.booleans()),
+    st.tuples(st.just("other"), st.booleans()),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=25))
+def test_what_waits_is_what_was_sent_and_not_acknowledged(database: Database, steps: list[tuple[Any, ...]]) -> None:
+    """Beside a list for each device: whatever is sent, read, acknowledged and moved, by either of two nodes, which may begin anew."""
+    user = f"@{uuid4().hex}:example.org"
+    stores = [ToDeviceStore(database), ToDeviceStore(database)]
+    waiting: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
+    for device in DEVICES:
+        put_device(database, user, device)
+    number, here, now = 0, 0, 0
+
+    def read(device: str, limit: int) -> list[DeviceMessage]:
+        found = run(stores[here].get_messages(user, device, 0, EVER, limit))
+        assert [(m.position, n) for m, n in zip(found, numbers_of(found), strict=True)] == waiting[device][:limit]
+        return list(found)
+
+    for kind, *args in steps:
+        match kind:
+            case "many" | "few" | "equal":
+                to = [DEVICES[at] for at in args[0]]
+                numbers = [number] * len(to) if kind == "equal" else list(range(number, number + len(to)))
+                number += len(to)
+                positions = send(database, stores[here], user, to, numbers, now)
+                for device, position, sent in zip(to, positions, numbers, strict=True):
+                    waiting[device].append((position, sent))
+            case "read":
+                found = read(DEVICES[args[0]], args[1])
+                if len(found) > 1:
+                    later = run(stores[here].get_messages(user, DEVICES[args[0]], found[0].position, EVER, 100))
+                    assert [m.position for m in later] == [position for position, _ in waiting[DEVICES[args[0]]][1:]]
+                    upto = found[-1].position - 1
+                    assert run(stores[here].get_messages(user, DEVICES[args[0]], 0, upto, 100)) == found[:-1]
+            case "acknowledge":
+                device = DEVICES[args[0]]
+                found = read(device, args[1])
+                if found and args[2]:
+                    run(stores[here].remove_messages(user, device, found[-1].position))
+                elif found:
+                    run(stores[here].remove_few_messages(user, device, found[0].position, found[-1].position))
+                del waiting[device][: len(found)]
+            case "again":
+                device = DEVICES[args[0]]
+
+                def remove(txn: WriteTransaction, device: str = device, store: ToDeviceStore = stores[here]) -> None:
+                    store.remove_devices(txn, user, [device])
+                    DeviceStore(database).remove_devices(txn, user, [device])
+
+                run(database.write("remove", remove))
+                put_device(database, user, device)
+                waiting[device].clear()
+            case "sweep":
+                now += LOGGED_MS if args[1] else LOGGED_MS // 3
+                run(stores[here].sweep(args[0], now))
+            case _:
+                here = 1 - here
+                if args[0]:
+                    stores[here] = ToDeviceStore(database)
+    for device in DEVICES:
+        read(device, 1000)
+    assert run(stores[0].count_messages()) == sum(map(len, waiting.values()))
+    for device in DEVICES:
+        run(stores[0].remove_messages(user, device, EVER))
+    while run(stores[1].sweep(50, now + LOGGED_MS + 1)):
+        for device in DEVICES:
+            assert run(stores[0].get_messages(user, device, 0, EVER, 1)) == []
+    assert count_rows(database) == {"to_device_messages": 0, "to_device_log": 0, "to_device_floors": 0}
+
+
+async def test_many_messages_are_few_rows_and_each_is_read_alone(database: Database) -> None:
+    """Of 16 KiB or so, whatever lengths there are; a content that goes to all is there once."""
+    user, store = "@bob:example.org", ToDeviceStore(database)
+    put_device(database, user, "D0")
+    lengths = [3, ROW_BYTES + 5, 2, 700, ROW_BYTES - 1000, 900, 100, *[60] * 300]
+    contents = [b'"%b"' % (b"x" * length) for length in lengths]
+    equal = b'"%b"' % (b"y" * 5000)
+
+    def write(txn: WriteTransaction) -> None:
+        recipient = store.get_devices(txn, [user])[user]["D0"]
+        store.add_messages(txn, OPENING, [recipient] * len(contents), contents, 0)
+        store.add_messages(txn, OPENING, [recipient] * 300, [equal] * 300, 0)
+
+    await database.write("send", write)
+    found = await store.get_messages(user, "D0", 0, EVER, 1000)
+    assert [message.content for message in found] == [OPENING + each + b"}" for each in contents + [equal] * 300]
+    sizes = await database.read(
+        "sizes", lambda txn: txn.query("SELECT length(contents) FROM to_device_log ORDER BY first_position")
+    )
+    assert max(size for (size,) in sizes) == ROW_BYTES + 7, "the one that is longer by itself"
+    assert [size for (size,) in sizes][-3:] == [len(equal)] * 3, f"{ROW_MESSAGES} in a row at most"
+
+
+async def test_what_does_not_fit_into_the_log_is_kept_by_device(database: Database) -> None:
+    user, store = "@bob:example.org", ToDeviceStore(database, most_logged=30)
+    put_device(database, user, "D0")
+    for first in range(0, 40, 10):
+        send(database, store, user, ["D0"] * 10, range(first, first + 10))
+    assert count_rows(database)["to_device_messages"] == 10
+    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(40))
+    while await store.sweep(10, LOGGED_MS):
+        pass
+    assert count_rows(database) == {"to_device_messages": 40, "to_device_log": 0, "to_device_floors": 0}
+    send(database, store, user, ["D0"] * 10, range(40, 50))
+    assert count_rows(database)["to_device_log"] == 1, "there is room again"
+    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(50))
+
+
+async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node moves it after a reader has looked at what is kept by device, and before it looks into the log."""
+    user, store, other = "@bob:example.org", ToDeviceStore(database), ToDeviceStore(database)
+    put_device(database, user, "D0")
+    for first in range(0, 30, 10):
+        send(database, store, user, ["D0"] * 10, range(first, first + 10))
+    select_events = to_device_log.select_events
+    moved: list[int] = []
+
+    def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
+        if not moved:
+            moved.append(run(other.sweep(8, LOGGED_MS)))
+        return select_events(txn, places)
+
+    monkeypatch.setattr(to_device_log, "select_events", move_first)
+    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 25)) == list(range(25))
+    assert moved == [8]
+    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(30))
+
+
+async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: Database) -> None:
+    """A request that was carried out is known again in any case, also one that is for none of our users."""
+    user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
+    put_device(database, user, "D0")
+    sent = SentTransaction("@alice:example.org", "PHONE", "sendToDevice/m.test", "1")
+    users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
+
+    def find(known: KnownDevices | None, user_ids: Sequence[str] = (user,)) -> Mapping[str, Recipients] | None:
+        return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, sent, known)))
+
+    known = KnownDevices(users, database.streams.current())
+    assert find(known) is None
+    assert find(None) == users
+    put_device(database, user, "D0")
+    assert find(known) is None, "it was there"
+    put_device(database, user, "D1")
+    assert (find(known) or {})[user].keys() == {"D0", "D1"}
+    later = KnownDevices(users, database.streams.current())
+    run(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
+    assert (find(later) or {})[user].keys() == {"D1"}
+    assert find(KnownDevices({}, 0), ()) == {}
+    run(database.write("note", lambda txn: add_new_transaction(txn, sent, b"{}", 0)))
+    newest = KnownDevices(users, database.streams.current())
+    for seen, user_ids in ((newest, [user]), (known, [user]), (None, [user]), (known, []), (None, [])):
+        with pytest.raises(AlreadySent):
+            find(seen, user_ids)
+
+
+def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
+    """Threads come with what they saw in any order: none may miss what another has learned to be gone."""
+    index = LogIndex()
+    rows = [(first, (7).to_bytes(8, "little") + bytes(4) + (1).to_bytes(4, "little")) for first in (10, 20, 30)]
+    assert index.extend(Seen(25, 10, rows[:2]))
+    assert [place.row for place in index.find(7, 0, 25, 10)] == [10, 20]
+    assert index.extend(Seen(40, 20, rows[2:])), "the first has left the log"
+    assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
+    assert not index.extend(Seen(26, 10, [])), "where the first is not found any more, and was not elsewhere yet"
+    assert index.has_lost(10)
+    assert not index.has_lost(20)
+    assert index.extend(Seen(35, 20, rows[2:])), "a row that is known comes once"
+    assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
+    assert index.extend(Seen(50, None, []))
+    assert index.find(7, 0, 50, 10) == []
+    assert index.extend(Seen(45, None, [])), "an empty log has nothing to miss"
+
+
+@pytest.mark.reactor(120)
+async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
+    threaded_database: Database, database_config: SQLiteConfig | PostgresConfig
+) -> None:
+    """Threads see the log at many moments, and learn from each other; each answer has all up to where it ends, once."""
+    second = open_database(database_config, cast(ReactorBase, installed_reactor))
+    nodes = [(database, ToDeviceStore(database)) for database in (threaded_database, second)]
+    user = "@bob:example.org"
+
+    def put(txn: WriteTransaction) -> None:
+        for device in DEVICES:
+            DeviceStore(second).add_device(txn, DeviceRow(user, device, None, 0))
+
+    await second.write("put", put)
+    sent = answers = 0
+
+    async def send_many() -> None:
+        nonlocal sent
+        database, store = nodes[0]
+        for _ in range(SENT_AT_A_RACE):
+
+            def write(txn: WriteTransaction, begin: int = sent) -> None:
+                there = store.get_devices(txn, [user])[user]
+                recipients = [there[DEVICES[0]], there[DEVICES[1]]] * 10
+                contents = [b"%d" % number for number in range(begin, begin + 10) for _ in range(2)]
+                store.add_messages(txn, OPENING, recipients, contents, 0)
+
+            await database.write("send", write)
+            sent += 10
+
+    async def move(node: int) -> None:
+        while sent < SENT_AT_A_RACE * 10:
+            await nodes[node][1].sweep(8, LOGGED_MS)
+
+    async def read(node: int, device: str) -> None:
+        nonlocal answers
+        database, store = nodes[node]
+        while sent < SENT_AT_A_RACE * 10:
+            least = sent
+            upto = await database.catch_up()
+            found = numbers_of(await store.get_messages(user, device, 0, upto, EVER))
+            assert found == list(range(len(found)))
+            assert len(found) >= least
+            answers += 1
+
+    readers = [read(node, device) for node in (0, 1) for device in DEVICES[:2] for _ in range(3)]
+    work = [send_many(), move(0), move(1), *readers]
+    await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
+    assert answers > SENT_AT_A_RACE
+    await second.close()
+
+
+_MOVER = """
+import sys, msgspec
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, gatherResults
+from storage.database import PostgresConfig, SQLiteConfig
+from storage.to_device import LOGGED_MS, ToDeviceStore
+from tests.helpers.databases import open_inline
+kind = {"sqlite": SQLiteConfig, "postgres": PostgresConfig}[sys.argv[1]]
+store = ToDeviceStore(open_inline(msgspec.json.decode(sys.argv[2], type=kind)))
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
+"""
+
+
+def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
+    database = open_inline(database_config)
+    user, store, random = "@bob:example.org", ToDeviceStore(database), Random(7)
+    for device in DEVICES:
+        put_device(database, user, device)
+    sent: dict[str, list[int]] = {device: [] for device in DEVICES}
+    number = 0
+    kind = "sqlite" if isinstance(database_config, SQLiteConfig) else "postgres"
+    command = [sys.executable, "-c", _MOVER, kind, msgspec.json.encode(database_config).decode()]
+    were_apart = 0
+    for _ in range(KILLS):
+        for _ in range(40):
+            to = [random.choice(DEVICES) for _ in range(10)]
+            for device in to:
+                sent[device].append(number)
+                number += 1
+            send(database, store, user, to, range(number - 10, number))
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+        ) as mover:
+            assert mover.stdin is not None
+            assert mover.stdout is not None
+            assert mover.stdout.readline() == b"ready\n"
+            mover.stdin.write(b"\n")
+            mover.stdin.flush()
+            time.sleep(random.uniform(0.001, 0.05))
+            mover.send_signal(signal.SIGKILL)
+        rows = count_rows(database)
+        were_apart += bool(rows["to_device_log"] and rows["to_device_messages"])
+        for reader in (store, ToDeviceStore(database)):
+            for device in DEVICES:
+                assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
+    assert were_apart > KILLS // 4, "the job was ended while some had been moved"
+    Deferred.fromCoroutine(database.close())
