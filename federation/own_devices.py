@@ -118,6 +118,8 @@ class OwnDevices:
             KeyWish(user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
             for device_id, algorithm in devices.items()
+            # no id has that in it, and to PostgreSQL it would be another one, which may be named besides: both would get the same key
+            if "\0" not in device_id
         ]
         claimed = await self._keys.do_claim(wishes, self._now_ms())
         begin: dict[str, bytes] = {}

@@ -30,7 +30,7 @@ class _OfUser(msgspec.Struct, gc=False):
     rooms: dict[str, dict[str, bytes]]
     size: int
     changed: set[str] = set()
-    """Rooms that are not in `rooms`, though the user may keep something of them."""
+    """Rooms that are not in `rooms`, though the user may keep something of them. They have a size too."""
 
 
 class KeptAccountData:
@@ -61,8 +61,7 @@ class KeptAccountData:
             if size * LARGEST_SHARE <= self._capacity:
                 self._users[user_id] = _OfUser(dict(data.rooms), size)
                 self.weight += size
-                while self.weight > self._capacity:
-                    self._forget(next(iter(self._users)))
+                self._make_room()
         return data
 
     async def of_rooms(self, user_id: str, room_ids: Collection[str]) -> dict[str, dict[str, bytes]]:
@@ -76,16 +75,25 @@ class KeptAccountData:
             heard = self._changes_heard
             read = await self._store.get_rooms_account_data(user_id, room_ids)
             if heard == self._changes_heard and self._users.get(user_id) is kept:
-                kept.changed -= changed
-                for room_id in changed & read.keys():
-                    self._put(kept, room_id, read[room_id])
+                for room_id in changed & kept.changed:  # others may have read some of them meanwhile
+                    kept.changed.remove(room_id)
+                    self._grow(kept, -ENTRY)
+                    if room_id in read:
+                        kept.rooms[room_id] = read[room_id]
+                        self._grow(kept, _weigh(read[room_id]))
+                if kept.size * LARGEST_SHARE > self._capacity:
+                    self._forget(user_id)
+                self._make_room()
             return read
         return {room_id: kept.rooms[room_id] for room_id in room_ids if room_id in kept.rooms}
 
-    def _put(self, kept: _OfUser, room_id: str, entries: dict[str, bytes]) -> None:
-        kept.rooms[room_id] = entries
-        kept.size += _weigh(entries)
-        self.weight += _weigh(entries)
+    def _grow(self, kept: _OfUser, size: int) -> None:
+        kept.size += size
+        self.weight += size
+
+    def _make_room(self) -> None:
+        while self.weight > self._capacity:
+            self._forget(next(iter(self._users)))
 
     def _forget(self, user_id: str) -> None:
         kept = self._users.pop(user_id, None)
@@ -105,11 +113,13 @@ class KeptAccountData:
             elif room_id is not None and (kept := self._users.get(user_id)) is not None:
                 former = kept.rooms.pop(room_id, None)
                 if former is not None:
-                    kept.size -= _weigh(former)
-                    self.weight -= _weigh(former)
-                kept.changed.add(room_id)
+                    self._grow(kept, -_weigh(former))
+                if room_id not in kept.changed:
+                    kept.changed.add(room_id)
+                    self._grow(kept, ENTRY)
                 if len(kept.changed) > MOST_CHANGED:
                     self._forget(user_id)
+                self._make_room()
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node wrote: of whom is not known here."""

@@ -78,6 +78,9 @@ class KeptReceipts:
     def _keep(self, room_nid: int, rows: Sequence[ReceiptRow]) -> None:
         self._rooms[room_nid] = {_key(row): row for row in rows} if len(rows) <= FEW else None
         self._weight += _weigh(self._rooms[room_nid])
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self._weight > self._capacity and len(self._rooms) > 1:
             self._weight -= _weigh(self._rooms.popitem(last=False)[1])
 
@@ -98,6 +101,7 @@ class KeptReceipts:
                 if len(kept) > FEW:
                     kept = self._rooms[row.room_nid] = None
                 self._weight += _weigh(kept)
+                self._make_room()
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node wrote: in which rooms is not known here."""

@@ -9,9 +9,10 @@ from homeserver.services.device_keys import present_keys
 from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow
+from storage.postgres_statements import NOT_TEXT
 from storage.published_keys import PublishedKeys
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, upload
-from tests.helpers.server import TestServer
+from tests.helpers.server import TestServer, User
 
 
 def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_once(
@@ -37,6 +38,20 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     server.clock.advance(0)
     assert pending.answer.status == 200
     assert pending.answer.json["one_time_keys"].keys() == {bob.user_id}
+
+
+def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(tmp_path: Path, database: Database) -> None:
+    """PostgreSQL has no U+0000: another character stands for it, that an id may have."""
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    who = {"type": "m.id.user", "user": "alice"}
+    login = {"type": "m.login.password", "identifier": who, "password": "wonderland", "device_id": f"D{NOT_TEXT}"}
+    phone = User(server, server.post(f"{V3}/login", login).json)
+    upload(phone, one_time_keys=one_time_keys("a", "b"))
+    wish = {phone.device_id: "signed_curve25519", "D\0": "signed_curve25519"}
+    answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {phone.user_id: wish}})
+    assert list(answer.json["one_time_keys"][phone.user_id]) == [phone.device_id]
+    assert upload(phone) == {"signed_curve25519": 1}
 
 
 MANY_DEVICES = [DeviceKeysRow("@bob:example.org", f"D{n}", b"{}", None) for n in range(2000)]

@@ -29,6 +29,7 @@ from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, cre
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "15"))
 V3 = "/_matrix/client/v3"
+RETENTION = "retention: {enabled: true}\n"
 ROOMS = 6
 
 SEED = st.integers(0, 2**32)
@@ -56,7 +57,8 @@ FILTERS: list[dict[str, Any]] = [
     {"room_types": [None]},
 ]
 EXTENSIONS = ["account_data", "e2ee", "receipts", "to_device", "typing", "io.element.msc4308.thread_subscriptions"]
-DEEDS = [*range(14), 5, 7, 7, 7, 9]
+DEEDS = [*range(14), 5, 7, 7, 7, 9, *range(14, 26)]
+VERSIONS = ["1", "2", "3", "6", "8", "10", "11", "12"]
 
 
 def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> dict[str, Any]:
@@ -107,16 +109,10 @@ class Talk(RuleBasedStateMachine):
         self.stack = ExitStack()
         path = Path(self.stack.enter_context(TemporaryDirectory()))
         self.database = open_inline(copy_sqlite(make_sqlite_template(path), path))
-        self.server = TestServer(path, self.database)
+        self.path, self.started = path, 1
+        self.server = TestServer(path, self.database, RETENTION)
         self.people = [self.server.register(name) for name in ("alice", "bob", "carol")]
-        alice, *others = self.people
-        # the last two are not Alice's from the beginning
-        self.rooms = [
-            create((alice, others[0])[at > 3], preset="public_chat", name=f"room {at}") for at in range(ROOMS)
-        ]
-        for room_id in self.rooms:
-            for user in others:
-                act(user, room_id, "join")
+        self.rooms: list[str] = []
         self.count = 0
         self.events: dict[int, list[str]] = {}
         self.pos: list[str | None] = [None, None, None]
@@ -132,6 +128,14 @@ class Talk(RuleBasedStateMachine):
             self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
             self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 5)
             self.patch.setattr(rooms, "LARGEST_TIMELINE", 1500)
+        alice, *others = self.people
+        for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
+            # the last two are not Alice's from the beginning
+            creator = (alice, others[0])[at > 3]
+            room_id = create(creator, preset="public_chat", name=f"room {at}", room_version=version)
+            for user in others:
+                act(user, room_id, "join")
+            self.rooms.append(room_id)
         for at in range(3):
             self.ask(at, seed + at)
 
@@ -189,7 +193,7 @@ class Talk(RuleBasedStateMachine):
             self.pos[at] = answer.json["pos"]
 
     def say(self, chance: Random) -> None:
-        who, where, kind = chance.randrange(3), chance.randrange(ROOMS), chance.randrange(10)
+        who, where, kind = chance.randrange(3), chance.randrange(ROOMS), chance.randrange(12)
         self.count += 1
         known = self.events.setdefault(where, [])
         target = known[-1 - kind % min(len(known), 3)] if known else "$unknown"
@@ -209,7 +213,14 @@ class Talk(RuleBasedStateMachine):
             type = "m.sticker"  # moves the room up, and so do the next but one not
         elif kind == 7:
             type = "org.example.note"
+        elif kind == 10:
+            type, content = (
+                "m.room.encrypted",
+                {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "x", "session_id": "y"},
+            )
         path = f"{V3}/rooms/{self.rooms[where]}/send/{type}/{self.count}"
+        if kind == 11:
+            path += "?org.matrix.msc4354.sticky_duration_ms=3000"
         answer = self.people[who].put(path, content)
         if answer.status == 200 and type == "m.room.message":
             known.append(answer.json["event_id"])
@@ -249,7 +260,51 @@ class Talk(RuleBasedStateMachine):
         elif what == 13:
             ignored: dict[str, Any] = {user.user_id: {}} if self.count % 3 == 0 and who else {}
             alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": ignored})
+        elif what < 20:
+            self.do_beside(chance, what, user, where)
+        elif what == 20:
+            self.start_anew()
+        elif what == 21:
+            user.post(f"{room}/leave", {})
+            user.post(f"{room}/forget", {})
+        elif what == 22:
+            self.people[1].post(f"{room}/{('ban', 'unban')[self.count % 2]}", {"user_id": alice.user_id})
+        else:
+            visibility = chance.choice(["joined", "invited", "shared", "world_readable"])
+            type, content = chance.choice(
+                [
+                    ("m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"}),
+                    ("m.room.retention", {"max_lifetime": chance.choice([2000, 10000])}),
+                    ("m.room.history_visibility", {"history_visibility": visibility}),
+                    ("m.room.tombstone", {"replacement_room": self.rooms[0], "body": "there"}),
+                ]
+            )
+            user.put(f"{room}/state/{type}/", content)
         self.server.clock.advance(chance.choice([0, 0, 5]))
+
+    def do_beside(self, chance: Random, what: int, user: User, where: int) -> None:
+        """Receipts of all kinds, and what Alice keeps of the room."""
+        room_id, alice = self.rooms[where], self.people[0].user_id
+        entry = f"user/{alice}/rooms/{quote(room_id)}/account_data/org.example.kept"
+        if what > 17:
+            self.people[0].put(f"{V3}/{entry}", {"n": self.count})
+        elif what == 17:
+            self.people[0].delete(f"/_matrix/client/unstable/org.matrix.msc3391/{entry}")
+        elif known := self.events.get(where):
+            event_id = chance.choice(known[-4:])
+            if what == 16:
+                user.post(f"{V3}/rooms/{room_id}/read_markers", {"m.fully_read": event_id})
+                return
+            body = {"thread_id": chance.choice(["main", known[0]])} if what == 15 else {}
+            kind = chance.choice(["m.read", "m.read.private", "m.read.private"])
+            user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body)
+
+    def start_anew(self) -> None:
+        """The server, which remembers nothing then."""
+        self.started += 1
+        self.server = TestServer(self.path, self.database, RETENTION, seed=self.started, clock=self.server.clock)
+        for user in self.people:
+            user.server = self.server
 
     def teardown(self) -> None:
         Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]

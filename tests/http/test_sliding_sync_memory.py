@@ -69,6 +69,26 @@ def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> N
     assert answers[0].errcode == "M_UNKNOWN_POS"
 
 
+def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before it."""
+    server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
+    connections = server.app.rooms.sliding.connections
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(4)]
+    state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
+    clients = [SlidingClient(alice, str(n), lists={"all": a_list([0, 0], state=state)}) for n in range(15)]
+    for client in clients:
+        client.sync()
+        for room_id in rooms[:3]:
+            say(alice, room_id, f"hello {client.body['conn_id']}".replace(" ", ""))
+            client.sync()
+        assert client.pos is not None
+        assert "." in client.pos
+    assert 2 < len(connections) < 10
+
+
 def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     connections = server.app.rooms.sliding.connections

@@ -1,6 +1,6 @@
 """Receipts and account data that are kept in memory are those that are stored, whatever happens and whenever they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -93,6 +93,20 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     assert len(store.asked) == 3
 
 
+async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(sqlite_database: Database) -> None:
+    store = ReceiptStore(sqlite_database)
+    kept = KeptReceipts(store, sqlite_database.streams, capacity=100)
+    for room_nid in range(1, 50):
+        assert await kept.of_room(room_nid) == ()
+    for room_nid in range(1, 50):
+        people = [f"@{number}:a.test" for number in range(30)]
+        await store.set_receipts(
+            [NewReceipt(room_nid, f"!{room_nid}", each, "m.read", UNTHREADED, "$e", 1, 1) for each in people]
+        )
+        assert len(kept) <= 100
+    assert await kept.of_room(1) == tuple(await store.get_receipts_of_room(1, 100))
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_account_data_are_those_that_are_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -130,3 +144,61 @@ async def test_account_data_are_those_that_are_stored(
     for user_id in users:
         await kept.of_user(user_id)
     assert (kept.weight > 0) == (len(kept) > 0)
+
+
+async def test_account_data_that_come_to_who_is_kept_are_bounded_too(sqlite_database: Database) -> None:
+    """Entries may be large, and are set after all of them were read."""
+    store, capacity = AccountDataStore(sqlite_database), 1_000_000
+    kept = KeptAccountData(store, sqlite_database.streams, capacity=capacity)
+    users = [f"@{number}:a.test" for number in range(30)]
+    for user_id in users:
+        await kept.of_user(user_id)
+    assert len(kept) == len(users)
+    for number in range(6):
+        for user_id in users:
+            room_id, content = f"!{number}:a.test", b'"%b"' % (b"x" * (30_000 if user_id == users[0] else 9_000))
+
+            def write(txn: WriteTransaction, at: tuple[str, str] = (user_id, room_id), data: bytes = content) -> None:
+                store.set_entry(txn, *at, "org.example", data)
+
+            await sqlite_database.write("write", write)
+            assert await kept.of_rooms(user_id, [room_id]) == {room_id: {"org.example": content}}
+            assert kept.weight <= capacity
+        if number == 2:
+            assert len(kept) == len(users) - 1, "one keeps more than a share"
+    assert 0 < len(kept) < len(users) - 1
+
+
+async def test_rooms_that_are_to_be_read_anew_weigh_too_and_once(sqlite_database: Database) -> None:
+    """Clients note in every room how far they have read."""
+    store = AccountDataStore(sqlite_database)
+    kept = KeptAccountData(store, sqlite_database.streams, capacity=1_000_000)
+    rooms = [f"!{number}:a.test" for number in range(20)]
+
+    async def write() -> None:
+        for room_id in rooms:
+
+            def set_entry(txn: WriteTransaction, room_id: str = room_id) -> None:
+                store.set_entry(txn, ALICE, room_id, "m.fully_read", b"{}")
+
+            await sqlite_database.write("write", set_entry)
+
+    await write()
+    await kept.of_user(ALICE)
+    whole = kept.weight
+    await write()
+    assert kept.weight >= 20 * kept_account_data.ENTRY
+    slow: list[Deferred[None]] = []
+    read = store.get_rooms_account_data
+
+    async def read_slowly(user_id: str, room_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        slow.append(Deferred())
+        await slow[-1]
+        return await read(user_id, room_ids)
+
+    store.get_rooms_account_data = read_slowly  # type: ignore[method-assign]
+    both = [Deferred.fromCoroutine(kept.of_rooms(ALICE, rooms)) for _ in range(2)]
+    for each in slow:
+        each.callback(None)
+    assert [each.called for each in both] == [True, True]
+    assert kept.weight == whole

@@ -251,7 +251,7 @@ class Connections:
             else:
                 name = longer
                 if (known := self._known.get(former.key)) is not None:
-                    self._follow(former, name, state, 1 + len(state.rooms), known.used_ts)
+                    self._follow(former, name, state, self._weight_of(former) + len(state.added or ()), known.used_ts)
         return f"{token}_{name}"
 
     async def _store_state(self, former: Connection, state: ConnectionState) -> str:
@@ -269,7 +269,7 @@ class Connections:
         states = {} if known is None else dict(known.states)
         if before is not None:
             if before not in states:
-                states = {before: (former.state, 1 + len(former.state.rooms)), **states}
+                states = {before: (former.state, self._weight_of(former)), **states}
             while (first := next(iter(states))) != before:
                 del states[first]
         states.pop(name, None)
@@ -277,6 +277,12 @@ class Connections:
         while len(states) > MOST_OF_A_CONNECTION:
             del states[next(iter(states))]
         self._remember(former.key, _Remembered(used_ts, states))
+
+    def _weight_of(self, former: Connection) -> int:
+        """How much the state that a request found weighs, with what is asked of its rooms: the states that follow have that too."""
+        known = self._known.get(former.key)
+        weighed = None if known is None else known.states.get(former.state_name or "")
+        return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
 
     async def _find_state(self, key: ConnectionKey, name: str) -> ConnectionState:
         known = self._known.get(key)
