@@ -5,7 +5,8 @@ Laws:
   that is not.
 - Nobody is told of what they have read meanwhile, of what was taken back, nor after a day.
 - A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
-  that nobody wants it (`rejected`). A push that is too large for its gateway holds up no other.
+  that nobody wants it (`rejected`). A push that its gateway refuses for what is in it holds up no other; where it refuses several
+  on end, that is a failure like any other, but for those that were refused.
 - What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease, and a message writes no row.
 
 spec: push-gateway-api#homeserver-behaviour
@@ -269,7 +270,7 @@ class Deliveries:
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
-            if error.too_large and push is not None and not push.is_short:
+            if error.refused and push is not None and not push.is_short:
                 push.is_short = True
                 self._send_again(line, push, badge_is_due)
             else:
@@ -349,7 +350,7 @@ class Deliveries:
             self._urgent.add(line.row.pusher_nid)
         if not (line.is_noted and line.waiting):  # else what waits is known by this pusher's position alone
             line.failing_since_ts, line.is_noted = None, False
-        line.pause_ms, line.error = 0, None
+        line.pause_ms, line.refusals, line.error = 0, 0, None
         if line.first is not None:  # it is held, perhaps, and older
             position = min(position, line.first - 1)
         now = self._now_ms()
@@ -358,16 +359,18 @@ class Deliveries:
     def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
         now = self._now_ms()
         line.under_way = None
-        is_over = error.for_good or error.too_large
+        is_over = error.for_good or error.refused
         if push is not None and not push.is_read and not is_over:
             line.put_back(push)
         line.badge_is_due = line.badge_is_due or (badge_is_due and not is_over)
+        line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
         line.error = str(error)[:MAX_ERROR_CHARS]
         if self._lines.get(line.row.pusher_nid) is not line:
             return
-        if not error.unreachable and not is_over:  # for the rest the gateway has its own pause
+        # what cannot be reached has a pause of its own
+        if line.refusals > 1 or not (error.unreachable or is_over):
             line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS)
             self._pause(line, line.pause_ms)
         self._set_standing(line)

@@ -43,6 +43,8 @@ class Line(msgspec.Struct, eq=False):
     """Which one; an older one means nothing any more."""
     failing_since_ts: int | None = None
     pause_ms: int = 0
+    refusals: int = 0
+    """So many pushes were given up one after the other, as the gateway refused them."""
     tried_ts: int = 0
     error: str | None = None
     is_noted: bool = False
