@@ -147,6 +147,20 @@ def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(story:
     assert gateway.events[-1] == fourth, "now they read again"
 
 
+def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway: Gateway) -> None:
+    """Once they read no more, both go."""
+    story.read(story.last)
+    story.pass_time(LATELY_SECONDS - 1)
+    story.sit_down()
+    first = story.say("1")
+    story.pass_time(1.5)
+    assert gateway.events == []
+    second = story.say("2")
+    assert gateway.events == [first, second]
+    story.pass_time(10)
+    assert gateway.events == [first, second]
+
+
 def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: Gateway) -> None:
     story.sit_down()
     unread = story.say("nobody has read this room")

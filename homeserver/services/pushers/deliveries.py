@@ -29,7 +29,7 @@ from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
 from homeserver.services.pushers.lines import Line, Push
 from homeserver.services.pushers.notification import encode_badge, encode_event
-from homeserver.services.pushers.readers import WAIT_SECONDS, Readers
+from homeserver.services.pushers.readers import WAIT_SECONDS, Readers, rings
 from storage.database import DatabaseUnavailable
 from storage.pushers import PusherRow, PusherStore, Standing
 from storage.receipts import UNTHREADED
@@ -157,6 +157,8 @@ class Deliveries:
         line.waiting.append(push)
         if push.is_held:
             self._clock.callLater(WAIT_SECONDS, self._let_go, line, push)
+        elif not rings(told, actions):
+            line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
             line.waiting.popleft()
 

@@ -81,6 +81,12 @@ class Line(msgspec.Struct, eq=False):
                 return push
         return None
 
+    def let_go(self, told: Told) -> None:
+        """What stands where this event does is held no longer: they go in their order."""
+        for push in self.waiting:
+            if push.told.room_nid == told.room_nid and push.told.thread == told.thread:
+                push.is_held = False
+
     def put_back(self, push: Push) -> None:
         """It was taken, and is to be told later: in its place."""
         at = 0

@@ -81,7 +81,7 @@ class Readers:
         if self._clock.seconds() - last > LATELY_SECONDS or not self._syncs.is_syncing(pusher.user_id):
             self.give_up(pusher.user_id, told)
             return False
-        if told.stored.event.type in RINGING or actions.sound == RING:
+        if rings(told, actions):
             return False
         return self._syncs.is_syncing(pusher.user_id, besides=pusher.device_id)
 
@@ -95,6 +95,11 @@ class Readers:
     def _keep_told(self, places: tuple[_Place, _Place], told: Told) -> None:
         for place in places:
             _keep(self._told, place, max(told.position, self._told.get(place, 0)))
+
+
+def rings(told: Told, actions: Actions) -> bool:
+    """Whether somebody calls."""
+    return told.stored.event.type in RINGING or actions.sound == RING
 
 
 def _places(user_id: str, told: Told) -> tuple[_Place, _Place]:
