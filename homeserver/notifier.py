@@ -9,6 +9,7 @@ Laws:
   everyone else waiting, and what the writer of the change does after its commit is done first.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -33,15 +34,24 @@ PAUSE = 1.0
 TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
 """What everyone who shares a room with the user has to hear of."""
 PRIVATE_RECEIPT = "m.read.private"
+GAP = 10.0
+"""Seconds between two syncs of a client that is there: it works off what the last one brought."""
+FEW_DEVICES = 8
+"""With more of a user it is looked which of them are gone."""
+USERS_REMEMBERED = 20_000
+"""Of whom it is known when their devices last listened."""
 
 
 class Listener:
     """One who listens. `close` it when done."""
 
-    __slots__ = ("_close", "_heard", "_waiting", "room_nid", "user_id")
+    __slots__ = ("_close", "_heard", "_waiting", "device_id", "room_nid", "user_id")
 
-    def __init__(self, user_id: UserID, room_nid: int | None, close: "Callable[[Listener], None]") -> None:
+    def __init__(
+        self, user_id: UserID, device_id: str | None, room_nid: int | None, close: "Callable[[Listener], None]"
+    ) -> None:
         self.user_id = user_id
+        self.device_id = device_id
         self.room_nid = room_nid
         """A room that they listen to, though they may not be in it."""
         self._close = close
@@ -93,6 +103,8 @@ class Notifier:
         self._listeners: dict[str, set[Listener]] = {}
         self._at_rooms: dict[int, set[Listener]] = {}
         """Those of them who listen to a room that they need not be in."""
+        self._left: OrderedDict[str, dict[str | None, float]] = OrderedDict()
+        """By user when their devices ceased to listen, those of the last `GAP` seconds at least."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
@@ -102,13 +114,22 @@ class Notifier:
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
-    def listen(self, user_id: UserID, room_nid: int | None = None) -> Listener:
-        """Begin to listen for what concerns the user, and a room that they look at."""
-        listener = Listener(user_id, room_nid, self._remove)
+    def listen(self, user_id: UserID, device_id: str | None, room_nid: int | None = None) -> Listener:
+        """Begin to listen, at a device, for what concerns the user, and a room that they look at."""
+        listener = Listener(user_id, device_id, room_nid, self._remove)
         self._listeners.setdefault(user_id, set()).add(listener)
         if room_nid is not None:
             self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener
+
+    def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
+        """Whether a device of the user listens, or did within `GAP` seconds: another one than `besides`."""
+        listening = (listener.device_id for listener in self._listeners.get(user_id, ()))
+        if any(device_id is None or device_id != besides for device_id in listening):
+            return True
+        since = self._clock.seconds() - GAP
+        left = self._left.get(user_id, {})
+        return any(at >= since and (device_id is None or device_id != besides) for device_id, at in left.items())
 
     def wake_users(self, user_ids: Iterable[str]) -> None:
         """Something that is not on the stream concerns these users."""
@@ -132,6 +153,7 @@ class Notifier:
 
     def _remove(self, listener: Listener) -> None:
         self._to_wake.pop(listener, None)
+        self._note_left(listener)
         listeners = self._listeners.get(listener.user_id)
         if listeners is not None:
             listeners.discard(listener)
@@ -142,6 +164,16 @@ class Notifier:
             at_room.discard(listener)
             if not at_room:
                 self._at_rooms.pop(listener.room_nid, None)
+
+    def _note_left(self, listener: Listener) -> None:
+        now = self._clock.seconds()
+        devices = self._left.setdefault(listener.user_id, {})
+        devices[listener.device_id] = now
+        self._left.move_to_end(listener.user_id)
+        if len(devices) > FEW_DEVICES:
+            self._left[listener.user_id] = {device_id: at for device_id, at in devices.items() if at >= now - GAP}
+        if len(self._left) > USERS_REMEMBERED:
+            self._left.popitem(last=False)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._listeners:

@@ -69,10 +69,17 @@ def flags_outcome(flags: int, attention: int) -> int:
 
 
 class ReadUpTo(msgspec.Struct, frozen=True):
-    """Up to which positions a user has read a room: all of it, and single threads (MAIN is one) further."""
+    """Up to which positions a user has read a room: all of it, and further than that single threads (MAIN is one), and all threads
+    (MAIN is none of them)."""
 
     everything: int
     threads: Mapping[str, int]
+    all_threads: int = 0
+
+    def of(self, thread: str) -> int:
+        """Up to where a thread, or MAIN, is read."""
+        of_all = 0 if thread == MAIN else self.all_threads
+        return max(self.everything, of_all, self.threads.get(thread, 0))
 
 
 class ThreadCount(msgspec.Struct, frozen=True):
@@ -199,7 +206,8 @@ def _select_counts(
         for span in spans:
             for source in _BY_ATTENTION[span.attention]:
                 args = (*bounds, user_id, room_nid, span.after, span.upto, *others)
-                asked.setdefault(_count_by_thread(source, len(bounds) // 2, others), []).append((room_nid, args))
+                sql = _count_by_thread(source, len(bounds) // 2, others)
+                asked.setdefault(sql, []).append((room_nid, args))
     counts: dict[int, dict[str, list[int]]] = {nid: {} for nid in rooms}
     for sql, each in asked.items():
         if sql.count("?") <= _FEW_ARGUMENTS:
@@ -244,13 +252,17 @@ def _select_unread(
 
 
 def _bounds(read: ReadUpTo, spoken: Mapping[str, int]) -> list[str | int]:
-    """Threads that are read further than the room, each with its position, one after the other; one of no thread, if there are
-    none. `spoken`: the user's own last messages by thread."""
-    marks = {thread: max(read.threads.get(thread, 0), spoken.get(thread, 0)) for thread in {*read.threads, *spoken}}
-    further = [(thread, upto) for thread, upto in marks.items() if upto > read.everything]
-    bounds: list[str | int] = []
-    for bound in sorted(further, key=itemgetter(1), reverse=True)[:_MOST_THREADS] or [("", 0)]:
-        bounds += bound
+    """Threads that are read further than the room, each with its position, one after the other. The first is of no thread: up to
+    there all are read. `spoken`: the user's own last messages by thread."""
+    marks = {thread: max(read.of(thread), spoken.get(thread, 0)) for thread in {*read.threads, *spoken}}
+    main, of_all = marks.pop(MAIN, 0), read.all_threads
+    further = sorted(marks.items(), key=itemgetter(1), reverse=True)
+    if len(further) > _MOST_THREADS:
+        of_all = max(of_all, further[_MOST_THREADS][1])
+    bounds: list[str | int] = ["", of_all]
+    for thread, upto in ((MAIN, main), *further[:_MOST_THREADS]):
+        if upto > (read.everything if thread == MAIN else max(read.everything, of_all)):
+            bounds += (thread, upto)
     return bounds
 
 
@@ -272,7 +284,8 @@ def _unread(source: _Source, others: Sequence[str]) -> str:
     """What is something to the user, and not read by `marks`. Takes the user, and what `_within` takes."""
     return (
         f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
-        f"{_within(source, others)} AND {source.outcome} > 0 AND e.position > COALESCE(marks.upto, 0)"
+        f"{_within(source, others)} AND {source.outcome} > 0 AND e.position > COALESCE(marks.upto,"
+        " CASE WHEN e.thread_root IS NULL THEN 0 ELSE (SELECT upto FROM marks WHERE thread = '') END)"
     )
 
 

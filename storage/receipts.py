@@ -4,6 +4,7 @@ spec: client-server-api#receipts
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import nsmallest
 from operator import attrgetter
 
 import msgspec
@@ -21,7 +22,8 @@ MAIN_THREAD = "main"
 FEW_POSITIONS = 2000
 """What changed in so many is read like what is read by key."""
 MOST_THREADS = 500
-"""In so many threads of a room a user has receipts of one type; those that are the furthest back go first."""
+"""In so many threads of a room a user has receipts of one type; those that are the furthest back go first, and what they said is
+said by `threads_read_upto` then."""
 
 
 class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +97,24 @@ def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
     if thread_id == MAIN_THREAD:
         return standing.in_main
     return thread_id in (UNTHREADED, event_id, standing.root)
+
+
+def threads_read_upto(receipts: Sequence[ReceiptRow]) -> int:
+    """Up to which position all threads of a room count as read, by all receipts of a user there: 0, unless they have so many
+    of a type that some went.
+
+    Not before any that went, and it never goes back: each time the one that is the furthest back goes, but for the one that is
+    added. So all that are there, without that one, stand further on than all that went. What was in other threads before
+    that is read, too: who reads so many threads is not told anew of the oldest.
+    """
+    if len(receipts) < MOST_THREADS:
+        return 0
+    by_type: dict[str, list[int]] = {}
+    for row in receipts:
+        if row.thread_id not in (UNTHREADED, MAIN_THREAD):
+            by_type.setdefault(row.receipt_type, []).append(row.event_position or 0)
+    full = (positions for positions in by_type.values() if len(positions) >= MOST_THREADS)
+    return max((nsmallest(2, positions)[-1] for positions in full), default=0)
 
 
 def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> dict[int, list[ReceiptRow]]:

@@ -22,6 +22,7 @@ from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
 from homeserver.services.pushers.missed import MissedEvents
 from homeserver.services.pushers.pushers import Pushers
+from homeserver.services.pushers.readers import Readers
 from homeserver.services.pushers.reading import Letters, NoLetters, PushReading
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.pushers.unsubscribing import Unsubscribing
@@ -85,6 +86,7 @@ class PusherParts:
             rooms.events,
             NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
             badges,
+            Readers(clock, rooms.notifier),
             Gateways(clock, web, metrics),
             rooms.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,

@@ -4,7 +4,8 @@ as people in it.
 Laws:
 - What is kept of a room are all its receipts, as the stream has told them: it was read when all that it had told was in it, and nothing
   came while it was read.
-- Of rooms with many nothing is kept but that they are such. (Receipts go without a word only where one user has hundreds in one room.)
+- Of rooms with many nothing is kept but that they are such. (Receipts go without a word only where one user has hundreds in one room:
+  `storage.receipts.MOST_THREADS`, more than `FEW`.)
 
 For the reactor thread.
 """

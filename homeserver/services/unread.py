@@ -25,7 +25,7 @@ from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
 from storage.push_attention import AttentionHistory, Span
 from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo, flags_outcome
-from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
+from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore, threads_read_upto
 from storage.rooms import RoomStore
 from storage.streams import Change, Streams, Topic
 
@@ -256,14 +256,15 @@ class UnreadCounts:
         for row in rooms:
             everything = await self._past.joined_since(row)
             threads: dict[str, int] = {}
-            for receipt in receipts.get(row.room_nid, []):
-                if receipt.receipt_type not in READ_TYPES or receipt.event_position is None:
+            found = [each for each in receipts.get(row.room_nid, ()) if each.receipt_type in READ_TYPES]
+            for receipt in found:
+                if receipt.event_position is None:
                     continue
                 if receipt.thread_id == UNTHREADED:
                     everything = max(everything, receipt.event_position)
                 else:
                     threads[receipt.thread_id] = max(threads.get(receipt.thread_id, 0), receipt.event_position)
-            marks[row.room_nid] = ReadUpTo(everything, threads)
+            marks[row.room_nid] = ReadUpTo(everything, threads, threads_read_upto(found))
         return marks
 
     async def _count(

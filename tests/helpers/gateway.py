@@ -38,7 +38,9 @@ class Gateway:
         self.wait: str | None = None
         """The header `Retry-After` of failures."""
         self.most_bytes: int | None = None
-        """What is larger is refused (413)."""
+        """What is larger is refused."""
+        self.refusal = 413
+        """With this status."""
         self.failing_hosts: set[str] = set()
         self.rejected: set[str] = set()
         self.held: list[Deferred[None]] | None = None
@@ -70,7 +72,7 @@ class Gateway:
         if isinstance(self.failure, int):
             return WebAnswer(url, self.failure, {} if self.wait is None else {"retry-after": self.wait}, b"")
         if self.most_bytes is not None and len(body) > self.most_bytes:
-            return WebAnswer(url, 413, {}, b"")
+            return WebAnswer(url, self.refusal, {}, b"")
         self.taken.append(notified)
         given = self.answer(notified)
         rejected = [key for key in (notified.pushkey,) if key in self.rejected]

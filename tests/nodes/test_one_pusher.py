@@ -14,6 +14,7 @@ from tests.helpers.databases import open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.keys import sync
 from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import poll, token
 
 V3 = "/_matrix/client/v3"
 
@@ -167,3 +168,32 @@ async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: Push
     assert room["unread_notifications"]["notification_count"] == 0
     assert before["rooms"]["join"][nodes.room_id]["unread_notifications"]["notification_count"] == 1
     assert "rooms" not in sync(alice, pending.answer.json["next_batch"])
+
+
+def test_who_reads_at_the_node_that_pushes_is_not_buzzed_wherever_the_receipt_is_written(nodes: PushingNodes) -> None:
+    """Who syncs at the other is not known to read, and told at once."""
+    set_pusher(nodes.alice)
+    identifier = {"type": "m.id.user", "user": nodes.alice.user_id}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    desk = User(nodes.servers[0], nodes.servers[0].post(f"{V3}/login", body).json)
+
+    def read(event_id: str) -> None:
+        path = f"{V3}/rooms/{nodes.room_id}/receipt/m.read/{event_id}"
+        assert nodes.on(1, desk).post(path, {}).status == 200
+
+    nodes.wait(3)
+    first = nodes.say(1, "first")
+    nodes.wait(3)
+    read(first)
+    nodes.wait(3)
+    poll(desk, token(desk), timeout=300_000)
+    held = nodes.say(1, "held")
+    nodes.wait(2)
+    read(held)
+    nodes.wait(20)
+    assert nodes.texts() == [["first"], []]
+    elsewhere = nodes.on(1, desk)
+    poll(elsewhere, token(elsewhere), timeout=300_000)
+    nodes.say(1, "at_once")
+    nodes.wait(2)
+    assert nodes.texts() == [["first", "at_once"], []]

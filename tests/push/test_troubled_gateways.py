@@ -100,12 +100,13 @@ def test_a_gateway_that_wants_to_be_left_alone_is(
 
 
 @pytest.mark.parametrize("most_bytes", [1000, 100])
-def test_what_is_too_large_for_a_gateway_holds_up_nothing(
-    server: TestServer, gateway: Gateway, most_bytes: int
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
+    server: TestServer, gateway: Gateway, most_bytes: int, status: int
 ) -> None:
     """It is told without what was said, or not at all; the next event comes at once."""
     _, bob, room_id = two(server)
-    gateway.most_bytes = most_bytes
+    gateway.most_bytes, gateway.refusal = most_bytes, status
     large = say(bob, room_id, "x" * 2000)
     settle(server)
     gateway.most_bytes = 1000
@@ -116,6 +117,41 @@ def test_what_is_too_large_for_a_gateway_holds_up_nothing(
     assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
     pass_time(server, 20)
     assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_gateway_that_refuses_everything_is_asked_ever_less(
+    server: TestServer, gateway: Gateway, status: int
+) -> None:
+    """Then it is not for what is in them: only those are given up that are tried meanwhile."""
+    _, bob, room_id = two(server)
+    gateway.failure = status
+    sent = [say(bob, room_id, str(number)) for number in range(20)]
+    settle(server)
+    assert [each.notification["event_id"] for each in gateway.asked] == [sent[0]] * 2 + [sent[1]] * 2
+    pass_time(server, 6, step=1)
+    assert len(gateway.asked) == 6
+    pass_time(server, 10, step=1)
+    assert len(gateway.asked) == 6, "the pause grows"
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == sent[3:]
+    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502])
+def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
+    server: TestServer, gateway: Gateway, status: int
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = status
+    sent = [say(bob, room_id, str(number)) for number in range(2)]
+    pass_time(server, 30)
+    assert {each.notification["event_id"] for each in gateway.asked} == {sent[0]}
+    assert all("content" in each.notification for each in gateway.asked)
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == sent
 
 
 @pytest.mark.parametrize("moves", [True, False])

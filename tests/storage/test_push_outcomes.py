@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from random import Random
 
+import pytest
+
+from storage import push_outcomes
 from storage.database import Database
 from storage.events import EventFlag
 from storage.push_attention import KEPT_ENDED, AttentionHistory, PushAttentionStore
@@ -88,6 +91,7 @@ async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> No
             nid: ReadUpTo(
                 random.randint(0, 100),
                 {thread: random.randint(0, 120) for thread in random.sample([MAIN, "$one", "$two", "$x"], 2)},
+                random.choice([0, random.randint(0, 110)]),
             )
             for nid in (1, 2)
         }
@@ -106,7 +110,8 @@ async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> No
             expected: dict[str, tuple[int, int]] = {}
             for each in events:
                 thread = each.thread or MAIN
-                read = max(mark.everything, mark.threads.get(thread, 0), mine.get(thread, 0))
+                further = 0 if thread == MAIN else mark.all_threads
+                read = max(mark.everything, further, mark.threads.get(thread, 0), mine.get(thread, 0))
                 counted = each.room_nid == nid and read < each.position <= 110 and not each.redacted
                 outcome = outcome_of(each, attention)
                 if counted and each.sender not in {ALICE, *ignored} and outcome:
@@ -135,6 +140,17 @@ async def test_any_number_of_threads_can_be_read_further_than_the_room(database:
     spans = AttentionHistory().spans("!1", 0, 6000)
     counts = await PushOutcomeStore(database).get_counts(ALICE, {1: (read, spans)}, [])
     assert sum(each.notifications for each in counts[1]) == 2999 + 2
+
+
+async def test_the_oldest_of_too_many_threads_are_read(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are read further than the room; the main timeline is not among them."""
+    monkeypatch.setattr(push_outcomes, "_MOST_THREADS", 3)
+    events = [Stored(1, position, BOB, NEWS, f"${position}", False, None) for position in range(2, 9)]
+    events += [Stored(1, position, BOB, NEWS, None, False, None) for position in (1, 9)]
+    await database.write("t", write_events, events)
+    read = ReadUpTo(0, {MAIN: 1, **{f"${number}": number for number in (2, 3, 4, 6, 7)}})
+    counts = await PushOutcomeStore(database).get_counts(ALICE, {1: (read, AttentionHistory().spans("!1", 0, 9))}, [])
+    assert {each.thread: each.notifications for each in counts[1]} == {"$5": 1, "$8": 1, MAIN: 1}
 
 
 async def test_attention_is_what_held_at_a_position(database: Database) -> None:

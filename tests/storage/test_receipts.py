@@ -1,10 +1,12 @@
 """Receipts move forwards, and a user has so many of them in a room."""
 
+from random import Random
+
 import pytest
 
 from storage import receipts
 from storage.database import Database
-from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
+from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore, threads_read_upto
 from storage.transaction import WriteTransaction
 
 ALICE, ROOM = "@alice:example.org", "!room:example.org"
@@ -65,6 +67,31 @@ async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: 
     rows = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert {row.thread_id for row in rows} == {UNTHREADED, "main", "$a", "$d", "$e"}
     assert len((await store.get_receipts_of_user("@bob:example.org", [1]))[1]) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_was_read_of_threads_stays_read_when_their_receipts_go(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """In whatever order they are read; and it never goes back."""
+    monkeypatch.setattr(receipts, "MOST_THREADS", 4)
+    store, random = ReceiptStore(database), Random(seed)
+    said: dict[str, int] = {}
+    before = 0
+    for _ in range(60):
+        thread_id, at = f"${random.randrange(12)}", random.choice([None, *range(1, 40)])
+        kind = random.choice(["m.read", "m.read", "m.read.private"])
+        await store.set_receipts([NewReceipt(1, ROOM, ALICE, kind, thread_id, f"$at{at}", at, 0)])
+        rows = (await store.get_receipts_of_user(ALICE, [1]))[1]
+        assert len(rows) <= 8
+        said[thread_id] = max(said.get(thread_id, 0), at or 0)
+        upto = threads_read_upto(rows)
+        assert before <= upto
+        before = upto
+        for thread, read in said.items():
+            kept = [row.event_position or 0 for row in rows if row.thread_id == thread]
+            assert read <= max(upto, *kept, 0)
+    assert before > 0
 
 
 @pytest.mark.parametrize("rooms", [[1], [1, 2, 3]])

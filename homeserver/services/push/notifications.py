@@ -177,7 +177,7 @@ class Notifications:
 
 def _is_read(mark: ReadUpTo | None, event: StoredEvent) -> bool:
     position = event.position or 0
-    return mark is not None and position <= max(mark.everything, mark.threads.get(event.thread_root or MAIN, 0))
+    return mark is not None and position <= mark.of(event.thread_root or MAIN)
 
 
 def _parse_token(text: str) -> int:

@@ -1,21 +1,23 @@
 """What waits for each pusher, and its way to the gateway.
 
 Laws:
-- Of a pusher one push is under way at a time, in the order of the stream.
+- Of a pusher one push is under way at a time, in the order of the stream; what is held, as its user is reading there, keeps back nothing
+  that is not.
 - Nobody is told of what they have read meanwhile, of what was taken back, nor after a day.
 - A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
-  that nobody wants it (`rejected`). A push that is too large for its gateway holds up no other.
+  that nobody wants it (`rejected`). A push that its gateway refuses for what is in it holds up no other; where it refuses several
+  on end, that is a failure like any other, but for those that were refused.
 - What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease, and a message writes no row.
 
 spec: push-gateway-api#homeserver-behaviour
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
@@ -25,9 +27,12 @@ from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
+from homeserver.services.pushers.lines import Line, Push
 from homeserver.services.pushers.notification import encode_badge, encode_event
+from homeserver.services.pushers.readers import WAIT_SECONDS, Readers, rings
 from storage.database import DatabaseUnavailable
 from storage.pushers import PusherRow, PusherStore, Standing
+from storage.receipts import UNTHREADED
 
 MOST_WAITING: Final = 50
 """Events for one pusher: the oldest are given up first."""
@@ -54,47 +59,6 @@ class _Data(msgspec.Struct):
     url: str = ""
 
 
-class Push(msgspec.Struct):
-    """An event that one pusher is to tell."""
-
-    told: Told
-    actions: Actions
-    is_read: bool = False
-    is_short: bool = False
-    """It goes without what was said, as with that it was too large for its gateway."""
-
-
-class Line(msgspec.Struct, eq=False):
-    """What waits for one pusher. Exists while something does, or while the pusher fails."""
-
-    row: PusherRow
-    url: str
-    waiting: deque[Push] = msgspec.field(default_factory=deque)
-    under_way: Push | None = None
-    last_position: int = 0
-    """Of the last event that was added."""
-    badge_is_due: bool = False
-    is_queued: bool = False
-    """It waits for its turn at the gateway, or something is under way."""
-    turn: int = 0
-    """Which one; an older one means nothing any more."""
-    failing_since_ts: int | None = None
-    pause_ms: int = 0
-    tried_ts: int = 0
-    error: str | None = None
-    is_noted: bool = False
-    """The database knows up to which position it is done."""
-    timer: IDelayedCall | None = None
-    waits_for_badge: bool = False
-    """The timer is that of the badge alone: an event need not wait for it."""
-
-    @property
-    def first(self) -> int | None:
-        """The position of the first event that is not told yet."""
-        first = self.under_way or (self.waiting[0] if self.waiting else None)
-        return None if first is None else first.told.position
-
-
 class LineJob(msgspec.Struct, frozen=True):
     """A line whose turn at the gateway comes."""
 
@@ -119,6 +83,7 @@ class Deliveries:
         events: RoomEvents,
         names: NamesOfEvents,
         badges: Badges,
+        readers: Readers,
         gateways: Gateways,
         now_ms: Callable[[], int],
         draw: Draws,
@@ -133,6 +98,7 @@ class Deliveries:
         self._events = events
         self._names = names
         self._badges = badges
+        self._readers = readers
         self._gateways = gateways
         self._now_ms = now_ms
         self._draw = draw
@@ -187,7 +153,12 @@ class Deliveries:
         if told.position <= line.last_position:
             return  # this stretch of the stream is read a second time, since something failed
         line.last_position = told.position
-        line.waiting.append(Push(told, actions))
+        push = Push(told, actions, is_held=self._readers.may_read(row, told, actions))
+        line.waiting.append(push)
+        if push.is_held:
+            self._clock.callLater(WAIT_SECONDS, self._let_go, line, push)
+        elif not rings(told, actions):
+            line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
             line.waiting.popleft()
 
@@ -199,6 +170,7 @@ class Deliveries:
 
     def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
         """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
+        self._readers.note(user_id, room_nid, UNTHREADED if everything else thread, position)
         for line in self._by_user.get(user_id, {}).values():
             for push in (*line.waiting, *([line.under_way] if line.under_way is not None else [])):
                 told = push.told
@@ -284,6 +256,8 @@ class Deliveries:
     async def _send_next(self, line: Line) -> None:
         row = line.row
         push = line.under_way = self._take(line)
+        if push is None and line.waiting:
+            return  # all is held: the number is told with it, or when it was read
         badge_is_due, line.badge_is_due = line.badge_is_due, False
         try:
             body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
@@ -298,7 +272,7 @@ class Deliveries:
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
-            if error.too_large and push is not None and not push.is_short:
+            if error.refused and push is not None and not push.is_short:
                 push.is_short = True
                 self._send_again(line, push, badge_is_due)
             else:
@@ -324,13 +298,13 @@ class Deliveries:
         line.under_way = None
         line.badge_is_due = line.badge_is_due or badge_is_due
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.waiting.appendleft(push)
+            line.put_back(push)
 
     def _put_off(self, line: Line) -> None:
         """The database was away: what was to be sent is kept, and tried again soon."""
         push, line.under_way = line.under_way, None
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.waiting.appendleft(push)
+            line.put_back(push)
             self._pause(line, FIRST_PAUSE_MS)
 
     def _tell_badge(self, pusher_nid: int, unread: int) -> None:
@@ -342,10 +316,9 @@ class Deliveries:
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
         had_any = bool(line.waiting)
-        while line.waiting:
-            push = line.waiting.popleft()
-            if not push.is_read and push.told.queued_ms > self._now_ms() - KEPT_MS:
-                return push
+        push = line.take(self._now_ms() - KEPT_MS)
+        if push is not None:
+            return push
         if had_any and line.failing_since_ts is not None:
             self._set_standing(line)  # else a restart would read the stream from there again, for nothing
         return None
@@ -379,23 +352,27 @@ class Deliveries:
             self._urgent.add(line.row.pusher_nid)
         if not (line.is_noted and line.waiting):  # else what waits is known by this pusher's position alone
             line.failing_since_ts, line.is_noted = None, False
-        line.pause_ms, line.error = 0, None
+        line.pause_ms, line.refusals, line.error = 0, 0, None
+        if line.first is not None:  # it is held, perhaps, and older
+            position = min(position, line.first - 1)
         now = self._now_ms()
         self._standings[line.row.pusher_nid] = Standing(position, line.failing_since_ts, now, 0, now, None)
 
     def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
         now = self._now_ms()
         line.under_way = None
-        is_over = error.for_good or error.too_large
+        is_over = error.for_good or error.refused
         if push is not None and not push.is_read and not is_over:
-            line.waiting.appendleft(push)
+            line.put_back(push)
         line.badge_is_due = line.badge_is_due or (badge_is_due and not is_over)
+        line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
         line.error = str(error)[:MAX_ERROR_CHARS]
         if self._lines.get(line.row.pusher_nid) is not line:
             return
-        if not error.unreachable and not is_over:  # for the rest the gateway has its own pause
+        # what cannot be reached has a pause of its own
+        if line.refusals > 1 or not (error.unreachable or is_over):
             line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS)
             self._pause(line, line.pause_ms)
         self._set_standing(line)
@@ -420,12 +397,13 @@ class Deliveries:
         return line
 
     def _wake(self, line: Line) -> None:
-        while line.waiting and line.waiting[0].is_read:
-            line.waiting.popleft()
+        line.drop_read()
         if not self._active or line.is_queued or self._is_held_back(line):
             return
-        if line.waiting:
+        if line.has_ready:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
+        elif line.waiting:
+            pass  # held, until it is read or let go
         elif line.badge_is_due:
             line.waits_for_badge = True
             self._after(line, BADGE_SECONDS)
@@ -435,11 +413,19 @@ class Deliveries:
                 self._set_standing(line)
             self._drop(line)
 
+    def _let_go(self, line: Line, push: Push) -> None:
+        """It was waited for that the user reads it."""
+        push.is_held = False
+        if self._lines.get(line.row.pusher_nid) is line:
+            if not push.is_read:
+                self._readers.give_up(line.row.user_id, push.told)
+            self._wake(line)
+
     def _is_held_back(self, line: Line) -> bool:
         """Whether a timer of the line is to be waited for."""
         if line.timer is None or not line.timer.active():
             return False
-        if line.waits_for_badge and line.waiting:
+        if line.waits_for_badge and line.has_ready:
             line.timer.cancel()
             return False
         return True

@@ -41,6 +41,10 @@ FIRST_PAUSE_MS: Final = 5_000
 LONGEST_PAUSE_MS: Final = 10 * 60_000
 GROWTH: Final = 2
 MAX_WAIT_DIGITS: Final = 9
+REFUSALS: Final = frozenset(
+    {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+)
+"""What is answered to something in this one request. All else concerns whoever asks, or how the gateway fares."""
 _HEADERS: Final = (("Content-Type", "application/json"),)
 
 
@@ -72,8 +76,8 @@ class Job(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all. `too_large`: it never will be as it is.
-    `wait_ms`: for so long the gateway wants to be left alone; 0 where it says nothing."""
+    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all. `refused`: it never will be as it is,
+    which says nothing of others. `wait_ms`: for so long the gateway wants to be left alone; 0 where it says nothing."""
 
     def __init__(
         self,
@@ -81,13 +85,13 @@ class PushFailed(Exception):
         *,
         for_good: bool = False,
         unreachable: bool = False,
-        too_large: bool = False,
+        refused: bool = False,
         wait_ms: int = 0,
     ) -> None:
         super().__init__(text)
         self.for_good = for_good
         self.unreachable = unreachable
-        self.too_large = too_large
+        self.refused = refused
         self.wait_ms = wait_ms
 
 
@@ -196,7 +200,7 @@ class Gateways:
         if not 200 <= answer.status < 300:
             raise PushFailed(
                 f"it answered {answer.status}",
-                too_large=answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                refused=answer.status in REFUSALS,
                 wait_ms=_wait_of(answer),
             )
         try:

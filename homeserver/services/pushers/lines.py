@@ -1,0 +1,100 @@
+"""What waits for one pusher: the events that it is to tell, in the order of the stream.
+
+A push may be held for a moment, as its user seems to be reading there (`readers.py`). What is behind it goes meanwhile; that it is not
+told yet is never lost out of sight: `first` is the lowest position of all, held or under way.
+"""
+
+from collections import deque
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall
+
+from homeserver.services.push.actions import Actions
+from homeserver.services.pushers.details import Told
+from storage.pushers import PusherRow
+
+
+class Push(msgspec.Struct, eq=False):
+    """An event that one pusher is to tell."""
+
+    told: Told
+    actions: Actions
+    is_read: bool = False
+    is_held: bool = False
+    """It is waited for that the user reads it."""
+    is_short: bool = False
+    """It goes without what was said, as its gateway refused it with that."""
+
+
+class Line(msgspec.Struct, eq=False):
+    """What waits for one pusher. Exists while something does, or while the pusher fails."""
+
+    row: PusherRow
+    url: str
+    waiting: deque[Push] = msgspec.field(default_factory=deque)
+    """In the order of their positions."""
+    under_way: Push | None = None
+    last_position: int = 0
+    """Of the last event that was added."""
+    badge_is_due: bool = False
+    is_queued: bool = False
+    """It waits for its turn at the gateway, or something is under way."""
+    turn: int = 0
+    """Which one; an older one means nothing any more."""
+    failing_since_ts: int | None = None
+    pause_ms: int = 0
+    refusals: int = 0
+    """So many pushes were given up one after the other, as the gateway refused them."""
+    tried_ts: int = 0
+    error: str | None = None
+    is_noted: bool = False
+    """The database knows up to which position it is done."""
+    timer: IDelayedCall | None = None
+    waits_for_badge: bool = False
+    """The timer is that of the badge alone: an event need not wait for it."""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first event that is not told yet."""
+        waiting = self.waiting[0].told.position if self.waiting else None
+        if self.under_way is None:
+            return waiting
+        under_way = self.under_way.told.position
+        return under_way if waiting is None else min(under_way, waiting)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether an event waits that is not held."""
+        return any(not push.is_held for push in self.waiting)
+
+    def take(self, oldest_ms: int) -> Push | None:
+        """The next push that is still to be told, and not held. What was read, or queued before a time, goes."""
+        at = 0
+        while at < len(self.waiting):
+            push = self.waiting[at]
+            is_over = push.is_read or push.told.queued_ms <= oldest_ms
+            if push.is_held and not is_over:
+                at += 1
+                continue
+            del self.waiting[at]
+            if not is_over:
+                return push
+        return None
+
+    def let_go(self, told: Told) -> None:
+        """What stands where this event does is held no longer: they go in their order."""
+        for push in self.waiting:
+            if push.told.room_nid == told.room_nid and push.told.thread == told.thread:
+                push.is_held = False
+
+    def put_back(self, push: Push) -> None:
+        """It was taken, and is to be told later: in its place."""
+        at = 0
+        while at < len(self.waiting) and self.waiting[at].told.position < push.told.position:
+            at += 1
+        self.waiting.insert(at, push)
+
+    def drop_read(self) -> None:
+        """What was read meanwhile waits no longer."""
+        if any(push.is_read for push in self.waiting):
+            self.waiting = deque(push for push in self.waiting if not push.is_read)
