@@ -26,6 +26,7 @@ MAX_ROOMS: Final = 10_000
 """Of how many rooms the latest change is remembered."""
 
 KIND: Final = "typing"
+CROSSED: Final = "typing_crossed"
 """Of notes to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
@@ -42,6 +43,14 @@ class TypingNote(msgspec.Struct, frozen=True, array_like=True):
     """0: they type no longer."""
     is_own: bool
     """Whether it is a user of this server who said so."""
+
+
+class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
+    """Somebody has stopped typing in a room, and up to that position the node that tells so has answered clients without knowing it:
+    one that comes from there would never hear of it."""
+
+    position: int
+    room_nid: int
 
 
 class Typing:
@@ -70,6 +79,7 @@ class Typing:
         streams.subscribe(self._hear, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._hear_node)
+            notes.register(CROSSED, CrossedNote, self._hear_crossed)
 
     @property
     def position(self) -> int:
@@ -188,10 +198,16 @@ class Typing:
         if note.timeout_ms:
             self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)
         else:
+            has_crossed = note.position <= self._counter.position
             self.stop(note.room_nid, note.user_id, note.position)
+            if has_crossed and self._notes is not None:
+                self._notes.put(CROSSED, note.room_nid, CrossedNote(self._counter.position, note.room_nid))
         if note.is_own:
             for subscriber in self._subscribers:
                 subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
+
+    def _hear_crossed(self, _node: int, note: CrossedNote) -> None:
+        self._change(note.room_nid, note.position)
 
     def _change(self, room_nid: int, position: int | None) -> None:
         self._changed[room_nid] = self._counter.next() if position is None else self._counter.take(position)

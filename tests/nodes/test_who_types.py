@@ -12,12 +12,13 @@ from storage.database import PostgresConfig
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.syncing import Rooms, poll, sync
+from tests.helpers.syncing import Json, Rooms, poll, sync
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 rooms = Rooms()
+QUIET: Json = {"presence": {"types": []}}
 
 
 @pytest.fixture
@@ -176,3 +177,33 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
         since = answer["next_batch"]
         found = typing(answer, room_id)
     assert found == [me]
+
+
+def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile(nodes: CallingNodes) -> None:
+    """A client comes with a position of one node that is later than what has happened at the other, and was not known there."""
+    alice, alice_there = nodes.here_and_there("alice")
+    bob_here, bob_there = nodes.here_and_there("bob")
+    room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
+    nodes.wait()
+    rooms.type(alice_there, room_id)
+    nodes.wait(0.2)
+    since = sync(bob_here, filter=QUIET)["next_batch"]
+    nodes.servers[0].clock.advance(0.001)
+    rooms.type(alice_there, room_id, typing=False)
+    rooms.type(alice, other_id)
+    answer = sync(bob_here, since, filter=QUIET)
+    assert (typing(answer, room_id), typing(answer, other_id)) == (None, [alice.user_id])
+    since, told, ended_at_once = answer["next_batch"], [], []
+    for _ in range(6):  # from now on always there
+        pending = poll(bob_there, since, QUIET, timeout=200)
+        ended_at_once.append(pending.done)
+        nodes.wait(0.2)
+        told.append(typing(pending.answer.json, room_id))
+        since = pending.answer.json["next_batch"]
+    assert [each for each in told if each is not None] == [[]]
+    for turn in range(4):
+        pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
+        ended_at_once.append(pending.done)
+        nodes.wait(0.2)
+        since = pending.answer.json["next_batch"]
+    assert ended_at_once[-3:] == [False] * 3
