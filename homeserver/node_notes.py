@@ -39,12 +39,17 @@ class NodeNotes:
         self._tell: Tell | None = None
         self._hearers: dict[str, list[Callable[[int, bytes], None]]] = {}
         self._waiting: dict[tuple[str, Hashable], object] = {}
+        self._not_understood: set[str] = set()
+        """Kinds that were heard of, of which some note was not understood."""
         self._is_due = False
         self._not_before = 0.0
 
     def connect(self, tell: Tell | None) -> None:
-        """How others are reached from now on; None: no more."""
+        """How others are reached from now on; None: no more. What waits then is not told to those who come later: it was of its
+        time."""
         self._tell = tell
+        if tell is None:
+            self._waiting.clear()
 
     def register(self, kind: str, form: type[Any], hearer: Callable[[int, Any], None]) -> None:
         """Who takes in notes of a kind, which have that form, with the number of the node; may not raise and may not block."""
@@ -71,13 +76,22 @@ class NodeNotes:
             self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._start)
 
     def hear(self, node: int, body: str) -> None:
-        """Another node's call. What a node of another version tells, and this one does not know, is passed over."""
+        """Another node's call. What a node of another version tells, and this one does not know, is passed over, and nothing else."""
+        unknown: set[str] = set()
         try:
-            for kind, note in msgspec.json.decode(body, type=list[tuple[str, msgspec.Raw]]):
+            notes = msgspec.json.decode(body, type=list[tuple[str, msgspec.Raw]])
+        except (msgspec.MsgspecError, UnicodeError):
+            notes = []
+            unknown.add("")
+        for kind, note in notes:
+            try:
                 for hearer in self._hearers.get(kind, ()):
                     hearer(node, bytes(note))
-        except msgspec.MsgspecError:
-            self.log.warn("another node tells what is not understood")
+            except (msgspec.MsgspecError, UnicodeError):
+                unknown.add(kind)
+        if not unknown <= self._not_understood:
+            self._not_understood |= unknown  # once is enough: it may go on fifty times a second
+            self.log.warn("another node tells what is not understood: {kinds}", kinds=sorted(unknown))
 
     def _start(self) -> None:
         told = Deferred.fromCoroutine(self._tell_others())

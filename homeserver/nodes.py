@@ -94,6 +94,8 @@ class OtherNodes:
         self._written_upto = 0
         self._is_looking = False
         self._until_counted = 1
+        self._is_to_greet = False
+        self._notes_heard = 0
         self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
         self._heard_upto: dict[int, int] = {}
         """By node, what it has answered."""
@@ -124,6 +126,10 @@ class OtherNodes:
         if self._readers is not None and self._ear is None:
             with suppress(DatabaseUnavailable):  # the question tells
                 await self._begin_hearing(self._readers)
+        if self._is_to_greet and (ear := self._ear) is not None:
+            with suppress(DatabaseUnavailable):  # a node that believes to be alone hears of this one by nothing else
+                await self._database.tell_notes(ear.node, [GREETING])
+                self._is_to_greet = False
         if await self._poll():
             self._answer_calls()
         self._until_counted -= 1
@@ -138,7 +144,11 @@ class OtherNodes:
 
     async def _count_nodes(self) -> None:
         """Who is alone tells nobody anything, until another node is heard."""
-        if self._ear is not None and self._notes.is_connected and await self._database.get_nodes() <= {self._ear.node}:
+        ear, heard = self._ear, self._notes_heard
+        if ear is None or not self._notes.is_connected:
+            return
+        nodes = await self._database.get_nodes()
+        if nodes <= {ear.node} and heard == self._notes_heard:  # else one has come meanwhile
             self._notes.connect(None)
 
     def _hear_written(self, _node: int, written: Written) -> None:
@@ -184,9 +194,8 @@ class OtherNodes:
             calls.close()  # stopped meanwhile
             return
         self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
+        self._is_to_greet = True
         self._connect()
-        with suppress(DatabaseUnavailable):
-            await self._database.tell_notes(calls.node, [GREETING])
 
     def _stop_hearing(self) -> None:
         ear, self._ear = self._ear, None
@@ -204,6 +213,7 @@ class OtherNodes:
                 case Heard(node=node, position=position):
                     self._note_heard(node, position)
                 case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
+                    self._notes_heard += 1
                     self._connect()
                     self._notes.hear(node, body)
         self._answer_calls()

@@ -7,6 +7,7 @@ Laws:
 - Of every stretch that was not told by then, whoever waits for the rest hears once each part is known, or within `PATIENCE` that it
   will not be.
 - Nobody hears of what cannot be read yet.
+- What is told of positions that do not come within `EARLY` is forgotten: whatever stands there later is something else.
 
 For the reactor thread.
 """
@@ -24,6 +25,8 @@ PATIENCE: Final = 0.5
 """Seconds."""
 MOST_EARLY: Final = 1_000
 """Notes about what cannot be read yet."""
+EARLY: Final = 30.0
+"""Seconds that they wait: a node asks once a second."""
 
 Late = Callable[[Sequence[Range], Sequence[Change]], None]
 """Called with stretches that were not known as they became readable, and what changed in them."""
@@ -38,7 +41,8 @@ class NewsOfOthers:
         self._streams = streams
         self._clock = clock
         self._notes = notes
-        self._notes_in_hand: list[Written] = []
+        self._early: list[tuple[float, Written]] = []
+        """With the moments when they came, the oldest first."""
         self._unknown: list[Range] = []
         """Readable, and not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
@@ -53,14 +57,20 @@ class NewsOfOthers:
 
     def _hear(self, _node: int, written: Written) -> None:
         if written.ranges:
-            self._notes_in_hand = [*self._notes_in_hand, written][-MOST_EARLY:]
+            self._early = [*self._early, (self._clock.seconds(), written)][-MOST_EARLY:]
             if written.upto <= self._streams.current():
                 self._settle()
+
+    def _in_hand(self) -> list[Written]:
+        oldest = self._clock.seconds() - EARLY
+        if self._early and self._early[0][0] < oldest:
+            self._early = [(came, note) for came, note in self._early if came >= oldest]
+        return [note for _, note in self._early]
 
     def _told(self, after: int, upto: int) -> Sequence[Change] | None:
         stretch = (after, upto)
         if self._last is None or self._last[0] != stretch:
-            known = [note for note in self._notes_in_hand if note.is_known]
+            known = [note for note in self._in_hand() if note.is_known]
             told: Sequence[Change] | None = None
             if not without([stretch], [each for note in known for each in note.ranges]):
                 news = [news for note in known for news in note.news if after < news.position <= upto]
@@ -76,8 +86,8 @@ class NewsOfOthers:
     def _settle(self) -> None:
         """Tell what has become readable, or known."""
         current = self._streams.current()
-        readable = [note for note in self._notes_in_hand if note.upto <= current]
-        self._notes_in_hand = [note for note in self._notes_in_hand if note.upto > current]
+        readable = [note for note in self._in_hand() if note.upto <= current]
+        self._early = [(came, note) for came, note in self._early if note.upto > current]
         for note in readable:
             left = without(self._unknown, note.ranges)
             late = without(self._unknown, left)

@@ -3,7 +3,8 @@
 Its positions are times, in microseconds, each above the one before: so it does not run backwards over a restart, and a
 position that a client has from before it, or from another node, says up to when that client has heard of things. Nodes give one
 change the same position wherever they can, and go on from that with which a client comes from another: else one that goes from
-node to node would be told the same things again and again, at once.
+node to node would be told the same things again and again, at once. A client may say what it likes, though: it can move a node so
+far ahead as a clock may be, and no node so far that the others do not follow it.
 """
 
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 AHEAD: Final = 60_000_000
-"""By so many microseconds another node's clock may be ahead of this one's."""
+"""By so many microseconds another node's clock may be ahead of this one's, and its positions may be ahead of its clock."""
 
 
 class EphemeralCounter:
@@ -29,11 +30,14 @@ class EphemeralCounter:
 
     def take(self, position: int) -> int:
         """The position of something that another node told at this one: the same, where nothing later was told here."""
-        return position if self.meet(position) else self.next()
+        return position if self._go_on_from(position, 2 * AHEAD) else self.next()
 
-    def meet(self, position: int) -> bool:
-        """Go on from a position of another node, if it is later; whether it was."""
-        is_later = self.position < position <= self._now() + AHEAD
+    def meet(self, position: int) -> None:
+        """Go on from a position with which a client comes, if it is later."""
+        self._go_on_from(position, AHEAD)
+
+    def _go_on_from(self, position: int, ahead: int) -> bool:
+        is_later = self.position < position <= self._now() + ahead
         if is_later:
             self.position = position
         return is_later

@@ -37,6 +37,7 @@ from homeserver.services.room_answers import Question, RoomAnswers
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.stream_tokens import SyncToken, find_arrived, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
+from storage.outside_memberships import OUTSIDE
 from storage.timelines import START, Direction, Place, TimelineStore
 
 MEMBER: Final = "m.room.member"
@@ -118,7 +119,10 @@ class RoomReading:
         end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
         if direction is Direction.BACKWARDS and reader.own is not None and reader.departure is not None:
-            start = min(start, max(reader.departure.place, await self._place_after(reader.own.event_nid)))
+            left = reader.departure.place
+            if reader.own.event_nid != OUTSIDE:
+                left = max(left, await self._place_after(reader.own.event_nid))
+            start = min(start, left)
         shown: list[Seen] = []
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):

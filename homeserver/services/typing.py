@@ -22,10 +22,13 @@ from storage.streams import Change, Streams, Topic
 
 MAX_TIMEOUT_MS: Final = 120_000
 DEFAULT_TIMEOUT_MS: Final = 30_000
+LONGER_ELSEWHERE: Final = 1.0
+"""Seconds after which what another node told ends by itself: mostly that node says so."""
 MAX_ROOMS: Final = 10_000
 """Of how many rooms the latest change is remembered."""
 
 KIND: Final = "typing"
+CROSSED: Final = "typing_crossed"
 """Of notes to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
@@ -42,6 +45,14 @@ class TypingNote(msgspec.Struct, frozen=True, array_like=True):
     """0: they type no longer."""
     is_own: bool
     """Whether it is a user of this server who said so."""
+
+
+class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
+    """Somebody has stopped typing in a room, and up to that position the node that tells so has answered clients without knowing it:
+    one that comes from there would never hear of it."""
+
+    position: int
+    room_nid: int
 
 
 class Typing:
@@ -64,12 +75,15 @@ class Typing:
         self._notes = notes
         self._subscribers: tuple[Subscriber, ...] = ()
         self._start = counter.position
+        self._forgot_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + LONGER_ELSEWHERE
+        """Until then somebody may stop of whom clients heard before the start that they type."""
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
         streams.subscribe(self._hear, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._hear_node)
+            notes.register(CROSSED, CrossedNote, self._hear_crossed)
 
     @property
     def position(self) -> int:
@@ -111,14 +125,16 @@ class Typing:
         self._tell_nodes(room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False)
 
     def start(self, room_nid: int, user_id: UserID, timeout_ms: int, position: int | None = None) -> None:
-        """The user types, and will be taken to do so for that long. `position`: where another node told so."""
+        """The user types, and will be taken to do so for that long. `position`: where another node told so, which says when that ends."""
         users = self._ends.setdefault(room_nid, {})
         known = users.get(user_id)
         seconds = min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
+        if position is not None:
+            seconds += LONGER_ELSEWHERE
         if known is not None and known.active():
             known.reset(seconds)
             return
-        users[user_id] = self._clock.callLater(seconds, self.stop, room_nid, user_id)
+        users[user_id] = self._clock.callLater(seconds, self._end, room_nid, user_id)
         self._change(room_nid, position)
 
     def stop(self, room_nid: int, user_id: UserID, position: int | None = None) -> None:
@@ -133,13 +149,20 @@ class Typing:
             del self._ends[room_nid]
         self._change(room_nid, position)
 
+    def _end(self, room_nid: int, user_id: UserID) -> None:
+        self.stop(room_nid, user_id)
+        self._tell_nodes(room_nid, user_id, None, is_own=False)
+
     def get_changed(self, room_nids: Iterable[int], since: int | None) -> Mapping[int, list[UserID]]:
-        """Who types in those of the rooms where that has changed since the position; None: where anybody types."""
+        """Who types in those of the rooms where that has changed since the position; None: where anybody types.
+
+        For a position from before all that is remembered: where anybody types, or did lately.
+        """
         found: dict[int, list[UserID]] = {}
         for room_nid in room_nids:
             if since is None or not self._start <= since <= self._counter.position:
-                if room_nid in self._ends:
-                    found[room_nid] = list(self._ends[room_nid])
+                if room_nid in self._ends or (since is not None and since < self._start and room_nid in self._changed):
+                    found[room_nid] = list(self._ends.get(room_nid, ()))
             elif self._changed.get(room_nid, 0) > since:
                 found[room_nid] = list(self._ends.get(room_nid, ()))
         return found
@@ -154,10 +177,12 @@ class Typing:
         return not self._ends and (since is None or since == self._counter.position)
 
     def changed_rooms(self, since: int) -> set[int]:
-        """The rooms where something has changed since the position, or where anybody types for who comes from long ago."""
+        """The rooms where something has changed since the position; as far as `get_changed` tells."""
         if since == self._counter.position:
             return set()
-        if not self._start <= since <= self._counter.position:
+        if since < self._start:
+            return self._ends.keys() | self._changed.keys()
+        if since > self._counter.position:
             return set(self._ends)
         changed: set[int] = set()
         for room_nid in reversed(self._changed):
@@ -188,10 +213,19 @@ class Typing:
         if note.timeout_ms:
             self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)
         else:
-            self.stop(note.room_nid, note.user_id, note.position)
+            has_crossed = note.position <= self._counter.position
+            if note.user_id in self._ends.get(note.room_nid, ()):
+                self.stop(note.room_nid, note.user_id, note.position)
+            elif self._clock.seconds() < self._forgot_until:
+                self._change(note.room_nid, note.position)
+            if has_crossed and self._notes is not None:
+                self._notes.put(CROSSED, note.room_nid, CrossedNote(self._counter.position, note.room_nid))
         if note.is_own:
             for subscriber in self._subscribers:
                 subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
+
+    def _hear_crossed(self, _node: int, note: CrossedNote) -> None:
+        self._change(note.room_nid, note.position)
 
     def _change(self, room_nid: int, position: int | None) -> None:
         self._changed[room_nid] = self._counter.next() if position is None else self._counter.take(position)

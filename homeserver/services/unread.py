@@ -38,6 +38,7 @@ ROOMS_REMEMBERED: Final = 20_000
 REDACTION: Final = "m.room.redaction"
 _position = attrgetter("position")
 _type = attrgetter("event.type")
+HEARD: Final = (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED, Topic.COMPLETENESS)
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
@@ -156,7 +157,7 @@ class UnreadCounts:
         self._changes_heard = 0
         self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
         """What was purged since one position, and at which that was read."""
-        streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED)
+        streams.subscribe(self._hear, *HEARD)
         streams.watch(self._heed_others)
 
     @property
@@ -364,7 +365,8 @@ class UnreadCounts:
                 # what lost its content may have been counted
                 self._changes_heard += 1
                 self._forget_before(row.room_nid, change.position)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.PURGED):
+            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.PURGED, Topic.COMPLETENESS):
+                # with all of its state a room may lose messages that were counted
                 self._forget_counts()
         if any(change.topic is Topic.REDACTED and change.position not in redactions for change in changes):
             # by another node, or by a redaction that is no news: in which room is not known here

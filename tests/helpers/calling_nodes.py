@@ -26,17 +26,34 @@ class CallingNodes:
         self.servers: list[TestServer] = []
         self.calls = 0
         """How many there were between them."""
+        self._folder = folder
         for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            server = TestServer(of_node, self.databases[number], CONFIG, seed=number + 1, wire=self.wires[number])
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.start()
-            server.app.federation_out.sender.start()
-            server.app.rooms.start()
-            self.servers.append(server)
+            (folder / str(number)).mkdir()
+            self.servers.append(self._start(number))
+        self._connect_both()
+
+    def _start(self, number: int) -> TestServer:
+        folder, database, wire = self._folder / str(number), self.databases[number], self.wires[number]
+        server = TestServer(folder, database, CONFIG, seed=number + 1, wire=wire)
+        assert server.app.other_nodes is not None
+        server.app.other_nodes.start()
+        server.app.federation_out.sender.start()
+        server.app.rooms.start()
+        return server
+
+    def _connect_both(self) -> None:
         for number in range(2):
             self._connect(number + 1, self._notes(number), self._notes(1 - number))
+
+    def start_second_anew(self) -> None:
+        """The second node has ended without a word, and another process takes its place."""
+        former = self.servers[1]
+        assert former.app.other_nodes is not None
+        former.app.other_nodes.stop()
+        self._notes(1).connect(None)
+        self.servers[1] = self._start(1)
+        self.servers[1].clock.advance(former.clock.seconds() - self.servers[1].clock.seconds())
+        self._connect_both()
 
     def _notes(self, number: int) -> NodeNotes:
         notes = self.servers[number].app.accounts.node_notes

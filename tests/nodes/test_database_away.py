@@ -1,9 +1,10 @@
 """The database of several nodes is away for a while: the log says when that begins and when it ends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
@@ -103,6 +104,8 @@ class Shared(Away):
         self.calls = Calls()
         self.nodes = {1}
         self.told: list[str] = []
+        self.fails = 0
+        self.counting: Deferred[None] | None = None
 
     def wait_for_nodes(self, _wait: object) -> None: ...
 
@@ -110,9 +113,15 @@ class Shared(Away):
         return self.calls
 
     async def get_nodes(self) -> set[int]:
-        return self.nodes
+        nodes = set(self.nodes)
+        if self.counting is not None:
+            await self.counting
+        return nodes
 
     async def tell_notes(self, _node: int, bodies: list[str]) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise DatabaseUnavailable("away")
         self.told += bodies
 
 
@@ -140,3 +149,54 @@ def test_who_is_alone_tells_nobody_anything_until_another_is_heard() -> None:
     clock.pump([1.0] * 16)
     assert (was_connected, notes.is_connected) == (True, False)
     nodes.stop()
+
+
+def test_who_comes_while_it_is_counted_who_is_there_is_told_things() -> None:
+    clock, database, readers = Clock(), Shared(), Readers()
+    notes = NodeNotes(clock)
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    database.counting = Deferred()
+    nodes.start(cast(IReactorFDSet, readers))
+    database.calls.came.append(Note(2, GREETING))
+    readers.added[0].doRead()
+    database.counting.callback(None)  # with what there was before
+    assert notes.is_connected
+    nodes.stop()
+
+
+def test_who_begins_to_hear_says_so_until_it_is_told() -> None:
+    """Else a node that believes to be alone goes on to do so."""
+    clock, database, readers = Clock(), Shared(), Readers()
+    database.fails = 2
+    nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
+    nodes.start(cast(IReactorFDSet, readers))
+    clock.pump([1.0] * 5)
+    assert database.told == [GREETING]
+    nodes.stop()
+
+
+def test_what_waits_when_nobody_is_there_any_more_is_not_told_to_who_comes_later() -> None:
+    clock, told = Clock(), list[str]()
+
+    async def tell(bodies: Sequence[str]) -> None:
+        told.extend(bodies)
+
+    notes = NodeNotes(clock)
+    notes.connect(tell)
+    for number in range(3):
+        notes.put("tea", number, number)
+    notes.connect(None)
+    notes.connect(tell)
+    notes.put("tea", 9, 9)
+    clock.pump([0.1] * 3)
+    assert told == ['[["tea",9]]']
+
+
+def test_a_note_that_is_not_understood_takes_no_other_with_it() -> None:
+    notes, heard = NodeNotes(Clock()), list[int]()
+    notes.register("tea", int, lambda _node, note: heard.append(note))
+    notes.register("milk", int, lambda _node, note: heard.append(note))
+    notes.hear(2, '[["tea",{"of":"tomorrow"}],["sugar",1],["milk",2],["tea",3]]')
+    for body in ("", "[", "[[]]", '{"tea":1}', '["tea",1]', "\ud800"):
+        notes.hear(2, body)
+    assert heard == [2, 3]

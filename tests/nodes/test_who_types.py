@@ -12,12 +12,13 @@ from storage.database import PostgresConfig
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.syncing import Rooms, poll, sync
+from tests.helpers.syncing import Json, Rooms, poll, sync
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 rooms = Rooms()
+QUIET: Json = {"presence": {"types": []}}
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
     path = f"{V3}/rooms/{quote(room_id)}/typing/{quote(me)}"
     deadline = time.monotonic() + 20
     found = None
-    while found is None and time.monotonic() < deadline:
+    while found != [me] and time.monotonic() < deadline:
         # said again: a process hears others from the second after its start on
         assert here.request("PUT", path, {"typing": False}, token=alice).status == 200
         assert here.request("PUT", path, {"typing": True}, token=alice).status == 200
@@ -176,3 +177,59 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
         since = answer["next_batch"]
         found = typing(answer, room_id)
     assert found == [me]
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile(
+    nodes: CallingNodes, *, is_said: bool
+) -> None:
+    """A client comes with a position of one node that is later than what has happened at the other, and was not known there."""
+    alice, alice_there = nodes.here_and_there("alice")
+    bob_here, bob_there = nodes.here_and_there("bob")
+    room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
+    nodes.wait()
+    rooms.type(alice_there, room_id)
+    nodes.wait(0.2)
+    since = sync(bob_here, filter=QUIET)["next_batch"]
+    nodes.servers[0].clock.advance(0.001)
+    if is_said:
+        rooms.type(alice_there, room_id, typing=False)
+    else:  # ten seconds are over
+        nodes.wait(9.75)
+        nodes.servers[1].clock.advance(0.06)
+        nodes.servers[0].clock.advance(0.07)
+    rooms.type(alice, other_id)
+    answer = sync(bob_here, since, filter=QUIET)
+    assert typing(answer, other_id) == [alice.user_id]
+    since, told, ended_at_once = answer["next_batch"], [typing(answer, room_id)], []
+    assert told == [None] or not is_said, "it is not known there yet"
+    for _ in range(6):  # from now on always there
+        pending = poll(bob_there, since, QUIET, timeout=200)
+        ended_at_once.append(pending.done)
+        nodes.wait(0.2)
+        told.append(typing(pending.answer.json, room_id))
+        since = pending.answer.json["next_batch"]
+    assert [each for each in told if each is not None] == [[]]
+    for turn in range(4):
+        pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
+        ended_at_once.append(pending.done)
+        nodes.wait(0.2)
+        since = pending.answer.json["next_batch"]
+    assert ended_at_once[-3:] == [False] * 3
+
+
+def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(nodes: CallingNodes) -> None:
+    """Else its clients would show for ever that they type: it has forgotten that, and they have not."""
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, bob = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    rooms.type(alice, room_id)
+    nodes.wait(0.2)
+    answer = sync(bob, filter=QUIET)
+    assert typing(answer, room_id) == [alice.user_id]
+    nodes.start_second_anew()
+    waiting = poll(nodes.there(bob_here), answer["next_batch"], QUIET)
+    for _ in range(14):
+        nodes.wait(1.0)
+    assert typing(waiting.answer.json, room_id) == []

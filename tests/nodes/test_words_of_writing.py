@@ -214,3 +214,18 @@ def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
     assert (
         pair.recent.rooms_since(UserID("@x0:example.org"), pair.there.current()) is not None
     )  # nothing is waited for for ever
+
+
+def test_what_was_told_of_positions_that_never_came_says_nothing_of_what_stands_there_later() -> None:
+    """As where a database has lost the latest commits, and goes on from before; or where somebody made it up."""
+    clock, streams = Clock(), Streams(10)
+    notes = NodeNotes(clock)
+    others = NewsOfOthers(streams, clock, notes)
+    recent = RecentChanges(streams, others)
+    notes.hear(2, '[["written",[[[10,1000]],[]]]]')
+    assert streams.told(10, 11) == []
+    clock.advance(31.0)
+    assert streams.told(10, 12) is None
+    streams.advance_to(12)
+    clock.advance(1.0)
+    assert recent.rooms_since(UserID("@alice:example.org"), 11) is None

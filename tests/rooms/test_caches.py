@@ -1,7 +1,9 @@
 """Caches that the stream keeps up: what comes while something is being read, and what other nodes write."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
+import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import UserID
@@ -13,21 +15,34 @@ from federation.rooms.timelines import TAIL_LENGTH, Timelines
 from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.labels import RoomTraits
 from homeserver.services.unread import Unread, UnreadCounts
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.erasures import ErasureStore, add_erasure
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow, MembershipStore
+from storage.partial_rooms import PartialRoom
 from storage.push_attention import PushAttentionStore
 from storage.push_outcomes import PushOutcomeStore, ThreadCount
 from storage.receipts import ReceiptRow, ReceiptStore
+from storage.room_summaries import RoomSummaryStore, set_summary_fields
+from storage.rooms import add_room
 from storage.streams import Change, Streams, Topic
 from storage.timelines import Arrival, TimelineStore
 from tests.helpers.rooms import RoomParts
 
 T = TypeVar("T")
 ALICE = UserID("@alice:a.test")
+
+
+def tell(streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool) -> None:
+    """Tell of what was written, here or by another node that says what it was."""
+    if is_elsewhere:
+        streams.ask(lambda _after, _upto: changes)
+        streams.advance_to(upto)
+    else:
+        streams.publish(changes, upto)
 
 
 class SlowMemberships(MembershipStore):
@@ -208,6 +223,44 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     streams.advance_to(20)
     count()
     assert len(store.asked) == 3, "another node may have written"
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
+    sqlite_database: Database, *, is_elsewhere: bool
+) -> None:
+    """Messages that a part of it let pass are taken back, without a word of each; it may be another node that found out."""
+    streams, store = Streams(10), SlowCounts()
+    parts = RoomParts(sqlite_database)
+    past = PastMemberships(parts.events)
+    attention = PushAttentionStore(sqlite_database)
+    rules = OwnRules(AccountDataStore(sqlite_database), attention, RuleCompiler(), streams, capacity=10)
+    counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
+    first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
+    store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
+    assert done(first)[1].total == Unread(3, 0)
+    whole = [Change(11, Topic.COMPLETENESS, detail=PartialRoom(1, 1, 5, "b.test", 11))]
+    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    second = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
+    store.asked[1].callback({1: [ThreadCount("main", 1, 0)]})
+    assert done(second)[1].total == Unread(1, 0)
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
+    database: Database, *, is_elsewhere: bool
+) -> None:
+    room, _ = await database.write("t", add_room, "!r:a.test", "11", 1)
+    streams = Streams(10)
+    traits = RoomTraits(RoomSummaryStore(database), streams, capacity=10)
+    assert (await traits.of_rooms([room.room_nid]))[room.room_nid].name is None
+    await database.write(
+        "t", set_summary_fields, room.room_nid, {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"}
+    )
+    whole = [Change(11, Topic.COMPLETENESS, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
+    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    found = (await traits.of_rooms([room.room_nid]))[room.room_nid]
+    assert (found.name, found.encryption) == ("Yozgi", "m.megolm.v1.aes-sha2")
 
 
 async def test_whom_another_node_has_erased(database: Database) -> None:

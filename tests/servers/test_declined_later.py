@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.federated import shared
 from tests.helpers.network import Network
-from tests.helpers.talk import V3, invite, join, leave, ok
+from tests.helpers.talk import V3, invite, join, leave, ok, room_path, say
 
 WITH_LEFT = quote('{"room":{"include_leave":true}}')
 
@@ -40,6 +40,27 @@ async def test_an_invite_that_was_declined_after_all_of_us_had_left(network: Net
     else:
         path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
         assert room.bob.post(path, sliding(room.room_id)).status == 200
+
+
+@pytest.mark.parametrize("is_declined", [False, True])
+async def test_who_is_invited_to_a_room_that_all_of_us_had_left_reads_what_they_saw(
+    network: Network, *, is_declined: bool
+) -> None:
+    """What tells of that invite has no place in the room."""
+    room = await shared(network, "12")
+    network.start_sending()
+    say(room.bob, room.room_id, "salom")
+    network.settle()
+    leave(room.bob, room.room_id)
+    network.settle()
+    say(room.alice, room.room_id, "not for Bob")
+    invite(room.alice, room.room_id, room.bob)
+    network.settle()
+    if is_declined:
+        leave(room.bob, room.room_id)
+        network.settle()
+    page = ok(room.bob.get(room_path(room.room_id, "messages", dir="b")))["chunk"]
+    assert [event["content"].get("body") or event["content"]["membership"] for event in page[:2]] == ["leave", "salom"]
 
 
 def sliding(room_id: str) -> dict[str, object]:

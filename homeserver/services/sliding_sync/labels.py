@@ -92,7 +92,7 @@ class RoomTraits:
         self._changes: list[tuple[int, str]] = []
         """In which rooms state of which type was set, the latest ones."""
         self._changes_before = 0
-        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS)
         streams.watch(self._heed_others)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
@@ -129,8 +129,8 @@ class RoomTraits:
                     self._known.pop(row.room_nid, None)
                 for type in types:
                     self._note(row.room_nid, type)
-            elif change.topic in (Topic.EVENT, Topic.REDACTED):
-                self._forget_all()
+            elif change.topic in (Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS):
+                self._forget_all()  # all of a room's state may be another, though no event says so
 
     def _heed_others(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, in which rooms is not known here."""
