@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -330,20 +329,42 @@ async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
     await second.close()
 
 
+# A child for each line, so that the modules are read once. Where it ends is counted in calls, not in time, so that a slow
+# machine ends it at the same places; what is left after that call, less than a millisecond, may cut through a commit.
 _MOVER = """
-import sys, msgspec
+import os, signal, sys, msgspec
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from storage.database import PostgresConfig, SQLiteConfig
 from storage.to_device import LOGGED_MS, ToDeviceStore
 from tests.helpers.databases import open_inline
 kind = {"sqlite": SQLiteConfig, "postgres": PostgresConfig}[sys.argv[1]]
-store = ToDeviceStore(open_inline(msgspec.json.decode(sys.argv[2], type=kind)))
-print("ready", flush=True)
-sys.stdin.readline()
-while True:
-    Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
+calls = 0
+def move(steps, end_at, then):
+    def count(frame, event, argument):
+        global calls
+        calls += 1
+        if calls == end_at:
+            sys.setprofile(None)
+            signal.setitimer(signal.ITIMER_REAL, then)
+    store = ToDeviceStore(open_inline(msgspec.json.decode(sys.argv[2], type=kind)))
+    sys.setprofile(count)
+    for _ in range(steps):
+        Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
+    sys.setprofile(None)
+    while end_at:
+        signal.pause()
+for line in sys.stdin:
+    steps, end_at, then = line.split()
+    child = os.fork()
+    if not child:
+        move(int(steps), int(end_at), float(then))
+        print(calls, flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if end_at != "0":
+        print(status, flush=True)
 """
 
 
@@ -359,28 +380,36 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
     kind = "sqlite" if isinstance(database_config, SQLiteConfig) else "postgres"
     command = [sys.executable, "-c", _MOVER, kind, msgspec.json.encode(database_config).decode()]
     were_apart = 0
-    for _ in range(KILLS):
+
+    def send_some() -> None:
+        nonlocal number
         for _ in range(40):
             to = [random.choice(DEVICES) for _ in range(10)]
             for device in to:
                 sent[device].append(number)
                 number += 1
             send(database, store, user, to, range(number - 10, number))
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
-        ) as mover:
-            assert mover.stdin is not None
-            assert mover.stdout is not None
-            assert mover.stdout.readline() == b"ready\n"
-            mover.stdin.write(b"\n")
-            mover.stdin.flush()
-            time.sleep(random.uniform(0.001, 0.05))
-            mover.send_signal(signal.SIGKILL)
-        rows = count_rows(database)
-        were_apart += bool(rows["to_device_log"] and rows["to_device_messages"])
-        for reader in (store, ToDeviceStore(database)):
-            for device in DEVICES:
-                assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
+
+    def move(steps: int, end_at: int, then: float) -> int:
+        assert mover.stdin is not None
+        assert mover.stdout is not None
+        mover.stdin.write(f"{steps} {end_at} {then}\n".encode())
+        mover.stdin.flush()
+        return int(mover.stdout.readline())
+
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as mover:
+        send_some()
+        calls = move(1, 0, 0)
+        for _ in range(KILLS):
+            send_some()
+            status = move(40, random.randrange(1, 20 * calls), random.uniform(1e-6, 1e-3))
+            assert os.WTERMSIG(status) == signal.SIGALRM
+            rows = count_rows(database)
+            were_apart += bool(rows["to_device_log"] and rows["to_device_messages"])
+            for reader in (store, ToDeviceStore(database)):
+                for device in DEVICES:
+                    assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
     assert were_apart > KILLS // 4, "the job was ended while some had been moved"
     Deferred.fromCoroutine(database.close())
 
