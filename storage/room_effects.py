@@ -82,6 +82,8 @@ def apply_effects(
     """Who joins: of ours, and of other servers."""
     for user_id, changes in members.items():
         old, (nid, position, new) = before.get(user_id), changes[-1]
+        if old is not None and old.is_local and old.event_nid == nid and len(changes) == 1 and _is_as_before(old, new):
+            continue  # the room is entered again: whoever left it before does not leave anew, and may have forgotten it
         if old is not None and old.membership in change:
             change[old.membership] -= 1
         if new.membership in change:
@@ -115,6 +117,12 @@ def _note_pictures(txn: WriteTransaction, changed: Sequence[tuple[MembershipRow,
     nids = {old.event_nid for old, new in changed if old.avatar_url is not None}
     nids |= {new.event_nid for old, new in changed if new.event_nid < old.event_nid}
     note_rechecks(txn, Recheck.EVENT, nids)
+
+
+def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:
+    """Whether somebody who has left the room, or was put out, is told to be what they were."""
+    told = (new.membership, new.display_name, new.avatar_url)
+    return new.membership in ("leave", "ban") and told == (old.membership, old.display_name, old.avatar_url)
 
 
 def _end_of_stay(old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]) -> int | None:
