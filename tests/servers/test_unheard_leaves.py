@@ -2,6 +2,7 @@
 
 import pytest
 
+from federation.protocol.ids import RoomID
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
 from tests.helpers.large_rooms import complete, is_whole, large_room, same_state
@@ -54,7 +55,7 @@ async def test_a_colleague_comes_in(network: Network, version: str) -> None:
     let_arrive(network)
     assert members(alice, room_id) == here
     await same_state(alice, carol, room_id)
-    assert len(await Side(alice.server).extremities(room_id)) == 1
+    assert len(await Side(alice.server).extremities(RoomID(room_id))) == 1
 
 
 async def test_what_else_was_done_last_counts_too(network: Network) -> None:
