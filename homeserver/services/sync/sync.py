@@ -54,6 +54,8 @@ from storage.streams import Streams, Topic
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 LEFT: Final = frozenset({"leave", "ban"})
+ANYTIME: Final = 2**62
+"""Beyond all positions."""
 
 
 class SyncParts(msgspec.Struct, frozen=True):
@@ -375,8 +377,10 @@ class Sync:
         by_nid = {work.room.room_nid: work for work in works}
         reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.is_begun]
         if reading and wanted.ephemeral.allows("m.receipt", None):
-            ranges = {nid: (0 if by_nid[nid].is_begun else by_nid[nid].since, span.upto) for nid in reading}
             is_now, heard = span.upto == self._streams.current(), self._parts.unread.heard
+            # a receipt that has just moved, at another node too, is found where it is now, or nowhere
+            whole_range = (0, ANYTIME if is_now else span.upto)
+            ranges = {nid: whole_range if by_nid[nid].is_begun else (by_nid[nid].since, span.upto) for nid in reading}
             by_room = await self._parts.beside.receipts.get_receipts(ranges)
             if is_now:
                 whole = {nid: by_room[nid] for nid, (after, _) in ranges.items() if after == 0}
@@ -384,7 +388,7 @@ class Sync:
                     {nid: [row for row in rows if row.user_id == user_id] for nid, rows in whole.items()}, heard
                 )
             for nid, receipts in by_room.items():
-                shown = visible_receipts(receipts, user_id, ignored)
+                shown = visible_receipts([row for row in receipts if row.position <= span.upto], user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
         for work in works:
