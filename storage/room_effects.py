@@ -96,7 +96,7 @@ def apply_effects(
             server = user_id.partition(":")[2]
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
-        rows.append(_make_row(room_nid, nid, position, new, _end_of_stay(old, changes)))
+        rows.append(_make_row(room_nid, nid, position, new, old, changes))
     is_entered = bool(came[True]) and not has_members_of_ours(txn, room_nid)
     put_memberships(txn, rows)
     if came[False] or is_entered:
@@ -125,18 +125,33 @@ def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:
     return new.membership in ("leave", "ban") and told == (old.membership, old.display_name, old.avatar_url)
 
 
-def _end_of_stay(old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]) -> int | None:
-    membership, left_position = (None, None) if old is None else (old.membership, old.left_position)
+def _follow_stay(
+    old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]
+) -> tuple[int | None, int | None]:
+    """Where the last stay ended, and where the present one began."""
+    membership, ended, began = (
+        (None, None, None) if old is None else (old.membership, old.left_position, old.joined_position)
+    )
     for _, position, new in changes:
         if new.membership == "join":
-            left_position = None
-        elif membership == "join":
-            left_position = position
+            began = began if membership == "join" else position
+            ended = None
+        else:
+            ended = position if membership == "join" else ended
+            began = None
         membership = new.membership
-    return left_position
+    return ended, began
 
 
-def _make_row(room_nid: int, nid: int, position: int, new: NewMembership, left_position: int | None) -> MembershipRow:
+def _make_row(
+    room_nid: int,
+    nid: int,
+    position: int,
+    new: NewMembership,
+    old: MembershipRow | None,
+    changes: Sequence[tuple[int, int, NewMembership]],
+) -> MembershipRow:
+    ended, began = _follow_stay(old, changes)
     return MembershipRow(
         room_nid,
         new.user_id,
@@ -148,5 +163,6 @@ def _make_row(room_nid: int, nid: int, position: int, new: NewMembership, left_p
         new.display_name,
         new.avatar_url,
         forgotten=False,
-        left_position=left_position,
+        left_position=ended,
+        joined_position=began if new.is_local else None,
     )
