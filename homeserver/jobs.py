@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from homeserver.observe.metrics import JobMetrics
 from storage.engine import DatabaseUnavailable
+from storage.folder_lock import FolderGone
 
 STEP_SECONDS: Final = 0.1
 """What a step aims at."""
@@ -160,7 +161,7 @@ class _Runner:
         started = self._clock.seconds()
         try:
             done = await self._job.step(self._batch)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, FolderGone) as error:
             # no bug, and every job notices it: a line is enough
             if self._is_to_tell(error):
                 self._log.warn("the job {job} goes on later: {error}", job=self._job.name, error=str(error).strip())

@@ -164,8 +164,9 @@ class AccountDataStore:
         return self.set_entry(txn, user_id, room_id, type_, b"{}", deleted=True)
 
     def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of it, for an account that is erased."""
-        txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,))
+        """Remove all of it, for an account that is erased. Told as one change, of which no type is said."""
+        if txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,)):
+            txn.announce(Change(txn.next_position(), Topic.ACCOUNT_DATA, user_id=user_id))
         txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
         remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
 

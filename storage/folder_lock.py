@@ -8,6 +8,7 @@ Laws:
 - Only `share` blocks, in a thread. Nobody waits for a turn in a thread: those who are writing need the threads to come to an end.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -21,8 +22,19 @@ PATIENCE: Final = 250
 """How often who takes away looks whether the writers are done."""
 
 
+class FolderGone(OSError):
+    """The folder is not there any more, as it was at start-up."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            errno.ENOENT,
+            "the folder of files is gone: mount its disk, or put it back with what was in it, and all goes on by itself",
+            str(folder),
+        )
+
+
 class FolderLock:
-    """Gives file descriptors that hold the lock; who closes one gives it back."""
+    """Gives file descriptors that hold the lock; who closes one gives it back. Raises OSError, among them FolderGone."""
 
     def __init__(self, folder: Path, clock: IReactorTime) -> None:
         self._folder = folder
@@ -61,7 +73,10 @@ class FolderLock:
         await over
 
     def _open(self, name: str, how: int) -> int | None:
-        lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            raise FolderGone(self._folder) from error
         try:
             fcntl.flock(lock, how)
         except BlockingIOError:

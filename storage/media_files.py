@@ -32,7 +32,7 @@ from uuid import uuid4
 from twisted.internet.interfaces import IReactorTime
 
 from storage.executors import Executor, run_in
-from storage.folder_lock import FolderLock
+from storage.folder_lock import FolderGone, FolderLock
 from storage.media_spool import DiskSpool, TakenFile
 
 COPY_BYTES: Final = 1 << 18
@@ -124,7 +124,13 @@ class MediaFiles:
         """For what arrives: `receive` takes it without a copy."""
         return DiskSpool(self._incoming, memory_bytes, self._check_room)
 
+    def _check_there(self) -> None:
+        """Raises FolderGone."""
+        if not self._incoming.is_dir():
+            raise FolderGone(self._folder)
+
     def _check_room(self) -> None:
+        self._check_there()
         found = os.statvfs(self._incoming)
         if found.f_bavail * found.f_frsize < self._least_free_bytes:
             raise OSError(errno.ENOSPC, "less is free than the configuration wants to be", str(self._incoming))
@@ -226,6 +232,7 @@ class MediaFiles:
         if lock is None:
             return None
         try:
+            self._check_there()
             hashes = {path: _hash_of(path.name) for path in sorted(self._incoming.iterdir()) if not _is_in_use(path)}
             used = await get_used_hashes({hash for hash in hashes.values() if hash is not None})
             self._clear(hashes, used)
@@ -318,6 +325,7 @@ class MediaFiles:
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
+            self._check_there()  # else all files are away for now, and none is unknown
             return None
         found = os.fstat(file.fileno())
         now = time.time()

@@ -30,6 +30,8 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     forgotten: bool
     left_position: int | None = None
     """Where in the sequence the last stay in the room ended, of who is not in it and was; None for all others."""
+    joined_position: int | None = None
+    """Where the present stay began, of this server's users who are in the room: changes of their name are no new joining."""
 
     @property
     def was_joined(self) -> bool:
@@ -39,7 +41,7 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
 
 _COLUMNS = (
     "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
-    " left_position"
+    " left_position, joined_position"
 )
 
 _SELECT_BY_KIND = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
@@ -133,11 +135,11 @@ def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str])
 def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> None:
     """Write memberships over whatever was there, as one statement for all."""
     txn.execute_many(
-        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
         " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
         " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten,"
-        " left_position = excluded.left_position",
+        " left_position = excluded.left_position, joined_position = excluded.joined_position",
         [
             (
                 row.room_nid,
@@ -151,6 +153,7 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
                 row.avatar_url,
                 int(row.forgotten),
                 row.left_position,
+                row.joined_position,
             )
             for row in rows
         ],
@@ -174,8 +177,10 @@ def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
     return counts.get("join", 0), counts.get("invite", 0)
 
 
-def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int, int | None]) -> MembershipRow:
-    nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten, left_position = row
+def _row(
+    row: tuple[int, str, str, int, str, int, int, str | None, str | None, int, int | None, int | None],
+) -> MembershipRow:
+    nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten, *stay = row
     return MembershipRow(
         nid,
         user_id,
@@ -187,7 +192,7 @@ def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, i
         name,
         avatar,
         bool(forgotten),
-        left_position,
+        *stay,
     )
 
 

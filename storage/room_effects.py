@@ -82,6 +82,8 @@ def apply_effects(
     """Who joins: of ours, and of other servers."""
     for user_id, changes in members.items():
         old, (nid, position, new) = before.get(user_id), changes[-1]
+        if old is not None and old.is_local and old.event_nid == nid and len(changes) == 1 and _is_as_before(old, new):
+            continue  # the room is entered again: whoever left it before does not leave anew, and may have forgotten it
         if old is not None and old.membership in change:
             change[old.membership] -= 1
         if new.membership in change:
@@ -94,7 +96,7 @@ def apply_effects(
             server = user_id.partition(":")[2]
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
-        rows.append(_make_row(room_nid, nid, position, new, _end_of_stay(old, changes)))
+        rows.append(_make_row(room_nid, nid, position, new, old, changes))
     is_entered = bool(came[True]) and not has_members_of_ours(txn, room_nid)
     put_memberships(txn, rows)
     if came[False] or is_entered:
@@ -117,18 +119,39 @@ def _note_pictures(txn: WriteTransaction, changed: Sequence[tuple[MembershipRow,
     note_rechecks(txn, Recheck.EVENT, nids)
 
 
-def _end_of_stay(old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]) -> int | None:
-    membership, left_position = (None, None) if old is None else (old.membership, old.left_position)
+def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:
+    """Whether somebody who has left the room, or was put out, is told to be what they were."""
+    told = (new.membership, new.display_name, new.avatar_url)
+    return new.membership in ("leave", "ban") and told == (old.membership, old.display_name, old.avatar_url)
+
+
+def _follow_stay(
+    old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]
+) -> tuple[int | None, int | None]:
+    """Where the last stay ended, and where the present one began."""
+    membership, ended, began = (
+        (None, None, None) if old is None else (old.membership, old.left_position, old.joined_position)
+    )
     for _, position, new in changes:
         if new.membership == "join":
-            left_position = None
-        elif membership == "join":
-            left_position = position
+            began = began if membership == "join" else position
+            ended = None
+        else:
+            ended = position if membership == "join" else ended
+            began = None
         membership = new.membership
-    return left_position
+    return ended, began
 
 
-def _make_row(room_nid: int, nid: int, position: int, new: NewMembership, left_position: int | None) -> MembershipRow:
+def _make_row(
+    room_nid: int,
+    nid: int,
+    position: int,
+    new: NewMembership,
+    old: MembershipRow | None,
+    changes: Sequence[tuple[int, int, NewMembership]],
+) -> MembershipRow:
+    ended, began = _follow_stay(old, changes)
     return MembershipRow(
         room_nid,
         new.user_id,
@@ -140,5 +163,6 @@ def _make_row(room_nid: int, nid: int, position: int, new: NewMembership, left_p
         new.display_name,
         new.avatar_url,
         forgotten=False,
-        left_position=left_position,
+        left_position=ended,
+        joined_position=began if new.is_local else None,
     )

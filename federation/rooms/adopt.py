@@ -7,6 +7,7 @@
 - Of a large room a part of the state is told first, without most memberships: with that the room is entered, and its head
   says so. `completion.py` fetches the rest.
 - What cannot be checked for want of keys is left out, and noted: see `unproved.py`.
+- Where the server that lets us in has not heard of what we did last in the room, that counts all the same: see `unheard.py`.
 
 spec: server-server-api#joining-rooms
 """
@@ -26,11 +27,13 @@ from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt, 
 from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.placement import new_event
+from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
 from federation.rooms.state_imports import Pdu, StateImports, as_mapping, kept_ids
 from federation.rooms.templates import MEMBER
+from federation.rooms.unheard import LeftBefore, Unheard
 from federation.rooms.unproved import find_left_out
 from storage.database import Database
 from storage.events import EventFlag
@@ -79,6 +82,8 @@ class Adoptions:
         memberships: MembershipStore,
         imports: StateImports,
         effects: StoredEffects,
+        resolver: StateResolver,
+        unheard: Unheard,
         partial: PartialRoomStore,
         writer: RoomWriter,
         identity: ServerIdentity,
@@ -95,6 +100,8 @@ class Adoptions:
         self._memberships = memberships
         self._imports = imports
         self._effects = effects
+        self._resolver = resolver
+        self._unheard = unheard
         self._partial = partial
         self._writer = writer
         self._identity = identity
@@ -206,6 +213,12 @@ class Adoptions:
             raise checked.error or Forbidden("The join is not allowed by the state of the room")
         root = await self._grow(room, join, entries)
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        ends: Sequence[StoredEvent] = ()
+        state = StateChange(root)
+        if part is None or not part.members_omitted:  # else it is looked at when all of the state is here
+            ends = await self._unheard.find(room.room_nid, [nid for nid, _ in snapshot.head.extremities], state)
+        if ends:
+            state, entries = await self._resolve(room, version, join, root, entries, ends)
         effects = await self._write_members(room, entries)
         effects += await self._effects_of_absence(snapshot, entries, part)
         effects.append((join_id, state_effect(join.event, self._identity)))
@@ -217,7 +230,7 @@ class Adoptions:
             has_gap=True,
         )
         current = NewCurrentState(
-            StateChange(root),
+            state,
             {join.event.key: join_id},
             effects,
             recount=True,
@@ -226,11 +239,45 @@ class Adoptions:
         known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
         missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
         appended = await self._database.write(
-            "enter_room", self._append, room, snapshot, new, current, missing, part, left_out
+            "enter_room",
+            self._append,
+            room,
+            snapshot,
+            new,
+            [end.event.event_id for end in ends],
+            current,
+            missing,
+            part,
+            left_out,
         )
         # nothing that was read of an earlier state counts any more
         fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
         return self._engine.advance(fresh, appended)[0]
+
+    async def _resolve(
+        self,
+        room: RoomRow,
+        version: RoomVersion,
+        join: StoredEvent,
+        root: bytes | None,
+        entries: Entries,
+        ends: Sequence[StoredEvent],
+    ) -> tuple[StateChange, Entries]:
+        """The state after our join and after the events in which we left; its entries, but for the join. Raises Forbidden."""
+        create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
+        after = StateChange(root, {join.event.key: join.nid})
+        state = await self._resolver.resolve(
+            room.room_nid, version, create.event, [after, *(StateChange(end.state_root) for end in ends)]
+        )
+        resolved = dict(entries)
+        for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
+            if key == join.event.key:
+                raise LeftBefore("You have left this room, and may not come in again without being let in anew")
+            if now is None:
+                resolved.pop(key, None)
+            else:
+                resolved[key] = now
+        return state, resolved
 
     async def _grow(self, room: RoomRow, join: StoredEvent, entries: Entries) -> bytes | None:
         """Gather the state under the join; its root."""
@@ -281,6 +328,7 @@ class Adoptions:
         room: RoomRow,
         snapshot: RoomSnapshot,
         new: NewEvent,
+        ends: Sequence[EventID],
         current: NewCurrentState,
         missing: Sequence[EventID],
         part: Part | None,
@@ -295,7 +343,7 @@ class Adoptions:
             add_unproved(txn, room_nid, left_out, self._first_attempt())
         move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
         appended = self._writer.append(
-            txn, snapshot.room, snapshot.head, [new], [new.event_id], current=current, now_ms=self._now_ms()
+            txn, snapshot.room, snapshot.head, [new], [*ends, new.event_id], current=current, now_ms=self._now_ms()
         )
         (row,) = appended.rows
         partial = None

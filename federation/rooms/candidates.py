@@ -22,6 +22,7 @@ from federation.protocol.errors import (
 from federation.protocol.ids import ServerName, is_server_name
 from federation.remote.membership import UnknownVersion
 from federation.requests import RefusedByRemote
+from federation.rooms.unheard import LeftBefore
 
 MAX_CANDIDATES: Final = 20
 MAX_REFUSALS: Final = 3
@@ -72,6 +73,9 @@ class Candidates:
 def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     """The most telling of the errors, as one for whoever asked us."""
     refusals = [error for error in errors if isinstance(error, RefusedByRemote)]
+    for error in errors:
+        if isinstance(error, LeftBefore):
+            return error
     for refusal in refusals:
         if refusal.errcode == "M_INVITE_BLOCKED":
             return InviteBlocked(f"{refusal.destination} refused: {refusal.text}")

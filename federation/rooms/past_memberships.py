@@ -1,7 +1,7 @@
 """What a user's membership of a room was at some position: followed back from the present one, event by event.
 
 Every membership event is stored with the number of the one that it took the place of, so this costs no query where the
-events are cached, and no walk of the state.
+events are cached, and no walk of the state. Where the present stay of our own users began is kept with their membership.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.memberships import MembershipRow
 
 MAX_CHANGES_BACK: Final = 50
-"""How many changes of a membership are followed back."""
+"""How many changes of a membership are followed back; of our users who are in the room not one, if it is about their stay."""
 
 
 class PastMemberships:
@@ -38,12 +38,15 @@ class PastMemberships:
                     sender=event.event.sender,
                     position=event.position,
                     forgotten=False,
+                    joined_position=None,
                 )
             nid = event.replaces
         return None
 
     async def joined_since(self, row: MembershipRow) -> int:
         """Since which position a user who is in the room has been in it: changes of their name are no new joining."""
+        if row.joined_position is not None:
+            return row.joined_position
         since = row.position
         event = await self._get(row.event_nid)
         for _ in range(MAX_CHANGES_BACK):
@@ -58,6 +61,8 @@ class PastMemberships:
         has. Also if too much has happened since to know."""
         if row.position <= position:
             return False
+        if row.joined_position is not None:
+            return row.joined_position > position
         event = await self._get(row.event_nid)
         for _ in range(MAX_CHANGES_BACK):
             if event is None or event.event.membership != "join":

@@ -19,6 +19,8 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Judged, Questions, StoredSources
+from federation.rooms.timelines import Timelines
+from federation.rooms.unheard import Unheard
 from federation.rooms.unproved import UnprovedStates
 from storage.database import Database
 from storage.events import EventFlag
@@ -80,8 +82,12 @@ class Recheck:
         placements: Placements,
         unproved: UnprovedStates,
         hearing: LateHearing,
+        timelines: Timelines,
+        unheard: Unheard,
     ) -> None:
         self._hearing = hearing
+        self._timelines = timelines
+        self._unheard = unheard
         self._unproved = unproved
         self._placements = placements
         self._database = database
@@ -119,6 +125,8 @@ class Recheck:
     async def _look(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> Found:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
+        if is_join:
+            await self._begin_where_we_left(walk, stored)
         before = walk.before_join if is_join else await self._before(snapshot, walk, row, stored)
         told, before = before, await self._with_noted(snapshot, before, event)
         verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
@@ -152,6 +160,16 @@ class Recheck:
             cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
+
+    async def _begin_where_we_left(self, walk: Walk, join: StoredEvent) -> None:
+        """Where we had been in the room before: what we did last counts, if who let us in had not heard of it."""
+        if join.position is None:
+            return
+        last = (await self._timelines.get_newest({join.room_nid: join.position - 1})).get(join.room_nid)
+        ends = () if last is None else [last.event_nid]
+        for end in await self._unheard.find(join.room_nid, ends, walk.before_join):
+            walk.after[end.nid] = StateChange(end.state_root)
+            walk.extremities[end.event.event_id] = end.nid
 
     async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:
         """A state with what the event cites of what could be proved later only, as far as nothing is in its place."""

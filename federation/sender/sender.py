@@ -106,17 +106,19 @@ class Sender:
         """Of whom the node that sends is to hear that they are there."""
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
+        self._rounds_end: Deferred[LoopingCall] | None = None
         streams.subscribe(self._hear, *TOPICS)
         streams.watch(self._heed_others)
 
     def start(self) -> None:
         """Send from now on, as soon as no other node does."""
-        self._round.start(ROUND_SECONDS)
+        self._rounds_end = self._round.start(ROUND_SECONDS)
 
     async def stop(self) -> None:
         """Send no more, and note how far all is told."""
-        if self._round.running:
+        if self._round.running and self._rounds_end is not None:
             self._round.stop()
+            await self._rounds_end  # with the one that is under way: it may just be taking the lease
         if self._has_lease:
             self._deliveries.stop()
             await self._lease.renew(self._holder, 0, self._position())

@@ -20,6 +20,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
 from federation.rooms.true_copies import TrueCopies
+from federation.rooms.unheard import Unheard
 from federation.rooms.unproved import UnprovedStates
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
@@ -122,6 +123,7 @@ class FederationParts:
             self.unproved,
             late,
         )
+        self.unheard = Unheard(rooms.events, self.resolver)
         self.adoptions = Adoptions(
             database,
             rooms.engine,
@@ -131,6 +133,8 @@ class FederationParts:
             rooms.membership_store,
             self.imports,
             self.effects,
+            self.resolver,
+            self.unheard,
             rooms.partial_store,
             rooms.writer,
             identity,

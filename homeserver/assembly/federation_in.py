@@ -104,6 +104,8 @@ class IncomingParts:
                 federation.placements,
                 federation.unproved,
                 hearing,
+                rooms.timelines,
+                federation.unheard,
             ),
             federation.resolver,
             federation.effects,

@@ -3,7 +3,7 @@
 Laws:
 - What is kept of a user is all that they keep of any room, but for the rooms where something was set since: these are read anew.
 - What was read while something was set is not kept.
-- It goes when a device of the user goes, or their account is erased: then all that they keep goes without a word.
+- It goes when a device of the user goes, and when all that they keep goes at once, as their account is erased, the second time too.
 
 For the reactor thread.
 """
@@ -17,7 +17,7 @@ import msgspec
 from storage.account_data import AccountData, AccountDataStore
 from storage.streams import Change, Streams, Topic
 
-HEEDED: Final = (Topic.ACCOUNT_DATA, Topic.DEVICES_GONE, Topic.ERASURE)
+HEEDED: Final = (Topic.ACCOUNT_DATA, Topic.DEVICES_GONE)
 ENTRY: Final = 200
 """Bytes, about, for an entry, for a room, and for a user beside what they say."""
 MOST_CHANGED: Final = 200
@@ -108,7 +108,7 @@ class KeptAccountData:
             user_id, room_id = change.user_id, change.room_id
             if user_id is None:
                 self._forget_all()
-            elif change.topic is not Topic.ACCOUNT_DATA:
+            elif change.topic is not Topic.ACCOUNT_DATA or (room_id is None and change.detail is None):
                 self._forget(user_id)
             elif room_id is not None and (kept := self._users.get(user_id)) is not None:
                 former = kept.rooms.pop(room_id, None)

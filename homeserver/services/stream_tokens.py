@@ -19,9 +19,16 @@ from federation.protocol.errors import InvalidParam
 from federation.rooms.room_events import StoredEvent
 from storage.timelines import Place
 
-_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
-_POS: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,18}(?:\.[0-9a-f]{1,14}){0,32})", re.ASCII)
+_TYPED: Final = r"(?:-([0-9]{1,18}(?:\.[0-9]{1,18}){0,31}))?"
+_SYNC: Final = re.compile(rf"s([0-9]{{1,18}})_([0-9]{{1,18}})(?:~([0-9]{{1,18}}))?{_TYPED}", re.ASCII)
+_POS: Final = re.compile(
+    rf"s([0-9]{{1,18}})_([0-9]{{1,18}}){_TYPED}_([0-9]{{1,18}}(?:\.[0-9a-f]{{1,14}}){{0,32}})", re.ASCII
+)
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
+
+
+MOST_TYPED: Final = 32
+"""Rooms in a token."""
 
 
 class SyncToken(msgspec.Struct, frozen=True, gc=False):
@@ -31,10 +38,13 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
     ephemeral: int
     to_device: int | None = None
     """Messages to the device up to there only, where that is not the position."""
+    typed: tuple[int, ...] = ()
+    """The rooms of which the client was told last that somebody types there, the latest last; at most MOST_TYPED."""
 
     def __str__(self) -> str:
         rest = "" if self.to_device is None else f"~{self.to_device}"
-        return f"s{self.position}_{self.ephemeral}{rest}"
+        typed = "-" + ".".join(map(str, self.typed)) if self.typed else ""
+        return f"s{self.position}_{self.ephemeral}{rest}{typed}"
 
 
 def parse_sync_token(text: str) -> SyncToken:
@@ -42,13 +52,17 @@ def parse_sync_token(text: str) -> SyncToken:
     match = _SYNC.fullmatch(text)
     if match is None:
         raise InvalidParam("Not a token that /sync gave out")
-    return SyncToken(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
+    return SyncToken(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), _rooms(match[4]))
 
 
 def split_pos(text: str) -> tuple[SyncToken, str] | None:
     """The parts of a `pos` of sliding sync: the token, and the name of the state (`sliding_sync/state_names.py`); None if it is none."""
     match = _POS.fullmatch(text)
-    return None if match is None else (SyncToken(int(match[1]), int(match[2])), match[3])
+    return None if match is None else (SyncToken(int(match[1]), int(match[2]), typed=_rooms(match[3])), match[4])
+
+
+def _rooms(text: str | None) -> tuple[int, ...]:
+    return () if text is None else tuple(map(int, text.split(".")))
 
 
 def format_place(place: Place) -> str:

@@ -1,6 +1,7 @@
 """Who is typing where: in memory, each notice with an end. Who leaves a room types there no more. Nodes tell one another.
 
-Positions are of the ephemeral counter: a client that comes with one from before the start is told where anybody types.
+Positions are of the ephemeral counter: a client that comes with one from before the start is told where anybody types. That nobody
+does any more in the other rooms is not known here then; but the client's token names those of which it was told that somebody does.
 
 spec: client-server-api#typing-notifications
 """
@@ -17,6 +18,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.node_notes import NodeNotes
 from homeserver.notifier import Notifier
 from homeserver.services.ephemeral import EphemeralCounter
+from homeserver.services.stream_tokens import MOST_TYPED
 from storage.memberships import MembershipRow
 from storage.streams import Change, Streams, Topic
 
@@ -172,6 +174,10 @@ class Typing:
         ends, changed = self._ends, self._changed
         return {nid: list(ends.get(nid, ())) for nid in room_nids if nid in ends or nid in changed}
 
+    def find_over(self, room_nids: Iterable[int]) -> set[int]:
+        """Those of the rooms in which nobody types, as far as is known here."""
+        return {room_nid for room_nid in room_nids if room_nid not in self._ends}
+
     def is_quiet_since(self, since: int | None) -> bool:
         """Whether nobody types, and nobody has stopped since the position."""
         return not self._ends and (since is None or since == self._counter.position)
@@ -190,6 +196,12 @@ class Typing:
                 break
             changed.add(room_nid)
         return changed
+
+    @staticmethod
+    def name_typed(before: Iterable[int], told: Mapping[int, Sequence[UserID]]) -> tuple[int, ...]:
+        """For a token: of which rooms a client has been told that somebody types there, that had been told so of some `before`."""
+        known = [nid for nid in dict.fromkeys(before) if nid not in told]
+        return tuple([*known, *(nid for nid, users in told.items() if users)][-MOST_TYPED:])
 
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._ends:

@@ -31,6 +31,7 @@ from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
 from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
+from federation.rooms.unheard import Unheard
 from federation.rooms.unproved import UnprovedStates
 from federation.rooms.visible import Visibility
 from storage.auth_chains import AuthChainStore
@@ -151,6 +152,8 @@ class RoomParts:
             MembershipStore(database),
             StateImports(outliers, store, self.clock),
             StoredEffects(store, self.identity),
+            self.resolver,
+            Unheard(self.events, self.resolver),
             PartialRoomStore(database),
             writer,
             self.identity,

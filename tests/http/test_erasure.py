@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from storage.account_data import AccountDataStore
 from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.transaction import WriteTransaction
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer, User
@@ -169,6 +171,26 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     dora = server.register("dora")
     join(dora, room_id)
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
+
+
+def test_what_an_erased_user_kept_is_gone_from_memory_too(tmp_path: Path, database: Database) -> None:
+    """Each time that the account is erased: that it was before is nothing new to whoever hears of it."""
+    server = TestServer(tmp_path, database)
+    ignored, kept = server.app.rooms.ignored, server.app.rooms.sync._parts.beside.account_data
+    erin, store = server.register("erin").user_id, AccountDataStore(database)
+
+    def keep(txn: WriteTransaction) -> None:
+        store.set_entry(txn, erin, None, "m.ignored_user_list", b'{"ignored_users":{"@bob:example.org":{}}}')
+        store.set_entry(txn, erin, "!tea:example.org", "m.tag", b'{"tags":{}}')
+
+    for _ in range(2):
+        server.run(database.write("keep", keep))  # as by an application service, at the last moment
+        assert server.run(ignored.of_user(erin)) == {"@bob:example.org"}
+        assert server.run(kept.of_user(erin)).rooms
+        assert server.run(kept.of_rooms(erin, ["!tea:example.org"]))
+        server.run(server.app.people.deactivation.do_deactivate(erin, erase=True))
+        assert server.run(ignored.of_user(erin)) == set()
+        assert server.run(kept.of_rooms(erin, ["!tea:example.org"])) == {}
 
 
 def test_a_page_costs_the_same_however_much_was_erased(

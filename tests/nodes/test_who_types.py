@@ -209,7 +209,9 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
         nodes.wait(0.2)
         told.append(typing(pending.answer.json, room_id))
         since = pending.answer.json["next_batch"]
-    assert [each for each in told if each is not None] == [[]]
+    told = [each for each in told if each is not None]
+    assert told, "it hears that nobody types"
+    assert told in ([[]], [[], []]), "by its token, and where the notes of the nodes crossed once more"
     for turn in range(4):
         pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
@@ -233,3 +235,18 @@ def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(node
     for _ in range(14):
         nodes.wait(1.0)
     assert typing(waiting.answer.json, room_id) == []
+
+
+def test_who_was_told_by_the_node_that_is_gone_hears_it_at_the_other(nodes: CallingNodes) -> None:
+    """Also where neither knows any more that somebody typed."""
+    alice, _ = nodes.here_and_there("alice")
+    bob_here, _ = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob_here)
+    nodes.wait()
+    nodes.end_first()
+    rooms.type(alice, room_id)
+    answer = sync(bob_here, filter=QUIET)
+    assert typing(answer, room_id) == [alice.user_id]
+    nodes.start_second_anew()
+    answer = sync(nodes.there(bob_here), answer["next_batch"], filter=QUIET)
+    assert typing(answer, room_id) == []

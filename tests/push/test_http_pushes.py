@@ -91,21 +91,26 @@ def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
     assert gateway.asked == []
 
 
-def test_the_format_event_id_only_tells_no_content(server: TestServer, gateway: Gateway) -> None:
+@pytest.mark.parametrize("is_named", [False, True])
+def test_the_format_event_id_only_tells_no_content(server: TestServer, gateway: Gateway, *, is_named: bool) -> None:
+    """spec: push-gateway-api#homeserver-behaviour"""
     alice, bob, room_id = two(server)
     data = {"url": URL, "format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
     set_pusher(alice, data=data)
-    event_id = say(bob, room_id, "secret")
+    mentions = {"m.mentions": {"user_ids": [alice.user_id]}} if is_named else {}
+    content = {"msgtype": "m.text", "body": "secret", **mentions}
+    event_id = bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content).json["event_id"]
     settle(server)
     [push] = gateway.taken
     [device] = push.notification.pop("devices")
     assert push.notification == {
         "event_id": event_id,
         "room_id": room_id,
-        "prio": "low",
+        "prio": "high" if is_named else "low",
         "counts": {"unread": 1},
     }
     assert device["data"] == {"format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
+    assert device.keys() == {"app_id", "pushkey", "pushkey_ts", "data"}, "no tweaks"
 
 
 def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: Gateway) -> None:

@@ -128,10 +128,12 @@ async def test_account_data_are_those_that_are_stored(
         elif what == 4 and chance.random() < 0.2:
             streams.advance_to(streams.current() + 1)  # another node has written
         elif what == 5 and chance.random() < 0.3:
+            has_devices = chance.random() < 0.5
 
-            def erase(txn: WriteTransaction, user_id: str = user_id) -> None:
+            def erase(txn: WriteTransaction, user_id: str = user_id, has_devices: bool = has_devices) -> None:
                 store.remove_account_data(txn, user_id)
-                txn.announce(Change(txn.next_position(), Topic.DEVICES_GONE, None, user_id, DevicesGone(("D",))))
+                if has_devices:
+                    txn.announce(Change(txn.next_position(), Topic.DEVICES_GONE, None, user_id, DevicesGone(("D",))))
 
             await database.write("erase", erase)
         elif what == 6:

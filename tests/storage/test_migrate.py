@@ -218,6 +218,51 @@ def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path
     }
 
 
+def test_where_stays_began_is_found_however_far_back(engine: Engine, tmp_path: Path) -> None:
+    event = (
+        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, replaces, flags, event_id, type,"
+        " state_key, sender, pdu) VALUES (?, 1, ?, 1, 1, ?, 16, ?, 'm.room.member', ?, '', ?)"
+    )
+    row = (
+        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local, left_position)"
+        " VALUES (1, ?, ?, ?, '', ?, ?, ?)"
+    )
+    often = 60
+    stories = {
+        "stays": ["invite", "join", *["join"] * often],
+        "back": ["join", "leave", "join", "join"],
+        "elsewhere": ["join", "join"],
+        "left": ["join", "leave"],
+        "asked often": ["join", "leave", *["invite", "leave"] * often],
+        "never": ["invite", "leave"] * often,
+    }
+    nids: dict[str, list[int]] = {}
+    with database_before(engine, tmp_path, 109) as writer:
+        for user, story in stories.items():
+            of_user = nids.setdefault(user, [])
+            for membership in story:
+                nid = 1 + sum(map(len, nids.values()))
+                pdu = b'{"content":{"membership":"%s"}}' % membership.encode()
+                before = of_user[-1] if of_user else None
+                writer.execute(event, (nid, 100 + nid, before, f"${nid}", user, pdu))
+                of_user.append(nid)
+            latest = of_user[-1]
+            ended = 100 + latest if user == "left" else None
+            writer.execute(row, (user, story[-1], latest, 100 + latest, int(user != "elsewhere"), ended))
+    found = {
+        user: (began, ended)
+        for user, began, ended in ask(engine, "SELECT user_id, joined_position, left_position FROM memberships")
+    }
+    assert found == {
+        "stays": (100 + nids["stays"][1], None),
+        "back": (100 + nids["back"][2], None),
+        "elsewhere": (None, None),
+        "left": (None, 100 + nids["left"][1]),
+        "asked often": (None, 100 + nids["asked often"][1]),
+        "never": (None, None),
+    }
+
+
 ODD_MEMBERS = [
     rb'"reason":"a\u0000b"',
     rb'"reason":"a\\u0000b\\"',

@@ -182,6 +182,30 @@ def sign(folder: Path, query: str) -> str:
 
 
 @needs_saml
+def test_a_request_that_was_kept_back_is_too_old(server: TestServer, providers: OutsideServer) -> None:
+    """Whoever caught it on its way, so that it was never taken, ends nothing with it that began since."""
+    alice, traveller = sign_in_at_the_school(server)
+    sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
+    text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
+
+    def issued(seconds: int, name: str) -> str:
+        """The path of a request as it would be if it had been issued so many seconds ago."""
+        instant = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds))
+        then = re.sub('IssueInstant="[^"]*"', f'IssueInstant="{instant}"', text, count=1)
+        then = re.sub(' ID="[^"]*"', f' ID="{name}"', then, count=1)
+        packing = zlib.compressobj(9, wbits=-15)
+        packed = packing.compress(then.encode()) + packing.flush()
+        query = urlencode({"SAMLRequest": base64.b64encode(packed), "SigAlg": sent["SigAlg"][0]})
+        return sign(providers.folder, query)
+
+    for seconds in (400, 3600, 12 * 3600, -120):
+        traveller.home.open(issued(seconds, f"_a{abs(seconds)}"))
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), seconds
+    traveller.home.open(issued(200, "_b"))
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
 def test_what_is_signed_is_the_query_as_it_was_sent(server: TestServer, providers: OutsideServer) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]

@@ -107,5 +107,5 @@ class OwnRules:
 
 
 def concerns_rules(change: Change) -> bool:
-    """Whether the push rules of the change's user have changed."""
-    return change.topic is Topic.ACCOUNT_DATA and change.detail == PUSH_RULES
+    """Whether the push rules of the change's user have changed: set, or gone with all that the user kept."""
+    return change.topic is Topic.ACCOUNT_DATA and change.room_id is None and change.detail in (PUSH_RULES, None)

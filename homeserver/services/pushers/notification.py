@@ -1,7 +1,8 @@
 """What a push gateway is told: the bodies of requests, from plain values.
 
 Laws:
-- A pusher of the format `event_id_only` is told ids and numbers, and nothing that somebody wrote.
+- A pusher of the format `event_id_only` is told ids and numbers, and nothing that somebody wrote: neither are the tweaks, which say whether
+  it names the user, and are whatever the user's rules say. The device reads the event, and knows the rules itself.
 - The content of an encrypted event is told to nobody: a gateway can make nothing of it, and vendors carry but 4 KB.
 
 spec: push-gateway-api#post_matrixpushv1notify
@@ -74,13 +75,13 @@ def _data(pusher: PusherRow) -> dict[str, Any]:
 
 
 def _device(pusher: PusherRow, data: Mapping[str, Any], tweaks: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    device: dict[str, Any] = {
         "app_id": pusher.app_id,
         "pushkey": pusher.pushkey,
         "pushkey_ts": pusher.set_ts // 1000,
         "data": {name: value for name, value in data.items() if name != "url"},
-        "tweaks": tweaks,
     }
+    return device if data.get("format") == EVENT_ID_ONLY else device | {"tweaks": tweaks}
 
 
 def _is_urgent(event: Event, tweaks: Mapping[str, Any]) -> bool:

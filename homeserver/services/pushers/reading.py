@@ -171,6 +171,7 @@ class PushReading:
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
+        self._rounds_end: Deferred[LoopingCall] | None = None
         streams.subscribe(
             self._hear,
             Topic.PUSHER,
@@ -185,12 +186,13 @@ class PushReading:
 
     def start(self) -> None:
         """Push from now on, as soon as no other node does."""
-        self._round.start(ROUND_SECONDS)
+        self._rounds_end = self._round.start(ROUND_SECONDS)
 
     async def stop(self) -> None:
         """Push no more, and note how far all is told."""
-        if self._round.running:
+        if self._round.running and self._rounds_end is not None:
             self._round.stop()
+            await self._rounds_end  # with the one that is under way: it may just be taking the lease
         if self._has_lease:
             self._has_lease = False
             self._letters.stop()

@@ -167,9 +167,14 @@ class SlidingSync:
 
     async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
         connections, extensions = self._parts.connections, self._parts.extensions
-        pos = await connections.keep(connection, answer.state, answer.token)
+        token = answer.token
+        if request.extensions.typing is None and token.typed:
+            token = replace(token, typed=())
+        elif answer.typing is not None:
+            token = replace(token, typed=answer.typing.typed)
+        pos = await connections.keep(connection, answer.state, token)
         if extensions.is_told_otherwise(connection, pos, answer.typing):
-            pos = await connections.keep(connection, answer.state, answer.token, anew=True)
+            pos = await connections.keep(connection, answer.state, token, anew=True)
         extensions.end(request, connection, answer.typing, pos)
         self._parts.entries.end(request, connection, answer.newly_sent, pos)
         if answer.view is not None:
@@ -179,12 +184,13 @@ class SlidingSync:
     async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
         """An answer for now."""
         parts = self._parts
-        token = self._now()
+        token = self._now(connection)
         upto = token.position
-        empty = self._parts.empty.find(request, connection, token)
+        is_over = bool(parts.typing.find_over(token.typed))  # which a client is told by the ordinary way
+        empty = None if is_over else self._parts.empty.find(request, connection, token)
         if empty is not None:
             return _Answer(empty, False, token, connection.state, set())
-        messages = await self._messages.read(request, connection, token, members)
+        messages = None if is_over else await self._messages.read(request, connection, token, members)
         if messages is not None:
             return _Answer(
                 messages.body,
@@ -219,14 +225,16 @@ class SlidingSync:
         }
         is_news = any(map(_is_told, told)) or extensions.is_news or len(told) < len(works)
         state = changes.result()
-        if not is_news and state is connection.state and token == self._now():
+        if not is_news and state is connection.state and token == self._now(connection):
             self._parts.empty.keep(request, connection, token, body)
         lasts = selection.lasts and len(told) == len(works) and extensions.is_all
         view = view_of(request, selection, token, state) if lasts else None
         return _Answer(body, is_news, token, state, newly_sent, view, extensions.typing)
 
-    def _now(self) -> SyncToken:
-        return SyncToken(self._streams.current(), self._parts.typing.position)
+    def _now(self, connection: Connection) -> SyncToken:
+        """The token of an answer by which nothing of who types changes."""
+        typed = () if connection.token is None else connection.token.typed
+        return SyncToken(self._streams.current(), self._parts.typing.position, typed=typed)
 
     async def _find_works(
         self, request: SlidingRequest, connection: Connection, selection: Selection, recounted: Set[int]

@@ -5,13 +5,15 @@ What a client was told goes by the `pos` of the answer, which may get lost: so n
 
 In memory alone: typing is over in seconds. Of a client of which it is not known, since the server was started anew or
 remembers others, everything that is known of who types is told: what it had before can only be put right by that. It does not
-end waiting by itself, or a client that is forgotten again and again would never wait.
+end waiting by itself, or a client that is forgotten again and again would never wait. That nobody types any more where it was told so
+before a start is known from its `pos` (`SyncToken.typed`).
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.ids import UserID
 from homeserver.services.sliding_sync.kept import KeptOfConnections
@@ -39,12 +41,14 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """Those that were before, and the ephemeral position up to which all is told of each."""
     is_whole: bool = True
     """Whether these are all that ever were in view."""
+    typed: tuple[int, ...] = ()
+    """As in `SyncToken`, of the rooms in view."""
 
 
 class Typists(msgspec.Struct, frozen=True, gc=False):
     """Who types, as far as a client is to be told."""
 
-    rooms: Mapping[int, list[UserID]]
+    rooms: Mapping[int, Sequence[UserID]]
     is_news: bool
     """Whether something has changed since the client heard last, or came into view."""
     view: View
@@ -76,15 +80,19 @@ class TypingViews:
         stands at. With the rooms in `begun` it begins anew."""
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            return Typists(found, bool(found), View(frozenset(rooms), {}))
+            return Typists(found, bool(found), View(frozenset(rooms), {}, typed=self._typing.name_typed((), found)))
         changed: Set[int] = frozenset()
         if not self._typing.is_quiet_since(before.ephemeral):
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
         view = self.find(key, pos)
+        typed = [nid for nid in before.typed if nid in rooms]
+        told: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(typed), ())
         if view is None:
-            view = View(frozenset(rooms), {}, is_whole=False)
-            return Typists(self._typing.get_known(rooms), bool(changed), view)
-        told = dict(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+            is_news = bool(changed or told)
+            told.update(self._typing.get_known(rooms))
+            view = View(frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told))
+            return Typists(told, is_news, view)
+        told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         if begun:
             told.update(self._typing.get_changed(begun & rooms, None))
         if rooms != view.rooms:
@@ -95,7 +103,10 @@ class TypingViews:
                 told.update(self._typing.get_changed([nid], None))
                 if nid in view.left:  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
-            view = View(frozenset(rooms), *_left(view, before, rooms))
+            view = View(frozenset(rooms), *_left(view, before, rooms), view.typed)
+        names = self._typing.name_typed(typed, told)
+        if names != view.typed:
+            view = replace(view, typed=names)
         return Typists(told, bool(told), view)
 
     def find(self, key: ConnectionKey, pos: str | None) -> View | None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.events import StateKey
+from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.outside import is_outside
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -77,6 +78,8 @@ class RoomWork(msgspec.Struct, gc=False):
     prev_batch: str | None = None
     state: Sequence[StoredEvent] = ()
     summary: Summary | None = None
+    typing: Sequence[UserID] | None = None
+    """Who types there, where a device is to be told."""
     ephemeral: list[Any] = []
     sticky: Sequence[msgspec.Raw] = ()
     is_recounted: bool = False

@@ -54,6 +54,8 @@ from storage.streams import Streams, Topic
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 LEFT: Final = frozenset({"leave", "ban"})
+ANYTIME: Final = 2**62
+"""Beyond all positions."""
 
 
 class SyncParts(msgspec.Struct, frozen=True):
@@ -157,18 +159,22 @@ class Sync:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
         since = request.since
-        now = self._now()
-        if since is not None and not request.full_state and since == now:
-            # nothing has happened to anybody
-            news = await parts.devices.read_nothing_new(request)
-            return frame(since, news, [], [], {}), False
-        usual = await self._messages.read(request, now)
-        if usual is not None:
-            return usual
+        now = self._now(since)
+        typed = () if since is None else since.typed
+        over = parts.typing.find_over(typed)
+        if not over:
+            if since is not None and not request.full_state and since == now:
+                # nothing has happened to anybody
+                news = await parts.devices.read_nothing_new(request)
+                return frame(since, news, [], [], {}), False
+            usual = await self._messages.read(request, now)
+            if usual is not None:
+                return usual
         span = Range(0 if since is None else since.position, self._streams.current())
         messages, upto, fetched = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
-        token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
+        typed = tuple(nid for nid in typed if nid not in over)
+        token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched, typed)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
         heard = parts.ignored.heard
@@ -196,14 +202,17 @@ class Sync:
         devices = await parts.devices.read(request, span, messages)
         sections: dict[str, Any] = {}
         if candidates:
-            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored, recounted)
+            token, sections = await self._rooms(request, span, token, candidates, rooms, data, ignored, recounted)
         account_data = _account_data_events(request, data.everywhere)
         presence = await parts.presence.read(request, span, rows, ignored)
         answer = frame(token, devices, account_data, presence, sections)
         return answer, bool(sections or account_data or presence) or devices.is_news
 
-    def _now(self) -> SyncToken:
-        return SyncToken(self._streams.current(), self._parts.typing.position)
+    def _now(self, since: SyncToken | None) -> SyncToken:
+        """The token of an answer by which nothing of who types changes."""
+        return SyncToken(
+            self._streams.current(), self._parts.typing.position, typed=() if since is None else since.typed
+        )
 
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
@@ -227,9 +236,9 @@ class Sync:
         changed = self._parts.recent.rooms_since(request.caller.user_id, span.since)
         if changed is None:
             return list(rows.values())
-        wanted = (
-            recounted | changed.events | changed.receipts | self._parts.typing.changed_rooms(request.since.ephemeral)
-        )
+        typing, since = self._parts.typing, request.since
+        wanted = recounted | changed.events | changed.receipts
+        wanted |= typing.changed_rooms(since.ephemeral) | typing.find_over(since.typed)
         if data.rooms:
             wanted |= {room.room_nid for room in (await self._parts.rooms.get_rooms(data.rooms)).values()}
         if len(wanted) < len(rows):
@@ -246,7 +255,8 @@ class Sync:
         data: AccountData,
         ignored: Set[str],
         recounted: Set[int],
-    ) -> dict[str, Any]:
+    ) -> tuple[SyncToken, dict[str, Any]]:
+        """The sections of the answer, and its token, which names the rooms where somebody types."""
         partial = await self._parts.partial.get_all()
         joined: list[RoomWork] = []
         left: list[RoomWork] = []
@@ -273,6 +283,7 @@ class Sync:
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
             elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
+        token = replace(token, typed=self._note_typing(request, joined, token.typed))
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
         await self._fill_departures(left)
         own = await self._fill_beside(request, span, joined, left, data, ignored)
@@ -293,7 +304,7 @@ class Sync:
             stripped = present_stripped(await self._parts.invited.get_stripped(row))
             section = sections.setdefault(row.membership, {})
             section[rooms[row.room_nid].room_id] = {f"{row.membership}_state": {"events": stripped}}
-        return sections
+        return token, sections
 
     async def _fill_departures(self, left: Sequence[RoomWork]) -> None:
         """The leaving of rooms that this server is not in: an invite was declined, or a knock taken back."""
@@ -317,16 +328,32 @@ class Sync:
             for work in joined:
                 work.sticky = events.get(work.room.room_nid, ())
 
-    def _find_typing(self, request: SyncRequest, works: Sequence[RoomWork]) -> Mapping[int, list[UserID]]:
+    def _note_typing(self, request: SyncRequest, works: Sequence[RoomWork], typed: tuple[int, ...]) -> tuple[int, ...]:
+        """Say of each room who types there, where a device is to be told; the rooms of which it then has been told that somebody does."""
+        typing, since = self._parts.typing, request.since
+        wanted = request.filter.room.ephemeral
+        is_quiet = typing.is_quiet_since(None if since is None else since.ephemeral)
+        if (is_quiet and (since is None or not since.typed)) or not wanted.allows("m.typing", None):
+            return typed
+        found = self._find_typing(request, works)
+        told: dict[int, Sequence[UserID]] = {}
+        for work in works:
+            if work.room.room_nid in found and wanted.allows_room(work.room.room_id):
+                work.typing = told[work.room.room_nid] = found[work.room.room_nid]
+        return typing.name_typed(typed, told)
+
+    def _find_typing(self, request: SyncRequest, works: Sequence[RoomWork]) -> Mapping[int, Sequence[UserID]]:
         """Who types in the rooms, where a device has to be told. One that may know nothing of a room is told where anybody types; if it
-        may know something as well, also that they type no more."""
+        may know something as well, also that they type no more: who says by their token that they were told so, even if it is not
+        known here that anybody did."""
         typing = self._parts.typing
         begun = [work.room.room_nid for work in works if request.since is None or work.is_begun]
         found = typing.get_changed(begun, None)
         if request.since is None:
             return found
         known = [work.room.room_nid for work in works if work.is_back or not work.is_begun]
-        return {**typing.get_changed(known, request.since.ephemeral), **found}
+        over = dict.fromkeys(typing.find_over(request.since.typed) & set(known), ())
+        return {**over, **typing.get_changed(known, request.since.ephemeral), **found}
 
     async def _fill_beside(
         self,
@@ -342,7 +369,7 @@ class Sync:
         own: OwnReceipts | None = None
         wanted = request.filter.room
         user_id = request.caller.user_id
-        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
+        is_quiet = all(work.typing is None for work in works)
         changed = self._parts.recent.rooms_since(user_id, span.since) if request.since is not None else None
         is_known = not any(work.is_begun for work in (*works, *left))
         if is_quiet and is_known and changed is not None and not (changed.receipts or data.rooms):
@@ -350,8 +377,10 @@ class Sync:
         by_nid = {work.room.room_nid: work for work in works}
         reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.is_begun]
         if reading and wanted.ephemeral.allows("m.receipt", None):
-            ranges = {nid: (0 if by_nid[nid].is_begun else by_nid[nid].since, span.upto) for nid in reading}
             is_now, heard = span.upto == self._streams.current(), self._parts.unread.heard
+            # a receipt that has just moved, at another node too, is found where it is now, or nowhere
+            whole_range = (0, ANYTIME if is_now else span.upto)
+            ranges = {nid: whole_range if by_nid[nid].is_begun else (by_nid[nid].since, span.upto) for nid in reading}
             by_room = await self._parts.beside.receipts.get_receipts(ranges)
             if is_now:
                 whole = {nid: by_room[nid] for nid, (after, _) in ranges.items() if after == 0}
@@ -359,13 +388,12 @@ class Sync:
                     {nid: [row for row in rows if row.user_id == user_id] for nid, rows in whole.items()}, heard
                 )
             for nid, receipts in by_room.items():
-                shown = visible_receipts(receipts, user_id, ignored)
+                shown = visible_receipts([row for row in receipts if row.position <= span.upto], user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
-        if not is_quiet and wanted.ephemeral.allows("m.typing", None):
-            for nid, typing in self._find_typing(request, works).items():
-                if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
-                    by_nid[nid].ephemeral.append(typing_event(typing, ignored))
+        for work in works:
+            if work.typing is not None:
+                work.ephemeral.append(typing_event(work.typing, ignored))
         kept = data.rooms
         if request.since is not None:
             new = [work.room.room_id for work in (*works, *left) if work.is_begun]

@@ -7,6 +7,7 @@ Laws:
 - What the library would remember of people is forgotten at once.
 """
 
+import time
 import zlib
 from base64 import b64decode
 from calendar import timegm
@@ -44,8 +45,10 @@ from homeserver.services.upstream.saml_logout import (
 
 SLACK_SECONDS: Final = 60
 """By which clocks may differ."""
+OLDEST_REQUEST: Final = 300
+"""In seconds, of a request to sign out: one that was caught on its way ends nothing that began long after it."""
 REQUEST_SECONDS: Final = 2 * 24 * 3600
-"""So old a request to sign out is surely refused by the library."""
+"""So old a request to sign out is surely refused, by the library too: until then it is remembered, and counts once."""
 LONGEST_NAME: Final = 512
 
 
@@ -229,7 +232,8 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
         text = open_envelope(message.request) if message.is_soap else b64decode(message.request)
     request.loads(text, binding, origdoc=text, must=beside is None)
     content = request.message
-    if not request.verify() or not content.destination:
+    age = time.time() - timegm(str_to_time(content.issue_instant))
+    if not request.verify() or not content.destination or not -SLACK_SECONDS <= age <= OLDEST_REQUEST + SLACK_SECONDS:
         raise SAMLError("it is not of now, or for nobody")
     if request.sender() != idp:
         raise SAMLError(f"it is of {request.sender()}")

@@ -1,0 +1,198 @@
+"""Who was told before a restart that somebody types is told after it that nobody does, in both kinds of sync: what a client was told stands
+in its token, and nowhere else."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from homeserver.services.stream_tokens import MOST_TYPED, SyncToken, parse_sync_token, split_pos
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, create, say
+
+NO_TYPING = quote('{"room":{"ephemeral":{"not_types":["m.typing"]}}}')
+
+
+class Town:
+    """Alice and Bob on a server that may begin anew."""
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        self._folder, self._database, self._begun = folder, database, 1
+        self.server = TestServer(folder, database, seed=1)
+        self.alice, self.bob = self.server.register("alice"), self.server.register("bob")
+
+    def room(self) -> str:
+        room_id = create(self.bob, preset="public_chat")
+        act(self.alice, room_id, "join")
+        return room_id
+
+    def begin_anew(self) -> None:
+        """The server remembers nothing but what is in the database."""
+        seconds = self.server.clock.seconds()
+        self._begun += 1
+        self.server = TestServer(self._folder, self._database, seed=self._begun, now=seconds + 1)
+        self.alice.server = self.bob.server = self.server
+
+    def type(self, room_id: str, *, typing: bool = True) -> None:
+        path = f"/_matrix/client/v3/rooms/{room_id}/typing/{self.bob.user_id}"
+        assert self.bob.put(path, {"typing": typing, "timeout": 20000}).status == 200
+
+
+@pytest.fixture
+def town(tmp_path: Path, database: Database) -> Town:
+    return Town(tmp_path, database)
+
+
+def sync(user: User, since: str = "", **query: str) -> Any:
+    fields = "".join(f"&{name}={value}" for name, value in query.items())
+    answer = user.get(f"/_matrix/client/v3/sync?{since and 'since=' + since}{fields}")
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def typing(answer: Any) -> dict[str, list[str]]:
+    """By room, as /sync tells it."""
+    return {
+        room_id: event["content"]["user_ids"]
+        for room_id, room in answer.get("rooms", {}).get("join", {}).items()
+        for event in room["ephemeral"]["events"]
+        if event["type"] == "m.typing"
+    }
+
+
+def test_sync(town: Town) -> None:
+    typed, other = town.room(), town.room()
+    since = sync(town.alice)["next_batch"]
+    town.type(typed)
+    answer = sync(town.alice, since)
+    assert typing(answer) == {typed: [town.bob.user_id]}
+    say(town.bob, other, "alone")
+    answer = sync(town.alice, answer["next_batch"])
+    assert other in answer["rooms"]["join"]
+
+    town.begin_anew()
+
+    answer = sync(town.alice, answer["next_batch"])
+    assert typing(answer) == {typed: []}
+    again = sync(town.alice, answer["next_batch"])
+    assert "rooms" not in again
+    assert again["next_batch"] == answer["next_batch"]
+    town.type(typed)
+    assert typing(sync(town.alice, again["next_batch"])) == {typed: [town.bob.user_id]}
+
+
+def test_a_first_sync_and_one_that_waits(town: Town) -> None:
+    room_id = town.room()
+    town.type(room_id)
+    first = sync(town.alice)
+    assert typing(first) == {room_id: [town.bob.user_id]}
+
+    town.begin_anew()
+
+    waiting = town.alice.start("GET", f"/_matrix/client/v3/sync?since={first['next_batch']}&timeout=30000")
+    assert waiting.done
+    assert typing(waiting.answer.json) == {room_id: []}
+    waiting = town.alice.start(
+        "GET", f"/_matrix/client/v3/sync?since={waiting.answer.json['next_batch']}&timeout=30000"
+    )
+    assert not waiting.done
+
+
+def test_who_goes_on_typing(town: Town) -> None:
+    room_id = town.room()
+    town.type(room_id)
+    since = sync(town.alice)["next_batch"]
+    town.begin_anew()
+    town.type(room_id)
+    assert typing(sync(town.alice, since)) == {room_id: [town.bob.user_id]}
+
+
+def test_what_is_over_before_the_restart_is_not_told_again(town: Town) -> None:
+    room_id = town.room()
+    town.type(room_id)
+    since = sync(town.alice)["next_batch"]
+    town.type(room_id, typing=False)
+    answer = sync(town.alice, since)
+    assert typing(answer) == {room_id: []}
+    town.begin_anew()
+    assert typing(sync(town.alice, answer["next_batch"])) == {}
+
+
+def test_who_does_not_want_to_know(town: Town) -> None:
+    room_id = town.room()
+    since = sync(town.alice, filter=NO_TYPING)["next_batch"]
+    town.type(room_id)
+    answer = sync(town.alice, since, filter=NO_TYPING)
+    town.begin_anew()
+    assert typing(sync(town.alice, answer["next_batch"], filter=NO_TYPING)) == {}
+
+
+def test_a_room_that_was_left_meanwhile(town: Town) -> None:
+    room_id = town.room()
+    town.type(room_id)
+    since = sync(town.alice)["next_batch"]
+    town.begin_anew()
+    act(town.alice, room_id, "leave")
+    answer = sync(town.alice, since)
+    assert typing(answer) == {}
+    assert "rooms" not in sync(town.alice, answer["next_batch"])
+
+
+def test_sliding_sync(town: Town) -> None:
+    typed, other = town.room(), town.room()
+    lists = {"all": a_list([0, 9])}
+    client = SlidingClient(town.alice, lists=lists, extensions={"typing": {"enabled": True}})
+    client.sync()
+    town.type(typed)
+
+    def told() -> dict[str, list[str]]:
+        rooms = client.sync()["extensions"]["typing"]["rooms"]
+        return {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()}
+
+    assert told() == {typed: [town.bob.user_id]}
+    say(town.bob, other, "alone")
+    assert told() == {}
+
+    town.begin_anew()
+    client.user.server = town.server
+
+    waiting = client.wait()
+    assert waiting.done
+    rooms = waiting.answer.json["extensions"]["typing"]["rooms"]
+    assert {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()} == {typed: []}
+    client.pos = waiting.answer.json["pos"]
+    assert told() == {}
+    town.type(typed)
+    assert told() == {typed: [town.bob.user_id]}
+
+
+def test_a_token_stays_short(town: Town) -> None:
+    rooms = [town.room() for _ in range(MOST_TYPED + 3)]
+    for room_id in rooms:
+        town.type(room_id)
+    since = sync(town.alice)["next_batch"]
+    assert len(parse_sync_token(since).typed) == MOST_TYPED
+    town.begin_anew()
+    assert len(typing(sync(town.alice, since))) == MOST_TYPED
+
+
+def test_what_a_client_makes_up_tells_it_nothing(town: Town) -> None:
+    room_id = create(town.bob, preset="public_chat")
+    since = sync(town.alice)["next_batch"]
+    town.begin_anew()
+    answer = sync(town.alice, f"{since}-1.2.3.999999999999999999")
+    assert typing(answer) == {}
+    assert "-" not in answer["next_batch"]
+    town.type(room_id)
+    assert "rooms" not in sync(town.alice, answer["next_batch"])
+    for wrong in ("-", "-1.", "-x", "-1..2", "-" + ".".join(["1"] * (MOST_TYPED + 1))):
+        assert town.alice.get(f"/_matrix/client/v3/sync?since={since}{wrong}").status == 400
+
+
+def test_tokens_as_text() -> None:
+    for token in (SyncToken(1, 2), SyncToken(1, 2, 3), SyncToken(1, 2, typed=(4,)), SyncToken(1, 2, 3, (4, 5))):
+        assert parse_sync_token(str(token)) == token
+        if token.to_device is None:
+            assert split_pos(f"{token}_7.a1.b2") == (token, "7.a1.b2")

@@ -1,0 +1,43 @@
+"""What somebody has just read at one node, and is counted at another that has not heard of it yet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import PostgresConfig
+from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.server import User
+from tests.helpers.syncing import Rooms, sync
+
+rooms = Rooms()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
+    made = CallingNodes(tmp_path, postgresql)
+    yield made
+    made.close()
+
+
+def unread(user: User, room_id: str) -> int:
+    """As a new client is told."""
+    room = sync(user)["rooms"]["join"][room_id]
+    return int(room["unread_notifications"]["notification_count"])
+
+
+def test_a_receipt_that_moves_at_another_node_takes_nothing_back(nodes: CallingNodes) -> None:
+    """The one before it is gone from the database, and the new one is of later than the answer. Without both all messages were unread."""
+    alice, alice_there = nodes.here_and_there("alice")
+    bob, _ = nodes.here_and_there("bob")
+    room_id = rooms.create(alice, bob)
+    said = [rooms.say(bob, room_id) for _ in range(5)]
+    rooms.read(alice, room_id, said[-2])
+    nodes.wait()
+    nodes.end_first()  # nobody hears of what is written here
+    rooms.read(alice, room_id, said[-1])
+
+    assert unread(alice_there, room_id) <= 1
+
+    nodes.wait(2)
+    assert unread(alice_there, room_id) == 0

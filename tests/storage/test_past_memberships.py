@@ -1,0 +1,61 @@
+"""What the current state says of who is in a room no more, told once more as a room is entered again."""
+
+from itertools import count
+
+import pytest
+
+from storage.database import Database
+from storage.memberships import MembershipRow, MembershipStore
+from storage.room_effects import NewMembership, StateEffect, apply_effects
+
+ALICE, ROOM = "@alice:example.org", 1
+
+
+async def test_where_a_stay_began_stays_with_the_membership(database: Database) -> None:
+    store = MembershipStore(database)
+    nids = count(1)
+
+    async def become(*memberships: str, is_local: bool = True) -> tuple[int | None, int | None]:
+        """One write; where the present stay began, and where the last one ended. Positions are ten times the numbers."""
+        effects = []
+        for membership in memberships:
+            nid = next(nids)
+            effect = StateEffect(NewMembership(ALICE, membership, ALICE, is_local, None, None))
+            effects.append((nid, 10 * nid, effect))
+        await database.write("become", apply_effects, ROOM, effects)
+        row = await store.get_membership(ROOM, ALICE)
+        assert row is not None
+        return row.joined_position, row.left_position
+
+    assert await become("invite") == (None, None)
+    assert await become("join") == (20, None)
+    assert await become("join") == (20, None)
+    assert await become("leave", "join") == (50, None)
+    assert await become("join", "ban") == (None, 70)
+    assert await become("leave") == (None, 70)
+    assert await become("invite", "join", "join") == (100, None)
+    assert await become("join", is_local=False) == (None, None)
+
+
+@pytest.mark.parametrize("membership", ["leave", "ban"])
+async def test_what_is_told_again_changes_nothing(database: Database, membership: str) -> None:
+    store = MembershipStore(database)
+
+    async def become(membership: str, nid: int, position: int) -> MembershipRow | None:
+        effect = StateEffect(NewMembership(ALICE, membership, ALICE, True, None, None))
+        await database.write("become", apply_effects, ROOM, [(nid, position, effect)])
+        return await store.get_membership(ROOM, ALICE)
+
+    await become("join", 1, 10)
+    left = await become(membership, 2, 20)
+    assert left is not None
+    assert (left.position, left.left_position, left.forgotten) == (20, 20, False)
+    await store.set_forgotten(ROOM, ALICE)
+
+    again = await become(membership, 2, 30)
+
+    assert again is not None
+    assert (again.position, again.left_position, again.forgotten) == (20, 20, True)
+    news = await become(membership, 3, 40)
+    assert news is not None
+    assert (news.position, news.forgotten) == (40, False)
