@@ -8,8 +8,8 @@ spec: client-server-api#room-event-format
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from itertools import filterfalse, repeat
-from operator import attrgetter
+from itertools import compress, filterfalse, repeat
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +37,8 @@ _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
 _of_plain: Final = attrgetter("event.is_plain")
 _sender: Final = attrgetter("event.sender")
+_sent: Final = attrgetter("sent")
+_first: Final = itemgetter(0)
 _nid: Final = attrgetter("nid")
 _client_prefix: Final = attrgetter("client_prefix")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
@@ -183,32 +185,31 @@ class ClientEvents:
     async def _load_extras(self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
         events: list[StoredEvent] = list(map(_event, seen))
+        extras: dict[int, bytes] = {}
         own: list[StoredEvent] = []
-        sent: dict[int, tuple[str, str]] = {}
-        if device_id is not None and user_id in map(_sender, events):
-            own = [event for event in events if event.event.sender == user_id]
-            unknown = [event for event in own if event.sent is None]
-            if unknown:
+        if device_id is not None:
+            own = list(compress(events, map(user_id.__eq__, map(_sender, events))))
+        if own:
+            if None in map(_sent, own):
+                unknown = [event for event in own if event.sent is None]
                 found = await self._sent.get_txn_ids([event.nid for event in unknown])
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
-            sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
+            # mostly other devices sent them
+            for event in compress(own, map({device_id, ""}.__contains__, map(_first, map(_sent, own)))):
+                if event.sent is not None and (extra := _transaction(event.sent, device_id)):
+                    extras[event.nid] = extra
         special_seen = list(filterfalse(_of_plain, seen))
         special: list[StoredEvent] = list(map(_event, special_seen))
-        if sent:
-            special += [event for event in own if event.is_plain and event.nid in sent]
         if not special:
-            return {}
+            return extras
         others = await self._find_former(user_id, special_seen)
         # who has left may see what was redacted later, and not why
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
         loaded = await self._aggregations.without_erased(user_id, loaded)
-        extras: dict[int, bytes] = {}
         for event in special:
-            extra = b""
-            if event.nid in sent:
-                extra += _transaction(sent[event.nid], device_id)
+            extra = extras.get(event.nid, b"")
             if event.replaces is not None and event.replaces in loaded:
                 former = loaded[event.replaces].event
                 extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (
@@ -267,10 +268,12 @@ def present_plainly(event: StoredEvent, *, with_room_id: bool, reasons: Reasons 
     return msgspec.Raw(head + b"}")
 
 
-def present_state(events: Iterable[StoredEvent], reasons: Reasons) -> list[msgspec.Raw]:
-    """The same of many events, with the room's id."""
+def present_state(events: Iterable[StoredEvent], reasons: Reasons, *, with_room_id: bool = True) -> list[msgspec.Raw]:
+    """The same of many events."""
     if reasons:
-        return [present_plainly(event, with_room_id=True, reasons=reasons) for event in events]
+        return [present_plainly(event, with_room_id=with_room_id, reasons=reasons) for event in events]
+    if not with_room_id:
+        return list(map(msgspec.Raw, map(b"%b}".__mod__, map(_client_prefix, events))))
     return [
         msgspec.Raw(b'%b,"room_id":"%b"}' % (event.client_prefix, event.event.room_id.encode())) for event in events
     ]

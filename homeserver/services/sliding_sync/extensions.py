@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.request import (
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
-from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader

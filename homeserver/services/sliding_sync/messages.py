@@ -30,7 +30,8 @@ from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork, are_too_long
+from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries, are_too_long
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member

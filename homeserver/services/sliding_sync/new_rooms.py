@@ -16,8 +16,9 @@ from federation.rooms.visible import Seen
 from homeserver.services.client_events import NO_REASONS
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.required_state import people_in
-from homeserver.services.sliding_sync.rooms import RoomParts, RoomWork, are_too_long, complete_entry, make_inside
+from homeserver.services.sliding_sync.required_state import AskedState, people_in
+from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.rooms import RoomParts, are_too_long, complete_entry, make_inside
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.unread import RoomUnread
 from storage.memberships import MembershipRow
@@ -70,7 +71,7 @@ class NewRooms:
         if not ignored.isdisjoint(speakers):
             return None
         needed = speakers if config.required_state.lazy_members else ()
-        state = parts.states.find_whole(nid, events[-1].current_root, config.required_state, needed)
+        state = parts.states.find_whole(AskedState(nid, events[-1].current_root, config.required_state, needed))
         if state is None:
             return None
         named = [*state.entries.values(), *filter(None, state.named.values())]

@@ -4,7 +4,8 @@ Changes are those between two states of the room, not the state events among the
 of a fork brought back is told too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import Final
 
@@ -37,12 +38,38 @@ class StateOfRoom(msgspec.Struct, gc=False):
     """Entries that are no longer set."""
 
 
-class _Names(msgspec.Struct, frozen=True, gc=False):
-    """A question that names every entry it asks for."""
+class _Question(msgspec.Struct, frozen=True, gc=False):
+    """What is asked for, as entries and types of which there are few in any room."""
 
+    wanted: RequiredState
     asked: Sequence[StateKey]
-    read: tuple[StateKey, ...]
-    """With name and avatar of the room."""
+    besides: Sequence[StateKey]
+    """Name and avatar of the room, where they are not asked for."""
+    types: frozenset[str]
+
+    def to_tell(self, members: Iterable[str]) -> list[StateKey]:
+        """What is asked for by name, with some memberships."""
+        return [*self.asked, *map(StateKey, repeat(MEMBER), members)]
+
+    def pick(self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]) -> StateOfRoom:
+        """The state that is told, of what was found of these entries, of `besides`, and of the types."""
+        nids = list(map(found.get, keys))
+        entries = {key: nid for key, nid in zip(keys, nids, strict=True) if nid is not None}
+        if self.types:
+            for type_, state_key in found:
+                if type_ in self.types and self.wanted.matches(type_, state_key):
+                    entries[StateKey(type_, state_key)] = found[type_, state_key]
+        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+
+
+class AskedState(msgspec.Struct, frozen=True, gc=False):
+    """A state of a room, and what is asked for of it."""
+
+    room_nid: int
+    root: bytes | None
+    wanted: RequiredState
+    members: Collection[str] = ()
+    """Whose memberships are asked for, whatever else is."""
 
 
 class RequiredStates:
@@ -50,33 +77,48 @@ class RequiredStates:
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._latest: tuple[RequiredState, _Names | None] | None = None
+        self._latest: tuple[RequiredState, _Question | None] | None = None
 
-    async def get_whole(self, room_nid: int, root: bytes | None, wanted: RequiredState) -> StateOfRoom:
-        """All that is asked for of a state."""
-        names = self._names(wanted)
-        if names is not None:
-            found = await self._trees.get_entries(room_nid, root, names.read)
-            asked = {key: found[key] for key in names.asked if key in found}
-            return StateOfRoom(asked, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
-        entries = await self._read(room_nid, root, wanted, [NAME, AVATAR])
+    async def get_wholes(self, asked: Sequence[AskedState]) -> list[StateOfRoom]:
+        """Of each state all that is asked for. As far as that is a `_Question`, what is not in memory is read at once for all."""
+        states = list(map(self.find_whole, asked))
+        if None not in states:
+            return [state for state in states if state is not None]
+        missing = [each for each, state in zip(asked, states, strict=True) if state is None]
+        read: dict[int, StateOfRoom] = {}
+        questions = [
+            (each, question, question.to_tell(each.members))
+            for each in missing
+            if (question := self._question(each.wanted)) is not None
+        ]
+        if questions:
+            answers = await self._trees.get_entries_of_rooms(
+                [(each.room_nid, each.root, [*keys, *q.besides], q.types) for each, q, keys in questions]
+            )
+            for (each, question, keys), found in zip(questions, answers, strict=True):
+                read[each.room_nid] = question.pick(keys, found)
+        for each in missing:
+            if each.room_nid not in read:
+                read[each.room_nid] = await self._get_whole(each)
+        return [read[each.room_nid] if state is None else state for each, state in zip(asked, states, strict=True)]
+
+    def find_whole(self, asked: AskedState) -> StateOfRoom | None:
+        """All that is asked for of a state, at once; None where that needs the database, or is more than a `_Question`."""
+        question = self._question(asked.wanted)
+        if question is None:
+            return None
+        keys = question.to_tell(asked.members)
+        found = self._trees.get_cached(asked.room_nid, asked.root, [*keys, *question.besides], question.types)
+        return None if found is None else question.pick(keys, found)
+
+    async def _get_whole(self, asked: AskedState) -> StateOfRoom:
+        wanted = asked.wanted
+        entries = await self._read(asked.room_nid, asked.root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
-        return StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
-
-    def find_whole(
-        self, room_nid: int, root: bytes | None, wanted: RequiredState, members: Iterable[str]
-    ) -> StateOfRoom | None:
-        """As `get_whole`, with some memberships, at once; None where that needs the database, or names do not say all that is asked
-        for."""
-        names = self._names(wanted)
-        if names is None:
-            return None
-        memberships = [StateKey(MEMBER, user_id) for user_id in members]
-        found = self._trees.get_cached(room_nid, root, (*names.read, *memberships))
-        if found is None:
-            return None
-        entries = {key: found[key] for key in (*names.asked, *memberships) if key in found}
-        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+        state = StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
+        if asked.members:
+            state.entries |= await self.get_members(asked.room_nid, asked.root, asked.members)
+        return state
 
     async def get_added(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, former: RequiredState
@@ -103,19 +145,20 @@ class RequiredStates:
             [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
         )
 
-    async def get_members(self, room_nid: int, root: bytes | None, user_ids: Sequence[str]) -> dict[StateKey, int]:
+    async def get_members(self, room_nid: int, root: bytes | None, user_ids: Iterable[str]) -> dict[StateKey, int]:
         """Some memberships."""
         found = await self._trees.get_entries(room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids])
         return {StateKey(*key): nid for key, nid in found.items()}
 
-    def _names(self, wanted: RequiredState) -> "_Names | None":
-        """None where more may be wanted than names say. The rooms of an answer mostly have one question: it is kept."""
+    def _question(self, wanted: RequiredState) -> _Question | None:
+        """None where anything may be wanted, or all members. The rooms of an answer mostly have one question: it is kept."""
         if self._latest is None or self._latest[0] is not wanted:
-            names = None
-            if wanted.whole_types() == set():
+            question, types = None, wanted.whole_types()
+            if types is not None and MEMBER not in types:
                 asked = [StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)]
-                names = _Names(asked, tuple(dict.fromkeys([*asked, NAME, AVATAR])))
-            self._latest = (wanted, names)
+                besides = [key for key in (NAME, AVATAR) if key not in asked and key.type not in types]
+                question = _Question(wanted, asked, besides, frozenset(types))
+            self._latest = (wanted, question)
         return self._latest[1]
 
     async def _read(

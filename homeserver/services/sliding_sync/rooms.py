@@ -5,7 +5,7 @@ since; of that they are told their own membership alone.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -17,22 +17,34 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.outside import is_outside
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
-from federation.rooms.visible import Seen, Visibility
-from homeserver.services.client_events import NO_REASONS, ClientEvents, Reasons, present_plainly, present_stripped
+from federation.rooms.visible import Visibility
+from homeserver.services.client_events import (
+    NO_REASONS,
+    ClientEvents,
+    Reasons,
+    present_plainly,
+    present_state,
+    present_stripped,
+)
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
-from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
+from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
+from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
+from homeserver.services.sliding_sync.required_state import (
+    AVATAR,
+    NAME,
+    AskedState,
+    RequiredStates,
+    people_in,
+)
+from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import told_after_leaving
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import RoomUnread, UnreadCounts, has_hidden_redaction
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow
 from storage.timelines import Place
 
 LARGEST_TIMELINE: Final = 1024 * 1024
@@ -42,93 +54,7 @@ _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
 _pdu: Final = attrgetter("event.pdu")
-
-
-class RoomWork(msgspec.Struct, gc=False):
-    """A room on its way into the answer."""
-
-    room: RoomRow
-    own: MembershipRow
-    config: RoomConfig
-    sent: SentRoom | None
-    since: int
-    """Up to where the client has it; 0 for nothing."""
-    initial: bool
-    has_news: bool
-    was_in: bool
-    """Whether the user is, or ever was, in the room."""
-    is_direct: bool
-    in_lists: Sequence[str] = ()
-    is_recounted: bool = False
-    """Whether its counts may be others, whatever happened."""
-    expanded: bool = False
-    """Whether more of the past is wanted than the client has."""
-    limited: bool = False
-    anew: bool = False
-    """Whether the timeline is not just what came since the client had the room."""
-    messages_alone: bool = False
-    """Whether what arrived since the client had the room is all here, and left its state alone."""
-    newest: StoredEvent | None = None
-    """The newest event of the stretch, shown or not, if anything has arrived in it."""
-    shown: Sequence[Seen] = ()
-    speakers: Set[str] = frozenset()
-    """Those whose memberships are needed to show these events."""
-    state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
-    summary: Summary | None = None
-    size: int = 0
-    """Of its events, in bytes."""
-    is_told: bool = False
-    """Whether there is something to tell for which a client need not wait any longer."""
-
-    @property
-    def may_be_recounted(self) -> bool:
-        """Whether its counts may be others though the client is told of no event: it wants none, or they have changed without one."""
-        return self.is_recounted or (self.has_news and not self.config.timeline_limit)
-
-    @property
-    def lacks_members(self) -> bool:
-        """Whether the client has a timeline without the members that it needs, and now wants them."""
-        return (
-            not self.initial
-            and self.own.membership == "join"
-            and self.sent is not None
-            and self.sent.required_state.lacks_members_of(self.config.required_state)
-        )
-
-    @property
-    def is_no_longer_direct(self) -> bool:
-        """Whether the client takes it for a direct chat that it is not."""
-        return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
-
-    @property
-    def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
-        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
-
-    @property
-    def people_shown(self) -> set[str]:
-        """Those who are named in a new timeline, and those by whom the room is named."""
-        people = set(self.speakers) if self.anew else set()
-        if self.summary is not None:
-            people.update(hero.user_id for hero in self.summary.heroes)
-        return people
-
-    @property
-    def shows_room(self) -> bool:
-        """Whether timeline and state are shown: not of a room that the user was never in."""
-        return self.own.membership not in OUTSIDE and self.was_in
-
-    @property
-    def left_before(self) -> bool:
-        """Whether something has become of the user's membership since they left."""
-        return self.own.left_position is not None and self.own.left_position < self.own.position
-
-    def result(self) -> SentRoom:
-        """What the client has of the room with this answer."""
-        limit = self.config.timeline_limit
-        if self.sent is not None and not self.initial and not self.limited:
-            limit = max(limit, self.sent.timeline_limit)
-        return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
+_stored_pdu: Final = attrgetter("pdu")
 
 
 class RoomParts(msgspec.Struct, frozen=True):
@@ -189,12 +115,14 @@ class RoomEntries:
         ignored = await parts.ignored.of_user(user_id)
         await self._fill_timelines(user_id, shown, upto, ignored)
         await self._fill_states(shown, upto, sent_members, newly_sent)
-        wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
+        wanted: set[int | None] = set()
+        for work in shown:
+            wanted.update(work.state.entries.values(), work.state.named.values())
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
         for work in shown:
             work.size = sum(map(len, map(_pdu, work.shown)))
             if work.state.entries:
-                work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
+                work.size += sum(map(len, map(_stored_pdu, map(events.__getitem__, work.state.entries.values()))))
         reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
@@ -320,22 +248,31 @@ class RoomEntries:
         former = await parts.current_states.at(changing) if changing else {}
         elsewhere = {work.room.room_nid: _state_end(work, upto) for work in works if not _ends_with_newest(work)}
         roots = await parts.current_states.at(elsewhere) if elsewhere else {}
+        begun: list[RoomWork] = []
+        whole: list[AskedState] = []
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
             root = roots[nid] if nid in roots or work.newest is None else work.newest.current_root
             if work.initial:
-                work.state = await states.get_whole(nid, root, wanted)
-            else:
-                if nid in changing:
-                    work.state = await states.get_changed(nid, former[nid], root, wanted)
-                if work.sent is not None and not work.sent.required_state.covers(wanted):
-                    work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
-            if work.initial and work.sent is not None:  # the client begins anew with the room
-                sent_members.difference_update([member for member in sent_members if member[0] == nid])
+                begun.append(work)
+                whole.append(AskedState(nid, root, wanted, work.speakers if wanted.lazy_members else ()))
+                if work.sent is not None:  # the client begins anew with the room
+                    sent_members.difference_update([member for member in sent_members if member[0] == nid])
+                if wanted.lazy_members:
+                    newly_sent.update(zip(repeat(nid), work.speakers))
+                continue
+            if nid in changing:
+                work.state = await states.get_changed(nid, former[nid], root, wanted)
+            if work.sent is not None and not work.sent.required_state.covers(wanted):
+                work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
             if wanted.lazy_members:
                 await self._add_members(work, root, sent_members, newly_sent)
             elif work.state.changed_members:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
+        if begun:
+            for work, state in zip(begun, await states.get_wholes(whole), strict=True):
+                work.state = state
+        for work in works:
             if work.left_before and not is_outside(work.own):
                 _tell_own_membership(work)
 
@@ -345,13 +282,11 @@ class RoomEntries:
         nid, state = work.room.room_nid, work.state
         needed, changed = set(work.speakers), state.changed_members.keys()
         if changed:
-            if not work.initial and not work.limited:
+            if not work.limited:
                 needed |= changed
             # who changed and is not told of here is no longer known to the client
             sent_members.difference_update([(nid, user_id) for user_id in changed - needed])
-        missing = [
-            user_id for user_id in needed if work.initial or user_id in changed or (nid, user_id) not in sent_members
-        ]
+        missing = [user_id for user_id in needed if user_id in changed or (nid, user_id) not in sent_members]
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
@@ -435,7 +370,7 @@ def make_inside(
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
     required: list[Any] = []
     if state.entries:
-        required = [present_plainly(events[nid], with_room_id=False, reasons=reasons) for nid in state.entries.values()]
+        required = present_state(map(events.__getitem__, state.entries.values()), reasons, with_room_id=False)
     if stable:
         required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
     if required or work.initial:

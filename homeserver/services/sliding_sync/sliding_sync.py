@@ -43,7 +43,8 @@ from homeserver.services.sliding_sync.messages import MessagesInView, View, list
 from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
