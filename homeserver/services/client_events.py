@@ -105,12 +105,6 @@ class ClientEvents:
             presented.append(msgspec.Raw(_CLIENT_FORM % parts))
         return presented
 
-    def present_childless(
-        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
-    ) -> list[msgspec.Raw] | None:
-        """The same, for state events too, where it is in memory that none of the events has children."""
-        return self.present_messages(user_id, device_id, events) if self._aggregations.lack_children(events) else None
-
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
         """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
 
@@ -243,6 +237,26 @@ def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
     if not of_device and txn_id.startswith(DELAYED):
         return b',"org.matrix.msc4140.delay_id":' + _encode(txn_id[len(DELAYED) :])
     return b""
+
+
+def are_without_transactions(events: Iterable[StoredEvent], device_id: DeviceID | None) -> bool:
+    """Whether it is in memory that a device of their sender is not told how it sent any of the events."""
+    sent = list(map(_sent, events))
+    if None in sent:
+        return False
+    if {device_id, ""}.isdisjoint(map(_first, sent)):
+        return True  # mostly other devices sent them
+    return not any(each is not None and _transaction(each, device_id) for each in sent)
+
+
+def form_of_page(events: Iterable[StoredEvent]) -> bytes:
+    """The client forms of events, without room ids, as a JSON array for who is in the room: to be filled with their ages (`%`)."""
+    return b"[%b]" % b",".join(
+        [
+            b'%b,"unsigned":{"age":%%d,"membership":%b}}' % (event.client_prefix.replace(b"%", b"%%"), _JOINED)
+            for event in events
+        ]
+    )
 
 
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:

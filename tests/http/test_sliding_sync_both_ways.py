@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from homeserver.services.sliding_sync import portions, rooms
+from homeserver.services.sliding_sync import portions, room_entry
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
@@ -127,7 +127,7 @@ class Talk(RuleBasedStateMachine):
         if short:  # answers end early, and go on in the next ones
             self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
             self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 5)
-            self.patch.setattr(rooms, "LARGEST_TIMELINE", 1500)
+            self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
             # the last two are not Alice's from the beginning

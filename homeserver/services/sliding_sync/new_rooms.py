@@ -1,4 +1,4 @@
-"""A room that comes into view for the first time, since somebody wrote in it: most of what moves the window of a client.
+"""A room with which a client begins, as most who begin with it see it: all of what happened in it lately, plainly.
 
 Laws:
 - It is what `rooms.py` gives for the same room in its general way, which does this for many rooms at once, whatever became of them.
@@ -10,68 +10,47 @@ from itertools import repeat
 from operator import attrgetter
 from typing import Any, Final
 
-import msgspec
-
-from federation.rooms.visible import Seen
 from homeserver.services.client_events import NO_REASONS
 from homeserver.services.sliding_sync.connections import Connection
-from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.required_state import AskedState, people_in
-from homeserver.services.sliding_sync.room_work import RoomWork
-from homeserver.services.sliding_sync.rooms import RoomParts, are_too_long, complete_entry, make_inside
+from homeserver.services.sliding_sync.room_entry import are_too_long, complete_entry, make_inside
+from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.unread import RoomUnread
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow
 
-_event_nid: Final = attrgetter("event_nid")
 _pdu: Final = attrgetter("pdu")
 _redacted_by: Final = attrgetter("redacted_by")
 
 
-class NewRoom(msgspec.Struct, frozen=True, gc=False):
-    """A room as it is told for the first time."""
-
-    work: RoomWork
-    entry: dict[str, Any]
-    members: set[Member]
-    """Whose memberships are told since its events need them."""
-
-
 class NewRooms:
-    """Finds them."""
+    """Tells them."""
 
     def __init__(self, parts: RoomParts) -> None:
         self._parts = parts
 
-    def find(
-        self,
-        request: SlidingRequest,
-        connection: Connection,
-        room: RoomRow,
-        own: MembershipRow,
-        config: RoomConfig,
-        upto: int,
-        *,
-        is_direct: bool,
-    ) -> NewRoom | None:
-        """A room that the reader is joined to, and that the client was not sent, as it is at a position; None if it takes more to tell."""
-        parts, nid, user_id = self._parts, room.room_nid, request.caller.user_id
+    def tell(
+        self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, newly_sent: set[Member]
+    ) -> dict[str, Any] | None:
+        """The entry of a room that is told as a whole, as it is at a position; None if it takes more to tell. Fills in what was found, and
+        adds to `newly_sent` whose memberships are told since its events need them."""
+        parts, own, nid, user_id = self._parts, work.own, work.room.room_nid, request.caller.user_id
+        if own.membership != "join" or work.sent is not None or work.left_before:
+            return None
         ignored = parts.ignored.known_of(user_id)
         summary = parts.summaries.find_named(nid)
         bump = parts.recency.known_bumps.get(nid)
-        stretch = parts.timelines.find_latest(nid, 0, upto, config.timeline_limit)
-        if ignored is None or summary is None or bump is None or stretch is None or not stretch.arrivals:
+        if ignored is None or summary is None or bump is None:
             return None
-        events = parts.events.find_all(map(_event_nid, stretch.arrivals))
-        if events is None or not parts.visibility.shows_as_they_are(own, events):
+        page = parts.pages.find(nid, upto, work.config.timeline_limit)
+        if page is None or not parts.visibility.shows_since(own, page.events, page.since):
             return None
-        shown = list(map(Seen, events, repeat("join")))
-        speakers = people_in(shown)
+        speakers = people_in(page.shown)
         if not ignored.isdisjoint(speakers):
             return None
-        needed = speakers if config.required_state.lazy_members else ()
-        state = parts.states.find_whole(AskedState(nid, events[-1].current_root, config.required_state, needed))
+        wanted = work.config.required_state
+        needed = speakers if wanted.lazy_members else ()
+        state = parts.states.find_whole(AskedState(nid, page.events[-1].current_root, wanted, needed))
         if state is None:
             return None
         named = [*state.entries.values(), *filter(None, state.named.values())]
@@ -83,30 +62,15 @@ class NewRooms:
             counts = parts.unread.carry_on(user_id, nid, ignored)
             if counts is None:
                 return None
-        presented = parts.client_events.present_childless(user_id, request.caller.device_id, events)
-        if presented is None or are_too_long(sum(map(len, map(_pdu, events)))):
+        presented = parts.pages.present(user_id, request.caller.device_id, page)
+        if presented is None or are_too_long(page.size):
             return None
-        work = RoomWork(
-            room,
-            own,
-            config,
-            None,
-            0,
-            initial=True,
-            has_news=True,
-            was_in=True,
-            is_direct=is_direct,
-            in_lists=list(request.lists) if request.stable else (),
-            limited=stretch.limited,
-            anew=True,
-            newest=events[-1],
-            shown=shown,
-            speakers=speakers,
-            state=state,
-            summary=summary,
-            is_told=True,
-        )
+        work.limited, work.anew = page.limited, True
+        work.newest, work.shown, work.speakers = page.events[-1], page.shown, speakers
+        work.state, work.summary, work.is_told = state, summary, True
+        work.size = page.size + sum(map(len, map(_pdu, entries)))
+        newly_sent.update(zip(repeat(nid), needed))
         by_nid = {event.nid: event for event in entries}
         entry = make_inside(work, presented, by_nid, NO_REASONS, request.stable, connection, upto)
         complete_entry(entry, work, bump, counts, request.stable)
-        return NewRoom(work, entry, set(zip(repeat(nid), needed)))
+        return entry

@@ -127,26 +127,37 @@ class ReceiptNews:
         return changed, own
 
     async def read_of_new(
-        self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, changes: StateChanges
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
     ) -> dict[str, Any] | None:
-        """The same for a room with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
+        """The same for rooms with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
         knows. None where they are many, or there is no room for all of them."""
-        nid, user_id, known = work.room.room_nid, request.caller.user_id, connection.state.receipts
-        told = connection.since(known[nid]) if nid in known else upto
-        first = min(told, *[seen.event.position or 0 for seen in work.shown])
-        kept = (await self._kept.of_rooms((nid,)))[nid]
-        if kept is None:
-            return None
-        changes.set_receipts(nid, LIVE)
-        if not kept:
-            return {}
-        rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
-        rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
-        shown = visible_receipts(rows, user_id, await self._ignored.of_user(user_id))
-        fit, held_from = _as_fit(shown)
-        if held_from is not None:
-            return None
-        return {work.room.room_id: receipt_events(fit)[0]} if fit else {}
+        user_id, known = request.caller.user_id, connection.state.receipts
+        ignored = await self._ignored.of_user(user_id)
+        events: dict[str, Any] = {}
+        of_rooms = await self._kept.of_rooms([work.room.room_nid for work in works])
+        for work in works:
+            nid = work.room.room_nid
+            kept = of_rooms[nid]
+            if kept is None:
+                return None
+            changes.set_receipts(nid, LIVE)
+            if not kept:
+                continue
+            told = connection.since(known[nid]) if nid in known else upto
+            first = min(told, *[seen.event.position or 0 for seen in work.shown])
+            rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
+            rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
+            fit, held_from = _as_fit(visible_receipts(rows, user_id, ignored))
+            if held_from is not None:
+                return None
+            if fit:
+                events[work.room.room_id] = receipt_events(fit)[0]
+        return events
 
     async def _find_first_shown(self, connection: Connection, room_nids: Set[int], upto: int) -> dict[int, int]:
         """Of rooms that the client has without their receipts, which it wants now: the position of the oldest of the newest events, as

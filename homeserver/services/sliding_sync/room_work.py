@@ -1,16 +1,25 @@
-"""A room of an answer while the answer is made: what is asked of it, what the client has, and what was found."""
+"""A room of an answer while the answer is made: what is asked of it, what the client has, and what was found; and what it is made of."""
 
 from collections.abc import Sequence, Set
 
 import msgspec
 
-from federation.rooms.room_events import StoredEvent
-from federation.rooms.visible import Seen
+from federation.rooms.current_states import CurrentStates
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Seen, Visibility
+from homeserver.services.client_events import ClientEvents
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.newest_pages import NewestPages
 from homeserver.services.sliding_sync.connections import LIVE, SentRoom
 from homeserver.services.sliding_sync.order import OUTSIDE
+from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import MEMBER, RoomConfig
-from homeserver.services.sliding_sync.required_state import StateOfRoom
-from homeserver.services.sync.room_summary import Summary
+from homeserver.services.sliding_sync.required_state import RequiredStates, StateOfRoom
+from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 
@@ -100,3 +109,21 @@ class RoomWork(msgspec.Struct, gc=False):
         if self.sent is not None and not self.initial and not self.limited:
             limit = max(limit, self.sent.timeline_limit)
         return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
+
+
+class RoomParts(msgspec.Struct, frozen=True):
+    """What entries are made of."""
+
+    events: RoomEvents
+    current_states: CurrentStates
+    timelines: Timelines
+    visibility: Visibility
+    invited: InvitedRooms
+    ignored: IgnoredUsers
+    states: RequiredStates
+    summaries: RoomSummaries
+    unread: UnreadCounts
+    recency: RoomRecency
+    client_events: ClientEvents
+    lazy_members: LazyMembers
+    pages: NewestPages
