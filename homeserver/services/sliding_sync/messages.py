@@ -198,11 +198,11 @@ class MessagesInView:
         if len(told) < len(works):
             return None
         changes = StateChanges(connection.state)
-        new = [work for work in works if work.initial]
+        new = [work for work in told if work.initial]
         read = await self._extensions.read_with_new(request, connection, now, view.configs, new, changes)
         if read is None:
             return None
-        for work in works:
+        for work in told:
             changes.set_room(work.room.room_nid, work.result(), is_joined=True)
         state = changes.result()
         body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}

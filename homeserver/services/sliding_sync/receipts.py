@@ -149,7 +149,7 @@ class ReceiptNews:
             if not kept:
                 continue
             told = connection.since(known[nid]) if nid in known else upto
-            first = min(told, *[seen.event.position or 0 for seen in work.shown])
+            first = min([told, *(seen.event.position or 0 for seen in work.shown)])
             rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
             rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
             fit, held_from = _as_fit(visible_receipts(rows, user_id, ignored))
