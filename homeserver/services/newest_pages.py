@@ -12,10 +12,10 @@ For the reactor thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import repeat
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -27,16 +27,22 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents, are_without_transactions, form_of_page
 from storage.timelines import Arrival
 
+MEMBER: Final = "m.room.member"
+
 _event_nid: Final = attrgetter("event_nid")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
 _pdu: Final = attrgetter("pdu")
-_sender: Final = attrgetter("event.sender")
+_pdu_event: Final = attrgetter("event.event")
+_sender: Final = attrgetter("sender")
+_sender_of: Final = attrgetter("event.sender")
+_state_key: Final = attrgetter("state_key")
 _weight: Final = attrgetter("weight")
 
 
 class Page(msgspec.Struct, gc=False):
     """The newest events of a room, oldest first; at least one."""
 
+    key: tuple[int, int]
     arrivals: Sequence[Arrival]
     limited: bool
     """Whether there are older ones."""
@@ -46,6 +52,8 @@ class Page(msgspec.Struct, gc=False):
     """As a member sees them."""
     since: int
     """The position of the first."""
+    people: Set[str]
+    """Whose memberships are needed to show them."""
     senders: Mapping[str, Sequence[StoredEvent]]
     size: int
     """Of the events, in bytes."""
@@ -58,6 +66,9 @@ class Page(msgspec.Struct, gc=False):
     """The JSON of the events with places for their ages; made when it is used a second time."""
     childless_at: int | None = None
     """What `Aggregations.children_heard` was when none of them had children."""
+    beside: Any = None
+    """What follows from the page, kept with it by who tells of the room (`keep_beside`)."""
+    beside_weight: int = 0
 
 
 class NewestPages:
@@ -105,21 +116,24 @@ class NewestPages:
         if events is None or since is None:
             return None
         senders: dict[str, list[StoredEvent]] = {}
-        for sender, event in zip(map(_sender, events), events, strict=True):
+        for sender, event in zip(map(_sender_of, events), events, strict=True):
             senders.setdefault(sender, []).append(event)
+        shown = list(map(Seen, events, repeat("join")))
         page = self._pages[key] = Page(
+            key,
             stretch.arrivals,
             stretch.limited,
             nids,
             events,
-            list(map(Seen, events, repeat("join"))),
+            shown,
             since,
+            people_in(shown),
             senders,
             sum(map(len, map(_pdu, events))),
-            sum(map(_weight, events)),
+            0,
             list(map(_origin_server_ts, events)),
         )
-        self._grow(page.weight)
+        self._grow(page, sum(map(_weight, events)))
         return page
 
     def present(
@@ -138,15 +152,31 @@ class NewestPages:
             return self._client_events.present_messages(user_id, device_id, page.events)
         if page.form is None:
             page.form = form_of_page(page.events)
-            page.weight += len(page.form)
-            self._grow(len(page.form))
+            self._grow(page, len(page.form))
         now = self._now_ms()
         return msgspec.Raw(page.form % tuple(map(now.__sub__, page.sent_at)))
+
+    def keep_beside(self, page: Page, beside: object, weight: int) -> None:
+        """Keep this with a page that was just found. `weight`: about how many bytes it takes."""
+        more = weight - page.beside_weight
+        page.beside, page.beside_weight = beside, weight
+        self._grow(page, more)
 
     def _drop(self, key: tuple[int, int]) -> None:
         self.weight -= self._pages.pop(key).weight
 
-    def _grow(self, size: int) -> None:
-        self.weight += size
-        while self.weight > self._capacity and self._pages:
+    def _grow(self, page: Page, size: int) -> None:
+        page.weight += size
+        if self._pages.get(page.key) is page:  # else it was dropped at once
+            self.weight += size
+        while self.weight > self._capacity:
             self._drop(next(iter(self._pages)))
+
+
+def people_in(timeline: Sequence[Seen]) -> set[str]:
+    """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
+    events = list(map(_pdu_event, timeline))
+    needed: set[str] = set(map(_sender, events))
+    if any(map(_state_key, events)):
+        needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
+    return needed

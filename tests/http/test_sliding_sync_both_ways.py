@@ -121,7 +121,7 @@ class Talk(RuleBasedStateMachine):
             "password": "wonderland",
         }
         phone = User(self.server, self.server.post(f"{V3}/login", login).json)
-        self.clients = [self.people[0], self.people[0], phone]
+        self.devices = [self.people[0], self.people[0], phone]
         self.rooms: list[str] = []
         self.count = 0
         self.events: dict[int, list[str]] = {}
@@ -209,9 +209,9 @@ class Talk(RuleBasedStateMachine):
     def sync(self) -> None:
         for at, (body, pos) in enumerate(zip(self.bodies, self.pos, strict=True)):
             if at == 1:
-                answer = self.clients[at].post(STABLE, body if pos is None else {**body, "pos": pos})
+                answer = self.devices[at].post(STABLE, body if pos is None else {**body, "pos": pos})
             else:
-                answer = self.clients[at].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
+                answer = self.devices[at].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
             assert answer.status == 200, answer.body
             self.pos[at] = answer.json["pos"]
 
@@ -220,7 +220,7 @@ class Talk(RuleBasedStateMachine):
         self.count += 1
         known = self.events.setdefault(where, [])
         target = known[-1 - kind % min(len(known), 3)] if known else "$unknown"
-        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}" * (1 + 40 * (kind == 1))}
+        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}%d" * (1 + 40 * (kind == 1))}
         type = "m.room.message"
         if kind == 2:
             content["m.mentions"] = {"user_ids": [self.people[0].user_id]}
@@ -326,7 +326,7 @@ class Talk(RuleBasedStateMachine):
         """The server, which remembers nothing then."""
         self.started += 1
         self.server = TestServer(self.path, self.database, RETENTION, seed=self.started, clock=self.server.clock)
-        for user in (*self.people, *self.clients):
+        for user in (*self.people, *self.devices):
             user.server = self.server
 
     def teardown(self) -> None:

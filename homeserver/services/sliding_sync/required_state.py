@@ -6,22 +6,17 @@ of a fork brought back is told too.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import repeat
-from operator import attrgetter
 from typing import Final
 
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.rooms.visible import Seen
 from homeserver.services.sliding_sync.request import MEMBER, RequiredState
 from storage.state_tree import StateTreeStore
 
 NAME: Final = StateKey("m.room.name", "")
 ALIAS: Final = StateKey("m.room.canonical_alias", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
-_event: Final = attrgetter("event.event")
-_sender: Final = attrgetter("sender")
-_state_key: Final = attrgetter("state_key")
 
 
 class StateOfRoom(msgspec.Struct, gc=False):
@@ -38,7 +33,7 @@ class StateOfRoom(msgspec.Struct, gc=False):
     """Entries that are no longer set."""
 
 
-class _Question(msgspec.Struct, frozen=True, gc=False):
+class Question(msgspec.Struct, frozen=True, gc=False):
     """What is asked for, as entries and types of which there are few in any room."""
 
     wanted: RequiredState
@@ -46,6 +41,10 @@ class _Question(msgspec.Struct, frozen=True, gc=False):
     besides: Sequence[StateKey]
     """Name and avatar of the room, where they are not asked for."""
     types: frozenset[str]
+    members: frozenset[str]
+    """Whose memberships are asked for by name."""
+    shared: tuple[object, ...] | None
+    """What is asked for beside them; equal where others ask for the same. None: more would have to be compared."""
 
     def to_tell(self, members: Iterable[str]) -> list[StateKey]:
         """What is asked for by name, with some memberships."""
@@ -77,10 +76,10 @@ class RequiredStates:
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._latest: tuple[RequiredState, _Question | None] | None = None
+        self._latest: tuple[RequiredState, Question | None] | None = None
 
     async def get_wholes(self, asked: Sequence[AskedState]) -> list[StateOfRoom]:
-        """Of each state all that is asked for. As far as that is a `_Question`, what is not in memory is read at once for all."""
+        """Of each state all that is asked for. As far as that is a `Question`, what is not in memory is read at once for all."""
         states = list(map(self.find_whole, asked))
         if None not in states:
             return [state for state in states if state is not None]
@@ -89,7 +88,7 @@ class RequiredStates:
         questions = [
             (each, question, question.to_tell(each.members))
             for each in missing
-            if (question := self._question(each.wanted)) is not None
+            if (question := self.question(each.wanted)) is not None
         ]
         if questions:
             answers = await self._trees.get_entries_of_rooms(
@@ -103,13 +102,18 @@ class RequiredStates:
         return [read[each.room_nid] if state is None else state for each, state in zip(asked, states, strict=True)]
 
     def find_whole(self, asked: AskedState) -> StateOfRoom | None:
-        """All that is asked for of a state, at once; None where that needs the database, or is more than a `_Question`."""
-        question = self._question(asked.wanted)
+        """All that is asked for of a state, at once; None where that needs the database, or is more than a `Question`."""
+        question = self.question(asked.wanted)
         if question is None:
             return None
         keys = question.to_tell(asked.members)
         found = self._trees.get_cached(asked.room_nid, asked.root, [*keys, *question.besides], question.types)
         return None if found is None else question.pick(keys, found)
+
+    def find_member(self, room_nid: int, root: bytes | None, user_id: str) -> int | None:
+        """The number of a membership event, at once; None where there is none, or that needs the database."""
+        key = StateKey(MEMBER, user_id)
+        return (self._trees.get_cached(room_nid, root, (key,)) or {}).get(key)
 
     async def _get_whole(self, asked: AskedState) -> StateOfRoom:
         wanted = asked.wanted
@@ -150,14 +154,18 @@ class RequiredStates:
         found = await self._trees.get_entries(room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids])
         return {StateKey(*key): nid for key, nid in found.items()}
 
-    def _question(self, wanted: RequiredState) -> _Question | None:
+    def question(self, wanted: RequiredState) -> Question | None:
         """None where anything may be wanted, or all members. The rooms of an answer mostly have one question: it is kept."""
         if self._latest is None or self._latest[0] is not wanted:
-            question, types = None, wanted.whole_types()
-            if types is not None and MEMBER not in types:
+            question, whole_types = None, wanted.whole_types()
+            if whole_types is not None and MEMBER not in whole_types:
+                types = frozenset(whole_types)
                 asked = [StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)]
                 besides = [key for key in (NAME, AVATAR) if key not in asked and key.type not in types]
-                question = _Question(wanted, asked, besides, frozenset(types))
+                members = frozenset(key.state_key for key in asked if key.type == MEMBER)
+                shared = (frozenset(key for key in asked if key.type != MEMBER), types, wanted.lazy_members)
+                is_shared = not any(clause.exclude for clause in wanted.clauses)
+                question = Question(wanted, asked, besides, types, members, shared if is_shared else None)
             self._latest = (wanted, question)
         return self._latest[1]
 
@@ -177,12 +185,3 @@ class RequiredStates:
             by_type = await self._trees.get_by_type(room_nid, root, types)
             entries.update((StateKey(*key), nid) for key, nid in by_type.items())
         return entries
-
-
-def people_in(timeline: Sequence[Seen]) -> set[str]:
-    """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
-    events = list(map(_event, timeline))
-    needed: set[str] = set(map(_sender, events))
-    if any(map(_state_key, events)):
-        needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
-    return needed

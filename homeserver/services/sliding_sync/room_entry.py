@@ -7,7 +7,6 @@ from typing import Any, Final
 import msgspec
 
 from federation.rooms.room_events import StoredEvent
-from homeserver.services.client_events import Reasons, present_state
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME
 from homeserver.services.sliding_sync.room_work import RoomWork
@@ -25,13 +24,16 @@ _pdu: Final = attrgetter("event.pdu")
 def make_inside(
     work: RoomWork,
     timeline: Sequence[msgspec.Raw] | msgspec.Raw,
+    required: Sequence[msgspec.Raw],
     events: Mapping[int, StoredEvent],
-    reasons: Reasons,
     stable: bool,
     connection: Connection,
     upto: int,
 ) -> dict[str, Any]:
-    """The parts that come from the room itself; empty if there is nothing to tell."""
+    """The parts that come from the room itself; empty if there is nothing to tell.
+
+    `required`: the required state as it is told, as far as it is set. `events`: name and avatar of the room by number.
+    """
     entry: dict[str, Any] = {}
     state = work.state
     if work.config.timeline_limit and (timeline or work.limited):
@@ -53,13 +55,9 @@ def make_inside(
             entry["limited"] = True
         if work.expanded:
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
-    required: list[Any] = []
-    if state.entries:
-        required = present_state(map(events.__getitem__, state.entries.values()), reasons, with_room_id=False)
-    if stable:
-        required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
-    if required or work.initial:
-        entry["required_state"] = required
+    removed = [{"type": key.type, "state_key": key.state_key} for key in state.removed] if stable else ()
+    if required or removed or work.initial:
+        entry["required_state"] = [*required, *removed]
     for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
         if key not in state.named:
             continue

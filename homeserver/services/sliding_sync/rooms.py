@@ -16,16 +16,17 @@ from federation.rooms.room_events import StoredEvent
 from homeserver.services.client_events import (
     NO_REASONS,
     present_plainly,
+    present_state,
     present_stripped,
 )
 from homeserver.services.ignored_users import without_ignored
+from homeserver.services.newest_pages import people_in
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
 from homeserver.services.sliding_sync.required_state import (
     AskedState,
-    people_in,
 )
 from homeserver.services.sliding_sync.room_entry import complete_entry, is_bumped, make_inside, trim
 from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
@@ -141,7 +142,9 @@ class RoomEntries:
                 entry, work.is_told = await self._make_outside(request, work), True
             else:
                 end = begin + len(work.shown)
-                entry = make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
+                named = map(events.__getitem__, work.state.entries.values())
+                required = present_state(named, reasons, with_room_id=False)
+                entry = make_inside(work, presented[begin:end], required, events, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
                 recounted = nid in counts and work.may_be_recounted
