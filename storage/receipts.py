@@ -3,7 +3,7 @@
 spec: client-server-api#receipts
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import nsmallest
 from operator import attrgetter
 
@@ -21,6 +21,8 @@ MAIN_THREAD = "main"
 """The `thread_id` of a receipt for what is in no thread."""
 FEW_POSITIONS = 2000
 """What changed in so many is read like what is read by key."""
+FEW_ROOMS = 3
+"""As is what few rooms have."""
 MOST_THREADS = 500
 """In so many threads of a room a user has receipts of one type; those that are the furthest back go first, and what they said is
 said by `threads_read_upto` then."""
@@ -75,9 +77,10 @@ class ReceiptStore:
         read = self._database.read_quickly if few else self._database.read_once
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
-    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
-        """All receipts of a room, up to that many, the oldest first."""
-        return await self._database.read_quickly("get_receipts_of_room", _select_of_room, room_nid, limit)
+    async def get_receipts_of_rooms(self, room_nids: Collection[int], limit: int) -> dict[int, list[ReceiptRow]]:
+        """All receipts of each room, up to that many, the oldest first."""
+        read = self._database.read_quickly if len(room_nids) <= FEW_ROOMS else self._database.read_once
+        return await read("get_receipts_of_rooms", _select_of_rooms, room_nids, limit)
 
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
@@ -128,9 +131,10 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
     }
 
 
-def _select_of_room(txn: Transaction, room_nid: int, limit: int) -> list[ReceiptRow]:
+def _select_of_rooms(txn: Transaction, room_nids: Collection[int], limit: int) -> dict[int, list[ReceiptRow]]:
     sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? ORDER BY position LIMIT ?"
-    return [ReceiptRow(*row) for row in txn.query(sql, (room_nid, limit))]
+    found = txn.query_each(sql, [(room_nid, limit) for room_nid in room_nids])
+    return {nid: [ReceiptRow(*row) for row in rows] for nid, rows in zip(room_nids, found, strict=True)}
 
 
 def _select_both(

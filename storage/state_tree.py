@@ -13,8 +13,10 @@ Laws:
 - All may be called from any thread.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import compress, repeat
+from operator import is_not
 from typing import Protocol, TypeVar
 
 from storage.database import Database
@@ -81,8 +83,11 @@ class StateTreeStore:
 
     # Reading some keys
 
-    def get_cached(self, room_nid: int, root: bytes | None, keys: Iterable[StateKey]) -> dict[StateKey, int] | None:
-        """The event_nids of those of the keys that are set, at once; None if that needs the database."""
+    def get_cached(
+        self, room_nid: int, root: bytes | None, keys: Iterable[StateKey], types: Iterable[str] = ()
+    ) -> dict[StateKey, int] | None:
+        """The event_nids of those of the keys that are set, and of all that have one of the types, at once; None if that needs the
+        database."""
         if root is None:
             return {}
         known = self._keys.get_cached(room_nid)
@@ -90,18 +95,19 @@ class StateTreeStore:
             return None
         # before the look-ups: what is missing below this count does not exist
         count = known.count
-        wanted = tuple(keys)
-        numbers = known.numbers_of(wanted)
-        numbered = {pair: number for pair, number in zip(wanted, numbers, strict=True) if number is not None}
+        pairs: Sequence[StateKey] = tuple(keys)
+        numbers = known.numbers_of(pairs)
         get = self._nodes.get
-        values = self._tree.find_all(get, root, numbered.values())
-        if values is None:
-            return None
-        if None in numbers:
+        if None in numbers or types:
             last = self._tree.find_last_key(get, root)
             if last is None or last >= count:
                 return None
-        return {pair: value for pair, value in zip(numbered, values, strict=True) if value}
+            pairs = list(compress(pairs, map(is_not, numbers, repeat(None))))
+            of_types = [number for each in types for number in known.numbers_of_type(each) if number < count]
+            pairs += map(known.pair_of, of_types)
+            numbers += of_types
+        values = self._tree.find_all(get, root, [number for number in numbers if number is not None])
+        return None if values is None else dict(compress(zip(pairs, values, strict=True), values))
 
     async def get_entries(self, room_nid: int, root: bytes | None, keys: Iterable[StateKey]) -> Mapping[StateKey, int]:
         """The event_nids of those of the keys that are set."""
@@ -116,6 +122,23 @@ class StateTreeStore:
     ) -> Mapping[StateKey, int]:
         """As `get_entries`."""
         return self.get_entries_of_in(txn, room_nid, [root], keys)[root]
+
+    async def get_entries_of_rooms(
+        self, asked: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]]
+    ) -> list[dict[StateKey, int]]:
+        """For each (room_nid, root, keys, types) the event_nids of the keys that are set and of all that have one of the types, in one
+        read."""
+        return await self._database.read("get_state_entries_of_rooms", self._read_rooms_in, asked)
+
+    def _read_rooms_in(
+        self, txn: Transaction, asked: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]]
+    ) -> list[dict[StateKey, int]]:
+        found: list[dict[StateKey, int]] = []
+        for room_nid, root, keys, types in asked:
+            source = self._source(txn, room_nid)
+            entries = dict(self._read_entries(source, (root,), keys)[root])
+            found.append(entries | self._read_by_type(source, root, types) if types else entries)
+        return found
 
     async def get_entries_of(
         self, room_nid: int, roots: Iterable[bytes | None], keys: Iterable[StateKey]

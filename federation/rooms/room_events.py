@@ -203,6 +203,14 @@ class RoomEvents:
         self.hits += len(wanted)
         return found
 
+    def holds(self, nids: Sequence[int], events: Sequence[StoredEvent]) -> bool:
+        """Whether the events in memory that have these numbers are these very ones."""
+        if list(map(self._cache.get, nids)) != events:
+            return False
+        deque(map(self._cache.move_to_end, nids), 0)
+        self.hits += len(nids)
+        return True
+
     async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
         """One event of a room by its id, or None."""
         return (await self.get_by_id(room_nid, [event_id])).get(event_id)

@@ -85,14 +85,9 @@ class Visibility:
                 return False
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
-    def shows_as_they_are(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
-        """The same for whatever events, many and state too."""
-        if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
-            return False
-        positions = list(map(_position, events))
-        if None in positions or min(positions, default=0) <= own.position:
-            return False
-        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+    def shows_since(self, own: MembershipRow, events: Sequence[StoredEvent], since: int) -> bool:
+        """The same for whatever events, many and state too, of which `plain_since` says since when they are."""
+        return since > own.position and (self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events))
 
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Those of the events (of one room) that are kept still, whoever may see them."""
@@ -201,6 +196,15 @@ class Visibility:
             return MAX_DEPTH
         departure = await self._stays.find_departure(own)
         return None if departure is None else departure.place.depth
+
+
+def plain_since(events: Sequence[StoredEvent]) -> int | None:
+    """The first position of the events, if whoever has been in the room since before it sees all of them just as they are: nothing has
+    become of them."""
+    if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+        return None
+    positions = list(map(_position, events))
+    return None if None in positions else min(positions, default=None)
 
 
 def without_content(seen: Seen) -> Seen:

@@ -26,6 +26,8 @@ class CacheSizes:
         self.empty_answer_bytes = scaled(64 << 20)
         self.view_bytes = scaled(32 << 20)
         self.typing_view_bytes = scaled(32 << 20)
+        self.page_bytes = scaled(32 << 20)
+        """Of the newest events of rooms, as all who begin with these rooms get them."""
         self.filter_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
         self.state_bytes = scaled(64 << 20)

@@ -453,6 +453,7 @@ class RoomParts:
             timelines,
             visibility,
             client_events,
+            aggregations,
             self.thread_subscriptions,
             self.thread_updates,
             accounts.profile_store,

@@ -7,7 +7,9 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.cache_sizes import CacheSizes
+from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
+from homeserver.services.newest_pages import NewestPages
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
@@ -21,7 +23,8 @@ from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.receipts import ReceiptNews
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
+from homeserver.services.sliding_sync.room_work import RoomParts
+from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sliding_sync.typing_views import TypingViews
 from homeserver.services.sync.lazy_members import LazyMembers
@@ -56,6 +59,7 @@ def sliding_parts(
     timelines: Timelines,
     visibility: Visibility,
     client_events: ClientEvents,
+    aggregations: Aggregations,
     threads: ThreadSubscriptions,
     updates: ThreadUpdates,
     profiles: ProfileStore,
@@ -91,8 +95,8 @@ def sliding_parts(
         recency,
         client_events,
         LazyMembers(capacity=sizes.lazy_members),
+        NewestPages(timelines, events, aggregations, client_events, now_ms, capacity=sizes.page_bytes),
     )
-
     extensions = ExtensionReader(
         ExtensionParts(
             synced.devices,
@@ -121,7 +125,7 @@ def sliding_parts(
             capacity=sizes.connected_rooms,
         ),
         lists,
-        RoomEntries(room_parts),
+        RoomEntries(room_parts, NewRooms(room_parts)),
         extensions,
         synced.rooms,
         synced.memberships,
@@ -133,5 +137,4 @@ def sliding_parts(
         EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
         CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
         synced.plain,
-        NewRooms(room_parts),
     )

@@ -96,6 +96,11 @@ class Aggregations:
                 found[nid] = aggregation
         return found
 
+    @property
+    def children_heard(self) -> int:
+        """Another number once any event has had a child: until then, who has none has none."""
+        return self._childless.heard
+
     def lack_children(self, events: Sequence[StoredEvent]) -> bool:
         """Whether it is in memory that none of the events has children."""
         return next(self._find_parents(events), None) is None

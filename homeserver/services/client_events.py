@@ -8,8 +8,8 @@ spec: client-server-api#room-event-format
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from itertools import filterfalse, repeat
-from operator import attrgetter
+from itertools import compress, filterfalse, repeat
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +37,8 @@ _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
 _of_plain: Final = attrgetter("event.is_plain")
 _sender: Final = attrgetter("event.sender")
+_sent: Final = attrgetter("sent")
+_first: Final = itemgetter(0)
 _nid: Final = attrgetter("nid")
 _client_prefix: Final = attrgetter("client_prefix")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
@@ -102,12 +104,6 @@ class ClientEvents:
             parts = (stored.client_prefix, now - event.origin_server_ts, _JOINED, extra, b"}}")
             presented.append(msgspec.Raw(_CLIENT_FORM % parts))
         return presented
-
-    def present_childless(
-        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
-    ) -> list[msgspec.Raw] | None:
-        """The same, for state events too, where it is in memory that none of the events has children."""
-        return self.present_messages(user_id, device_id, events) if self._aggregations.lack_children(events) else None
 
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
         """Why those of the events have no content that were redacted, as far as the user may see it: for `present_plainly`.
@@ -183,32 +179,31 @@ class ClientEvents:
     async def _load_extras(self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
         events: list[StoredEvent] = list(map(_event, seen))
+        extras: dict[int, bytes] = {}
         own: list[StoredEvent] = []
-        sent: dict[int, tuple[str, str]] = {}
-        if device_id is not None and user_id in map(_sender, events):
-            own = [event for event in events if event.event.sender == user_id]
-            unknown = [event for event in own if event.sent is None]
-            if unknown:
+        if device_id is not None:
+            own = list(compress(events, map(user_id.__eq__, map(_sender, events))))
+        if own:
+            if None in map(_sent, own):
+                unknown = [event for event in own if event.sent is None]
                 found = await self._sent.get_txn_ids([event.nid for event in unknown])
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
-            sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
+            # mostly other devices sent them
+            for event in compress(own, map({device_id, ""}.__contains__, map(_first, map(_sent, own)))):
+                if event.sent is not None and (extra := _transaction(event.sent, device_id)):
+                    extras[event.nid] = extra
         special_seen = list(filterfalse(_of_plain, seen))
         special: list[StoredEvent] = list(map(_event, special_seen))
-        if sent:
-            special += [event for event in own if event.is_plain and event.nid in sent]
         if not special:
-            return {}
+            return extras
         others = await self._find_former(user_id, special_seen)
         # who has left may see what was redacted later, and not why
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
         loaded = await self._aggregations.without_erased(user_id, loaded)
-        extras: dict[int, bytes] = {}
         for event in special:
-            extra = b""
-            if event.nid in sent:
-                extra += _transaction(sent[event.nid], device_id)
+            extra = extras.get(event.nid, b"")
             if event.replaces is not None and event.replaces in loaded:
                 former = loaded[event.replaces].event
                 extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (
@@ -244,6 +239,26 @@ def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
     return b""
 
 
+def are_without_transactions(events: Iterable[StoredEvent], device_id: DeviceID | None) -> bool:
+    """Whether it is in memory that a device of their sender is not told how it sent any of the events."""
+    sent = list(map(_sent, events))
+    if None in sent:
+        return False
+    if {device_id, ""}.isdisjoint(map(_first, sent)):
+        return True  # mostly other devices sent them
+    return not any(each is not None and _transaction(each, device_id) for each in sent)
+
+
+def form_of_page(events: Iterable[StoredEvent]) -> bytes:
+    """The client forms of events, without room ids, as a JSON array for who is in the room: to be filled with their ages (`%`)."""
+    return b"[%b]" % b",".join(
+        [
+            b'%b,"unsigned":{"age":%%d,"membership":%b}}' % (event.client_prefix.replace(b"%", b"%%"), _JOINED)
+            for event in events
+        ]
+    )
+
+
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
     bundle: dict[str, Any] = {}
     if aggregation.edit is not None:
@@ -267,10 +282,12 @@ def present_plainly(event: StoredEvent, *, with_room_id: bool, reasons: Reasons 
     return msgspec.Raw(head + b"}")
 
 
-def present_state(events: Iterable[StoredEvent], reasons: Reasons) -> list[msgspec.Raw]:
-    """The same of many events, with the room's id."""
+def present_state(events: Iterable[StoredEvent], reasons: Reasons, *, with_room_id: bool = True) -> list[msgspec.Raw]:
+    """The same of many events."""
     if reasons:
-        return [present_plainly(event, with_room_id=True, reasons=reasons) for event in events]
+        return [present_plainly(event, with_room_id=with_room_id, reasons=reasons) for event in events]
+    if not with_room_id:
+        return list(map(msgspec.Raw, map(b"%b}".__mod__, map(_client_prefix, events))))
     return [
         msgspec.Raw(b'%b,"room_id":"%b"}' % (event.client_prefix, event.event.room_id.encode())) for event in events
     ]

@@ -1,7 +1,8 @@
 """What users keep of rooms, from memory: who has read all of it lately looks into one room after another.
 
 Laws:
-- What is kept of a user is all that they keep of any room, but for the rooms where something was set since: these are read anew.
+- What is kept of a user is all that they keep, but for the rooms where something was set since: these are read anew. So is all of
+  it once something was set that is of no room.
 - What was read while something was set is not kept.
 - It goes when a device of the user goes, and when all that they keep goes at once, as their account is erased, the second time too.
 
@@ -27,6 +28,8 @@ LARGEST_SHARE: Final = 16
 
 
 class _OfUser(msgspec.Struct, gc=False):
+    everywhere: dict[str, bytes] | None
+    """What is of no room; None once something of it was set."""
     rooms: dict[str, dict[str, bytes]]
     size: int
     changed: set[str] = set()
@@ -34,7 +37,7 @@ class _OfUser(msgspec.Struct, gc=False):
 
 
 class KeptAccountData:
-    """Reads account data, through a cache of that of rooms."""
+    """Reads account data, through a cache."""
 
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept."""
@@ -53,13 +56,20 @@ class KeptAccountData:
 
     async def of_user(self, user_id: str) -> AccountData:
         """All that a user keeps."""
+        kept = self._users.get(user_id)
+        if kept is not None and kept.changed and kept.everywhere is not None:
+            await self.of_rooms(user_id, tuple(kept.changed))
+            kept = self._users.get(user_id)
+        if kept is not None and kept.everywhere is not None and not kept.changed:
+            self._users.move_to_end(user_id)
+            return AccountData(kept.everywhere, dict(kept.rooms))
         heard = self._changes_heard
         data = await self._store.get_account_data(user_id)
         if heard == self._changes_heard:
             self._forget(user_id)
-            size = ENTRY + sum(map(_weigh, data.rooms.values()))
+            size = _weigh(data.everywhere) + sum(map(_weigh, data.rooms.values()))
             if size * LARGEST_SHARE <= self._capacity:
-                self._users[user_id] = _OfUser(dict(data.rooms), size)
+                self._users[user_id] = _OfUser(dict(data.everywhere), dict(data.rooms), size)
                 self.weight += size
                 self._make_room()
         return data
@@ -110,7 +120,13 @@ class KeptAccountData:
                 self._forget_all()
             elif change.topic is not Topic.ACCOUNT_DATA or (room_id is None and change.detail is None):
                 self._forget(user_id)
-            elif room_id is not None and (kept := self._users.get(user_id)) is not None:
+            elif (kept := self._users.get(user_id)) is None:
+                continue
+            elif room_id is None:
+                if kept.everywhere is not None:
+                    self._grow(kept, ENTRY - _weigh(kept.everywhere))
+                    kept.everywhere = None
+            else:
                 former = kept.rooms.pop(room_id, None)
                 if former is not None:
                     self._grow(kept, -_weigh(former))

@@ -42,17 +42,24 @@ class KeptReceipts:
         """Receipts and rooms in the cache."""
         return self._weight
 
-    async def of_room(self, room_nid: int) -> Collection[ReceiptRow] | None:
-        """All receipts of a room, the oldest first; None where they are many."""
-        if room_nid not in self._rooms:
+    async def of_rooms(self, room_nids: Collection[int]) -> dict[int, Collection[ReceiptRow] | None]:
+        """All receipts of each room, the oldest first; None where they are many."""
+        found: dict[int, Collection[ReceiptRow] | None] = {}
+        missing: list[int] = []
+        for room_nid in room_nids:
+            if room_nid in self._rooms:
+                self._rooms.move_to_end(room_nid)
+                kept = self._rooms[room_nid]
+                found[room_nid] = None if kept is None else tuple(kept.values())
+            else:
+                missing.append(room_nid)
+        if missing:
             heard = self._changes_heard
-            rows = await self._store.get_receipts_of_room(room_nid, FEW + 1)
-            if heard != self._changes_heard:
-                return rows if len(rows) <= FEW else None
-            self._keep(room_nid, rows)
-        self._rooms.move_to_end(room_nid)
-        kept = self._rooms[room_nid]
-        return None if kept is None else tuple(kept.values())
+            for room_nid, rows in (await self._store.get_receipts_of_rooms(missing, FEW + 1)).items():
+                found[room_nid] = rows if len(rows) <= FEW else None
+                if heard == self._changes_heard and room_nid not in self._rooms:  # others may have read it meanwhile
+                    self._keep(room_nid, rows)
+        return found
 
     async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
         """For each room (after, up to): the receipts that changed in between, the oldest first."""

@@ -10,6 +10,7 @@ spec: client-server-api#push-rules
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,9 @@ from homeserver.services.push.rule_changes import RuleChanges
 from storage.account_data import AccountDataStore
 from storage.database import Database
 
+REMEMBERED: Final = 256
+MOST_REMEMBERED_BYTES: Final = 4096
+"""Of what is kept: longer ones are put together anew each time."""
 _LONGEST_RULE_ID: Final = 255
 _LONGEST_TEXT: Final = 1024
 """Of a pattern, or of another text in a condition, in characters."""
@@ -170,8 +174,18 @@ def account_data_events(user_id: str, entries: Mapping[str, bytes], *, first: bo
         {"type": type, "content": msgspec.Raw(content)} for type, content in entries.items() if type != PUSH_RULES
     ]
     if first or PUSH_RULES in entries:
-        events.append({"type": PUSH_RULES, "content": push_rules_content(user_id, entries.get(PUSH_RULES))})
+        kept = entries.get(PUSH_RULES)
+        encode = _remembered_content if kept is None or len(kept) <= MOST_REMEMBERED_BYTES else _encoded_content
+        events.append({"type": PUSH_RULES, "content": encode(user_id, kept)})
     return events
+
+
+def _encoded_content(user_id: str, kept: bytes | None) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, kept)))
+
+
+_remembered_content = lru_cache(REMEMBERED)(_encoded_content)
+"""Some six kilobytes each, beside what is kept."""
 
 
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:

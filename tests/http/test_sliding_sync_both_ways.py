@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from homeserver.services.sliding_sync import portions, rooms
+from homeserver.services.sliding_sync import portions, room_entry
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
@@ -95,7 +96,7 @@ def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> di
 
 
 class Talk(RuleBasedStateMachine):
-    """Alice looks, and like Bob and Carol writes."""
+    """Alice looks, from two devices, and like Bob and Carol writes."""
 
     with_messages: ClassVar[int] = 0
     """How many answers with messages in them were compared, in all histories."""
@@ -103,6 +104,8 @@ class Talk(RuleBasedStateMachine):
     """How many of them were made in the shortest way."""
     begun_plainly: ClassVar[int] = 0
     """How many had a room that was new to the client."""
+    from_pages: ClassVar[int] = 0
+    """How many of these rooms' timelines were put together for others before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +115,13 @@ class Talk(RuleBasedStateMachine):
         self.path, self.started = path, 1
         self.server = TestServer(path, self.database, RETENTION)
         self.people = [self.server.register(name) for name in ("alice", "bob", "carol")]
+        login = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "alice"},
+            "password": "wonderland",
+        }
+        phone = User(self.server, self.server.post(f"{V3}/login", login).json)
+        self.devices = [self.people[0], self.people[0], phone]
         self.rooms: list[str] = []
         self.count = 0
         self.events: dict[int, list[str]] = {}
@@ -127,7 +137,7 @@ class Talk(RuleBasedStateMachine):
         if short:  # answers end early, and go on in the next ones
             self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
             self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 5)
-            self.patch.setattr(rooms, "LARGEST_TIMELINE", 1500)
+            self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
             # the last two are not Alice's from the beginning
@@ -172,6 +182,19 @@ class Talk(RuleBasedStateMachine):
                 self.say(chance)
         self.sync()
 
+    @rule(at=st.integers(0, 2), seed=SEED)
+    def begin_again(self, at: int, seed: int) -> None:
+        """A client begins anew again and again, with what others, and it, were just shown; now and then something happens meanwhile."""
+        chance = Random(seed)
+        limit = {"timeline_limit": chance.choice([1, 2, 4])}
+        for asked in self.bodies[at]["lists"].values():
+            asked.update(limit)
+        for _ in range(5):
+            self.pos[at] = None
+            if chance.random() < 0.3:
+                chance.choice([self.say, self.do])(chance)
+            self.sync()
+
     @rule(seed=SEED)
     def happen(self, seed: int) -> None:
         """Something else than messages, or beside them, happens to who has just heard of everything."""
@@ -186,9 +209,9 @@ class Talk(RuleBasedStateMachine):
     def sync(self) -> None:
         for at, (body, pos) in enumerate(zip(self.bodies, self.pos, strict=True)):
             if at == 1:
-                answer = self.people[0].post(STABLE, body if pos is None else {**body, "pos": pos})
+                answer = self.devices[at].post(STABLE, body if pos is None else {**body, "pos": pos})
             else:
-                answer = self.people[0].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
+                answer = self.devices[at].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
             assert answer.status == 200, answer.body
             self.pos[at] = answer.json["pos"]
 
@@ -197,7 +220,7 @@ class Talk(RuleBasedStateMachine):
         self.count += 1
         known = self.events.setdefault(where, [])
         target = known[-1 - kind % min(len(known), 3)] if known else "$unknown"
-        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}" * (1 + 40 * (kind == 1))}
+        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}%d" * (1 + 40 * (kind == 1))}
         type = "m.room.message"
         if kind == 2:
             content["m.mentions"] = {"user_ids": [self.people[0].user_id]}
@@ -303,19 +326,20 @@ class Talk(RuleBasedStateMachine):
         """The server, which remembers nothing then."""
         self.started += 1
         self.server = TestServer(self.path, self.database, RETENTION, seed=self.started, clock=self.server.clock)
-        for user in self.people:
+        for user in (*self.people, *self.devices):
             user.server = self.server
 
     def teardown(self) -> None:
         Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]
         Talk.plainly += len(self.told)
         Talk.begun_plainly += len(self.begun)
+        Talk.from_pages += sum(isinstance(entry["timeline"], msgspec.Raw) for entry in self.begun)
         self.stack.close()
         run_coroutine(self.database.close(), None)
 
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
-    Talk.with_messages = Talk.plainly = Talk.begun_plainly = 0
+    Talk.with_messages = Talk.plainly = Talk.begun_plainly = Talk.from_pages = 0
     run_state_machine_as_test(
         Talk,
         settings=settings(
@@ -329,7 +353,8 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
     )
     assert Talk.with_messages > 5 * RUNS  # it was gone mostly
     assert Talk.plainly > 2 * RUNS
-    assert Talk.begun_plainly > RUNS // 4
+    assert Talk.begun_plainly > 3 * RUNS
+    assert Talk.from_pages > RUNS // 3
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:

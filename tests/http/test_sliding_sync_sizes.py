@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, rooms
+from homeserver.services.sliding_sync import portions, room_entry
 from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
@@ -32,7 +32,7 @@ def test_the_operator_bounds_the_events_of_a_room(tmp_path: Path, sqlite_databas
 
 
 def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "LARGEST_TIMELINE", 5000)
+    monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 5000)
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})

@@ -17,8 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from homeserver.services import recent_changes
-from homeserver.services.sliding_sync import portions
-from homeserver.services.sliding_sync import rooms as sliding_rooms
+from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.connections import Connection, Connections
 from homeserver.services.sliding_sync.kept import KeptOfConnections
 from homeserver.services.sliding_sync.order import RoomOrders
@@ -331,7 +330,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 2:
         monkeypatch.setattr(portions, "LARGEST_ANSWER", 2500)
         monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
-        monkeypatch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
+        monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "KEPT", 4)
         monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._forget_all)

@@ -1,6 +1,6 @@
 """Receipts and account data that are kept in memory are those that are stored, whatever happens and whenever they are read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -26,10 +26,10 @@ class SlowReceipts(ReceiptStore):
     def __init__(self) -> None:
         self.asked: list[Deferred[list[ReceiptRow]]] = []
 
-    async def get_receipts_of_room(self, room_nid: int, limit: int) -> list[ReceiptRow]:
+    async def get_receipts_of_rooms(self, room_nids: Collection[int], limit: int) -> dict[int, list[ReceiptRow]]:
         deferred: Deferred[list[ReceiptRow]] = Deferred()
         self.asked.append(deferred)
-        return await deferred
+        return dict.fromkeys(room_nids, await deferred)
 
     async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
         deferred: Deferred[list[ReceiptRow]] = Deferred()
@@ -67,9 +67,12 @@ async def test_receipts_are_those_that_are_stored(
             }
             assert dict(await kept.get_receipts(ranges)) == dict(await store.get_receipts(ranges))
         else:
-            rows = await store.get_receipts_of_room(room_nid, 100)
-            found = await kept.of_room(room_nid)
-            assert (None if found is None else list(found)) == (rows if len(rows) <= 12 else None)
+            several = chance.sample(range(1, 6), chance.randrange(1, 5))
+            stored = await store.get_receipts_of_rooms(several, 100)
+            for nid, found in (await kept.of_rooms(several)).items():
+                rows = stored.pop(nid)
+                assert (None if found is None else list(found)) == (rows if len(rows) <= 12 else None)
+            assert not stored
         assert len(kept) <= 1000
 
 
@@ -77,19 +80,20 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     streams, store = Streams(10), SlowReceipts()
     kept = KeptReceipts(store, streams, capacity=100)
     reading: list[Deferred[Any]] = [
-        Deferred.fromCoroutine(kept.of_room(1)),
+        Deferred.fromCoroutine(kept.of_rooms([1])),
         Deferred.fromCoroutine(kept.get_receipts({1: (0, 10)})),
     ]
     streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, a_receipt(11))], 11)
     for asked in store.asked:
         asked.callback([a_receipt(5)])
     assert [each.called for each in reading] == [True, True]
-    again = Deferred.fromCoroutine(kept.of_room(1))
+    again = Deferred.fromCoroutine(kept.of_rooms([1]))
     store.asked[2].callback([a_receipt(11)])
     streams.publish([Change(12, Topic.RECEIPT, "!r:a.test", "@bob:a.test", a_receipt(12, "@bob:a.test"))], 12)
-    found = Deferred.fromCoroutine(kept.of_room(1))
+    found: list[dict[int, Collection[ReceiptRow] | None]] = []
+    Deferred.fromCoroutine(kept.of_rooms([1])).addCallback(found.append)
     assert again.called
-    assert list(found.result) == [a_receipt(11), a_receipt(12, "@bob:a.test")]  # type: ignore[call-overload]
+    assert list(found[0][1] or ()) == [a_receipt(11), a_receipt(12, "@bob:a.test")]
     assert len(store.asked) == 3
 
 
@@ -97,14 +101,14 @@ async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(sqlite_
     store = ReceiptStore(sqlite_database)
     kept = KeptReceipts(store, sqlite_database.streams, capacity=100)
     for room_nid in range(1, 50):
-        assert await kept.of_room(room_nid) == ()
+        assert await kept.of_rooms([room_nid]) == {room_nid: []}
     for room_nid in range(1, 50):
         people = [f"@{number}:a.test" for number in range(30)]
         await store.set_receipts(
             [NewReceipt(room_nid, f"!{room_nid}", each, "m.read", UNTHREADED, "$e", 1, 1) for each in people]
         )
         assert len(kept) <= 100
-    assert await kept.of_room(1) == tuple(await store.get_receipts_of_room(1, 100))
+    assert list((await kept.of_rooms([1]))[1] or ()) == (await store.get_receipts_of_rooms([1], 100))[1]
 
 
 @pytest.mark.parametrize("seed", range(6))

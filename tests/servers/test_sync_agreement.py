@@ -17,8 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import portions
-from homeserver.services.sliding_sync import rooms as sliding_rooms
+from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.kept import KeptOfConnections
 from storage.database import Database
 from tests.conftest import run_coroutine
@@ -97,7 +96,7 @@ class Towns(RuleBasedStateMachine):
         if short:  # answers of sliding sync end early, and go on in the next ones
             self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
             self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
-            self.patch.setattr(sliding_rooms, "LARGEST_TIMELINE", 1500)
+            self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)
         for who in range(4):

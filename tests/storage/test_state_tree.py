@@ -129,6 +129,18 @@ async def test_states_are_read_whole_by_type_by_key_and_as_differences(database:
         assert await reader.get_by_type(ROOM, second, ["m.room.topic", "m.none"]) == {TOPIC: 4}
         assert await reader.get_by_type(ROOM, first, ["m.room.topic"]) == {}
         assert await reader.get_diff(ROOM, first, second) == {POWER: (2, 3), TOPIC: (None, 4)}
+        of_rooms = [
+            (ROOM, first, [CREATE, TOPIC, member(999)], ()),
+            (ROOM, second, [CREATE, member(7)], ("m.room.topic", "m.none")),
+            (ROOM, None, [CREATE], ("m.room.topic",)),
+        ]
+        assert await reader.get_entries_of_rooms(of_rooms) == [
+            {CREATE: 1},
+            {CREATE: 1, member(7): 107, TOPIC: 4},
+            {},
+        ]
+        for asked, found in zip(of_rooms, await reader.get_entries_of_rooms(of_rooms), strict=True):
+            assert reader.get_cached(*asked) == found
         assert await reader.get_entries_of(ROOM, [first, second, None], [POWER, TOPIC]) == {
             first: {POWER: 2},
             second: {POWER: 3, TOPIC: 4},

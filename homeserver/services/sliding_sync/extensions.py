@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.request import (
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
-from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
@@ -164,12 +164,12 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int] | None,
-        new: RoomWork | None = None,
+        new: Sequence[RoomWork] = (),
     ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
         rooms that it has. None where that is not enough to know them.
 
-        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: one that it does not have: see
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: some that it does not have: see
         `read_with_new`.
         """
         wanted, is_news = request.extensions, False
@@ -193,8 +193,7 @@ class ExtensionReader:
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
-                begun = () if new is None else (new,)
-                typing, is_news, view = await self._typing(request, connection, set(moved_to), begun)
+                typing, is_news, view = await self._typing(request, connection, set(moved_to), new)
             else:
                 view = self._parts.typing_views.find(connection.key, request.pos)
             answer[wanted.typing.name] = {"rooms": typing}
@@ -208,18 +207,18 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int],
-        new: RoomWork,
+        new: Sequence[RoomWork],
         changes: StateChanges,
     ) -> ExtensionNews | None:
-        """The same, where one of the rooms in view is new to the client, and messages in it are all that has happened."""
+        """The same, where some of the rooms in view are new to the client, since there were messages in them."""
         read = await self.read_without_news(request, connection, now, moved_to, new)
         if read is None:
             return None
         if request.extensions.account_data is not None:
-            room_id = new.room.room_id
-            kept = await self._parts.kept_data.of_rooms(request.caller.user_id, (room_id,))
+            kept = await self._parts.kept_data.of_rooms(request.caller.user_id, [work.room.room_id for work in new])
             read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
-            changes.set_account_data(new.room.room_nid, LIVE)
+            for work in new:
+                changes.set_account_data(work.room.room_nid, LIVE)
         if request.extensions.receipts is not None:
             receipts = await self._parts.receipts.read_of_new(request, connection, new, now.position, changes)
             if receipts is None:
@@ -400,9 +399,10 @@ def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
     }
 
 
-def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection, new: RoomWork | None) -> bool:
-    """Whether the client has been told all of account data and receipts of these rooms but for the new one, which all lists are asked
+def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connection, new: Sequence[RoomWork]) -> bool:
+    """Whether the client has been told all of account data and receipts of these rooms but for the new ones, which all lists are asked
     for."""
+    begun = {work.room.room_nid for work in new}
     if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
     for scope, known in (
@@ -414,7 +414,7 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
         if scope.lists is not None:
             return False
         if any(map(known.get, rooms, repeat(NEVER))) and not all(
-            known.get(nid) == LIVE or (new is not None and nid == new.room.room_nid) for nid in rooms
+            known.get(nid) == LIVE or nid in begun for nid in rooms
         ):
             return False
     return True

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sync.lazy_members import Member
 
 LARGEST_ANSWER: Final = 4 * 1024 * 1024

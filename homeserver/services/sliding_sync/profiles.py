@@ -18,7 +18,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, ToldProfiles, UnknownPos
-from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
 from storage.memberships import MembershipRow, MembershipStore
 from storage.profiles import ProfileStore
 from storage.streams import Topic

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
+from federation.protocol.ids import UserID
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen
 from homeserver.services.ignored_users import IgnoredUsers
@@ -16,10 +17,12 @@ from homeserver.services.kept_receipts import KeptReceipts
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sync.sync import receipt_events, visible_receipts
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.rooms import RoomStore
+
+NO_STRETCH: Final = (0, 0)
 
 _position: Final = attrgetter("event.position")
 
@@ -77,12 +80,7 @@ class ReceiptNews:
         for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
             ranges[nid] = (connection.since(known[nid]), upto)
         found: dict[int, list[ReceiptRow]] = {}
-        changed: Mapping[int, list[ReceiptRow]] = {}
-        own: Mapping[int, list[ReceiptRow]] = {}
-        if whole:
-            changed, own = await self._receipts.get_receipts_and_own(ranges, user_id, whole)
-        elif ranges:
-            changed = await self._receipts.get_receipts(ranges)
+        changed, own = await self._read(ranges, user_id, whole)
         for nid, rows in changed.items():
             if rows:
                 told, first = connection.since(known[nid]) if nid in known else upto, firsts.get(nid, upto)
@@ -106,27 +104,60 @@ class ReceiptNews:
         rooms = await self._rooms.get_rooms_by_nid(events)
         return {rooms[nid].room_id: event for nid, event in events.items()}, is_all
 
+    async def _read(
+        self, ranges: Mapping[int, tuple[int, int]], user_id: UserID, whole: Set[int]
+    ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
+        """The receipts that changed in these stretches (after, up to), and the user's own in whole rooms."""
+        changed: dict[int, list[ReceiptRow]] = {}
+        own: dict[int, list[ReceiptRow]] = {}
+        kept = await self._kept.of_rooms(whole) if whole else {}
+        for nid, rows in kept.items():
+            if rows:
+                after, upto = ranges.get(nid, NO_STRETCH)
+                changed[nid] = [row for row in rows if after < row.position <= upto]
+                own[nid] = [row for row in rows if row.user_id == user_id]
+        many = {nid for nid in whole if kept[nid] is None}
+        others = {nid: stretch for nid, stretch in ranges.items() if nid in many or nid not in kept}
+        if many:
+            changed_of_many, own_of_many = await self._receipts.get_receipts_and_own(others, user_id, many)
+            changed.update(changed_of_many)
+            own.update(own_of_many)
+        elif others:
+            changed.update(await self._receipts.get_receipts(others))
+        return changed, own
+
     async def read_of_new(
-        self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, changes: StateChanges
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
     ) -> dict[str, Any] | None:
-        """The same for a room with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
+        """The same for rooms with which the client begins, and a client since whose `pos` nobody has read anything, as far as it
         knows. None where they are many, or there is no room for all of them."""
-        nid, user_id, known = work.room.room_nid, request.caller.user_id, connection.state.receipts
-        told = connection.since(known[nid]) if nid in known else upto
-        first = min(told, *[seen.event.position or 0 for seen in work.shown])
-        kept = await self._kept.of_room(nid)
-        if kept is None:
-            return None
-        changes.set_receipts(nid, LIVE)
-        if not kept:
-            return {}
-        rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
-        rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
-        shown = visible_receipts(rows, user_id, await self._ignored.of_user(user_id))
-        fit, held_from = _as_fit(shown)
-        if held_from is not None:
-            return None
-        return {work.room.room_id: receipt_events(fit)[0]} if fit else {}
+        user_id, known = request.caller.user_id, connection.state.receipts
+        ignored = await self._ignored.of_user(user_id)
+        events: dict[str, Any] = {}
+        of_rooms = await self._kept.of_rooms([work.room.room_nid for work in works])
+        for work in works:
+            nid = work.room.room_nid
+            kept = of_rooms[nid]
+            if kept is None:
+                return None
+            changes.set_receipts(nid, LIVE)
+            if not kept:
+                continue
+            told = connection.since(known[nid]) if nid in known else upto
+            first = min([told, *(seen.event.position or 0 for seen in work.shown)])
+            rows = _of_shown((row for row in kept if first < row.position <= upto), work.shown, told, upto)
+            rows = [*(row for row in rows if row.user_id != user_id), *(row for row in kept if row.user_id == user_id)]
+            fit, held_from = _as_fit(visible_receipts(rows, user_id, ignored))
+            if held_from is not None:
+                return None
+            if fit:
+                events[work.room.room_id] = receipt_events(fit)[0]
+        return events
 
     async def _find_first_shown(self, connection: Connection, room_nids: Set[int], upto: int) -> dict[int, int]:
         """Of rooms that the client has without their receipts, which it wants now: the position of the oldest of the newest events, as

@@ -4,23 +4,19 @@ Changes are those between two states of the room, not the state events among the
 of a fork brought back is told too.
 """
 
-from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Final
 
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.rooms.visible import Seen
 from homeserver.services.sliding_sync.request import MEMBER, RequiredState
 from storage.state_tree import StateTreeStore
 
 NAME: Final = StateKey("m.room.name", "")
 ALIAS: Final = StateKey("m.room.canonical_alias", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
-_event: Final = attrgetter("event.event")
-_sender: Final = attrgetter("sender")
-_state_key: Final = attrgetter("state_key")
 
 
 class StateOfRoom(msgspec.Struct, gc=False):
@@ -37,12 +33,42 @@ class StateOfRoom(msgspec.Struct, gc=False):
     """Entries that are no longer set."""
 
 
-class _Names(msgspec.Struct, frozen=True, gc=False):
-    """A question that names every entry it asks for."""
+class Question(msgspec.Struct, frozen=True, gc=False):
+    """What is asked for, as entries and types of which there are few in any room."""
 
+    wanted: RequiredState
     asked: Sequence[StateKey]
-    read: tuple[StateKey, ...]
-    """With name and avatar of the room."""
+    besides: Sequence[StateKey]
+    """Name and avatar of the room, where they are not asked for."""
+    types: frozenset[str]
+    members: frozenset[str]
+    """Whose memberships are asked for by name."""
+    shared: tuple[object, ...] | None
+    """What is asked for beside them; equal where others ask for the same. None: more would have to be compared."""
+
+    def to_tell(self, members: Iterable[str]) -> list[StateKey]:
+        """What is asked for by name, with some memberships."""
+        return [*self.asked, *map(StateKey, repeat(MEMBER), members)]
+
+    def pick(self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]) -> StateOfRoom:
+        """The state that is told, of what was found of these entries, of `besides`, and of the types."""
+        nids = list(map(found.get, keys))
+        entries = {key: nid for key, nid in zip(keys, nids, strict=True) if nid is not None}
+        if self.types:
+            for type_, state_key in found:
+                if type_ in self.types and self.wanted.matches(type_, state_key):
+                    entries[StateKey(type_, state_key)] = found[type_, state_key]
+        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+
+
+class AskedState(msgspec.Struct, frozen=True, gc=False):
+    """A state of a room, and what is asked for of it."""
+
+    room_nid: int
+    root: bytes | None
+    wanted: RequiredState
+    members: Collection[str] = ()
+    """Whose memberships are asked for, whatever else is."""
 
 
 class RequiredStates:
@@ -50,33 +76,53 @@ class RequiredStates:
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._latest: tuple[RequiredState, _Names | None] | None = None
+        self._latest: tuple[RequiredState, Question | None] | None = None
 
-    async def get_whole(self, room_nid: int, root: bytes | None, wanted: RequiredState) -> StateOfRoom:
-        """All that is asked for of a state."""
-        names = self._names(wanted)
-        if names is not None:
-            found = await self._trees.get_entries(room_nid, root, names.read)
-            asked = {key: found[key] for key in names.asked if key in found}
-            return StateOfRoom(asked, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
-        entries = await self._read(room_nid, root, wanted, [NAME, AVATAR])
+    async def get_wholes(self, asked: Sequence[AskedState]) -> list[StateOfRoom]:
+        """Of each state all that is asked for. As far as that is a `Question`, what is not in memory is read at once for all."""
+        states = list(map(self.find_whole, asked))
+        if None not in states:
+            return [state for state in states if state is not None]
+        missing = [each for each, state in zip(asked, states, strict=True) if state is None]
+        read: dict[int, StateOfRoom] = {}
+        questions = [
+            (each, question, question.to_tell(each.members))
+            for each in missing
+            if (question := self.question(each.wanted)) is not None
+        ]
+        if questions:
+            answers = await self._trees.get_entries_of_rooms(
+                [(each.room_nid, each.root, [*keys, *q.besides], q.types) for each, q, keys in questions]
+            )
+            for (each, question, keys), found in zip(questions, answers, strict=True):
+                read[each.room_nid] = question.pick(keys, found)
+        for each in missing:
+            if each.room_nid not in read:
+                read[each.room_nid] = await self._get_whole(each)
+        return [read[each.room_nid] if state is None else state for each, state in zip(asked, states, strict=True)]
+
+    def find_whole(self, asked: AskedState) -> StateOfRoom | None:
+        """All that is asked for of a state, at once; None where that needs the database, or is more than a `Question`."""
+        question = self.question(asked.wanted)
+        if question is None:
+            return None
+        keys = question.to_tell(asked.members)
+        found = self._trees.get_cached(asked.room_nid, asked.root, [*keys, *question.besides], question.types)
+        return None if found is None else question.pick(keys, found)
+
+    def find_member(self, room_nid: int, root: bytes | None, user_id: str) -> int | None:
+        """The number of a membership event, at once; None where there is none, or that needs the database."""
+        key = StateKey(MEMBER, user_id)
+        return (self._trees.get_cached(room_nid, root, (key,)) or {}).get(key)
+
+    async def _get_whole(self, asked: AskedState) -> StateOfRoom:
+        wanted = asked.wanted
+        entries = await self._read(asked.room_nid, asked.root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
-        return StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
-
-    def find_whole(
-        self, room_nid: int, root: bytes | None, wanted: RequiredState, members: Iterable[str]
-    ) -> StateOfRoom | None:
-        """As `get_whole`, with some memberships, at once; None where that needs the database, or names do not say all that is asked
-        for."""
-        names = self._names(wanted)
-        if names is None:
-            return None
-        memberships = [StateKey(MEMBER, user_id) for user_id in members]
-        found = self._trees.get_cached(room_nid, root, (*names.read, *memberships))
-        if found is None:
-            return None
-        entries = {key: found[key] for key in (*names.asked, *memberships) if key in found}
-        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+        state = StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
+        if asked.members:
+            state.entries |= await self.get_members(asked.room_nid, asked.root, asked.members)
+        return state
 
     async def get_added(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, former: RequiredState
@@ -103,19 +149,24 @@ class RequiredStates:
             [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
         )
 
-    async def get_members(self, room_nid: int, root: bytes | None, user_ids: Sequence[str]) -> dict[StateKey, int]:
+    async def get_members(self, room_nid: int, root: bytes | None, user_ids: Iterable[str]) -> dict[StateKey, int]:
         """Some memberships."""
         found = await self._trees.get_entries(room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids])
         return {StateKey(*key): nid for key, nid in found.items()}
 
-    def _names(self, wanted: RequiredState) -> "_Names | None":
-        """None where more may be wanted than names say. The rooms of an answer mostly have one question: it is kept."""
+    def question(self, wanted: RequiredState) -> Question | None:
+        """None where anything may be wanted, or all members. The rooms of an answer mostly have one question: it is kept."""
         if self._latest is None or self._latest[0] is not wanted:
-            names = None
-            if wanted.whole_types() == set():
+            question, whole_types = None, wanted.whole_types()
+            if whole_types is not None and MEMBER not in whole_types:
+                types = frozenset(whole_types)
                 asked = [StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)]
-                names = _Names(asked, tuple(dict.fromkeys([*asked, NAME, AVATAR])))
-            self._latest = (wanted, names)
+                besides = [key for key in (NAME, AVATAR) if key not in asked and key.type not in types]
+                members = frozenset(key.state_key for key in asked if key.type == MEMBER)
+                shared = (frozenset(key for key in asked if key.type != MEMBER), types, wanted.lazy_members)
+                is_shared = not any(clause.exclude for clause in wanted.clauses)
+                question = Question(wanted, asked, besides, types, members, shared if is_shared else None)
+            self._latest = (wanted, question)
         return self._latest[1]
 
     async def _read(
@@ -134,12 +185,3 @@ class RequiredStates:
             by_type = await self._trees.get_by_type(room_nid, root, types)
             entries.update((StateKey(*key), nid) for key, nid in by_type.items())
         return entries
-
-
-def people_in(timeline: Sequence[Seen]) -> set[str]:
-    """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
-    events = list(map(_event, timeline))
-    needed: set[str] = set(map(_sender, events))
-    if any(map(_state_key, events)):
-        needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
-    return needed

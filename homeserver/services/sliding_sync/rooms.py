@@ -5,154 +5,48 @@ since; of that they are told their own membership alone.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, Final
 
-import msgspec
-
 from federation.protocol.events import StateKey
 from federation.protocol.ids import DeviceID, UserID
-from federation.rooms.current_states import CurrentStates
 from federation.rooms.outside import is_outside
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.timelines import Timelines
-from federation.rooms.visible import Seen, Visibility
-from homeserver.services.client_events import NO_REASONS, ClientEvents, Reasons, present_plainly, present_stripped
-from homeserver.services.ignored_users import IgnoredUsers, without_ignored
-from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
+from federation.rooms.room_events import StoredEvent
+from homeserver.services.client_events import (
+    NO_REASONS,
+    present_plainly,
+    present_state,
+    present_stripped,
+)
+from homeserver.services.ignored_users import without_ignored
+from homeserver.services.newest_pages import people_in
+from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.order import OUTSIDE
-from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
-from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
-from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
+from homeserver.services.sliding_sync.required_state import (
+    AskedState,
+)
+from homeserver.services.sliding_sync.room_entry import complete_entry, is_bumped, make_inside, trim
+from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
 from homeserver.services.sync.joined import told_after_leaving
-from homeserver.services.sync.lazy_members import LazyMembers, Member
-from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from homeserver.services.unread import RoomUnread, UnreadCounts, has_hidden_redaction
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow
-from storage.timelines import Place
-
-LARGEST_TIMELINE: Final = 1024 * 1024
-"""In bytes, of the events of one room; one event at least is told."""
+from homeserver.services.sync.lazy_members import Member
+from homeserver.services.unread import RoomUnread, has_hidden_redaction
 
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
 _pdu: Final = attrgetter("event.pdu")
-
-
-class RoomWork(msgspec.Struct, gc=False):
-    """A room on its way into the answer."""
-
-    room: RoomRow
-    own: MembershipRow
-    config: RoomConfig
-    sent: SentRoom | None
-    since: int
-    """Up to where the client has it; 0 for nothing."""
-    initial: bool
-    has_news: bool
-    was_in: bool
-    """Whether the user is, or ever was, in the room."""
-    is_direct: bool
-    in_lists: Sequence[str] = ()
-    is_recounted: bool = False
-    """Whether its counts may be others, whatever happened."""
-    expanded: bool = False
-    """Whether more of the past is wanted than the client has."""
-    limited: bool = False
-    anew: bool = False
-    """Whether the timeline is not just what came since the client had the room."""
-    messages_alone: bool = False
-    """Whether what arrived since the client had the room is all here, and left its state alone."""
-    newest: StoredEvent | None = None
-    """The newest event of the stretch, shown or not, if anything has arrived in it."""
-    shown: Sequence[Seen] = ()
-    speakers: Set[str] = frozenset()
-    """Those whose memberships are needed to show these events."""
-    state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
-    summary: Summary | None = None
-    size: int = 0
-    """Of its events, in bytes."""
-    is_told: bool = False
-    """Whether there is something to tell for which a client need not wait any longer."""
-
-    @property
-    def may_be_recounted(self) -> bool:
-        """Whether its counts may be others though the client is told of no event: it wants none, or they have changed without one."""
-        return self.is_recounted or (self.has_news and not self.config.timeline_limit)
-
-    @property
-    def lacks_members(self) -> bool:
-        """Whether the client has a timeline without the members that it needs, and now wants them."""
-        return (
-            not self.initial
-            and self.own.membership == "join"
-            and self.sent is not None
-            and self.sent.required_state.lacks_members_of(self.config.required_state)
-        )
-
-    @property
-    def is_no_longer_direct(self) -> bool:
-        """Whether the client takes it for a direct chat that it is not."""
-        return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
-
-    @property
-    def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
-        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
-
-    @property
-    def people_shown(self) -> set[str]:
-        """Those who are named in a new timeline, and those by whom the room is named."""
-        people = set(self.speakers) if self.anew else set()
-        if self.summary is not None:
-            people.update(hero.user_id for hero in self.summary.heroes)
-        return people
-
-    @property
-    def shows_room(self) -> bool:
-        """Whether timeline and state are shown: not of a room that the user was never in."""
-        return self.own.membership not in OUTSIDE and self.was_in
-
-    @property
-    def left_before(self) -> bool:
-        """Whether something has become of the user's membership since they left."""
-        return self.own.left_position is not None and self.own.left_position < self.own.position
-
-    def result(self) -> SentRoom:
-        """What the client has of the room with this answer."""
-        limit = self.config.timeline_limit
-        if self.sent is not None and not self.initial and not self.limited:
-            limit = max(limit, self.sent.timeline_limit)
-        return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
-
-
-class RoomParts(msgspec.Struct, frozen=True):
-    """What entries are made of."""
-
-    events: RoomEvents
-    current_states: CurrentStates
-    timelines: Timelines
-    visibility: Visibility
-    invited: InvitedRooms
-    ignored: IgnoredUsers
-    states: RequiredStates
-    summaries: RoomSummaries
-    unread: UnreadCounts
-    recency: RoomRecency
-    client_events: ClientEvents
-    lazy_members: LazyMembers
+_stored_pdu: Final = attrgetter("pdu")
 
 
 class RoomEntries:
     """Makes entries."""
 
-    def __init__(self, parts: RoomParts) -> None:
+    def __init__(self, parts: RoomParts, new: NewRooms) -> None:
         self._parts = parts
+        self._new = new
 
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
         """The members that the client has for sure, now that it has come with this `pos`."""
@@ -183,18 +77,42 @@ class RoomEntries:
         newly_sent: set[Member],
     ) -> dict[str, dict[str, Any]]:
         """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
+        told = [self._new.tell(request, connection, work, upto, newly_sent) if work.initial else None for work in works]
+        longer = [work for work, entry in zip(works, told, strict=True) if entry is None]
+        others: Mapping[str, dict[str, Any]] = {}
+        if longer:
+            others = await self._make(request, connection, longer, upto, sent_members, newly_sent)
+        entries: dict[str, dict[str, Any]] = {}
+        for work, entry in zip(works, told, strict=True):
+            found = others.get(work.room.room_id) if entry is None else entry
+            if found is not None:
+                entries[work.room.room_id] = found
+        return entries
+
+    async def _make(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        works: Sequence[RoomWork],
+        upto: int,
+        sent_members: set[Member],
+        newly_sent: set[Member],
+    ) -> dict[str, dict[str, Any]]:
+        """The same, whatever there is to be told of the rooms."""
         shown = [work for work in works if work.shows_room]
         parts = self._parts
         user_id, device_id = request.caller.user_id, request.caller.device_id
         ignored = await parts.ignored.of_user(user_id)
         await self._fill_timelines(user_id, shown, upto, ignored)
         await self._fill_states(shown, upto, sent_members, newly_sent)
-        wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
+        wanted: set[int | None] = set()
+        for work in shown:
+            wanted.update(work.state.entries.values(), work.state.named.values())
         events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
         for work in shown:
             work.size = sum(map(len, map(_pdu, work.shown)))
             if work.state.entries:
-                work.size += sum(len(events[nid].pdu) for nid in work.state.entries.values())
+                work.size += sum(map(len, map(_stored_pdu, map(events.__getitem__, work.state.entries.values()))))
         reasons = await parts.client_events.find_reasons(user_id, events.values()) if events else NO_REASONS
         anew = {work.room.room_nid for work in shown if work.anew}
         presented = await parts.client_events.present(
@@ -219,19 +137,21 @@ class RoomEntries:
         for work in works:
             nid = work.room.room_nid
             bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
-            is_bumped = _is_bumped(work, bump)
+            bumped = is_bumped(work, bump)
             if not work.shows_room:
                 entry, work.is_told = await self._make_outside(request, work), True
             else:
                 end = begin + len(work.shown)
-                entry = make_inside(work, presented[begin:end], events, reasons, request.stable, connection, upto)
+                named = map(events.__getitem__, work.state.entries.values())
+                required = present_state(named, reasons, with_room_id=False)
+                entry = make_inside(work, presented[begin:end], required, events, request.stable, connection, upto)
                 begin = end
                 moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
                 recounted = nid in counts and work.may_be_recounted
                 work.is_told = bool(entry) or work.initial or work.summary is not None or moved or recounted
-                if is_bumped and not work.config.timeline_limit:
+                if bumped and not work.config.timeline_limit:
                     work.is_told = True  # else, if nothing is shown, somebody wrote whom the user ignores: it can wait
-                if not (work.is_told or is_bumped):
+                if not (work.is_told or bumped):
                     continue
             complete_entry(entry, work, bump, counts.get(nid), request.stable)
             entries[work.room.room_id] = entry
@@ -269,7 +189,7 @@ class RoomEntries:
             work.is_recounted = work.is_recounted or has_hidden_redaction(arrived, work.shown)
             work.newest = arrived[-1] if arrived else None
             if len(work.shown) > 1:
-                _trim(work)
+                trim(work)
             work.speakers = people_in(work.shown)
             work.anew = work.initial or work.limited or work.expanded
             work.messages_alone = not work.anew and not work.left_before and all(map(_leaves_state, arrived))
@@ -320,22 +240,31 @@ class RoomEntries:
         former = await parts.current_states.at(changing) if changing else {}
         elsewhere = {work.room.room_nid: _state_end(work, upto) for work in works if not _ends_with_newest(work)}
         roots = await parts.current_states.at(elsewhere) if elsewhere else {}
+        begun: list[RoomWork] = []
+        whole: list[AskedState] = []
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
             root = roots[nid] if nid in roots or work.newest is None else work.newest.current_root
             if work.initial:
-                work.state = await states.get_whole(nid, root, wanted)
-            else:
-                if nid in changing:
-                    work.state = await states.get_changed(nid, former[nid], root, wanted)
-                if work.sent is not None and not work.sent.required_state.covers(wanted):
-                    work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
-            if work.initial and work.sent is not None:  # the client begins anew with the room
-                sent_members.difference_update([member for member in sent_members if member[0] == nid])
+                begun.append(work)
+                whole.append(AskedState(nid, root, wanted, work.speakers if wanted.lazy_members else ()))
+                if work.sent is not None:  # the client begins anew with the room
+                    sent_members.difference_update([member for member in sent_members if member[0] == nid])
+                if wanted.lazy_members:
+                    newly_sent.update(zip(repeat(nid), work.speakers))
+                continue
+            if nid in changing:
+                work.state = await states.get_changed(nid, former[nid], root, wanted)
+            if work.sent is not None and not work.sent.required_state.covers(wanted):
+                work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
             if wanted.lazy_members:
                 await self._add_members(work, root, sent_members, newly_sent)
             elif work.state.changed_members:
                 sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
+        if begun:
+            for work, state in zip(begun, await states.get_wholes(whole), strict=True):
+                work.state = state
+        for work in works:
             if work.left_before and not is_outside(work.own):
                 _tell_own_membership(work)
 
@@ -345,33 +274,14 @@ class RoomEntries:
         nid, state = work.room.room_nid, work.state
         needed, changed = set(work.speakers), state.changed_members.keys()
         if changed:
-            if not work.initial and not work.limited:
+            if not work.limited:
                 needed |= changed
             # who changed and is not told of here is no longer known to the client
             sent_members.difference_update([(nid, user_id) for user_id in changed - needed])
-        missing = [
-            user_id for user_id in needed if work.initial or user_id in changed or (nid, user_id) not in sent_members
-        ]
+        missing = [user_id for user_id in needed if user_id in changed or (nid, user_id) not in sent_members]
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
-
-
-def are_too_long(size: int) -> bool:
-    """Whether events of so many bytes are more than is told of one room."""
-    return size > LARGEST_TIMELINE
-
-
-def _trim(work: RoomWork) -> None:
-    """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
-    if not are_too_long(sum(map(len, map(_pdu, work.shown)))):
-        return
-    size = 0
-    for index in range(len(work.shown) - 1, -1, -1):
-        size += len(work.shown[index].event.pdu)
-        if size > LARGEST_TIMELINE and index < len(work.shown) - 1:
-            work.shown, work.limited = work.shown[index + 1 :], True
-            return
 
 
 def _end(work: RoomWork, upto: int) -> int:
@@ -396,94 +306,6 @@ def _tell_own_membership(work: RoomWork) -> None:
     is_needed = wanted.matches(*own) or (wanted.lazy_members and own.state_key in work.speakers)
     if own in work.state.entries or (is_needed and (work.initial or work.own.position > work.since)):
         work.state.entries[own] = work.own.event_nid
-
-
-def _is_bumped(work: RoomWork, bump: int) -> bool:
-    return (bump or work.own.position) > work.since
-
-
-def make_inside(
-    work: RoomWork,
-    timeline: Sequence[Any],
-    events: Mapping[int, StoredEvent],
-    reasons: Reasons,
-    stable: bool,
-    connection: Connection,
-    upto: int,
-) -> dict[str, Any]:
-    """The parts that come from the room itself; empty if there is nothing to tell."""
-    entry: dict[str, Any] = {}
-    state = work.state
-    if work.config.timeline_limit and (timeline or work.limited):
-        entry["timeline"] = timeline
-        entry["num_live"] = 0
-        if connection.token is not None:
-            position = connection.token.position
-            if work.since == position and not work.anew:
-                entry["num_live"] = len(work.shown)
-            else:
-                entry["num_live"] = sum((each.event.position or 0) > position for each in work.shown)
-        if work.shown:
-            first = work.shown[0].event
-            # what the client asks for from here is what came before the first event, this one left out
-            entry["prev_batch"] = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
-        else:
-            entry["prev_batch"] = str(SyncToken(upto, 0))
-        if work.limited:
-            entry["limited"] = True
-        if work.expanded:
-            entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
-    required: list[Any] = []
-    if state.entries:
-        required = [present_plainly(events[nid], with_room_id=False, reasons=reasons) for nid in state.entries.values()]
-    if stable:
-        required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
-    if required or work.initial:
-        entry["required_state"] = required
-    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
-        if key not in state.named:
-            continue
-        nid = state.named[key]
-        value = events[nid].event.content.get(content_key) if nid is not None else None
-        if isinstance(value, str) and value:
-            entry[field_name] = value
-        elif not work.initial and (stable or field_name == "avatar"):
-            entry[field_name] = None
-    return entry
-
-
-def complete_entry(entry: dict[str, Any], work: RoomWork, bump: int, counts: RoomUnread | None, stable: bool) -> None:
-    """Add what every entry has. `bump`: the position of the newest event that moves the room up; 0: none does. `counts`: None where they
-    are not told."""
-    if work.summary is not None:
-        _add_people(entry, work.summary)
-    if counts is not None:
-        total = counts.total
-        entry["notification_count"], entry["highlight_count"] = total.notifications, total.highlights
-    if work.initial or _is_bumped(work, bump):
-        entry["bump_stamp"] = bump or work.own.position
-    if work.initial:
-        entry["initial"] = True
-    if work.is_direct:
-        entry["is_dm"] = True
-    elif stable and work.is_no_longer_direct:
-        entry["is_dm"] = False
-    if stable:
-        entry["membership"] = work.own.membership
-        if work.in_lists:
-            entry["lists"] = list(work.in_lists)
-
-
-def _add_people(entry: dict[str, Any], summary: Summary) -> None:
-    entry["joined_count"] = summary.json["m.joined_member_count"]
-    entry["invited_count"] = summary.json["m.invited_member_count"]
-    if not summary.heroes:
-        return
-    heroes = []
-    for hero in summary.heroes:
-        shown = {"user_id": hero.user_id, "displayname": hero.display_name, "avatar_url": hero.avatar_url}
-        heroes.append({key: value for key, value in shown.items() if value is not None})
-    entry["heroes"] = heroes
 
 
 def _device(connection: Connection) -> DeviceID:

@@ -40,10 +40,10 @@ from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
 from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
-from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
@@ -75,7 +75,6 @@ class SlidingParts(msgspec.Struct, frozen=True):
     empty: EmptyAnswers
     counts: CountNews
     plain: PlainMessageReader
-    new: NewRooms
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -124,7 +123,6 @@ class SlidingSync:
             parts.extensions,
             streams,
             parts.plain,
-            parts.new,
             capacity=view_bytes,
         )
 
