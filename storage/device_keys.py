@@ -8,6 +8,7 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -15,10 +16,20 @@ import msgspec
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
-from storage.engine import LARGEST_CHUNK
-from storage.one_time_keys import BLOCK_COLUMNS, BLOCKS, KeyBlock, KeyName, add_keys, remove_keys, take_keys
+from storage.engine import LARGEST_CHUNK, DatabaseUnavailable
+from storage.keys_ahead import KeyRun, KeysAhead
+from storage.one_time_keys import (
+    BLOCK_COLUMNS,
+    BLOCKS,
+    KeyBlock,
+    KeyName,
+    add_keys,
+    remove_keys,
+    take_keys,
+    take_known_keys,
+)
 from storage.streams import Change, Topic
-from storage.transaction import POSITION, Transaction, WriteTransaction
+from storage.transaction import POSITION, LastChange, Transaction, WriteTransaction
 
 CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
 """Keys, by one write: as many as one statement takes."""
@@ -86,6 +97,7 @@ class DeviceKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ahead = KeysAhead()
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
@@ -93,12 +105,29 @@ class DeviceKeyStore:
 
     async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
         """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where there is none. Where they are many, in
-        several writes, so that those of others come in between."""
-        claimed: list[bytes | None] = []
-        for at in range(0, len(wishes), CLAIMED_AT_ONCE):
-            some = wishes[at : at + CLAIMED_AT_ONCE]
-            claimed += await self._database.write("claim_keys", _claim, some, now_ms)
-        return claimed
+        several writes, so that those of others come in between; where one of these fails, what others gave out is not lost."""
+        claimed: dict[KeyWish, bytes] = {}
+        try:
+            for at in range(0, len(wishes), CLAIMED_AT_ONCE):
+                await self._claim_some(wishes[at : at + CLAIMED_AT_ONCE], now_ms, claimed)
+        except DatabaseUnavailable:
+            if not claimed:
+                raise
+        return [claimed.get(wish) for wish in wishes]
+
+    async def _claim_some(self, wishes: Sequence[KeyWish], now_ms: int, claimed: dict[KeyWish, bytes]) -> None:
+        """Put keys for these into what is claimed; with one write, or two where other nodes gave out what was known of all."""
+        ahead = {wish: run for wish in wishes if (run := self._ahead.get(wish)) is not None}
+        if len(ahead) == len(wishes):
+            keys = await self._database.write_changing("claim_keys", _claim_known, ahead, now_ms)
+            claimed |= keys
+            if len(keys) == len(wishes):
+                return
+            wishes, ahead = [wish for wish in wishes if wish not in keys], {}
+        keys, runs = await self._database.write("claim_keys", _claim, wishes, ahead, now_ms)
+        claimed |= keys
+        for wish, run in runs.items():
+            self._ahead.put(wish, run)
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
         """Publish identity keys that are others than before."""
@@ -128,7 +157,12 @@ class DeviceKeyStore:
             self.set_device_keys(txn, user_id, device_id, keys.identity)
         added: dict[str, int] = {}
         if keys.one_time:
-            added = add_keys(txn, user_id, device_id, standing.blocks, standing.used, keys.one_time, remembered_from_ts)
+            added, oldest = add_keys(
+                txn, user_id, device_id, standing.blocks, standing.used, keys.one_time, remembered_from_ts
+            )
+            for algorithm, run in oldest.items():
+                if not standing.one_time.get(algorithm):
+                    txn.after_commit(partial(self._ahead.put, (user_id, device_id, algorithm), run))
         unused = dict(standing.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():
             if standing.fallback_keys.get(algorithm) == (key_id, content):
@@ -172,7 +206,7 @@ class DeviceKeyStore:
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
         f"SELECT b.algorithm, sum(b.number - m.taken), NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
-        " AND b.used_up = 0 GROUP BY b.algorithm"
+        " AND m.taken < b.number GROUP BY b.algorithm"
         " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?"
         " UNION ALL SELECT NULL, value, NULL FROM counters WHERE name = ?",
         (user_id, device_id, user_id, device_id, POSITION),
@@ -248,19 +282,32 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
     )
 
 
-def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
-    claimed = take_keys(txn, wishes, now_ms)
-    if None not in claimed:
-        _announce_claims(txn, wishes, KeysClaimed(wishes))
-        return claimed
-    taken = [wish for wish, key in zip(wishes, claimed, strict=True) if key is not None]
-    if taken:
-        _announce_claims(txn, taken, KeysClaimed(taken))
-    rest = [wish for wish, key in zip(wishes, claimed, strict=True) if key is None]
-    by_fallback = _use_fallback_keys(txn, rest)
+def _claim_known(
+    txn: WriteTransaction, ahead: Mapping[KeyWish, KeyRun], now_ms: int
+) -> LastChange[dict[KeyWish, bytes]]:
+    position = txn.next_position()
+
+    def announce(keys: dict[KeyWish, bytes]) -> dict[KeyWish, bytes]:
+        if keys:
+            _announce_claims(txn, position, list(keys))
+        return keys
+
+    return take_known_keys(txn, ahead, now_ms, announce)
+
+
+def _claim(
+    txn: WriteTransaction, wishes: Sequence[KeyWish], ahead: Mapping[KeyWish, KeyRun], now_ms: int
+) -> tuple[dict[KeyWish, bytes], dict[KeyWish, KeyRun | None]]:
+    """The keys, and what `take_keys` says besides."""
+    keys, runs = take_keys(txn, wishes, ahead, now_ms)
+    if keys:
+        _announce_claims(txn, txn.next_position(), list(keys))
+    rest = [wish for wish in wishes if wish not in keys]
+    by_fallback = _use_fallback_keys(txn, rest) if rest else {}
     if by_fallback:
-        _announce_claims(txn, by_fallback, None)
-    return [by_fallback.get(wish) if key is None else key for wish, key in zip(wishes, claimed, strict=True)]
+        users = tuple(dict.fromkeys([wish.user_id for wish in by_fallback]))
+        txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
+    return keys | by_fallback, runs
 
 
 def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, bytes]:
@@ -286,9 +333,9 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict
     return claimed
 
 
-def _announce_claims(txn: WriteTransaction, wishes: Iterable[KeyWish], detail: KeysClaimed | None) -> None:
-    users = tuple(dict.fromkeys([user_id for user_id, _, _ in wishes]))
-    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=detail))
+def _announce_claims(txn: WriteTransaction, position: int, taken: Sequence[KeyWish]) -> None:
+    users = tuple(dict.fromkeys([user_id for user_id, _, _ in taken]))
+    txn.announce(Change(position, Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken)))
 
 
 def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft) -> None:

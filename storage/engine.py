@@ -36,6 +36,11 @@ class DatabaseUnavailable(Exception):
     """
 
 
+class OthersWrote(Exception):
+    """The database is not as this process had left it, which had been taken for granted: the transaction has to begin anew, with what is
+    there now."""
+
+
 class NodeCallsLost(Exception):
     """The other nodes are not heard any more."""
 
@@ -79,6 +84,10 @@ class Connection(Protocol):
     def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
         """Likewise; `keys` is not empty and not longer than LARGEST_CHUNK."""
 
+    def change_each(self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]) -> list[Row]:
+        """What `UPDATE … WHERE … RETURNING …` gives for each of these rows of arguments, which follow upon those before, each of another
+        row of the table; in no order. `rows` is not empty and not longer than LARGEST_CHUNK."""
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
         """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type BIGINT only."""
@@ -90,7 +99,11 @@ class Connection(Protocol):
         """Until `end`, all queries see the database at one moment."""
 
     def begin_write(self) -> dict[str, int]:
-        """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand."""
+        """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand.
+
+        It may begin with the first statement, or the commit, and the counters be as this connection left them: where another has changed
+        them since, that statement, or the commit, raises OthersWrote and has done nothing.
+        """
 
     def begin_migration(self) -> None:
         """Begin a transaction, once no other process migrates."""
@@ -109,6 +122,11 @@ class Connection(Protocol):
 
     def commit(self, counters: dict[str, int]) -> None:
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
+
+    def commit_changing(
+        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+    ) -> list[Row]:
+        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction."""
 
     def rollback(self) -> None: ...
     def end(self) -> None:

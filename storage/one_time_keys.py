@@ -1,31 +1,36 @@
 """One-time keys, in blocks: what a device uploads together is few rows, and is given out from the first on.
 
-Blocks do not change, but for the one bit that all of a block was given out. How far each is given out stands beside it, in rows that
-are a few bytes: a claim writes these alone, and the rows of hundreds of devices share a page.
+Blocks do not change. How far each is given out stands beside it, in rows that are a few bytes: a claim writes these alone, and the rows
+of hundreds of devices share a page. Where the keys that come next are known from before (`storage/keys_ahead.py`), it reads nothing else
+either.
 
 A key that was given out stays in its block until all of the block were. With the next upload a digest takes its place, which is
 kept until some time has passed, or many others were used: so an upload that is repeated because its answer was lost does not
 bring it back, though others came in between.
 
 Laws:
-- A key is given out once: a claim reads the mark of its block and moves it, in one write, and writes run one after another, on all
-  nodes (`storage/writer.py`): nobody reads it in between.
+- A key is given out once: a claim moves the mark of its block from the key that it gives out to the next, and where the mark was the
+  database says, whatever was known before. Writes run one after another, on all nodes (`storage/writer.py`).
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys a write claims, it asks the database once.
+- However many keys a write claims, it asks the database once: for marks where it knows the keys, else for both. Where it knows those of
+  some, it asks twice.
+- A block that is known is the oldest of which a key is left, or none of it is left: marks go one way, and what is uploaded later is
+  younger.
 - A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
 - An upload reads the ids of the keys that are left, and digests of a bounded number of those that are not; contents only where
   an id comes again, or for its digest, once.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from struct import Struct
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from storage.engine import Row
-from storage.transaction import Transaction, WriteTransaction
+from storage.keys_ahead import KeyOf, KeyRun
+from storage.transaction import LastChange, Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
 KEYS_A_BLOCK: Final = 100
@@ -33,6 +38,12 @@ BYTES_A_BLOCK: Final = 32 << 10
 """Of keys, each padded to the longest. A single key may be longer."""
 MOST_REMEMBERED: Final = 2000
 """Keys of a device that were given out, of blocks that are used up: an upload looks at all of them."""
+READ_AHEAD: Final = 1536
+"""Bytes that a claim reads after a key that it has to read: several keys, as clients make them."""
+
+T = TypeVar("T")
+W = TypeVar("W", bound=KeyOf)
+"""Whose key is wanted."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -66,6 +77,11 @@ class KeyBlock(msgspec.Struct, frozen=True):
 BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
 BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
+_AHEAD: Final = f"substr(b.keys, {{place}} * b.width + 1, b.width * {READ_AHEAD})"
+MOVE_MARK: Final = (
+    "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid = ? AND taken < ?"
+    " RETURNING block_nid, taken - 1"
+)
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
 _used = Struct(f">q{DIGEST_BYTES}s")
@@ -80,10 +96,10 @@ def add_keys(
     used: bytes,
     keys: Mapping[KeyName, bytes],
     remembered_from_ts: int,
-) -> dict[str, int]:
-    """Add keys to a device that has these blocks, and of which it is remembered that these were used; how many are new, by
-    algorithm. The same one again is no error, nor is it new. One query, if an id comes again or a block is used up. Raises
-    KeyExists.
+) -> tuple[dict[str, int], dict[str, KeyRun]]:
+    """Add keys to a device that has these blocks, and of which it is remembered that these were used; how many are new, and those of
+    the oldest block of these, by algorithm. The same one again is no error, nor is it new. One query, if an id comes again or a block is
+    used up. Raises KeyExists.
 
     `remembered_from_ts`: what was given out before then is forgotten.
     """
@@ -102,37 +118,62 @@ def add_keys(
     new: dict[str, dict[str, bytes]] = {}
     for (algorithm, key_id), content in (_without(keys, digests, standing) if digests or standing else keys).items():
         new.setdefault(algorithm, {})[key_id] = content
+    first: dict[str, KeyRun] = {}
     if new:
-        _insert_blocks(txn, user_id, device_id, new)
+        first = _insert_blocks(txn, user_id, device_id, new)
         _remember(txn, user_id, device_id, blocks, remembered, just_used, remembered_from_ts)
-    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
+    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}, first
 
 
-def take_keys(txn: WriteTransaction, wishes: Sequence[tuple[str, str, str]], now_ms: int) -> list[bytes | None]:
-    """Give out a key for each of these (user, device, algorithm), none of whom is named twice: `"ID":CONTENT` in JSON; None for those
-    who have none."""
+def take_known_keys(
+    txn: WriteTransaction, ahead: Mapping[W, KeyRun], now_ms: int, then: Callable[[dict[W, bytes]], T]
+) -> LastChange[T]:
+    """Give out the next key for each of these of which it is known, with the last change of the write; and what to make of them:
+    `"ID":CONTENT` in JSON. Those are missing of which something else has become the next."""
+    wishes = {run.block_nid: wish for wish, run in ahead.items()}
+    return txn.change_at_last(MOVE_MARK, (now_ms,), _marks(ahead), lambda moved: then(_keys_at(ahead, wishes, moved)))
+
+
+def take_keys(
+    txn: WriteTransaction, wishes: Sequence[W], ahead: Mapping[W, KeyRun], now_ms: int
+) -> tuple[dict[W, bytes], dict[W, KeyRun | None]]:
+    """Give out a key for each of these that have any, where of some it is known what comes next: `"ID":CONTENT` in JSON. Besides, what is
+    known from now on of those of which it was not, or was something else."""
+    keys = _keys_at(
+        ahead,
+        {run.block_nid: wish for wish, run in ahead.items()},
+        txn.change_each(MOVE_MARK, (now_ms,), _marks(ahead)),
+    )
+    rest = [wish for wish in wishes if wish not in keys]
     found = txn.query_each_changing(
-        "SELECT b.block_nid AS found_key, b.number - m.taken, substr(b.keys, m.taken * b.width + 1, b.width)"
-        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND b.used_up = 0"
+        f"SELECT b.block_nid AS found_key, m.taken, b.width, substr(b.keys, m.taken * b.width + 1, b.width + {READ_AHEAD})"
+        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number"
         " ORDER BY b.block_nid LIMIT 1",
-        wishes,
+        rest,
         "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}",
         (now_ms,),
     )
-    taken: list[bytes | None] = []
-    for wish, rows in zip(wishes, found, strict=True):
-        if not rows:
-            taken.append(None)
-            continue
-        block_nid, left, slot = rows[0]
-        taken.append(slot.rstrip(b" "))
-        if left == 1:
-            txn.execute_later(
-                "UPDATE one_time_key_blocks SET used_up = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?"
-                " AND block_nid = ?",
-                (*wish, block_nid),
-            )
-    return taken
+    runs: dict[W, KeyRun | None] = {}
+    for wish, rows in zip(rest, found, strict=True):
+        runs[wish] = run = KeyRun(*rows[0]) if rows else None
+        if run is not None:
+            keys[wish] = run.at(run.first)
+    return keys, runs
+
+
+def _marks(ahead: Mapping[W, KeyRun]) -> list[tuple[int, int]]:
+    """For MOVE_MARK."""
+    return [(run.block_nid, run.first + len(run.keys) // run.width) for run in ahead.values()]
+
+
+def _keys_at(ahead: Mapping[W, KeyRun], wishes: Mapping[int, W], moved: Iterable[Row]) -> dict[W, bytes]:
+    """The keys from which marks of these blocks have been moved."""
+    keys: dict[W, bytes] = {}
+    for block_nid, place in moved:
+        wish = wishes[block_nid]
+        if key := ahead[wish].at(place):
+            keys[wish] = key
+    return keys
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
@@ -189,14 +230,20 @@ def _select_contents(
     return found
 
 
-def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Mapping[str, Mapping[str, bytes]]) -> None:
+def _insert_blocks(
+    txn: WriteTransaction, user_id: str, device_id: str, new: Mapping[str, Mapping[str, bytes]]
+) -> dict[str, KeyRun]:
+    """Add the keys, by algorithm and id; the first block of each algorithm."""
+    oldest: dict[str, KeyRun] = {}
     blocks = [(algorithm, slots) for algorithm, keys in new.items() for slots in _divide(keys)]
     first = txn.allocate("one_time_key", len(blocks))
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
+        packed = b"".join([slot.ljust(width) for slot in slots.values()])
+        oldest.setdefault(algorithm, KeyRun(block_nid, 0, width, packed))
         txn.execute_later(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, used_up,"
-            " width, names, keys) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user_id,
                 device_id,
@@ -205,12 +252,13 @@ def _insert_blocks(txn: WriteTransaction, user_id: str, device_id: str, new: Map
                 len(slots),
                 width,
                 msgspec.json.encode(list(slots)).decode(),
-                b"".join([slot.ljust(width) for slot in slots.values()]),
+                packed,
             ),
         )
         txn.execute_later(
             "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) VALUES (?, 0, 0)", (block_nid,)
         )
+    return oldest
 
 
 def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
@@ -242,12 +290,12 @@ def _remember(
     """Put digests in the place of what is used up, and forget what was given out before then, and beyond so many the oldest."""
     kept = sorted(each for each in (*remembered, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
     if just_used:
+        used_up = [block.block_nid for block in blocks if block.left == 0]
+        txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(
-            "DELETE FROM one_time_key_marks WHERE block_nid IN {keys}",
-            [block.block_nid for block in blocks if block.left == 0],
-        )
-        txn.execute_later(
-            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND used_up = 1", (user_id, device_id)
+            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND block_nid IN {keys}",
+            used_up,
+            before=(user_id, device_id),
         )
     if just_used or len(kept) < len(remembered):
         txn.execute_later(

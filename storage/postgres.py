@@ -2,47 +2,53 @@
 
 Connections are in autocommit mode and transactions are begun by hand, so that BEGIN, SAVEPOINT, RELEASE and statements of
 whose result nothing is needed travel in the same message as what follows: a batch of writes costs one round trip more at its
-begin and one at its end, not two for each write.
+end, not two for each write. One more at its begin reads the counters, where other nodes write too; a node that has found them several
+times as it left them takes them for that, and has it checked by what travels with the first statement.
 
 An advisory lock is held from begin to commit of every batch: nodes write one after the other, and so positions of the
 one sequence are committed in their order, and writers never wait for each other's rows in a circle.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import chain, islice
-from struct import Struct
 
 import msgspec
 import psycopg2
 from psycopg2 import errorcodes
+from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
-    QuotedString,
     connection,
-    cursor,
     make_dsn,
-    new_type,
-    register_adapter,
     register_type,
 )
 from psycopg2.extras import execute_values
 
-from storage.engine import Connection, DatabaseUnavailable, NodeCalls, Row, SQLValue, UnsuitableDatabase
+from storage.engine import (
+    Connection,
+    DatabaseUnavailable,
+    NodeCalls,
+    OthersWrote,
+    Row,
+    SQLValue,
+    UnsuitableDatabase,
+)
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
 from storage.postgres_statements import (
-    NOT_TEXT,
     adapt,
     arrays_of,
     column_types,
     columns_of,
+    for_all,
     for_each,
     for_each_changing,
     for_keys,
     values_of,
 )
-from storage.prepared import Argument, NumberArray, Prepared, TextArray
+from storage.postgres_values import BYTES, encode_rows
+from storage.prepared import Argument, Prepared
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
@@ -51,21 +57,19 @@ MIGRATION_LOCK = WRITE_LOCK + 1
 PREPARE_WRITES = (
     f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
     "PREPARE read_counters AS SELECT name, value FROM counters; "
+    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value), 0) = $1)::int FROM counters; "
     "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
     "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
 )
-"""What every batch does, planned once."""
-
+"""What every batch does, planned once. A counter only grows, so none has changed while their sum is the same; else that is a division by
+zero."""
+STEADY = 8
+"""Batches in a row before which nobody else had written: then it is taken for granted, and found out where it is not so."""
 
 FEWEST_COPIED = 4
 """Rows from which on COPY, which takes a round trip more, costs less than INSERT; up to there each has its own statement."""
 AT_ONCE = 500
 """Rows that travel in one message."""
-_COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END = b"\xff\xff"
-_COUNT, _LENGTH, _WHOLE, _BROKEN = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
-_NULL = _LENGTH.pack(-1)
-
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
@@ -93,45 +97,21 @@ class PostgresConfig(msgspec.Struct, frozen=True):
     """Seconds a batch waits for another node's, and after which the server ends a batch whose node went silent."""
 
 
-def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
-    # Always text in the format `hex`, which `_connect` asks for.
-    return bytes.fromhex(value[2:]) if isinstance(value, str) else value
-
-
-for _kind in (TextArray, NumberArray):
-    register_adapter(_kind, QuotedString)
-
-_BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
-
-
-def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
-    """Rows in PostgreSQL's binary format: no text to write, none to read."""
-    begin = _COUNT.pack(width)
-    parts = [_COPY_BEGIN]
-    for row in rows:
-        parts.append(begin)
-        for value in row:
-            if type(value) is int:  # what is asked first is most usual
-                parts.append(_WHOLE.pack(8, value))
-            elif isinstance(value, bytes):
-                parts += (_LENGTH.pack(len(value)), value)
-            elif isinstance(value, str):
-                encoded = (value.replace("\0", NOT_TEXT) if "\0" in value else value).encode()
-                parts += (_LENGTH.pack(len(encoded)), encoded)
-            elif value is None:
-                parts.append(_NULL)
-            elif isinstance(value, float):
-                parts.append(_BROKEN.pack(8, value))
-            else:
-                parts.append(_WHOLE.pack(8, value))
-    parts.append(_COPY_END)
-    return b"".join(parts)
-
-
 class PostgresConnection:
     """A connection to the server. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_counters", "_cursor", "_info", "_prepared", "_saved_at", "_waiting", "_writes")
+    __slots__ = (
+        "_begins",
+        "_connection",
+        "_counters",
+        "_cursor",
+        "_info",
+        "_prepared",
+        "_saved_at",
+        "_steady",
+        "_waiting",
+        "_writes",
+    )
 
     def __init__(self, opened: connection) -> None:
         self._connection = opened
@@ -142,8 +122,11 @@ class PostgresConnection:
         # Where among them the savepoint is set, if it is there.
         self._saved_at: int | None = None
         self._prepared = Prepared()
-        # The names of counters that are there.
-        self._counters: Collection[str] = ()
+        # Counters as they were when this connection last saw or wrote them, and how often nobody had written in between.
+        self._counters: dict[str, int] = {}
+        self._steady = 0
+        # Whether what waits begins with the begin of the transaction.
+        self._begins = False
         self._writes = False
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
@@ -194,6 +177,10 @@ class PostgresConnection:
     def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
         self._leave(*for_keys(sql, keys, before, ()))
 
+    def change_each(self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]) -> list[Row]:
+        self._run(*for_all(sql, before, rows))
+        return self._cursor.fetchall()
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(adapt, rows))
         first = list(islice(coming, FEWEST_COPIED))
@@ -213,10 +200,7 @@ class PostgresConnection:
         if len(rows) < FEWEST_COPIED:
             self.execute_many(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows)
             return
-        data = _encode_rows(len(columns), rows)
-        self._cursor.copy_expert(
-            self._take(f"COPY {table} ({names}) FROM STDIN BINARY".encode()), BytesIO(data), len(data)
-        )
+        self._send(f"COPY {table} ({names}) FROM STDIN BINARY".encode(), encode_rows(len(columns), rows))
 
     def execute_script(self, sql: str) -> None:
         self._flush()
@@ -235,15 +219,21 @@ class PostgresConnection:
             self._cursor.execute("ROLLBACK")
 
     def begin_write(self) -> dict[str, int]:
-        # The counters are read by a statement of its own, which sees what was committed while the lock was waited for.
+        # The counters are read, or checked, by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
+        if self._steady >= STEADY:
+            check = b"EXECUTE check_counters (%d)" % sum(self._counters.values())
+            self._waiting += (b"BEGIN", b"EXECUTE take_lock", check)
+            self._begins = True
+            return dict(self._counters)
         if not self._writes:
             self._cursor.execute(PREPARE_WRITES)
             self._writes = True
         self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
         counters = dict(self._cursor.fetchall())
-        self._counters = frozenset(counters)
-        return counters
+        self._steady = self._steady + 1 if counters == self._counters else 0
+        self._counters = counters
+        return dict(counters)
 
     def begin_migration(self) -> None:
         self._cursor.execute(
@@ -278,26 +268,44 @@ class PostgresConnection:
 
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
-        for name, value in counters.items():
-            save = "EXECUTE save_counter (%s, %s)" if name in self._counters else "EXECUTE add_counter (%s, %s)"
-            self._waiting.append(self._cursor.mogrify(save, (name, value)))
-        self._cursor.execute(self._take(b"COMMIT"))
+        self._leave_counters(counters)
+        self._send(b"COMMIT")
         if self._cursor.statusmessage != "COMMIT":
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
             raise DatabaseUnavailable("the transaction had failed before its commit")
+        self._counters.update(counters)
+
+    def commit_changing(
+        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+    ) -> list[Row]:
+        statement, args = for_all(sql, before, rows)
+        last = self._cursor.mogrify(self._find(statement, args), args)
+        if not self._begins:
+            self._send(last)
+            changed = self._cursor.fetchall()
+            self.commit(counters)
+            return changed
+        # All of the transaction is in one message: that is one without BEGIN and COMMIT too, and the rows of its last statement arrive.
+        del self._waiting[0]
+        self._leave_counters(counters)
+        self._send(last)
+        self._counters.update(counters)
+        return self._cursor.fetchall()
 
     def rollback(self) -> None:
+        is_begun = not self._begins
         self._forget()
-        if self._connection.closed == 0:
+        if is_begun and self._connection.closed == 0:
             self._cursor.execute("ROLLBACK")
 
     def transaction_is_whole(self) -> bool:
-        return self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_INTRANS
+        return self._connection.closed == 0 and (
+            self._begins or self._info.transaction_status == TRANSACTION_STATUS_INTRANS
+        )
 
     def transaction_is_open(self) -> bool:
-        return self._connection.closed == 0 and self._info.transaction_status in (
-            TRANSACTION_STATUS_INTRANS,
-            TRANSACTION_STATUS_INERROR,
+        return self._connection.closed == 0 and (
+            self._begins or self._info.transaction_status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
         )
 
     def is_usable(self) -> bool:
@@ -322,6 +330,11 @@ class PostgresConnection:
             self._prepared.keep(sql, args, text)
         return text
 
+    def _leave_counters(self, counters: dict[str, int]) -> None:
+        for name, value in counters.items():
+            save = "EXECUTE save_counter (%s, %s)" if name in self._counters else "EXECUTE add_counter (%s, %s)"
+            self._waiting.append(self._cursor.mogrify(save, (name, value)))
+
     def _leave(self, sql: str, args: Sequence[Argument]) -> None:
         """Let a statement wait for the next one."""
         self._waiting.append(self._cursor.mogrify(self._find(sql, args), args))
@@ -330,23 +343,34 @@ class PostgresConnection:
         text = self._find(sql, args)
         if self._waiting:
             # What waits is spent only once the text is complete: an argument that cannot be sent leaves it.
-            self._cursor.execute(self._take(self._cursor.mogrify(text, args)))
+            self._send(self._cursor.mogrify(text, args))
         else:
             self._cursor.execute(text, args)
 
-    def _take(self, last: bytes) -> bytes:
-        """What waits and then that, as one message; nothing waits any more."""
+    def _send(self, last: bytes, copied: bytes | None = None) -> None:
+        """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote."""
         message = b"; ".join((*self._waiting, last))
+        begins = self._begins
         self._forget()
-        return message
+        try:
+            if copied is None:
+                self._cursor.execute(message)
+            else:
+                self._cursor.copy_expert(message, BytesIO(copied), len(copied))
+        except DivisionByZero as error:
+            if not begins:
+                raise
+            self._steady = 0
+            raise OthersWrote from error
 
     def _forget(self) -> None:
         self._waiting.clear()
         self._saved_at = None
+        self._begins = False
 
     def _flush(self) -> None:
         if self._waiting:
-            self._cursor.execute(self._take(self._waiting.pop()))
+            self._send(self._waiting.pop())
 
 
 class PostgresEngine:
@@ -437,5 +461,5 @@ class PostgresEngine:
         opened = psycopg2.connect(make_dsn(None, **parameters))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
-        register_type(_BYTES, opened)
+        register_type(BYTES, opened)
         return opened

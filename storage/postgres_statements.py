@@ -65,6 +65,21 @@ def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
     return f"WITH found AS MATERIALIZED ({for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
 
 
+def for_all(sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]) -> tuple[str, Sequence[Argument]]:
+    """One `UPDATE … WHERE … RETURNING …` for many rows of arguments after those before, and its arguments."""
+    return _for_all(sql, len(before), column_types(rows[0])), (*adapt(before), *columns_of(rows))
+
+
+@lru_cache(maxsize=1024)
+def _for_all(sql: str, before: int, types: tuple[str, ...]) -> str:
+    parts = sql.split("?")
+    each = "?".join(parts[: before + 1])
+    each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
+    names = ", ".join(f"a{at}" for at in range(len(types)))
+    change, where, rest = each.partition(" WHERE ")
+    return f"{change} FROM unnest({arrays_of(types)}) AS wanted ({names}){where}{rest}"
+
+
 def arrays_of(types: Iterable[str]) -> str:
     return ", ".join(f"?::{type}[]" for type in types)
 

@@ -127,6 +127,10 @@ class SQLiteConnection:
     def execute_in_later(self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]) -> None:
         self._execute_in(sql, keys, before, ())
 
+    def change_each(self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]) -> list[Row]:
+        execute = self._execute
+        return [row for args in rows for row in execute(sql, (*before, *args)).fetchall()]
+
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)
 
@@ -176,6 +180,13 @@ class SQLiteConnection:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
         self._execute("COMMIT")
+
+    def commit_changing(
+        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+    ) -> list[Row]:
+        changed = self.change_each(sql, before, rows)
+        self.commit(counters)
+        return changed
 
     def rollback(self) -> None:
         if self._connection.in_transaction:

@@ -6,9 +6,14 @@ Laws:
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
 
 from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue
 from storage.streams import Change
+
+T = TypeVar("T")
 
 POSITION = "position"
 """The counter that is the one sequence."""
@@ -95,6 +100,15 @@ def select_head(txn: Transaction) -> int:
     return int(row[0]) if row is not None else 0
 
 
+class LastChange(msgspec.Struct, Generic[T], frozen=True):
+    """See `WriteTransaction.change_at_last`."""
+
+    sql: str
+    before: Sequence[SQLValue]
+    rows: Sequence[Sequence[SQLValue]]
+    then: Callable[[list[Row]], T]
+
+
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
@@ -142,6 +156,29 @@ class WriteTransaction(Transaction):
         for start in range(0, len(keys), LARGEST_CHUNK):
             self.queries += 1
             self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
+
+    def change_each(self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]) -> list[Row]:
+        """What `UPDATE … WHERE … RETURNING …` gives for each of these rows of arguments, which follow upon those before, each of another
+        row of the table; in no order.
+
+        PostgreSQL is asked once for all, in bounded chunks. Each column has text in every row, or a whole number in every row.
+        """
+        changed: list[Row] = []
+        for start in range(0, len(rows), LARGEST_CHUNK):
+            self.queries += 1
+            changed += self._connection.change_each(sql, before, rows[start : start + LARGEST_CHUNK])
+        return changed
+
+    def change_at_last(
+        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]], then: Callable[[list[Row]], T]
+    ) -> "LastChange[T]":
+        """For a function to return: `change_each` (at least one row, at most LARGEST_CHUNK), when all else is done. What `then` makes of
+        the rows that come is the result.
+
+        PostgreSQL gets it with the commit, where the write is alone; so `then` may announce what it has a position for, and ask nothing.
+        """
+        self.queries += 1
+        return LastChange(sql, before, rows, then)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch."""

@@ -12,6 +12,9 @@ Laws:
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
+- What a batch is told of counters holds, or the batch is run again: PostgreSQL may find only at its first statement, or with the commit,
+  that other nodes have written (`OthersWrote`). A function that fails before its first statement has failed by what it knew without the
+  database.
 """
 
 import threading
@@ -25,11 +28,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from storage.engine import Connection, DatabaseUnavailable, Engine
+from storage.engine import Connection, DatabaseUnavailable, Engine, OthersWrote, Row
 from storage.executors import Executor
 from storage.observer import Observer
 from storage.streams import Change, Streams
-from storage.transaction import POSITION, WriteTransaction
+from storage.transaction import POSITION, LastChange, WriteTransaction
 
 MOST_WRITES = 256
 """How many writes a batch takes at most."""
@@ -55,6 +58,7 @@ class QueuedWrite:
         "everywhere",
         "failure",
         "fn",
+        "last",
         "name",
         "queries",
         "queued",
@@ -71,12 +75,19 @@ class QueuedWrite:
         self.deferred: Deferred[Any] = Deferred()
         self.result: Any = None
         self.failure: Failure | None = None
+        self.last: LastChange[Any] | None = None
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
         self.queries = 0
         self.waited = 0.0
         self.took = 0.0
+
+    def tell(self, changed: list[Row]) -> None:
+        """Its last change gave these rows."""
+        last, self.last = self.last, None
+        if last is not None:
+            self.result = self.context.run(last.then, changed)
 
     def fail(self, error: BaseException) -> None:
         """The write is undone: whatever it had to tell is dropped."""
@@ -151,10 +162,11 @@ class Writer:
                 if not connection.transaction_is_open() or not self._commit(connection, changed, batch):
                     counters = before  # the only write was undone
             except Exception as error:
-                is_undone = not committing or self._transaction_is_open()
-                self._give_up_transaction()
-                if is_undone and attempt < TRIES and self._engine.is_worth_retrying(error):
-                    self._pause(PAUSE * attempt)
+                is_undone = not committing or isinstance(error, OthersWrote) or self._transaction_is_open()
+                self._give_up_transaction(error)
+                if is_undone and attempt < TRIES and self._may_succeed(error):
+                    if not isinstance(error, OthersWrote):
+                        self._pause(PAUSE * attempt)
                     continue
                 self._fail(batch, error)
                 return
@@ -184,20 +196,23 @@ class Writer:
         began = self._clock()
         write.failure = None
         write.waited = began - write.queued
+        write.last = None
         txn = WriteTransaction(connection, counters)
         if not alone:
             connection.save()
         try:
             write.result = write.context.run(write.fn, txn)
+            if isinstance(write.result, LastChange):
+                write.last = write.result
+                if not alone:
+                    write.tell(connection.change_each(write.last.sql, write.last.before, write.last.rows))
             if not connection.transaction_is_whole():
                 raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
             if not alone:
                 connection.keep()
         except BaseException as error:
             # Whatever it is, the caller gets it; the writer's thread goes on.
-            if not connection.transaction_is_open() or (
-                isinstance(error, Exception) and self._engine.is_worth_retrying(error)
-            ):
+            if not connection.transaction_is_open() or (isinstance(error, Exception) and self._may_succeed(error)):
                 raise
             if isinstance(error, Exception) and self._engine.is_outage(error):
                 unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
@@ -219,8 +234,12 @@ class Writer:
     def _commit(self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite]) -> bool:
         """Commit; False where the only write had left a statement for now that breaks a rule, and is undone. Raises what else goes
         wrong."""
+        last = batch[0].last if len(batch) == 1 else None
         try:
-            connection.commit(counters)
+            if last is None:
+                connection.commit(counters)
+            else:
+                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows))
         except self._engine.errors as error:
             is_own = len(batch) == 1 and connection.transaction_is_open()
             if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):
@@ -230,6 +249,10 @@ class Writer:
             return False
         return True
 
+    def _may_succeed(self, error: Exception) -> bool:
+        """Whether what failed so may succeed when all of it is run again."""
+        return isinstance(error, OthersWrote) or self._engine.is_worth_retrying(error)
+
     def _transaction_is_open(self) -> bool:
         return self._connection is not None and self._connection.transaction_is_open()
 
@@ -238,11 +261,13 @@ class Writer:
             self._connection = self._engine.connect_writer()
         return self._connection
 
-    def _give_up_transaction(self) -> None:
-        """Undo what can be undone; the next batch gets a new connection, whatever befell this one."""
+    def _give_up_transaction(self, reason: Exception) -> None:
+        """Undo what can be undone; the next batch gets a new connection, whatever befell this one, but for what befalls none."""
         if self._connection is not None:
             try:
                 self._connection.rollback()
+                if isinstance(reason, OthersWrote):
+                    return
             except self._engine.errors as error:
                 self._log.warn("The writer's connection was lost: {error}", error=error)
             self._disconnect()

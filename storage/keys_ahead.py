@@ -1,0 +1,66 @@
+"""The one-time keys that are given out next, in memory: what a block has never changes, so nobody need be asked for it.
+
+Laws:
+- Which key is given out the database decides, whatever is here (`storage/one_time_keys.py`): what is here may be behind what other
+  nodes gave out, or of a device that has gone.
+- What is put here is committed, so that a number of a block stands for that block and no other.
+- What is here is bounded; what was not used for longest goes first.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+import msgspec
+
+KeyOf = tuple[str, str, str]
+"""User, device, algorithm."""
+
+MOST_BYTES: Final = 16 << 20
+BYTES_BESIDE: Final = 500
+"""What a run takes besides its keys, nearly."""
+
+
+class KeyRun(msgspec.Struct, frozen=True, gc=False):
+    """Keys of a block that follow one another."""
+
+    block_nid: int
+    first: int
+    """How many of the block come before them."""
+    width: int
+    keys: bytes
+    """Each with spaces up to the width; after the last may stand a part of another."""
+
+    def at(self, place: int) -> bytes:
+        """`"ID":CONTENT` in JSON of the key that has so many before it in the block; empty where it is not among these, as nobody sees who
+        does not let a database forget what it had committed."""
+        start = (place - self.first) * self.width
+        return self.keys[start : start + self.width].rstrip(b" ") if start >= 0 else b""
+
+
+class KeysAhead:
+    """Of devices of our users, the keys of the block that is given out now, or some of them. For the reactor thread."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._runs: OrderedDict[KeyOf, KeyRun] = OrderedDict()
+
+    def get(self, of: KeyOf) -> KeyRun | None:
+        """What is known."""
+        run = self._runs.get(of)
+        if run is not None:
+            self._runs.move_to_end(of)
+        return run
+
+    def put(self, of: KeyOf, run: KeyRun | None) -> None:
+        """Know that from now on; None: nothing."""
+        before = self._runs.pop(of, None)
+        if before is not None:
+            self._bytes -= len(before.keys) + BYTES_BESIDE
+        if run is None:
+            return
+        self._runs[of] = run
+        self._bytes += len(run.keys) + BYTES_BESIDE
+        while self._bytes > self._most_bytes:
+            _, oldest = self._runs.popitem(last=False)
+            self._bytes -= len(oldest.keys) + BYTES_BESIDE

@@ -1,0 +1,349 @@
+"""What a writer on PostgreSQL takes for granted, that nobody else has written since it did, and what becomes of it where somebody has."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg2.extensions import cursor
+
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.engine import OthersWrote
+from storage.postgres import STEADY, PostgresConnection, PostgresEngine
+from storage.streams import Change, Topic
+from storage.transaction import LastChange
+from tests.conftest import run_coroutine
+from tests.storage.test_writer import Stepped, put
+
+MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ? RETURNING name"
+
+
+class CountingCursor(cursor):
+    """Counts the messages that go to the server, and keeps the last."""
+
+    messages = 0
+    last = b""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        CountingCursor.messages += 1
+        CountingCursor.last = query if isinstance(query, bytes) else query.encode()
+        super().execute(query, vars)
+
+
+@pytest.fixture
+def nodes(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stepped, Stepped]]:
+    """Two processes on one database; of the first what it sends is counted."""
+    connect = PostgresEngine.open
+
+    def open_counting(engine: PostgresEngine, settings: Any) -> Any:
+        opened = connect(engine, settings)
+        opened.cursor_factory = CountingCursor
+        return opened
+
+    monkeypatch.setattr(PostgresEngine, "open", open_counting)
+    CountingCursor.messages = 0
+    pair = Stepped(postgresql), Stepped(postgresql)
+    yield pair
+    for each in pair:
+        run_coroutine(each.database.close(), None)
+
+
+def write(node: Stepped, name: str, fn: Callable[[WriteTransaction], Any]) -> object:
+    node.queue(name, fn)
+    node.step()
+    return node.results[name]
+
+
+def settle(node: Stepped, times: int = STEADY + 2) -> None:
+    """It writes, and nobody else does."""
+    for number in range(times):
+        write(node, f"settle{number}", lambda txn: txn.next_position())
+
+
+def put_later(name: str) -> Callable[[WriteTransaction], int]:
+    def fn(txn: WriteTransaction) -> int:
+        txn.execute_later("INSERT INTO jobs (name, progress) VALUES (?, 'here')", (name,))
+        position = txn.next_position()
+        txn.announce(Change(position, Topic.PROFILE, user_id=name))
+        return position
+
+    return fn
+
+
+def move(name: str, before: str, after: str) -> Callable[[WriteTransaction], LastChange[int | None]]:
+    """Its position, where there is such a job."""
+
+    def fn(txn: WriteTransaction) -> LastChange[int | None]:
+        position = txn.next_position()
+
+        def then(rows: list[Any]) -> int | None:
+            if rows:
+                txn.announce(Change(position, Topic.PROFILE, user_id=name))
+            return position if rows == [(name,)] else None
+
+        return txn.change_at_last(MOVE, (after,), [(name, before)], then)
+
+    return fn
+
+
+def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]) -> None:
+    node, _ = nodes
+    settle(node)
+    for number in range(4):
+        CountingCursor.messages = 0
+        write(node, f"job{number}", put_later(f"job{number}"))
+    assert CountingCursor.messages == 1
+    for number in range(4):
+        CountingCursor.messages = 0
+        write(node, f"move{number}", move(f"job{number}", "here", "there"))
+    assert CountingCursor.messages == 1, "so is one whose last change tells something"
+    assert b"COMMIT" not in CountingCursor.last
+    CountingCursor.messages = 0
+    write(node, "another", put("another"))
+    assert CountingCursor.messages == 2
+    assert len(node.names()) == 5
+
+
+def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:
+    here, there = nodes
+    for number in range(2 * STEADY):
+        for node in nodes:
+            tries: list[int] = []
+
+            def fn(txn: WriteTransaction, tries: list[int] = tries) -> int:
+                tries.append(1)
+                return txn.next_position()
+
+            write(node, f"{number}", fn)
+            assert len(tries) == 1
+    assert (here.results["0"], there.results["0"], there.results[f"{2 * STEADY - 1}"]) == (1, 2, 4 * STEADY)
+
+
+@pytest.mark.parametrize("what", ["ask", "later", "last", "nothing"])
+def test_what_another_wrote_is_found_out_and_all_is_run_again(nodes: tuple[Stepped, Stepped], what: str) -> None:
+    here, there = nodes
+    settle(here)
+    write(here, "job", put_later("job"))
+    head = write(there, "elsewhere", put("elsewhere"))
+    assert isinstance(head, int)
+    heard: list[object] = []
+    here.database.streams.watch(lambda after, upto: heard.append((after, upto)))
+    here.database.streams.subscribe(lambda told: heard.append([change.position for change in told]))
+    writes = {"ask": put("new"), "later": put_later("new"), "last": move("job", "here", "there")}
+    if what == "nothing":
+        run_coroutine(catch_up(here), None)
+        assert heard == [(head - 1, head)]
+        return
+    assert write(here, "new", writes[what]) == head + 1
+    assert heard == [(head - 1, head), [head + 1]], "each once, and in order"
+    assert here.names() == sorted(["elsewhere", "job", *(["new"] if what != "last" else [])])
+    assert write(here, "next", put("next")) == head + 2
+
+
+async def catch_up(node: Stepped) -> None:
+    waiting = node.database.catch_up()
+    try:
+        waiting.send(None)
+    except StopIteration:  # pragma: no cover
+        raise AssertionError("it did not wait") from None
+    node.step()
+    waiting.close()
+
+
+def test_a_batch_of_many_is_run_again_too(nodes: tuple[Stepped, Stepped]) -> None:
+    here, there = nodes
+    settle(here)
+    write(there, "elsewhere", put("elsewhere"))
+    first = here.database.streams.current() + 2
+    here.queue("a", put("a"))
+    here.queue("fails", put("fails", fail=True))
+    here.queue("moves", move("elsewhere", "", "there"))
+    here.queue("later", put_later("later"))
+    here.step()
+    assert here.results["a"] == first
+    assert here.results["fails"] is ValueError
+    assert here.results["moves"] == first + 2
+    assert here.results["later"] == first + 3
+    assert here.names() == ["a", "elsewhere", "later"]
+
+
+def test_other_counters_than_the_position_are_seen_to_have_moved(nodes: tuple[Stepped, Stepped]) -> None:
+    here, there = nodes
+    settle(here)
+    assert write(here, "mine", lambda txn: txn.allocate("room")) == 1
+    assert write(there, "others", lambda txn: txn.allocate("room", 5)) == 2
+    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 7
+
+
+def test_a_write_that_fails_before_it_asks_anything_sends_nothing(nodes: tuple[Stepped, Stepped]) -> None:
+    node, _ = nodes
+    settle(node)
+    CountingCursor.messages = 0
+
+    def fail(_txn: WriteTransaction) -> None:
+        raise ValueError
+
+    assert write(node, "fails", fail) is ValueError
+    assert CountingCursor.messages == 0
+    assert write(node, "next", put("next")) == node.database.streams.current()
+
+
+def test_a_division_by_zero_of_ones_own_is_an_error_of_the_write(nodes: tuple[Stepped, Stepped]) -> None:
+    node, _ = nodes
+    settle(node)
+    error = make_error(node)
+    assert write(node, "divides", lambda txn: txn.query("SELECT 1 / 0")) is error
+    assert write(node, "next", put("next")) == node.database.streams.current()
+    assert node.names() == ["next"]
+
+
+def make_error(node: Stepped) -> type[Exception]:
+    """What the driver raises for it."""
+    write(node, "fails", lambda txn: (txn.query("SELECT 1"), txn.query("SELECT 1 / 0")))
+    error = node.results["fails"]
+    assert isinstance(error, type)
+    assert issubclass(error, Exception)
+    assert error is not OthersWrote
+    return error
+
+
+def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> None:
+    """Another node holds it for too long."""
+    patient = PostgresConfig(postgresql.connect, write_lock_timeout=0.2)
+    node = Stepped(patient)
+    settle(node)
+    holder = make_engine(postgresql).connect_writer()
+    holder.begin_write()
+    for name, fn in (("ask", put("ask")), ("later", put_later("later")), ("last", move("x", "", "y"))):
+        assert write(node, name, fn) is DatabaseUnavailable
+    node.queue("one", put("one"))
+    node.queue("two", put("two"))
+    node.step()
+    assert {node.results["one"], node.results["two"]} == {DatabaseUnavailable}
+    holder.rollback()
+    holder.close()
+    assert isinstance(write(node, "next", put("next")), int)
+    assert node.names() == ["next"]
+    run_coroutine(node.database.close(), None)
+
+
+def test_a_connection_that_is_lost_with_the_last_change_is_not_tried_again(nodes: tuple[Stepped, Stepped]) -> None:
+    """Nobody knows whether it was committed."""
+    node, _ = nodes
+    settle(node)
+    tries: list[int] = []
+
+    def lose(txn: WriteTransaction) -> LastChange[int]:
+        tries.append(1)
+        txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('lost', '')")
+        return txn.change_at_last(
+            "UPDATE jobs SET progress = ? WHERE name = ? AND pg_terminate_backend(pg_backend_pid()) RETURNING name",
+            ("",),
+            [("lost",)],
+            len,
+        )
+
+    assert write(node, "lose", lose) is DatabaseUnavailable
+    assert len(tries) == 1
+    assert node.names() == []
+    assert isinstance(write(node, "next", put("next")), int)
+
+
+def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped) -> None:
+    """Alone or among others, on both databases."""
+    for name in ("a", "b"):
+        write(stepped, name, put(name))
+    breaks = "UPDATE jobs SET name = 'a', progress = ? WHERE name = ? RETURNING name"
+
+    def fn(txn: WriteTransaction) -> LastChange[int]:
+        txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('undone', '')")
+        return txn.change_at_last(breaks, ("",), [("b",)], len)
+
+    outcome = write(stepped, "alone", fn)
+    assert issubclass(outcome, Exception)  # type: ignore[arg-type]
+    stepped.queue("first", put("first"))
+    stepped.queue("among others", fn)
+    stepped.queue("moves", move("b", "", "there"))
+    stepped.step()
+    outcome = stepped.results["among others"]
+    assert issubclass(outcome, Exception)  # type: ignore[arg-type]
+    assert isinstance(stepped.results["moves"], int)
+    assert stepped.names() == ["a", "b", "first"]
+
+
+def test_a_last_change_tells_what_it_changed(stepped: Stepped) -> None:
+    told: list[int] = []
+    stepped.database.streams.subscribe(lambda changes: told.extend(change.position for change in changes))
+    write(stepped, "a", put_later("a"))
+    assert write(stepped, "moves", move("a", "here", "there")) == 2
+    assert write(stepped, "does not", move("a", "here", "there")) is None
+    assert told == [1, 2]
+    rows = [("a", "there"), ("b", "there")]
+    fn: Callable[[WriteTransaction], Any] = lambda txn: txn.change_each(MOVE, ("home",), rows)  # noqa: E731
+    assert write(stepped, "each", fn) == [("a",)]
+
+
+@pytest.fixture
+def stepped(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Stepped]:
+    stepped = Stepped(database_config)
+    yield stepped
+    run_coroutine(stepped.database.close(), None)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["ask", "later", "last", "fails", "counter"])), max_size=60)
+)
+def test_whoever_writes_in_whatever_order_each_position_is_taken_once(
+    nodes: tuple[Stepped, Stepped], steps: list[tuple[int, str]]
+) -> None:
+    taken: list[int] = []
+    rooms: list[int] = []
+    for node in nodes:
+        write(node, "clear", lambda txn: (txn.execute("DELETE FROM jobs"), txn.next_position()))
+        node.results.clear()
+    settle(nodes[0])
+    for number, (at, what) in enumerate(steps):
+        node, name = nodes[at], f"n{number}"
+        if what == "counter":
+            room = write(node, name, lambda txn: txn.allocate("room"))
+            assert isinstance(room, int)
+            rooms.append(room)
+            continue
+        if what == "last":
+            write(node, "job", put(name))
+            taken.append(int(str(node.results["job"])))
+            position = write(node, name, move(name, "", "there"))
+        elif what == "fails":
+            assert write(node, name, put(name, fail=True)) is ValueError
+            continue
+        else:
+            position = write(node, name, put(name) if what == "ask" else put_later(name))
+        assert isinstance(position, int)
+        taken.append(position)
+    assert taken == sorted(set(taken))
+    assert rooms == sorted(set(rooms))
+    wanted = [f"n{number}" for number, (_, what) in enumerate(steps) if what not in ("fails", "counter")]
+    assert nodes[0].names() == sorted(wanted)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_arrive_as_they_are(database: Database, value: bytes) -> None:
+    async def check() -> None:
+        same = await database.read("bytes", lambda txn: txn.query("SELECT ?, length(?)", (value, value)))
+        assert same == [(value, len(value))]
+
+    run_coroutine(check(), None)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"'", b"\\x41", b"\\", b"%s", b"''; --", b'{"a":"it\'s %(b)s"}', b"\0", b"\xff"]
+)
+def test_bytes_that_mean_something_in_a_statement_arrive_as_they_are(postgresql: PostgresConfig, value: bytes) -> None:
+    connection = make_engine(postgresql).connect_reader()
+    assert isinstance(connection, PostgresConnection)
+    for _ in range(4):  # prepared from the third time on
+        assert connection.query_one("SELECT ? || ?", (value, b"end")) == (value + b"end",)
+    connection.close()
