@@ -4,9 +4,10 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from secrets import token_urlsafe
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -101,7 +102,7 @@ class ToDevice:
             caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
         )
         now = self._now_ms()
-        contents = check_contents([content for devices in messages.values() for content in devices.values()])
+        contents = check_contents(list(chain.from_iterable([devices.values() for devices in messages.values()])))
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
@@ -150,7 +151,9 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
-        sent = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
+        encoded = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
+        once = dict(zip(encoded, encoded, strict=True))  # what is the same is kept once
+        sent = [once[content] for content in encoded]
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
@@ -219,33 +222,34 @@ class ToDevice:
 def _for_devices(
     there: Mapping[str, Recipients],
     devices_of: Mapping[str, Iterable[str]],
-    contents: Iterable[bytes],
+    contents: Sequence[bytes],
     largest: int,
     *,
     leave_out: bool = False,
-) -> tuple[list[Recipient], list[bytes]]:
+) -> tuple[Sequence[Recipient], Sequence[bytes]]:
     """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
     order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
+    is_small = not contents or max(map(len, contents)) <= largest
+    if not is_small and not leave_out:
+        raise TooLarge(TOO_LARGE)
+    found = [there[user_id].get(device_id) for user_id, devices in devices_of.items() for device_id in devices]
+    if is_small and all(found) and len(found) <= MOST_MESSAGES:
+        return cast(list[Recipient], found), contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []
     coming = iter(contents)
-    before = b""
     for user_id, devices in devices_of.items():
         of_user = there[user_id]
         for device_id, content in zip(devices, coming, strict=False):
-            if content != before:  # what is the same is kept once
-                if len(content) > largest:
-                    if leave_out:
-                        continue
-                    raise TooLarge(TOO_LARGE)
-                before = content
+            if len(content) > largest:
+                continue
             recipient = of_user.get(device_id)
             if recipient is not None:
                 recipients.append(recipient)
-                sent.append(before)
+                sent.append(content)
             elif device_id == ALL_DEVICES:
                 recipients += of_user.values()
-                sent += [before] * len(of_user)
+                sent += [content] * len(of_user)
     if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
     return recipients, sent
