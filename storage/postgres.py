@@ -234,7 +234,7 @@ class PostgresConnection:
         ):
             self._cursor.execute("ROLLBACK")
 
-    def begin_write(self) -> dict[str, int]:
+    def begin_write(self) -> Mapping[str, int]:
         # The counters are read by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
         if not self._writes:

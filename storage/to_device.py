@@ -27,7 +27,6 @@ import msgspec
 from storage import to_device_log
 from storage.database import Database
 from storage.devices import DEVICES_CHANGED
-from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
 from storage.to_device_log import OLDEST_ROW, LogIndex, LogRow, Place, Seen, as_event
 from storage.transaction import POSITION, Transaction, WriteTransaction
@@ -49,8 +48,6 @@ LOGGED_MS: Final = 5 * 60 * 1000
 MOVED_AT_ONCE: Final = 4 << 20
 """Bytes in a step of the job: what is there once in the log for many devices is kept for each of them then."""
 
-_WAS_SENT: Final = (None, None, None)
-"""Stands among recipients where the request was carried out before."""
 _RAISE: Final = (
     "ON CONFLICT (device_nid) DO UPDATE SET position = excluded.position"
     " WHERE to_device_floors.position < excluded.position"
@@ -138,29 +135,14 @@ class ToDeviceStore:
         await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before)
 
     def get_recipients(
-        self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
+        self, txn: WriteTransaction, user_ids: Collection[str], known: KnownDevices | None = None
     ) -> Mapping[str, Recipients] | None:
-        """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent.
+        """The devices of these users; one query.
 
-        `known`: what was known of them before. None where that holds, as no device came or went since.
+        `known`: what was known of them before. None where that holds, as no device came or went since; no query.
         """
         holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
-        if holds or not user_ids:
-            response = select_response(txn, sent)
-            if response is not None:
-                raise AlreadySent(sent, response)
-            return None if holds else {}
-        rows = txn.query_in(
-            "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
-            " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",
-            user_ids,
-            after=(sent.compute_key(),),
-        )
-        if _WAS_SENT in rows:
-            response = select_response(txn, sent)
-            assert response is not None
-            raise AlreadySent(sent, response)
-        return _by_user(user_ids, rows)
+        return None if holds else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
         """The devices of these users; one query."""

@@ -23,7 +23,7 @@ from homeserver.services.known_devices import DevicesOfUsers
 from homeserver.services.message_contents import check_contents
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
+from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
 from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
@@ -120,8 +120,8 @@ class ToDevice:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
-            there = self._store.get_recipients(txn, local, sent, known)
-            add_new_transaction(txn, sent, ANSWER, now)
+            add_transaction(txn, sent, None, ANSWER, now)
+            there = self._store.get_recipients(txn, local, known)
             addressed = prepared if there is None else _for_devices(there, local, contents, largest)
             assert addressed is not None, "what is known holds"
             self._store.add_messages(txn, opening, *addressed, now)
