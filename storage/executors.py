@@ -82,7 +82,7 @@ class _Bell:
     def __init__(self, reactor: IReactorFDSet, answer: Callable[[], None]) -> None:
         self._reactor = reactor
         self._answer = answer
-        self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reading, self._writing = os.pipe()
         reactor.addReader(self)
 
     def ring(self) -> None:
