@@ -163,9 +163,9 @@ class ToDeviceStore:
             return
         first = txn.next_position(len(contents))
         new = NewMessages(first, opening, recipients, contents)
-        users = tuple(dict.fromkeys(map(_user_id, recipients)))
+        users = tuple(dict.fromkeys([user_id for user_id, _, _ in recipients]))
         txn.announce(Change(new.last, Topic.TO_DEVICE, user_ids=users, detail=new))
-        nids = list(map(_device_nid, recipients))
+        nids = [nid for _, _, nid in recipients]
         if len(contents) >= FEWEST_LOGGED and to_device_log.count_logged(txn) + len(contents) <= self._most_logged:
             to_device_log.append(txn, first, now_ms, opening, nids, contents)
             return
@@ -280,8 +280,6 @@ _SELECT: Final = (
 )
 """All that is known of a device at one moment, and what is new in the log."""
 _position: Final = attrgetter("position")
-_user_id, _device_nid = itemgetter(0), itemgetter(2)
-"""Of a `Recipient`."""
 
 
 def _few(rows: Iterable[LogRow], limit: int) -> list[tuple[int, Place]]:

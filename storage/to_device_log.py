@@ -9,8 +9,7 @@ where each device finds its own.
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, chain, compress, repeat
-from operator import is_not, mul, sub
+from itertools import islice
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -84,30 +83,31 @@ def count_logged(txn: WriteTransaction) -> int:
 def append(
     txn: WriteTransaction, first: int, sent_ts: int, opening: bytes, nids: Sequence[int], contents: Sequence[bytes]
 ) -> None:
-    """Add messages to devices of these numbers, the first of them at that position. A content that is the same object as the one before is
-    kept once in a row."""
-    # without a loop over the messages: they may be thousands, and others wait for this write
-    is_new = list(map(is_not, contents, chain((None,), contents)))
-    kept = b"".join(compress(contents, is_new))
-    lengths = list(map(len, contents))
-    ends = list(accumulate(map(mul, lengths, is_new)))  # of each among those that are kept
-    starts = list(map(sub, ends, lengths))
-    wholes = list(accumulate(lengths))  # bytes of all up to each
+    """Add messages to devices of these numbers, the first of them at that position."""
     rows: list[tuple[int, int, bytes, bytes, bytes]] = []
     begin = 0
     while begin < len(contents):
-        row_start, before = starts[begin], wholes[begin] - lengths[begin]
-        end = min(
-            begin + ROW_MESSAGES,
-            bisect_right(ends, max(row_start + ROW_BYTES, ends[begin]), begin),
-            bisect_right(wholes, max(before + ROW_WHOLE_BYTES, wholes[begin]), begin),
-        )
-        of_row = slice(begin, end)
-        numbers = (*nids[of_row], *map(sub, starts[of_row], repeat(row_start)), *lengths[of_row])
-        count = len(numbers) // 3
-        devices = struct.pack(f"<{count}q{2 * count}I", *numbers)
-        rows.append((first + begin, sent_ts, devices, opening, kept[row_start : ends[begin + count - 1]]))
-        begin += count
+        kept: list[bytes] = []
+        starts: list[int] = []
+        size = start = whole = 0
+        before: bytes | None = None
+        for content in islice(contents, begin, begin + ROW_MESSAGES):
+            whole += len(content)
+            if whole > ROW_WHOLE_BYTES and starts:
+                break
+            if content is not before:
+                start = size
+                size += len(content)
+                if size > ROW_BYTES and kept:
+                    break
+                kept.append(content)
+                before = content
+            starts.append(start)
+        end = begin + len(starts)
+        numbers = (*nids[begin:end], *starts, *map(len, contents[begin:end]))
+        devices = struct.pack(f"<{len(starts)}q{2 * len(starts)}I", *numbers)
+        rows.append((first + begin, sent_ts, devices, opening, b"".join(kept)))
+        begin = end
     txn.insert_rows("to_device_log", _COLUMNS, rows)
     txn.allocate(LOGGED, len(contents))
 

@@ -9,8 +9,6 @@ are seen here of all contents at once, on the side of caution: what is not plain
 
 import re
 from collections.abc import Sequence
-from itertools import accumulate, chain, compress, islice
-from operator import itemgetter, ne
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +21,6 @@ _UNUSUAL: Final = re.compile(rb":[- \t\r\n]*+[0-9.](?:[0-9.]{17}|[0-9.]*[eE])")
 other colons, which are nearly all."""
 
 _OBJECT: Final = ord("{")
-_first_byte: Final = itemgetter(0)
 
 _read: Final = json_decoder(dict[str, Any], may_be_empty=False)
 
@@ -34,16 +31,21 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
 
     `contents`: what msgspec skipped over in reading a body.
     """
-    # without a loop over all of them: one request may have ten thousand
-    is_new = list(map(ne, contents, chain((None,), contents)))
-    found = list(map(bytes, compress(contents, is_new)))
-    if list(map(_first_byte, found)).count(_OBJECT) < len(found):
+    found: list[bytes] = []
+    unlike: list[bytes] = []
+    before: msgspec.Raw | None = None
+    kept = b""
+    for content in contents:
+        if content != before:
+            before, kept = content, bytes(content)
+            unlike.append(kept)
+        found.append(kept)
+    if [content[0] for content in unlike].count(_OBJECT) < len(unlike):
         raise BadJson("The content of a message has to be an object")
-    if not _is_plain(b"".join(found)):
-        found = [content if _is_plain(content) else msgspec.json.encode(_read(content)) for content in found]
-    if len(found) == len(contents):
+    if _is_plain(b"".join(unlike)):
         return found
-    return list(map(found.__getitem__, islice(accumulate(is_new, initial=-1), 1, None)))
+    anew = {content: content if _is_plain(content) else msgspec.json.encode(_read(content)) for content in unlike}
+    return [anew[content] for content in found]
 
 
 def _is_plain(content: bytes) -> bool:

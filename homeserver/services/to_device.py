@@ -5,7 +5,6 @@ which the sender shares no room a request may name a few, and a user so many in 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from secrets import token_urlsafe
 from typing import Any, Final, cast
 
@@ -102,7 +101,7 @@ class ToDevice:
             caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id, caller.device_made_ts
         )
         now = self._now_ms()
-        contents = check_contents(list(chain.from_iterable([devices.values() for devices in messages.values()])))
+        contents = check_contents([content for devices in messages.values() for content in devices.values()])
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
@@ -229,11 +228,11 @@ def _for_devices(
 ) -> tuple[Sequence[Recipient], Sequence[bytes]]:
     """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
     order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
-    is_small = not contents or max(map(len, contents)) <= largest
-    if not is_small and not leave_out:
+    too_large = [content for content in contents if len(content) > largest]
+    if too_large and not leave_out:
         raise TooLarge(TOO_LARGE)
     found = [there[user_id].get(device_id) for user_id, devices in devices_of.items() for device_id in devices]
-    if is_small and all(found) and len(found) <= MOST_MESSAGES:
+    if not too_large and all(found) and len(found) <= MOST_MESSAGES:
         return cast(list[Recipient], found), contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []

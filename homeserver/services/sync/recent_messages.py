@@ -38,7 +38,12 @@ class _Sent:
     def __init__(self, news: NewMessages) -> None:
         self.news = news
         self.last = news.last
-        self.size = sum(map(len, dict(zip(map(id, news.contents), news.contents, strict=True)).values()))
+        self.size = 0
+        before: bytes | None = None
+        for content in news.contents:
+            if content is not before:
+                self.size += len(content)
+                before = content
         self._by_user: dict[str, Sequence[int]] | None = None
 
     def to(self, device: DeviceKey) -> Iterator[DeviceMessage]:
@@ -114,8 +119,9 @@ class RecentMessages:
     def _add(self, sent: _Sent, user_ids: Sequence[str]) -> None:
         number = len(sent.news.contents)
         if number < MANY:
+            by_user = self._by_user
             for user_id in user_ids:
-                self._by_user[user_id].append(sent)
+                by_user[user_id].append(sent)
         else:
             self._many.append(sent)
         self._order.append(sent)
