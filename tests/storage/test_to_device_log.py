@@ -220,7 +220,7 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     moved: list[int] = []
 
     def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
-        monkeypatch.setattr(to_device_log, "select_events", select_events)  # the job reads with it as well
+        monkeypatch.setattr(to_device_log, "select_events", select_events)  # the reader looks again
         moved.append(run(other.sweep(8, LOGGED_MS)))
         return select_events(txn, places)
 
@@ -231,7 +231,6 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
 
 
 async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: Database) -> None:
-    """A request that was carried out is known again in any case, also one that is for none of our users."""
     user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
     put_device(database, user, "D0")
     users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
