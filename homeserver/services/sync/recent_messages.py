@@ -8,8 +8,7 @@ Laws:
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from operator import attrgetter, itemgetter
 from typing import Final
 
@@ -46,13 +45,11 @@ class _Sent:
                 before = content
         self._by_user: dict[str, Sequence[int]] | None = None
 
-    def to(self, device: DeviceKey) -> Iterator[DeviceMessage]:
-        """The messages to the device."""
+    def to(self, user_id: str) -> Sequence[int]:
+        """Which of them are for devices of the user."""
         if self._by_user is None:
             self._by_user = self._index()
-        for index in self._by_user.get(device[0], ()):
-            if self.news.recipients[index][1] == device[1]:
-                yield self.news.at(index)
+        return self._by_user.get(user_id, ())
 
     def _index(self) -> dict[str, Sequence[int]]:
         """Which of them are for the devices of each user."""
@@ -87,11 +84,17 @@ class RecentMessages:
         """All messages to the device after the position, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
+        user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
         messages: list[DeviceMessage] = []
-        for kept in (self._by_user.get(device[0], ()), self._many):
-            for sent in takewhile(lambda sent: sent.last > floor, reversed(kept)):
-                messages += [message for message in sent.to(device) if message.position > floor]
+        for kept in (self._by_user.get(user_id, ()), self._many):
+            for sent in reversed(kept):
+                if sent.last <= floor:
+                    break
+                news = sent.news
+                for index in sent.to(user_id):
+                    if news.recipients[index][1] == device_id and news.first + index > floor:
+                        messages.append(news.at(index))
         messages.sort(key=_position)
         return messages
 
