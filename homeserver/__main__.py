@@ -33,6 +33,7 @@ from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.whole import Config
 from homeserver.endpoints import declared_routes
+from homeserver.event_loop import poll_without_names
 from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files, write_missing_key
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
@@ -218,6 +219,7 @@ def run(paths: tuple[Path, ...]) -> None:
 
     calm_collector()
     use_large_pages()
+    poll_without_names(reactor)
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)

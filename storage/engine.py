@@ -13,7 +13,7 @@ Laws of SQL that runs on both:
 - Whole numbers have 64 bits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 SQLValue = str | int | float | bytes | bool | None
@@ -98,8 +98,8 @@ class Connection(Protocol):
     def begin_snapshot(self) -> None:
         """Until `end`, all queries see the database at one moment."""
 
-    def begin_write(self) -> dict[str, int]:
-        """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand.
+    def begin_write(self) -> Mapping[str, int]:
+        """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand, not to be changed.
 
         It may begin with the first statement, or the commit, and the counters be as this connection left them: where another has changed
         them since, that statement, or the commit, raises OthersWrote and has done nothing.

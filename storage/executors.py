@@ -4,16 +4,19 @@ An executor runs jobs in the order in which they were submitted (with one thread
 results back to the reactor's thread in the order in which they were delivered. Jobs may not raise.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 T = TypeVar("T")
 
@@ -71,6 +74,41 @@ class _Worker:
         self.wake.acquire()
 
 
+@implementer(IReadDescriptor)
+class _Bell:
+    """Wakes the reactor for one executor. As `callFromThread` does for all the world, but what is to be done then is known, and takes
+    half as many steps on either side; every write and most reads of the database go this way."""
+
+    def __init__(self, reactor: IReactorFDSet, answer: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._answer = answer
+        self._reading, self._writing = os.pipe()
+        reactor.addReader(self)
+
+    def ring(self) -> None:
+        """From any thread, and not again before the answer."""
+        os.write(self._writing, b"x")
+
+    def doRead(self) -> None:
+        os.read(self._reading, 1)
+        self._answer()
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def logPrefix(self) -> str:
+        return "-"
+
+    def connectionLost(self, _reason: Failure) -> None:
+        """Not by itself."""
+
+    def remove(self) -> None:
+        """It rings no more."""
+        self._reactor.removeReader(self)
+        os.close(self._reading)
+        os.close(self._writing)
+
+
 class ThreadExecutor:
     """A fixed number of threads. Of those that are idle the one that worked last works next: what it needs is in the caches.
 
@@ -82,6 +120,7 @@ class ThreadExecutor:
     def __init__(self, reactor: ReactorBase, name: str, threads: int, patience: float = 10.0) -> None:
         """`patience`: how many seconds `close` waits for jobs to end."""
         self._reactor = reactor
+        self._bell = _Bell(cast(IReactorFDSet, reactor), self._deliver_results)
         self._patience = patience
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []
@@ -109,7 +148,7 @@ class ThreadExecutor:
             if self._woken:
                 return
             self._woken = True
-        self._reactor.callFromThread(self._deliver_results)
+        self._bell.ring()
 
     def close(self) -> Deferred[None]:
         with self._lock:
@@ -145,6 +184,7 @@ class ThreadExecutor:
     def _thread_ended(self) -> None:
         self._running -= 1
         if not self._running and not self._ended.called:
+            self._bell.remove()
             self._ended.callback(None)
 
     def _deliver_results(self) -> None:

@@ -218,7 +218,7 @@ class PostgresConnection:
         ):
             self._cursor.execute("ROLLBACK")
 
-    def begin_write(self) -> dict[str, int]:
+    def begin_write(self) -> Mapping[str, int]:
         # The counters are read, or checked, by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
         if self._steady >= STEADY:

@@ -84,15 +84,6 @@ def add_transaction(
         raise AlreadySent(transaction, earlier)
 
 
-def add_new_transaction(txn: WriteTransaction, transaction: SentTransaction, response: bytes, created_ts: int) -> None:
-    """As `add_transaction`, of a request that this transaction has seen to be new. It costs no round trip."""
-    txn.execute_later(
-        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id, response)"
-        " VALUES (?, ?, NULL, ?, ?, ?)",
-        (transaction.compute_key(), created_ts, transaction.device_id, transaction.txn_id, response),
-    )
-
-
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
     """The form of `get_response` for use inside a transaction."""
     row = txn.query_one(

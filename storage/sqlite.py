@@ -7,7 +7,7 @@ begun by hand (`isolation_level=None`), so that none is open that nobody asked f
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -70,11 +70,15 @@ def _why_not_to_be_opened(path: Path) -> str | None:
 class SQLiteConnection:
     """A connection to the file. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_execute")
+    __slots__ = ("_connection", "_counters", "_execute", "_version")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._execute = connection.execute
+        self._counters: dict[str, int] | None = None
+        """As this connection knows them; None: they are to be read."""
+        self._version = 0
+        """A number that changes whenever another connection has written."""
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
         return self._execute(sql, args).fetchall()
@@ -156,11 +160,16 @@ class SQLiteConnection:
         if self._connection.in_transaction:
             self._execute("COMMIT")
 
-    def begin_write(self) -> dict[str, int]:
+    def begin_write(self) -> Mapping[str, int]:
         self._execute("BEGIN IMMEDIATE")
-        return dict(self._execute("SELECT name, value FROM counters").fetchall())
+        ((version,),) = self._execute("PRAGMA data_version").fetchall()
+        if self._counters is None or version != self._version:
+            self._counters = dict(self._execute("SELECT name, value FROM counters").fetchall())
+            self._version = version
+        return self._counters
 
     def begin_migration(self) -> None:
+        self._counters = None
         self._execute("BEGIN IMMEDIATE")
 
     def save(self) -> None:
@@ -179,7 +188,9 @@ class SQLiteConnection:
     def commit(self, counters: dict[str, int]) -> None:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
+        known, self._counters = self._counters, None  # should the commit fail
         self._execute("COMMIT")
+        self._counters = None if known is None else known | counters
 
     def commit_changing(
         self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]

@@ -27,9 +27,8 @@ import msgspec
 from storage import to_device_log
 from storage.database import Database
 from storage.devices import DEVICES_CHANGED
-from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.streams import Change, Topic
-from storage.to_device_log import OLDEST_ROW, LogIndex, LogRow, Place, Seen, as_event
+from storage.to_device_log import OLDEST_ROW, LogIndex, LogRow, Seen, as_event
 from storage.transaction import POSITION, Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
@@ -49,8 +48,6 @@ LOGGED_MS: Final = 5 * 60 * 1000
 MOVED_AT_ONCE: Final = 4 << 20
 """Bytes in a step of the job: what is there once in the log for many devices is kept for each of them then."""
 
-_WAS_SENT: Final = (None, None, None)
-"""Stands among recipients where the request was carried out before."""
 _RAISE: Final = (
     "ON CONFLICT (device_nid) DO UPDATE SET position = excluded.position"
     " WHERE to_device_floors.position < excluded.position"
@@ -138,29 +135,14 @@ class ToDeviceStore:
         await self._database.write("remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before)
 
     def get_recipients(
-        self, txn: WriteTransaction, user_ids: Collection[str], sent: SentTransaction, known: KnownDevices | None = None
+        self, txn: WriteTransaction, user_ids: Collection[str], known: KnownDevices | None = None
     ) -> Mapping[str, Recipients] | None:
-        """The devices of these users, for a request that was not carried out before; one query. Raises AlreadySent.
+        """The devices of these users; one query.
 
-        `known`: what was known of them before. None where that holds, as no device came or went since.
+        `known`: what was known of them before. None where that holds, as no device came or went since; no query.
         """
         holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
-        if holds or not user_ids:
-            response = select_response(txn, sent)
-            if response is not None:
-                raise AlreadySent(sent, response)
-            return None if holds else {}
-        rows = txn.query_in(
-            "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
-            " UNION ALL SELECT NULL, NULL, NULL FROM sent_transactions WHERE request = ?",
-            user_ids,
-            after=(sent.compute_key(),),
-        )
-        if _WAS_SENT in rows:
-            response = select_response(txn, sent)
-            assert response is not None
-            raise AlreadySent(sent, response)
-        return _by_user(user_ids, rows)
+        return None if holds else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
         """The devices of these users; one query."""
@@ -274,13 +256,12 @@ class ToDeviceStore:
                 to_device_log.note_empty(txn)
             return 0, 0
         left = _few(old, limit)
-        waiting = _waiting(txn, [(place.position, nid) for nid, place in left])
-        kept = [(nid, place) for nid, place in left if place.position in waiting]
-        events = to_device_log.select_events(txn, [place for _, place in kept])
-        rows = [(place.position, nid, events[place.position]) for nid, place in kept]
-        self._insert(txn, sorted(rows, key=itemgetter(1, 0)))
-        last = left[-1][1].row
-        to_device_log.remove(txn, last, len(left))
+        waiting = _waiting(txn, chain.from_iterable([row.read() for row in left]))
+        if waiting:
+            kept = to_device_log.select_waiting(txn, left, waiting)
+            self._insert(txn, sorted(kept, key=itemgetter(1, 0)))
+        last = left[-1].first
+        to_device_log.remove(txn, last, sum([row.number() for row in left]))
         return limit, last
 
 
@@ -300,16 +281,16 @@ _SELECT: Final = (
 _position: Final = attrgetter("position")
 
 
-def _few(rows: Iterable[LogRow], limit: int) -> list[tuple[int, Place]]:
-    """What lies in the first of these rows: so many messages and no more than `MOVED_AT_ONCE`, but those of one row at least."""
-    few: list[tuple[int, Place]] = []
-    size = 0
+def _few(rows: Iterable[LogRow], limit: int) -> list[LogRow]:
+    """The first of these rows: so many messages and no more than `MOVED_AT_ONCE`, but one row at least."""
+    few: list[LogRow] = []
+    count = size = 0
     for row in rows:
-        messages = row.read()
-        size += sum([place.length for _, place in messages])
-        if few and (len(few) + len(messages) > limit or size > MOVED_AT_ONCE):
+        count += row.number()
+        size += row.size()
+        if few and (count > limit or size > MOVED_AT_ONCE):
             break
-        few += messages
+        few.append(row)
     return few
 
 
@@ -330,11 +311,13 @@ def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
     """Of messages in the log (position, number of the device) the positions of those that a device still waits for."""
     messages = list(logged)
     nids = {nid for _, nid in messages}
-    there = {nid for (nid,) in txn.query_in("SELECT device_nid FROM devices WHERE device_nid IN {keys}", nids)}
     floors: dict[int, int] = dict(
         txn.query_in("SELECT device_nid, position FROM to_device_floors WHERE device_nid IN {keys}", nids)
     )
-    return {position for position, nid in messages if nid in there and position > floors.get(nid, 0)}
+    above = [(position, nid) for position, nid in messages if position > floors.get(nid, 0)]
+    nids = {nid for _, nid in above}
+    there = {nid for (nid,) in txn.query_in("SELECT device_nid FROM devices WHERE device_nid IN {keys}", nids)}
+    return {position for position, nid in above if nid in there}
 
 
 def _delete_of(txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int) -> None:
@@ -383,13 +366,15 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
     There may be very many floors that stay for minutes: a step looks at so many of them.
     """
     (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (gone_before,)) or (None,)
-    floors = txn.query(
-        "SELECT device_nid, position FROM to_device_floors WHERE device_nid > ? ORDER BY device_nid LIMIT ?",
+    found = txn.query(
+        "SELECT f.device_nid, f.position, EXISTS (SELECT 1 FROM to_device_messages AS m"
+        " WHERE m.device_nid = f.device_nid AND m.position <= f.position)"
+        " FROM to_device_floors AS f WHERE f.device_nid > ? ORDER BY f.device_nid LIMIT ?",
         (swept, limit),
     )
+    floors = [(nid, floor) for nid, floor, _ in found]
+    having = [(nid, floor) for nid, floor, has_some in found if has_some]
     below = "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
-    found = txn.query_each(f"{below} ORDER BY position LIMIT 1", floors) if floors else []
-    having = [floor for floor, rows in zip(floors, found, strict=True) if rows]
     each = limit // max(1, len(having)) + 1
     gone = txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in having]) if having else []
     txn.execute_many("DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?", chain.from_iterable(gone))

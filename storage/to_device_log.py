@@ -8,7 +8,7 @@ where each device finds its own.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from threading import Lock
 from typing import Final, NamedTuple
@@ -51,12 +51,18 @@ class LogRow(NamedTuple):
     sent_ts: int
     devices: bytes
 
-    def read(self) -> list[tuple[int, Place]]:
-        """Of each message the number of its device, and where it lies."""
-        return [
-            (nid, Place(self.first + index, self.first, *_read_span(self.devices, index)))
-            for index, nid in enumerate(_read_devices(self.devices))
-        ]
+    def number(self) -> int:
+        """How many messages there are."""
+        return len(self.devices) // _SIZE
+
+    def size(self) -> int:
+        """Bytes of their contents, each by itself."""
+        count = self.number()
+        return sum(struct.unpack_from(f"<{count}I", self.devices, 12 * count))
+
+    def read(self) -> list[tuple[int, int]]:
+        """Of each message the position and the number of its device."""
+        return list(enumerate(_read_devices(self.devices), self.first))
 
 
 class Seen(NamedTuple):
@@ -124,6 +130,26 @@ def select_devices(txn: Transaction) -> list[tuple[int, int]]:
     for first, devices in txn.query("SELECT first_position, devices FROM to_device_log"):
         found += enumerate(_read_devices(devices), first)
     return found
+
+
+def select_waiting(txn: Transaction, rows: Sequence[LogRow], waiting: Collection[int]) -> list[tuple[int, int, bytes]]:
+    """The messages at these positions, which lie in these rows: position, number of the device, event. Rows are read whole, once each."""
+    wanted = [(row, [(at, nid) for at, nid in row.read() if at in waiting]) for row in rows]
+    wanted = [(row, messages) for row, messages in wanted if messages]
+    found = {
+        first: (opening, contents)
+        for first, opening, contents in txn.query_in(
+            "SELECT first_position, opening, contents FROM to_device_log WHERE first_position IN {keys}",
+            [row.first for row, _ in wanted],
+        )
+    }
+    events: list[tuple[int, int, bytes]] = []
+    for row, messages in wanted:
+        opening, contents = found[row.first]
+        for position, nid in messages:
+            start, length = _read_span(row.devices, position - row.first)
+            events.append((position, nid, as_event(opening, contents[start : start + length])))
+    return events
 
 
 def remove(txn: WriteTransaction, upto: int, messages: int) -> None:

@@ -5,7 +5,7 @@ Laws:
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -112,10 +112,12 @@ class LastChange(msgspec.Struct, Generic[T], frozen=True):
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = ("_counters", "callbacks", "changes", "everywhere")
+    __slots__ = ("_before", "_counters", "callbacks", "changes", "everywhere")
 
-    def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
+    def __init__(self, connection: Connection, before: Mapping[str, int], counters: dict[str, int]) -> None:
+        """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
         super().__init__(connection)
+        self._before = before
         self._counters = counters
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
@@ -205,17 +207,20 @@ class WriteTransaction(Transaction):
         """
         if count < 0:
             raise ValueError(f"cannot take {count} numbers of {counter}")
-        value = self._counters.get(counter, 0)
-        self._counters[counter] = value + count
+        value = self.counter(counter)
+        if count:
+            self._counters[counter] = value + count
         return value + 1
 
     def counter(self, name: str) -> int:
         """How many numbers of a named counter have been taken; of what other processes took, as of when the batch began."""
-        return self._counters.get(name, 0)
+        value = self._counters.get(name)
+        return self._before.get(name, 0) if value is None else value
 
     def raise_counter(self, name: str, value: int) -> None:
         """Let a named counter be that, if it was less: nothing else may take numbers of it."""
-        self._counters[name] = max(self._counters.get(name, 0), value)
+        if value > self.counter(name):
+            self._counters[name] = value
 
     def announce(self, change: Change) -> None:
         """Publish this change to the readers of streams once this write is committed."""

@@ -20,7 +20,7 @@ Laws:
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any
 
@@ -154,13 +154,12 @@ class Writer:
             try:
                 connection = self._connected()
                 before = connection.begin_write()
-                counters = dict(before)
-                self._run_writes(connection, counters, batch, started)
+                counters: dict[str, int] = {}
+                self._run_writes(connection, before, counters, batch, started)
                 committed = self._clock()
                 committing = True
-                changed = {name: value for name, value in counters.items() if before.get(name) != value}
-                if not connection.transaction_is_open() or not self._commit(connection, changed, batch):
-                    counters = before  # the only write was undone
+                if not connection.transaction_is_open() or not self._commit(connection, counters, batch):
+                    counters = {}  # the only write was undone
             except Exception as error:
                 is_undone = not committing or isinstance(error, OthersWrote) or self._transaction_is_open()
                 self._give_up_transaction(error)
@@ -172,32 +171,45 @@ class Writer:
                 return
             break
         ended = self._clock()
-        began_at, head = before.get(POSITION, 0), counters.get(POSITION, 0)
+        began_at = before.get(POSITION, 0)
+        head = counters.get(POSITION, began_at)
         self._executor.deliver(lambda: self._publish(batch, began_at, head, ended - started, ended - committed))
 
     def _run_writes(
-        self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite], started: float
+        self,
+        connection: Connection,
+        before: Mapping[str, int],
+        counters: dict[str, int],
+        batch: list[QueuedWrite],
+        started: float,
     ) -> None:
         """Fill the batch with what waits, running each; or, when it is filled already, run it again."""
         if batch:
             for write in batch:
-                self._run_write(connection, counters, write, alone=len(batch) == 1)
+                self._run_write(connection, before, counters, write, alone=len(batch) == 1)
             return
         while self._waiting and len(batch) < MOST_WRITES and (not batch or self._clock() - started < LONGEST_BATCH):
             write = self._waiting.popleft()
             batch.append(write)
             alone = len(batch) == 1 and not self._waiting
-            self._run_write(connection, counters, write, alone)
+            self._run_write(connection, before, counters, write, alone)
             if alone:
                 return
 
-    def _run_write(self, connection: Connection, counters: dict[str, int], write: QueuedWrite, alone: bool) -> None:
+    def _run_write(
+        self,
+        connection: Connection,
+        before: Mapping[str, int],
+        counters: dict[str, int],
+        write: QueuedWrite,
+        alone: bool,
+    ) -> None:
         """Run one write. Raises only what ends the whole transaction."""
         began = self._clock()
         write.failure = None
         write.waited = began - write.queued
         write.last = None
-        txn = WriteTransaction(connection, counters)
+        txn = WriteTransaction(connection, before, counters)
         if not alone:
             connection.save()
         try:

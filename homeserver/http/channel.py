@@ -121,6 +121,7 @@ class MatrixChannel(Connection):
         self._max_header_bytes = max_header_bytes
         self._parser: httptools.HttpRequestParser | None = None
         self._write_some: Callable[[bytes], int | Exception] | None = None
+        self._read_on: Callable[[], object] | None = None
         self._exchange: Exchange | None = None
         self._reading: Exchange | _Waiting | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -154,6 +155,7 @@ class MatrixChannel(Connection):
         if not self.is_secure:
             # With TLS the name leads past the encryption, to the connection beneath.
             self._write_some = getattr(transport, "writeSomeData", None)
+            self._read_on = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
             # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
             transport.setTcpNoDelay(True)
@@ -171,7 +173,12 @@ class MatrixChannel(Connection):
         elif self._waiting or self._unread:
             self._keep_unread(data)
         else:
+            was_usual = self._read_size == USUAL_READ
             self._feed(data)
+            is_long = was_usual and len(data) == USUAL_READ and self._read_size != USUAL_READ
+            if is_long and self._read_on is not None and not self._refused:
+                # more of a long body is there for sure: a further turn of the reactor costs more than to read it
+                self._read_on()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as Twisted has it
         self._set_timer(None)

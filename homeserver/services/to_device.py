@@ -4,9 +4,9 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from secrets import token_urlsafe
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -22,7 +22,7 @@ from homeserver.services.known_devices import DevicesOfUsers
 from homeserver.services.message_contents import check_contents
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_new_transaction
+from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
 from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
@@ -119,8 +119,8 @@ class ToDevice:
             await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
 
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
-            there = self._store.get_recipients(txn, local, sent, known)
-            add_new_transaction(txn, sent, ANSWER, now)
+            add_transaction(txn, sent, None, ANSWER, now)
+            there = self._store.get_recipients(txn, local, known)
             addressed = prepared if there is None else _for_devices(there, local, contents, largest)
             assert addressed is not None, "what is known holds"
             self._store.add_messages(txn, opening, *addressed, now)
@@ -150,7 +150,9 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
-        sent = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
+        encoded = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
+        once = dict(zip(encoded, encoded, strict=True))  # what is the same is kept once
+        sent = [once[content] for content in encoded]
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
@@ -219,33 +221,34 @@ class ToDevice:
 def _for_devices(
     there: Mapping[str, Recipients],
     devices_of: Mapping[str, Iterable[str]],
-    contents: Iterable[bytes],
+    contents: Sequence[bytes],
     largest: int,
     *,
     leave_out: bool = False,
-) -> tuple[list[Recipient], list[bytes]]:
+) -> tuple[Sequence[Recipient], Sequence[bytes]]:
     """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
     order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
+    too_large = [content for content in contents if len(content) > largest]
+    if too_large and not leave_out:
+        raise TooLarge(TOO_LARGE)
+    found = [there[user_id].get(device_id) for user_id, devices in devices_of.items() for device_id in devices]
+    if not too_large and all(found) and len(found) <= MOST_MESSAGES:
+        return cast(list[Recipient], found), contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []
     coming = iter(contents)
-    before = b""
     for user_id, devices in devices_of.items():
         of_user = there[user_id]
         for device_id, content in zip(devices, coming, strict=False):
-            if content != before:  # what is the same is kept once
-                if len(content) > largest:
-                    if leave_out:
-                        continue
-                    raise TooLarge(TOO_LARGE)
-                before = content
+            if len(content) > largest:
+                continue
             recipient = of_user.get(device_id)
             if recipient is not None:
                 recipients.append(recipient)
-                sent.append(before)
+                sent.append(content)
             elif device_id == ALL_DEVICES:
                 recipients += of_user.values()
-                sent += [before] * len(of_user)
+                sent += [content] * len(of_user)
     if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
     return recipients, sent

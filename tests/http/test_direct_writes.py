@@ -5,9 +5,10 @@ from typing import Any, cast
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 
-from homeserver.http.channel import MatrixChannel
+from homeserver.http.channel import USUAL_READ, MatrixChannel
 from homeserver.http.site import Site
 from tests.helpers.http import Client
+from tests.helpers.server import TestServer
 
 GET = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -87,3 +88,42 @@ def test_answers_are_written_at_once_and_in_order_whatever_the_client_takes(clie
     for socket in (whole, slow):
         socket.connectionLost(None)
         assert socket.producer is None
+
+
+class _Reading(_Socket):
+    """A connection by which pieces have come."""
+
+    def __init__(self, site: Site, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+        self.reads = 0
+        super().__init__(site, 1 << 20)
+
+    def doRead(self) -> None:
+        self.reads += 1
+        if self.pieces:
+            self.channel.dataReceived(self.pieces.pop(0))
+
+
+def test_what_has_come_of_a_long_body_is_read_on_at_once_and_no_more_than_once(server: TestServer) -> None:
+    body = b"{%b}" % (b" " * 400_000)
+    head = b"PUT /_matrix/client/v3/sendToDevice/m.test/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n"
+    request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+    pieces = [request[at : at + USUAL_READ] for at in range(0, len(request), USUAL_READ)]
+    connection = _Reading(server.client.site, pieces)
+    connection.doRead()
+    assert connection.reads == 2, "once by the reactor, and once for the rest"
+    turns = 0
+    while pieces:
+        assert not connection.taken
+        connection.doRead()
+        turns += 1
+    assert connection.reads == 2 + turns, "a body may be long, and others wait"
+    assert connection.taken.startswith(b"HTTP/1.1 401 ")
+
+    short = _Reading(server.client.site, [GET])
+    short.doRead()
+    assert short.reads == 1
+    lost = _Reading(server.client.site, [request[:USUAL_READ]])
+    lost.doRead()
+    assert lost.reads == 2
+    assert not lost.taken

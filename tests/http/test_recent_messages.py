@@ -2,6 +2,9 @@
 
 import tracemalloc
 
+import pytest
+
+from homeserver.services.sync import recent_messages
 from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
 from storage.streams import Change, Streams, Topic
 from storage.to_device import NewMessages
@@ -28,3 +31,24 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
         (at, found) for at in range(len(contents)) if (found := recent.since(("@a:example.org", "D"), at)) is not None
     ]
     assert sum(len(message.content) for message in last[0][1]) <= MOST_BYTES + 100_000
+
+
+def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device never finds what it has, however many others have theirs; what is not remembered is asked of the database."""
+    monkeypatch.setattr(recent_messages, "MOST_FLOORS", 10)
+    streams = Streams()
+    recent = RecentMessages(streams)
+    devices = [("@a:example.org", f"D{number}") for number in range(30)]
+    for round_ in range(3):
+        recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
+        news = NewMessages(1 + 30 * round_, b"", recipients, [b"1"] * 30)
+        streams.publish([Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], news.last)
+        for number, device in enumerate(devices):
+            mine = recent.since(device, 0)
+            assert mine is None or [message.position for message in mine][-1] == news.first + number
+            recent.forget(device, 1 << 40)
+            assert not recent.since(device, 0)
+    assert recent.since(devices[0], streams.current()) == []
+    news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
+    streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
+    assert [message.position for message in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"

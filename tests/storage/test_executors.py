@@ -1,26 +1,38 @@
 """Threads that do storage's work."""
 
+import os
 import threading
 import time
-from collections.abc import Callable
-from queue import SimpleQueue
+from select import select
 from typing import cast
 
+import pytest
 from twisted.internet.base import ReactorBase
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 
 from storage.executors import ThreadExecutor
 
 
 class Turns(Clock):
-    """Stands for a reactor: what threads call is run when the test says so."""
+    """Stands for a reactor: what threads deliver is done when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.from_threads: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.readers: list[IReadDescriptor] = []
 
-    def callFromThread(self, call: Callable[[], None]) -> None:
-        self.from_threads.put(call)
+    def addReader(self, reader: IReadDescriptor) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        self.readers.remove(reader)
+
+    def turn(self, patience: float = 60) -> bool:
+        """Wait until something can be read, and let it be read; False if there is nothing for so long."""
+        ready, _, _ = select(self.readers, [], [], patience)
+        for reader in ready:
+            reader.doRead()
+        return bool(ready)
 
 
 def open_executor(threads: int) -> tuple[ThreadExecutor, Turns]:
@@ -31,9 +43,14 @@ def open_executor(threads: int) -> tuple[ThreadExecutor, Turns]:
 def close(executor: ThreadExecutor, turns: Turns) -> None:
     ended: list[object] = []
     executor.close().addBoth(ended.append)
+    (bell,) = turns.readers
+    descriptor = bell.fileno()
     while not ended:
-        turns.from_threads.get(timeout=60)()
+        assert turns.turn()
     assert ended == [None]
+    assert not turns.readers
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_jobs_of_one_thread_are_done_in_their_order_and_all_before_the_end() -> None:
@@ -72,7 +89,39 @@ def test_the_thread_that_worked_last_works_next() -> None:
         while len(executor._idle) < 8:
             time.sleep(0.001)  # not all rest yet
         executor.submit(job)
-        turns.from_threads.get(timeout=60)()
+        assert turns.turn()
     close(executor, turns)
     assert len(workers) == 30
     assert len(set(workers)) == 1
+
+
+def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_comes_then_later() -> None:
+    executor, turns = open_executor(1)
+    delivered: list[str] = []
+    done = threading.Semaphore(0)
+
+    def fail() -> None:
+        delivered.append("fails")
+        raise ValueError("what one does harms no other")
+
+    def job(name: str) -> None:
+        executor.deliver(fail if name == "fails" else lambda: deliver(name))
+        done.release()
+
+    def deliver(name: str) -> None:
+        delivered.append(name)
+        if name == "second":
+            executor.submit(lambda: job("third"))
+            assert done.acquire(timeout=60), "it came while the others were delivered"
+
+    for name in ("first", "fails", "second"):
+        executor.submit(lambda name=name: job(name))  # type: ignore[misc]
+    for _ in range(3):
+        assert done.acquire(timeout=60)
+    assert delivered == []
+    assert turns.turn()
+    assert delivered == ["first", "fails", "second"]
+    assert turns.turn(), "what came meanwhile wakes the reactor anew"
+    assert delivered[3:] == ["third"]
+    assert not turns.turn(0)
+    close(executor, turns)

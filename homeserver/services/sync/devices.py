@@ -174,7 +174,7 @@ class DeviceNewsReader:
                 await self._to_device.remove_few_messages(*key, known[0].position, arrived)
             else:
                 await self._to_device.remove_messages(*key, arrived)
-            self._messages.forget(key, known[0].position, arrived)
+            self._messages.forget(key, arrived)
             self._note_clean(key, arrived)
 
     def _note_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:

@@ -1,11 +1,15 @@
 """The latest messages to devices, in memory: a device that keeps up gets them without a question to the database.
 
 They are in the database all the same, until the device has them or is gone. For the reactor thread.
+
+Laws:
+- To keep what was sent costs a little for each user at most: what of it is for which device is found out when somebody reads it.
+- What a device has, or what was for a device that is gone, is below the device's floor, and never found again.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
@@ -14,63 +18,65 @@ from storage.to_device import DeviceMessage, DevicesGone, NewMessages
 MOST_BYTES: Final = 16 << 20
 """Of contents; what many devices are sent alike at once counts once."""
 MOST_MESSAGES: Final = 50_000
+MOST_FLOORS: Final = 50_000
 MANY: Final = 64
-"""So many that were sent at once are kept together."""
+"""So many that were sent at once are found by their request; fewer are found by their users."""
 
 DeviceKey = tuple[str, str]
 """User and device."""
 
 _position: Final = attrgetter("position")
+_user_id: Final = itemgetter(0)
 
 
 class _Sent:
     """What was sent at once."""
 
-    __slots__ = ("_by_user", "news", "size")
+    __slots__ = ("_by_user", "last", "news", "size")
 
     def __init__(self, news: NewMessages) -> None:
         self.news = news
-        alike = {id(content): content for content in news.contents}
-        self.size = sum(map(len, news.contents if len(news.contents) < MANY else alike.values()))
-        self._by_user: dict[str, Sequence[int]] = {}
+        self.last = news.last
+        self.size = 0
+        before: bytes | None = None
+        for content in news.contents:
+            if content is not before:
+                self.size += len(content)
+                before = content
+        self._by_user: dict[str, Sequence[int]] | None = None
 
-    def index(self) -> None:
-        """Let the messages be found here."""
-        users = [user_id for user_id, _, _ in self.news.recipients]
-        self._by_user = dict(zip(users, zip(range(len(users)), strict=True), strict=True))
-        if len(self._by_user) < len(users):
+    def to(self, user_id: str) -> Sequence[int]:
+        """Which of them are for devices of the user."""
+        if self._by_user is None:
+            self._by_user = self._index()
+        return self._by_user.get(user_id, ())
+
+    def _index(self) -> dict[str, Sequence[int]]:
+        """Which of them are for the devices of each user."""
+        users = list(map(_user_id, self.news.recipients))
+        found: dict[str, Sequence[int]] = dict(zip(users, zip(range(len(users)), strict=True), strict=True))
+        if len(found) < len(users):
             by_user: dict[str, list[int]] = {}
             for index, user_id in enumerate(users):
                 by_user.setdefault(user_id, []).append(index)
-            self._by_user.update(by_user)
-
-    def to(self, device: DeviceKey) -> Iterator[DeviceMessage]:
-        """The messages to the device."""
-        for index in self._by_user.get(device[0], ()):
-            if self.news.recipients[index][1] == device[1]:
-                yield self.news.at(index)
-
-    def remove(self, device: DeviceKey, upto: int) -> None:
-        """Those to the device up to that position are not found any more."""
-        there = self._by_user.get(device[0])
-        if there is not None:
-            first, recipients = self.news.first, self.news.recipients
-            self._by_user[device[0]] = [at for at in there if recipients[at][1] != device[1] or first + at > upto]
+            found.update(by_user)
+        return found
 
 
 class RecentMessages:
-    """What was sent to devices of late by this node: a few to one device each are found by their device, many that were sent at once
-    by the request."""
+    """What was sent to devices of late by this node."""
 
     def __init__(self, streams: Streams, *, most_bytes: int = MOST_BYTES) -> None:
+        self._streams = streams
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
-        self._by_device: dict[DeviceKey, deque[tuple[int, NewMessages]]] = {}
-        """Position, and what lies there: contents are kept once."""
+        self._by_user: defaultdict[str, list[_Sent]] = defaultdict(list)
+        """Requests with a few messages, by the users who got some."""
         self._many: deque[_Sent] = deque()
         self._order: deque[_Sent] = deque()
         self._number = 0
         self._bytes = 0
+        self._floors: dict[DeviceKey, int] = {}
         streams.subscribe(self._hear, Topic.TO_DEVICE, Topic.DEVICES_GONE)
         streams.watch(self._heed_others)
 
@@ -78,53 +84,51 @@ class RecentMessages:
         """All messages to the device after the position, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
-        messages = [news.at(at - news.first) for at, news in self._by_device.get(device, ()) if at > position]
-        for sent in reversed(self._many):
-            if sent.news.last <= position:
-                break
-            messages += [message for message in sent.to(device) if message.position > position]
+        user_id, device_id = device
+        floor = max(position, self._floors.get(device, 0))
+        messages: list[DeviceMessage] = []
+        for kept in (self._by_user.get(user_id, ()), self._many):
+            for sent in reversed(kept):
+                if sent.last <= floor:
+                    break
+                news = sent.news
+                for index in sent.to(user_id):
+                    if news.recipients[index][1] == device_id and news.first + index > floor:
+                        messages.append(news.at(index))
         messages.sort(key=_position)
         return messages
 
-    def forget(self, device: DeviceKey, first: int, upto: int) -> None:
-        """The device has those from one position to another, and nothing before is known any more."""
-        self._forget_few(device, upto)
-        for sent in reversed(self._many):
-            if sent.news.last < first:
-                break
-            sent.remove(device, upto)
-
-    def _forget_few(self, device: DeviceKey, upto: int) -> None:
-        messages = self._by_device.get(device)
-        while messages and messages[0][0] <= upto:
-            messages.popleft()
-        if messages is not None and not messages:
-            del self._by_device[device]
+    def forget(self, device: DeviceKey, upto: int) -> None:
+        """The device has those up to that position."""
+        # never of after all there is, whatever token a client comes with
+        self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
+        if len(self._floors) > MOST_FLOORS:
+            self._floors = {key: floor for key, floor in self._floors.items() if floor > self._complete_from}
+            if len(self._floors) > MOST_FLOORS // 2:
+                self._clear(max(self._floors.values()))
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change.detail, DevicesGone) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
-                    self._by_device.pop((change.user_id, device_id), None)
-                    for sent in self._many:
-                        sent.remove((change.user_id, device_id), sent.news.last)
+                    self.forget((change.user_id, device_id), change.position)
             elif isinstance(change.detail, NewMessages):
-                self._add(_Sent(change.detail))
+                self._add(_Sent(change.detail), change.user_ids)
             elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
         while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
             self._remove_oldest()
 
-    def _add(self, sent: _Sent) -> None:
-        news = sent.news
-        if len(news.contents) < MANY:
-            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
-                self._by_device.setdefault((user_id, device_id), deque()).append((position, news))
+    def _add(self, sent: _Sent, user_ids: Sequence[str]) -> None:
+        number = len(sent.news.contents)
+        if number < MANY:
+            by_user = self._by_user
+            for user_id in user_ids:
+                by_user[user_id].append(sent)
         else:
-            sent.index()
             self._many.append(sent)
         self._order.append(sent)
-        self._number += len(news.contents)
+        self._number += number
         self._bytes += sent.size
 
     def _remove_oldest(self) -> None:
@@ -134,17 +138,21 @@ class RecentMessages:
         if self._many and self._many[0] is sent:
             self._many.popleft()
         else:
-            for user_id, device_id, _ in sent.news.recipients:
-                self._forget_few((user_id, device_id), sent.news.last)
-        self._complete_from = max(self._complete_from, sent.news.last)
+            for user_id in set(map(_user_id, sent.news.recipients)):
+                of_user = self._by_user[user_id]
+                del of_user[0]
+                if not of_user:
+                    del self._by_user[user_id]
+        self._complete_from = max(self._complete_from, sent.last)
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: to whom is not known here."""
         self._clear(upto)
 
     def _clear(self, upto: int) -> None:
-        self._by_device.clear()
+        self._by_user.clear()
         self._many.clear()
         self._order.clear()
+        self._floors.clear()
         self._number = self._bytes = 0
         self._complete_from = max(self._complete_from, upto)

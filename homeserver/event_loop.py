@@ -1,0 +1,34 @@
+"""Twisted's event loop, less what it does around each event for its own log.
+
+With each event Twisted makes a context that names the connection, for what is logged meanwhile. Nothing here asks for that name, and
+to make it is a twentieth of a small request or more. All else is Twisted's: what comes of an event, and what becomes of one that fails.
+"""
+
+from functools import partial
+
+from twisted.internet.base import ReactorBase
+
+try:
+    from twisted.internet.epollreactor import EPollReactor
+except ImportError:  # not Linux
+    _KINDS: "tuple[type[EPollReactor], ...]" = ()
+else:
+    _KINDS = (EPollReactor,)
+
+
+def poll_without_names(reactor: ReactorBase) -> None:
+    """Let this reactor make no such context any more. Another than that of Linux stays as it is."""
+    if isinstance(reactor, _KINDS):
+        reactor.doIteration = partial(_poll, reactor)  # type: ignore[method-assign]
+
+
+def _poll(reactor: "EPollReactor", timeout: float | None) -> None:
+    """As `EPollReactor.doPoll`."""
+    try:
+        events = reactor._poller.poll(-1 if timeout is None else timeout, len(reactor._selectables))
+    except InterruptedError:
+        return
+    for descriptor, event in events:
+        selectable = reactor._selectables.get(descriptor)
+        if selectable is not None:  # else what was done for another has removed it
+            reactor._doReadOrWrite(selectable, descriptor, event)

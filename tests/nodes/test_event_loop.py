@@ -1,0 +1,96 @@
+"""The event loop without names for Twisted's log: what comes is read, and what fails is Twisted's matter as before."""
+
+import socket
+from collections.abc import Iterator
+from itertools import chain
+
+import pytest
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.selectreactor import SelectReactor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from homeserver.event_loop import poll_without_names
+
+Pairs = list[tuple[socket.socket, socket.socket]]
+
+
+@implementer(IReadDescriptor)
+class Reader:
+    """One end of a connection, to whose other end somebody writes."""
+
+    def __init__(self, reactor: EPollReactor, pair: tuple[socket.socket, socket.socket]) -> None:
+        self.reactor = reactor
+        self.here, self.there = pair
+        self.came: list[bytes] = []
+        self.lost: list[Failure] = []
+        self.fails = False
+        self.removes: Reader | None = None
+        reactor.addReader(self)
+
+    def fileno(self) -> int:
+        return self.here.fileno()
+
+    def doRead(self) -> None:
+        if self.fails:
+            raise ValueError("cannot read")
+        self.came.append(self.here.recv(1000))
+        if self.removes is not None:
+            self.reactor.removeReader(self.removes)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+    def logPrefix(self) -> str:
+        raise AssertionError("nobody asks for it")
+
+
+@pytest.fixture
+def reactor(pairs: Pairs) -> Iterator[EPollReactor]:
+    assert pairs, "they are closed after the reactor has let go of them"
+    reactor = EPollReactor()
+    poll_without_names(reactor)
+    yield reactor
+    reactor.removeAll()
+    reactor._poller.close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    pairs = [socket.socketpair() for _ in range(3)]
+    yield pairs
+    for end in chain.from_iterable(pairs):
+        end.close()
+
+
+def test_what_comes_is_read_and_who_fails_is_cut_off_alone(reactor: EPollReactor, pairs: Pairs) -> None:
+    first, failing, last = [Reader(reactor, pair) for pair in pairs]
+    reactor.iterate(0)
+    failing.fails = True
+    for reader in (first, failing, last):
+        reader.there.send(b"1")
+    reactor.iterate(10)
+    assert (first.came, failing.came, last.came) == ([b"1"], [], [b"1"])
+    assert [reason.type for reason in failing.lost] == [ValueError]
+    last.there.send(b"2")
+    reactor.iterate(10)
+    assert last.came == [b"1", b"2"]
+    assert not first.lost
+    assert not last.lost
+
+
+def test_who_was_removed_in_between_is_not_asked(reactor: EPollReactor, pairs: Pairs) -> None:
+    one, other = [Reader(reactor, pair) for pair in pairs[:2]]
+    one.removes, other.removes = other, one
+    one.there.send(b"1")
+    other.there.send(b"1")
+    reactor.iterate(10)
+    assert sorted(one.came + other.came) == [b"1"]
+
+
+def test_other_reactors_stay_as_they_are() -> None:
+    reactor = SelectReactor()
+    before = reactor.doIteration
+    poll_without_names(reactor)
+    assert reactor.doIteration == before
