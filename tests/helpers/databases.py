@@ -95,7 +95,6 @@ def open_inline(
     engine = make_engine(config)
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
-    connection.close()
     return Database(
         engine,
         Streams(int(row[0]) if row else 0),
@@ -103,6 +102,7 @@ def open_inline(
         writer or InlineExecutor(),
         observer or SilentObserver(),
         clock,
+        open_readers=[connection],
     )
 
 
