@@ -103,11 +103,7 @@ class _Runner:
         self._running = False
         self._stopped: Deferred[None] | None = None
         self._trouble: _Trouble | None = None
-        self._steps = metrics.steps.labels(job.name)
-        self._failures = metrics.failures.labels(job.name)
-        self._items = metrics.items.labels(job.name)
-        self._seconds = metrics.seconds.labels(job.name)
-        self._finished = metrics.finished.labels(job.name)
+        self._counts = metrics.of(job.name)
 
     def rest(self, seconds: float) -> None:
         """Do the next step after so long."""
@@ -128,7 +124,7 @@ class _Runner:
 
     def _is_to_tell(self, error: Exception) -> bool:
         """Count a failure; whether there is something new in it, or it was long ago that there was a line about it."""
-        self._failures.inc()
+        self._counts.failures += 1
         now = self._clock.seconds()
         trouble = self._trouble = self._trouble or _Trouble(now, now)
         trouble.tries, trouble.failed = trouble.tries + 1, now
@@ -173,17 +169,17 @@ class _Runner:
         else:
             self._note_success()
             took = self._clock.seconds() - started
-            self._items.inc(done)
-            self._seconds.inc(took)
+            self._counts.items += done
+            self._counts.seconds += took
             if done < self._batch:
-                self._finished.set(self._clock.seconds())
+                self._counts.finished = self._clock.seconds()
                 pause = self._job.interval
             else:
                 # At most twice as many as before: one quick step says little of the next.
                 fitting = round(self._batch * min(2.0, STEP_SECONDS / max(took, 0.001)))
                 self._batch = min(LARGEST_BATCH, max(1, fitting))
                 pause = max(SHORTEST_PAUSE, took)
-        self._steps.inc()
+        self._counts.steps += 1
         self._running = False
         if self._stopped is not None:
             self._stopped.callback(None)

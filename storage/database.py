@@ -10,7 +10,7 @@ Laws:
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -60,16 +60,18 @@ class Database:
         writer: Executor,
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
+        open_readers: Iterable[Connection] = (),
     ) -> None:
-        """`writer` has to be an executor that runs one job at a time."""
+        """`writer` has to be an executor that runs one job at a time; `open_readers`: connections for reading that there are
+        already."""
         self.engine = engine
         self.streams = streams
         self._readers = readers
         self._writer = Writer(engine, writer, streams, observer, clock)
         self._observer = observer
         self._clock = clock
-        self._idle = deque(engine.connect_reader() for _ in range(engine.readers_at_start))
-        self._quick: Connection | None = None
+        self._idle = deque(open_readers)
+        """Connections for reading that nobody uses; whichever thread needs one takes it."""
         self._closed = False
         self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
 
@@ -101,12 +103,12 @@ class Database:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
         started = self._clock()
-        if self._quick is None:
-            self._quick = self.engine.connect_reader()
-        txn = Transaction(self._quick)
+        connection = self._take_reader()
+        txn = Transaction(connection)
         try:
             return fn(txn, *args, **kwargs)
         finally:
+            self._idle.append(connection)
             self._observer.read_done(name, 0.0, self._clock() - started, txn.queries)
 
     async def write(
@@ -189,9 +191,6 @@ class Database:
         await self._readers.close()
         while self._idle:
             self._idle.pop().close()
-        if self._quick is not None:
-            self._quick.close()
-            self._quick = None
 
     async def _read_in_pool(self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> T:
         if self._closed:
@@ -243,11 +242,15 @@ class Database:
             return
         connection.close()
 
-    def _run_read_once(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
+    def _take_reader(self) -> Connection:
+        """A connection for reading that nobody else uses until it is back among those that idle; a new one where there is none."""
         try:
-            connection = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            connection = self.engine.connect_reader()
+            return self.engine.connect_reader()
+
+    def _run_read_once(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
+        connection = self._take_reader()
         try:
             txn = Transaction(connection)
             if not snapshot:
@@ -286,4 +289,5 @@ def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observ
         ThreadExecutor(reactor, "database-reader", engine.reader_threads),
         ThreadExecutor(reactor, "database-writer", 1),
         observer or SilentObserver(),
+        open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
     )

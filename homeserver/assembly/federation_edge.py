@@ -1,6 +1,7 @@
 """Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -140,8 +141,9 @@ def notaries_of(federation: Federation) -> list[Notary]:
     ]
 
 
+@cache
 def program_version() -> str:
-    """The version that is installed."""
+    """The version that is installed, the same for each server of a process."""
     try:
         return version("mahalla")
     except PackageNotFoundError:

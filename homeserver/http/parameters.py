@@ -23,7 +23,6 @@ MAX_REMEMBERED: Final = 2048
 REMEMBERED: Final = 512
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
-_NOBODY: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
 
@@ -124,23 +123,27 @@ _remembered = lru_cache(REMEMBERED)(_unescape_anew)
 """A client sends the same filter with each /sync, and taking it apart costs more than the rest of the query."""
 
 
-def services_of(declaration: Endpoint, services: Mapping[type, object]) -> tuple[object, ...]:
+def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
+    """What positional parameters may ask for: services, and the special types, which stand for themselves."""
+    return {**services, **{each: each for each in _FILLED_IN}}
+
+
+def services_of(declaration: Endpoint, binding: Binding, known: Mapping[Any, object]) -> tuple[object, ...]:
     """The positional arguments of a handler; the special types themselves where the request is to be filled in. Raises
     `DeclarationError`."""
-    types = bind(declaration).positional
-    known: Mapping[Any, object] = services
-    found = tuple(each if each in _FILLED_IN else known.get(each, _NOBODY) for each in types)
-    if _NOBODY in found:
-        at = found.index(_NOBODY)
+    try:
+        return tuple([known[each] for each in binding.positional])
+    except KeyError as missing:
+        type_, at = missing.args[0], binding.positional.index(missing.args[0])
         where = f"{declaration.handler.__module__}.{declaration.handler.__qualname__}"
-        type_, name = getattr(types[at], "__name__", types[at]), list(_signature(declaration.handler))[at]
-        raise DeclarationError(f"{where}: nobody provides the service {type_} ({name})")
-    return found
+        name = list(_signature(declaration.handler))[at]
+        raise DeclarationError(
+            f"{where}: nobody provides the service {getattr(type_, '__name__', type_)} ({name})"
+        ) from None
 
 
-@cache
 def bind(declaration: Endpoint) -> Binding:
-    """Read a handler's signature, which is the same for each server of a process. Raises `DeclarationError`."""
+    """Read a handler's signature. Raises `DeclarationError`."""
     handler = declaration.handler
     where = f"{handler.__module__}.{handler.__qualname__}"
     signature = _signature(handler)

@@ -15,7 +15,7 @@ import msgspec
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
-from homeserver.http.parameters import Binding, DeclarationError, bind, parse_query, services_of
+from homeserver.http.parameters import Binding, DeclarationError, bind, known_services, parse_query, services_of
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.context import set_caller
@@ -67,13 +67,13 @@ class Router:
     ) -> None:
         self._guard = guard
         self._body_limits = body_limits or {}
-        sources = tuple(sources)
-        self._table = _table_of(sources)
+        self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
-        for declaration in _declarations(sources):
-            self._add(declaration, services)
+        known = known_services(services)
+        for declaration, binding in endpoints:
+            self._add(declaration, binding, known)
 
-    def _add(self, declaration: Endpoint, services: Mapping[type, object]) -> None:
+    def _add(self, declaration: Endpoint, binding: Binding, known: Mapping[Any, object]) -> None:
         if not self._guard.can_check(declaration.auth):
             raise DeclarationError(
                 f"{_where(declaration)}: its auth is {declaration.auth.value}, and no checker is wired for that"
@@ -81,7 +81,7 @@ class Router:
         max_body = declaration.max_body
         if isinstance(max_body, BodyLimit) and max_body not in self._body_limits:
             raise DeclarationError(f"{_where(declaration)}: nobody says how large {max_body.value} is")
-        self._services[declaration.handler] = services_of(declaration, services)
+        self._services[declaration.handler] = services_of(declaration, binding, known)
 
     def max_body_of(self, route: Route) -> int:
         """How many bytes of body it takes."""
@@ -194,13 +194,18 @@ class MethodRefused(MethodNotAllowed):
 
 
 @cache
-def _table_of(sources: tuple[ModuleType | Handler, ...]) -> PathTable[dict[str, Route]]:
-    """The paths of declarations, which are the same for each server of a process. Raises `DeclarationError`."""
+def _read(
+    sources: tuple[ModuleType | Handler, ...],
+) -> tuple[PathTable[dict[str, Route]], Sequence[tuple[Endpoint, Binding]]]:
+    """The paths of declarations, and all of these with their signatures, which are the same for each server of a process. Raises
+    `DeclarationError`."""
     table: PathTable[dict[str, Route]] = PathTable()
+    endpoints: list[tuple[Endpoint, Binding]] = []
     for declaration in _declarations(sources):
         if not declaration.paths:
             raise DeclarationError(f"{_where(declaration)}: has no path")
         binding = bind(declaration)
+        endpoints.append((declaration, binding))
         for path in declaration.paths:
             names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
             node = table.node(path, may_be_empty=binding.optional_in_path)
@@ -210,7 +215,7 @@ def _table_of(sources: tuple[ModuleType | Handler, ...]) -> PathTable[dict[str, 
                 other = _where(node.leaf[declaration.method].declaration)
                 raise DeclarationError(f"{_where(declaration)}: {declaration.method} {path} is already {other}")
             node.leaf[declaration.method] = Route(path, declaration, binding, names, declaration.name)
-    return table
+    return table, endpoints
 
 
 def _where(declaration: Endpoint) -> str:
@@ -228,8 +233,7 @@ def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]
         yield declaration
 
 
-@cache
 def _declared_in(module: ModuleType) -> Sequence[Endpoint]:
-    """The endpoints of a module, which are the same for each server of a process."""
+    """The endpoints of a module."""
     found = (getattr(value, "__endpoint__", None) for value in vars(module).values())
     return [each for each in found if isinstance(each, Endpoint) and each.handler.__module__ == module.__name__]

@@ -6,6 +6,7 @@ Names follow Prometheus' custom: seconds, `_total` for counters. Labels are decl
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -98,21 +99,49 @@ class TextMessageMetrics:
         self._messages.labels(outcome).inc()
 
 
-class JobMetrics:
-    """Tells of the jobs in /metrics."""
+class JobCounts(msgspec.Struct):
+    """What one job did since the start."""
+
+    steps: int = 0
+    """Also those that failed."""
+    failures: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    """That its steps took."""
+    finished: float = 0.0
+    """When nothing was left to do, last; 0: never yet."""
+
+
+class JobMetrics(Collector):
+    """Tells of the jobs in /metrics. Plain numbers, as those of HTTP: there are many jobs, and most of them rest."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._jobs: dict[str, JobCounts] = {}
+        registry.register(self)
+
+    def of(self, name: str) -> JobCounts:
+        """What is to be counted of a job; fixed names only."""
+        return self._jobs.setdefault(name, JobCounts())
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
         labels = ("job",)
-        self.steps = Counter("mahalla_job_steps", "Steps of a job, also those that failed", labels, registry=registry)
-        self.failures = Counter("mahalla_job_failures", "Steps that failed, by job", labels, registry=registry)
-        self.items = Counter("mahalla_job_items", "Things a job has done", labels, registry=registry)
-        self.seconds = Counter("mahalla_job_seconds", "Time that a job's steps took", labels, registry=registry)
-        self.finished = Gauge(
+        steps = CounterMetricFamily("mahalla_job_steps", "Steps of a job, also those that failed", labels=labels)
+        failures = CounterMetricFamily("mahalla_job_failures", "Steps that failed, by job", labels=labels)
+        items = CounterMetricFamily("mahalla_job_items", "Things a job has done", labels=labels)
+        seconds = CounterMetricFamily("mahalla_job_seconds", "Time that a job's steps took", labels=labels)
+        finished = GaugeMetricFamily(
             "mahalla_job_last_finished_timestamp_seconds",
             "When a job last had nothing left to do",
-            labels,
-            registry=registry,
+            labels=labels,
         )
+        for name, counts in self._jobs.items():
+            steps.add_metric((name,), counts.steps)
+            failures.add_metric((name,), counts.failures)
+            items.add_metric((name,), counts.items)
+            seconds.add_metric((name,), counts.seconds)
+            finished.add_metric((name,), counts.finished)
+        yield from (steps, failures, items, seconds, finished)
 
 
 class SearchMetrics:

@@ -29,8 +29,7 @@ from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresEngine
 from storage.streams import Streams
 from tests.helpers import postgres
-from tests.helpers.emptying import MOST_USES, catalogue
-from tests.helpers.emptying import empty as empty_again
+from tests.helpers.emptying import MOST_USES, Emptying
 
 
 @dataclass
@@ -95,7 +94,6 @@ def open_inline(
     engine = make_engine(config)
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
-    connection.close()
     return Database(
         engine,
         Streams(int(row[0]) if row else 0),
@@ -103,6 +101,7 @@ def open_inline(
         writer or InlineExecutor(),
         observer or SilentObserver(),
         clock,
+        open_readers=[connection],
     )
 
 
@@ -142,6 +141,8 @@ class PostgresTemplates:
         self._connection: connection | None = None
         self._uses: Counter[str] = Counter()
         """Of each database that is made as most are: for how many tests it was made or emptied."""
+        self._emptying: dict[str, Emptying] = {}
+        """Of each such database what empties it."""
         self._emptied: list[str] = []
         self._catalogue: tuple[Any, ...] | None = None
         schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
@@ -180,6 +181,8 @@ class PostgresTemplates:
             return self.config(name)
         name = f"mahalla_{uuid4().hex}"
         template = "template0" if empty else self._template if like is None else str(like.connect["dbname"])
+        if template in self._emptying:
+            self._emptying[template].close()
         # One worker at a time: a template may not be used by two sessions at once.
         with postgres.locked():
             self._run(
@@ -190,22 +193,25 @@ class PostgresTemplates:
         config = self.config(name)
         if plain:
             self._uses[name] = 1
+            self._emptying[name] = Emptying(make_dsn(None, **config.connect))
             if self._catalogue is None:
-                self._catalogue = catalogue(make_dsn(None, **config.connect))
+                self._catalogue = self._emptying[name].catalogue()
         return config
 
     def drop(self, config: PostgresConfig) -> None:
         """Remove a database, whoever is connected to it; or empty it for the next test."""
         name = str(config.connect["dbname"])
-        if (
-            0 < self._uses[name] < MOST_USES
-            and self._catalogue is not None
-            and empty_again(make_dsn(None, **config.connect), self._catalogue)
-        ):
-            self._emptied.append(name)
-            return
-        del self._uses[name]
+        emptying = self._emptying.get(name)
+        if emptying is not None:
+            if self._uses[name] < MOST_USES and self._catalogue is not None and emptying.empty(self._catalogue):
+                self._emptied.append(name)
+                return
+            self._forget(name)
         self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _forget(self, name: str) -> None:
+        self._emptying.pop(name).close()
+        del self._uses[name]
 
     def drop_connections(self, config: PostgresConfig) -> None:
         """End all connections to a database, as a restart of the server does."""
@@ -220,6 +226,7 @@ class PostgresTemplates:
     def close(self) -> None:
         """Remove what is kept for further tests."""
         for name in self._emptied:
+            self._forget(name)
             self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
         self._emptied.clear()
         self._connected().close()

@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 WAITING: Final = ("interop", "nodes", "clients", "upstream")
 """Folders of tests with processes of their own, which mostly wait. One worker has the first of them for long."""
@@ -56,3 +57,10 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         folder = name.partition("/")[0]
         together = TOGETHER.get(folder)
         return nodeid if together is None else folder if together else name
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        """A test is done. What is done as a whole is not looked at again: else each test costs what there were before it."""
+        scope = self._split_scope(self.registered_collections[node][item_index])
+        super().mark_test_complete(node, item_index, duration)
+        if all(self.assigned_work[node][scope].values()):
+            del self.assigned_work[node][scope]

@@ -162,6 +162,13 @@ def no_mock(file: SourceFile) -> Iterator[str]:
             yield file.at(node, "a fake is a small class in tests/helpers, not a Mock")
 
 
+def tests_are_functions(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes_with("unittest", "TestCase"):
+        imports = isinstance(node, ast.ImportFrom | ast.Import) and any("unittest" in name for name in _imported(node))
+        if imports or (isinstance(node, ast.Attribute) and node.attr == "TestCase"):
+            yield file.at(node, "nobody would run it: pytest looks for no test of unittest (setup.cfg)")
+
+
 def one_kind_of_waiting(file: SourceFile) -> Iterator[str]:
     if str(file.path).startswith("tests/clients/"):
         return  # other people's clients, in a process of their own kind; the server is another process
@@ -217,6 +224,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     says_what_it_is_for,
     fits_the_eye,
     no_mock,
+    tests_are_functions,
     one_kind_of_waiting,
     no_global_state,
     no_stub,

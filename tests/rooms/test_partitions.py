@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
@@ -190,7 +190,10 @@ class Partitions(RuleBasedStateMachine):
         assert snapshot.head.joined_count == joined
 
 
-TestPartitions = Partitions.TestCase
-TestPartitions.settings = settings(
-    max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+def test_partitions() -> None:
+    run_state_machine_as_test(
+        Partitions,
+        settings=settings(
+            max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.events import StateKey
@@ -340,12 +340,15 @@ class Towns(RuleBasedStateMachine):
         return [stored.event.event_id for stored in events.values()]
 
 
-TestTowns = Towns.TestCase
-TestTowns.settings = settings(
-    max_examples=RUNS,
-    stateful_step_count=20,
-    deadline=None,
-    derandomize=False,
-    print_blob=True,
-    suppress_health_check=list(HealthCheck),
-)
+def test_towns() -> None:
+    run_state_machine_as_test(
+        Towns,
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=20,
+            deadline=None,
+            derandomize=False,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -9,7 +9,7 @@ import os
 import msgspec
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 from twisted.internet.defer import Deferred
 
 from federation.protocol.errors import MatrixError
@@ -97,13 +97,16 @@ class LargeTowns(Towns):
             assert not [pdu for pdu in waiting if pdu.get("state_key") == self.users[at].user_id], NAMES[at]
 
 
-TestLargeTowns = LargeTowns.TestCase
-TestLargeTowns.settings = settings(
-    max_examples=RUNS,
-    stateful_step_count=20,
-    deadline=None,
-    derandomize=False,
-    print_blob=True,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
+def test_large_towns() -> None:
+    run_state_machine_as_test(
+        LargeTowns,
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=20,
+            deadline=None,
+            derandomize=False,
+            print_blob=True,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

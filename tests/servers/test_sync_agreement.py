@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.kept import KeptOfConnections
@@ -402,12 +402,15 @@ class Towns(RuleBasedStateMachine):
             sliding.check(truth.rooms, truth.account_data)
 
 
-TestTowns = Towns.TestCase
-TestTowns.settings = settings(
-    max_examples=RUNS,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate]
-    + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
-)
+def test_towns() -> None:
+    run_state_machine_as_test(
+        Towns,
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.reuse, Phase.generate]
+            + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
+        ),
+    )

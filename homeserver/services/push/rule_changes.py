@@ -6,6 +6,7 @@ writer's thread.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -34,7 +35,11 @@ class RuleChanges:
     def __init__(self, account_data: AccountDataStore, attention: PushAttentionStore) -> None:
         self._account_data = account_data
         self._attention = attention
-        self._compiler = RuleCompiler()
+
+    @cached_property
+    def _compiler(self) -> RuleCompiler:
+        """The writer's own; made when somebody changes rules first, which takes longer than most of the start's steps."""
+        return RuleCompiler()
 
     def change(self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]) -> None:
         """Let `change` alter what is kept of a user's rules. Raises what it raises, and `TooLarge`."""
