@@ -5,8 +5,6 @@ import json
 import resource
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import run_program
 from tests.helpers.running import SECONDS_TO_START, ServerFiles, UnixConnection, exchange
 
 VERSIONS = "/_matrix/client/versions"
@@ -205,15 +203,7 @@ def test_an_account_is_made_while_the_server_runs(
     try:
         server = files.start()
         arguments = ["create-user", "root", "--admin", "--password-file", "-", "-c", str(files.config)]
-        made = subprocess.run(
-            [sys.executable, "-m", "homeserver", *arguments],
-            cwd=ROOT,
-            input="correct horse\n",
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_TO_START,
-            check=False,
-        )
+        made = run_program("homeserver", *arguments, given="correct horse\n", timeout=SECONDS_TO_START)
         assert made.returncode == 0, made.stderr
         assert "@root:localhost" in made.stdout
         login = {
