@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -51,7 +51,8 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended, and that is not told yet
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -109,6 +110,20 @@ def run_program(module: str, *arguments: str, given: str = "", timeout: float) -
             file.seek(0)
             said.append(file.read().decode())
     return subprocess.CompletedProcess([module, *arguments], code, *said)
+
+
+@contextmanager
+def piped_program(module: str, *arguments: str) -> Iterator[tuple[Program, IO[str]]]:
+    """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It complains where this process does."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as output:
+        with os.fdopen(writing, "wb") as into, os.fdopen(os.dup(2), "wb") as errors:
+            program = start_program(module, *arguments, output=into, errors=errors)
+        try:
+            yield program, output
+        finally:
+            program.kill()
+            program.wait()
 
 
 @contextmanager
