@@ -24,6 +24,7 @@ from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
+from tests.helpers.programs import run_program
 
 SECONDS = 120.0
 
@@ -309,8 +310,7 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def run_command(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "homeserver", *words]
-    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False)
+    return run_program("homeserver", *words, given=given, timeout=SECONDS)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ class Where:
     server: RunningServer | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
     over: bool = False
+    asked: int = 0
+    """Requests that were made of any process so far."""
 
     def tell(self, server: RunningServer | None, *, over: bool = False) -> None:
         with self.changed:
@@ -28,6 +30,17 @@ class Where:
             self.changed.wait_for(lambda: self.server is not None, 120)
             assert self.server is not None
             return self.server
+
+    def wait_until_asked(self, count: int) -> None:
+        """Until so many more requests have been made; the last of them is not answered yet, however slow the machine is."""
+        with self.changed:
+            wanted = self.asked + count
+            assert self.changed.wait_for(lambda: self.asked >= wanted, 120), "nobody asks any more"
+
+    def note_asked(self) -> None:
+        with self.changed:
+            self.asked += 1
+            self.changed.notify_all()
 
 
 class Caller:
@@ -47,6 +60,7 @@ class Caller:
             server = self._where.wait()
             if server is not self._server or self._connection is None:
                 self._server, self._connection = server, server.connect()
+            self._where.note_asked()
             try:
                 reply = exchange(self._connection, method, path, body, token=self.token)
             except (OSError, http.client.HTTPException):

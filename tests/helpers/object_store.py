@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 import boto3
+from botocore.loaders import JSONFileLoader
 
 from storage.object_store import S3Config
 from storage.s3 import S3
@@ -23,6 +25,17 @@ from storage.s3 import S3
 SECONDS_TO_START: Final = 180.0
 KEY: Final = "testing"
 _LISTENING: Final = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
+
+_load_file: Final = JSONFileLoader().load_file
+
+
+@cache
+def _described(path: str) -> Any:
+    """A file of the descriptions of the services: each session reads them anew, which takes longer than what a test asks of a store."""
+    return _load_file(path)
+
+
+JSONFileLoader.load_file = lambda _self, path: _described(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     program = start_program("homeserver", "run", "-c", "homeserver.yaml", output=file)
     program.kill(); program.wait()
+    made = run_program("homeserver", "create-user", "anna", given="a password\n")
 
 How they start from nothing, as operators start them, is tried in tests/config/test_command_line.py.
 """
@@ -13,9 +14,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 import msgspec
@@ -49,7 +51,8 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended, and that is not told yet
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -67,21 +70,60 @@ class Program:
 
 
 def start_program(
-    module: str, *arguments: str, output: IO[bytes] | None = None, input: IO[bytes] | None = None
+    module: str,
+    *arguments: str,
+    output: IO[bytes] | None = None,
+    errors: IO[bytes] | None = None,
+    input: IO[bytes] | None = None,
 ) -> Program:
-    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes and what it complains of goes to `output`."""
-    with _descriptor(input) as standard_in, _descriptor(output) as standard_out:
+    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes goes to `output`, and what it complains of to `errors` or there too."""
+    with (
+        _descriptor(input) as standard_in,
+        _descriptor(output) as standard_out,
+        _descriptor(errors or output) as standard_error,
+    ):
         reading, writing = os.pipe()
         report = os.fdopen(reading, "rb", buffering=0)
         try:
             order = Order(module, list(arguments), str(ROOT), dict(os.environ))
-            given = [standard_in, standard_out, standard_out, writing]
+            given = [standard_in, standard_out, standard_error, writing]
             socket.send_fds(_ready()[0], [msgspec.json.encode(order)], given)
         finally:
             os.close(writing)
     line = report.readline()
     assert line, "the process that starts the others has ended"
     return Program(int(line), report)
+
+
+def run_program(module: str, *arguments: str, given: str = "", timeout: float) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS…` in ROOT to its end, in so many seconds. Raises `subprocess.TimeoutExpired`; it is ended then."""
+    with TemporaryFile() as input, TemporaryFile() as output, TemporaryFile() as errors:
+        input.write(given.encode())
+        input.seek(0)
+        program = start_program(module, *arguments, input=input, output=output, errors=errors)
+        try:
+            code = program.wait(timeout)
+        finally:
+            program.kill()
+        said = []
+        for file in (output, errors):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess([module, *arguments], code, *said)
+
+
+@contextmanager
+def piped_program(module: str, *arguments: str) -> Iterator[tuple[Program, IO[str]]]:
+    """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It complains where this process does."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as output:
+        with os.fdopen(writing, "wb") as into, os.fdopen(os.dup(2), "wb") as errors:
+            program = start_program(module, *arguments, output=into, errors=errors)
+        try:
+            yield program, output
+        finally:
+            program.kill()
+            program.wait()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import yaml
 
+from federation.protocol.signing import encode_base64
 from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
@@ -206,6 +207,8 @@ class Town:
             **further,
         }
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        # as its `--generate-keys` would, which takes longer than its start
+        (folder / "signing.key").write_text(f"ed25519 a_town {encode_base64(os.urandom(32))}\n")
         command = [
             str(self._synapse),
             "-P",
@@ -214,7 +217,6 @@ class Town:
             "-c",
             str(config),
         ]
-        subprocess.run([*command, "--generate-keys"], check=True, capture_output=True, cwd=folder)
 
         def spawn(file: IO[bytes]) -> subprocess.Popen[bytes]:
             return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -117,7 +117,8 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         while kills < KILLS or (kills < MOST_KILLS and sum(each.caller.repeated for each in people.values()) < KILLS):
             kills += 1
             where.tell(server)
-            time.sleep(random.uniform(0.02, 0.3))
+            where.wait_until_asked(random.randrange(1, 40))
+            time.sleep(random.uniform(0, 0.005))
             where.tell(None)
             server.kill()
             server = files.start()

@@ -127,7 +127,8 @@ def test_no_answered_key_is_lost(tmp_path: Path, database_config: SQLiteConfig |
         while kills < KILLS or (kills < MOST_KILLS and sum(person.caller.repeated for person in people) < KILLS):
             kills += 1
             where.tell(server)
-            time.sleep(random.uniform(0.02, 0.3))
+            where.wait_until_asked(random.randrange(1, 40))
+            time.sleep(random.uniform(0, 0.005))
             where.tell(None)
             server.kill()
             server = files.start()

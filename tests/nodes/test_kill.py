@@ -185,7 +185,8 @@ def live_through_kills(files: ServerFiles) -> list[str]:
         starts = []
         for _ in range(ROUNDS):
             where.tell(server)
-            time.sleep(random.uniform(0.02, 0.5))
+            where.wait_until_asked(random.randrange(1, 60))
+            time.sleep(random.uniform(0, 0.005))
             where.tell(None)
             server.kill()
             server = files.start()

@@ -72,7 +72,7 @@ def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningSe
     try:
         began = time.monotonic()
         assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
-        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 5
+        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 20
     finally:
         os.kill(there.process.pid, signal.SIGCONT)
     assert whoami(there, token) == ENDED

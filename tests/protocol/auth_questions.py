@@ -3,12 +3,16 @@
 States are drawn entry by entry, without asking whether a room could have come to them: the rules must have an answer for
 each. New power levels are drawn as changes of the current ones, so that the points about changes are reached; and a
 `Focus` draws questions that get past the first rules, to those about memberships or about power levels.
+
+Strategies are made once: Hypothesis takes longer to look one over than to draw from it. What is made of an answer that was drawn before
+is therefore drawn by `pick`.
 """
 
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from canonicaljson import encode_canonical_json
@@ -50,21 +54,32 @@ class Drawn:
     question: Question
 
 
+@lru_cache(500)
+def _numbered(length: int, values: str) -> st.SearchStrategy[tuple[int, str]]:
+    return st.sampled_from([(number, values) for number in range(length)])
+
+
+def pick(draw: st.DrawFn, *values: Any) -> Any:
+    """One of these."""
+    # Hypothesis tries what was drawn from one strategy in other places that draw from it: hence one for each set of values.
+    number, _ = draw(_numbered(len(values), repr(values)))
+    return values[number]
+
+
 def some(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
 
 
-def content(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def content(**fields: Any) -> dict[str, Any]:
     """An object of these fields; those drawn as ABSENT are left out."""
-    return st.fixed_dictionaries(fields).map(
-        lambda drawn: {key: value for key, value in drawn.items() if value is not ABSENT}
-    )
+    return {key: value for key, value in fields.items() if value is not ABSENT}
 
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).rstrip(b"=").decode()
 
 
+@cache
 def level(version: RoomVersion, *, odd: bool) -> st.SearchStrategy[Any]:
     integers = some(0, 1, 49, 50, 50, 51, 100, -1)
     strings = some("50", " 100 ", "+51", "-5", "0049")
@@ -76,80 +91,79 @@ def level(version: RoomVersion, *, odd: bool) -> st.SearchStrategy[Any]:
     return integers if version.integer_power_levels else st.one_of(integers, integers, strings)
 
 
+@cache
 def power_content(version: RoomVersion, focus: Focus) -> st.SearchStrategy[dict[str, Any]]:
     """Power levels as a room may have them; in focus, most users have enough to change them."""
     plain = level(version, odd=False)
     users = st.dictionaries(st.sampled_from(USERS), plain)
     if focus is not Focus.ANYTHING:
         users = st.fixed_dictionaries({BOB: some(0, 50, 51), CHARLIE: some(49, 50, 51), DORA: some(0, 50, 100)})
-    return content(
-        users=users,
-        events=st.dictionaries(st.sampled_from(TYPES), plain),
-        notifications=st.one_of(st.just(ABSENT), st.dictionaries(some("room", "other"), plain)),
-        **{name: st.one_of(st.just(ABSENT), st.just(ABSENT), plain) for name in NAMED},
-    )
+    return st.fixed_dictionaries(
+        {
+            "users": users,
+            "events": st.dictionaries(st.sampled_from(TYPES), plain),
+            "notifications": st.one_of(st.just(ABSENT), st.dictionaries(some("room", "other"), plain)),
+            **{name: st.one_of(st.just(ABSENT), st.just(ABSENT), plain) for name in NAMED},
+        }
+    ).map(lambda drawn: content(**drawn))
 
 
-@st.composite
+CHANGED: Final = st.lists(some("users", "users", "events", "notifications", *NAMED), max_size=4)
+DROPPED: Final = st.lists(some("users", "events", *NAMED), max_size=1)
+
+
 def changed_power_content(draw: st.DrawFn, version: RoomVersion, current: dict[str, Any]) -> dict[str, Any]:
-    odd = draw(some(False, False, True))
+    odd = pick(draw, False, False, True)
     value = level(version, odd=odd)
     new = {key: dict(item) if isinstance(item, dict) else item for key, item in current.items()}
-    for name in draw(st.lists(some("users", "users", "events", "notifications", *NAMED), max_size=4)):
+    for name in draw(CHANGED):
         if name in NAMED:
             new[name] = draw(value)
-        elif odd and draw(some(False, False, True)):
-            new[name] = draw(some(5, [], "x"))
+        elif odd and pick(draw, False, False, True):
+            new[name] = pick(draw, 5, [], "x")
         else:
             keys = {"users": USERS, "events": TYPES, "notifications": ["room", "other"]}[name]
             if odd and name == "users":
                 keys = [*keys, "bob", "@bob"]
-            entry = draw(st.sampled_from(keys))
+            entry = pick(draw, *keys)
             entries = new.setdefault(name, {})
             if isinstance(entries, dict):
                 entries[entry] = draw(value)
-    for name in draw(st.lists(st.sampled_from(["users", "events", *NAMED]), max_size=1)):
+    for name in draw(DROPPED):
         new.pop(name, None)
     return new
 
 
-@st.composite
 def third_party_signed(draw: st.DrawFn, target: str) -> Any:
-    if draw(some(*[False] * 9, True)):
-        return draw(some(5, {}, {"mxid": target}, {"token": "tok"}, {"mxid": 5, "token": "tok"}))
+    if pick(draw, *[False] * 9, True):
+        return pick(draw, 5, {}, {"mxid": target}, {"token": "tok"}, {"mxid": 5, "token": "tok"})
     signed: dict[str, Any] = {
-        "mxid": draw(some(target, target, target, BOB)),
-        "token": draw(some(*["tok"] * 5, "x", 5)),
+        "mxid": pick(draw, target, target, target, BOB),
+        "token": pick(draw, *["tok"] * 5, "x", 5),
     }
-    signature = base64_of(draw(st.sampled_from(KEYS)).sign(encode_canonical_json(signed)).signature)
-    signed["signatures"] = draw(
-        some(
-            {"id.example": {"ed25519:0": signature}},
-            {"id.example": {"ed25519:0": "short", "ed25519:1": signature}, "other.example": {}},
-            {"id.example": {"ed25519:0": base64_of(b"0" * 64)}},
-            {},
-        )
+    signature = base64_of(pick(draw, *KEYS).sign(encode_canonical_json(signed)).signature)
+    signed["signatures"] = pick(
+        draw,
+        {"id.example": {"ed25519:0": signature}},
+        {"id.example": {"ed25519:0": "short", "ed25519:1": signature}, "other.example": {}},
+        {"id.example": {"ed25519:0": base64_of(b"0" * 64)}},
+        {},
     )
     return signed
 
 
-@st.composite
 def member_content(draw: st.DrawFn, target: str) -> dict[str, Any]:
-    drawn = draw(
-        content(
-            membership=some(
-                *["join"] * 4, *["invite"] * 4, *["leave"] * 3, "ban", "ban", "knock", "knock", "odd", 5, ABSENT
-            ),
-            join_authorised_via_users_server=some(*[ABSENT] * 9, ALICE, BOB, CHARLIE, 5, "nobody"),
-        )
+    drawn = content(
+        membership=pick(
+            draw, *["join"] * 4, *["invite"] * 4, *["leave"] * 3, "ban", "ban", "knock", "knock", "odd", 5, ABSENT
+        ),
+        join_authorised_via_users_server=pick(draw, *[ABSENT] * 9, ALICE, BOB, CHARLIE, 5, "nobody"),
     )
-    if drawn.get("membership") == "invite" and draw(some(False, True)):
-        drawn["third_party_invite"] = draw(
-            st.one_of(
-                *[third_party_signed(target).map(lambda signed: {"signed": signed})] * 5,
-                some({}, "x", {"display_name": "Bob"}),
-            )
-        )
+    if drawn.get("membership") == "invite" and pick(draw, False, True):
+        if pick(draw, *[True] * 5, False):
+            drawn["third_party_invite"] = {"signed": third_party_signed(draw, target)}
+        else:
+            drawn["third_party_invite"] = pick(draw, {}, "x", {"display_name": "Bob"})
     return drawn
 
 
@@ -188,29 +202,31 @@ class Maker:
         return [event_id, {}] if self.version.event_format is EventFormat.V1 else event_id
 
 
-@st.composite
-def questions(draw: st.DrawFn, identifier: str, focus: Focus = Focus.ANYTHING) -> Drawn:
+@cache
+def questions(identifier: str, focus: Focus) -> st.SearchStrategy[Drawn]:
+    return st.composite(_question)(identifier, focus)
+
+
+def _question(draw: st.DrawFn, identifier: str, focus: Focus) -> Drawn:
     version = ROOM_VERSIONS[identifier]
     make = Maker(version)
     create = make.event(
         ALICE,
         "m.room.create",
-        draw(
-            content(
-                creator=some(ALICE, ALICE, ALICE, BOB, 5, ABSENT),
-                additional_creators=some(*[ABSENT] * (3 if focus is Focus.ANYTHING else 12), [BOB], [BOB, CHARLIE]),
-                **{"m.federate": some(*[ABSENT] * 9, True, False, "false")},
-            )
+        content(
+            creator=pick(draw, ALICE, ALICE, ALICE, BOB, 5, ABSENT),
+            additional_creators=pick(draw, *[ABSENT] * (3 if focus is Focus.ANYTHING else 12), [BOB], [BOB, CHARLIE]),
+            **{"m.federate": pick(draw, *[ABSENT] * 9, True, False, "false")},
         ),
         "",
     )
     make.room_id = create.room_id
-    state = draw(_states(version, make, focus))
-    event, prev_events = draw(_events(version, make, create, state, focus))
+    state = _states(draw, version, make, focus)
+    event, prev_events = _event(draw, version, make, create, state, focus)
     if not version.room_id_is_create_hash:
         state[StateKey("m.room.create", "")] = create
-    auth_events, rejected = draw(_auth_events(make, create, event, state, focus))
-    signed_by = draw(some(frozenset(SERVERS), frozenset(SERVERS), frozenset(SERVERS[:1]), frozenset()))
+    auth_events, rejected = _auth_events(draw, make, create, event, state, focus)
+    signed_by = pick(draw, frozenset(SERVERS), frozenset(SERVERS), frozenset(SERVERS[:1]), frozenset())
     question = Question(
         version=identifier,
         event=event.pdu,
@@ -231,100 +247,102 @@ def _pdu_of_room(event: Event) -> Mapping[str, Any]:
     return {**event.pdu, "room_id": event.room_id}
 
 
-@st.composite
 def _states(draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus) -> dict[StateKey, Event]:
     events = []
     usual = {Focus.ANYTHING: 14, Focus.MEMBERSHIPS: 8, Focus.POWER_LEVELS: 60}[focus]
     for user in USERS:
-        membership = draw(
-            some(
-                *["join"] * usual,
-                *["invite", "ban"] * 2,
-                "invite",
-                "leave",
-                "ban",
-                "knock",
-                "odd",
-                5,
-                None,
-                ABSENT,
-                ABSENT,
-            )
+        membership = pick(
+            draw,
+            *["join"] * usual,
+            *["invite", "ban"] * 2,
+            "invite",
+            "leave",
+            "ban",
+            "knock",
+            "odd",
+            5,
+            None,
+            ABSENT,
+            ABSENT,
         )
         if membership is not ABSENT:
             events.append(make.event(user, "m.room.member", {"membership": membership} if membership else {}, user))
-    rule = draw(
-        some(
-            "public", "public", "invite", "knock", "restricted", "knock_restricted", "private", 5, None, ABSENT, ABSENT
-        )
+    rule = pick(
+        draw,
+        "public",
+        "public",
+        "invite",
+        "knock",
+        "restricted",
+        "knock_restricted",
+        "private",
+        5,
+        None,
+        ABSENT,
+        ABSENT,
     )
     if rule is not ABSENT:
         events.append(make.event(ALICE, "m.room.join_rules", {"join_rule": rule} if rule else {}, ""))
-    if draw(some(True, True, True, False)):
+    if pick(draw, True, True, True, False):
         events.append(make.event(ALICE, "m.room.power_levels", draw(power_content(version, focus)), ""))
-    if draw(some(True, True, True, False)):
+    if pick(draw, True, True, True, False):
         public_keys = [{"public_key": base64_of(bytes(key.verify_key))} for key in KEYS]
-        keys = draw(
-            some(public_keys[0], {"public_keys": public_keys}, {"public_keys": public_keys[1:], "public_key": "x"}, {})
+        keys = pick(
+            draw, public_keys[0], {"public_keys": public_keys}, {"public_keys": public_keys[1:], "public_key": "x"}, {}
         )
-        events.append(make.event(draw(st.sampled_from(USERS)), "m.room.third_party_invite", keys, "tok"))
+        events.append(make.event(pick(draw, *USERS), "m.room.third_party_invite", keys, "tok"))
     return {event.key: event for event in events}
 
 
-@st.composite
-def _events(
+def _event(
     draw: st.DrawFn, version: RoomVersion, make: Maker, create: Event, state: Mapping[StateKey, Event], focus: Focus
 ) -> tuple[Event, list[str]]:
-    sender = draw(st.sampled_from(USERS))
+    sender = pick(draw, *USERS)
     type = {
-        Focus.ANYTHING: draw(st.sampled_from([*TYPES, *OTHER_TYPES])),
+        Focus.ANYTHING: pick(draw, *TYPES, *OTHER_TYPES),
         Focus.MEMBERSHIPS: "m.room.member",
         Focus.POWER_LEVELS: "m.room.power_levels",
     }[focus]
     fields: dict[str, Any] = {}
-    state_key: str | None = draw(some(None, "", "@other:alpha.example", sender))
+    state_key: str | None = pick(draw, None, "", "@other:alpha.example", sender)
     body: Any = {}
-    prev_events = draw(some(["$before:alpha.example"], ["$before:alpha.example"], [create.event_id], []))
+    prev_events = pick(draw, ["$before:alpha.example"], ["$before:alpha.example"], [create.event_id], [])
     if type == "m.room.member":
-        state_key = draw(some(sender, sender, *USERS, None))
-        body = draw(member_content(state_key or ""))
+        state_key = pick(draw, sender, sender, *USERS, None)
+        body = member_content(draw, state_key or "")
     elif type == "m.room.power_levels":
         current = state.get(StateKey("m.room.power_levels", ""))
         old = dict(current.content) if current is not None else draw(power_content(version, focus))
-        body = draw(changed_power_content(version, old))
-        state_key = draw(some("", "", "", None))
+        body = changed_power_content(draw, version, old)
+        state_key = pick(draw, "", "", "", None)
     elif type == "m.room.create":
-        prev_events = draw(some([], [], [], prev_events))
-        fields["room_id"] = draw(
-            some(
-                "!new:alpha.example",
-                "!new:gamma.example",
-                None if create.version.room_id_is_create_hash else "!x:alpha.example",
-            )
+        prev_events = pick(draw, [], [], [], prev_events)
+        fields["room_id"] = pick(
+            draw,
+            "!new:alpha.example",
+            "!new:gamma.example",
+            None if create.version.room_id_is_create_hash else "!x:alpha.example",
         )
-        body = draw(
-            content(
-                creator=some(ABSENT, sender, 5),
-                room_version=some(ABSENT, "1", "12", "unknown", 5, None, []),
-                additional_creators=some(ABSENT, ABSENT, [], [BOB], [5], ["bob"], BOB, None),
-            )
+        body = content(
+            creator=pick(draw, ABSENT, sender, 5),
+            room_version=pick(draw, ABSENT, "1", "12", "unknown", 5, None, []),
+            additional_creators=pick(draw, ABSENT, ABSENT, [], [BOB], [5], ["bob"], BOB, None),
         )
     elif type == "m.room.aliases":
-        state_key = draw(some(None, "", *SERVERS))
+        state_key = pick(draw, None, "", *SERVERS)
     elif type == "m.room.redaction":
-        fields["redacts"] = draw(some("$target:alpha.example", "$target:gamma.example", 5, None))
+        fields["redacts"] = pick(draw, "$target:alpha.example", "$target:gamma.example", 5, None)
     if (
         version.room_id_is_create_hash
         and focus is Focus.ANYTHING
         and type != "m.room.create"
-        and draw(some(*[False] * 15, True))
+        and pick(draw, *[False] * 15, True)
     ):
         fields["room_id"] = "!" + "A" * 43
     fields["prev_events"] = [make.reference(prev) for prev in prev_events]
     return make.event(sender, type, body, state_key, **fields), prev_events
 
 
-@st.composite
 def _auth_events(
     draw: st.DrawFn, make: Maker, create: Event, event: Event, state: Mapping[StateKey, Event], focus: Focus
 ) -> tuple[list[Event], frozenset[str]]:
@@ -338,22 +356,22 @@ def _auth_events(
         keys.add(StateKey("m.room.member", event.state_key or ""))
         if event.membership in ("join", "invite", "knock"):
             keys.add(StateKey("m.room.join_rules", ""))
-        if event.membership == "invite" and draw(some(False, False, True)):
+        if event.membership == "invite" and pick(draw, False, False, True):
             keys.add(StateKey("m.room.third_party_invite", "tok"))
-        if event.membership == "join" and draw(some(False, False, True)):
+        if event.membership == "join" and pick(draw, False, False, True):
             keys.add(StateKey("m.room.member", BOB))
     auth_events = [state[key] for key in sorted(keys) if key in state]
     rejected: frozenset[str] = frozenset()
     if focus is not Focus.ANYTHING:
         keys = set(auth_keys(make.version, event.type, event.sender, event.state_key, event.content))
         return [state[key] for key in sorted(keys) if key in state], rejected
-    fault = draw(some(*[""] * 20, "duplicate", "unexpected", "rejected", "create rejected", "no create", "other room"))
+    fault = pick(draw, *[""] * 20, "duplicate", "unexpected", "rejected", "create rejected", "no create", "other room")
     if fault == "duplicate" and auth_events:
-        auth_events.append(draw(st.sampled_from(auth_events)))
+        auth_events.append(pick(draw, *auth_events))
     elif fault == "unexpected":
-        auth_events.append(draw(st.sampled_from([create, event, *state.values()])))
+        auth_events.append(pick(draw, create, event, *state.values()))
     elif fault == "rejected" and auth_events:
-        rejected = frozenset([draw(st.sampled_from(auth_events)).event_id])
+        rejected = frozenset([pick(draw, *auth_events).event_id])
     elif fault == "create rejected":
         rejected = frozenset([create.event_id])
     elif fault == "no create":

@@ -71,22 +71,28 @@ hostile_pdus = st.fixed_dictionaries(
 )
 
 
+_types = st.sampled_from(EVENT_TYPES)
+_depths = st.integers(0, 2**53 - 1)
+_further_fields = st.dictionaries(st.sampled_from(["membership", "origin", "prev_state", "x.y", "redacts"]), texts)
+_state_keys = st.text("abc@:.", max_size=10)
+
+
 @st.composite
 def pdus(draw: st.DrawFn) -> dict[str, Any]:
     """Well-formed PDUs of room versions 3 to 11."""
     pdu: dict[str, Any] = {
-        "type": draw(st.sampled_from(EVENT_TYPES)),
+        "type": draw(_types),
         "sender": "@alice:example.com",
         "room_id": "!room:example.com",
         "content": draw(contents),
-        "depth": draw(st.integers(0, 2**53 - 1)),
+        "depth": draw(_depths),
         "origin_server_ts": draw(safe_integers),
         "prev_events": ["$" + HASH],
         "auth_events": [],
         "hashes": {"sha256": "x"},
         "signatures": {},
     }
-    pdu |= draw(st.dictionaries(st.sampled_from(["membership", "origin", "prev_state", "x.y", "redacts"]), texts))
+    pdu |= draw(_further_fields)
     if draw(st.booleans()):
-        pdu["state_key"] = draw(st.text("abc@:.", max_size=10))
+        pdu["state_key"] = draw(_state_keys)
     return pdu

@@ -39,7 +39,7 @@ POWER_LEVELS: Final = StateKey("m.room.power_levels", "")
 VERSIONS: Final = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier)
 ALGORITHMS: Final = pytest.mark.parametrize("version", [V1, V2, V11, V12], ids=lambda version: version.identifier)
 
-law = settings(max_examples=40, deadline=None)
+law = settings(max_examples=48, deadline=None)
 
 
 def graph_of(dispute: Dispute) -> AuthGraph:

@@ -23,14 +23,21 @@ class Graph:
     portions: Sequence[int]
 
 
+MOST_EVENTS = 24
+COUNTS = st.integers(1, MOST_EVENTS)
+EARLIER = [st.lists(st.integers(0, nid - 1), max_size=4, unique=True) for nid in range(1, MOST_EVENTS)]
+PLACES = [st.sampled_from(range(count)) for count in range(1, 6)]
+PORTIONS = st.lists(st.integers(1, 10), max_size=6)
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
     nodes = []
-    for nid in range(draw(st.integers(1, 24))):
-        auth = draw(st.lists(st.integers(0, nid - 1), max_size=4, unique=True)) if nid else []
-        previous = draw(st.sampled_from([*auth, None]))
+    for nid in range(draw(COUNTS)):
+        auth = draw(EARLIER[nid - 1]) if nid else []
+        previous = [*auth, None][draw(PLACES[len(auth)])]
         nodes.append(AuthNode(nid, auth, previous))
-    return Graph(nodes, draw(st.lists(st.integers(1, 10), max_size=6)))
+    return Graph(nodes, draw(PORTIONS))
 
 
 EVENTS = st.sets(st.integers(0, 23), max_size=8)

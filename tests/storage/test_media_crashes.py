@@ -1,9 +1,6 @@
 """A server that is killed while files come and go: after the next start no row is without its file, and no file without a row."""
 
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Set
 from pathlib import Path
 from random import Random
@@ -13,8 +10,8 @@ from twisted.internet.task import Clock
 
 from storage.executors import InlineExecutor
 from storage.media_files import MediaFiles
+from tests.helpers.programs import piped_program
 
-ROOT = Path(__file__).parents[2]
 KILLS = 3
 
 
@@ -25,12 +22,9 @@ def _hashes(folder: Path) -> set[str]:
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     path, folder = tmp_path / "database", tmp_path / "media"
     for seed in range(KILLS):
-        command = [sys.executable, "-m", "tests.helpers.media_process", str(path), str(folder), str(seed)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-            assert process.stdout is not None
+        with piped_program("tests.helpers.media_process", str(path), str(folder), str(seed)) as (_, output):
             for _ in range(Random(seed).randrange(10, 60)):
-                assert process.stdout.readline() == b"deleted\n"
-            process.kill()
+                assert output.readline() == "deleted\n"
     with sqlite3.connect(path) as database:
         rows = {hash.hex() for (hash,) in database.execute("SELECT DISTINCT hash FROM media")}
         (deleted,) = database.execute("SELECT COUNT(*) FROM deleted_media").fetchone()

@@ -1,11 +1,8 @@
 """The database as the server uses it: with threads, several nodes, and sudden ends."""
 
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from threading import current_thread, main_thread
 from typing import cast
 
@@ -26,6 +23,7 @@ from storage.database import (
 )
 from storage.streams import Change, Topic
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.programs import piped_program
 
 asked_by: ContextVar[str] = ContextVar("asked_by", default="nobody")
 reactor = cast(ReactorBase, installed_reactor)
@@ -172,19 +170,10 @@ def postgres_arguments(config: PostgresConfig) -> tuple[str, str]:
 
 def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
     """What a process that was killed after so many acknowledged writes had acknowledged."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.writing_process", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.stdout is not None
-    acknowledged = [process.stdout.readline().strip() for _ in range(until)]
-    process.kill()
-    acknowledged += process.stdout.read().splitlines()
-    process.stdout.close()
-    process.wait()
-    return acknowledged
+    with piped_program("tests.helpers.writing_process", *arguments) as (process, output):
+        acknowledged = [output.readline().strip() for _ in range(until)]
+        process.kill()
+        return acknowledged + output.read().splitlines()
 
 
 @pytest.mark.reactor(120)
