@@ -216,7 +216,8 @@ class Adoptions:
         ends: Sequence[StoredEvent] = ()
         state = StateChange(root)
         if part is None or not part.members_omitted:  # else it is looked at when all of the state is here
-            ends = await self._unheard.find(room.room_nid, [nid for nid, _ in snapshot.head.extremities], state)
+            left = StateChange(snapshot.head.state_root)
+            ends = await self._unheard.find(room.room_nid, [nid for nid, _ in snapshot.head.extremities], left, state)
         if ends:
             state, entries = await self._resolve(room, version, join, root, entries, ends)
         effects = await self._write_members(room, entries)
@@ -272,7 +273,9 @@ class Adoptions:
         resolved = dict(entries)
         for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
             if key == join.event.key:
-                raise LeftBefore("You have left this room, and may not come in again without being let in anew")
+                raise LeftBefore(
+                    "You left this room or were put out of it, and may not come in again without being let in anew"
+                )
             if now is None:
                 resolved.pop(key, None)
             else:

@@ -166,8 +166,10 @@ class Recheck:
         if join.position is None:
             return
         last = (await self._timelines.get_newest({join.room_nid: join.position - 1})).get(join.room_nid)
-        ends = () if last is None else [last.event_nid]
-        for end in await self._unheard.find(join.room_nid, ends, walk.before_join):
+        if last is None:
+            return
+        left = StateChange((await self._events.get_events([last.event_nid]))[last.event_nid].state_root)
+        for end in await self._unheard.find(join.room_nid, [last.event_nid], left, walk.before_join):
             walk.after[end.nid] = StateChange(end.state_root)
             walk.extremities[end.event.event_id] = end.nid
 

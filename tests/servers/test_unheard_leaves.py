@@ -148,3 +148,50 @@ def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id not in rooms_in_sync(bob, "leave")
     assert not is_known(bob, room_id)
+
+
+async def test_somebody_else_has_declined_since(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol, dave = bob.server.register("carol"), bob.server.register("dave")
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    leave_unheard(network, bob, room_id)
+    ok(membership(alice, room_id, "invite", dave))
+    leave(dave, room_id)
+    for server in network.servers.values():
+        server.app.incoming.completions.stop()
+
+    ok(join_via(carol, room_id, NORTH))
+    complete(network)
+
+    assert is_whole(carol, room_id)
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    let_arrive(network)
+    await same_state(alice, carol, room_id)
+
+
+async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
+    """Which shows when all of the state is here."""
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite"})
+    network.settle()
+    leave_unheard(network, bob, room_id)
+    for server in network.servers.values():
+        server.app.incoming.completions.stop()
+
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    let_arrive(network)
+
+    assert is_whole(bob, room_id)
+    assert members(alice, room_id)[bob.user_id] == "leave"
+    assert room_id in rooms_in_sync(bob, "leave")
+    ok(membership(alice, room_id, "invite", bob))
+    network.settle()
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    let_arrive(network)
+    assert members(alice, room_id)[bob.user_id] == members(bob, room_id)[bob.user_id] == "join"
+    await same_state(alice, bob, room_id)
