@@ -215,10 +215,13 @@ class Adoptions:
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         ends: Sequence[StoredEvent] = ()
         state = StateChange(root)
-        if part is None or not part.members_omitted:  # else it is looked at when all of the state is here
-            left = StateChange(snapshot.head.state_root)
-            ends = await self._unheard.find(room.room_nid, [nid for nid, _ in snapshot.head.extremities], left, state)
-        if ends:
+        replaced = await self._unheard.find_replaced(room.room_nid, StateChange(snapshot.head.state_root), state)
+        if replaced and part is not None and part.members_omitted:
+            # until all of the state is here, and resolved (`recheck.py`): whoever left does not come back for that long
+            replaced = {key: nid for key, nid in replaced.items() if key != join.event.key}
+            state, entries = StateChange(root, replaced), {**entries, **replaced}
+        elif replaced:
+            ends = list((await self._events.get_events(nid for nid, _ in snapshot.head.extremities)).values())
             state, entries = await self._resolve(room, version, join, root, entries, ends)
         effects = await self._write_members(room, entries)
         effects += await self._effects_of_absence(snapshot, entries, part)

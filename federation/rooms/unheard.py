@@ -12,12 +12,11 @@ put right by coming in anew.
 spec: server-server-api#room-state-resolution
 """
 
-from collections.abc import Collection, Sequence
-
 from federation.identity import ServerIdentity
 from federation.protocol.errors import Forbidden
+from federation.protocol.events import StateKey
 from federation.rooms.resolve import StateResolver
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.room_events import RoomEvents
 from federation.rooms.templates import MEMBER
 from storage.room_writer import StateChange
 
@@ -34,20 +33,20 @@ class Unheard:
         self._resolver = resolver
         self._identity = identity
 
-    async def find(
-        self, room_nid: int, ends: Collection[int], left: StateChange, told: StateChange
-    ) -> Sequence[StoredEvent]:
-        """The events in which we left a room, by number, if the told state has not heard of our leaving; else none. `left`: after them.
+    async def find_replaced(self, room_nid: int, left: StateChange, told: StateChange) -> dict[tuple[str, str], int]:
+        """What was in the state in which we left (`left`) in the place of memberships that are told and are older: of our own users, which
+        stood in the room here and had been replaced by then. If there are any, the told state has not heard of our leaving.
 
-        It has not where it has a membership of somebody of ours that stood in the room here, and had been replaced when we left. Nothing
-        else shows it: of what others do, one state may be as new as the other, where the history was forked when we left.
+        Nothing else shows it: of what others do, one state may be as new as the other, where the history was forked when we left.
         """
         difference = await self._resolver.diff(room_nid, left, told)
-        older = [
-            now
-            for (type_, key), (was, now) in difference.items()
-            if type_ == MEMBER and was is not None and now is not None and now < was and self._identity.is_local(key)
-        ]
-        if not any(stored.in_timeline for stored in (await self._events.get_events(older)).values()):
-            return ()
-        return list((await self._events.get_events(ends)).values())
+        older = {
+            key: (was, now)
+            for key, (was, now) in difference.items()
+            if key.type == MEMBER and was is not None and now is not None and now < was and self._is_ours(key)
+        }
+        stored = await self._events.get_events(now for _, now in older.values())
+        return {key: was for key, (was, now) in older.items() if stored[now].in_timeline}
+
+    def _is_ours(self, key: StateKey) -> bool:
+        return self._identity.is_local(key.state_key)

@@ -237,6 +237,28 @@ def test_a_pos_does_not_tell_whether_somebody_types_elsewhere(town: Town) -> Non
     assert named == [(), ()]
 
 
+def test_whoever_reads_tokens_reads_those(town: Town) -> None:
+    room_id = town.room()
+    said = say(town.bob, room_id, "salom")
+    town.type(room_id)
+    token = sync(town.alice)["next_batch"]
+    client = SlidingClient(town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client.sync()
+    assert "-" in token
+    assert "-" in (client.pos or "")
+    room = f"/_matrix/client/v3/rooms/{room_id}"
+    for each in (token, client.pos):
+        for path in (
+            f"{room}/messages?dir=b&from={each}",
+            f"{room}/messages?dir=f&from={each}&to={each}",
+            f"{room}/members?at={each}",
+            f"/_matrix/client/v1/rooms/{room_id}/relations/{quote(said)}?from={each}&to={each}",
+        ):
+            assert town.alice.get(path).status == 200, path
+    assert town.alice.get(f"/_matrix/client/v3/keys/changes?from={token}&to={token}").status == 200
+    assert town.alice.get(f"/_matrix/client/v3/events?from={token}&timeout=0").status == 200
+
+
 def test_tokens_as_text() -> None:
     for token in (SyncToken(1, 2), SyncToken(1, 2, 3), SyncToken(1, 2, typed=(4,)), SyncToken(1, 2, 3, (4, 5))):
         assert parse_sync_token(str(token)) == token

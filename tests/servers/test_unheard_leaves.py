@@ -5,7 +5,7 @@ import pytest
 from federation.protocol.ids import RoomID
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
-from tests.helpers.large_rooms import complete, is_whole, large_room, same_state
+from tests.helpers.large_rooms import complete, fill, is_whole, large_room, lazily, same_state
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
@@ -148,6 +148,28 @@ def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id not in rooms_in_sync(bob, "leave")
     assert not is_known(bob, room_id)
+
+
+async def test_who_is_told_with_a_part_of_the_room(network: Network) -> None:
+    """Which has no name, and is called by who was there first."""
+    network.start_sending()
+    alice = network.add(NORTH).register("alice")
+    south = network.add(SOUTH)
+    bob, carol = south.register("bob"), south.register("carol")
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    await fill(alice.server, room_id)
+    network.settle()
+    leave_unheard(network, bob, room_id)
+
+    ok(join_via(carol, room_id, NORTH))
+
+    assert not is_whole(carol, room_id)
+    assert room_id not in lazily(bob).get("rooms", {}).get("join", {})
+    complete(network)
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    let_arrive(network)
+    await same_state(alice, carol, room_id)
 
 
 async def test_somebody_else_has_declined_since(network: Network) -> None:
