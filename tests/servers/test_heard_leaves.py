@@ -2,7 +2,7 @@
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import EventID, RoomID
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import same_state
@@ -57,3 +57,45 @@ async def test_what_the_room_has_moved_past_stays_past(network: Network, version
         assert get_state(user, room_id, "m.room.join_rules") == {"join_rule": "public"}
         assert members(user, room_id)[carol.user_id] == "join"
     await same_state(alice, carol, room_id)
+
+
+async def test_what_others_have_not_heard_comes_back_with_who_said_it(network: Network) -> None:
+    """It was not ours to tell: whoever comes in has the state of those by whom they come in, and shares what they come to hear."""
+    network.start_sending()
+    north, west, south = network.add(NORTH), network.add(WEST), network.add(SOUTH)
+    alice, wanda = north.register("alice"), west.register("wanda")
+    bob, carol = south.register("bob"), south.register("carol")
+    powers = {"users": {wanda.user_id: 50}}
+    room_id = create(alice, preset="public_chat", topic="tea", power_level_content_override=powers)
+    ok(join_via(bob, room_id, NORTH))
+    ok(join_via(wanda, room_id, NORTH))
+    network.settle()
+    network.clock.advance(1)
+    network.weather = lose_between_north_and_west
+    set_state(wanda, room_id, "m.room.topic", {"topic": "coffee"})
+    network.settle()
+    assert get_state(bob, room_id, "m.room.topic") == {"topic": "coffee"}
+    network.clock.advance(1)
+    ok(membership(alice, room_id, "kick", bob))
+    network.settle()
+    network.cut(WEST, NORTH)
+    network.cut(WEST, SOUTH)
+
+    ok(join_via(carol, room_id, NORTH))
+
+    said = say(carol, room_id, "salom")
+    network.settle()
+    assert [get_state(user, room_id, "m.room.topic")["topic"] for user in (alice, carol)] == ["tea", "tea"]
+    assert len((await Side(south).pdu(RoomID(room_id), EventID(said)))["prev_events"]) == 1
+    network.mend(WEST, NORTH)
+    network.mend(WEST, SOUTH)
+    network.weather = lambda _: Fate.ARRIVES
+    network.clock.advance(24 * 3600)
+    network.settle()
+    say(wanda, room_id, "salom")
+    network.settle()
+    for user in (alice, wanda, carol):
+        assert get_state(user, room_id, "m.room.topic") == {"topic": "coffee"}
+        assert members(user, room_id)[carol.user_id] == "join"
+    await same_state(alice, carol, room_id)
+    await same_state(alice, wanda, room_id)
