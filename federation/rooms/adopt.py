@@ -215,7 +215,9 @@ class Adoptions:
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         ends: Sequence[StoredEvent] = ()
         state = StateChange(root)
-        replaced = await self._unheard.find_replaced(room.room_nid, StateChange(snapshot.head.state_root), state)
+        ours = {key: nid for key, nid in entries.items() if key[0] == MEMBER and self._identity.is_local(key[1])}
+        left = StateChange(snapshot.head.state_root)
+        replaced = await self._unheard.find_replaced(room.room_nid, left, StateChange(left.root, ours))
         if replaced and part is not None and part.members_omitted:
             # until all of the state is here, and resolved (`recheck.py`): whoever left does not come back for that long
             replaced = {key: nid for key, nid in replaced.items() if key != join.event.key}
