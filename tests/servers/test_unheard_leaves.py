@@ -2,10 +2,11 @@
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.state_resolution import Conflicts
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
-from tests.helpers.large_rooms import complete, fill, is_whole, large_room, lazily, same_state
+from tests.helpers.large_rooms import MEMBERS, complete, fill, is_whole, large_room, lazily, same_state
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
@@ -217,3 +218,30 @@ async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
     let_arrive(network)
     assert members(alice, room_id)[bob.user_id] == members(bob, room_id)[bob.user_id] == "join"
     await same_state(alice, bob, room_id)
+
+
+async def test_of_many_who_came_since_each_is_looked_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state in which we left, and that which is told, differ in all of them."""
+    gathered: list[int] = []
+    events = Conflicts.events.fget
+    assert events is not None
+
+    def gather(self: Conflicts) -> set[EventID]:
+        found: set[EventID] = events(self)
+        gathered.append(len(found))
+        return found
+
+    alice, bob, room_id = await large_room(network)
+    carol = bob.server.register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    leave_unheard(network, bob, room_id)
+    await fill(alice.server, room_id, 2 * MEMBERS)
+    monkeypatch.setattr(Conflicts, "events", property(gather))
+
+    ok(join_via(carol, room_id, NORTH))
+    complete(network)
+
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    assert max(gathered) > MEMBERS
+    assert len(gathered) < 20
