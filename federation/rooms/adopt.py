@@ -215,9 +215,15 @@ class Adoptions:
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         ends: Sequence[StoredEvent] = ()
         state = StateChange(root)
-        if part is None or not part.members_omitted:  # else it is looked at when all of the state is here
-            ends = await self._unheard.find(room.room_nid, [nid for nid, _ in snapshot.head.extremities], state)
-        if ends:
+        ours = {key: nid for key, nid in entries.items() if key[0] == MEMBER and self._identity.is_local(key[1])}
+        left = StateChange(snapshot.head.state_root)
+        replaced = await self._unheard.find_replaced(room.room_nid, left, StateChange(left.root, ours))
+        if replaced and part is not None and part.members_omitted:
+            # until all of the state is here, and resolved (`recheck.py`): whoever left does not come back for that long
+            replaced = {key: nid for key, nid in replaced.items() if key != join.event.key}
+            state, entries = StateChange(root, replaced), {**entries, **replaced}
+        elif replaced:
+            ends = list((await self._events.get_events(nid for nid, _ in snapshot.head.extremities)).values())
             state, entries = await self._resolve(room, version, join, root, entries, ends)
         effects = await self._write_members(room, entries)
         effects += await self._effects_of_absence(snapshot, entries, part)
@@ -272,7 +278,9 @@ class Adoptions:
         resolved = dict(entries)
         for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
             if key == join.event.key:
-                raise LeftBefore("You have left this room, and may not come in again without being let in anew")
+                raise LeftBefore(
+                    "You left this room or were put out of it, and may not come in again without being let in anew"
+                )
             if now is None:
                 resolved.pop(key, None)
             else:

@@ -166,9 +166,12 @@ class Recheck:
         if join.position is None:
             return
         last = (await self._timelines.get_newest({join.room_nid: join.position - 1})).get(join.room_nid)
-        ends = () if last is None else [last.event_nid]
-        for end in await self._unheard.find(join.room_nid, ends, walk.before_join):
-            walk.after[end.nid] = StateChange(end.state_root)
+        if last is None:
+            return
+        end = (await self._events.get_events([last.event_nid]))[last.event_nid]
+        left = StateChange(end.state_root)
+        if await self._unheard.find_replaced(join.room_nid, left, walk.before_join):
+            walk.after[end.nid] = left
             walk.extremities[end.event.event_id] = end.nid
 
     async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:

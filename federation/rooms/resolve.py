@@ -161,7 +161,8 @@ class StateResolver:
         loaded: dict[int, StoredEvent],
     ) -> AuthGraph:
         """What the auth chains say; the events that it names are added to those loaded."""
-        conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in conflicts.events}
+        names = conflicts.events
+        conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in names}
         sets = [{nid for values in disputed.values() if (nid := values[at]) is not None} for at in range(len(states))]
         senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
         likely = {*_CITED_BY_MANY, *senders} - disputed.keys()

@@ -123,7 +123,7 @@ class FederationParts:
             self.unproved,
             late,
         )
-        self.unheard = Unheard(rooms.events, self.resolver)
+        self.unheard = Unheard(rooms.events, self.resolver, identity)
         self.adoptions = Adoptions(
             database,
             rooms.engine,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
@@ -18,7 +19,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.node_notes import NodeNotes
 from homeserver.notifier import Notifier
 from homeserver.services.ephemeral import EphemeralCounter
-from homeserver.services.stream_tokens import MOST_TYPED
+from homeserver.services.stream_tokens import MOST_TYPED, SyncToken
 from storage.memberships import MembershipRow
 from storage.streams import Change, Streams, Topic
 
@@ -196,6 +197,15 @@ class Typing:
                 break
             changed.add(room_nid)
         return changed
+
+    async def only_own(self, user_id: UserID, token: SyncToken) -> SyncToken:
+        """The token of a client, with none but rooms that the user is in: it may be made up, and an answer that says of other rooms
+        whether somebody types there would be no less so for telling it by its own token."""
+        if not token.typed:
+            return token
+        rows = await self._memberships.of_user(user_id)
+        own = tuple(nid for nid in dict.fromkeys(token.typed) if nid in rows and rows[nid].membership == "join")
+        return token if own == token.typed else replace(token, typed=own)
 
     @staticmethod
     def name_typed(before: Iterable[int], told: Mapping[int, Sequence[UserID]]) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ class RoomParts:
             StateImports(outliers, store, self.clock),
             StoredEffects(store, self.identity),
             self.resolver,
-            Unheard(self.events, self.resolver),
+            Unheard(self.events, self.resolver, self.identity),
             PartialRoomStore(database),
             writer,
             self.identity,

@@ -1,5 +1,6 @@
 """The folder of files vanishes while the server runs, as when its disk is unmounted, and comes back."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def upload(user: User, data: bytes) -> tuple[int, str]:
     return answer.status, answer.json.get("content_uri", "").removeprefix("mxc://")
 
 
-def test_what_is_said_meanwhile(server: TestServer, lines: list[str]) -> None:
+@pytest.mark.parametrize("leaves_a_mount_point", [False, True])
+def test_what_is_said_meanwhile(server: TestServer, lines: list[str], leaves_a_mount_point: bool) -> None:
     alice = server.register("alice")
     status, address = upload(alice, b"tea")
     assert status == 200
@@ -42,6 +44,8 @@ def test_what_is_said_meanwhile(server: TestServer, lines: list[str]) -> None:
     folder = server.app.config.folder / server.app.config.storage.media_store_path
     away = Path(f"{folder}.away")
     folder.rename(away)
+    if leaves_a_mount_point:
+        folder.mkdir()
 
     assert alice.get(path).status == 503, "it is there, and cannot be reached"
     assert upload(alice, b"coffee")[0] == 503
@@ -56,6 +60,9 @@ def test_what_is_said_meanwhile(server: TestServer, lines: list[str]) -> None:
         assert "\n" not in line
     assert len(lines) < 12, "not one each minute"
 
+    if leaves_a_mount_point:
+        assert all(path.stat().st_size == 0 for path in folder.rglob("*") if path.is_file()), "nothing is kept under it"
+        shutil.rmtree(folder)
     away.rename(folder)
 
     assert alice.get(path).status == 200

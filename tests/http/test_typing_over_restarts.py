@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.protocol.ids import RoomID
 from homeserver.services.stream_tokens import MOST_TYPED, SyncToken, parse_sync_token, split_pos
 from storage.database import Database
 from tests.helpers.server import TestServer, User
@@ -34,6 +35,9 @@ class Town:
         self._begun += 1
         self.server = TestServer(self._folder, self._database, seed=self._begun, now=seconds + 1)
         self.alice.server = self.bob.server = self.server
+
+    def number_of(self, room_id: str) -> int:
+        return self.server.run(self.server.app.rooms.engine.get_snapshot(RoomID(room_id))).room.room_nid
 
     def type(self, room_id: str, *, typing: bool = True) -> None:
         path = f"/_matrix/client/v3/rooms/{room_id}/typing/{self.bob.user_id}"
@@ -189,6 +193,70 @@ def test_what_a_client_makes_up_tells_it_nothing(town: Town) -> None:
     assert "rooms" not in sync(town.alice, answer["next_batch"])
     for wrong in ("-", "-1.", "-x", "-1..2", "-" + ".".join(["1"] * (MOST_TYPED + 1))):
         assert town.alice.get(f"/_matrix/client/v3/sync?since={since}{wrong}").status == 400
+
+
+MANY_ROOMS = "-" + ".".join(map(str, range(1, MOST_TYPED + 1)))
+"""The end of a token that is made up by who need not know which rooms there are."""
+
+
+@pytest.mark.parametrize("was_in_it", [False, True])
+def test_a_token_does_not_tell_whether_somebody_types_elsewhere(town: Town, was_in_it: bool) -> None:
+    own = town.room()
+    elsewhere = create(town.bob, preset="public_chat")
+    if was_in_it:
+        act(town.alice, elsewhere, "join")
+        act(town.alice, elsewhere, "leave")
+    since = sync(town.alice)["next_batch"]
+    town.type(elsewhere)
+    now = sync(town.alice, since)["next_batch"]
+    answers = [sync(town.alice, now + MANY_ROOMS)]
+    town.type(elsewhere, typing=False)
+    now = sync(town.alice, now)["next_batch"]
+    answers.append(sync(town.alice, now + MANY_ROOMS))
+    assert typing(answers[0]) == typing(answers[1]) == {own: []}
+    assert [parse_sync_token(answer["next_batch"]).typed for answer in answers] == [(), ()]
+
+
+def test_a_pos_does_not_tell_whether_somebody_types_elsewhere(town: Town) -> None:
+    own = town.room()
+    elsewhere = create(town.bob, preset="public_chat")
+    client = SlidingClient(town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client.sync()
+    named = []
+    for is_typing in (True, False):
+        town.type(elsewhere, typing=is_typing)
+        client.sync()
+        split = split_pos(client.pos or "")
+        assert split is not None
+        client.pos = f"{split[0]}-{town.number_of(elsewhere)}_{split[1]}"
+        say(town.bob, own, "salom")
+        client.sync()
+        split = split_pos(client.pos or "")
+        assert split is not None
+        named.append(split[0].typed)
+    assert named == [(), ()]
+
+
+def test_whoever_reads_tokens_reads_those(town: Town) -> None:
+    room_id = town.room()
+    said = say(town.bob, room_id, "salom")
+    town.type(room_id)
+    token = sync(town.alice)["next_batch"]
+    client = SlidingClient(town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client.sync()
+    assert "-" in token
+    assert "-" in (client.pos or "")
+    room = f"/_matrix/client/v3/rooms/{room_id}"
+    for each in (token, client.pos):
+        for path in (
+            f"{room}/messages?dir=b&from={each}",
+            f"{room}/messages?dir=f&from={each}&to={each}",
+            f"{room}/members?at={each}",
+            f"/_matrix/client/v1/rooms/{room_id}/relations/{quote(said)}?from={each}&to={each}",
+        ):
+            assert town.alice.get(path).status == 200, path
+    assert town.alice.get(f"/_matrix/client/v3/keys/changes?from={token}&to={token}").status == 200
+    assert town.alice.get(f"/_matrix/client/v3/events?from={token}&timeout=0").status == 200
 
 
 def test_tokens_as_text() -> None:

@@ -37,10 +37,10 @@ def lose_what_the_south_says_last(monkeypatch: pytest.MonkeyPatch, *, was_away_b
 def test_a_message_that_is_lost_is_noticed(was_away_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody goes on from it."""
 
-    async def find_nothing(*_: Any) -> tuple[()]:
-        return ()
+    async def find_nothing(*_: Any) -> dict[Any, Any]:
+        return {}
 
-    monkeypatch.setattr(Unheard, "find", find_nothing)
+    monkeypatch.setattr(Unheard, "find_replaced", find_nothing)
     towns, lost = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
     with pytest.raises(AssertionError, match="|".join(re.escape(f"'{event_id}'") for event_id in lost)):
         towns.teardown()

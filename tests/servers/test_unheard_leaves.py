@@ -2,10 +2,11 @@
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.state_resolution import Conflicts
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
-from tests.helpers.large_rooms import complete, is_whole, large_room, same_state
+from tests.helpers.large_rooms import MEMBERS, complete, fill, is_whole, large_room, lazily, same_state
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
@@ -148,3 +149,97 @@ def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id not in rooms_in_sync(bob, "leave")
     assert not is_known(bob, room_id)
+
+
+async def test_who_is_told_with_a_part_of_the_room(network: Network) -> None:
+    """Which has no name, and is called by who was there first."""
+    network.start_sending()
+    alice = network.add(NORTH).register("alice")
+    south = network.add(SOUTH)
+    bob, carol = south.register("bob"), south.register("carol")
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    await fill(alice.server, room_id)
+    network.settle()
+    leave_unheard(network, bob, room_id)
+
+    ok(join_via(carol, room_id, NORTH))
+
+    assert not is_whole(carol, room_id)
+    assert room_id not in lazily(bob).get("rooms", {}).get("join", {})
+    complete(network)
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    let_arrive(network)
+    await same_state(alice, carol, room_id)
+
+
+async def test_somebody_else_has_declined_since(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol, dave = bob.server.register("carol"), bob.server.register("dave")
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    leave_unheard(network, bob, room_id)
+    ok(membership(alice, room_id, "invite", dave))
+    leave(dave, room_id)
+    for server in network.servers.values():
+        server.app.incoming.completions.stop()
+
+    ok(join_via(carol, room_id, NORTH))
+    complete(network)
+
+    assert is_whole(carol, room_id)
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    let_arrive(network)
+    await same_state(alice, carol, room_id)
+
+
+async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
+    """Which shows when all of the state is here."""
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite"})
+    network.settle()
+    leave_unheard(network, bob, room_id)
+    for server in network.servers.values():
+        server.app.incoming.completions.stop()
+
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    let_arrive(network)
+
+    assert is_whole(bob, room_id)
+    assert members(alice, room_id)[bob.user_id] == "leave"
+    assert room_id in rooms_in_sync(bob, "leave")
+    ok(membership(alice, room_id, "invite", bob))
+    network.settle()
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    let_arrive(network)
+    assert members(alice, room_id)[bob.user_id] == members(bob, room_id)[bob.user_id] == "join"
+    await same_state(alice, bob, room_id)
+
+
+async def test_of_many_who_came_since_each_is_looked_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state in which we left, and that which is told, differ in all of them."""
+    gathered: list[int] = []
+
+    def gather(self: Conflicts) -> set[EventID]:
+        found = set[EventID]().union(*self.conflicted.values())
+        gathered.append(len(found))
+        return found
+
+    alice, bob, room_id = await large_room(network)
+    carol = bob.server.register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    leave_unheard(network, bob, room_id)
+    await fill(alice.server, room_id, 2 * MEMBERS)
+    monkeypatch.setattr(Conflicts, "events", property(gather))
+
+    ok(join_via(carol, room_id, NORTH))
+    complete(network)
+
+    assert members(carol, room_id)[bob.user_id] == "leave"
+    assert max(gathered) > MEMBERS
+    assert len(gathered) < 20

@@ -118,6 +118,9 @@ class Sync:
         request = await self._check_since(request)
         if request.since is not None:
             self._parts.typing.meet(request.since.ephemeral)
+            since = await self._parts.typing.only_own(request.caller.user_id, request.since)
+            if since is not request.since:
+                request = replace(request, since=since)
         if not request.loads_lazily:
             return await self._answer(request, timeout_ms)
         joined = self._parts.joined
