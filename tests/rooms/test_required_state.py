@@ -23,7 +23,9 @@ def patterns(chance: Random, most: int) -> frozenset[Pattern]:
 async def test_what_is_told_is_what_matches(database: Database) -> None:
     chance = Random(1)
     whole = {StateKey(type, key): number for number, (type, key) in enumerate(((t, k) for t in TYPES for k in KEYS), 1)}
-    states = [{key: nid for key, nid in whole.items() if chance.random() < 0.6} for _ in range(ROOMS)]
+    states: list[dict[tuple[str, str], int]] = [
+        {key: nid for key, nid in whole.items() if chance.random() < 0.6} for _ in range(ROOMS)
+    ]
     trees = StateTreeStore(database)
 
     def write(txn: WriteTransaction) -> list[bytes | None]:
