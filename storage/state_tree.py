@@ -33,7 +33,8 @@ _NODE_OVERHEAD = 150
 """About what Python needs for a cached node besides its content: two bytes objects and a place in a dictionary."""
 
 _INLINE_KEYS = 4096
-"""Whole states up to this many keys are read on the calling thread if they are cached (it takes under a millisecond)."""
+"""Whole states, and what a state has of some types, up to this many keys are read on the calling thread if they are cached (it takes
+under a millisecond)."""
 
 _SELECT_NODES = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys}"
 
@@ -87,7 +88,7 @@ class StateTreeStore:
         self, room_nid: int, root: bytes | None, keys: Iterable[StateKey], types: Iterable[str] = ()
     ) -> dict[StateKey, int] | None:
         """The event_nids of those of the keys that are set, and of all that have one of the types, at once; None if that needs the
-        database."""
+        database, or the types have too many keys."""
         if root is None:
             return {}
         known = self._keys.get_cached(room_nid)
@@ -103,7 +104,10 @@ class StateTreeStore:
             if last is None or last >= count:
                 return None
             pairs = list(compress(pairs, map(is_not, numbers, repeat(None))))
-            of_types = [number for each in types for number in known.numbers_of_type(each) if number < count]
+            by_type = list(map(known.numbers_of_type, types))
+            if sum(map(len, by_type)) > _INLINE_KEYS:
+                return None
+            of_types = [number for each in by_type for number in each if number < count]
             pairs += map(known.pair_of, of_types)
             numbers += of_types
         values = self._tree.find_all(get, root, [number for number in numbers if number is not None])

@@ -478,6 +478,7 @@ class RoomParts:
             "rooms": self.engine,
             "memberships": self.memberships,
             "timelines": self.timelines,
+            **self.sliding.caches,
         }
 
     def start(self) -> None:

@@ -137,4 +137,6 @@ def sliding_parts(
         EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
         CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
         synced.plain,
+        synced.beside,
+        room_parts.pages,
     )

@@ -46,6 +46,8 @@ class KeptAccountData:
         self._users: OrderedDict[str, _OfUser] = OrderedDict()
         self.weight = 0
         """About how many bytes are kept."""
+        self.hits = 0
+        self.misses = 0
         self._changes_heard = 0
         streams.subscribe(self._hear, *HEEDED)
         streams.watch(self._heed_others)
@@ -62,7 +64,9 @@ class KeptAccountData:
             kept = self._users.get(user_id)
         if kept is not None and kept.everywhere is not None and not kept.changed:
             self._users.move_to_end(user_id)
+            self.hits += 1
             return AccountData(kept.everywhere, dict(kept.rooms))
+        self.misses += 1
         heard = self._changes_heard
         data = await self._store.get_account_data(user_id)
         if heard == self._changes_heard:
@@ -78,10 +82,12 @@ class KeptAccountData:
         """What a user keeps of some rooms, by room; rooms of which they keep nothing are missing."""
         kept = self._users.get(user_id)
         if kept is None:
+            self.misses += 1
             return await self._store.get_rooms_account_data(user_id, room_ids)
         self._users.move_to_end(user_id)
         changed = kept.changed.intersection(room_ids)
         if changed:
+            self.misses += 1
             heard = self._changes_heard
             read = await self._store.get_rooms_account_data(user_id, room_ids)
             if heard == self._changes_heard and self._users.get(user_id) is kept:
@@ -95,6 +101,7 @@ class KeptAccountData:
                     self._forget(user_id)
                 self._make_room()
             return read
+        self.hits += 1
         return {room_id: kept.rooms[room_id] for room_id in room_ids if room_id in kept.rooms}
 
     def _grow(self, kept: _OfUser, size: int) -> None:

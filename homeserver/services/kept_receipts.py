@@ -34,6 +34,8 @@ class KeptReceipts:
         self._rooms: OrderedDict[int, dict[_Key, ReceiptRow] | None] = OrderedDict()
         """By room, the oldest receipts first; None where they are many."""
         self._weight = 0
+        self.hits = 0
+        self.misses = 0
         self._changes_heard = 0
         streams.subscribe(self._hear, Topic.RECEIPT)
         streams.watch(self._heed_others)
@@ -53,6 +55,7 @@ class KeptReceipts:
                 found[room_nid] = None if kept is None else tuple(kept.values())
             else:
                 missing.append(room_nid)
+        self._count(found, missing)
         if missing:
             heard = self._changes_heard
             for room_nid, rows in (await self._store.get_receipts_of_rooms(missing, FEW + 1)).items():
@@ -72,6 +75,7 @@ class KeptReceipts:
             else:
                 self._rooms.move_to_end(room_nid)
                 found[room_nid] = [row for row in kept.values() if after < row.position <= upto]
+        self._count(found, missing)
         if missing:
             heard, head = self._changes_heard, self._streams.current()
             read = await self._store.get_receipts(missing)
@@ -82,6 +86,10 @@ class KeptReceipts:
                     if after == 0 and upto >= head and room_nid not in self._rooms:
                         self._keep(room_nid, rows)
         return found
+
+    def _count(self, found: Collection[int], missing: Collection[int]) -> None:
+        self.hits += len(found)
+        self.misses += len(missing)
 
     def _keep(self, room_nid: int, rows: Sequence[ReceiptRow]) -> None:
         self._rooms[room_nid] = {_key(row): row for row in rows} if len(rows) <= FEW else None

@@ -28,6 +28,8 @@ from homeserver.services.client_events import ClientEvents, are_without_transact
 from storage.timelines import Arrival
 
 MEMBER: Final = "m.room.member"
+LARGEST_SHARE: Final = 16
+"""A page that takes more than one part in so many of all that may be kept is not kept: it would push out those of many rooms."""
 
 _event_nid: Final = attrgetter("event_nid")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
@@ -95,6 +97,12 @@ class NewestPages:
         """By room and by how many events were asked for."""
         self.weight = 0
         """About how many bytes the pages take."""
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        """Pages that are kept."""
+        return len(self._pages)
 
     def find(self, room_nid: int, upto: int, limit: int) -> Page | None:
         """The newest events with position ≤ up to, as many as that at most. None where they are not all in memory, or not plain, or there
@@ -108,8 +116,10 @@ class NewestPages:
             is_same = page.arrivals == stretch.arrivals and page.limited == stretch.limited
             if is_same and self._events.holds(page.nids, page.events):
                 self._pages.move_to_end(key)
+                self.hits += 1
                 return page
             self._drop(key)
+        self.misses += 1
         nids = list(map(_event_nid, stretch.arrivals))
         events = self._events.find_all(nids)
         since = None if events is None else plain_since(events)
@@ -167,8 +177,11 @@ class NewestPages:
 
     def _grow(self, page: Page, size: int) -> None:
         page.weight += size
-        if self._pages.get(page.key) is page:  # else it was dropped at once
-            self.weight += size
+        if self._pages.get(page.key) is not page:
+            return  # it was dropped at once
+        self.weight += size
+        if page.weight * LARGEST_SHARE > self._capacity:
+            self._drop(page.key)
         while self.weight > self._capacity:
             self._drop(next(iter(self._pages)))
 

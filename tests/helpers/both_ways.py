@@ -112,6 +112,11 @@ def both_ways() -> Iterator[list[object]]:
             assert _as_told(short.body) == _as_told(whole.body)
             assert (short.is_news, short.token, short.newly_sent) == (whole.is_news, whole.token, whole.newly_sent)
             assert _of_state(short.state) == _of_state(whole.state)
+            if request.extensions.typing is not None and whole.typing is not None:
+                # what the next `pos` says of who types; of a client that is forgotten the short way has no more than the last one
+                typed = short.token.typed if short.typing is None else short.typing.typed
+                assert short.typing in (None, whole.typing)
+                assert typed == whole.typing.typed
             assert short.state.added == whole.state.added or short.state is connection.state
             # what stays in view with the short answer is what the long one has
             assert (short.view is None) == (whole.view is None)

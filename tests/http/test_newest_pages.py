@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.newest_pages import NewestPages, Page
+from homeserver.services.newest_pages import LARGEST_SHARE, NewestPages, Page
 from storage.database import Database
 from storage.streams import Change, Topic
 from tests.helpers.both_ways import begun_plainly, both_ways
@@ -120,25 +120,58 @@ def test_pages_are_bounded_by_bytes(tmp_path: Path, sqlite_database: Database, m
     begin_pages = NewestPages.__init__
 
     def watch(self: NewestPages, *parts: Any, **_: int) -> None:
-        begin_pages(self, *parts, capacity=20_000)
+        begin_pages(self, *parts, capacity=LARGEST_SHARE * 20_000)
         made.append(self)
 
     monkeypatch.setattr(NewestPages, "__init__", watch)
     server = TestServer(tmp_path, sqlite_database)
-    people, room_id = a_room(server, messages=12)
+    people, _ = a_room(server, messages=12)
     (pages,) = made
     weights = set()
     for limit in (1, 2, 3, 4, 5, 6, 30):
         for number in range(3):
             assert begin(people[2], number, limit=limit)["initial"]
             weights.add(pages.weight)
-            assert 0 <= pages.weight <= 20_000
+            assert 0 <= pages.weight <= LARGEST_SHARE * 20_000
             assert pages.weight == sum(page.weight for page in pages._pages.values())
             for page in pages._pages.values():
                 of_events = sum(event.weight for event in page.events)
-                assert page.weight == of_events + len(page.form or b"") + page.beside_weight
+                assert page.weight == of_events + len(page.form or b"") + page.beside_weight <= 20_000
     assert max(weights) > 3000
-    speak(people[0], room_id, "x" * 30_000)  # more than there is room for
-    for number in range(3):
-        begin(people[2], 10 + number)
-        assert pages.weight == 0
+
+
+def test_a_page_that_takes_a_large_share_pushes_nothing_out(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever fills a room with large messages does not take from others what is kept for them."""
+    made: list[NewestPages] = []
+    begin_pages = NewestPages.__init__
+
+    def watch(self: NewestPages, *parts: Any, **_: int) -> None:
+        begin_pages(self, *parts, capacity=640_000)
+        made.append(self)
+
+    monkeypatch.setattr(NewestPages, "__init__", watch)
+    server = TestServer(tmp_path, sqlite_database)
+    (alice, bob, carol), room_id = a_room(server)
+    begin(carol, 0)
+    begin(carol, 1)
+    (pages,) = made
+    (kept,) = pages._pages.values()
+    other = create(bob, preset="public_chat", name="Pool")
+    act(alice, other, "join")
+    for _ in range(2):
+        for number in range(5):
+            speak(bob, other, f"{number}" + "x" * 60_000)
+        for number in range(3):
+            entry = SlidingClient(alice, f"{number}", lists={"all": a_list([0, 0], limit=4, state=STATE)}).sync()
+            assert len(texts(entry["rooms"][other])) == 4
+    assert list(pages._pages.values()) == [kept]
+    assert pages.weight == kept.weight
+    hits, misses = pages.hits, pages.misses
+    begin(carol, 2)
+    assert (pages.hits, pages.misses) == (hits + 1, misses)
+    speak(alice, room_id, "new")
+    begin(carol, 3)
+    assert (pages.hits, pages.misses) == (hits + 1, misses + 1)
+    assert len(pages) == 1

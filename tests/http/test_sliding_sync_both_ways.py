@@ -44,6 +44,9 @@ STATES: list[list[list[str]]] = [
     [["*", "*"], ["m.room.member", "$LAZY"]],
     [["*", "*"]],
     [["m.room.member", "*"], ["org.example.thing", "*"]],
+    [*LAZY, ["org.example.thing", "*"], ["m.room.create", ""]],
+    [["m.room.name", "*"], ["org.example.thing", "1"], ["org.example.thing", "*"], ["m.room.member", "$ME"]],
+    [["m.room.member", "$LAZY"], ["m.room.history_visibility", ""], ["m.room.topic", ""]],
 ]
 FILTERS: list[dict[str, Any]] = [
     {},

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage import state_tree
 from storage.database import Database, Transaction, WriteTransaction
 from storage.radix_tree import RadixTree
 from storage.state_keys import StateKey
@@ -110,6 +111,20 @@ def apply_all(
         root = states.apply(txn, ROOM, root, step)
         roots.append(root)
     return roots
+
+
+async def test_what_is_read_at_once_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a type there may be as many keys as people put there: the reactor thread does not wait for all of them."""
+    states = StateTreeStore(database)
+    everyone = {member(number): 100 + number for number in range(300)}
+    (root,) = await database.write("apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone)
+    assert await states.get_all(ROOM, root) == {CREATE: 1, POWER: 2} | everyone
+    assert states.get_cached(ROOM, root, [CREATE], ["m.room.member"]) == {CREATE: 1} | everyone
+    monkeypatch.setattr(state_tree, "_INLINE_KEYS", 299)
+    assert states.get_cached(ROOM, root, [CREATE], ["m.room.member"]) is None
+    assert states.get_cached(ROOM, root, [CREATE], ["m.room.power_levels"]) == {CREATE: 1, POWER: 2}
+    (found,) = await states.get_entries_of_rooms([(ROOM, root, [CREATE], ["m.room.member"])])
+    assert found == {CREATE: 1} | everyone
 
 
 async def test_states_are_read_whole_by_type_by_key_and_as_differences(database: Database) -> None:

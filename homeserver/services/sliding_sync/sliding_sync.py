@@ -26,6 +26,10 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
+from homeserver.services.beside_rooms import BesideRooms
+from homeserver.services.kept_account_data import KeptAccountData
+from homeserver.services.kept_receipts import KeptReceipts
+from homeserver.services.newest_pages import NewestPages
 from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -75,6 +79,17 @@ class SlidingParts(msgspec.Struct, frozen=True):
     empty: EmptyAnswers
     counts: CountNews
     plain: PlainMessageReader
+    beside: BesideRooms
+    pages: NewestPages
+
+    @property
+    def caches(self) -> Mapping[str, KeptReceipts | KeptAccountData | NewestPages]:
+        """Those of which metrics tell."""
+        return {
+            "receipts": self.beside.receipts,
+            "account_data": self.beside.account_data,
+            "newest_pages": self.pages,
+        }
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
