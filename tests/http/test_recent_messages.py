@@ -52,3 +52,17 @@ def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.Monke
     news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
     streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
     assert [message.position for message in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"
+
+
+def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When floors are too many, nothing that goes with them is taken for something that was never sent."""
+    monkeypatch.setattr(recent_messages, "MOST_FLOORS", 4)
+    streams = Streams()
+    recent = RecentMessages(streams)
+    streams.publish([], 10)
+    news = NewMessages(11, b"", [("@a:example.org", "D", 1)], [b"1"])
+    streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
+    for number in range(20):
+        recent.forget(("@b:example.org", f"D{number}"), 10)
+        found = recent.since(("@a:example.org", "D"), 10)
+        assert found is None or [message.position for message in found] == [11]

@@ -105,7 +105,7 @@ class RecentMessages:
         if len(self._floors) > MOST_FLOORS:
             self._floors = {key: floor for key, floor in self._floors.items() if floor > self._complete_from}
             if len(self._floors) > MOST_FLOORS // 2:
-                self._clear(max(self._floors.values()))
+                self._clear(self._streams.current())
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
