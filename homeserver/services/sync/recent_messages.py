@@ -3,13 +3,15 @@
 They are in the database all the same, until the device has them or is gone. For the reactor thread.
 
 Laws:
-- To keep what was sent costs a little for each user at most: what of it is for which device is found out when somebody reads it.
+- To keep what was sent costs little, and nothing for each device where it is for many: for whom that is is found out when somebody
+  reads it. Else a reader looks at what is for their user, and makes events only of what an answer takes.
 - What a device has, or what was for a device that is gone, is below the device's floor, and never found again.
 """
 
+from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
@@ -25,8 +27,17 @@ MANY: Final = 64
 DeviceKey = tuple[str, str]
 """User and device."""
 
-_position: Final = attrgetter("position")
+Found = tuple[int, NewMessages]
+"""The position of a message, and what was sent at once with it: the event is made of them by `read`."""
+
+_position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
+
+
+def read(found: Found) -> DeviceMessage:
+    """The message there."""
+    position, news = found
+    return news.at(position - news.first)
 
 
 class _Sent:
@@ -70,8 +81,8 @@ class RecentMessages:
         self._streams = streams
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
-        self._by_user: defaultdict[str, list[_Sent]] = defaultdict(list)
-        """Requests with a few messages, by the users who got some."""
+        self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
+        """What was sent a few at once, by the users who got it, in order."""
         self._many: deque[_Sent] = deque()
         self._order: deque[_Sent] = deque()
         self._number = 0
@@ -80,21 +91,26 @@ class RecentMessages:
         streams.subscribe(self._hear, Topic.TO_DEVICE, Topic.DEVICES_GONE)
         streams.watch(self._heed_others)
 
-    def since(self, device: DeviceKey, position: int) -> Sequence[DeviceMessage] | None:
-        """All messages to the device after the position, in order; None if that reaches further back than is kept."""
+    def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
+        """Where all messages to the device after the position are, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
         user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
-        messages: list[DeviceMessage] = []
-        for kept in (self._by_user.get(user_id, ()), self._many):
-            for sent in reversed(kept):
-                if sent.last <= floor:
-                    break
-                news = sent.news
-                for index in sent.to(user_id):
-                    if news.recipients[index][1] == device_id and news.first + index > floor:
-                        messages.append(news.at(index))
+        messages: list[Found] = []
+        for found in reversed(self._by_user.get(user_id, ())):
+            at, news = found
+            if at <= floor:
+                break
+            if news.recipients[at - news.first][1] == device_id:
+                messages.append(found)
+        for sent in reversed(self._many):
+            if sent.last <= floor:
+                break
+            news = sent.news
+            for index in sent.to(user_id):
+                if news.recipients[index][1] == device_id and news.first + index > floor:
+                    messages.append((news.first + index, news))
         messages.sort(key=_position)
         return messages
 
@@ -113,18 +129,19 @@ class RecentMessages:
                 for device_id in change.detail.device_ids:
                     self.forget((change.user_id, device_id), change.position)
             elif isinstance(change.detail, NewMessages):
-                self._add(_Sent(change.detail), change.user_ids)
+                self._add(change.detail)
             elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
         while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
             self._remove_oldest()
 
-    def _add(self, sent: _Sent, user_ids: Sequence[str]) -> None:
-        number = len(sent.news.contents)
+    def _add(self, news: NewMessages) -> None:
+        sent = _Sent(news)
+        number = len(news.contents)
         if number < MANY:
             by_user = self._by_user
-            for user_id in user_ids:
-                by_user[user_id].append(sent)
+            for position, (user_id, _, _) in enumerate(news.recipients, news.first):
+                by_user[user_id].append((position, news))
         else:
             self._many.append(sent)
         self._order.append(sent)
@@ -140,7 +157,7 @@ class RecentMessages:
         else:
             for user_id in set(map(_user_id, sent.news.recipients)):
                 of_user = self._by_user[user_id]
-                del of_user[0]
+                del of_user[: bisect_right(of_user, sent.last, key=_position)]
                 if not of_user:
                     del self._by_user[user_id]
         self._complete_from = max(self._complete_from, sent.last)
