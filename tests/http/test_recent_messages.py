@@ -26,11 +26,11 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
     assert recent.since(("@a:example.org", "D"), 0) is None
     found = recent.since(("@a:example.org", "D"), len(contents) - 100)
     assert found is not None
-    assert [read(place).content for place in found] == [b'{"content":%b}' % content for content in contents[-100:]]
+    assert [message.content for message in read(found)] == [b'{"content":%b}' % content for content in contents[-100:]]
     last = [
         (at, found) for at in range(len(contents)) if (found := recent.since(("@a:example.org", "D"), at)) is not None
     ]
-    assert sum(len(read(place).content) for place in last[0][1]) <= MOST_BYTES + 100_000
+    assert sum(len(message.content) for message in read(last[0][1])) <= MOST_BYTES + 100_000
 
 
 def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.Monke
     assert recent.since(devices[0], streams.current()) == []
     news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
     streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
-    assert [position for position, _ in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"
+    assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"
 
 
 def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,4 +65,4 @@ def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyP
     for number in range(20):
         recent.forget(("@b:example.org", f"D{number}"), 10)
         found = recent.since(("@a:example.org", "D"), 10)
-        assert found is None or [position for position, _ in found] == [11]
+        assert found is None or [position for position, _, _ in found] == [11]

@@ -111,7 +111,7 @@ class DeviceNewsReader:
         else:
             await self._remove(key, known, arrived)
             new = [found for found in known if arrived < found[0] <= span.upto]
-            messages = [read(found) for found in new[:limit]]
+            messages = read(new[:limit])
         if not messages:
             self._note_clean(key, span.upto)
             return Waiting((), span.upto)
@@ -169,7 +169,7 @@ class DeviceNewsReader:
 
     async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> None:
         """The device has those of the messages up to that position."""
-        has = sum([position <= arrived for position, _ in known])
+        has = sum([position <= arrived for position, _, _ in known])
         if has:
             if has <= REMOVED_AT_ONCE:
                 await self._to_device.remove_few_messages(*key, known[0][0], arrived)

@@ -10,7 +10,7 @@ Laws:
 
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
@@ -27,17 +27,16 @@ MANY: Final = 64
 DeviceKey = tuple[str, str]
 """User and device."""
 
-Found = tuple[int, NewMessages]
-"""The position of a message, and what was sent at once with it: the event is made of them by `read`."""
+Found = tuple[int, str, NewMessages]
+"""The position of a message, the id of its device, and what was sent at once with it: `read` makes the event."""
 
 _position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
 
 
-def read(found: Found) -> DeviceMessage:
-    """The message there."""
-    position, news = found
-    return news.at(position - news.first)
+def read(found: Iterable[Found]) -> list[DeviceMessage]:
+    """The messages there."""
+    return [news.at(position - news.first) for position, _, news in found]
 
 
 class _Sent:
@@ -99,10 +98,10 @@ class RecentMessages:
         floor = max(position, self._floors.get(device, 0))
         messages: list[Found] = []
         for found in reversed(self._by_user.get(user_id, ())):
-            at, news = found
-            if at <= floor:
+            position, its_device, _ = found
+            if position <= floor:
                 break
-            if news.recipients[at - news.first][1] == device_id:
+            if its_device == device_id:
                 messages.append(found)
         for sent in reversed(self._many):
             if sent.last <= floor:
@@ -110,8 +109,8 @@ class RecentMessages:
             news = sent.news
             for index in sent.to(user_id):
                 if news.recipients[index][1] == device_id and news.first + index > floor:
-                    messages.append((news.first + index, news))
-        messages.sort(key=_position)
+                    messages.append((news.first + index, device_id, news))
+        messages.sort()  # no position is there twice
         return messages
 
     def forget(self, device: DeviceKey, upto: int) -> None:
@@ -140,8 +139,8 @@ class RecentMessages:
         number = len(news.contents)
         if number < MANY:
             by_user = self._by_user
-            for position, (user_id, _, _) in enumerate(news.recipients, news.first):
-                by_user[user_id].append((position, news))
+            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
+                by_user[user_id].append((position, device_id, news))
         else:
             self._many.append(sent)
         self._order.append(sent)
