@@ -5,8 +5,10 @@ to make it is a twentieth of a small request or more. All else is Twisted's: wha
 """
 
 from functools import partial
+from typing import Final
 
 from twisted.internet.base import ReactorBase
+from twisted.logger import Logger
 
 try:
     from twisted.internet.epollreactor import EPollReactor
@@ -14,6 +16,8 @@ except ImportError:  # not Linux
     _KINDS: "tuple[type[EPollReactor], ...]" = ()
 else:
     _KINDS = (EPollReactor,)
+
+_log: Final = Logger()
 
 
 def poll_without_names(reactor: ReactorBase) -> None:
@@ -31,4 +35,7 @@ def _poll(reactor: "EPollReactor", timeout: float | None) -> None:
     for descriptor, event in events:
         selectable = reactor._selectables.get(descriptor)
         if selectable is not None:  # else what was done for another has removed it
-            reactor._doReadOrWrite(selectable, descriptor, event)
+            try:
+                reactor._doReadOrWrite(selectable, descriptor, event)
+            except Exception:  # it failed in hearing that its connection is lost: others have their turn all the same
+                _log.failure("A connection could not be told that it is lost")

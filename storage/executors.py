@@ -83,14 +83,18 @@ class _Bell:
         self._reactor = reactor
         self._answer = answer
         self._reading, self._writing = os.pipe()
+        os.set_blocking(self._reading, False)  # a reactor may be told of what was at this number before
         reactor.addReader(self)
 
     def ring(self) -> None:
-        """From any thread, and not again before the answer."""
+        """From any thread, not again before the answer, and not after `remove`: the number may be somebody else's then."""
         os.write(self._writing, b"x")
 
     def doRead(self) -> None:
-        os.read(self._reading, 1)
+        try:
+            os.read(self._reading, 1)
+        except BlockingIOError:
+            return  # it has not rung
         self._answer()
 
     def fileno(self) -> int:
@@ -100,7 +104,7 @@ class _Bell:
         return "-"
 
     def connectionLost(self, _reason: Failure) -> None:
-        """Not by itself."""
+        """The reactor has stopped, and listens to nobody any more."""
 
     def remove(self) -> None:
         """It rings no more."""
@@ -125,7 +129,7 @@ class ThreadExecutor:
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []
         self._closing = False
-        self._results: deque[Callable[[], None]] = deque()
+        self._results: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._woken = False
         self._running = threads
@@ -143,8 +147,9 @@ class ThreadExecutor:
         worker.wake.release()
 
     def deliver(self, call: Callable[[], None]) -> None:
-        self._results.append(call)
         with self._lock:
+            # Both at once: whoever is to ring does it before the reactor takes what it rings for, which may be the end of the bell.
+            self._results.append(call)
             if self._woken:
                 return
             self._woken = True
@@ -183,18 +188,18 @@ class ThreadExecutor:
 
     def _thread_ended(self) -> None:
         self._running -= 1
-        if not self._running and not self._ended.called:
-            self._bell.remove()
+        if self._running:
+            return
+        self._bell.remove()
+        if not self._ended.called:  # else nobody waits any more
             self._ended.callback(None)
 
     def _deliver_results(self) -> None:
         with self._lock:
-            self._woken = False
-        results = self._results
-        # What arrives from now on has its own wake-up.
-        for _ in range(len(results)):
-            call = results.popleft()
+            self._woken = False  # what arrives from now on has its own wake-up
+            results, self._results = self._results, []
+        for call in results:
             try:
                 call()
-            except Exception:
+            except BaseException:  # whatever it is: who raises while it is read is read no more
                 self._log.failure("Could not deliver a result of the database.")

@@ -402,7 +402,9 @@ class MatrixChannel(Connection):
                     exchange.run()
                 elif self._reading is waiting:
                     self._reading = exchange
-            if self._exchange is None and not self._waiting and self._unread and not self._refused:
+            # or the one whose turn it is has begun to come, and its end lies there
+            has_room = self._exchange is None or self._reading is self._exchange
+            if has_room and not self._waiting and self._unread and not self._refused:
                 unread, self._unread = self._unread, b""
                 self._feed(unread)
         finally:

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from homeserver.services.sync import recent_messages
-from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
+from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages, read
 from storage.streams import Change, Streams, Topic
 from storage.to_device import NewMessages
 
@@ -26,11 +26,11 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
     assert recent.since(("@a:example.org", "D"), 0) is None
     found = recent.since(("@a:example.org", "D"), len(contents) - 100)
     assert found is not None
-    assert [message.content for message in found] == [b'{"content":%b}' % content for content in contents[-100:]]
+    assert [message.content for message in read(found)] == [b'{"content":%b}' % content for content in contents[-100:]]
     last = [
         (at, found) for at in range(len(contents)) if (found := recent.since(("@a:example.org", "D"), at)) is not None
     ]
-    assert sum(len(message.content) for message in last[0][1]) <= MOST_BYTES + 100_000
+    assert sum(len(message.content) for message in read(last[0][1])) <= MOST_BYTES + 100_000
 
 
 def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +45,24 @@ def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.Monke
         streams.publish([Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], news.last)
         for number, device in enumerate(devices):
             mine = recent.since(device, 0)
-            assert mine is None or [message.position for message in mine][-1] == news.first + number
+            assert mine is None or mine[-1][0] == news.first + number
             recent.forget(device, 1 << 40)
             assert not recent.since(device, 0)
     assert recent.since(devices[0], streams.current()) == []
     news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
     streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
-    assert [message.position for message in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"
+    assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], "no token of later hides it"
+
+
+def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When floors are too many, nothing that goes with them is taken for something that was never sent."""
+    monkeypatch.setattr(recent_messages, "MOST_FLOORS", 4)
+    streams = Streams()
+    recent = RecentMessages(streams)
+    streams.publish([], 10)
+    news = NewMessages(11, b"", [("@a:example.org", "D", 1)], [b"1"])
+    streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
+    for number in range(20):
+        recent.forget(("@b:example.org", f"D{number}"), 10)
+        found = recent.since(("@a:example.org", "D"), 10)
+        assert found is None or [position for position, _, _ in found] == [11]

@@ -215,6 +215,28 @@ def test_a_connection_is_kept_and_requests_are_answered_in_order(client: Client,
     assert not connection.transport.disconnecting
 
 
+def test_requests_that_come_in_pieces_before_their_turn_are_answered(client: Client, bell: Bell) -> None:
+    """Wherever what is sent was cut, and whichever piece the answer ahead comes after."""
+    slow = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % SLOW.encode()
+    body = b'{"text": "a message"}'
+    long = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (OBJECT.encode(), len(body), body)
+    data = slow + long + slow + long
+    for cut in range(1, len(data)):
+        for later in {min(cut + 3, len(data)), len(data)}:
+            connection = client.connect()
+            connection.send(data[:cut])
+            connection.send(data[cut:later])
+            bell.ring()
+            client.clock.advance(0)
+            if later < len(data):
+                connection.send(data[later:])
+            for _ in range(3):
+                bell.ring()
+                client.clock.advance(0)
+            assert [answer.status for answer in connection.answers()] == [200] * 4, (cut, later)
+            connection.close()
+
+
 @pytest.mark.parametrize("head", [b"GET %s HTTP/1.0\r\n\r\n", b"GET %s HTTP/1.1\r\nConnection: close\r\n\r\n"])
 def test_a_connection_ends_when_the_client_wants_it(client: Client, head: bytes) -> None:
     connection = client.connect()

@@ -8,6 +8,7 @@ import pytest
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.selectreactor import SelectReactor
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -26,6 +27,7 @@ class Reader:
         self.came: list[bytes] = []
         self.lost: list[Failure] = []
         self.fails = False
+        self.fails_at_last = False
         self.removes: Reader | None = None
         reactor.addReader(self)
 
@@ -41,6 +43,8 @@ class Reader:
 
     def connectionLost(self, reason: Failure) -> None:
         self.lost.append(reason)
+        if self.fails_at_last:
+            raise LookupError("cannot be lost")
 
     def logPrefix(self) -> str:
         raise AssertionError("nobody asks for it")
@@ -78,6 +82,18 @@ def test_what_comes_is_read_and_who_fails_is_cut_off_alone(reactor: EPollReactor
     assert last.came == [b"1", b"2"]
     assert not first.lost
     assert not last.lost
+
+
+def test_who_cannot_even_be_lost_keeps_nobody(reactor: EPollReactor, pairs: Pairs) -> None:
+    readers = [Reader(reactor, pair) for pair in pairs]
+    for reader in readers:
+        reader.fails = reader.fails_at_last = True
+        reader.there.send(b"1")
+    with capturedLogs() as logs:
+        reactor.iterate(10)
+    assert [[reason.type for reason in reader.lost] for reader in readers] == [[ValueError]] * 3
+    failures = [log["log_failure"].type for log in logs if "log_failure" in log]
+    assert failures.count(LookupError) == 3, "operators hear of each"
 
 
 def test_who_was_removed_in_between_is_not_asked(reactor: EPollReactor, pairs: Pairs) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from select import select
 from typing import cast
 
@@ -11,7 +12,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 
-from storage.executors import ThreadExecutor
+from storage.executors import ThreadExecutor, _Worker
 
 
 class Turns(Clock):
@@ -124,4 +125,99 @@ def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_com
     assert turns.turn(), "what came meanwhile wakes the reactor anew"
     assert delivered[3:] == ["third"]
     assert not turns.turn(0)
+    close(executor, turns)
+
+
+def test_nothing_is_rung_once_the_bell_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reactor may take what the last thread has to say while another's ringing is answered: its number may be a file's then."""
+    turns = Turns()
+    executor = ThreadExecutor(cast(ReactorBase, turns), "rung", 1)
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    lock = executor._lock
+    next_job = executor._next_job
+    is_last = threading.Event()
+
+    class Lock:
+        """Lets the reactor have a turn when the thread is about to tell that it ends."""
+
+        def __enter__(self) -> None:
+            if is_last.is_set():
+                is_last.clear()
+                assert turns.turn(0), "another's ringing"
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    def next_or_last(worker: _Worker) -> Callable[[], None] | None:
+        job = next_job(worker)
+        if job is None:
+            is_last.set()
+        return job
+
+    monkeypatch.setattr(executor, "_lock", Lock())
+    monkeypatch.setattr(executor, "_next_job", next_or_last)
+    ended: list[object] = []
+    may_end = threading.Event()
+
+    def job() -> None:
+        may_end.wait(60)
+        executor.deliver(lambda: None)
+
+    (thread,) = [each for each in threading.enumerate() if each.name == "rung-0"]
+    executor.submit(job)
+    executor.close().addBoth(ended.append)
+    may_end.set()
+    thread.join(60)
+    while not ended:
+        assert turns.turn()
+    assert not turns.readers
+    assert not failed
+
+
+def test_a_thread_that_ends_after_nobody_waits_takes_its_bell_with_it() -> None:
+    executor, turns = open_executor(1)
+    going_on = threading.Event()
+    executor.submit(lambda: cast(None, going_on.wait(60)))
+    ended: list[object] = []
+    executor.close().addBoth(ended.append)
+    (bell,) = turns.readers
+    turns.advance(11)
+    assert ended == [None]
+    assert turns.readers == [bell], "the thread goes on"
+    descriptor = bell.fileno()
+    going_on.set()
+    assert turns.turn()
+    assert not turns.readers
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_bell_that_has_not_rung_keeps_nobody() -> None:
+    """As when a connection that is closed in a turn of the reactor had its number, and something to read."""
+    executor, turns = open_executor(1)
+    (bell,) = turns.readers
+    bell.doRead()
+    delivered: list[int] = []
+    executor.submit(lambda: executor.deliver(lambda: delivered.append(1)))
+    assert turns.turn()
+    assert delivered == [1]
+    close(executor, turns)
+
+
+def test_whatever_a_result_raises_the_reactor_goes_on_reading() -> None:
+    executor, turns = open_executor(1)
+    delivered: list[int] = []
+
+    def job() -> None:
+        executor.deliver(fail)
+        executor.deliver(lambda: delivered.append(1))
+
+    def fail() -> None:
+        raise SystemExit("a hook wanted it")
+
+    executor.submit(job)
+    while not delivered:
+        assert turns.turn()
     close(executor, turns)

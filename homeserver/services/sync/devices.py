@@ -18,7 +18,7 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sync.recent_messages import RecentMessages
+from homeserver.services.sync.recent_messages import Found, RecentMessages, read
 from homeserver.services.sync.request import Range, SyncRequest
 from storage.device_keys import KeyCounts
 from storage.streams import Topic
@@ -110,7 +110,8 @@ class DeviceNewsReader:
             self._note_clean(key, arrived)
         else:
             await self._remove(key, known, arrived)
-            messages = [message for message in known if arrived < message.position <= span.upto][:limit]
+            new = [found for found in known if arrived < found[0] <= span.upto]
+            messages = read(new[:limit])
         if not messages:
             self._note_clean(key, span.upto)
             return Waiting((), span.upto)
@@ -166,12 +167,12 @@ class DeviceNewsReader:
             self._note_clean(key, position)
         return DeviceNews(counts=await self._keys.get_counts(*key))
 
-    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[DeviceMessage], arrived: int) -> None:
+    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> None:
         """The device has those of the messages up to that position."""
-        has = sum(message.position <= arrived for message in known)
+        has = sum([position <= arrived for position, _, _ in known])
         if has:
             if has <= REMOVED_AT_ONCE:
-                await self._to_device.remove_few_messages(*key, known[0].position, arrived)
+                await self._to_device.remove_few_messages(*key, known[0][0], arrived)
             else:
                 await self._to_device.remove_messages(*key, arrived)
             self._messages.forget(key, arrived)

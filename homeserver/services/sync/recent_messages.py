@@ -3,13 +3,15 @@
 They are in the database all the same, until the device has them or is gone. For the reactor thread.
 
 Laws:
-- To keep what was sent costs a little for each user at most: what of it is for which device is found out when somebody reads it.
+- To keep what was sent costs little, and nothing for each device where it is for many: for whom that is is found out when somebody
+  reads it. Else a reader looks at what is for their user, and makes events only of what an answer takes.
 - What a device has, or what was for a device that is gone, is below the device's floor, and never found again.
 """
 
+from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from operator import attrgetter, itemgetter
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 from storage.streams import Change, Streams, Topic
@@ -25,8 +27,16 @@ MANY: Final = 64
 DeviceKey = tuple[str, str]
 """User and device."""
 
-_position: Final = attrgetter("position")
+Found = tuple[int, str, NewMessages]
+"""The position of a message, the id of its device, and what was sent at once with it: `read` makes the event."""
+
+_position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
+
+
+def read(found: Iterable[Found]) -> list[DeviceMessage]:
+    """The messages there."""
+    return [news.at(position - news.first) for position, _, news in found]
 
 
 class _Sent:
@@ -70,8 +80,8 @@ class RecentMessages:
         self._streams = streams
         self._most_bytes = most_bytes
         self._complete_from = streams.current()
-        self._by_user: defaultdict[str, list[_Sent]] = defaultdict(list)
-        """Requests with a few messages, by the users who got some."""
+        self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
+        """What was sent a few at once, by the users who got it, in order."""
         self._many: deque[_Sent] = deque()
         self._order: deque[_Sent] = deque()
         self._number = 0
@@ -80,22 +90,27 @@ class RecentMessages:
         streams.subscribe(self._hear, Topic.TO_DEVICE, Topic.DEVICES_GONE)
         streams.watch(self._heed_others)
 
-    def since(self, device: DeviceKey, position: int) -> Sequence[DeviceMessage] | None:
-        """All messages to the device after the position, in order; None if that reaches further back than is kept."""
+    def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
+        """Where all messages to the device after the position are, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
         user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
-        messages: list[DeviceMessage] = []
-        for kept in (self._by_user.get(user_id, ()), self._many):
-            for sent in reversed(kept):
-                if sent.last <= floor:
-                    break
-                news = sent.news
-                for index in sent.to(user_id):
-                    if news.recipients[index][1] == device_id and news.first + index > floor:
-                        messages.append(news.at(index))
-        messages.sort(key=_position)
+        messages: list[Found] = []
+        for found in reversed(self._by_user.get(user_id, ())):
+            position, its_device, _ = found
+            if position <= floor:
+                break
+            if its_device == device_id:
+                messages.append(found)
+        for sent in reversed(self._many):
+            if sent.last <= floor:
+                break
+            news = sent.news
+            for index in sent.to(user_id):
+                if news.recipients[index][1] == device_id and news.first + index > floor:
+                    messages.append((news.first + index, device_id, news))
+        messages.sort()  # no position is there twice
         return messages
 
     def forget(self, device: DeviceKey, upto: int) -> None:
@@ -105,7 +120,7 @@ class RecentMessages:
         if len(self._floors) > MOST_FLOORS:
             self._floors = {key: floor for key, floor in self._floors.items() if floor > self._complete_from}
             if len(self._floors) > MOST_FLOORS // 2:
-                self._clear(max(self._floors.values()))
+                self._clear(self._streams.current())
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -113,18 +128,19 @@ class RecentMessages:
                 for device_id in change.detail.device_ids:
                     self.forget((change.user_id, device_id), change.position)
             elif isinstance(change.detail, NewMessages):
-                self._add(_Sent(change.detail), change.user_ids)
+                self._add(change.detail)
             elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
         while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
             self._remove_oldest()
 
-    def _add(self, sent: _Sent, user_ids: Sequence[str]) -> None:
-        number = len(sent.news.contents)
+    def _add(self, news: NewMessages) -> None:
+        sent = _Sent(news)
+        number = len(news.contents)
         if number < MANY:
             by_user = self._by_user
-            for user_id in user_ids:
-                by_user[user_id].append(sent)
+            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
+                by_user[user_id].append((position, device_id, news))
         else:
             self._many.append(sent)
         self._order.append(sent)
@@ -140,7 +156,7 @@ class RecentMessages:
         else:
             for user_id in set(map(_user_id, sent.news.recipients)):
                 of_user = self._by_user[user_id]
-                del of_user[0]
+                del of_user[: bisect_right(of_user, sent.last, key=_position)]
                 if not of_user:
                     del self._by_user[user_id]
         self._complete_from = max(self._complete_from, sent.last)
