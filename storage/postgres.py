@@ -297,9 +297,10 @@ class PostgresConnection:
         self._leave_counters(counters)
         try:
             self._send(last)
-        except psycopg2.Error:
-            # Where the session is there, and says so, all of it is undone: as if it had yet to begin.
-            self._begins = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE
+        except psycopg2.Error as error:
+            # Where the server has refused it, and the session is there, all of it is undone: as if it had yet to begin.
+            is_there = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE
+            self._begins = is_there and error.pgcode is not None
             raise
         self._counters.update(counters)
         return self._cursor.fetchall()
@@ -414,7 +415,9 @@ class PostgresEngine:
         if not isinstance(error, psycopg2.Error):
             return False
         if error.pgcode is None:
-            return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+            # Of a message that could not be sent the driver says no more than that it is an error.
+            is_unsent = type(error) is psycopg2.DatabaseError
+            return is_unsent or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         return (
             error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
         )

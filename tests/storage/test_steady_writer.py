@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg2 import DatabaseError
 from psycopg2.extensions import cursor
 
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
@@ -296,6 +297,33 @@ def test_a_last_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Ste
     assert write(node, "refused", fn) == 1
     assert len(tries) == 2
     assert node.names() == ["job", "once"]
+
+
+@pytest.mark.parametrize("kind", ["ask", "last"])
+def test_a_message_that_could_not_be_sent_is_an_outage(
+    nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The driver then takes the connection for whole, and has a bare error without a code."""
+    node, _ = nodes
+    write(node, "job", put_later("job"))
+    settle(node)
+    execute = CountingCursor.execute
+    tries: list[int] = []
+
+    def fail(self: CountingCursor, query: Any, vars: Any = None) -> None:
+        if b"EXECUTE take_lock" in (query if isinstance(query, bytes) else query.encode()) and not tries:
+            tries.append(1)
+            raise DatabaseError("server closed the connection unexpectedly")
+        execute(self, query, vars)
+
+    monkeypatch.setattr(CountingCursor, "execute", fail)
+    outcome = write(node, kind, put("new") if kind == "ask" else move("job", "here", "there"))
+    assert tries
+    if kind == "ask":
+        assert isinstance(outcome, int), "it is tried again"
+    else:
+        assert outcome is DatabaseUnavailable, "it may have been the commit"
+    assert isinstance(write(node, "next", put("next")), int)
 
 
 def test_a_counter_of_nothing_is_seen_to_have_come(nodes: tuple[Stepped, Stepped]) -> None:
