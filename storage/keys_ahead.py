@@ -8,6 +8,7 @@ Laws:
 """
 
 from collections import OrderedDict
+from sys import getsizeof
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ KeyOf = tuple[str, str, str]
 
 MOST_BYTES: Final = 16 << 20
 BYTES_BESIDE: Final = 500
-"""What a run takes besides its keys, nearly."""
+"""What a run takes besides its keys and the names of whose they are, nearly."""
 
 
 class KeyRun(msgspec.Struct, frozen=True, gc=False):
@@ -56,11 +57,15 @@ class KeysAhead:
         """Know that from now on; None: nothing."""
         before = self._runs.pop(of, None)
         if before is not None:
-            self._bytes -= len(before.keys) + BYTES_BESIDE
+            self._bytes -= _compute_bytes(of, before)
         if run is None:
             return
         self._runs[of] = run
-        self._bytes += len(run.keys) + BYTES_BESIDE
+        self._bytes += _compute_bytes(of, run)
         while self._bytes > self._most_bytes:
-            _, oldest = self._runs.popitem(last=False)
-            self._bytes -= len(oldest.keys) + BYTES_BESIDE
+            self._bytes -= _compute_bytes(*self._runs.popitem(last=False))
+
+
+def _compute_bytes(of: KeyOf, run: KeyRun) -> int:
+    """The names are clients' choice, and may be long."""
+    return len(run.keys) + sum(map(getsizeof, of)) + BYTES_BESIDE

@@ -12,12 +12,14 @@ one sequence are committed in their order, and writers never wait for each other
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import chain, islice
+from select import POLLIN, poll
 
 import msgspec
 import psycopg2
 from psycopg2 import errorcodes
 from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     connection,
@@ -57,12 +59,12 @@ MIGRATION_LOCK = WRITE_LOCK + 1
 PREPARE_WRITES = (
     f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
     "PREPARE read_counters AS SELECT name, value FROM counters; "
-    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value), 0) = $1)::int FROM counters; "
+    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value + 1), 0) = $1)::int FROM counters; "
     "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
     "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
 )
-"""What every batch does, planned once. A counter only grows, so none has changed while their sum is the same; else that is a division by
-zero."""
+"""What every batch does, planned once. A counter only grows, and none goes, so none has changed or come while the sum is the same; else
+that is a division by zero."""
 STEADY = 8
 """Batches in a row before which nobody else had written: then it is taken for granted, and found out where it is not so."""
 
@@ -108,6 +110,7 @@ class PostgresConnection:
         "_info",
         "_prepared",
         "_saved_at",
+        "_socket",
         "_steady",
         "_waiting",
         "_writes",
@@ -128,6 +131,8 @@ class PostgresConnection:
         # Whether what waits begins with the begin of the transaction.
         self._begins = False
         self._writes = False
+        self._socket = poll()
+        self._socket.register(opened.fileno(), POLLIN)
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
         self._run(sql, adapt(args))
@@ -221,8 +226,10 @@ class PostgresConnection:
     def begin_write(self) -> Mapping[str, int]:
         # The counters are read, or checked, by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
-        if self._steady >= STEADY:
-            check = b"EXECUTE check_counters (%d)" % sum(self._counters.values())
+        # What the server says unasked is most likely that it ends the session. That has to be found out before the commit: of a commit
+        # that is lost nobody knows what became of it.
+        if self._steady >= STEADY and not self._socket.poll(0):
+            check = b"EXECUTE check_counters (%d)" % (sum(self._counters.values()) + len(self._counters))
             self._waiting += (b"BEGIN", b"EXECUTE take_lock", check)
             self._begins = True
             return dict(self._counters)
@@ -288,7 +295,13 @@ class PostgresConnection:
         # All of the transaction is in one message: that is one without BEGIN and COMMIT too, and the rows of its last statement arrive.
         del self._waiting[0]
         self._leave_counters(counters)
-        self._send(last)
+        try:
+            self._send(last)
+        except psycopg2.Error as error:
+            # Where the server has refused it, and the session is there, all of it is undone: as if it had yet to begin.
+            is_there = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE
+            self._begins = is_there and error.pgcode is not None
+            raise
         self._counters.update(counters)
         return self._cursor.fetchall()
 
@@ -402,7 +415,9 @@ class PostgresEngine:
         if not isinstance(error, psycopg2.Error):
             return False
         if error.pgcode is None:
-            return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+            # Of a message that could not be sent the driver says no more than that it is an error.
+            is_unsent = type(error) is psycopg2.DatabaseError
+            return is_unsent or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         return (
             error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
         )
@@ -443,6 +458,7 @@ class PostgresEngine:
         settings = {
             "statement_timeout": int(self._config.statement_timeout * 1000),
             "bytea_output": "hex",
+            "standard_conforming_strings": "on",
             "jit": "off",
             **settings,
         }

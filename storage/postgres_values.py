@@ -22,7 +22,8 @@ def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
 
 
 class _QuotedBytes:
-    """Bytes as a literal. Those that are plain text, as JSON mostly is, stand in it as they are: the driver's own form is twice as long."""
+    """Bytes as a literal. Those that are plain text, as JSON mostly is, stand in it as they are: the driver's own form is twice as long.
+    A backslash in a literal is one: `PostgresEngine.open` asks for that."""
 
     __slots__ = ("_value",)
 

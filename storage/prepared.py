@@ -77,7 +77,7 @@ class Prepared:
         """Its name on the server, and the text that runs it."""
         self._uses: dict[_Key, int] = {}
         self._given_up = ""
-        """What ends the statement that was given up last, to travel with the next preparation."""
+        """What ends the statement that was given up last, to travel behind the next preparation: it is done if that is."""
         self._last = 0
 
     def find(self, sql: str, args: Sequence[Argument]) -> tuple[str, str]:
@@ -98,17 +98,17 @@ class Prepared:
             return "", with_places(sql)
         self._last += 1
         name = f"s{self._last}"
-        before, self._given_up = f"{self._given_up}{_preparation(name, *key)}", ""
-        return before, _call(name, len(args))
+        return f"{_preparation(name, *key)}{self._given_up}", _call(name, len(args))
 
     def keep(self, sql: str, args: Sequence[Argument], text: str) -> None:
         """The statement that `find` was asked for last is prepared now, and `text` runs it."""
         key = (sql, tuple(map(_type_of, args)))
         self._uses.pop(key, None)
+        self._given_up = ""
         self._calls[key] = (f"s{self._last}", text)
         if len(self._calls) > self._most:
             _, (name, _) = self._calls.popitem(last=False)
-            self._given_up = f"DEALLOCATE {name}; "
+            self._given_up = f"; DEALLOCATE {name}"
 
 
 @lru_cache(maxsize=4096)

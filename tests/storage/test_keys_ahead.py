@@ -1,7 +1,9 @@
 """One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
 whatever fails."""
 
+import tracemalloc
 from collections.abc import Coroutine, Iterator
+from sys import getsizeof
 from typing import Any, TypeVar
 
 import pytest
@@ -176,7 +178,7 @@ def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
 
 
 def test_what_is_known_is_bounded_and_what_was_not_used_for_longest_goes_first() -> None:
-    ahead = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10))
+    ahead = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", "")))))
     run = KeyRun(1, 0, 5, b"12345" * 2)
     for name in "abc":
         ahead.put((name, "", ""), run)
@@ -187,3 +189,18 @@ def test_what_is_known_is_bounded_and_what_was_not_used_for_longest_goes_first()
     ahead.put(("a", "", ""), None)
     ahead.put(("e", "", ""), run)
     assert [ahead.get((name, "", "")) for name in "acde"] == [None, run, run, run]
+
+
+def test_what_is_known_is_bounded_however_long_the_names_are() -> None:
+    most = 1 << 20
+    tracemalloc.start()
+    try:
+        ahead = KeysAhead(most)
+        for number in range(2 * most // (BYTES_BESIDE + 10)):
+            ahead.put(
+                (ALICE, f"{number}" + "\U0001f511" * 250, "\U0001f511" * 240 + f"{number}"),
+                KeyRun(number, 0, 5, b"12345" * 2),
+            )
+        assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
+    finally:
+        tracemalloc.stop()

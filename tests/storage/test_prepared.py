@@ -55,9 +55,12 @@ def test_what_was_not_used_for_longest_is_given_up() -> None:
     for _ in range(USES):
         before, _ = run(prepared, "SELECT 3", [])
     assert before == "PREPARE s3 AS SELECT 3"
-    for _ in range(USES):
-        before, _ = run(prepared, "SELECT 4", [])
-    assert before == "DEALLOCATE s2; PREPARE s4 AS SELECT 4"
+    for _ in range(USES - 1):
+        run(prepared, "SELECT 4", [])
+    before, _ = prepared.find("SELECT 4", [])
+    assert before == "PREPARE s4 AS SELECT 4; DEALLOCATE s2"
+    before, _ = run(prepared, "SELECT 4", [])
+    assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", "where the first of these failed, nothing was given up"
     assert run(prepared, "SELECT 2", []) == ("", "SELECT 2")
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg2 import DatabaseError
 from psycopg2.extensions import cursor
 
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
@@ -16,6 +17,13 @@ from storage.transaction import LastChange
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped, put
 
+END_OTHERS: Final = (
+    "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+REFUSE: Final = """CREATE FUNCTION refuse_once() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'WHICH'; END IF;
+    RETURN TRUE; END $$"""
 MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ? RETURNING name"
 
 
@@ -250,8 +258,87 @@ def test_a_connection_that_is_lost_with_the_last_change_is_not_tried_again(nodes
     assert isinstance(write(node, "next", put("next")), int)
 
 
-def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped) -> None:
+@pytest.mark.parametrize("what", ["ask", "later", "last", "nothing"])
+def test_a_write_after_the_server_was_away_is_done(
+    nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str
+) -> None:
+    """The server ended the session while nothing was asked of it, as when it is started anew: nothing can have been done."""
+    node, _ = nodes
+    settle(node)
+    write(node, "job", put_later("job"))
+    make_engine(postgresql).connect_writer().query_one(END_OTHERS, ())
+    writes: dict[str, Callable[[WriteTransaction], Any]] = {
+        "ask": put("new"),
+        "later": put_later("new"),
+        "last": move("job", "here", "there"),
+        "nothing": lambda txn: txn.next_position(),
+    }
+    head = node.database.streams.current()
+    assert write(node, "new", writes[what]) == head + 1
+    assert node.names() == sorted({"job", *(["new"] if what in ("ask", "later") else [])})
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01", "0A000"])
+def test_a_last_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Stepped], code: str) -> None:
+    """The server has said that it did nothing: another program changed a table under it, or was in the way."""
+    node, _ = nodes
+    write(node, "job", put_later("job"))
+    write(node, "sequence", lambda txn: txn.execute("CREATE SEQUENCE tries"))
+    write(node, "refusing", lambda txn: txn.execute(REFUSE.replace("WHICH", code)))
+    settle(node)
+    tries: list[int] = []
+
+    def fn(txn: WriteTransaction) -> LastChange[int]:
+        tries.append(1)
+        txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('once', '')")
+        refusing = "UPDATE jobs SET progress = ? WHERE name = ? AND refuse_once() RETURNING name"
+        return txn.change_at_last(refusing, ("there",), [("job",)], len)
+
+    assert write(node, "refused", fn) == 1
+    assert len(tries) == 2
+    assert node.names() == ["job", "once"]
+
+
+@pytest.mark.parametrize("kind", ["ask", "last"])
+def test_a_message_that_could_not_be_sent_is_an_outage(
+    nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The driver then takes the connection for whole, and has a bare error without a code."""
+    node, _ = nodes
+    write(node, "job", put_later("job"))
+    settle(node)
+    execute = CountingCursor.execute
+    tries: list[int] = []
+
+    def fail(self: CountingCursor, query: Any, vars: Any = None) -> None:
+        if b"EXECUTE take_lock" in (query if isinstance(query, bytes) else query.encode()) and not tries:
+            tries.append(1)
+            raise DatabaseError("server closed the connection unexpectedly")
+        execute(self, query, vars)
+
+    monkeypatch.setattr(CountingCursor, "execute", fail)
+    outcome = write(node, kind, put("new") if kind == "ask" else move("job", "here", "there"))
+    assert tries
+    if kind == "ask":
+        assert isinstance(outcome, int), "it is tried again"
+    else:
+        assert outcome is DatabaseUnavailable, "it may have been the commit"
+    assert isinstance(write(node, "next", put("next")), int)
+
+
+def test_a_counter_of_nothing_is_seen_to_have_come(nodes: tuple[Stepped, Stepped]) -> None:
+    here, there = nodes
+    settle(here)
+    assert write(there, "none", lambda txn: txn.allocate("room", 0)) == 1
+    assert write(here, "some", lambda txn: txn.allocate("room", 2)) == 1
+    assert write(there, "more", lambda txn: txn.allocate("room")) == 3
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped, *, steady: bool) -> None:
     """Alone or among others, on both databases."""
+    if steady:
+        settle(stepped)
     for name in ("a", "b"):
         write(stepped, name, put(name))
     breaks = "UPDATE jobs SET name = 'a', progress = ? WHERE name = ? RETURNING name"
@@ -261,13 +348,13 @@ def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped) -> None
         return txn.change_at_last(breaks, ("",), [("b",)], len)
 
     outcome = write(stepped, "alone", fn)
-    assert issubclass(outcome, Exception)  # type: ignore[arg-type]
+    assert issubclass(outcome, stepped.database.engine.errors)  # type: ignore[arg-type]
     stepped.queue("first", put("first"))
     stepped.queue("among others", fn)
     stepped.queue("moves", move("b", "", "there"))
     stepped.step()
     outcome = stepped.results["among others"]
-    assert issubclass(outcome, Exception)  # type: ignore[arg-type]
+    assert issubclass(outcome, stepped.database.engine.errors)  # type: ignore[arg-type]
     assert isinstance(stepped.results["moves"], int)
     assert stepped.names() == ["a", "b", "first"]
 
@@ -338,10 +425,19 @@ def test_bytes_arrive_as_they_are(database: Database, value: bytes) -> None:
     run_coroutine(check(), None)
 
 
+@pytest.mark.parametrize("conforming", ["on", "off"])
 @pytest.mark.parametrize(
     "value", [b"", b"'", b"\\x41", b"\\", b"%s", b"''; --", b'{"a":"it\'s %(b)s"}', b"\0", b"\xff"]
 )
-def test_bytes_that_mean_something_in_a_statement_arrive_as_they_are(postgresql: PostgresConfig, value: bytes) -> None:
+def test_bytes_that_mean_something_in_a_statement_arrive_as_they_are(
+    postgresql: PostgresConfig, value: bytes, conforming: str
+) -> None:
+    """Whatever the operator has set for the database."""
+    setter = make_engine(postgresql).connect_writer()
+    setter.execute_script(
+        f"ALTER DATABASE {postgresql.connect['dbname']} SET standard_conforming_strings = {conforming}"
+    )
+    setter.close()
     connection = make_engine(postgresql).connect_reader()
     assert isinstance(connection, PostgresConnection)
     for _ in range(4):  # prepared from the third time on
