@@ -345,6 +345,8 @@ def move(steps, end_at, then):
     for _ in range(steps):
         Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
     sys.setprofile(None)
+    if calls < end_at:  # fewer than were expected: it ends with all of it done
+        signal.setitimer(signal.ITIMER_REAL, then)
     while end_at:
         signal.pause()
 for line in sys.stdin:
