@@ -34,6 +34,7 @@ from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 from tests.helpers.sharing import Sharing, begin_with_long
+from tests.helpers.templates import compile_templates_once
 
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
     # Until somebody listens, Twisted keeps what is logged, and with it the servers that said it.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+    compile_templates_once()
     if not hasattr(config, "workerinput"):
         postgres.prepare(in_memory=True)
         if folder := postgres.memory():

@@ -133,6 +133,20 @@ def copy_sqlite(template: Path, directory: Path) -> SQLiteConfig:
     return sqlite_config(path)
 
 
+def silence(streams: Streams) -> None:
+    """The process that had this database open was killed: nothing of the server hears of what happens in it from now on. What a test
+    has listen goes on."""
+
+    def is_of_a_test(listener: Callable[..., object]) -> bool:
+        return not (getattr(listener, "__module__", None) or "").startswith(("homeserver.", "federation.", "storage."))
+
+    streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[0]))
+    streams._watchers = tuple(filter(is_of_a_test, streams._watchers))
+    streams._tellers = tuple(filter(is_of_a_test, streams._tellers))
+    streams._explainer = None
+    streams._hearers = {}
+
+
 class PostgresTemplates:
     """Makes databases on the test server, and removes them; an empty one may have been used before (`emptying`)."""
 

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -13,11 +14,19 @@ ORIENTATION = 0x0112
 
 def picture(width: int, height: int, format: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
     """Red on the left and blue on the right half, so that turning and cutting show."""
+    return _drawn(width, height, format, mode) if not options else _draw(width, height, format, mode, **options)
+
+
+def _draw(width: int, height: int, format: str, mode: str, **options: Any) -> bytes:
     image = Image.new(mode, (width, height), "blue" if mode != "L" else 50)
     image.paste("red" if mode != "L" else 200, (0, 0, width // 2, height))
     target = io.BytesIO()
     image.save(target, format, **options)
     return target.getvalue()
+
+
+_drawn = lru_cache(32)(_draw)
+"""To compress a large one takes longer than what most tests do with it."""
 
 
 def turned_photo(width: int, height: int, orientation: int) -> bytes:

@@ -25,6 +25,7 @@ from federation.remote.media import Follow
 from federation.wire import WireAnswer, WireRequest
 from homeserver.services.pushers.gateways import Web
 from storage.database import Database
+from tests.helpers.databases import silence
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowhere
 
@@ -76,6 +77,7 @@ class Network:
         self.servers[name].app.federation.unproved.stop()
         self.servers[name].app.rooms.elsewhere.leaving.stop()
         database = self.servers[name].app.database
+        silence(database.streams)
         return self._build(self._folder / name, name, database, further_config, fetch, key=key)
 
     def _build(

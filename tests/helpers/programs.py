@@ -113,12 +113,12 @@ def run_program(module: str, *arguments: str, given: str = "", timeout: float) -
 
 
 @contextmanager
-def piped_program(module: str, *arguments: str) -> Iterator[tuple[Program, IO[str]]]:
+def piped_program(module: str, *arguments: str, input: IO[bytes] | None = None) -> Iterator[tuple[Program, IO[str]]]:
     """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It complains where this process does."""
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as output:
         with os.fdopen(writing, "wb") as into, os.fdopen(os.dup(2), "wb") as errors:
-            program = start_program(module, *arguments, output=into, errors=errors)
+            program = start_program(module, *arguments, output=into, errors=errors, input=input)
         try:
             yield program, output
         finally:

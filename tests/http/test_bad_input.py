@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from types import UnionType
@@ -69,6 +70,7 @@ POISON = (
     *('"t1_9223372036854775808"', '{"user_ids": ["\\u0000"]}', '{"rel_type": "m.thread", "event_id": "\\u0000"}'),
     *('{"a":' * 90 + "1" + "}" * 90, '{"a":' * DEEP + "1" + "}" * DEEP, '{"a": 1, "a": 2}', '"2020-01-01"', "NaN"),
 )
+POISON_IN_PATHS = tuple(map(quote, POISON[:45]))
 BODIES = (
     *(b"", b"null", b"[]", b'"x"', b"1", b"{", b"}", b"{}{}", b"\xff\xfe", b'{"a": "\xff"}', b"\xef\xbb\xbf{}", b"\0"),
     *(b"{'a': 1}", b'{"a": NaN}', b"[" * DEEP, b'{"a":' * DEEP, b"a=1&b=2", b"{}" + b" " * 30000, b"<xml/>"),
@@ -234,7 +236,7 @@ class Maker:
     def word(self, name: str, hint: Any) -> str:
         """A value of a query parameter."""
         if self.chance(0.15):
-            return self.random.choice((*WORDS, quote(self.random.choice(POISON[:45]))))
+            return self.random.choice((*WORDS, self.random.choice(POISON_IN_PATHS)))
         known = self.world.right.get(name.rstrip("_"))
         if known is not None:
             return quote(known)
@@ -262,7 +264,7 @@ class Maker:
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             fields = [
                 f"{json.dumps(field.encode_name)}: {self.value(field.encode_name, field.type, depth)}"
-                for field in msgspec.structs.fields(hint)
+                for field in fields_of(hint)
                 if self.chance(0.75) or field.required
             ]
             if self.chance(0.1):
@@ -301,6 +303,9 @@ class Maker:
         if get_origin(hint) is Literal:
             return json.dumps(self.random.choice(get_args(hint)))
         return self.json_of(hint, depth + 1)
+
+
+fields_of = cache(msgspec.structs.fields)
 
 
 def plain(hint: Any) -> Any:

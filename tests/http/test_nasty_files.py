@@ -41,8 +41,11 @@ def _png_bomb() -> bytes:
 
 
 def _text_bomb() -> bytes:
-    """A small picture with a compressed text that is long."""
-    data = zlib.compress(bytes(200 << 20), 9)
+    """A small picture with a compressed text that is long: 200 times the same MiB, which is compressed once."""
+    packer = zlib.compressobj(9)
+    first, further = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    ending = b"\3\0" + struct.pack(">HH", (200 << 20) % 65521, 1)  # an empty block, and Adler's sum of so many zeros
+    data = first + 199 * further + ending
     chunk = b"zTXtx\0\0" + data
     text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     plain = picture(400, 200)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.databases import copy_sqlite, open_inline, silence
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import V3, ok
@@ -79,6 +79,7 @@ class Town:
 
     def restart(self) -> None:
         Deferred.fromCoroutine(self.server.app.rooms.presence.stop())
+        silence(self.database.streams)
         now = self.server.clock.seconds() + 1
         self.server = TestServer(self.folder, self.database, ON, seed=self.count + 1, now=now)
         self.server.app.rooms.start()

@@ -17,9 +17,9 @@ from homeserver.services.sync import devices as devices_of_sync
 from homeserver.services.sync import recent_messages
 from storage import to_device
 from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.streams import Change, Streams, Topic
+from storage.streams import Change, Topic
 from storage.to_device import LOGGED_MS, NewMessages
-from tests.helpers.databases import open_inline
+from tests.helpers.databases import open_inline, silence
 from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
 
@@ -236,9 +236,7 @@ class World:
         return int(row[0])
 
     def restart(self) -> None:
-        streams = self.databases[self.here].streams
-        vars(streams).update(vars(Streams(streams.current())))  # the node that ends hears of nothing any more
-        streams.subscribe(self._hear, Topic.TO_DEVICE)
+        silence(self.databases[self.here].streams)
         self.nodes[self.here] = self._start(self.here)
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psycopg2
@@ -47,10 +48,13 @@ def sign_in(server: RunningServer, password: str = "wonderland") -> str:
 
 def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[RunningServer, RunningServer]) -> None:
     nodes[0].register("alice")
-    took = []
+    took, beginnings = [], []
     for number in range(ROUNDS):
         here, there = nodes[number % 2], nodes[1 - number % 2]
-        token, other = sign_in(here), sign_in(there)
+        began = time.monotonic()
+        token = sign_in(here)
+        beginnings.append(time.monotonic() - began)
+        other = sign_in(there)
         for server in nodes:
             assert [whoami(server, each)[0] for each in (token, other)] == [200, 200]
         began = time.monotonic()
@@ -60,7 +64,8 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
         assert whoami(there, token) == ENDED
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
-    assert sorted(took)[ROUNDS // 2] < TRUSTED / 2, "the others answer, and are not waited out"
+    # a beginning waits for nobody, and is as slow as the machine is just now
+    assert median(took) < median(beginnings) + TRUSTED / 2, "the others answer, and are not waited out"
 
 
 def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:

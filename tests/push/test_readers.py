@@ -7,6 +7,7 @@ import pytest
 from federation.outbound.errors import OutboundError
 from homeserver.services.pushers.readers import LATELY_SECONDS, WAIT_SECONDS
 from storage.database import Database
+from tests.helpers.databases import silence
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer, User
@@ -61,6 +62,7 @@ class Story:
         if old.pushers.reading._round.running:
             old.pushers.reading._round.stop()
         old.pushers.deliveries.stop()
+        silence(self.database.streams)
         now = self.server.clock.seconds() + 1
         self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
         self.phone, self.bob, self.desk = (again(self.server, user) for user in (self.phone, self.bob, self.desk))

@@ -3,10 +3,7 @@
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -37,6 +34,7 @@ from storage.to_device import (
 from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
 from storage.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
+from tests.helpers.programs import piped_program
 
 T = TypeVar("T")
 OPENING = b'{"n":'
@@ -321,45 +319,6 @@ async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
     await second.close()
 
 
-# A child for each line, so that the modules are read once. Where it ends is counted in calls, not in time, so that a slow
-# machine ends it at the same places; what is left after that call, less than a millisecond, may cut through a commit.
-_MOVER = """
-import os, signal, sys, msgspec
-from twisted.internet import reactor as installed_reactor
-from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred
-from storage.database import PostgresConfig, SQLiteConfig
-from storage.to_device import LOGGED_MS, ToDeviceStore
-from tests.helpers.databases import open_inline
-kind = {"sqlite": SQLiteConfig, "postgres": PostgresConfig}[sys.argv[1]]
-calls = 0
-def move(steps, end_at, then):
-    def count(frame, event, argument):
-        global calls
-        calls += 1
-        if calls == end_at:
-            sys.setprofile(None)
-            signal.setitimer(signal.ITIMER_REAL, then)
-    store = ToDeviceStore(open_inline(msgspec.json.decode(sys.argv[2], type=kind)))
-    sys.setprofile(count)
-    for _ in range(steps):
-        Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
-    sys.setprofile(None)
-    while end_at:
-        signal.pause()
-for line in sys.stdin:
-    steps, end_at, then = line.split()
-    child = os.fork()
-    if not child:
-        move(int(steps), int(end_at), float(then))
-        print(calls, flush=True)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if end_at != "0":
-        print(status, flush=True)
-"""
-
-
 def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
@@ -370,7 +329,7 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
     sent: dict[str, list[int]] = {device: [] for device in DEVICES}
     number = 0
     kind = "sqlite" if isinstance(database_config, SQLiteConfig) else "postgres"
-    command = [sys.executable, "-c", _MOVER, kind, msgspec.json.encode(database_config).decode()]
+    config = msgspec.json.encode(database_config).decode()
     were_apart = 0
 
     def send_some() -> None:
@@ -383,14 +342,16 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
             send(database, store, user, to, range(number - 10, number))
 
     def move(steps: int, end_at: int, then: float) -> int:
-        assert mover.stdin is not None
-        assert mover.stdout is not None
-        mover.stdin.write(f"{steps} {end_at} {then}\n".encode())
-        mover.stdin.flush()
-        return int(mover.stdout.readline())
+        orders.write(f"{steps} {end_at} {then}\n")
+        orders.flush()
+        return int(output.readline())
 
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as mover:
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(writing, "w") as orders,
+        os.fdopen(reading, "rb") as taken,
+        piped_program("tests.helpers.moving_process", kind, config, input=taken) as (_, output),
+    ):
         send_some()
         calls = move(1, 0, 0)
         for _ in range(KILLS):
