@@ -108,16 +108,19 @@ def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list
         client.sync()
 
 
-def test_a_message_that_brings_a_room_into_view_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(town: Town, compared: list[object]) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 1)
     before = len(compared)
     say(bob, rooms[0], "one")
-    assert list(client.sync()["rooms"]) == [rooms[0]]
-    assert len(compared) == before
+    brought = client.sync()["rooms"]
+    assert list(brought) == [rooms[0]]
+    assert brought[rooms[0]]["initial"] is True
+    assert texts(brought[rooms[0]])[-1] == "one"
+    assert len(compared) == before + 1
     say(bob, rooms[0], "two")
     assert texts(client.sync()["rooms"][rooms[0]]) == ["two"]
-    assert len(compared) == before + 1
+    assert len(compared) == before + 2
 
 
 def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(town: Town, compared: list[object]) -> None:
