@@ -5,7 +5,6 @@ to make it is a twentieth of a small request or more. All else is Twisted's: wha
 """
 
 from functools import partial
-from typing import Final
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
@@ -17,16 +16,14 @@ except ImportError:  # not Linux
 else:
     _KINDS = (EPollReactor,)
 
-_log: Final = Logger()
-
 
 def poll_without_names(reactor: ReactorBase) -> None:
     """Let this reactor make no such context any more. Another than that of Linux stays as it is."""
     if isinstance(reactor, _KINDS):
-        reactor.doIteration = partial(_poll, reactor)  # type: ignore[method-assign]
+        reactor.doIteration = partial(_poll, reactor, Logger())  # type: ignore[method-assign]
 
 
-def _poll(reactor: "EPollReactor", timeout: float | None) -> None:
+def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
     """As `EPollReactor.doPoll`."""
     try:
         events = reactor._poller.poll(-1 if timeout is None else timeout, len(reactor._selectables))
@@ -38,4 +35,4 @@ def _poll(reactor: "EPollReactor", timeout: float | None) -> None:
             try:
                 reactor._doReadOrWrite(selectable, descriptor, event)
             except Exception:  # it failed in hearing that its connection is lost: others have their turn all the same
-                _log.failure("A connection could not be told that it is lost")
+                log.failure("A connection could not be told that it is lost")

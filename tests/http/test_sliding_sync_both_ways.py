@@ -16,15 +16,15 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from homeserver.services.sliding_sync import portions, room_entry
 from storage.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say, texts
 
@@ -343,17 +343,7 @@ class Talk(RuleBasedStateMachine):
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
     Talk.with_messages = Talk.plainly = Talk.begun_plainly = Talk.from_pages = 0
-    run_state_machine_as_test(
-        Talk,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate]
-            + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
-        ),
-    )
+    run_machine(Talk, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
     assert Talk.with_messages > 5 * RUNS  # it was gone mostly
     assert Talk.plainly > 2 * RUNS
     assert Talk.begun_plainly > 3 * RUNS

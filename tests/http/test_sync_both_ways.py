@@ -7,10 +7,10 @@ from random import Random
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import rule
 
+from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.server import User
 from tests.http.test_sliding_sync_both_ways import SEED, V3, Talk
 
@@ -94,14 +94,5 @@ class TalkInRooms(Talk):
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
     TalkInRooms.answers = 0
-    run_state_machine_as_test(
-        TalkInRooms,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate],
-        ),
-    )
+    run_machine(TalkInRooms, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
     assert TalkInRooms.answers > 10 * RUNS

@@ -48,13 +48,10 @@ def sign_in(server: RunningServer, password: str = "wonderland") -> str:
 
 def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[RunningServer, RunningServer]) -> None:
     nodes[0].register("alice")
-    took, beginnings = [], []
+    took = []
     for number in range(ROUNDS):
         here, there = nodes[number % 2], nodes[1 - number % 2]
-        began = time.monotonic()
-        token = sign_in(here)
-        beginnings.append(time.monotonic() - began)
-        other = sign_in(there)
+        token, other = sign_in(here), sign_in(there)
         for server in nodes:
             assert [whoami(server, each)[0] for each in (token, other)] == [200, 200]
         began = time.monotonic()
@@ -64,8 +61,7 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
         assert whoami(there, token) == ENDED
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
-    # a beginning waits for nobody, and is as slow as the machine is just now
-    assert median(took) < median(beginnings) + TRUSTED / 2, "the others answer, and are not waited out"
+    assert median(took) < TRUSTED / 2, "the others answer, and are not waited out"
 
 
 def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:
@@ -77,7 +73,7 @@ def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningSe
     try:
         began = time.monotonic()
         assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
-        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 20
+        assert TRUSTED - 0.5 < time.monotonic() - began < TRUSTED + 5
     finally:
         os.kill(there.process.pid, signal.SIGCONT)
     assert whoami(there, token) == ENDED

@@ -5,9 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
@@ -25,6 +24,7 @@ from federation.rooms.snapshots import CREATE
 from storage.memberships import MembershipStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.machines import run_machine
 from tests.helpers.peers import Peer, join, servers
 
 PEERS = st.integers(0, 2)
@@ -191,9 +191,4 @@ class Partitions(RuleBasedStateMachine):
 
 
 def test_partitions() -> None:
-    run_state_machine_as_test(
-        Partitions,
-        settings=settings(
-            max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    run_machine(Partitions, 50, 25)

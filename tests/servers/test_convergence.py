@@ -16,9 +16,9 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import HealthCheck, event, settings
+from hypothesis import event
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.events import StateKey
@@ -29,6 +29,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, texts
 from tests.helpers.http import Pending
+from tests.helpers.machines import ANEW_EACH_TIME, run_machine
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 
@@ -341,14 +342,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_towns() -> None:
-    run_state_machine_as_test(
-        Towns,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=20,
-            deadline=None,
-            derandomize=False,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(Towns, RUNS, 20, parent=ANEW_EACH_TIME)

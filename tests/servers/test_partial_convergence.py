@@ -7,9 +7,9 @@ the state comes, and whatever happens meanwhile, all servers have the same room 
 import os
 
 import msgspec
-from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import Phase, event
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule
 from twisted.internet.defer import Deferred
 
 from federation.protocol.errors import MatrixError
@@ -19,6 +19,7 @@ from federation.rooms.join_answers import FEW_SERVERS
 from storage.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
+from tests.helpers.machines import ANEW_EACH_TIME, run_machine
 from tests.servers.test_convergence import NAMES, Towns
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
@@ -98,15 +99,4 @@ class LargeTowns(Towns):
 
 
 def test_large_towns() -> None:
-    run_state_machine_as_test(
-        LargeTowns,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=20,
-            deadline=None,
-            derandomize=False,
-            print_blob=True,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(LargeTowns, RUNS, 20, (Phase.generate,), ANEW_EACH_TIME)

@@ -13,9 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.kept import KeptOfConnections
@@ -25,6 +24,7 @@ from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inli
 from tests.helpers.departures import Departures
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
+from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.network import Network
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, Ask, SlidingFollower
 from tests.helpers.sync_client import WHOLE_ROOM, SyncClient
@@ -403,14 +403,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_towns() -> None:
-    run_state_machine_as_test(
-        Towns,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate]
-            + ([Phase.shrink] if os.environ.get("MAHALLA_SYNC_SHRINK") else []),
-        ),
-    )
+    run_machine(Towns, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)

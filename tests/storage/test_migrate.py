@@ -4,7 +4,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,11 +180,25 @@ def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, 
     assert before <= second <= time.time() * 1000
 
 
+def put_memberships(writer: Connection, stories: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Events by which each user had one membership after the other; their numbers, whose positions are greater by 100."""
+    nids: dict[str, list[int]] = {}
+    for user, story in stories.items():
+        of_user = nids.setdefault(user, [])
+        for membership in story:
+            nid = 1 + sum(map(len, nids.values()))
+            pdu = b'{"content":{"membership":"%s"}}' % membership.encode()
+            before = of_user[-1] if of_user else None
+            writer.execute(
+                "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, replaces, flags, event_id, type,"
+                " state_key, sender, pdu) VALUES (?, 1, ?, 1, 1, ?, 16, ?, 'm.room.member', ?, '', ?)",
+                (nid, 100 + nid, before, f"${nid}", user, pdu),
+            )
+            of_user.append(nid)
+    return nids
+
+
 def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path) -> None:
-    event = (
-        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, replaces, flags, event_id, type,"
-        " state_key, sender, pdu) VALUES (?, 1, ?, 1, 1, ?, 16, ?, 'm.room.member', ?, '', ?)"
-    )
     row = (
         "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
         " VALUES (1, ?, ?, ?, '', ?, 1)"
@@ -196,17 +210,10 @@ def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path
         "never": ["invite", "leave"],
         "reset": ["join"],
     }
-    nids: dict[str, list[int]] = {}
     with database_before(engine, tmp_path, 82) as writer:
+        nids = put_memberships(writer, stories)
         for user, story in stories.items():
-            of_user = nids.setdefault(user, [])
-            for membership in story:
-                nid = 1 + sum(map(len, nids.values()))
-                pdu = b'{"content":{"membership":"%s"}}' % membership.encode()
-                before = of_user[-1] if of_user else None
-                writer.execute(event, (nid, 100 + nid, before, f"${nid}", user, pdu))
-                of_user.append(nid)
-            latest = of_user[-1]
+            latest = nids[user][-1]
             writer.execute(row, (user, "leave" if user == "reset" else story[-1], latest, 100 + latest))
     found = {user: ended for user, ended in ask(engine, "SELECT user_id, left_position FROM memberships")}
     assert found == {
@@ -219,10 +226,6 @@ def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path
 
 
 def test_where_stays_began_is_found_however_far_back(engine: Engine, tmp_path: Path) -> None:
-    event = (
-        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, replaces, flags, event_id, type,"
-        " state_key, sender, pdu) VALUES (?, 1, ?, 1, 1, ?, 16, ?, 'm.room.member', ?, '', ?)"
-    )
     row = (
         "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local, left_position)"
         " VALUES (1, ?, ?, ?, '', ?, ?, ?)"
@@ -236,17 +239,10 @@ def test_where_stays_began_is_found_however_far_back(engine: Engine, tmp_path: P
         "asked often": ["join", "leave", *["invite", "leave"] * often],
         "never": ["invite", "leave"] * often,
     }
-    nids: dict[str, list[int]] = {}
     with database_before(engine, tmp_path, 109) as writer:
+        nids = put_memberships(writer, stories)
         for user, story in stories.items():
-            of_user = nids.setdefault(user, [])
-            for membership in story:
-                nid = 1 + sum(map(len, nids.values()))
-                pdu = b'{"content":{"membership":"%s"}}' % membership.encode()
-                before = of_user[-1] if of_user else None
-                writer.execute(event, (nid, 100 + nid, before, f"${nid}", user, pdu))
-                of_user.append(nid)
-            latest = of_user[-1]
+            latest = nids[user][-1]
             ended = 100 + latest if user == "left" else None
             writer.execute(row, (user, story[-1], latest, 100 + latest, int(user != "elsewhere"), ended))
     found = {

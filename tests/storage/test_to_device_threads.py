@@ -18,8 +18,6 @@ from tests.storage.test_to_device_log import numbers_of, put_device, run, send
 DEVICES = [f"D{number}" for number in range(6)]
 READERS = 4
 SECONDS = 2.0
-"""For so long at least; on a slow machine until everybody has read some."""
-FEWEST_READS = 20
 
 
 @pytest.fixture
@@ -94,9 +92,7 @@ def test_every_thread_sees_each_message_once_while_they_come_and_go(
     for reader in readers:
         reader.start()
     number, now, ends = 0, 0, time.monotonic() + SECONDS
-    while (time.monotonic() < ends or any(reader.reads <= FEWEST_READS for reader in readers)) and not any(
-        reader.trouble for reader in readers
-    ):
+    while time.monotonic() < ends and not any(reader.trouble for reader in readers):
         store = random.choice(stores)
         match random.randrange(8):
             case 0 | 1 | 2:
@@ -127,4 +123,4 @@ def test_every_thread_sees_each_message_once_while_they_come_and_go(
     for reader in readers:
         reader.join(30)
         assert reader.trouble is None, reader.trouble
-        assert reader.reads > FEWEST_READS
+        assert reader.reads > 20
