@@ -297,6 +297,7 @@ class RoomParts:
             relation_store,
             sent_store,
             self.related_redactions,
+            identity,
         )
         self.history = RoomHistory()
         self.reading = RoomReading(
