@@ -309,6 +309,12 @@ class RoomMemberships:
         """Invite a user of another server, which signs the invite; what may be was checked. The invite's id."""
         return await self._elsewhere.do_invite(caller, room_id, target, content)
 
+    async def do_invite_all_elsewhere(
+        self, caller: Requester, room_id: RoomID, targets: Sequence[UserID], content: Mapping[str, Any]
+    ) -> None:
+        """Invite users of other servers into a room that has just been made, as far as may be; what may be was checked."""
+        await self._elsewhere.do_invite_all(caller, room_id, targets, content)
+
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises Forbidden."""
         snapshot = await self._check_joined(caller, room_id)
