@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from federation.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, InvalidRoomState, MatrixError, UnsupportedRoomVersion
+from federation.protocol.errors import Forbidden, InvalidRoomState, MatrixError, RemoteError, UnsupportedRoomVersion
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID, parse_user_id
 from federation.protocol.power_levels import PowerLevels
@@ -285,8 +285,8 @@ class RoomUpgrade:
             return
         try:
             await self._engine.send(room_id, drafts)
-        except MatrixError as error:
-            self._log.info("an upgrade changes nothing in {room_id}: {error}", room_id=room_id, error=error.text)
+        except (MatrixError, RemoteError) as error:
+            self._log.info("an upgrade changes nothing in {room_id}: {error}", room_id=room_id, error=str(error))
 
 
 async def _levels(room: RoomSnapshot) -> PowerLevels:

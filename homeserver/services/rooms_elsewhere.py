@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import Forbidden, GuestAccessForbidden, MatrixError, NotFound
+from federation.protocol.errors import Forbidden, GuestAccessForbidden, MatrixError, NotFound, RemoteError
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from federation.rooms.servers import RoomServers, longest_in
@@ -125,8 +125,8 @@ class RoomsElsewhere:
         for target in targets:
             try:
                 await self.do_invite(caller, room_id, target, content)
-            except MatrixError as error:
-                self._log.info("{user} was not invited to a new room: {error}", user=target, error=error.text)
+            except (MatrixError, RemoteError) as error:
+                self._log.info("{user} was not invited to a new room: {error}", user=target, error=str(error))
 
     async def _find(self, user_id: UserID, room_id: RoomID) -> tuple[RoomRow | None, MembershipRow | None]:
         room = await self._rooms.get_room(room_id)
