@@ -61,6 +61,14 @@ MAX_CHILDREN: Final = 1000
 _CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 
 
+class _ReplacedMeanwhile(Exception):
+    """The same request has come twice at once, and the other one was first."""
+
+    def __init__(self, new: RoomSnapshot) -> None:
+        super().__init__(new.room_id)
+        self.new = new
+
+
 class RoomUpgrade:
     """Replaces rooms by rooms of another version."""
 
@@ -133,6 +141,9 @@ class RoomUpgrade:
         self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
+            earlier = await self._find_earlier(caller.user_id, old, version)
+            if earlier is not None:
+                raise _ReplacedMeanwhile(earlier)
             return await self._first_events(caller, old, version, creators)
 
         async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
@@ -144,6 +155,8 @@ class RoomUpgrade:
 
         try:
             return await self._replacements.replace(old_id, version, self._new_id(version), drafts, endings, move)
+        except _ReplacedMeanwhile as other:
+            return other.new
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
 
