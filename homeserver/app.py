@@ -174,7 +174,6 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.start()
         self.people.resume_arrivals()
-        self.people.resume_departures()
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()

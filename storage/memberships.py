@@ -116,11 +116,11 @@ class MembershipStore:
         return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
 
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
-        """Note that the user has forgotten a room that they are not in."""
+        """Note that the user has forgotten a room that they have left; nothing where they have come back, or were invited, meanwhile."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
 
     async def set_all_forgotten(self, user_id: str) -> None:
-        """Note that the user has forgotten all rooms that they are not in."""
+        """Note that the user has forgotten all rooms that they have left."""
         await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
 
 
@@ -319,15 +319,15 @@ def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> 
 
 
 def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
-    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership <> 'join' AND forgotten = 0"
+    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
     for (room_nid,) in txn.query(sql, (user_id,)):
         _set_forgotten(txn, room_nid, user_id)
 
 
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     row = select_memberships(txn, room_nid, [user_id]).get(user_id)
-    if row is None or row.membership == "join" or row.forgotten:
-        return
+    if row is None or row.membership not in ("leave", "ban") or row.forgotten:
+        return  # who was invited again meanwhile has to see that
     txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
     change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
     txn.announce(change)

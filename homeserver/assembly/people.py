@@ -160,6 +160,7 @@ class PeopleParts:
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
+            Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
             Job("carry_profiles", self._propagation.do_resume, 60.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
@@ -171,12 +172,6 @@ class PeopleParts:
         """Let accounts that were made before a restart come into their first rooms."""
         Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
             lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
-        )
-
-    def resume_departures(self) -> None:
-        """Let accounts that were closed before a restart leave their rooms."""
-        Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
-            lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )
 
 

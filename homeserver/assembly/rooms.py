@@ -265,7 +265,7 @@ class RoomParts:
             personal_settings,
             self.invite_policy,
             self.residence,
-            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter, clock),
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
@@ -297,6 +297,7 @@ class RoomParts:
             relation_store,
             sent_store,
             self.related_redactions,
+            identity,
         )
         self.history = RoomHistory()
         self.reading = RoomReading(

@@ -1,8 +1,8 @@
 """The end of an account.
 
 Laws:
-- The account is closed and its sessions are ended in one write; it leaves its rooms after that, and after a restart
-  where the server stopped in between. So it is with its addresses at identity servers.
+- The account is closed and its sessions are ended in one write; it leaves its rooms after that, and what it could not leave
+  later, also where the server stopped in between. So it is with its addresses at identity servers.
 - The user id stays taken.
 
 spec: client-server-api#account-deactivation
@@ -30,9 +30,9 @@ from storage.transaction import WriteTransaction
 class RoomsOfUser(Protocol):
     """The rooms that a user is in."""
 
-    async def leave_all(self, user_id: UserID) -> None:
-        """Leave them all, reject invites, take back knocks, and forget them. May be called again for the same user, until it
-        returns without an error."""
+    async def leave_all(self, user_id: UserID) -> bool:
+        """Leave them all, reject invites, take back knocks, and forget them. False: some could not be left for now. May be called
+        again for the same user, until it returns True."""
         ...
 
 
@@ -108,11 +108,12 @@ class Deactivation:
         await self._leave_rooms(user_id)
         return SUCCESS if self._bindings is None else await self._bindings.try_unbind(user_id)
 
-    async def do_resume_departures(self) -> None:
-        """After a start: let deactivated accounts leave the rooms that they had not left when the server stopped."""
+    async def do_resume_departures(self, _limit: int) -> int:
+        """Let deactivated accounts leave the rooms that they have not left yet; nothing is waited for, so none is left for now."""
         for user_id in await self._accounts.get_departing_accounts():
             await self._leave_rooms(UserID(user_id))
+        return 0
 
     async def _leave_rooms(self, user_id: UserID) -> None:
-        await self._rooms.leave_all(user_id)
-        await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)
+        if await self._rooms.leave_all(user_id):
+            await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)

@@ -26,6 +26,7 @@ from federation.protocol.errors import (
     InvalidParam,
     MatrixError,
     NotFound,
+    RemoteError,
     TooLarge,
     UserDeactivated,
     UserSuspended,
@@ -211,7 +212,7 @@ class DelayedEvents:
             return
         try:
             await self._send(row, "action")
-        except MatrixError:
+        except (MatrixError, RemoteError):
             await self._database.write("release_event", self._store.end_lease, delay_id)
             if row.send_ts is not None:
                 self._wake_at(row.send_ts)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
 from homeserver.services.room_memberships import RoomMemberships
 from storage.accounts import AccountStore
@@ -41,12 +41,12 @@ class FirstRooms:
             try:
                 room_id, servers = await self._memberships.resolve(caller, room, None)
                 await self._memberships.do_join(caller, room_id, None, servers=servers)
-            except MatrixError as error:
+            except (MatrixError, RemoteError) as error:
                 self._log.warn(
                     "{user_id} could not join {room}, which every new account shall: {error}",
                     user_id=user_id,
                     room=room,
-                    error=error.text,
+                    error=str(error),
                 )
         await self._database.write("remove_arriving_account", self._accounts.remove_arriving_account, user_id)
 

@@ -5,7 +5,9 @@ spec: client-server-api#guest-access
 
 from typing import Final
 
-from federation.protocol.errors import GuestAccessForbidden
+from twisted.logger import Logger
+
+from federation.protocol.errors import GuestAccessForbidden, MatrixError, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.rooms.drafts import Draft
@@ -19,6 +21,8 @@ GUEST_ACCESS: Final = StateKey("m.room.guest_access", "")
 
 class GuestAccess:
     """Holds this server's guests to what rooms say of guests."""
+
+    _log = Logger()
 
     def __init__(self, engine: RoomEngine, memberships: Memberships, accounts: AccountStore) -> None:
         self._engine = engine
@@ -39,7 +43,12 @@ class GuestAccess:
         for user_id in sorted(accounts):
             if accounts[user_id].is_guest:
                 leaving = Draft("m.room.member", UserID(user_id), {"membership": "leave"}, user_id, unless_same=True)
-                await self._engine.send(snapshot.room_id, [leaving])
+                try:
+                    await self._engine.send(snapshot.room_id, [leaving])
+                except (MatrixError, RemoteError) as error:
+                    self._log.info(
+                        "{user} stays in {room}: {error}", user=user_id, room=snapshot.room_id, error=str(error)
+                    )
 
 
 async def _takes_guests(snapshot: RoomSnapshot) -> bool:

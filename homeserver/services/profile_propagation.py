@@ -10,7 +10,7 @@ spec: client-server-api#server-behaviour-1 (profiles)
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError, StateIncomplete
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
@@ -23,6 +23,8 @@ from storage.profiles import ProfileStore
 from storage.rooms import RoomStore
 
 NOTES_AT_ONCE = 50
+NOT_NOW = (RemoteError, LimitExceeded, StateIncomplete)
+"""The room's policy server is away or has too much to do, or a part of the room's state is still to come."""
 
 
 class ProfilePropagation:
@@ -75,13 +77,17 @@ class ProfilePropagation:
                 break
             for user, position in new:
                 try:
-                    await self._carry(UserID(user))
+                    if not await self._carry(UserID(user)):
+                        failed.add((user, position))
+                        continue
                     await self._database.write("remove_propagation", self._profiles.remove_propagation, user, position)
                 except Exception:
                     failed.add((user, position))
                     self._log.failure("the profile of {user_id} is carried into rooms later", user_id=user)
 
-    async def _carry(self, user_id: UserID) -> None:
+    async def _carry(self, user_id: UserID) -> bool:
+        """Whether it is done: False where something is in the way that may pass. That keeps the other rooms from nothing."""
+        is_done = True
         fields = (await self._profiles.get_profiles([user_id])).get(user_id, {})
         rows = (await self._memberships.of_user(user_id)).values()
         joined = [row.room_nid for row in rows if row.membership == "join"]
@@ -101,6 +107,14 @@ class ProfilePropagation:
             draft = Draft("m.room.member", user_id, content, user_id, unless_same=True)
             try:
                 await self._engine.send(room_id, [draft])
+            except NOT_NOW as error:
+                is_done = False
+                self._log.info(
+                    "{room_id} shows the profile of {user_id} later: {error}",
+                    room_id=room_id,
+                    user_id=user_id,
+                    error=str(error),
+                )
             except MatrixError as error:
                 self._log.info(
                     "{room_id} keeps showing the old profile of {user_id}: {error}",
@@ -108,3 +122,4 @@ class ProfilePropagation:
                     user_id=user_id,
                     error=error.text,
                 )
+        return is_done

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
@@ -17,7 +16,6 @@ from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
     InvalidRoomState,
-    MatrixError,
     RoomInUse,
     UnsupportedRoomVersion,
 )
@@ -83,8 +81,6 @@ _PRESETS: Final[Mapping[Preset, _PresetState]] = {
 
 class RoomCreation:
     """Makes rooms for this server's users."""
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -168,20 +164,13 @@ class RoomCreation:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
             raise InvalidRoomState(f"The room as it was asked for contradicts itself: {error.text}") from None
-        for user_id in invites:
-            if not self._identity.is_local(user_id):
-                await self._invite_elsewhere(caller, snapshot.room_id, user_id, is_direct=bool(wish.is_direct))
+        elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
+        if elsewhere:
+            content = member_content("invite", None)
+            if wish.is_direct:
+                content["is_direct"] = True
+            await self._memberships.do_invite_all_elsewhere(caller, snapshot.room_id, elsewhere, content)
         return snapshot.room_id
-
-    async def _invite_elsewhere(self, caller: Requester, room_id: RoomID, user_id: UserID, *, is_direct: bool) -> None:
-        """Invite a user of another server. The room is there already, so a refusal is no error of its making."""
-        content = member_content("invite", None)
-        if is_direct:
-            content["is_direct"] = True
-        try:
-            await self._memberships.do_invite_elsewhere(caller, room_id, user_id, content)
-        except MatrixError as error:
-            self._log.info("{user} was not invited to a new room: {error}", user=user_id, error=error.text)
 
     def _find_version(self, wish: CreateRoom) -> RoomVersion:
         if wish.room_version is None:

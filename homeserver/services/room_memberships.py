@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
+from twisted.logger import Logger
+
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, OtherServerFailed
+from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, OtherServerFailed, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
 from federation.rooms.drafts import Draft
@@ -51,6 +53,8 @@ class NotBanned(BadState):
 
 class RoomMemberships:
     """Changes memberships for this server's users."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -309,6 +313,12 @@ class RoomMemberships:
         """Invite a user of another server, which signs the invite; what may be was checked. The invite's id."""
         return await self._elsewhere.do_invite(caller, room_id, target, content)
 
+    async def do_invite_all_elsewhere(
+        self, caller: Requester, room_id: RoomID, targets: Sequence[UserID], content: Mapping[str, Any]
+    ) -> None:
+        """Invite users of other servers into a room that has just been made, as far as may be; what may be was checked."""
+        await self._elsewhere.do_invite_all(caller, room_id, targets, content)
+
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises Forbidden."""
         snapshot = await self._check_joined(caller, room_id)
@@ -328,17 +338,26 @@ class RoomMemberships:
             raise NotBanned(f"{target} is not banned")
         await self._send_about(caller, room_id, target, await self._content("leave", None, reason))
 
-    async def leave_all(self, user_id: UserID) -> None:
-        """Leave every room, decline every invite, take back every knock; and forget all rooms, as nobody will come back."""
+    async def leave_all(self, user_id: UserID) -> bool:
+        """Leave every room, decline every invite, take back every knock; and forget all rooms, as nobody will come back.
+
+        False where a room could not be left for now: that keeps the user in none of the others.
+        """
         rows = [row for row in (await self._memberships.of_user(user_id)).values() if row.membership in PRESENT]
         rooms = await self._rooms.get_rooms_by_nid(row.room_nid for row in rows)
         for row in rows:
             room_id, content = RoomID(rooms[row.room_nid].room_id), {"membership": "leave"}
-            if await self._residence.find(room_id) is None:
-                await self._elsewhere.do_leave(user_id, room_id, content)
-            else:
-                await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
+            try:
+                if await self._residence.find(room_id) is None:
+                    await self._elsewhere.do_leave(user_id, room_id, content)
+                else:
+                    await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
+            except (MatrixError, RemoteError) as error:
+                self._log.info("{user} could not leave {room}: {error}", user=user_id, room=room_id, error=str(error))
+        if any(row.membership in PRESENT for row in (await self._memberships.of_user(user_id)).values()):
+            return False
         await self._membership_store.set_all_forgotten(user_id)
+        return True
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
         """The rooms that the user is in."""

@@ -43,6 +43,10 @@ from storage.timelines import START, Direction, Place, TimelineStore
 MEMBER: Final = "m.room.member"
 DEFAULT_PAGE: Final = 10
 MAX_PAGE: Final = 1000
+EVENTS_AT_ONCE: Final = 100
+"""So many events of a page are read before it is asked how large they are."""
+LARGEST_PAGE: Final = 4 * 1024 * 1024
+"""In bytes of events: with those that go beyond it a page ends, whatever was asked for."""
 MAX_PAGES_LOOKED_AT: Final = 5
 """How often a page that the filter or the room's settings left empty is followed by another look."""
 MAX_FETCHES: Final = 3
@@ -124,19 +128,22 @@ class RoomReading:
                 left = max(left, await self._place_after(reader.own.event_nid))
             start = min(start, left)
         shown: list[Seen] = []
+        room = LARGEST_PAGE
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):
             asked = limit - len(shown)
             page, gap = await self._get_page(reader, place, end, direction, asked)
-            shown += await self.see(caller, reader, [nid for _, nid in page], wanted)
+            is_short = len(page) < asked
+            seen, page, room = await self._see_page(caller, reader, page, wanted, room)
+            shown += seen
             if page and start == END:
                 start = page[0][0]  # the token has to stand before what is yet to come
             if page:
                 last = page[-1][0]
                 place = last if direction is Direction.FORWARDS else Place(last.depth, last.event_nid - 1)
             # where more is to be had another time there is an end, but nobody is led round in a circle meanwhile
-            exhausted = len(page) < asked and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
-            if exhausted or len(shown) >= limit or (shown and gap is not Gap.NONE):
+            exhausted = is_short and room > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+            if exhausted or room <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
                 break
         chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
         answer: dict[str, Any] = {"chunk": chunk, "start": from_ if from_ is not None else format_place(start)}
@@ -171,8 +178,8 @@ class RoomReading:
         before_here = Place(here.depth, here.event_nid - 1)
         before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
         after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
-        events_before = await self.see(caller, reader, [nid for _, nid in before], wanted)
-        events_after = await self.see(caller, reader, [nid for _, nid in after], wanted)
+        events_before, before, _ = await self._see_page(caller, reader, before, wanted, LARGEST_PAGE // 2)
+        events_after, after, _ = await self._see_page(caller, reader, after, wanted, LARGEST_PAGE // 2)
         everything = [*events_before, seen, *events_after]
         presented = await self._client_events.present(caller.user_id, caller.device_id, everything, with_room_id=True)
         last = (events_after[-1] if events_after else seen).event
@@ -292,6 +299,20 @@ class RoomReading:
             return reader
         await self._engine.get_whole(room_id)
         return await self.find_reader(user_id, room_id)
+
+    async def _see_page(
+        self, caller: Requester, reader: Reader, page: Sequence[tuple[Place, int]], wanted: RoomEventFilter, room: int
+    ) -> tuple[list[Seen], Sequence[tuple[Place, int]], int]:
+        """Of a page what `see` gives, as far as there is room for it, in bytes of events; that part of the page; the room that is left."""
+        shown: list[Seen] = []
+        for begin in range(0, len(page), EVENTS_AT_ONCE):
+            portion = page[begin : begin + EVENTS_AT_ONCE]
+            seen = await self.see(caller, reader, [nid for _, nid in portion], wanted)
+            shown += seen
+            room -= sum([len(each.event.client_prefix) for each in seen])
+            if room <= 0:
+                return shown, page[: begin + EVENTS_AT_ONCE], room
+        return shown, page, room
 
     async def see(self, caller: Requester, reader: Reader, nids: Sequence[int], wanted: RoomEventFilter) -> list[Seen]:
         """Those of the events that the caller may see and wants, but what users whom they ignore have sent."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadAlias,
@@ -22,10 +23,12 @@ from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
     MatrixError,
+    NotFound,
     UserSuspended,
 )
 from federation.protocol.events import Event, StateKey
-from federation.protocol.ids import EventID, RoomID, UserID, is_event_id, is_room_alias
+from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, is_event_id, is_room_alias
+from federation.rooms.concurrent import map_at_once
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation, relation_in
@@ -38,6 +41,8 @@ from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
 from storage.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
 
 MAX_TXN_ID: Final = 255
+MAX_ALIASES_ELSEWHERE: Final = 10
+"""How many aliases of other servers are looked up for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
 
@@ -55,8 +60,10 @@ class RoomSending:
         relations: RelationStore,
         sent: SentTransactionStore,
         related: RelatedRedactions,
+        identity: ServerIdentity,
     ) -> None:
         self._engine = engine
+        self._identity = identity
         self._events = events
         self._unshown = unshown
         self._memberships = memberships
@@ -245,7 +252,11 @@ class RoomSending:
             caller.check_may_write()
 
     async def _check_aliases(self, caller: Requester, room_id: RoomID, content: Mapping[str, Any]) -> None:
-        """Aliases that are new in the event have to point to the room. spec: client-server-api#mroomcanonical_alias"""
+        """Aliases that are new in the event have to point to the room; of one of another server that server is asked.
+
+        Raises BadJson, InvalidParam, BadAlias, Forbidden (the policy, or that server), OtherServerFailed.
+        spec: client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
+        """
         alias, others = content.get("alias"), content.get("alt_aliases") or []
         if not isinstance(others, list) or not all(isinstance(name, str) for name in (*others, alias or "")):
             raise BadJson("alias is an alias, alt_aliases a list of aliases")
@@ -256,10 +267,28 @@ class RoomSending:
         snapshot = await self._engine.get_snapshot(room_id)
         present = await snapshot.state.get(CANONICAL_ALIAS)
         before = set() if present is None else _named(present.event.content)
-        rows = await self._unshown.get_aliases(caller, named - before)
-        wrong = [name for name in named - before if name not in rows or rows[name].room_nid != snapshot.room.room_nid]
-        if wrong:
-            raise BadAlias(f"These aliases do not point to this room: {', '.join(sorted(map(str, wrong)))}")
+        new = [RoomAlias(name) for name in sorted(named - before)]
+        here = [name for name in new if self._identity.is_local(name)]
+        elsewhere = [name for name in new if not self._identity.is_local(name)]
+        if len(elsewhere) > MAX_ALIASES_ELSEWHERE:
+            raise InvalidParam(f"At most {MAX_ALIASES_ELSEWHERE} aliases of other servers can be added at a time")
+        rows = await self._unshown.get_aliases(caller, here)
+        _check_right([name for name in here if name not in rows or rows[name].room_nid != snapshot.room.room_nid])
+
+        async def find(name: RoomAlias) -> RoomID | None:
+            try:
+                return (await self._memberships.resolve(caller, name, None))[0]
+            except NotFound:
+                return None
+
+        found = await map_at_once(find, elsewhere, MAX_ALIASES_ELSEWHERE)
+        _check_right([name for name, room in zip(elsewhere, found, strict=True) if room != room_id])
+
+
+def _check_right(wrong: Sequence[RoomAlias]) -> None:
+    """Raises BadAlias for aliases that do not point to the room."""
+    if wrong:
+        raise BadAlias(f"These aliases do not point to this room: {', '.join(wrong)}")
 
 
 def _answer(event_id: EventID) -> msgspec.Raw:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from federation.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, InvalidRoomState, MatrixError, UnsupportedRoomVersion
+from federation.protocol.errors import Forbidden, InvalidRoomState, MatrixError, RemoteError, UnsupportedRoomVersion
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID, parse_user_id
 from federation.protocol.power_levels import PowerLevels
@@ -59,6 +59,14 @@ MAX_PARENTS: Final = 50
 MAX_CHILDREN: Final = 1000
 
 _CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
+
+
+class _ReplacedMeanwhile(Exception):
+    """The same request has come twice at once, and the other one was first."""
+
+    def __init__(self, new: RoomSnapshot) -> None:
+        super().__init__(new.room_id)
+        self.new = new
 
 
 class RoomUpgrade:
@@ -133,6 +141,9 @@ class RoomUpgrade:
         self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
+            earlier = await self._find_earlier(caller.user_id, old, version)
+            if earlier is not None:
+                raise _ReplacedMeanwhile(earlier)
             return await self._first_events(caller, old, version, creators)
 
         async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
@@ -144,6 +155,8 @@ class RoomUpgrade:
 
         try:
             return await self._replacements.replace(old_id, version, self._new_id(version), drafts, endings, move)
+        except _ReplacedMeanwhile as other:
+            return other.new
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
 
@@ -285,8 +298,8 @@ class RoomUpgrade:
             return
         try:
             await self._engine.send(room_id, drafts)
-        except MatrixError as error:
-            self._log.info("an upgrade changes nothing in {room_id}: {error}", room_id=room_id, error=error.text)
+        except (MatrixError, RemoteError) as error:
+            self._log.info("an upgrade changes nothing in {room_id}: {error}", room_id=room_id, error=str(error))
 
 
 async def _levels(room: RoomSnapshot) -> PowerLevels:

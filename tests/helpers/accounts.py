@@ -88,10 +88,11 @@ class RememberingRooms:
         self.left: list[UserID] = []
         self.failure: Exception | None = None
 
-    async def leave_all(self, user_id: UserID) -> None:
+    async def leave_all(self, user_id: UserID) -> bool:
         if self.failure is not None:
             raise self.failure
         self.left.append(user_id)
+        return True
 
 
 class RememberingPropagation:

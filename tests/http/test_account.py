@@ -167,8 +167,8 @@ async def test_rooms_are_left_after_a_restart(database: Database) -> None:
     assert not alice.is_signed_in()
 
     server.rooms.failure = None
-    await server.deactivation.do_resume_departures()
-    await server.deactivation.do_resume_departures()
+    await server.deactivation.do_resume_departures(1)
+    await server.deactivation.do_resume_departures(1)
     assert server.rooms.left == [alice.id]
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from homeserver.services import room_reading
 from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
@@ -74,6 +75,34 @@ def test_pages_backwards_and_forwards_hold_everything_once(tmp_path: Path, datab
         assert bodies(there) == said
         assert [event["event_id"] for event in back] == [event["event_id"] for event in there][::-1]
         assert len({event["event_id"] for event in there}) == 29
+
+
+@pytest.mark.parametrize("direction", ["b", "f"])
+def test_pages_of_large_events_are_short(alice: User, monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+    monkeypatch.setattr(room_reading, "EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(room_reading, "LARGEST_PAGE", 5000)
+    room_id = create(alice)
+    texts = [f"{number} {'x' * 1000}" for number in range(13)]
+    ids = [say(alice, room_id, text) for text in texts]
+
+    said: list[str] = []
+    pages: list[int] = []
+    place: str | None = None
+    while True:
+        page = messages(alice, room_id, direction, limit=1000, from_=place)
+        said += bodies(page["chunk"])
+        pages.append(len(bodies(page["chunk"])))
+        if page.get("end") in (None, place):
+            break
+        place = page["end"]
+
+    assert said == (texts[::-1] if direction == "b" else texts)
+    assert max(pages) <= 6
+    around = ok(alice.get(room_path(room_id, "context", ids[6], limit=100)))
+    before, after = bodies(around["events_before"]), bodies(around["events_after"])
+    assert (before, after) == (texts[5:1:-1], texts[7:11])
+    assert bodies(messages(alice, room_id, "b", limit=1, from_=around["start"])["chunk"]) == [texts[1]]
+    assert bodies(messages(alice, room_id, "f", limit=1, from_=around["end"])["chunk"]) == [texts[11]]
 
 
 def test_pages_from_the_tokens_of_sync(alice: User) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from federation.protocol.ids import RoomID
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
@@ -262,6 +264,23 @@ def test_a_repeated_request_finds_the_room_that_there_is(alice: User) -> None:
     again = upgrade(alice, old, "11")
     assert again != new
     assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == again
+
+
+def test_requests_that_come_at_once_are_one_upgrade(alice: User) -> None:
+    old = old_room(alice, preset="public_chat", room_alias_name="tea")
+    path, body = room_path(old, "upgrade"), {"new_version": "12"}
+    before: Deferred[None] = Deferred()
+
+    async def wait() -> None:
+        await before
+
+    Deferred.fromCoroutine(alice.server.app.rooms.engine.in_turn(RoomID(old), wait))
+    waiting = [alice.start("POST", path, body) for _ in range(3)]
+    before.callback(None)
+
+    (new,) = {ok(each.answer)["replacement_room"] for each in waiting}
+    assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == new
+    assert sorted(ok(alice.get(f"{V3}/joined_rooms"))["joined_rooms"]) == sorted([old, new])
 
 
 def settings_of(user: User, room: str) -> tuple[Any, Any]:

@@ -302,6 +302,7 @@ MALFORMED = [
     b"nonsense\r\n\r\n",
     b"GET /\r\n\r\n",
     b"GET / HTTP/2.0\r\n\r\n",
+    b"GET ftp://chat.example/ HTTP/1.1\r\n\r\n",
     b"GET /\xff HTTP/1.1\r\n\r\n",
     b"G(T / HTTP/1.1\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
@@ -315,6 +316,18 @@ MALFORMED = [
     b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 ]
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [("http://chat.example", WHO), ("HTTPS://chat.example:8448", WHO), ("http://[::1]", f"{WHO}?a=http://b/c")],
+)
+def test_a_whole_address_is_taken_for_its_path(client: Client, address: str, path: str) -> None:
+    """RFC 9112 section 3.2.2"""
+    connection = client.connect()
+    connection.send(f"GET {address}{path} HTTP/1.1\r\nHost: chat.example\r\n\r\n".encode())
+    connection.send(f"GET {address} HTTP/1.1\r\nHost: chat.example\r\n\r\n".encode())
+    assert [answer.status for answer in connection.answers()] == [200, 404]
 
 
 @pytest.mark.parametrize("data", MALFORMED)

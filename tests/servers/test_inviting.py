@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
-from tests.helpers.network import Network
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, knock_via, members, rooms_in_sync
+from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok, refused, room_path, set_state
 
@@ -140,6 +140,24 @@ def test_the_room_is_made_though_the_invited_cannot_be_reached(network: Network)
 
     assert members(alice, room_id) == {alice.user_id: "join"}
     assert refused(membership(alice, room_id, "invite", bob)) == (502, "M_UNKNOWN")
+
+
+def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.add(WEST).register("carol")
+    silent = [f"@dora:gone{number}.example" for number in range(3)]
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    invited = [bob.user_id, *silent, carol.user_id]
+
+    making = alice.start("POST", f"{V3}/createRoom", {"invite": invited, "is_direct": True})
+    network.clock.advance(25)
+
+    room_id = ok(making.answer)["room_id"]
+    assert members(alice, room_id) == {alice.user_id: "join", bob.user_id: "invite"}
+    for _ in range(5):
+        network.clock.advance(60)
+    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
+    assert room_id in rooms_in_sync(carol, "invite")
 
 
 def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:

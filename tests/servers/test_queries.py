@@ -12,7 +12,7 @@ from homeserver.services import remote_directory
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, ok, refused
+from tests.helpers.talk import V3, create, get_state, ok, put_state, refused, set_state
 
 OPEN = "allow_public_rooms_over_federation: true\n"
 
@@ -140,6 +140,40 @@ def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: 
 
     assert ok(join_via(bob, f"#tea:{NORTH}")) == {"room_id": new}
     assert ok(bob.get(path))["room_id"] == new
+
+
+def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(network: Network) -> None:
+    """spec: client-server-api#mroomcanonical_alias"""
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    create(bob, room_alias_name="other")
+    ok(bob.put(f"{V3}/directory/room/{quote(f'#tea:{SOUTH}')}", {"room_id": room_id}))
+    published = {"alt_aliases": [f"#tea:{SOUTH}"]}
+
+    set_state(alice, room_id, "m.room.canonical_alias", published)
+
+    for alias in (f"#other:{SOUTH}", f"#none:{SOUTH}"):
+        answer = put_state(alice, room_id, "m.room.canonical_alias", {"alias": alias})
+        assert refused(answer) == (400, "M_BAD_ALIAS")
+        assert alias in answer.json["error"]
+    network.cut(NORTH, SOUTH)
+    answer = put_state(alice, room_id, "m.room.canonical_alias", {"alias": f"#cups:{SOUTH}"})
+    assert refused(answer)[0] == 502
+    # what stands there already is not asked about again
+    set_state(alice, room_id, "m.room.canonical_alias", {"alias": f"#tea:{SOUTH}"})
+    assert get_state(alice, room_id, "m.room.canonical_alias") == {"alias": f"#tea:{SOUTH}"}
+
+
+def test_so_many_aliases_of_other_servers_are_looked_up_for_one_event(network: Network) -> None:
+    alice, _ = pair(network)
+    room_id = create(alice)
+    aliases = [f"#tea{number}:{SOUTH}" for number in range(11)]
+
+    answer = put_state(alice, room_id, "m.room.canonical_alias", {"alt_aliases": aliases})
+
+    assert refused(answer) == (400, "M_INVALID_PARAM")
+    assert asked(network, "query/directory") == 0
 
 
 def names(page: Any) -> list[str]:
