@@ -115,6 +115,10 @@ class MembershipStore:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
         return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
 
+    async def get_unwelcome_guests(self, limit: int, room_nid: int | None = None) -> list[tuple[str, str]]:
+        """Room ids and user ids of guests of this server who are in rooms that take none: of one room, or of all; so many at most."""
+        return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid)
+
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they are not in."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
@@ -122,6 +126,17 @@ class MembershipStore:
     async def set_all_forgotten(self, user_id: str) -> None:
         """Note that the user has forgotten all rooms that they are not in."""
         await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
+
+
+def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None) -> list[tuple[str, str]]:
+    of_room = "" if room_nid is None else " AND m.room_nid = ?"
+    return txn.query(
+        "SELECT r.room_id, m.user_id FROM accounts AS a"
+        " JOIN memberships AS m ON m.user_id = a.user_id AND m.membership = 'join'"
+        " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+        f" WHERE a.is_guest = 1 AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY m.room_nid, m.user_id LIMIT ?",
+        (*(() if room_nid is None else (room_nid,)), limit),
+    )
 
 
 def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str]) -> dict[str, MembershipRow]:
@@ -326,8 +341,8 @@ def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
 
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     row = select_memberships(txn, room_nid, [user_id]).get(user_id)
-    if row is None or row.membership == "join" or row.forgotten:
-        return
+    if row is None or row.membership not in ("leave", "ban") or row.forgotten:
+        return  # they may have come back, or been invited again, since they asked for it
     txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
     change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
     txn.announce(change)

@@ -59,3 +59,15 @@ async def test_what_is_told_again_changes_nothing(database: Database, membership
     news = await become(membership, 3, 40)
     assert news is not None
     assert (news.position, news.forgotten) == (40, False)
+
+
+@pytest.mark.parametrize("membership", ["invite", "knock", "join"])
+async def test_who_came_back_meanwhile_has_not_forgotten_the_room(database: Database, membership: str) -> None:
+    store = MembershipStore(database)
+    for nid, each in enumerate(("join", "leave", membership), 1):
+        effect = StateEffect(NewMembership(ALICE, each, ALICE, True, None, None))
+        await database.write("become", apply_effects, ROOM, [(nid, nid, effect)])
+    await store.set_forgotten(ROOM, ALICE)
+    row = await store.get_membership(ROOM, ALICE)
+    assert row is not None
+    assert (row.membership, row.forgotten) == (membership, False)
