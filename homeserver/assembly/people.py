@@ -61,6 +61,7 @@ class PeopleParts:
     ) -> None:
         """`web` leads to the identity server."""
         self._propagation = rooms.propagation
+        self._guests = rooms.guests
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
@@ -161,6 +162,7 @@ class PeopleParts:
         """What is done unasked."""
         return (
             Job("carry_profiles", self._propagation.do_resume, 60.0),
+            Job("remove_guests", self._guests.do_remove, 10.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),

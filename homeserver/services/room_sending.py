@@ -180,7 +180,7 @@ class RoomSending:
         with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
             event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
-            await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
+            await self._guests.do_remove_from((await self._engine.get_snapshot(room_id)).room.room_nid)
         elif type == "m.room.member" and event.membership in ("leave", "ban"):
             await self._memberships.forget_left_room(room_id, UserID(state_key))
         elif type == "m.room.member" and event.membership == "join":
