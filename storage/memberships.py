@@ -119,6 +119,10 @@ class MembershipStore:
         """Room ids and user ids of guests of this server who are in rooms that take none: of one room, or of all; so many at most."""
         return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid)
 
+    async def get_unforgotten(self, limit: int) -> list[tuple[int, str]]:
+        """Rooms that users of this server have left and not forgotten, with the users; so many at most. Looks at all memberships."""
+        return await self._database.read("get_unforgotten", _select_unforgotten, limit)
+
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they are not in."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
@@ -136,6 +140,13 @@ def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None)
         " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
         f" WHERE a.is_guest = 1 AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY m.room_nid, m.user_id LIMIT ?",
         (*(() if room_nid is None else (room_nid,)), limit),
+    )
+
+
+def _select_unforgotten(txn: Transaction, limit: int) -> list[tuple[int, str]]:
+    return txn.query(
+        "SELECT room_nid, user_id FROM memberships WHERE is_local = 1 AND forgotten = 0 AND membership IN ('leave', 'ban') LIMIT ?",
+        (limit,),
     )
 
 

@@ -23,6 +23,7 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.forgetting import Forgetting
 from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
@@ -62,6 +63,9 @@ class PeopleParts:
         """`web` leads to the identity server."""
         self._propagation = rooms.propagation
         self._guests = rooms.guests
+        self._forgetting: Forgetting | None = None
+        if config.rooms.forget_rooms_on_leave:
+            self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
@@ -176,7 +180,9 @@ class PeopleParts:
         )
 
     def resume_departures(self) -> None:
-        """Let accounts that were closed before a restart leave their rooms."""
+        """Let accounts that were closed before a restart leave their rooms, and others forget those that they left."""
+        if self._forgetting is not None:
+            self._forgetting.resume()
         Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
             lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )

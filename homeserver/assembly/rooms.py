@@ -267,7 +267,6 @@ class RoomParts:
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             profile_on_invite=config.people.include_profile_data_on_invite,
-            forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
         self.creation = RoomCreation(
             self.engine,

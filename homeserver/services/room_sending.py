@@ -181,8 +181,6 @@ class RoomSending:
             event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
             await self._guests.do_remove_from((await self._engine.get_snapshot(room_id)).room.room_nid)
-        elif type == "m.room.member" and event.membership in ("leave", "ban"):
-            await self._memberships.forget_left_room(room_id, UserID(state_key))
         elif type == "m.room.member" and event.membership == "join":
             await self._memberships.settle(caller.user_id, room_id)
         return event.event_id

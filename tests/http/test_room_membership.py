@@ -322,11 +322,27 @@ def test_rooms_may_be_forgotten_when_they_are_left(tmp_path: Path, sqlite_databa
             set_state(bob, room_id, "m.room.member", {"membership": "leave"}, bob.user_id)
         case _:
             ok(membership(alice, room_id, way, bob))
+    server.clock.advance(0)
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
     # another device still hears that the room is gone, once
     heard = ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id in heard["rooms"]["leave"]
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
+
+
+async def test_rooms_that_were_left_before_a_start_are_forgotten_then(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat") for _ in range(3)]
+    for room_id in rooms:
+        join(bob, room_id)
+    leave(bob, rooms[0])
+    ok(membership(alice, rooms[1], "ban", bob))
+    later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
+    later.app.people.resume_departures()
+    there = User(later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    answers = [there.get(room_path(room_id, "messages", dir="b")).status for room_id in rooms]
+    assert answers == [403, 403, 200]
 
 
 def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -> None:
