@@ -174,6 +174,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.start()
         self.people.resume_arrivals()
+        self.people.resume_forgetting()
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()

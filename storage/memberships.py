@@ -115,6 +115,14 @@ class MembershipStore:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
         return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
 
+    async def get_unwelcome_guests(self, limit: int, room_nid: int | None = None) -> list[tuple[str, str]]:
+        """Room ids and user ids of guests of this server who are in rooms that take none: of one room, or of all; so many at most."""
+        return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid)
+
+    async def get_unforgotten(self, limit: int) -> list[tuple[int, str]]:
+        """Rooms that users of this server have left and not forgotten, with the users; so many at most. Looks at all memberships."""
+        return await self._database.read("get_unforgotten", _select_unforgotten, limit)
+
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they have left; nothing where they have come back, or were invited, meanwhile."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
@@ -122,6 +130,24 @@ class MembershipStore:
     async def set_all_forgotten(self, user_id: str) -> None:
         """Note that the user has forgotten all rooms that they have left."""
         await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
+
+
+def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None) -> list[tuple[str, str]]:
+    of_room = "" if room_nid is None else " AND m.room_nid = ?"
+    return txn.query(
+        "SELECT r.room_id, m.user_id FROM accounts AS a"
+        " JOIN memberships AS m ON m.user_id = a.user_id AND m.membership = 'join'"
+        " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+        f" WHERE a.is_guest = 1 AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY m.room_nid, m.user_id LIMIT ?",
+        (*(() if room_nid is None else (room_nid,)), limit),
+    )
+
+
+def _select_unforgotten(txn: Transaction, limit: int) -> list[tuple[int, str]]:
+    return txn.query(
+        "SELECT room_nid, user_id FROM memberships WHERE is_local = 1 AND forgotten = 0 AND membership IN ('leave', 'ban') LIMIT ?",
+        (limit,),
+    )
 
 
 def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str]) -> dict[str, MembershipRow]:
@@ -327,7 +353,7 @@ def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     row = select_memberships(txn, room_nid, [user_id]).get(user_id)
     if row is None or row.membership not in ("leave", "ban") or row.forgotten:
-        return  # who was invited again meanwhile has to see that
+        return  # they may have come back, or been invited again, since they asked for it
     txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
     change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
     txn.announce(change)

@@ -50,8 +50,10 @@ class Replacements:
         drafts: Callable[[RoomSnapshot], Awaitable[Sequence[Draft]]],
         endings: Endings,
         also: Also,
+        find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
-        """Make a room that takes the place of another; the new one.
+        """Make a room that takes the place of another; the new one. `find_earlier` is asked, when nobody else moves the old room, for one
+        that has taken its place meanwhile.
 
         `drafts` are of the new room, of which the first creates it; `new_id` is None where that names the room. `endings` are
         of the old one: the first has to be allowed, of the others those are left out that are not. Both are told the old
@@ -61,6 +63,9 @@ class Replacements:
         async def work() -> RoomSnapshot:
             old = await self._engine.get_snapshot(old_id)
             for _ in range(MAX_REBUILDS):
+                earlier = await find_earlier(old)
+                if earlier is not None:
+                    return earlier
                 try:
                     return await self._attempt(old, version, new_id, await drafts(old), endings, also)
                 except HeadMoved:

@@ -23,6 +23,7 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.forgetting import Forgetting
 from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
@@ -61,6 +62,10 @@ class PeopleParts:
     ) -> None:
         """`web` leads to the identity server."""
         self._propagation = rooms.propagation
+        self._guests = rooms.guests
+        self._forgetting: Forgetting | None = None
+        if config.rooms.forget_rooms_on_leave:
+            self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
@@ -162,6 +167,7 @@ class PeopleParts:
         return (
             Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
             Job("carry_profiles", self._propagation.do_resume, 60.0),
+            Job("remove_guests", self._guests.do_remove, 10.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
@@ -173,6 +179,11 @@ class PeopleParts:
         Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
             lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
         )
+
+    def resume_forgetting(self) -> None:
+        """Let people forget what they left before a restart, where the operator wants that."""
+        if self._forgetting is not None:
+            self._forgetting.resume()
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:

@@ -241,7 +241,7 @@ class RoomParts:
             name_rules=name_rules_of(config.registration.display_names),
         )
         personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
-        guests = GuestAccess(self.engine, self.memberships, accounts.store)
+        self.guests = guests = GuestAccess(self.engine, membership_store)
         self.access = ServerAccess(self.engine, self.store, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
@@ -267,7 +267,6 @@ class RoomParts:
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter, clock),
             profile_on_invite=config.people.include_profile_data_on_invite,
-            forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
         self.creation = RoomCreation(
             self.engine,

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.thread_subscriptions import (
@@ -52,7 +52,7 @@ async def get_thread_subscription(
     return await subscriptions.get(caller, room_id, root)
 
 
-@endpoint("PUT", *PATHS, auth=Auth.USER, max_body=4096, while_suspended=True)
+@endpoint("PUT", *PATHS, auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096, while_suspended=True)
 async def put_thread_subscription(
     subscriptions: ThreadSubscriptions,
     caller: Requester,
@@ -71,7 +71,7 @@ async def put_thread_subscription(
     return EMPTY
 
 
-@endpoint("DELETE", *PATHS, auth=Auth.USER, while_suspended=True)
+@endpoint("DELETE", *PATHS, auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
 async def delete_thread_subscription(
     subscriptions: ThreadSubscriptions, caller: Requester, *, room_id: RoomID, root: EventID
 ) -> Empty:

@@ -43,7 +43,9 @@ class Rooms:
     enable_room_list_search: bool = option(True, "Whether there is a room directory; without, it is shown empty.")
     block_non_admin_invites: bool = option(False, "Whether only administrators of the server may invite.")
     require_membership_for_aliases: bool = option(True, "Whether only members of a room may give it an alias.")
-    forget_rooms_on_leave: bool = option(False, "Whether a room that a user leaves is forgotten at once.")
+    forget_rooms_on_leave: bool = option(
+        False, "Whether a room that a user leaves, or is put out of, is forgotten at once."
+    )
     max_event_delay_duration: Duration | None = option(
         Duration(86_400_000),
         "How far ahead people may schedule events, which calls need; `null`: not at all.",

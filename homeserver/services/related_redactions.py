@@ -102,8 +102,8 @@ class RelatedRedactions:
 
     async def _redact(
         self, snapshot: RoomSnapshot, note: RelatedRedaction, nids: Sequence[int], *, only_own: bool
-    ) -> None:
-        """Redact those of the children that are valid and that the sender of the redaction may redact."""
+    ) -> bool:
+        """Redact those of the children that are valid and that the sender of the redaction may redact; whether there were any."""
         found = await self._events.get_events(nids)
         parent = await self._events.get_event(note.room_nid, EventID(note.target))
         levels = await snapshot.state.get(POWER_LEVELS)
@@ -122,11 +122,13 @@ class RelatedRedactions:
             and _is_valid(found[nid], parent)
         ]
         if not drafts:
-            return
+            return False
         try:
             await self._engine.send(snapshot.room_id, drafts)
         except MatrixError as error:
             self._log.info("what relates to {target} stays: {error}", target=note.target, error=error.text)
+            return False
+        return True
 
     def _hear(self, changes: Sequence[Change]) -> None:
         rows = [
@@ -157,8 +159,8 @@ class RelatedRedactions:
             for note in await self._store.get_redactions(relation.target):
                 if note.rel_type in (ANY_TYPE, relation.rel_type) and note.room_nid == room_nid:
                     snapshot = await self._engine.get_snapshot(parent.event.room_id)
-                    await self._redact(snapshot, note, [event_nid], only_own=False)
-                    break
+                    if await self._redact(snapshot, note, [event_nid], only_own=False):
+                        break  # else another who redacted the parent may do it
 
 
 def _is_valid(child: StoredEvent, parent: StoredEvent) -> bool:

@@ -74,10 +74,8 @@ class RoomMemberships:
         elsewhere: RoomsElsewhere,
         *,
         profile_on_invite: bool,
-        forget_on_leave: bool,
     ) -> None:
-        """`profile_on_invite`: an invite carries the name and avatar of who is invited. `forget_on_leave`: a room that
-        somebody leaves, or is removed from, is forgotten for them at once."""
+        """`profile_on_invite`: an invite carries the name and avatar of who is invited."""
         self._engine = engine
         self._memberships = memberships
         self._membership_store = membership_store
@@ -93,7 +91,6 @@ class RoomMemberships:
         self._residence = residence
         self._elsewhere = elsewhere
         self._profile_on_invite = profile_on_invite
-        self._forget_on_leave = forget_on_leave
 
     async def resolve(
         self, caller: Requester | None, room_id_or_alias: str, servers: Sequence[str] | None
@@ -274,7 +271,6 @@ class RoomMemberships:
         snapshot = await self._residence.find(room_id)
         if snapshot is None:
             await self._elsewhere.do_leave(caller.user_id, room_id, content)
-            await self.forget_left_room(room_id, caller.user_id)
             return
         present = await self._present(caller.user_id, snapshot)
         if present is None:
@@ -377,15 +373,6 @@ class RoomMemberships:
     async def _send(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
         draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)
         await self._engine.send(room_id, [draft])
-        if content["membership"] in ("leave", "ban"):
-            await self.forget_left_room(room_id, target)
-
-    async def forget_left_room(self, room_id: RoomID, target: UserID) -> None:
-        """The user has left, or was removed: if rooms are then to be forgotten, forget it."""
-        if self._forget_on_leave and self._identity.is_local(target):
-            snapshot = await self._engine.get_snapshot(room_id)
-            if await self._present(target, snapshot) in ("leave", "ban"):
-                await self._membership_store.set_forgotten(snapshot.room.room_nid, target)
 
     async def _present(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
         row = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)

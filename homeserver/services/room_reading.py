@@ -405,17 +405,20 @@ class RoomReading:
         return await self._answers.get(state, (*question, seen), make)
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
+        """At a place in the timeline the state after the event there; at a token of /sync the one that was current then, which is
+        another while the history is forked."""
+        room_nid, token = reader.snapshot.room.room_nid, parse_room_token(at)
         place = await self.find_place(reader, at)
-        page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, None, Direction.BACKWARDS, 1)
+        page = await self._timelines.get_page(room_nid, place, None, Direction.BACKWARDS, 1)
         if not page:
-            return self._engine.view(reader.snapshot.room.room_nid, None)
+            return self._engine.view(room_nid, None)
         nid = page[0][1]
         event = (await self._events.get_events([nid]))[nid]
         if reader.had_left(event):
             return reader.state
         if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
             raise Forbidden("You may not see the room as it was then")
-        return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
+        return self._engine.view(room_nid, event.current_root if isinstance(token, SyncToken) else event.state_root)
 
     async def _find_start(self, reader: Reader, token: str | None, direction: Direction) -> Place:
         """From where a page goes on. Raises InvalidParam."""

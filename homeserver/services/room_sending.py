@@ -187,9 +187,7 @@ class RoomSending:
         with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
             event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
-            await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
-        elif type == "m.room.member" and event.membership in ("leave", "ban"):
-            await self._memberships.forget_left_room(room_id, UserID(state_key))
+            await self._guests.do_remove_from((await self._engine.get_snapshot(room_id)).room.room_nid)
         elif type == "m.room.member" and event.membership == "join":
             await self._memberships.settle(caller.user_id, room_id)
         return event.event_id

@@ -3,7 +3,7 @@
 Laws:
 - The new room with its state, the end of the old one, aliases and the listing in the directory are one write.
 - What concerns other rooms (the links of spaces) and is too much for that write (many bans) follows. Each step of it can be
-  done again, and a repeated request does just that: it answers with the room that there is.
+  done again, and a repeated request does just that: it answers with the room that there is, or that the first one is making.
 - A shadow-banned account gets the new room alone, and the aliases and the listing move in its eyes: nothing of it concerns others. What it
   asks for once more it has already, as others.
 
@@ -61,14 +61,6 @@ MAX_CHILDREN: Final = 1000
 _CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 
 
-class _ReplacedMeanwhile(Exception):
-    """The same request has come twice at once, and the other one was first."""
-
-    def __init__(self, new: RoomSnapshot) -> None:
-        super().__init__(new.room_id)
-        self.new = new
-
-
 class RoomUpgrade:
     """Replaces rooms by rooms of another version."""
 
@@ -114,14 +106,12 @@ class RoomUpgrade:
         old = await self._engine.get_whole(room_id)
         creators = [parse_user_id(user_id) for user_id in additional_creators] if version.creators_privileged else []
         if caller.is_shadow_banned:
-            alone = await self._find_beside(caller.user_id, old, version)
-            if alone is None:
-                alone = await self._make_beside(caller, old, version, creators)
+            alone = await self._engine.in_turn(
+                room_id, lambda: self._find_or_make_beside(caller, old, version, creators)
+            )
             await self._personal_settings.do_copy(caller.user_id, alone)
             return alone.room_id
-        new = await self._find_earlier(caller.user_id, old, version)
-        if new is None:
-            new = await self._replace(caller, room_id, version, creators)
+        new = await self._replace(caller, room_id, version, creators)
         await self._ban_others(caller.user_id, old, new)
         await self._move_links(caller.user_id, old, new)
         await self._personal_settings.do_copy(caller.user_id, new)
@@ -141,24 +131,30 @@ class RoomUpgrade:
         self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
-            earlier = await self._find_earlier(caller.user_id, old, version)
-            if earlier is not None:
-                raise _ReplacedMeanwhile(earlier)
             return await self._first_events(caller, old, version, creators)
 
         async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
             return await self._last_events(caller, old, new_id)
+
+        async def find_earlier(old: RoomSnapshot) -> RoomSnapshot | None:
+            return await self._find_earlier(caller.user_id, old, version)
 
         def move(txn: WriteTransaction, old: RoomRow, new: RoomRow) -> None:
             move_aliases(txn, old.room_nid, new.room_nid)
             move_public(txn, old.room_nid, new.room_nid)
 
         try:
-            return await self._replacements.replace(old_id, version, self._new_id(version), drafts, endings, move)
-        except _ReplacedMeanwhile as other:
-            return other.new
+            return await self._replacements.replace(
+                old_id, version, self._new_id(version), drafts, endings, move, find_earlier
+            )
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
+
+    async def _find_or_make_beside(
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+    ) -> RoomSnapshot:
+        alone = await self._find_beside(caller.user_id, old, version)
+        return alone if alone is not None else await self._make_beside(caller, old, version, creators)
 
     async def _find_beside(self, user_id: UserID, old: RoomSnapshot, version: RoomVersion) -> RoomSnapshot | None:
         """As `_find_earlier`, for a shadow-banned account."""
@@ -249,7 +245,7 @@ class RoomUpgrade:
             reason = events[row.event_nid].event.content.get("reason") if row.event_nid in events else None
             if isinstance(reason, str):
                 content["reason"] = reason
-            drafts.append(Draft("m.room.member", user_id, content, row.user_id))
+            drafts.append(Draft("m.room.member", user_id, content, row.user_id, unless_same=True))
         return drafts
 
     async def _moved_aliases(self, caller: Requester, old: RoomSnapshot) -> list[str]:
@@ -291,7 +287,8 @@ class RoomUpgrade:
             ):
                 continue
             content = {**link.event.content, "via": [self._identity.server_name]}
-            await self._try(room_id, [Draft(type, user_id, content, new_id), Draft(type, user_id, {}, old_id)])
+            moved = {new_id: content, old_id: {}}
+            await self._try(room_id, [Draft(type, user_id, each, key, unless_same=True) for key, each in moved.items()])
 
     async def _try(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
         if not drafts:

@@ -121,6 +121,25 @@ def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
     assert not is_redacted(alice, room, elsewhere)
 
 
+def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(server: TestServer, alice: User, room: str) -> None:
+    aaron = server.register("aaron")
+    bob = server.register("bobby")
+    for user in (aaron, bob):
+        invite(alice, room, user)
+        join(user, room)
+    message, other = say(aaron, room, "root"), say(aaron, room, "other")
+    for target in (message, other):
+        ok(redact(aaron, room, target, with_rel_types=["*"]))
+        ok(redact(alice, room, target, with_rel_types=["*"]))
+    late = relate(bob, room, message, "m.thread")
+    alice.server.clock.advance(1)
+    assert is_redacted(alice, room, late)
+    leave(aaron, room)
+    later = relate(bob, room, other, "m.thread")
+    alice.server.clock.advance(1)
+    assert is_redacted(alice, room, later)
+
+
 def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) -> None:
     message = say(bob, room, "root")
     ok(redact(bob, room, message, with_rel_types=["*"]))

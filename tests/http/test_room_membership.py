@@ -20,6 +20,7 @@ from tests.helpers.talk import (
     ok,
     put_event,
     put_state,
+    redact,
     refused,
     room_path,
     say,
@@ -321,11 +322,27 @@ def test_rooms_may_be_forgotten_when_they_are_left(tmp_path: Path, sqlite_databa
             set_state(bob, room_id, "m.room.member", {"membership": "leave"}, bob.user_id)
         case _:
             ok(membership(alice, room_id, way, bob))
+    server.clock.advance(0)
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
     # another device still hears that the room is gone, once
     heard = ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id in heard["rooms"]["leave"]
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
+
+
+async def test_rooms_that_were_left_before_a_start_are_forgotten_then(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, preset="public_chat") for _ in range(3)]
+    for room_id in rooms:
+        join(bob, room_id)
+    leave(bob, rooms[0])
+    ok(membership(alice, rooms[1], "ban", bob))
+    later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
+    later.app.people.resume_forgetting()
+    there = User(later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    answers = [there.get(room_path(room_id, "messages", dir="b")).status for room_id in rooms]
+    assert answers == [403, 403, 200]
 
 
 def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -> None:
@@ -347,6 +364,24 @@ def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -
     set_state(alice, open_room, "m.room.guest_access", {"guest_access": "forbidden"})
     assert member(alice, open_room, guest)["membership"] == "leave"
     assert member(alice, open_room, alice)["membership"] == "join"
+
+
+def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    guest, others = register_guest(server), [register_guest(server) for _ in range(2)]
+    rooms = [create(alice, preset="public_chat") for _ in range(3)]
+    for room_id in rooms:
+        access = ok(put_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"}))["event_id"]
+        join(guest, room_id)
+        if room_id != rooms[1]:
+            ok(redact(alice, room_id, access))
+    join(others[0], rooms[1])
+    server.app.start_jobs()
+    server.clock.advance(60)
+    assert [member(alice, room_id, guest)["membership"] for room_id in rooms] == ["leave", "join", "leave"]
+    assert member(alice, rooms[1], others[0])["membership"] == "join"
+    assert ok(guest.get(f"{V3}/joined_rooms"))["joined_rooms"] == [rooms[1]]
 
 
 def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:

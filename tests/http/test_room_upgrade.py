@@ -1,12 +1,13 @@
 """Upgrading rooms: what moves to the new one, what is left in the old one. spec: client-server-api#room-upgrades"""
 
+from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from twisted.internet.defer import Deferred
 
-from federation.protocol.ids import RoomID
+from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
@@ -28,6 +29,7 @@ from tests.helpers.talk import (
     set_state,
     whole_state,
 )
+from tests.helpers.turns import Turns
 
 
 @pytest.fixture
@@ -266,21 +268,22 @@ def test_a_repeated_request_finds_the_room_that_there_is(alice: User) -> None:
     assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == again
 
 
-def test_requests_that_come_at_once_are_one_upgrade(alice: User) -> None:
+def test_requests_at_the_same_time_make_one_room(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
+) -> None:
+    turns = Turns()
+    alice = TestServer(tmp_path, turns.open(database_config)).register("alice")
     old = old_room(alice, preset="public_chat", room_alias_name="tea")
-    path, body = room_path(old, "upgrade"), {"new_version": "12"}
-    before: Deferred[None] = Deferred()
-
-    async def wait() -> None:
-        await before
-
-    Deferred.fromCoroutine(alice.server.app.rooms.engine.in_turn(RoomID(old), wait))
-    waiting = [alice.start("POST", path, body) for _ in range(3)]
-    before.callback(None)
-
-    (new,) = {ok(each.answer)["replacement_room"] for each in waiting}
+    space = create_space(alice)
+    add_child(alice, space, old)
+    turns.begin(Random(1))
+    asked = [alice.start("POST", room_path(old, "upgrade"), {"new_version": "12"}) for _ in range(3)]
+    turns.end()
+    (new,) = {ok(each.answer)["replacement_room"] for each in asked}
     assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == new
-    assert sorted(ok(alice.get(f"{V3}/joined_rooms"))["joined_rooms"]) == sorted([old, new])
+    assert ok(alice.get(f"{V3}/directory/room/{quote('#tea:example.org')}"))["room_id"] == new
+    assert rooms_below(alice, space) == [space, new]
+    assert set(ok(alice.get(f"{V3}/joined_rooms"))["joined_rooms"]) == {old, space, new}
 
 
 def settings_of(user: User, room: str) -> tuple[Any, Any]:

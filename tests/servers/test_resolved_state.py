@@ -278,3 +278,24 @@ def test_lists_filter_by_a_name_that_was_taken_back_without_an_event(town: Town)
     assert (shown("tea"), shown("coffee")) == (set(), {town.room_id})
     town.meet()
     assert (shown("tea"), shown("coffee")) == ({town.room_id}, set())
+
+
+def test_members_at_a_token_are_those_of_the_resolved_state(town: Town) -> None:
+    """Clients that load members lazily ask for all of them at the token of their latest /sync."""
+    path = f"/_matrix/client/v3/rooms/{town.room_id}/members"
+    before = sync(town.alice)["next_batch"]
+    town.part()
+    town.act(town.carol, "join")
+    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "new"})
+    town.pass_time()
+    say(town.dave, town.room_id, "from the other side")
+    town.meet()
+    now = sync(town.alice)["next_batch"]
+
+    def members(at: str) -> set[str]:
+        events = town.alice.get(f"{path}?membership=join&at={at}").json["chunk"]
+        return {event["state_key"] for event in events}
+
+    everybody = {str(user.user_id) for user in (town.alice, town.bob, town.carol, town.dave)}
+    assert members(now) == everybody
+    assert members(before) == everybody - {town.carol.user_id}

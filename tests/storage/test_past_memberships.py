@@ -62,16 +62,12 @@ async def test_what_is_told_again_changes_nothing(database: Database, membership
 
 
 @pytest.mark.parametrize("membership", ["invite", "knock", "join"])
-async def test_only_what_was_left_is_forgotten(database: Database, membership: str) -> None:
-    """Somebody may be invited again while they forget the room."""
+async def test_who_came_back_meanwhile_has_not_forgotten_the_room(database: Database, membership: str) -> None:
     store = MembershipStore(database)
-    for number, present in enumerate(["join", "leave", membership], 1):
-        effect = StateEffect(NewMembership(ALICE, present, ALICE, True, None, None))
-        await database.write("become", apply_effects, ROOM, [(number, 10 * number, effect)])
-
+    for nid, each in enumerate(("join", "leave", membership), 1):
+        effect = StateEffect(NewMembership(ALICE, each, ALICE, True, None, None))
+        await database.write("become", apply_effects, ROOM, [(nid, nid, effect)])
     await store.set_forgotten(ROOM, ALICE)
-    await store.set_all_forgotten(ALICE)
-
     row = await store.get_membership(ROOM, ALICE)
     assert row is not None
     assert (row.membership, row.forgotten) == (membership, False)
