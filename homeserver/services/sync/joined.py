@@ -187,7 +187,8 @@ class JoinedRooms:
         found: list[tuple[RoomWork, Entries]] = []
         for work in works:
             if work.own.membership != "join" and work.stayed_until is None:
-                work.limited, work.whole_state = False, False  # who was never in the room is told of no state
+                work.limited, work.whole_state = False, False
+                work.state = own_state_after(request, work)
                 continue
             nid = work.room.room_nid
             entries = await self._find_state(request, work, former.get(nid), ends[nid], sent, newly_sent)
@@ -458,6 +459,15 @@ def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
     if work.stayed_until is None or work.stayed_until == work.own.position or is_outside(work.own):
         return {}
     return {StateKey(MEMBER, work.own.user_id): work.own.event_nid}
+
+
+def own_state_after(request: SyncRequest, work: RoomWork) -> list[StoredEvent]:
+    """Who was never in a room is told of no state but their own membership: that where they do not take it from the timeline."""
+    wanted, key = request.filter.room.state, StateKey(MEMBER, work.own.user_id)
+    if not request.state_after or not wanted.allows_room(work.room.room_id):
+        return []
+    own = [each.event for each in work.shown if each.event.event.state_key is not None and each.event.event.key == key]
+    return [event for event in own[-1:] if wanted.allows_event(event.event)]
 
 
 def told_after_leaving(
