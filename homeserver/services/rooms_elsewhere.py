@@ -114,9 +114,14 @@ class RoomsElsewhere:
         that are made at the same time would fork the room.
         """
         done: Deferred[None] = Deferred()
+
+        def go_on(_: None) -> None:
+            if not done.called:
+                done.callback(None)
+
         inviting = Deferred.fromCoroutine(self._invite_by_turns(caller, room_id, targets, content))
         inviting.addErrback(lambda failure: self._log.failure("invites to a new room failed", failure))
-        inviting.addCallback(lambda _: done.called or done.callback(None))
+        inviting.addCallback(go_on)
         await done.addTimeout(INVITING_SECONDS, self._clock, lambda _failure, _seconds: None)
 
     async def _invite_by_turns(
