@@ -15,7 +15,7 @@ from secrets import token_urlsafe
 import msgspec
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.errors import Forbidden
 from federation.protocol.event_auth import auth_keys, check_auth
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import (
@@ -138,7 +138,8 @@ class Chain:
         event = await self._sign(draft, [state[key] for key in sorted(keys) if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
-            raise NotFound("This room has not been created")
+            # nor is this server: it knows no more than that somebody was invited
+            raise Forbidden("You are not in this room")
         check_auth(event, state, create=create)
         if draft.check is not None:
             for built in self.built:

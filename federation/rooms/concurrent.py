@@ -1,10 +1,12 @@
-"""The same work for many things, some of them at once."""
+"""The same work for many things, some of them at once; work for which nobody waits for long."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -36,3 +38,17 @@ async def map_at_once(work: Callable[[A], Awaitable[T]], items: Iterable[A], at_
     except FirstError as error:
         error.subFailure.raiseException()
     return [results[at] for at in range(len(results))]
+
+
+async def wait_at_most(
+    work: Coroutine[Any, Any, None], seconds: float, clock: IReactorTime, note_failure: Callable[[Failure], None]
+) -> None:
+    """Return once the work is done, or that time is up: then it goes on. Whatever it raises is only noted."""
+    done: Deferred[None] = Deferred()
+
+    def go_on(_: None) -> None:
+        if not done.called:
+            done.callback(None)
+
+    Deferred.fromCoroutine(work).addErrback(note_failure).addCallback(go_on)
+    await done.addTimeout(seconds, clock, lambda _failure, _seconds: None)

@@ -154,7 +154,7 @@ class PeopleParts:
             info_uri=info_uri,
         )
         self.first_rooms = FirstRooms(
-            database, accounts.store, rooms.room_memberships, config.registration.auto_join_rooms
+            database, accounts.store, rooms.room_memberships, config.registration.auto_join_rooms, clock
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)

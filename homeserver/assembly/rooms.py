@@ -438,6 +438,7 @@ class RoomParts:
                 self.permissions,
                 parts.presence,
                 RoomRecencyStore(database),
+                self.invited,
             ),
             streams,
             self.notifier,

@@ -1,33 +1,46 @@
 """The rooms that every new account joins.
 
 That an account is to come into them is noted in the write that makes it, and taken away when it has been tried: after a
-restart those that are left are tried again. A room that does not let somebody in is told to the operator, not to them.
+restart those that are left are tried again. A room that does not let somebody in is told to the operator, not to them; nor does one
+of servers that do not answer keep them waiting for their account.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
+from federation.rooms.concurrent import wait_at_most
 from homeserver.services.room_memberships import RoomMemberships
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.transaction import WriteTransaction
+
+WELCOMING_SECONDS: Final = 10
+"""How long a new account waits for its rooms."""
 
 
 class FirstRooms:
     """Lets new accounts into rooms. What `Registration` asks of `Newcomers`."""
 
     def __init__(
-        self, database: Database, accounts: AccountStore, memberships: RoomMemberships, rooms: Sequence[str]
+        self,
+        database: Database,
+        accounts: AccountStore,
+        memberships: RoomMemberships,
+        rooms: Sequence[str],
+        clock: IReactorTime,
     ) -> None:
         """`rooms`: aliases or ids."""
         self._database = database
         self._accounts = accounts
         self._memberships = memberships
         self._rooms = rooms
+        self._clock = clock
         self._log = Logger()
 
     def note(self, txn: WriteTransaction, user_id: UserID) -> None:
@@ -35,7 +48,15 @@ class FirstRooms:
         self._accounts.add_arriving_account(txn, user_id)
 
     async def welcome(self, user_id: UserID) -> None:
-        """Let the account join the rooms."""
+        """Let the account join the rooms; what takes long is done afterwards."""
+        await wait_at_most(
+            self._join_all(user_id),
+            WELCOMING_SECONDS,
+            self._clock,
+            lambda failure: self._log.failure("{user_id} could not join the first rooms", failure, user_id=user_id),
+        )
+
+    async def _join_all(self, user_id: UserID) -> None:
         caller = Requester(user_id, None, 0, rate_limited=False)
         for room in self._rooms:
             try:
@@ -53,4 +74,4 @@ class FirstRooms:
     async def resume(self) -> None:
         """After a start: let accounts join that had not yet when the server stopped."""
         for user_id in await self._accounts.get_arriving_accounts():
-            await self.welcome(UserID(user_id))
+            await self._join_all(UserID(user_id))

@@ -32,6 +32,7 @@ from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.room_reading import Reader, RoomReading
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events, typing_event, visible_receipts
@@ -76,6 +77,7 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     permissions: InvitePermissions
     presence: PresenceReader
     recency: RoomRecencyStore
+    invited: InvitedRooms
 
 
 class OldSync:
@@ -112,9 +114,10 @@ class OldSync:
                 size += len(bytes(answer["state"]))
                 answers.append(answer)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
-                invite = (await self._parts.events.get_events([row.event_nid]))[row.event_nid]
-                shown = present_plainly(invite, with_room_id=True)
-                answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
+                invite = await self._parts.invited.find_own(rooms[row.room_nid], row)
+                if invite is not None:
+                    shown = present_plainly(invite, with_room_id=True)
+                    answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
             "presence": await self._presence(caller, None, now),

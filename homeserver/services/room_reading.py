@@ -301,8 +301,8 @@ class RoomReading:
         return await self.find_reader(user_id, room_id)
 
     async def _see_page(
-        self, caller: Requester, reader: Reader, page: Sequence[tuple[Place, int]], wanted: RoomEventFilter, room: int
-    ) -> tuple[list[Seen], Sequence[tuple[Place, int]], int]:
+        self, caller: Requester, reader: Reader, page: list[tuple[Place, int]], wanted: RoomEventFilter, room: int
+    ) -> tuple[list[Seen], list[tuple[Place, int]], int]:
         """Of a page what `see` gives, as far as there is room for it, in bytes of events; that part of the page; the room that is left."""
         shown: list[Seen] = []
         for begin in range(0, len(page), EVENTS_AT_ONCE):

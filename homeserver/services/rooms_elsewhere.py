@@ -6,13 +6,13 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, MatrixError, NotFound, RemoteError
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
+from federation.rooms.concurrent import wait_at_most
 from federation.rooms.memberships import Memberships
 from federation.rooms.servers import RoomServers, longest_in
 from homeserver.http.rate_limits import RateLimiter
@@ -113,11 +113,12 @@ class RoomsElsewhere:
         for long, who would think that there is no room, and make another: what is left is done afterwards. It is done by turns: invites
         that are made at the same time would fork the room.
         """
-        done: Deferred[None] = Deferred()
-        inviting = Deferred.fromCoroutine(self._invite_by_turns(caller, room_id, targets, content))
-        inviting.addErrback(lambda failure: self._log.failure("invites to a new room failed", failure))
-        inviting.addCallback(lambda _: done.called or done.callback(None))
-        await done.addTimeout(INVITING_SECONDS, self._clock, lambda _failure, _seconds: None)
+        await wait_at_most(
+            self._invite_by_turns(caller, room_id, targets, content),
+            INVITING_SECONDS,
+            self._clock,
+            lambda failure: self._log.failure("invites to a new room failed", failure),
+        )
 
     async def _invite_by_turns(
         self, caller: Requester, room_id: RoomID, targets: Sequence[UserID], content: Mapping[str, Any]

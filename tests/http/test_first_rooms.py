@@ -7,6 +7,8 @@ import pytest
 from homeserver.services.first_rooms import FirstRooms
 from storage.accounts import AccountStore
 from storage.database import Database
+from tests.helpers.handshakes import NORTH, SOUTH
+from tests.helpers.network import Fate, Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import V3, create, ok
@@ -54,6 +56,26 @@ async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(s
     carol = server.register("carol")
     ok(carol.post(f"{V3}/rooms/{everyone}/leave"))
     await database.write("stopped", accounts.add_arriving_account, carol.user_id)
-    await FirstRooms(database, accounts, server.app.rooms.room_memberships, [everyone]).resume()
+    await FirstRooms(database, accounts, server.app.rooms.room_memberships, [everyone], server.clock).resume()
     assert rooms_of(carol) == {everyone}
     assert await accounts.get_arriving_accounts() == []
+
+
+def test_servers_that_do_not_answer_keep_nobody_waiting_for_an_account(network: Network) -> None:
+    alice = network.add(NORTH).register("alice")
+    square = create(alice, preset="public_chat", room_alias_name="square")
+    south = network.add(
+        SOUTH,
+        f"enable_registration: true\nenable_registration_without_verification: true\n"
+        f'auto_join_rooms: ["#hall:gone.example", "#square:{NORTH}"]\n',
+    )
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    body = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+
+    making = south.client.start("POST", f"{V3}/register", json=body)
+    network.clock.advance(15)
+
+    bob = User(south, ok(making.answer))
+    assert rooms_of(bob) == set()
+    network.clock.advance(30)
+    assert rooms_of(bob) == {square}

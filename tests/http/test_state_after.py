@@ -1,8 +1,14 @@
 """/sync with the state after the timeline, under the name by which the client asked for it."""
 
+import json
+from urllib.parse import quote
+
 import pytest
 
-from tests.helpers.server import TestServer
+from tests.helpers.handshakes import NORTH, SOUTH
+from tests.helpers.network import Network
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import create, invite, leave
 
 
 @pytest.mark.parametrize(
@@ -22,3 +28,36 @@ def test_the_name_of_the_section(server: TestServer, query: str, section: str) -
     assert [name for name in room if "state" in name] == [section]
     named = [event for event in room[section]["events"] if event["type"] == "m.room.name"]
     assert bool(named) == (section != "state"), "the name is in the timeline, so not in the state before it"
+
+
+def own_departures(user: User, room_id: str, since: str, state: object = None) -> list[object]:
+    """What is in the state after the timeline of a room that the user has turned down."""
+    filter_ = quote(json.dumps({"room": {"state": state or {}}}))
+    answer = user.get(f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}").json
+    (told,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
+    events = answer["rooms"]["leave"][room_id]["state_after"]["events"]
+    assert all(event["event_id"] == told["event_id"] for event in events)
+    return [(event["state_key"], event["content"]["membership"]) for event in events]
+
+
+def turn_down(alice: User, bob: User) -> tuple[str, str]:
+    """Bob is invited, and does not come; the room, and a token of before he said so."""
+    room_id = create(alice, name="Choyxona")
+    invite(alice, room_id, bob)
+    since = bob.get("/_matrix/client/v3/sync").json["next_batch"]
+    leave(bob, room_id)
+    return room_id, since
+
+
+def test_who_turns_an_invite_down_has_left(server: TestServer) -> None:
+    bob = server.register("bob")
+    room_id, since = turn_down(server.register("alice"), bob)
+    assert own_departures(bob, room_id, since) == [(bob.user_id, "leave")]
+    assert own_departures(bob, room_id, since, {"types": ["m.room.name"]}) == []
+
+
+def test_who_turns_an_invite_of_another_server_down_has_left(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room_id, since = turn_down(alice, bob)
+    assert own_departures(bob, room_id, since) == [(bob.user_id, "leave")]
+    assert own_departures(bob, room_id, since, {"not_types": ["m.room.member"]}) == []

@@ -2,6 +2,7 @@
 
 import pytest
 
+from homeserver.services.sync import joined as joined_rooms
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, ids, keys, sync, sync_path, token
 
@@ -44,6 +45,37 @@ def test_an_initial_sync_has_state_up_to_the_timeline_and_the_timeline(server: T
     assert whole["timeline"]["limited"] is False
     assert whole["state"]["events"] == []
     assert whole["timeline"]["events"][0]["type"] == "m.room.create"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_timelines_that_are_too_large_together_are_short(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    monkeypatch.setattr(joined_rooms, "EVENTS_AT_ONCE", 10)
+    monkeypatch.setattr(joined_rooms, "LARGEST_TIMELINES", 5000)
+    alice, bob = server.register("alice"), server.register("bob")
+    all_rooms = [rooms.create(alice, bob, topic="old") for _ in range(5)]
+    since = None if begins else token(alice)
+    said = {room: [f"{number} {'x' * 500}" for number in range(8)] for room in all_rooms}
+    for room in all_rooms:
+        rooms.state(alice, room, "org.example.kind", {"kind": room})
+        for text in said[room]:
+            rooms.say(bob, room, text)
+
+    told = sync(alice, since, filter=limit(50))["rooms"]["join"]
+
+    assert told.keys() == set(all_rooms)
+    short = [room for room in all_rooms if len(bodies(told[room])) == 1]
+    assert 1 < len(short) < 5
+    for room in all_rooms:
+        timeline = told[room]["timeline"]
+        assert timeline["limited"] is (room in short)
+        assert bodies(told[room]) == said[room][-1 if room in short else 0 :]
+        told_state = [event for event in told[room]["state"]["events"] + timeline["events"] if "state_key" in event]
+        assert ("org.example.kind", "") in keys(told_state)
+        if room in short:
+            before = messages(alice, room, dir="b", limit=7, **{"from": timeline["prev_batch"]})
+            assert [event["content"]["body"] for event in before["chunk"]] == said[room][-2::-1]
 
 
 def test_an_incremental_sync_has_what_is_new_and_no_state(server: TestServer) -> None:

@@ -7,7 +7,22 @@ import pytest
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, knock_via, members, rooms_in_sync
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok, refused, room_path, set_state
+from tests.helpers.talk import (
+    V3,
+    create,
+    get_state,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    put_event,
+    put_state,
+    redact,
+    refused,
+    room_path,
+    set_state,
+)
 
 VERSIONS = ("1", "6", "10", "11", "12")
 BLOCKED = {"default_action": "block"}
@@ -55,6 +70,32 @@ def test_a_server_that_the_room_denies_invites_nobody_into_it(network: Network) 
     assert "ACL" in answer.json["error"]
     assert dora.user_id not in members(bob, room_id)
     assert room_id not in rooms_in_sync(dora, "invite")
+
+
+def test_an_invite_is_in_the_first_answer_of_before_sync(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+
+    (room,) = ok(bob.get(f"{V3}/initialSync"))["rooms"]
+
+    assert (room["room_id"], room["membership"]) == (room_id, "invite")
+    event = room["invite"]
+    assert (event["type"], event["sender"], event["state_key"]) == ("m.room.member", alice.user_id, bob.user_id)
+    assert event["content"]["membership"] == "invite"
+
+
+def test_who_is_invited_says_nothing_in_the_room(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+
+    for answer in (
+        put_event(bob, room_id, "m.room.message", {"msgtype": "m.text", "body": "salom"}),
+        put_state(bob, room_id, "m.room.name", {"name": "tea"}),
+        redact(bob, room_id, "$nothing"),
+    ):
+        assert refused(answer) == (403, "M_FORBIDDEN")
 
 
 def test_an_invite_wakes_who_is_invited(network: Network) -> None:

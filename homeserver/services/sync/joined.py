@@ -9,7 +9,7 @@ was taken back), they are told their own membership and nothing else.
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -53,6 +53,10 @@ _leaves_state: Final = attrgetter("leaves_state")
 _resolved: Final = attrgetter("resolved")
 _shown: Final = attrgetter("shown")
 _state: Final = attrgetter("state")
+EVENTS_AT_ONCE: Final = 1000
+"""So many events of timelines are read before it is asked how large they are."""
+LARGEST_TIMELINES: Final = 16 << 20
+"""In bytes of events that were looked at: rooms beyond it have their newest event alone, and are `limited`."""
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -183,7 +187,8 @@ class JoinedRooms:
         found: list[tuple[RoomWork, Entries]] = []
         for work in works:
             if work.own.membership != "join" and work.stayed_until is None:
-                work.limited, work.whole_state = False, False  # who was never in the room is told of no state
+                work.limited, work.whole_state = False, False
+                work.state = own_state_after(request, work)
                 continue
             nid = work.room.room_nid
             entries = await self._find_state(request, work, former.get(nid), ends[nid], sent, newly_sent)
@@ -253,6 +258,24 @@ class JoinedRooms:
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
         )
+        size = 0
+        for portion in portions_of(works, stretches):
+            found = {work.room.room_nid: stretches[work.room.room_nid] for work in portion}
+            if size > LARGEST_TIMELINES:
+                found = {nid: _newest_of(stretch) for nid, stretch in found.items()}
+            await self._fill_portion(request, portion, found, wanted, limit, ignored)
+            size += sum([len(event.client_prefix) for work in portion for event in work.arrived])
+
+    async def _fill_portion(
+        self,
+        request: SyncRequest,
+        works: Sequence[RoomWork],
+        stretches: Mapping[int, Stretch],
+        wanted: RoomEventFilter,
+        limit: int,
+        ignored: Set[str],
+    ) -> None:
+        """Read the events of these rooms, and find their timelines."""
         events = await self._events.get_events(map(_event_nid, chain.from_iterable(map(_arrivals, stretches.values()))))
         for work in works:
             stretch = stretches[work.room.room_nid]
@@ -392,6 +415,23 @@ class JoinedRooms:
         return entries
 
 
+def portions_of(works: Sequence[RoomWork], stretches: Mapping[int, Stretch]) -> Iterator[Sequence[RoomWork]]:
+    """The rooms in portions of as many events as are read at once; one as a rule."""
+    begin = events = 0
+    for at, work in enumerate(works):
+        of_room = len(stretches[work.room.room_nid].arrivals)
+        if begin < at and events + of_room > EVENTS_AT_ONCE:
+            yield works[begin:at]
+            begin, events = at, 0
+        events += of_room
+    yield works[begin:]
+
+
+def _newest_of(stretch: Stretch) -> Stretch:
+    """The newest event alone."""
+    return Stretch(stretch.arrivals[-1:], stretch.limited or len(stretch.arrivals) > 1)
+
+
 def _has_more_than_messages(work: RoomWork, kept: Set[Member] | None) -> bool:
     """Whether state or summary of the room may be others than the client has; `kept`: the members that it keeps, if it
     loads them as it needs them. Mostly a room has messages alone, in a stretch without a gap."""
@@ -419,6 +459,15 @@ def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
     if work.stayed_until is None or work.stayed_until == work.own.position or is_outside(work.own):
         return {}
     return {StateKey(MEMBER, work.own.user_id): work.own.event_nid}
+
+
+def own_state_after(request: SyncRequest, work: RoomWork) -> list[StoredEvent]:
+    """Who was never in a room is told of no state but their own membership: that where they do not take it from the timeline."""
+    wanted, key = request.filter.room.state, StateKey(MEMBER, work.own.user_id)
+    if not request.state_after or not wanted.allows_room(work.room.room_id):
+        return []
+    own = [each.event for each in work.shown if each.event.event.state_key is not None and each.event.event.key == key]
+    return [event for event in own[-1:] if wanted.allows_event(event.event)]
 
 
 def told_after_leaving(

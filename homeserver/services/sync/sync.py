@@ -36,7 +36,7 @@ from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.answer import frame, has_news, joined_section
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
-from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.joined import JoinedRooms, RoomWork, own_state_after
 from homeserver.services.sync.messages import MessagesAlone
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.recounts import Recounts
@@ -288,7 +288,7 @@ class Sync:
                 outside.append(row)
         token = replace(token, typed=self._note_typing(request, joined, token.typed))
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
-        await self._fill_departures(left)
+        await self._fill_departures(request, left)
         own = await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         for work in joined:
@@ -309,12 +309,13 @@ class Sync:
             section[rooms[row.room_nid].room_id] = {f"{row.membership}_state": {"events": stripped}}
         return token, sections
 
-    async def _fill_departures(self, left: Sequence[RoomWork]) -> None:
+    async def _fill_departures(self, request: SyncRequest, left: Sequence[RoomWork]) -> None:
         """The leaving of rooms that this server is not in: an invite was declined, or a knock taken back."""
         for work in left:
             if is_outside(work.own):
                 event = await self._parts.invited.find_own(work.room, work.own)
                 work.shown = [] if event is None else [Seen(event, work.own.membership)]
+                work.state = own_state_after(request, work)
 
     async def _fill_sticky(
         self, request: SyncRequest, span: Range, joined: Sequence[RoomWork], ignored: Set[str]
