@@ -234,13 +234,12 @@ def _select_page(
     direction: Direction,
     limit: int,
 ) -> list[tuple[Place, int]]:
-    # what is added to the columns keeps databases from looking for children among all threads: they are to go by the parent
+    # the plus keeps databases from looking for children among all threads of the room: they are to go by the parent
     conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
     for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
         if value is not None:
             conditions += f" AND r.{column} = ?"
             args.append(value)
-    of_children = conditions.replace("r.rel_type =", "r.rel_type || '' =")
     backwards = direction is Direction.BACKWARDS
     bounds, order = ("(depth, event_nid) <= (?, ?)", "DESC") if backwards else ("(depth, event_nid) > (?, ?)", "ASC")
     places = [start.depth, start.event_nid]
@@ -251,12 +250,12 @@ def _select_page(
     if wanted.levels == 1:
         sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
         rows = txn.query(sql, (target, *args, *places, limit))
-    else:
+    else:  # CROSS JOIN has SQLite go from parents to children, too
         rows = txn.query(
             "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
             f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
-            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f"
-            f" JOIN relations AS r ON r.target = f.event_id WHERE f.level < ? AND {of_children})"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS JOIN relations AS r"
+            f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
             (target, *args, wanted.levels, *args, *places, limit),
         )

@@ -37,10 +37,12 @@ async def test_children_are_found_by_their_parent(
         plans.extend(str(row) for row in query(txn, f"{asked} {sql}", args))
         return query(txn, sql, args)
 
-    await database.write("add", add_relations, [child(nid, "$0", "m.thread") for nid in range(1, 20)])
+    rows = [child(nid, f"$0{nid % 50 or ''}", "m.thread") for nid in range(1, 2001)]
+    await database.write("add", add_relations, rows)
+    await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
     monkeypatch.setattr(Transaction, "query", explain)
     page = await RelationStore(database).get_page(1, "$0", wanted, END, None, Direction.BACKWARDS, 3)
-    assert page == [(Place(nid, nid), nid) for nid in (19, 18, 17)]
+    assert page == [(Place(nid, nid), nid) for nid in (2000, 1950, 1900)]
     assert plans
     assert not [plan for plan in plans if "relations_by_thread" in plan]
 
