@@ -1,14 +1,11 @@
 """Pages of an event's children: what they are, and that they cost no more in a room with many other threads."""
 
-from typing import Any
-
 import pytest
 
 from storage.database import Database
-from storage.engine import Row
 from storage.relations import Relation, RelationRow, RelationStore, Wanted, add_relations
 from storage.timelines import START, Direction, Place
-from storage.transaction import Transaction
+from tests.helpers.plans import note_plans
 
 END = Place(2**53, 2**53)
 EVERYTHING = Wanted()
@@ -29,18 +26,10 @@ async def test_children_are_found_by_their_parent(
     database: Database, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
 ) -> None:
     """And not among all that was said in the threads of the room, once for each child."""
-    plans: list[str] = []
-    query = Transaction.query
-
-    def explain(txn: Transaction, sql: str, args: Any = ()) -> list[Row]:
-        asked = "EXPLAIN QUERY PLAN" if database.engine.name == "sqlite" else "EXPLAIN"
-        plans.extend(str(row) for row in query(txn, f"{asked} {sql}", args))
-        return query(txn, sql, args)
-
     rows = [child(nid, f"$0{nid % 50 or ''}", "m.thread") for nid in range(1, 2001)]
     await database.write("add", add_relations, rows)
     await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
-    monkeypatch.setattr(Transaction, "query", explain)
+    plans = note_plans(database, monkeypatch)
     page = await RelationStore(database).get_page(1, "$0", wanted, END, None, Direction.BACKWARDS, 3)
     assert page == [(Place(nid, nid), nid) for nid in (2000, 1950, 1900)]
     assert plans
