@@ -33,6 +33,8 @@ from storage.transaction import POSITION, LastChange, Transaction, WriteTransact
 
 CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
 """Keys, by one write: as many as one statement takes."""
+MOST_IDENTITY_BYTES: Final = 1 << 20
+"""Of the identity keys of all devices of a user: several hundred have less. All who share a room with them fetch these."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -92,6 +94,10 @@ class NoSuchDevice(Exception):
     """The device has gone: its request was on its way."""
 
 
+class TooManyIdentityKeys(Exception):
+    """The user's devices would have more bytes of identity keys than those of somebody may have."""
+
+
 class DeviceKeyStore:
     """The tables of keys of devices."""
 
@@ -147,13 +153,15 @@ class DeviceKeyStore:
         remembered_from_ts: int,
     ) -> KeyCounts:
         """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
-        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, or that of
-        `add_keys` besides. Raises NoSuchDevice, KeyExists.
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, another for
+        new identity keys, and that of `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
         standing = _select_standing(txn, user_id, device_id)
         if keys.identity is not None and keys.identity != standing.identity:
+            if _count_identity_bytes(txn, user_id, device_id) + len(keys.identity) > MOST_IDENTITY_BYTES:
+                raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
         added: dict[str, int] = {}
         if keys.one_time:
@@ -215,6 +223,13 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     one_time = {algorithm: int(count) for algorithm, count, used in rows if algorithm is not None and used is None}
     fallback = {algorithm: not used for algorithm, _, used in rows if used is not None}
     return _counts(one_time, {}, fallback), position
+
+
+def _count_identity_bytes(txn: Transaction, user_id: str, besides: str) -> int:
+    """Of the user's devices but that one."""
+    sql = "SELECT coalesce(sum(length(keys)), 0) FROM device_keys WHERE user_id = ? AND device_id <> ?"
+    ((size,),) = txn.query(sql, (user_id, besides))
+    return int(size)
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:

@@ -26,7 +26,17 @@ from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
 from storage.cross_signing import KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft, NewKeys, NoSuchDevice
+from storage.device_keys import (
+    MOST_IDENTITY_BYTES,
+    DeviceKeysRow,
+    DeviceKeyStore,
+    KeyCounts,
+    KeysClaimed,
+    KeysLeft,
+    NewKeys,
+    NoSuchDevice,
+    TooManyIdentityKeys,
+)
 from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
@@ -151,6 +161,10 @@ class DeviceKeys:
             counts = self._keys.put_keys(txn, user_id, device_id, keys, self._now_ms() - REMEMBERED_MS)
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
+        except TooManyIdentityKeys:
+            raise InvalidParam(
+                f"The keys of all your devices may have {MOST_IDENTITY_BYTES} bytes: sign out of some that you use no more"
+            ) from None
         except KeyExists as error:
             raise InvalidParam(f"The device has another key named {error}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
