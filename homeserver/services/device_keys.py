@@ -166,7 +166,9 @@ class DeviceKeys:
                 f"The keys of all your devices may have {MOST_IDENTITY_BYTES} bytes: sign out of some that you use no more"
             ) from None
         except KeyExists as error:
-            raise InvalidParam(f"The device has another key named {error}") from None
+            # matrix-rust-sdk reads these words: its client has lost keys, and tells its user
+            old, new = error.old.decode(), error.new.decode()
+            raise InvalidParam(f"One time key {error} already exists. Old key: {old}; new key: {new}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
         if len(counts.one_time) > MOST_ALGORITHMS:
