@@ -18,8 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
-from federation.protocol.canonical_json import encode_canonical, encode_checked
-from federation.protocol.device_keys import MAX_KEY_NAME, parse_identity_keys
+from federation.protocol.canonical_json import check_depth, encode_canonical, encode_checked
+from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
@@ -259,6 +259,8 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
         encode = encode_checked
     except msgspec.ValidationError:
         encode = encode_canonical
+        for key in keys.values():
+            check_depth(key, MAX_KEY_DEPTH)
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")

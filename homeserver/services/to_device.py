@@ -19,7 +19,7 @@ from federation.protocol.ids import ServerName, UserID, domain_of, is_server_nam
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.known_devices import DevicesOfUsers
-from homeserver.services.message_contents import check_contents
+from homeserver.services.message_contents import check_contents, nests_too_deeply
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
@@ -136,8 +136,8 @@ class ToDevice:
             self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large is left out. Raises
-        InvalidParam.
+        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or nests too deeply, is
+        left out. Raises InvalidParam.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -149,7 +149,11 @@ class ToDevice:
             raise InvalidParam("The sender is no user of the server")
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
-        local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
+        local = {
+            user_id: {device_id: content for device_id, content in devices.items() if not nests_too_deeply(content)}
+            for user_id, devices in message.messages.items()
+            if self._identity.is_local(user_id)
+        }
         encoded = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
         once = dict(zip(encoded, encoded, strict=True))  # what is the same is kept once
         sent = [once[content] for content in encoded]
