@@ -4,7 +4,7 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any, Final, cast
 
@@ -22,7 +22,7 @@ from homeserver.services.known_devices import DevicesOfUsers
 from homeserver.services.message_contents import check_contents, nests_too_deeply
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction, select_response
 from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
@@ -115,8 +115,10 @@ class ToDevice:
         largest = LARGEST_MESSAGE - len(opening) - 1
         prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
-        if outgoing:
-            await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
+        if outgoing and (strangers := await self._strangers(caller.user_id, {*map(ServerName, outgoing[0])})):
+            if await self._database.read_quickly("get_sent_response", select_response, sent) is not None:
+                return  # it was counted then
+            self._count_strangers(caller, len(strangers))
 
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
             add_transaction(txn, sent, None, ANSWER, now)
@@ -178,14 +180,18 @@ class ToDevice:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
-    async def _check_strangers(self, caller: Requester, servers: set[ServerName]) -> None:
-        """Count those with which the sender shares no room. Raises InvalidParam, LimitExceeded."""
-        strangers = await self._servers.not_shared(caller.user_id, servers)
+    async def _strangers(self, user_id: UserID, servers: set[ServerName]) -> Collection[ServerName]:
+        """Those with which the sender shares no room. Raises InvalidParam."""
+        strangers = await self._servers.not_shared(user_id, servers)
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
-        if strangers and caller.rate_limited:
+        return strangers
+
+    def _count_strangers(self, caller: Requester, strangers: int) -> None:
+        """Raises LimitExceeded."""
+        if caller.rate_limited:
             self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
-            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=len(strangers))
+            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=strangers)
 
     def _for_others(
         self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
