@@ -175,7 +175,7 @@ class Limits:
     rc_threads: RateLimit = limit(5, 50, "Pages of the threads of a room, which one user reads.")
     rc_timestamp_to_event: RateLimit = limit(2, 20, "Questions of one user for the event nearest to a time.")
     rc_receipts: RateLimit = limit(10, 300, "Receipts and read markers of one user.")
-    rc_account_data: RateLimit = limit(10, 300, "Account data, tags and filters that one user sets.")
+    rc_account_data: RateLimit = limit(10, 300, "Account data, tags, filters and push rules that one user sets.")
     rc_aliases: RateLimit = limit(1, 30, "Aliases of rooms, and places in the room directory, that one user changes.")
     rc_typing: RateLimit = limit(5, 50, "Typing notices of one user.")
     rc_forget: RateLimit = limit(5, 100, "Rooms that one user forgets.")

@@ -200,6 +200,19 @@ def test_what_a_user_may_do_so_often(
     assert statuses == [200, 200, 429]
 
 
+def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_account_data: {per_second: 0.1, burst_count: 4}\n")
+    alice = server.register("alice")
+    rule = "/_matrix/client/v3/pushrules/global/content/tea"
+    changes: list[tuple[str, str, dict[str, object]]] = [
+        ("PUT", rule, {"actions": ["notify"], "pattern": "tea"}),
+        ("PUT", f"{rule}/enabled", {"enabled": False}),
+        ("PUT", f"{rule}/actions", {"actions": []}),
+        ("DELETE", rule, {}),
+    ]
+    assert [alice.start(*change).answer.status for change in (*changes, changes[0])] == [200] * 4 + [429]
+
+
 def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(tmp_path: Path, sqlite_database: Database) -> None:
     limits = "rc_memberships: {per_second: 0.1, burst_count: 1}\nrc_message: {per_second: 0.1, burst_count: 1}\n"
     server = TestServer(tmp_path, sqlite_database, limits)
