@@ -162,6 +162,11 @@ class Limits:
         20000,
         "One-time keys of encryption that one user claims. What a request claims beyond what there is room for, the next one waits for.",
     )
+    rc_device_changes: RateLimit = limit(
+        0.2,
+        100,
+        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names.",
+    )
     rc_to_device_strangers: RateLimit = limit(
         0.01,
         100,

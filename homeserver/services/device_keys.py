@@ -20,10 +20,11 @@ from msgspec.structs import replace
 from federation.own_devices import present_key, signatures_by_target, with_signatures
 from federation.protocol.canonical_json import check_depth, encode_canonical, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
-from federation.protocol.endpoint import Requester
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
+from homeserver.http.rate_limits import RateLimiter
 from storage.cross_signing import KeySignature
 from storage.database import Database
 from storage.device_keys import (
@@ -125,6 +126,7 @@ class DeviceKeys:
         self,
         database: Database,
         keys: DeviceKeyStore,
+        limiter: RateLimiter,
         now_ms: Callable[[], int],
         *,
         capacity: int,
@@ -139,12 +141,13 @@ class DeviceKeys:
         database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
+        self._limiter = limiter
         self._now_ms = now_ms
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
         """Publish keys of the caller's device; how many one-time keys it has by algorithm.
 
-        Raises InvalidParam, BadJson; UnknownToken where the device has gone meanwhile: nobody shall encrypt for it.
+        Raises InvalidParam, BadJson, LimitExceeded; UnknownToken where the device has gone meanwhile: nobody shall encrypt for it.
         """
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
@@ -152,6 +155,8 @@ class DeviceKeys:
         keys = parse_upload(user_id, device_id, upload)
         if keys.is_empty:
             return (await self.get_counts(user_id, device_id)).one_time
+        if keys.identity is not None and caller.rate_limited:  # it is sent where it is another one, or was not answered
+            self._limiter.check(Limit.DEVICE_CHANGE, user_id)
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
         return with_zero(counts).one_time
 
