@@ -11,7 +11,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from federation.protocol.canonical_json import check_depth, encode_canonical
+from federation.protocol.canonical_json import check_readable, encode_canonical
 from federation.protocol.device_keys import (
     MAX_KEY_DEPTH,
     PublicKey,
@@ -167,7 +167,7 @@ def _encode(key: object) -> bytes | None:
     if not isinstance(key, str | dict):
         return None
     try:
-        check_depth(key, MAX_KEY_DEPTH)
+        check_readable(key, MAX_KEY_DEPTH)
         encoded = encode_canonical(key)
     except MatrixError:
         return None

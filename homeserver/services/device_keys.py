@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
-from federation.protocol.canonical_json import check_depth, encode_canonical, encode_checked
+from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
@@ -265,7 +265,7 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
     except msgspec.ValidationError:
         encode = encode_canonical
         for key in keys.values():
-            check_depth(key, MAX_KEY_DEPTH)
+            check_readable(key, MAX_KEY_DEPTH)
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")

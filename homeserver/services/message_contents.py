@@ -4,7 +4,8 @@ it is for, for ever.
 To make objects of the contents, and bytes of those again, costs more than anything else that a message to many devices takes. While a body
 is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8 nor that numbers are such as can be kept. Both
 are seen here of all contents at once, on the side of caution: what is not plainly well is read and written anew. Nor does msgspec mind how
-deep they nest, until our own stack ends; but then other servers could not read what they get, nor could some clients.
+deep they nest, until our own stack ends; but then other servers could not read what they get, nor could some clients, and so it is with
+integers of hundreds of digits.
 `tests/http/test_message_contents.py` holds what is let through against reading it.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.canonical_json import check_depth
+from federation.protocol.canonical_json import check_readable
 from federation.protocol.errors import BadJson
 from federation.protocol.events import MAX_EVENT_DEPTH
 from homeserver.http.parameters import json_decoder
@@ -51,10 +52,10 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
     return [anew[content] for content in found]
 
 
-def nests_too_deeply(content: Mapping[str, Any]) -> bool:
+def is_unreadable(content: Mapping[str, Any]) -> bool:
     """Whether a content that another server sent is none that we would let through."""
     try:
-        check_depth(content, MAX_EVENT_DEPTH)
+        check_readable(content, MAX_EVENT_DEPTH)
     except BadJson:
         return True
     return False
@@ -71,5 +72,5 @@ def _is_plain(content: bytes) -> bool:
 def _write_anew(content: bytes) -> bytes:
     """What was read of it. Raises BadJson, NotJson."""
     value = _read(content)
-    check_depth(value, MAX_EVENT_DEPTH)
+    check_readable(value, MAX_EVENT_DEPTH)
     return msgspec.json.encode(value)

@@ -19,7 +19,7 @@ from federation.protocol.ids import ServerName, UserID, domain_of, is_server_nam
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.known_devices import DevicesOfUsers
-from homeserver.services.message_contents import check_contents, nests_too_deeply
+from homeserver.services.message_contents import check_contents, is_unreadable
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction, select_response
@@ -138,8 +138,8 @@ class ToDevice:
             self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or nests too deeply, is
-        left out. Raises InvalidParam.
+        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
+        read, is left out. Raises InvalidParam.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -152,7 +152,7 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = {
-            user_id: {device_id: content for device_id, content in devices.items() if not nests_too_deeply(content)}
+            user_id: {device_id: content for device_id, content in devices.items() if not is_unreadable(content)}
             for user_id, devices in message.messages.items()
             if self._identity.is_local(user_id)
         }

@@ -1,4 +1,4 @@
-"""What a user nests ever deeper reaches no other server, which would refuse all that stands beside it.
+"""What a user nests ever deeper, and numbers without end, reach no other server, which would refuse all that stands beside them.
 
 A transaction is read as a whole: who could put into it what its reader refuses would end all talk between two servers.
 """
@@ -47,6 +47,8 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
         assert {send(room.alice, levels, recipient, deep(levels)) for levels in too_deep} == {400}
         in_a_list = b'{"a":' + b"[" * MAX_EVENT_DEPTH + b"]" * MAX_EVENT_DEPTH + b"}"
         assert send(room.alice, 1001, recipient, in_a_list) == 400
+        for number, digits in enumerate((310, 4000), 1010):  # to who reads numbers as doubles it is none
+            assert send(room.alice, number, recipient, b'{"a":[{"b":%b}]}' % (b"9" * digits)) == 400
         assert send(room.alice, 1002, recipient, b'{"n":2}') == 200
         network.settle()
         assert numbers(recipient, since) == [None, 2]
@@ -56,7 +58,7 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
     other = {"n": 1}
-    for number, content in enumerate((nested(MAX_EVENT_DEPTH + 1), nested(MAX_EVENT_DEPTH), other)):
+    for number, content in enumerate((nested(MAX_EVENT_DEPTH + 1), {"a": 10**400}, nested(MAX_EVENT_DEPTH), other)):
         message = {
             "sender": room.alice.user_id,
             "type": "org.example.number",
@@ -77,10 +79,13 @@ async def test_keys_that_other_servers_could_not_read_are_refused(network: Netwo
     since = sync(room.bob)["next_batch"]
     most = {"org.example": nested(MAX_KEY_DEPTH - 1)}
     further = {"org.example": nested(MAX_KEY_DEPTH)}
+    endless = {"org.example": 10**400}
     _, identity = identity_keys(room.alice, 3)
     _, master = cross_signing_key(room.alice, "master", 4)
     for path, body in (
         ("keys/upload", {"device_keys": identity | further}),
+        ("keys/upload", {"device_keys": identity | endless}),
+        ("keys/upload", {"one_time_keys": {"signed_curve25519:deep": {"key": "deep", **endless}}}),
         ("keys/upload", {"one_time_keys": {"signed_curve25519:deep": {"key": "deep", **further}}}),
         ("keys/upload", {"fallback_keys": {"signed_curve25519:deep": {"key": "deep", **further}}}),
         ("keys/device_signing/upload", {"master_key": master | further}),
