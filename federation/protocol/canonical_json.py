@@ -23,6 +23,9 @@ from federation.protocol.errors import BadJson, NotJson
 MAX_DEPTH: Final = 256
 """How deep objects and arrays may nest, in what we read and in what we sign."""
 
+LONGEST_INTEGER_BITS: Final = 1023
+"""Integers of more are infinite as doubles, or nearly so."""
+
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 """Integers beyond ± this are no canonical JSON. spec: appendices#canonical-json"""
 
@@ -78,6 +81,22 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
         if not level:
             return
     raise BadJson("The JSON is nested too deep")
+
+
+def check_readable(value: object, limit: int = MAX_DEPTH) -> None:
+    """Raises `BadJson` for what not everybody reads whom it reaches: more than `limit` levels, and integers that no double holds, at which
+    some give up the whole text."""
+    check_depth(value, limit)
+    items: list[Any] = [value]
+    extend = items.extend
+    for item in items:
+        kind = type(item)
+        if kind is dict:
+            extend(item.values())
+        elif kind is list:
+            extend(item)
+        elif kind is int and item.bit_length() > LONGEST_INTEGER_BITS:
+            raise BadJson("An integer is out of range")
 
 
 def check_strict(value: object) -> None:
