@@ -87,14 +87,18 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
 
 def check_text_depth(text: bytes, limit: int = MAX_DEPTH) -> None:
     """As `check_depth`, of a text that is known to be JSON."""
-    # with fewer opening brackets than levels allowed it cannot be too deep; most are let off with their length, or a count
-    if len(text) <= 2 * limit or text.count(b"{") + text.count(b"[") <= limit:
+    if len(text) <= 2 * limit or count_openings(text) <= limit:
         return
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # a quote is now the begin or the end of a string
     outside = b"".join(text.translate(_STEPS, _NEITHER).split(b'"')[::2])
     if max(accumulate(memoryview(outside).cast("b")), default=0) > limit:
         raise BadJson("The JSON is nested too deep")
+
+
+def count_openings(text: bytes) -> int:
+    """How many opening brackets there are, in strings too: JSON nests no deeper. To take them out is much faster than to count them."""
+    return len(text) - len(text.replace(b"{", b"").replace(b"[", b""))
 
 
 def check_strict(value: object) -> None:

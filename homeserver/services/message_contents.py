@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.canonical_json import MAX_SENT_DEPTH
+from federation.protocol.canonical_json import MAX_SENT_DEPTH, count_openings
 from federation.protocol.errors import BadJson
 from homeserver.http.parameters import json_decoder
 
@@ -57,6 +57,5 @@ def _is_plain(contents: bytes) -> bool:
     return contents.isascii() and b"[" not in contents and _UNUSUAL.search(contents) is None
 
 
-def _is_shallow(plain: bytes) -> bool:
-    """Where there are so few opening brackets. To take them out is much faster than to count them."""
-    return len(plain) - len(plain.replace(b"{", b"")) <= MAX_SENT_DEPTH
+def _is_shallow(content: bytes) -> bool:
+    return count_openings(content) <= MAX_SENT_DEPTH
