@@ -13,7 +13,9 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec import inspect as kinds
 
+from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
@@ -21,6 +23,16 @@ from homeserver.http.identifiers import IDENTIFIERS, TextParser
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
 REMEMBERED: Final = 512
+_FLAT: Final = (
+    kinds.StrType,
+    kinds.IntType,
+    kinds.FloatType,
+    kinds.BoolType,
+    kinds.NoneType,
+    kinds.LiteralType,
+    kinds.RawType,
+)
+"""Among the types of msgspec: what is in them does not nest, or is not read."""
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
@@ -164,7 +176,8 @@ def bind(declaration: Endpoint) -> Binding:
         elif name == "body":
             takes_file = hint is BinaryIO
             may_be_empty = parameter.default is not inspect.Parameter.empty
-            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty)
+            max_depth = MAX_DEPTH if declaration.auth is Auth.SERVER else MAX_SENT_DEPTH
+            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty, max_depth)
         else:
             default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
             described = _describe(where, name, hint, default)
@@ -291,23 +304,25 @@ def _choice(choices: Mapping[str, object]) -> TextParser:
     return parse
 
 
-def _body_decoder(where: str, hint: Any, may_be_empty: bool) -> Callable[[bytes], object]:
+def _body_decoder(where: str, hint: Any, may_be_empty: bool, max_depth: int) -> Callable[[bytes], object]:
     if hint is bytes:
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
     if is_struct or hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-        return json_decoder(hint, may_be_empty=may_be_empty)
+        return json_decoder(hint, may_be_empty=may_be_empty, max_depth=max_depth)
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def json_decoder(hint: Any, *, may_be_empty: bool) -> Callable[[bytes], Any]:
+def json_decoder(hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEPTH) -> Callable[[bytes], Any]:
     """What makes a body of that type of bytes. It raises BadJson, NotJson.
 
     `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`.
+    `max_depth`: how deep it may nest. What is skipped over, into a Raw within the body, has to be looked at by who reads it.
     """
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
     decoder = msgspec.json.Decoder(dict if is_raw else hint)
+    may_be_deep = _takes_any(kinds.type_info(decoder.type))
 
     def decode(body: bytes) -> object:
         if not body:
@@ -319,11 +334,30 @@ def json_decoder(hint: Any, *, may_be_empty: bool) -> Callable[[bytes], Any]:
         except msgspec.ValidationError as error:
             raise BadJson(str(error)) from None
         except RecursionError:
-            raise BadJson("The JSON is nested too deeply") from None
+            raise BadJson("The JSON is nested too deep") from None
         except UnicodeDecodeError:
             raise NotJson("The body is not valid UTF-8") from None
         except ValueError as error:
             raise NotJson(f"The body is not valid JSON: {error}") from None
+        if may_be_deep:
+            check_text_depth(body, max_depth)
         return msgspec.Raw(body) if is_raw else decoded
 
     return decode
+
+
+def _takes_any(kind: kinds.Type, within: tuple[type, ...] = ()) -> bool:
+    """Whether values of that type can nest at will: they have room for any value, or for one of their own type."""
+    match kind:
+        case kinds.AnyType():
+            return True
+        case kinds.StructType():
+            inner = (*within, kind.cls)
+            return kind.cls in within or any(_takes_any(field.type, inner) for field in kind.fields)
+        case kinds.DictType():
+            return _takes_any(kind.value_type, within)
+        case kinds.UnionType():
+            return any(_takes_any(each, within) for each in kind.types)
+        case kinds.ListType() | kinds.VarTupleType():
+            return _takes_any(kind.item_type, within)
+    return not isinstance(kind, _FLAT)

@@ -2,10 +2,9 @@
 it is for, for ever.
 
 To make objects of the contents, and bytes of those again, costs more than anything else that a message to many devices takes. While a body
-is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8 nor that numbers are such as can be kept. Both
-are seen here of all contents at once, on the side of caution: what is not plainly well is read and written anew. Nor does msgspec mind how
-deep they nest, until our own stack ends; but then other servers could not read what they get, nor could some clients, and so it is with
-integers of hundreds of digits.
+is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8, nor that numbers are such as can be kept, nor
+how deep they nest. This is seen here, mostly of all contents at once, on the side of caution: what is not plainly well is read and written
+anew. What nests deeper than is sent, and integers of hundreds of digits, other servers could not read, nor could some clients.
 `tests/http/test_message_contents.py` holds what is let through against reading it.
 """
 
@@ -15,9 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.canonical_json import check_readable
+from federation.protocol.canonical_json import MAX_SENT_DEPTH, check_readable, count_openings
 from federation.protocol.errors import BadJson
-from federation.protocol.events import MAX_EVENT_DEPTH
 from homeserver.http.parameters import json_decoder
 
 _UNUSUAL: Final = re.compile(rb":[- \t\r\n]*+[0-9.](?:[0-9.]{17}|[0-9.]*[eE])")
@@ -46,31 +44,33 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
         found.append(kept)
     if [content[0] for content in unlike].count(_OBJECT) < len(unlike):
         raise BadJson("The content of a message has to be an object")
-    if _is_plain(b"".join(unlike)) and max([content.count(b"{") for content in unlike], default=0) <= MAX_EVENT_DEPTH:
+    if _is_plain(b"".join(unlike)) and all(map(_is_shallow, unlike)):
         return found
-    anew = {content: content if _is_well(content) else _write_anew(content) for content in unlike}
+    anew = {
+        content: content if _is_plain(content) and _is_shallow(content) else _write_anew(content) for content in unlike
+    }
     return [anew[content] for content in found]
 
 
 def is_unreadable(content: Mapping[str, Any]) -> bool:
     """Whether a content that another server sent is none that we would let through."""
     try:
-        check_readable(content, MAX_EVENT_DEPTH)
+        check_readable(content, MAX_SENT_DEPTH)
     except BadJson:
         return True
     return False
 
 
-def _is_well(content: bytes) -> bool:
-    return _is_plain(content) and content.count(b"{") <= MAX_EVENT_DEPTH
+def _is_plain(contents: bytes) -> bool:
+    return contents.isascii() and b"[" not in contents and _UNUSUAL.search(contents) is None
 
 
-def _is_plain(content: bytes) -> bool:
-    return content.isascii() and b"[" not in content and _UNUSUAL.search(content) is None
+def _is_shallow(content: bytes) -> bool:
+    return count_openings(content) <= MAX_SENT_DEPTH
 
 
 def _write_anew(content: bytes) -> bytes:
     """What was read of it. Raises BadJson, NotJson."""
     value = _read(content)
-    check_readable(value, MAX_EVENT_DEPTH)
+    check_readable(value, MAX_SENT_DEPTH)
     return msgspec.json.encode(value)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID
 from homeserver.http.guard import Guard
@@ -186,6 +187,22 @@ def test_deep_nesting_does_no_harm(client: Client) -> None:
         for path in ("object", "raw"):
             answer = client.request("POST", "/_matrix/client/v3/" + path, body=body)
             assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+@pytest.mark.parametrize("path", ["object", "raw"])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"}]\\"":', b"}")])
+def test_how_deep_a_body_may_nest_is_the_same_with_each_python(
+    client: Client, path: str, opening: bytes, closing: bytes
+) -> None:
+    for depth, status in ((MAX_SENT_DEPTH, 200), (MAX_SENT_DEPTH + 1, 400), (900, 400)):
+        body = b'{"a":%b0%b}' % (opening * (depth - 1), closing * (depth - 1))
+        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == status, depth
+
+
+def test_a_body_may_be_wide(client: Client) -> None:
+    body = b'{"a":[%b]}' % b",".join([b'{"b":["{"]}'] * 1000)
+    for path in ("object", "raw"):
+        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == 200
 
 
 def test_a_wrong_shape_is_told_where(client: Client) -> None:

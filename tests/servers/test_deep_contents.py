@@ -5,8 +5,8 @@ A transaction is read as a whole: who could put into it what its reader refuses 
 
 from typing import Any
 
+from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.device_keys import MAX_KEY_DEPTH
-from federation.protocol.events import MAX_EVENT_DEPTH
 from tests.helpers.federated import SOUTH, set_state, shared
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -42,10 +42,10 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
     carol = room.alice.server.register("carol")
     for recipient in (room.bob, carol):
         since = sync(recipient)["next_batch"]
-        assert send(room.alice, 1, recipient, deep(MAX_EVENT_DEPTH)) == 200
-        too_deep = range(MAX_EVENT_DEPTH + 1, 1000)
+        assert send(room.alice, 1, recipient, deep(MAX_SENT_DEPTH)) == 200
+        too_deep = range(MAX_SENT_DEPTH + 1, 1000)
         assert {send(room.alice, levels, recipient, deep(levels)) for levels in too_deep} == {400}
-        in_a_list = b'{"a":' + b"[" * MAX_EVENT_DEPTH + b"]" * MAX_EVENT_DEPTH + b"}"
+        in_a_list = b'{"a":' + b"[" * MAX_SENT_DEPTH + b"]" * MAX_SENT_DEPTH + b"}"
         assert send(room.alice, 1001, recipient, in_a_list) == 400
         for number, digits in enumerate((310, 4000), 1010):  # to who reads numbers as doubles it is none
             assert send(room.alice, number, recipient, b'{"a":[{"b":%b}]}' % (b"9" * digits)) == 400
@@ -58,7 +58,7 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
     other = {"n": 1}
-    for number, content in enumerate((nested(MAX_EVENT_DEPTH + 1), {"a": 10**400}, nested(MAX_EVENT_DEPTH), other)):
+    for number, content in enumerate((nested(MAX_SENT_DEPTH + 1), {"a": 10**400}, nested(MAX_SENT_DEPTH), other)):
         message = {
             "sender": room.alice.user_id,
             "type": "org.example.number",
