@@ -95,10 +95,6 @@ class NewMessages(msgspec.Struct, frozen=True, gc=False):
         """The position of the last of them."""
         return self.first + len(self.contents) - 1
 
-    def at(self, index: int) -> DeviceMessage:
-        """One of them."""
-        return DeviceMessage(self.first + index, as_event(self.opening, self.contents[index]))
-
 
 class DevicesGone(msgspec.Struct, frozen=True, gc=False):
     """What a change of the topic DEVICES_GONE tells: devices of the user went, and what waited for them with them."""

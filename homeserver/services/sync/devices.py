@@ -7,8 +7,10 @@ after a first answer, the rest waits at later positions.
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -27,6 +29,7 @@ from storage.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 NO_KEYS: Final = KeyCounts({}, ())
 MESSAGES_AN_ANSWER: Final = 100
 DEVICES_REMEMBERED: Final = 50_000
+_position: Final = itemgetter(0)
 
 
 class DeviceNews(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +57,11 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
 
 def _contents(messages: Iterable[DeviceMessage]) -> list[msgspec.Raw]:
     return [msgspec.Raw(message.content) for message in messages]
+
+
+def _count_upto(found: Sequence[Found], position: int) -> int:
+    """How many of them are at or before that position."""
+    return bisect_right(found, position, key=_position) if found else 0
 
 
 class Waiting(NamedTuple):
@@ -109,9 +117,8 @@ class DeviceNewsReader:
                 messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
             self._note_clean(key, arrived)
         else:
-            await self._remove(key, known, arrived)
-            new = [found for found in known if arrived < found[0] <= span.upto]
-            messages = read(new[:limit])
+            has = await self._remove(key, known, arrived)
+            messages = read(known[has : min(has + limit, _count_upto(known, span.upto))])
         if not messages:
             self._note_clean(key, span.upto)
             return Waiting((), span.upto)
@@ -167,9 +174,9 @@ class DeviceNewsReader:
             self._note_clean(key, position)
         return DeviceNews(counts=await self._keys.get_counts(*key))
 
-    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> None:
-        """The device has those of the messages up to that position."""
-        has = sum([position <= arrived for position, _, _ in known])
+    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> int:
+        """The device has those of the messages up to that position; how many these are."""
+        has = _count_upto(known, arrived)
         if has:
             if has <= REMOVED_AT_ONCE:
                 await self._to_device.remove_few_messages(*key, known[0][0], arrived)
@@ -177,6 +184,7 @@ class DeviceNewsReader:
                 await self._to_device.remove_messages(*key, arrived)
             self._messages.forget(key, arrived)
             self._note_clean(key, arrived)
+        return has
 
     def _note_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
         self._clean[key] = position
