@@ -83,22 +83,21 @@ class SameHeaders:
         known = self._head
         if known is None:
             return None
-        before, at = self._before, self._length_at
         begin = data.find(b"\r\n") + 2
-        if not data.startswith(before, begin):
+        if not data.startswith(self._before, begin):
             return None
-        end = begin + len(before)
-        length, lines, last = 0, known.lines, known.last
-        if at >= 0:
+        end = begin + len(self._before)
+        if self._length_at < 0:
+            length, lines, last = 0, known.lines, known.last
+        else:
             digits = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
-            after = self._after
-            if not digits.isdigit() or not data.startswith(after, end + len(digits)):
+            if not digits.isdigit() or not data.startswith(self._after, end + len(digits)):
                 return None
-            end += len(digits) + len(after)
-            length = int(digits)
+            end += len(digits) + len(self._after)
+            length, lines, last = int(digits), known.lines, known.last
             if digits != last[_LENGTH]:
                 lines = [*lines]
-                lines[at] = (_LENGTH, digits)
+                lines[self._length_at] = (_LENGTH, digits)
                 last = {**last, _LENGTH: digits}
         if len(data) - end > length or end > most:
             return None

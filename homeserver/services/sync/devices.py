@@ -47,7 +47,7 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     def to_json(self) -> dict[str, Any]:
         """As members of the answer."""
         return {
-            "to_device": {"events": _contents(self.messages) if self.messages else ()},
+            "to_device": {"events": _as_list(self.messages) if self.messages else ()},
             "device_lists": self.lists,
             "device_one_time_keys_count": self.counts.one_time,
             "device_unused_fallback_key_types": self.counts.unused_fallback,
@@ -55,8 +55,9 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-def _contents(messages: Iterable[DeviceMessage]) -> list[msgspec.Raw]:
-    return [msgspec.Raw(message.content) for message in messages]
+def _as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
+    """The events, encoded as one list."""
+    return msgspec.Raw(b"[%b]" % b",".join([message.content for message in messages]))
 
 
 def _count_upto(found: Sequence[Found], position: int) -> int:
