@@ -41,7 +41,9 @@ def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
             if selectable is not None:  # else what was done for another has removed it
                 try:
                     reactor._doReadOrWrite(selectable, descriptor, event)
-                except Exception:  # it failed in hearing that its connection is lost: others have their turn all the same
+                except (
+                    Exception
+                ):  # it failed in hearing that its connection is lost: others have their turn all the same
                     log.failure("A connection could not be told that it is lost")
         if reactor.threadCallQueue or reactor._newTimedCalls or reactor._justStopped or not reactor._started:
             return

@@ -139,7 +139,7 @@ class _News:
         return self.of_readers.setdefault(user_id, (set(), set()))
 
     def messages_of(self, user_id: str, beside: Topic | None) -> Set[int] | None:
-        """The rooms with messages, if nothing else happened of which the user may have to be told, but for what is of a topic; else None."""
+        """The rooms with messages, if nothing else happened of which the user may have to be told, but of that topic; else None."""
         if self.has_more or user_id in self.of_readers:
             return None
         for topic, users in self.users.items():
