@@ -110,6 +110,16 @@ def test_query_parameters_have_their_types(client: Client) -> None:
     }
 
 
+def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
+    """What was read of it is kept: for one endpoint alone, and no mistake is."""
+    for _ in range(3):
+        answer = client.request("GET", SEARCH + "&limit=5&server=a")
+        assert (answer.json["needed"], answer.json["limit"], answer.json["server"]) == ("x", 5, ["a"])
+        assert client.request("GET", STATE + "?needed=x&limit=5&server=a").json == ["!r:example.org"]
+        assert client.request("GET", SEARCH + "&limit=many").status == 400
+        assert client.request("GET", "/_matrix/client/v3/search?limit=5").errcode == "M_MISSING_PARAM"
+
+
 def test_query_parameters_have_their_defaults(client: Client) -> None:
     answer = client.request("GET", SEARCH).json
     assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (10, False, [], None)
