@@ -460,6 +460,8 @@ class PostgresEngine:
             "bytea_output": "hex",
             "standard_conforming_strings": "on",
             "jit": "off",
+            # one plan for all arguments: the statements are written for that, since SQLite knows no other
+            "plan_cache_mode": "force_generic_plan",
             **settings,
         }
         parameters: dict[str, str | int] = {
