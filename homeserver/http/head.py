@@ -1,10 +1,12 @@
 """What comes of a request before its body."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
 NOTHING: Final[Sequence[bytes]] = ()
 
 
@@ -29,3 +31,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         if len(self.last) == len(self.lines):  # none came twice
             return (value,)
         return [value for each, value in self.lines if each == name]
+
+
+def without_server(uri: bytes) -> bytes:
+    """Path and query where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2); else what is given."""
+    whole = WHOLE_ADDRESS.match(uri)
+    if whole is None:
+        return uri
+    rest = uri[whole.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
