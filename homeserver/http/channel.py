@@ -281,17 +281,15 @@ class MatrixChannel(Connection):
         parser = self._parser
         if self._refused or parser is None:
             return
-        uri, lines, fed = self._uri, self._lines, self._head_bytes
+        uri, lines, size = self._uri, self._lines, self._head_bytes
         self._in_head = False
         self._head_bytes = self._body_bytes = 0
-        size = fed
         if not 0 < size <= self._max_header_bytes:  # it came with what is before or after it
             size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
-        if not uri.startswith(b"/"):
-            uri = without_server(uri)
+        uri = uri if uri.startswith(b"/") else without_server(uri)
         is_path = uri.startswith(b"/") or uri == b"*"
         if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())

@@ -34,7 +34,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
 
 
 def without_server(uri: bytes) -> bytes:
-    """Path and query where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2); else what is given."""
+    """Path and query where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2); else what it is."""
     whole = WHOLE_ADDRESS.match(uri)
     if whole is None:
         return uri
