@@ -60,7 +60,9 @@ class SignedRequests:
         origin = signatures[0].origin
         try:
             content = _check_json(body) if body else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except RecursionError:
+            content = msgspec.Raw(body)  # signed as it stands; who reads it sees what of it can be read
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotJson from error
         key_ids = [each.key_id for each in signatures]
         keys = await self._keyring.get_keys_of_caller(origin, key_ids, self._now_ms(), address)

@@ -5,6 +5,9 @@ A transaction is read as a whole: who could put into it what its reader refuses 
 
 from typing import Any
 
+import msgspec
+import pytest
+
 from federation.protocol.device_keys import MAX_KEY_DEPTH
 from federation.protocol.events import MAX_EVENT_DEPTH
 from tests.helpers.federated import SOUTH, set_state, shared
@@ -52,6 +55,24 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
         assert send(room.alice, 1002, recipient, b'{"n":2}') == 200
         network.settle()
         assert numbers(recipient, since) == [None, 2]
+
+
+@pytest.mark.parametrize("levels", [880, 900, 920, 940, 1000, 10_000])
+async def test_what_other_servers_nest_too_deeply_takes_nothing_along(network: Network, levels: int) -> None:
+    """Where our stack ends is no limit of theirs, and they would send it for ever."""
+    room = await shared(network)
+    since = sync(room.bob)["next_batch"]
+
+    def edu(content: bytes, message_id: str) -> msgspec.Raw:
+        messages = b'{"%b":{"%b":%b}}' % (room.bob.user_id.encode(), room.bob.device_id.encode(), content)
+        return msgspec.Raw(
+            b'{"content":{"message_id":"%b","messages":%b,"sender":"%b","type":"org.example.number"},'
+            b'"edu_type":"m.direct_to_device"}' % (message_id.encode(), messages, room.alice.user_id.encode())
+        )
+
+    edus = [edu(b'{"n":1}', "m1"), edu(deep(levels), "m2"), edu(b'{"n":3}', "m3")]
+    await room.north.push(SOUTH, [msgspec.Raw(deep(levels))], edus)
+    assert numbers(room.bob, since) == [1, 3]
 
 
 async def test_messages_from_other_servers_that_no_client_could_read_are_left_out(network: Network) -> None:
