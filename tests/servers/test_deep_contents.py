@@ -10,6 +10,7 @@ import pytest
 
 from federation.protocol.device_keys import MAX_KEY_DEPTH
 from federation.protocol.events import MAX_EVENT_DEPTH
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import SOUTH, set_state, shared
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -88,6 +89,33 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
         }
         await room.north.push(SOUTH, [], [{"edu_type": "m.direct_to_device", "content": message}])
     assert numbers(room.bob, since) == [None, 1]
+
+
+@pytest.mark.parametrize("levels", [MAX_KEY_DEPTH, 950, 10_000])
+async def test_a_key_that_nests_too_deeply_takes_no_others_along(network: Network, levels: int) -> None:
+    """Another server may let its users publish such."""
+    room = await shared(network)
+    network.start_sending()
+    dave = room.bob.server.register("dave")
+    for user, seed in ((room.bob, 2), (dave, 3)):
+        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("a"))
+
+    def deepen(_: WireRequest, answer: WireAnswer) -> WireAnswer:
+        at = answer.body.find(dave.device_id.encode() + b'":{')
+        if at < 0:
+            return answer
+        at = answer.body.index(b"{", at) + 1
+        body = answer.body[:at] + b'"x":' + deep(levels) + b"," + answer.body[at:]
+        return WireAnswer(answer.status, answer.headers, body)
+
+    network.forge(SOUTH, deepen)
+    found = query(room.alice, dave, room.bob)
+    assert found["failures"] == {}
+    assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {room.bob.user_id}
+    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
+    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json
+    assert answer["failures"] == {}
+    assert list(answer["one_time_keys"]) == [room.bob.user_id]
 
 
 async def test_keys_that_other_servers_could_not_read_are_refused(network: Network) -> None:
