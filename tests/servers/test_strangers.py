@@ -77,7 +77,7 @@ async def test_names_of_devices_do_not_make_an_edu_too_long_for_a_server(network
     """It would refuse the transaction, and all that comes after it."""
     room = await shared(network)
     store = OutgoingToDeviceStore(room.north.server.app.database)
-    many = {f"{number:0>250}": {} for number in range(4000)}
+    many: dict[str, object] = {f"{number:0>250}": {} for number in range(4000)}
     assert send(room.alice, 1, {room.bob.user_id: {**many, "D" * 1_000_000: {}}}).status == 200
     messages = await store.get_messages(SOUTH, 100)
     assert len(messages) == 5
