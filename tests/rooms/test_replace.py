@@ -44,10 +44,16 @@ def nothing_else(_txn: WriteTransaction, _old: RoomRow, _new: RoomRow) -> None:
     """No more than the events."""
 
 
+async def no_other(_old: RoomSnapshot) -> RoomSnapshot | None:
+    return None
+
+
 async def test_what_is_not_allowed_of_the_endings_is_left_out(database: Database) -> None:
     parts = RoomParts(database)
     old_id = await parts.create()
-    new = await replacements(parts).replace(old_id, DEFAULT_ROOM_VERSION, None, beginning, ending, nothing_else)
+    new = await replacements(parts).replace(
+        old_id, DEFAULT_ROOM_VERSION, None, beginning, ending, nothing_else, no_other
+    )
     for reader in (parts, RoomParts(database)):
         old = await reader.engine.get_snapshot(old_id)
         found = await old.state.load([TOMBSTONE, StateKey("m.room.name", "")])
@@ -71,7 +77,9 @@ async def test_a_room_that_moves_meanwhile_is_replaced_as_it_is_then(database: D
             await other.send(old_id, ALICE, "quick")
         return await ending(old, new_id)
 
-    new = await replacements(parts).replace(old_id, DEFAULT_ROOM_VERSION, None, beginning, interrupted, nothing_else)
+    new = await replacements(parts).replace(
+        old_id, DEFAULT_ROOM_VERSION, None, beginning, interrupted, nothing_else, no_other
+    )
     assert len(attempts) == 2
     assert new.room_id == attempts[1]
     old = await parts.engine.get_snapshot(old_id)
@@ -93,6 +101,32 @@ async def test_who_may_not_end_the_old_room_makes_no_new_one(database: Database)
         return [Draft(TOMBSTONE.type, BOB, {"body": "", "replacement_room": new_id}, "")]
 
     with pytest.raises(Forbidden):
-        await replacements(parts).replace(old_id, DEFAULT_ROOM_VERSION, None, beginning, not_theirs, nothing_else)
+        await replacements(parts).replace(
+            old_id, DEFAULT_ROOM_VERSION, None, beginning, not_theirs, nothing_else, no_other
+        )
     assert not await RoomStore(database).get_rooms(created)
     assert (await parts.send(old_id, ALICE, "goes on")).in_timeline
+
+
+async def test_a_room_that_another_node_replaces_meanwhile_has_one_successor(database: Database) -> None:
+    parts, other = RoomParts(database), RoomParts(database)
+    old_id = await parts.create()
+    theirs: list[RoomSnapshot] = []
+
+    async def interrupted(old: RoomSnapshot, new_id: RoomID) -> Sequence[Draft]:
+        there = replacements(other)
+        theirs.append(
+            await there.replace(old_id, DEFAULT_ROOM_VERSION, None, beginning, ending, nothing_else, no_other)
+        )
+        return await ending(old, new_id)
+
+    async def find_earlier(old: RoomSnapshot) -> RoomSnapshot | None:
+        return theirs[0] if await old.state.get(TOMBSTONE) is not None else None
+
+    new = await replacements(parts).replace(
+        old_id, DEFAULT_ROOM_VERSION, None, beginning, interrupted, nothing_else, find_earlier
+    )
+    assert [each.room_id for each in theirs] == [new.room_id]
+    tombstone = await (await parts.engine.get_snapshot(old_id)).state.get(TOMBSTONE)
+    assert tombstone is not None
+    assert tombstone.event.content["replacement_room"] == new.room_id
