@@ -134,11 +134,12 @@ class MembershipStore:
 
 def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None) -> list[tuple[str, str]]:
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
+    # CROSS JOIN has SQLite begin with the guests, who are few
     return txn.query(
-        "SELECT r.room_id, m.user_id FROM accounts AS a"
-        " JOIN memberships AS m ON m.user_id = a.user_id AND m.membership = 'join'"
+        "SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
         " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
-        f" WHERE a.is_guest = 1 AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY m.room_nid, m.user_id LIMIT ?",
+        " WHERE a.is_guest = 1 AND m.user_id = a.user_id AND m.membership = 'join'"
+        f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} LIMIT ?",
         (*(() if room_nid is None else (room_nid,)), limit),
     )
 

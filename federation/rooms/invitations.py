@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
@@ -55,6 +57,9 @@ MAX_PROMISES: Final = 20
 """To one address; what is more is not looked at."""
 MAX_SERVERS: Final = 3
 """That are asked about promises to one address: anybody may say that there are some."""
+PATIENCE: Final = 5.0
+"""Seconds for which an invite waits for what it rests upon, where it is of somebody who is in the room as far as is known here."""
+LOOK_EVERY: Final = 0.25
 
 
 class PromisedInvite(msgspec.Struct, frozen=True):
@@ -115,8 +120,10 @@ class Invitations:
         get_keys: GetKeys,
         classify: Classify,
         identity: ServerIdentity,
+        clock: IReactorTime,
         now_ms: Callable[[], int],
     ) -> None:
+        self._clock = clock
         self._remote = remote
         self._engine = engine
         self._events = events
@@ -295,17 +302,35 @@ class Invitations:
         await self._gate.check_may_be_invited(target, event.sender, room_id)
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
-        if snapshot is not None:
-            await self._receive_inside(event)
-        elif not await self._outside.keep(event, origin, stripped):
+        if snapshot is not None and await self._receive_inside(event, origin):
+            return event.pdu
+        if not await self._outside.keep(event, origin, stripped):
             raise Forbidden(f"{target} is in the room already")
         return event.pdu
 
-    async def _receive_inside(self, event: Event) -> None:
-        """An invite into a room that we are in: one event among its others, which may be on their way."""
-        (outcome,) = await self._receiver.receive(event.room_id, [event.pdu])
-        if outcome.verdict is not None and outcome.verdict not in SHOWN:
-            raise outcome.error or Forbidden("The room does not allow this invite")
+    async def _receive_inside(self, event: Event, origin: ServerName) -> bool:
+        """An invite into a room that we are in: one event among its others, which may be on their way.
+
+        Where they are such as put the invited user out, we may not be in the room any more once they have come, and nobody would
+        tell us of the invite again: they are waited for. False: we are in the room no more.
+        """
+        until = self._clock.seconds() + PATIENCE
+        while True:
+            (outcome,) = await self._receiver.receive(event.room_id, [event.pdu])
+            if outcome.verdict is not None and outcome.verdict not in SHOWN:
+                raise outcome.error or Forbidden("The room does not allow this invite")
+            if not outcome.missing_auth or self._clock.seconds() >= until or not await self._is_joined(event):
+                return True
+            await deferLater(self._clock, LOOK_EVERY)
+            if await self._residence.find_for(origin, event.room_id) is None:
+                return False
+
+    async def _is_joined(self, event: Event) -> bool:
+        """Whether, as far as is known here, the invited user is in the room."""
+        member = await (await self._engine.get_snapshot(event.room_id)).state.get(
+            StateKey(MEMBER, event.state_key or "")
+        )
+        return member is not None and member.event.membership == "join"
 
     async def _countersigned(self, event: Event, server: ServerName, answer: Mapping[str, Any]) -> Event:
         """Our event with the signature of who was asked for it. Raises OtherServerFailed."""

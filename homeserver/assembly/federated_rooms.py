@@ -84,6 +84,7 @@ class FederatedRoomParts:
             federation.keyring.get_keys,
             rooms.classify,
             identity,
+            clock,
             rooms.now_ms,
         )
         self.query_answers = QueryAnswers(

@@ -185,7 +185,7 @@ class RoomReading:
         last = (events_after[-1] if events_after else seen).event
         state = reader.state if reader.had_left(last) else self._engine.view(room_nid, last.state_root)
         if wanted.lazy_load_members:
-            state_events = await self._members_of(caller, state, [each.event for each in everything])
+            state_events = await self._members_of(caller, state, [each.event for each in everything], reader.state)
         else:
             whole = (await state.load_all()).values()
             state_events = present_state(whole, await self._client_events.find_reasons(caller.user_id, whole))
@@ -368,10 +368,16 @@ class RoomReading:
         return page, gap
 
     async def _members_of(
-        self, caller: Requester, state: StateView, events: Sequence[StoredEvent]
+        self, caller: Requester, state: StateView, events: Sequence[StoredEvent], other: StateView | None = None
     ) -> list[msgspec.Raw]:
+        """The memberships of those who sent the events; by the `other` state of whoever was not in the room by the first one, which
+        may be that of one side of a fork."""
         keys = {StateKey(MEMBER, event.event.sender) for event in events}
-        members = (await state.load(keys)).values()
+        found = await state.load(keys)
+        missing = keys - found.keys()
+        if missing and other is not None:
+            found = {**found, **await other.load(missing)}
+        members = found.values()
         return present_state(members, await self._client_events.find_reasons(caller.user_id, members))
 
     async def _present_state(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from federation.rooms.invitations import LOOK_EVERY, PATIENCE
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, knock_via, members, rooms_in_sync
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
@@ -315,6 +316,42 @@ def knockable(user: User, version: str) -> str:
     """A room at which one may knock."""
     rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
     return create(user, room_version=version, initial_state=[rule], name="tea")
+
+
+def test_who_is_put_out_and_invited_again_hears_of_it_whatever_comes_first(network: Network) -> None:
+    """The kick is still on its way when the invite is asked; after it nobody of the server is in the room."""
+    network.start_sending()
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    ok(membership(alice, room_id, "kick", bob))
+    asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
+    network.settle()
+    network.clock.advance(1)
+    network.settle()
+    ok(asked.answer)
+    assert room_id in rooms_in_sync(bob, "invite")
+    join(bob, room_id)
+    assert members(alice, room_id)[bob.user_id] == members(bob, room_id)[bob.user_id] == "join"
+
+
+def test_an_invite_whose_grounds_never_come_is_answered(network: Network) -> None:
+    network.start_sending()
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    network.weather = lambda letter: Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+    ok(membership(alice, room_id, "kick", bob))
+    asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
+    network.settle()
+    assert not asked.done
+    for _ in range(int(PATIENCE / LOOK_EVERY) + 1):
+        network.clock.advance(LOOK_EVERY)
+    network.settle()
+    ok(asked.answer)
+    assert members(bob, room_id)[bob.user_id] == "join"
 
 
 @pytest.mark.parametrize("version", ["7", "10", "11", "12"])

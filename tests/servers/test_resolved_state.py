@@ -299,3 +299,19 @@ def test_members_at_a_token_are_those_of_the_resolved_state(town: Town) -> None:
     everybody = {str(user.user_id) for user in (town.alice, town.bob, town.carol, town.dave)}
     assert members(now) == everybody
     assert members(before) == everybody - {town.carol.user_id}
+
+
+def test_around_an_event_everybody_is_known_who_speaks(town: Town) -> None:
+    """Also who came in on one side, while the last of the events is from the other."""
+    town.part()
+    town.act(town.carol, "join")
+    hers = say(town.carol, town.room_id, "I am here")
+    town.pass_time()
+    for number in range(3):
+        say(town.dave, town.room_id, f"from the other side {number}")
+    town.meet()
+    path = f"/_matrix/client/v3/rooms/{town.room_id}/context/{hers}"
+    answer = town.alice.get(f"{path}?limit=20&filter=%7B%22lazy_load_members%22%3Atrue%7D").json
+    speak = {event["sender"] for event in (*answer["events_before"], answer["event"], *answer["events_after"])}
+    assert {town.carol.user_id, town.dave.user_id} <= speak
+    assert {event["state_key"] for event in answer["state"]} == speak

@@ -7,6 +7,7 @@ import pytest
 from storage.database import Database
 from storage.memberships import MembershipRow, MembershipStore
 from storage.room_effects import NewMembership, StateEffect, apply_effects
+from tests.helpers.plans import note_plans
 
 ALICE, ROOM = "@alice:example.org", 1
 
@@ -71,3 +72,15 @@ async def test_who_came_back_meanwhile_has_not_forgotten_the_room(database: Data
     row = await store.get_membership(ROOM, ALICE)
     assert row is not None
     assert (row.membership, row.forgotten) == (membership, False)
+
+
+@pytest.mark.parametrize("room_nid", [None, ROOM])
+async def test_guests_are_looked_for_among_guests(
+    database: Database, monkeypatch: pytest.MonkeyPatch, room_nid: int | None
+) -> None:
+    plans = note_plans(database, monkeypatch)
+    assert await MembershipStore(database).get_unwelcome_guests(10, room_nid) == []
+    if database.engine.name == "sqlite":  # PostgreSQL decides by what there is
+        looks = [plan for plan in plans if "SCAN" in plan]
+        assert looks
+        assert all("accounts_guests" in plan for plan in looks)
