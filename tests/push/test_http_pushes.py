@@ -79,6 +79,18 @@ def test_a_message_is_pushed_with_all_that_belongs_to_it(server: TestServer, gat
     }
 
 
+def test_names_that_are_very_long_are_cut(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server, name="Tea")
+    set_state(bob, room_id, "m.room.name", {"name": "茶" * 5000})
+    settle(server)
+    gateway.taken.clear()
+    say(bob, room_id, "hello")
+    settle(server)
+    [push] = gateway.taken
+    assert push.notification["room_name"] == "茶" * 256
+    assert push.notification["content"] == {"msgtype": "m.text", "body": "hello"}
+
+
 def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
     server: TestServer, gateway: Gateway
 ) -> None:

@@ -20,6 +20,8 @@ from storage.pushers import PusherRow
 ENCRYPTED: Final = "m.room.encrypted"
 MAX_CONTENT_BYTES: Final = 16 * 1024
 """Of an event's content; what is larger is left out."""
+MAX_NAME_CHARS: Final = 256
+"""Of what a room and who writes are called; what is longer is cut. Gateways refuse a whole notification that is too much for them."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -58,7 +60,7 @@ def encode_event(
             "user_is_target": event.type == "m.room.member" and event.state_key == pusher.user_id,
         }
         further = {"sender_display_name": names.sender, "room_name": names.room, "room_alias": names.alias}
-        notification |= {name: value for name, value in further.items() if value is not None}
+        notification |= {name: value[:MAX_NAME_CHARS] for name, value in further.items() if value is not None}
         if with_content and event.type != ENCRYPTED and len(_encode(event.content)) <= MAX_CONTENT_BYTES:
             notification["content"] = event.content
     return _encode({"notification": notification})
