@@ -16,9 +16,9 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.outbound.request import TakeBody
 from federation.policy import Policy
-from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.canonical_json import check_text_depth, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
 from federation.wire import Wire, WireAnswer, WireRequest
@@ -254,11 +254,13 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
         raise RemoteError(destination, "the answer holds more values than any that is read at once", retryable=False)
     try:
         value = msgspec.json.decode(answer.body, type=form if is_good else Any)
+        if form is Any:
+            check_text_depth(answer.body)
     except msgspec.ValidationError as error:
         raise RemoteError(
             destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
         if is_good:
             raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
         value = {}

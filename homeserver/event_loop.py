@@ -1,13 +1,18 @@
 """Twisted's event loop, less what it does around each event for its own log.
 
 With each event Twisted makes a context that names the connection, for what is logged meanwhile. Nothing here asks for that name, and
-to make it is a twentieth of a small request or more. All else is Twisted's: what comes of an event, and what becomes of one that fails.
+to make it is a twentieth of a small request or more. Between two events Twisted looks for all else that may be due; here it is asked only
+where something is. What comes of an event, and what becomes of one that fails, is Twisted's.
 """
 
 from functools import partial
+from typing import Final
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
+
+LONGEST_WAIT: Final = 2_147_483
+"""Seconds: so many milliseconds are what epoll_wait(2) takes."""
 
 try:
     from twisted.internet.epollreactor import EPollReactor
@@ -24,15 +29,25 @@ def poll_without_names(reactor: ReactorBase) -> None:
 
 
 def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
-    """As `EPollReactor.doPoll`."""
-    try:
-        events = reactor._poller.poll(-1 if timeout is None else timeout, len(reactor._selectables))
-    except InterruptedError:
-        return
-    for descriptor, event in events:
-        selectable = reactor._selectables.get(descriptor)
-        if selectable is not None:  # else what was done for another has removed it
-            try:
-                reactor._doReadOrWrite(selectable, descriptor, event)
-            except Exception:  # it failed in hearing that its connection is lost: others have their turn all the same
-                log.failure("A connection could not be told that it is lost")
+    """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes."""
+    wait = -1 if timeout is None else timeout
+    while True:
+        try:
+            events = reactor._poller.poll(wait, len(reactor._selectables))
+        except InterruptedError:
+            return
+        for descriptor, event in events:
+            selectable = reactor._selectables.get(descriptor)
+            if selectable is not None:  # else what was done for another has removed it
+                try:
+                    reactor._doReadOrWrite(selectable, descriptor, event)
+                except (
+                    Exception
+                ):  # it failed in hearing that its connection is lost: others have their turn all the same
+                    log.failure("A connection could not be told that it is lost")
+        if reactor.threadCallQueue or reactor._newTimedCalls or reactor._justStopped or not reactor._started:
+            return
+        calls = reactor._pendingTimedCalls
+        wait = min(calls[0].time - reactor.seconds(), LONGEST_WAIT) if calls else -1
+        if calls and wait <= 0:
+            return

@@ -64,13 +64,15 @@ class AuthChainStore:
         self._database = database
         self._recent = recent
 
-    def add(self, txn: WriteTransaction, events: Iterable[AuthNode]) -> None:
-        """Add state events, each after its auth events; those that are there already are left alone.
+    def add(self, txn: WriteTransaction, events: Iterable[AuthNode], new: Collection[int] = ()) -> None:
+        """Add state events, each after its auth events; those that are there already are left alone. `new`: numbers of which it is known
+        that they are not there.
 
         Three reads and two writes, however many; some further reads where they begin chains. Raises UnknownAuthEvent.
         """
         nodes = list({node.event_nid: node for node in events}.values())
-        places = _get_places(txn, {nid for node in nodes for nid in (node.event_nid, *node.auth_event_nids)})
+        named = {nid for node in nodes for nid in (node.event_nid, *node.auth_event_nids)}
+        places = _get_places(txn, named.difference(new))
         nodes = [node for node in nodes if node.event_nid not in places]
         if not nodes:
             return
@@ -91,6 +93,7 @@ class AuthChainStore:
             else:
                 chain, place = next_chain, 1
                 next_chain += 1
+                links.begin(chain)
             places[node.event_nid] = (chain, place)
             lasts[chain] = place
             for target_chain, target_place in _select_targets(links, (chain, place), targets.values()).items():
@@ -218,6 +221,10 @@ class _Links(msgspec.Struct):
             self._by_chain[chain] = []
         for chain, place, target_chain, target_place in self._txn.query_in(_SELECT_LINKS, missing):
             self._by_chain[chain].append((place, target_chain, target_place))
+
+    def begin(self, chain: int) -> None:
+        """A new chain has no links yet."""
+        self._by_chain[chain] = []
 
     def add(self, chain: int, place: int, target_chain: int, target_place: int) -> None:
         self._by_chain.setdefault(chain, []).append((place, target_chain, target_place))

@@ -82,14 +82,14 @@ class Database:
 
         All queries of `fn` see the database at one moment.
         """
-        return await self._read_in_pool(name, partial(fn, **kwargs), args, True)
+        return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, True)
 
     async def read_once(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `read`, for a function that asks once, or each of whose queries may see the database as it then is: there is no
         transaction to end."""
-        return await self._read_in_pool(name, partial(fn, **kwargs), args, False)
+        return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, False)
 
     async def read_quickly(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -99,7 +99,7 @@ class Database:
         Each query sees the database as it then is.
         """
         if not self.engine.reads_on_calling_thread:
-            return await self._read_in_pool(name, partial(fn, **kwargs), args, False)
+            return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, False)
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
         started = self._clock()
@@ -195,27 +195,11 @@ class Database:
     async def _read_in_pool(self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> T:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
-        deferred: Deferred[T] = Deferred()
-        context = copy_context()
-        queued = self._clock()
-
-        def job() -> None:
-            started = self._clock()
-            result: T | Failure
-            queries = 0
-            try:
-                result, queries = self._run_read(partial(context.run, fn), args, snapshot)
-            except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
-                result = Failure(error)
-            took = self._clock() - started
-            self._readers.deliver(partial(done, result, started - queued, took, queries))
-
-        def done(result: T | Failure, waited: float, took: float, queries: int) -> None:
-            self._observer.read_done(name, waited, took, queries)
-            deferred.callback(result)
-
-        self._readers.submit(job)
-        return await deferred
+        work = partial(self._run_read, partial(copy_context().run, fn), args, snapshot)
+        read = _QueuedRead(name, work, self._readers, self._observer, self._clock)
+        self._readers.submit(read.run)
+        result: T = await read.deferred
+        return result
 
     def _run_read(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
         """On a reading thread. A read is harmless, so one that lost its connection is run once more on a new one."""
@@ -265,6 +249,57 @@ class Database:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+
+class _QueuedRead:
+    """A read on its way through a reading thread, and what came of it."""
+
+    __slots__ = (
+        "_clock",
+        "_name",
+        "_observer",
+        "_queries",
+        "_queued",
+        "_readers",
+        "_result",
+        "_took",
+        "_waited",
+        "_work",
+        "deferred",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], tuple[Any, int]],
+        readers: Executor,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        """`work`: the result, and how many queries that took."""
+        self.deferred: Deferred[Any] = Deferred()
+        self._name = name
+        self._work = work
+        self._readers = readers
+        self._observer = observer
+        self._clock = clock
+        self._queued = clock()
+
+    def run(self) -> None:
+        """On a reading thread."""
+        started = self._clock()
+        self._waited = started - self._queued
+        try:
+            self._result, self._queries = self._work()
+        except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+            self._result, self._queries = Failure(error), 0
+        self._took = self._clock() - started
+        self._readers.deliver(self._finish)
+
+    def _finish(self) -> None:
+        """On the reactor's thread."""
+        self._observer.read_done(self._name, self._waited, self._took, self._queries)
+        self.deferred.callback(self._result)
 
 
 def _nothing(txn: WriteTransaction) -> None:

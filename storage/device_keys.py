@@ -5,6 +5,8 @@ Laws:
 - A claim is one write of a fixed number of statements, or, where it is for very many keys, one for each five hundred.
 - Whoever hears of a change of what is left need not ask for it: the change says what it is.
 - A change of identity keys is a change of the user's list of devices.
+- A device that publishes other identity keys begins anew: its one-time and fallback keys were signed with those before, and whoever
+  claimed one could do nothing with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,8 @@ from storage.transaction import POSITION, LastChange, Transaction, WriteTransact
 
 CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
 """Keys, by one write: as many as one statement takes."""
+MOST_IDENTITY_BYTES: Final = 1 << 20
+"""Of the identity keys of all devices of a user: several hundred have less. All who share a room with them fetch these."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -92,6 +96,10 @@ class NoSuchDevice(Exception):
     """The device has gone: its request was on its way."""
 
 
+class TooManyIdentityKeys(Exception):
+    """The user's devices would have more bytes of identity keys than those of somebody may have."""
+
+
 class DeviceKeyStore:
     """The tables of keys of devices."""
 
@@ -147,14 +155,19 @@ class DeviceKeyStore:
         remembered_from_ts: int,
     ) -> KeyCounts:
         """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
-        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, or that of
-        `add_keys` besides. Raises NoSuchDevice, KeyExists.
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, another for
+        new identity keys, and that of `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
-        standing = _select_standing(txn, user_id, device_id)
+        standing, begins_anew = _select_standing(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != standing.identity:
+            if _count_identity_bytes(txn, user_id, device_id) + len(keys.identity) > MOST_IDENTITY_BYTES:
+                raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
+            if standing.identity is not None and _public_keys(standing.identity) != _public_keys(keys.identity):
+                _remove_signed_keys(txn, user_id, device_id)
+                begins_anew, standing = True, _Standing(keys.identity)
         added: dict[str, int] = {}
         if keys.one_time:
             added, oldest = add_keys(
@@ -175,7 +188,7 @@ class DeviceKeyStore:
                 (user_id, device_id, algorithm, key_id, content),
             )
         counts = _counts(standing.one_time, added, unused)
-        if added or keys.fallback:
+        if added or keys.fallback or begins_anew:
             _announce(txn, user_id, KeysLeft(device_id, counts))
         return counts
 
@@ -184,9 +197,8 @@ class DeviceKeyStore:
         checked, and a later device of the id has another."""
         rows = [(user_id, device_id) for device_id in device_ids]
         for device_id in device_ids:
-            remove_keys(txn, user_id, device_id)
-        for table in ("device_keys", "fallback_keys"):
-            txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
+            _remove_signed_keys(txn, user_id, device_id)
+        txn.execute_many("DELETE FROM device_keys WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
         signers = {f"ed25519:{device_id}" for device_id in device_ids}
         made = [
@@ -217,6 +229,13 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     return _counts(one_time, {}, fallback), position
 
 
+def _count_identity_bytes(txn: Transaction, user_id: str, besides: str) -> int:
+    """Of the user's devices but that one."""
+    sql = "SELECT coalesce(sum(length(keys)), 0) FROM device_keys WHERE user_id = ? AND device_id <> ?"
+    ((size,),) = txn.query(sql, (user_id, besides))
+    return int(size)
+
+
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
     """The keys of all devices of these users of ours that have published any; one query."""
     rows = txn.query_in(
@@ -234,12 +253,12 @@ class _Standing(msgspec.Struct, frozen=True):
     """What a device has before an upload."""
 
     identity: bytes | None
-    blocks: Sequence[KeyBlock]
-    used: bytes
+    blocks: Sequence[KeyBlock] = ()
+    used: bytes = b""
     """What is remembered of the keys that were given out before."""
-    one_time: Mapping[str, int]
-    fallback_keys: Mapping[str, tuple[str, bytes]]
-    unused_fallback: Mapping[str, bool]
+    one_time: Mapping[str, int] = {}
+    fallback_keys: Mapping[str, tuple[str, bytes]] = {}
+    unused_fallback: Mapping[str, bool] = {}
     """By algorithm, whether nobody has used it yet."""
 
 
@@ -269,6 +288,17 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
         {row[0]: (row[5], row[6]) for row in fallback},
         {row[0]: not row[2] for row in fallback},
     )
+
+
+def _public_keys(identity: bytes) -> object:
+    """The keys themselves, whatever else is said of the device, and whoever signed that."""
+    return msgspec.json.decode(identity)["keys"]
+
+
+def _remove_signed_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
+    """Remove the one-time and fallback keys of a device."""
+    remove_keys(txn, user_id, device_id)
+    txn.execute_later("DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
 
 
 def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:

@@ -88,7 +88,9 @@ class Connection(Protocol):
         """What `UPDATE … WHERE … RETURNING …` gives for each of these rows of arguments, which follow upon those before, each of another
         row of the table; in no order. `rows` is not empty and not longer than LARGEST_CHUNK."""
 
-    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
+        """As `execute_later`, once for each of the rows."""
+
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
         """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type BIGINT only."""
 

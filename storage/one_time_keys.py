@@ -52,8 +52,9 @@ KeyName = tuple[str, str]
 class KeyExists(Exception):
     """Another one-time key has this id."""
 
-    def __init__(self, algorithm: str, key_id: str) -> None:
-        super().__init__(f"{algorithm}:{key_id}")
+    def __init__(self, name: KeyName, old: bytes, new: bytes) -> None:
+        super().__init__(":".join(name))
+        self.old, self.new = old, new
 
 
 class KeyBlock(msgspec.Struct, frozen=True):
@@ -108,12 +109,12 @@ def add_keys(
     just_used: list[tuple[int, bytes]] = []
     standing: dict[KeyName, list[tuple[bytes, bool]]] = {}
     for block in blocks:
-        for place, (key_id, content_digest) in enumerate(contents.get(block.block_nid, ())):
+        for place, (key_id, content, content_digest) in enumerate(contents.get(block.block_nid, ())):
             name = (block.algorithm, key_id)
             if block.left == 0:
                 just_used.append((block.claimed_ts, _digest(name, content_digest)))
             elif name in keys:
-                standing.setdefault(name, []).append((content_digest, place < block.taken))
+                standing.setdefault(name, []).append((content, place < block.taken))
     digests = {digest for _, digest in (*remembered, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
     for (algorithm, key_id), content in (_without(keys, digests, standing) if digests or standing else keys).items():
@@ -190,16 +191,16 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
 def _without(
     keys: Mapping[KeyName, bytes], digests: Collection[bytes], standing: Mapping[KeyName, Sequence[tuple[bytes, bool]]]
 ) -> dict[KeyName, bytes]:
-    """Those of the keys that are neither among the digests of keys that were given out, nor among these that stand in blocks, each with the
-    digest of its content and whether it was given out. Raises KeyExists."""
+    """Those of the keys that are neither among the digests of keys that were given out, nor among these that stand in blocks, each with
+    its content and whether it was given out. Raises KeyExists."""
     new: dict[KeyName, bytes] = {}
     for name, content in keys.items():
         is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
         for before, is_taken in standing.get(name, ()):
-            if before == _digest_content(content):
+            if before == content:
                 is_again = True
             elif not is_taken:
-                raise KeyExists(*name)
+                raise KeyExists(name, before, content)
         if not is_again:
             new[name] = content
     return new
@@ -207,8 +208,9 @@ def _without(
 
 def _select_contents(
     txn: Transaction, user_id: str, device_id: str, blocks: Sequence[KeyBlock], keys: Mapping[KeyName, bytes]
-) -> dict[int, list[tuple[str, bytes]]]:
-    """The keys of the blocks that are used up, or have the id of one of these keys: the ids, with digests of the contents."""
+) -> dict[int, list[tuple[str, bytes, bytes]]]:
+    """The keys of the blocks that are used up, or have the id of one of these keys: the ids, with the contents (empty where only a
+    digest is left) and digests of these."""
     wanted = [
         block.block_nid
         for block in blocks
@@ -220,13 +222,13 @@ def _select_contents(
         wanted,
         before=(user_id, device_id),
     )
-    found: dict[int, list[tuple[str, bytes]]] = {}
+    found: dict[int, list[tuple[str, bytes, bytes]]] = {}
     for block_nid, width, names, packed in rows:
         if width:
             slots = [_unpack(packed[at : at + width]) for at in range(0, len(packed), width)]
-            found[block_nid] = [(key_id, _digest_content(content)) for key_id, content in slots]
+            found[block_nid] = [(key_id, content, _digest_content(content)) for key_id, content in slots]
         else:
-            found[block_nid] = [(key_id, packed) for key_id in _names.decode(names)]
+            found[block_nid] = [(key_id, b"", packed) for key_id in _names.decode(names)]
     return found
 
 

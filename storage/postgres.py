@@ -11,7 +11,7 @@ one sequence are committed in their order, and writers never wait for each other
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
-from itertools import chain, islice
+from itertools import islice
 from select import POLLIN, poll
 
 import msgspec
@@ -26,7 +26,6 @@ from psycopg2.extensions import (
     make_dsn,
     register_type,
 )
-from psycopg2.extras import execute_values
 
 from storage.engine import (
     Connection,
@@ -189,14 +188,17 @@ class PostgresConnection:
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(adapt, rows))
         first = list(islice(coming, FEWEST_COPIED))
-        values = values_of(sql)
-        if values is not None and len(first) == FEWEST_COPIED:
-            self._flush()
-            execute_values(self._cursor, values[0], chain(first, coming), values[1], page_size=AT_ONCE)
-            return
-        together = first + list(islice(coming, AT_ONCE))
+        values = values_of(sql) if len(first) == FEWEST_COPIED else None
+        together = first + list(islice(coming, AT_ONCE - FEWEST_COPIED))
         while together:
-            self._waiting += [self._cursor.mogrify(self._find(sql, args), args) for args in together]
+            if values is None:
+                self._waiting += [self._cursor.mogrify(self._find(sql, args), args) for args in together]
+            else:
+                before, row, after = values
+                listed = b",".join([self._cursor.mogrify(row, args) for args in together])
+                self._waiting.append(b"%b%b%b" % (before, listed, after))
+            if len(together) < AT_ONCE:
+                return  # the last of them go with what follows
             self._flush()
             together = list(islice(coming, AT_ONCE))
 
@@ -460,6 +462,8 @@ class PostgresEngine:
             "bytea_output": "hex",
             "standard_conforming_strings": "on",
             "jit": "off",
+            # one plan for all arguments: the statements are written for that, since SQLite knows no other
+            "plan_cache_mode": "force_generic_plan",
             **settings,
         }
         parameters: dict[str, str | int] = {

@@ -93,16 +93,16 @@ def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
 
 
 @lru_cache(maxsize=1024)
-def values_of(sql: str) -> tuple[str, str] | None:
-    """The statement for `execute_values` and the template of a row; None where it has to be run row by row.
+def values_of(sql: str) -> tuple[bytes, str, bytes] | None:
+    """What comes before the rows of a statement that has many, the template of a row, and what comes after them; None where it has
+    to be run row by row.
 
     `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of the table.
     """
     match = _VALUES.search(sql)
     if match is None or "?" in sql[: match.start()] + sql[match.end() :] or "DO UPDATE" in sql.upper():
         return None
-    around = sql[: match.start(1)].replace("%", "%%"), sql[match.end(1) :].replace("%", "%%")
-    return f"{around[0]}%s{around[1]}", with_places(match[1])
+    return sql[: match.start(1)].encode(), with_places(match[1]), sql[match.end(1) :].encode()
 
 
 def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:

@@ -1,7 +1,7 @@
 """Statements that a session of PostgreSQL has prepared: to parse and plan one costs it several times what it does.
 
-A statement is prepared once it has come a few times on its connection. After some runs the server decides by itself
-whether one plan serves all arguments. What is prepared outlives a transaction that is rolled back.
+A statement is prepared when it first comes on its connection, and planned once, for whatever arguments come
+(`PostgresEngine.open`). What is prepared outlives a transaction that is rolled back.
 
 Laws:
 - Arguments have the types that literals of them would have, so that a statement means the same before and after.
@@ -31,12 +31,8 @@ class NumberArray(str):
 
 Argument = SQLValue | list[SQLValue]
 
-USES: Final = 3
-"""A statement is prepared when it comes for the so-many-th time."""
 MOST_PREPARED: Final = 200
 """Of a session: each takes some thirty kilobytes of the server."""
-MOST_COUNTED: Final = 2000
-"""Of how many statements it is known how often they came."""
 
 _PREPARABLE = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", re.IGNORECASE)
 _TYPES: Final[dict[type, str]] = {
@@ -69,13 +65,12 @@ def array_of(values: Sequence[SQLValue]) -> Argument:
 class Prepared:
     """What one session has prepared."""
 
-    __slots__ = ("_calls", "_given_up", "_last", "_most", "_uses")
+    __slots__ = ("_calls", "_given_up", "_last", "_most")
 
     def __init__(self, most: int = MOST_PREPARED) -> None:
         self._most = most
         self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
         """Its name on the server, and the text that runs it."""
-        self._uses: dict[_Key, int] = {}
         self._given_up = ""
         """What ends the statement that was given up last, to travel behind the next preparation: it is done if that is."""
         self._last = 0
@@ -90,11 +85,7 @@ class Prepared:
         if call is not None:
             self._calls.move_to_end(key)
             return "", call[1]
-        uses = self._uses.get(key, 0) + 1
-        if uses < USES or not _PREPARABLE.match(sql):
-            if len(self._uses) >= MOST_COUNTED:
-                self._uses.clear()
-            self._uses[key] = uses
+        if not _PREPARABLE.match(sql):
             return "", with_places(sql)
         self._last += 1
         name = f"s{self._last}"
@@ -103,7 +94,6 @@ class Prepared:
     def keep(self, sql: str, args: Sequence[Argument], text: str) -> None:
         """The statement that `find` was asked for last is prepared now, and `text` runs it."""
         key = (sql, tuple(map(_type_of, args)))
-        self._uses.pop(key, None)
         self._given_up = ""
         self._calls[key] = (f"s{self._last}", text)
         if len(self._calls) > self._most:

@@ -77,9 +77,10 @@ class PushAttentionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_histories(self, user_ids: Iterable[str]) -> Mapping[str, AttentionHistory]:
-        """The histories of users; who has none is missing from the answer. One query."""
-        return await self._database.read_quickly("get_push_attention", select_histories, list(user_ids))
+    async def get_rules(self, user_ids: Iterable[str]) -> Mapping[str, tuple[bytes | None, AttentionHistory]]:
+        """The content of users' `m.push_rules` (None where it was never set), with their histories; who has neither is missing from the
+        answer. One query."""
+        return await self._database.read_quickly("get_push_rules", _select_rules, list(user_ids))
 
     async def get_members_with_rules(self, room_nid: int) -> list[str]:
         """This server's users who are joined to a room and have push rules of their own."""
@@ -122,11 +123,28 @@ class PushAttentionStore:
 
 
 def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, AttentionHistory]:
-    """The form of `get_histories` for use inside a transaction."""
-    found: dict[str, dict[str, list[tuple[int, int]]]] = {}
-    rows = txn.query_in(
+    """The histories of users; who has none is missing from the answer. One query."""
+    rows: Iterable[tuple[str, str, int, int]] = txn.query_in(
         "SELECT user_id, room_id, position, attention FROM push_attention WHERE user_id IN {keys}", user_ids
     )
+    return _histories(rows)
+
+
+def _select_rules(txn: Transaction, user_ids: list[str]) -> dict[str, tuple[bytes | None, AttentionHistory]]:
+    rows = txn.query_in(
+        "SELECT user_id, room_id, position, attention, content FROM"
+        " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
+        " UNION ALL SELECT user_id, room_id, 0, 0, content FROM account_data"
+        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own WHERE user_id IN {{keys}}",
+        user_ids,
+    )
+    rules = {row[0]: bytes(row[4]) for row in rows if row[4] is not None}
+    histories = _histories(row[:4] for row in rows if row[4] is None)
+    return {user_id: (rules.get(user_id), histories.get(user_id, AttentionHistory())) for user_id in rules | histories}
+
+
+def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, AttentionHistory]:
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {}
     for user_id, room_id, position, attention in rows:
         found.setdefault(user_id, {}).setdefault(room_id, []).append((position, attention))
     return {

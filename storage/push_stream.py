@@ -61,10 +61,12 @@ class PushStream:
         return await self._database.read("get_stretch_to_push", _select, after, upto, limit)
 
 
-_RECEIPTS = (
+_RECEIPTS = [
+    # each kind has an index of its own
     "SELECT position, room_nid, user_id, thread_id, event_position FROM receipts"
-    " WHERE receipt_type = ? AND position > ? AND position <= ? ORDER BY position LIMIT ?"
-)
+    f" WHERE receipt_type = '{kind}' AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+    for kind in ("m.read", "m.read.private")
+]
 
 
 _DEPARTURES = (
@@ -89,8 +91,8 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
     if len(events) == limit:
         upto = events[-1].position
     receipts: list[NewReceipt] = []
-    for kind in ("m.read", "m.read.private"):
-        found = [NewReceipt(*row) for row in txn.query(_RECEIPTS, (kind, after, upto, limit))]
+    for sql in _RECEIPTS:
+        found = [NewReceipt(*row) for row in txn.query(sql, (after, upto, limit))]
         if len(found) == limit:
             upto = found[-1].position
         receipts += found

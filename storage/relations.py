@@ -234,29 +234,31 @@ def _select_page(
     direction: Direction,
     limit: int,
 ) -> list[tuple[Place, int]]:
-    conditions, args = "r.room_nid = ?", [room_nid]
-    filters: list[str] = []
-    if wanted.rel_type is not None:
-        conditions += " AND r.rel_type = ?"
-        filters.append(wanted.rel_type)
-    if wanted.type is not None:
-        conditions += " AND r.type = ?"
-        filters.append(wanted.type)
+    # the plus keeps databases from looking for children among all threads of the room: they are to go by the parent
+    conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
+    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
+        if value is not None:
+            conditions += f" AND r.{column} = ?"
+            args.append(value)
     backwards = direction is Direction.BACKWARDS
     bounds, order = ("(depth, event_nid) <= (?, ?)", "DESC") if backwards else ("(depth, event_nid) > (?, ?)", "ASC")
     places = [start.depth, start.event_nid]
     if end is not None:
         bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
         places += [end.depth, end.event_nid]
-    rows = txn.query(
-        "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
-        f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
-        " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f"
-        f" JOIN relations AS r ON r.target = f.event_id WHERE f.level < ? AND {conditions})"
-        f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds}"
-        f" ORDER BY depth {order}, event_nid {order} LIMIT ?",
-        (target, *args, *filters, wanted.levels, *args, *filters, *places, limit),
-    )
+    ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
+    if wanted.levels == 1:
+        sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
+        rows = txn.query(sql, (target, *args, *places, limit))
+    else:  # CROSS JOIN has SQLite go from parents to children, too
+        rows = txn.query(
+            "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
+            f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS JOIN relations AS r"
+            f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
+            f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
+            (target, *args, wanted.levels, *args, *places, limit),
+        )
     return [(Place(depth, nid), nid) for depth, nid in rows]
 
 

@@ -51,9 +51,10 @@ NO_EFFECT = StateEffect()
 
 
 def apply_effects(
-    txn: WriteTransaction, room_nid: int, effects: Sequence[tuple[int, int, StateEffect]]
+    txn: WriteTransaction, room_nid: int, effects: Sequence[tuple[int, int, StateEffect]], *, begins: bool = False
 ) -> tuple[int, int]:
-    """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
+    """Write what the new entries of the current state mean; how the counts of joined and invited users change. `begins`: the room begins
+    with this, so that nobody else is in it."""
     summary: dict[str, SQLValue] = {}
     members: dict[str, list[tuple[int, int, NewMembership]]] = {}
     children: dict[int, NewChild] = {}
@@ -97,7 +98,7 @@ def apply_effects(
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new, old, changes))
-    is_entered = bool(came[True]) and not has_members_of_ours(txn, room_nid)
+    is_entered = not begins and bool(came[True]) and not has_members_of_ours(txn, room_nid)
     put_memberships(txn, rows)
     if came[False] or is_entered:
         note_newly_shared(txn, room_nid, came[False], is_entered=is_entered)

@@ -28,6 +28,10 @@ class RoomServerStore:
         """The other servers in each of the rooms, in one query; a room without any is missing from the answer."""
         return await self._database.read_quickly("get_room_servers", _select, list(room_nids))
 
+    async def has_any(self) -> bool:
+        """Whether another server is in any room. One query."""
+        return await self._database.read_quickly("has_room_servers", _has_any)
+
     async def get_sharing(self, servers: Iterable[str]) -> Collection[str]:
         """Those of the servers that share a room with us, in one query."""
         return await self._database.read_quickly("get_sharing_servers", _select_sharing, list(servers))
@@ -67,6 +71,11 @@ def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer
     for room_nid, server, since in rows:
         found.setdefault(room_nid, []).append(RoomServer(server, since))
     return found
+
+
+def _has_any(txn: Transaction) -> bool:
+    sql = "SELECT EXISTS (SELECT 1 FROM room_servers) OR EXISTS (SELECT 1 FROM partial_servers)"
+    return txn.query(sql)[0][0] in (1, True)
 
 
 def _select_sharing(txn: Transaction, servers: list[str]) -> set[str]:

@@ -125,7 +125,7 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
         raise ValueError(f"not columns of room_summaries: {sorted(unknown)}")
     names = sorted(fields)
     assignments = ", ".join(f"{name} = ?" for name in names)
-    txn.execute(
+    txn.execute_later(
         f"UPDATE room_summaries SET {assignments} WHERE room_nid = ?", (*(fields[name] for name in names), room_nid)
     )
 

@@ -156,7 +156,8 @@ class RoomWriter:
             if event.redaction is not None:
                 # before the effects: what replaces the target in the same batch has the last word
                 redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
-        joined, invited = apply_effects(txn, room.room_nid, effects)
+        begins = head.version == 0 and current is None
+        joined, invited = apply_effects(txn, room.room_nid, effects, begins=begins)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
             joined, invited = count_members(txn, room.room_nid)
@@ -354,7 +355,7 @@ class RoomWriter:
             for auths in ((*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)),)
         ]
         if nodes:
-            self._chains.add(txn, nodes)
+            self._chains.add(txn, nodes, [row.event_nid for row in rows if row.event_id not in placed])
         for event in events:
             nid = nids[event.event_id]
             if event.sent is not None:

@@ -126,7 +126,7 @@ def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int
     )
     if not added:
         raise RoomExists
-    txn.execute("INSERT INTO room_summaries (room_nid) VALUES (?)", (room_nid,))
+    txn.execute_later("INSERT INTO room_summaries (room_nid) VALUES (?)", (room_nid,))
     return RoomRow(room_nid, room_id, version, creation_ts), _EMPTY_HEAD
 
 

@@ -1,16 +1,17 @@
 """What a client sent under which transaction id, so that a retried request is answered and not carried out again.
 
 The note is written in the transaction that carries the request out, so it holds over a restart too. It names the request by a
-hash: a note is written with every message, and the names are longer than many a message.
+hash: a note is written with every message, and the names are longer than many a message. No index has the notes by their age, which
+each of these writes would pay for: who forgets old ones goes through all of them, in the order of their hashes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
 import msgspec
 
-from storage.database import Database
+from storage.database import Database, Row
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -52,6 +53,8 @@ class SentTransactionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._looked_at = b""
+        """The cleaner has gone through the notes up to this one."""
 
     async def get_response(self, transaction: SentTransaction) -> bytes | None:
         """What was answered to that request, or None if it is new."""
@@ -62,8 +65,13 @@ class SentTransactionStore:
         return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
-        """Forget up to `limit` requests older than that; how many were forgotten."""
-        return await self._database.write("remove_old_sent", _remove_before, created_ts, limit)
+        """Look at up to `limit` notes, and forget those older than that; at how many it looked. Fewer: that was the last of them."""
+        notes = await self._database.read_once("look_at_sent", _select_after, self._looked_at, limit)
+        old = [(request,) for request, created in notes if created < created_ts]
+        if old:
+            await self._database.write("remove_old_sent", _remove, old)
+        self._looked_at = notes[-1][0] if len(notes) == limit else b""
+        return len(notes)
 
 
 def add_transaction(
@@ -104,9 +112,11 @@ def _select_ids(txn: Transaction, event_nids: list[int]) -> dict[int, tuple[str,
     return {nid: (of_device, txn_id) for nid, of_device, txn_id in rows}
 
 
-def _remove_before(txn: WriteTransaction, created_ts: int, limit: int) -> int:
-    rows = txn.query(
-        "SELECT request FROM sent_transactions WHERE created_ts < ? ORDER BY created_ts LIMIT ?", (created_ts, limit)
+def _select_after(txn: Transaction, request: bytes, limit: int) -> list[Row]:
+    return txn.query(
+        "SELECT request, created_ts FROM sent_transactions WHERE request > ? ORDER BY request LIMIT ?", (request, limit)
     )
-    txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", rows)
-    return len(rows)
+
+
+def _remove(txn: WriteTransaction, requests: Sequence[tuple[bytes]]) -> None:
+    txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", requests)

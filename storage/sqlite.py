@@ -55,6 +55,11 @@ def _with_keys(sql: str, count: int) -> str:
     return sql.replace("{keys}", f"({','.join('?' * count)})")
 
 
+@lru_cache(maxsize=256)
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
 def _why_not_to_be_opened(path: Path) -> str | None:
     """What operators can mend; SQLite itself does not say it."""
     # by functions of `os`, which raise nothing where one may not look
@@ -139,8 +144,7 @@ class SQLiteConnection:
         self._connection.executemany(sql, rows)
 
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
-        places = ", ".join("?" * len(columns))
-        self._connection.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", rows)
+        self._connection.executemany(_insert(table, tuple(columns)), rows)
 
     def execute_script(self, sql: str) -> None:
         # `executescript` would commit first: the statements are told apart here.

@@ -4,6 +4,8 @@ Laws:
 - Numbers are given in order from 0 and never taken back, so what is committed is always numbered 0 … n-1 without a gap: who
   knows the first n knows all that a tree can hold whose highest key is below n, also what it does *not* hold.
 - What a write has numbered is shared with others only after its commit: a rollback would give the same number to another pair.
+- While a write goes on nobody else writes, on whatever node (`storage/writer.py`). So it asks once what is numbered in a room, and knows
+  from then on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,7 @@ StateKey = tuple[str, str]
 """(type, state_key) of a state event."""
 
 _SELECT_FROM = "SELECT type, state_key FROM state_keys WHERE room_nid = ? AND key_nid >= ? ORDER BY key_nid"
-_INSERT = "INSERT INTO state_keys (room_nid, key_nid, type, state_key) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT = "INSERT INTO state_keys (room_nid, key_nid, type, state_key) VALUES (?, ?, ?, ?)"
 
 
 class Numbering(Protocol):
@@ -84,7 +86,7 @@ class RoomKeys:
 
 
 class PendingKeys:
-    """A numbering with pairs at its end that are not committed yet."""
+    """All that is numbered in a room as a write sees it, with pairs at its end that are not committed yet."""
 
     __slots__ = ("_before", "_shared", "_tail")
 
@@ -93,6 +95,17 @@ class PendingKeys:
         self._before = before
         self._tail = RoomKeys()
         self._tail.extend(0, pairs)
+
+    @property
+    def tail(self) -> tuple[int, Sequence[StateKey]]:
+        """The pairs that were not known to all, and the number of the first."""
+        return self._before, list(map(self._tail.pair_of, range(self._tail.count)))
+
+    def add(self, pairs: Sequence[StateKey]) -> int:
+        """Number further pairs; the number of the first."""
+        first = self.count
+        self._tail.extend(self._tail.count, pairs)
+        return first
 
     @property
     def count(self) -> int:
@@ -131,37 +144,35 @@ class StateKeys:
         count = known.count if known is not None else 0
         if known is not None and count >= at_least:
             return known
-        pairs = self._read_from(txn, room_nid, count)
         if isinstance(txn, WriteTransaction):
-            txn.after_commit(partial(self._learn, room_nid, count, pairs))
-            return PendingKeys(known if known is not None else RoomKeys(), count, pairs)
-        return self._share(room_nid, count, pairs)
+            return self._in_write(txn, room_nid)
+        return self._share(room_nid, count, self._read_from(txn, room_nid, count))
 
     def intern(self, txn: WriteTransaction, room_nid: int, pairs: Iterable[StateKey]) -> Mapping[StateKey, int]:
-        """The numbers of the pairs, new ones where they have none yet. No query if all are known, else two reads and one write."""
+        """The numbers of the pairs, new ones where they have none yet. At most one query of a write for each room, if not all are known."""
         wanted = list(dict.fromkeys(pairs))
         known: Numbering = self._rooms.get(room_nid) or RoomKeys()
-        numbers = {pair: number for pair in wanted if (number := known.number_of(pair)) is not None}
-        if len(numbers) == len(wanted):
-            return numbers
-        start = count = known.count
-        tail = self._read_from(txn, room_nid, count)
-        while True:
-            for number, pair in enumerate(tail, count):
-                numbers[pair] = number
-            count += len(tail)
-            missing = [pair for pair in wanted if pair not in numbers]
-            if not missing:
-                break
-            # another node may be numbering in this room: then this waits for its commit and some pairs are numbered by it
-            txn.execute_many(_INSERT, [(room_nid, count + i, *pair) for i, pair in enumerate(missing)])
-            tail = self._read_from(txn, room_nid, count)
-        learnt = sorted((number, pair) for pair, number in numbers.items() if number >= start)
-        txn.after_commit(partial(self._learn, room_nid, start, [pair for _, pair in learnt]))
-        return {pair: numbers[pair] for pair in wanted}
+        if any(known.number_of(pair) is None for pair in wanted):
+            known = pending = self._in_write(txn, room_nid)
+            missing = [pair for pair in wanted if pending.number_of(pair) is None]
+            if missing:
+                first = pending.add(missing)
+                txn.execute_many(_INSERT, [(room_nid, number, *pair) for number, pair in enumerate(missing, first)])
+        return {pair: number for pair in wanted if (number := known.number_of(pair)) is not None}
 
-    def _learn(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> None:
-        self._share(room_nid, start, pairs)
+    def _in_write(self, txn: WriteTransaction, room_nid: int) -> PendingKeys:
+        """All that is numbered in the room. One query at first, then none."""
+        pending: PendingKeys | None = txn.known.get((self, room_nid))
+        if pending is None:
+            shared = self._rooms.get(room_nid) or RoomKeys()
+            count = shared.count
+            pending = PendingKeys(shared, count, self._read_from(txn, room_nid, count))
+            txn.known[self, room_nid] = pending
+            txn.after_commit(partial(self._learn, room_nid, pending))
+        return pending
+
+    def _learn(self, room_nid: int, pending: PendingKeys) -> None:
+        self._share(room_nid, *pending.tail)
 
     def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomKeys:
         with self._lock:

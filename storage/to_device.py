@@ -95,10 +95,6 @@ class NewMessages(msgspec.Struct, frozen=True, gc=False):
         """The position of the last of them."""
         return self.first + len(self.contents) - 1
 
-    def at(self, index: int) -> DeviceMessage:
-        """One of them."""
-        return DeviceMessage(self.first + index, as_event(self.opening, self.contents[index]))
-
 
 class DevicesGone(msgspec.Struct, frozen=True, gc=False):
     """What a change of the topic DEVICES_GONE tells: devices of the user went, and what waited for them with them."""
@@ -163,9 +159,9 @@ class ToDeviceStore:
             return
         first = txn.next_position(len(contents))
         new = NewMessages(first, opening, recipients, contents)
-        users = tuple(dict.fromkeys([user_id for user_id, _, _ in recipients]))
+        users = tuple(dict.fromkeys(map(_user_id, recipients)))
         txn.announce(Change(new.last, Topic.TO_DEVICE, user_ids=users, detail=new))
-        nids = [nid for _, _, nid in recipients]
+        nids = list(map(_nid, recipients))
         if len(contents) >= FEWEST_LOGGED and to_device_log.count_logged(txn) + len(contents) <= self._most_logged:
             to_device_log.append(txn, first, now_ms, opening, nids, contents)
             return
@@ -279,6 +275,8 @@ _SELECT: Final = (
 )
 """All that is known of a device at one moment, and what is new in the log."""
 _position: Final = attrgetter("position")
+_user_id: Final = itemgetter(0)
+_nid: Final = itemgetter(2)
 
 
 def _few(rows: Iterable[LogRow], limit: int) -> list[LogRow]:

@@ -6,7 +6,7 @@ Laws:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -112,7 +112,7 @@ class LastChange(msgspec.Struct, Generic[T], frozen=True):
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = ("_before", "_counters", "callbacks", "changes", "everywhere")
+    __slots__ = ("_before", "_counters", "callbacks", "changes", "everywhere", "known")
 
     def __init__(self, connection: Connection, before: Mapping[str, int], counters: dict[str, int]) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
@@ -123,6 +123,8 @@ class WriteTransaction(Transaction):
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
         """The position up to which all nodes must have heard before the write is acknowledged."""
+        self.known: dict[Any, Any] = {}
+        """What parts of storage have learnt of the database in this write, each under keys of its own: nobody else writes meanwhile."""
 
     def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
         """Run one statement; the number of rows that it changed."""
@@ -183,7 +185,8 @@ class WriteTransaction(Transaction):
         return LastChange(sql, before, rows, then)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        """Run one statement for each of the rows, in their order, as one batch."""
+        """Run one statement for each of the rows, in their order, as one batch. As with `execute_later`, PostgreSQL may get it with what
+        follows, and what it raises, that raises."""
         self.queries += 1
         self._connection.execute_many(sql, rows)
 

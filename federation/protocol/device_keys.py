@@ -8,11 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.canonical_json import check_readable, encode_canonical
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.signing import KEY_BYTES, decode_base64
 
 MAX_KEY_NAME: Final = 255
+MAX_KEY_DEPTH: Final = 100
+"""Levels of objects and arrays in what is published as one key: those of clients have four. Servers tell one another of keys, and what
+nests too deeply for a reader would take all that stands beside it along."""
 
 
 class IdentityKeys(msgspec.Struct, frozen=True):
@@ -40,6 +43,7 @@ def parse_identity_keys(keys: Mapping[str, Any], user_id: str, device_id: str) -
         raise BadJson(f"device_keys: {error}") from None
     if identity.user_id != user_id or identity.device_id != device_id:
         raise InvalidParam("device_keys are for another user or device")
+    check_readable(keys, MAX_KEY_DEPTH)
     return encode_canonical({key: value for key, value in keys.items() if key != "unsigned"})
 
 
@@ -58,6 +62,7 @@ def parse_cross_signing_key(user_id: str, usage: str, key: Mapping[str, Any]) ->
     decode_ed25519(public_key)
     if not isinstance(key.get("signatures", {}), dict):
         raise InvalidParam(f"The signatures of the {usage} key are no object")
+    check_readable(key, MAX_KEY_DEPTH)
     content = encode_canonical({name: value for name, value in key.items() if name != "unsigned"})
     return PublicKey(public_key, content)
 

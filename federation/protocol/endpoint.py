@@ -106,6 +106,7 @@ class Limit(Enum):
     FORGET = "rc_forget"
     CLAIMED_KEYS = "rc_federation.claimed_keys"
     CLAIMED_BY_USER = "rc_claimed_keys"
+    DEVICE_CHANGE = "rc_device_changes"
 
 
 PER_ADDRESS = frozenset(

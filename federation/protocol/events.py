@@ -19,6 +19,7 @@ import msgspec
 
 from federation.protocol.canonical_json import (
     MAX_SAFE_INTEGER,
+    MAX_SENT_DEPTH,
     check_depth,
     check_strict,
     encode_canonical,
@@ -31,8 +32,6 @@ from federation.protocol.room_versions import EventFormat, RoomVersion
 
 MAX_PDU_BYTES: Final = 65536
 """Of a whole PDU as canonical JSON, signatures included. spec: client-server-api#size-limits"""
-MAX_EVENT_DEPTH: Final = 240
-"""How deep a PDU may nest: less than what we read, so that it still travels inside a transaction or a response."""
 STICKY: Final = "msc4354_sticky"
 MAX_PREV_EVENTS: Final = 20
 MAX_AUTH_EVENTS: Final = 10
@@ -291,7 +290,7 @@ def encode_event_json(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
             encoded = encode_canonical(pdu)
     except BadJson as error:
         raise BadEvent(error.text) from error
-    if encoded.count(b"{") + encoded.count(b"[") > MAX_EVENT_DEPTH:
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_SENT_DEPTH:
         check_event_depth(pdu)
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLarge(f"Events may not be larger than {MAX_PDU_BYTES} bytes")
@@ -372,7 +371,7 @@ def check_fields(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID
 def check_event_depth(value: Mapping[str, Any]) -> None:
     """Raises `BadEvent` for what nests deeper than an event may."""
     try:
-        check_depth(value, MAX_EVENT_DEPTH)
+        check_depth(value, MAX_SENT_DEPTH)
     except BadJson as error:
         raise BadEvent(error.text) from error
 

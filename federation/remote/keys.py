@@ -11,8 +11,14 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.device_keys import PublicKey, is_key_name, parse_cross_signing_key, parse_identity_keys
+from federation.protocol.canonical_json import check_readable, encode_canonical
+from federation.protocol.device_keys import (
+    MAX_KEY_DEPTH,
+    PublicKey,
+    is_key_name,
+    parse_cross_signing_key,
+    parse_identity_keys,
+)
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName, domain_of
 from federation.requests import RefusedByRemote, Requests, path_of
@@ -161,6 +167,7 @@ def _encode(key: object) -> bytes | None:
     if not isinstance(key, str | dict):
         return None
     try:
+        check_readable(key, MAX_KEY_DEPTH)
         encoded = encode_canonical(key)
     except MatrixError:
         return None

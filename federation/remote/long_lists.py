@@ -13,7 +13,9 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.canonical_json import check_text_depth
 from federation.protocol.dense_json import MOST_VALUES
+from federation.protocol.errors import BadJson
 from federation.protocol.events import MAX_PDU_BYTES
 
 PIECE: Final = 1 << 20
@@ -139,10 +141,11 @@ def _end_of_string(body: bytes, at: int) -> int:
 
 
 def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
-    """The object that is in a piece; an empty one, where there is none."""
+    """The object that is in a piece; an empty one, where there is none, or it nests deeper than what is read."""
     try:
         value = msgspec.json.decode(piece)
-    except (ValueError, RecursionError):
+        check_text_depth(bytes(piece))
+    except (ValueError, RecursionError, BadJson):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -6,6 +6,7 @@ remembered, and forgotten when a user of another server comes or goes. For the r
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Final
 
 from federation.protocol.ids import ServerName, UserID
 from federation.rooms.memberships import Memberships
@@ -15,6 +16,7 @@ from storage.streams import Change, Streams, Topic
 
 Servers = Mapping[ServerName, int]
 """The other servers in a room, and the position since which each is there."""
+_NONE: Final[Servers] = {}
 
 
 class RoomServers:
@@ -26,13 +28,24 @@ class RoomServers:
         self._memberships = memberships
         self._capacity = capacity
         self._known: OrderedDict[int, Servers] = OrderedDict()
+        self._is_alone: bool | None = None
+        """Whether no other server is in any room; None: not known. A server that is not, may be again after its next start."""
         self._changes_heard = 0
         streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
         streams.watch(self._heed_others)
 
     def peek(self, room_nid: int) -> Servers | None:
         """What is remembered of a room; None if that is nothing."""
-        return self._known.get(room_nid)
+        return _NONE if self._is_alone else self._known.get(room_nid)
+
+    async def is_alone(self) -> bool:
+        """Whether no other server is in any room: then nothing is asked for a room, or a user. One query, or none."""
+        while self._is_alone is None:
+            heard = self._changes_heard
+            is_alone = not await self._store.has_any()
+            if heard == self._changes_heard:
+                self._is_alone = is_alone
+        return self._is_alone
 
     async def in_room(self, room_nid: int) -> Servers:
         """The other servers in one room."""
@@ -42,6 +55,8 @@ class RoomServers:
     async def in_rooms(self, room_nids: Iterable[int]) -> Mapping[int, Servers]:
         """The other servers in each of the rooms."""
         wanted = set(room_nids)
+        if await self.is_alone():
+            return dict.fromkeys(wanted, _NONE)
         found: dict[int, Servers] = {}
         missing = []
         for nid in wanted:
@@ -74,6 +89,8 @@ class RoomServers:
 
     async def of_user(self, user_id: UserID) -> set[ServerName]:
         """The other servers that share a room with one of our users."""
+        if await self.is_alone():
+            return set()
         rows = await self._memberships.of_user(user_id)
         rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
         return {server for servers in rooms.values() for server in servers}
@@ -91,21 +108,27 @@ class RoomServers:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.COMPLETENESS:
-                self._changes_heard += 1
-                self._known.clear()
+                self._forget_all()
             elif change.topic is Topic.MEMBERSHIP:
                 row = change.detail
                 if not isinstance(row, MembershipRow):
-                    self._changes_heard += 1
-                    self._known.clear()
+                    self._forget_all()
                 elif not row.is_local:
-                    self._changes_heard += 1
+                    self._note_change()
                     self._known.pop(row.room_nid, None)
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node wrote: who came and went is not known here."""
-        self._changes_heard += 1
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._note_change()
         self._known.clear()
+
+    def _note_change(self) -> None:
+        self._changes_heard += 1
+        if self._is_alone:
+            self._is_alone = None
 
 
 def longest_in(servers: Servers) -> list[ServerName]:

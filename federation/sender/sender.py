@@ -264,7 +264,7 @@ class Sender:
                 for destination in self._find(await self._servers.in_room(receipt.room_nid)):
                     woken[destination.server] = destination
                     destination.add_receipt(receipt)
-        if Topic.DEVICE in topics:
+        if Topic.DEVICE in topics and not await self._servers.is_alone():
             for user_id, stream_id in (await self._device_log.get_changed_users(after, upto)).items():
                 for destination in self._find(await self._servers.of_user(UserID(user_id))):
                     woken[destination.server] = destination

@@ -50,7 +50,7 @@ def jobs_of(
         return await database.write("collect_state", step)
 
     return (
-        Job("forget_sent_transactions", forget_sent, 600.0),
+        Job("forget_sent_transactions", forget_sent, 6 * 3600.0),
         Job("forget_sliding_connections", forget_connections, 3600.0),
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),

@@ -36,7 +36,7 @@ class PushParts:
         compiler = RuleCompiler()
         self.outcome_store = PushOutcomeStore(database)
         self.changes = RuleChanges(account_data, attention)
-        self.rules = OwnRules(account_data, attention, compiler, streams, capacity=USERS_CACHED)
+        self.rules = OwnRules(attention, compiler, streams, capacity=USERS_CACHED)
         room_rules = RoomRules(attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED)
         self.threads = ThreadSubscriptionStore(database)
         self.outcomes = Outcomes(

@@ -356,7 +356,7 @@ class RoomParts:
         self.cross_signing_store = CrossSigningStore(database)
         key_store = PublishedKeyStore(database)
         self.published_keys = KeysOfPeople(key_store, streams, show_keys, capacity=sizes.devices)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, limiter, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import DeviceID, parse_device_id
 from homeserver.http.answers import EMPTY, Empty, Response
 from homeserver.services.devices import Devices
@@ -42,6 +42,7 @@ async def get_device(devices: Devices, caller: Requester, *, device_id: DeviceID
     "/_matrix/client/v3/devices/{device_id}",
     "/_matrix/client/r0/devices/{device_id}",
     auth=Auth.GUEST,
+    limit=Limit.DEVICE_CHANGE,
     while_suspended=True,
 )
 async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename) -> Response | Empty:

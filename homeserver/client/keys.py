@@ -77,6 +77,7 @@ class CrossSigningUpload(KeySet, frozen=True):
     *_paths("device_signing/upload"),
     "/_matrix/client/unstable/keys/device_signing/upload",
     auth=Auth.USER,
+    limit=Limit.DEVICE_CHANGE,
     while_suspended=True,
 )
 async def upload_cross_signing_keys(
@@ -92,6 +93,7 @@ async def upload_cross_signing_keys(
     *_paths("signatures/upload"),
     "/_matrix/client/unstable/keys/signatures/upload",
     auth=Auth.USER,
+    limit=Limit.DEVICE_CHANGE,
     max_body=1024 * 1024,
     while_suspended=True,
 )

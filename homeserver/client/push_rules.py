@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.default_push_rules import Action, Condition
 from homeserver.services.push_rules import PushRules
@@ -56,7 +56,7 @@ async def get_push_rule(push_rules: PushRules, caller: Requester, *, kind: str, 
     return await push_rules.get_rule(caller.user_id, kind, rule_id)
 
 
-@endpoint("PUT", *_paths(_RULE), auth=Auth.USER, while_suspended=True)
+@endpoint("PUT", *_paths(_RULE), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
 async def put_push_rule(
     push_rules: PushRules,
     caller: Requester,
@@ -81,7 +81,7 @@ async def put_push_rule(
     return EMPTY
 
 
-@endpoint("DELETE", *_paths(_RULE), auth=Auth.USER, while_suspended=True)
+@endpoint("DELETE", *_paths(_RULE), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
 async def delete_push_rule(push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str) -> Empty:
     """Remove a rule of one's own."""
     await push_rules.do_remove_rule(caller.user_id, kind, rule_id)
@@ -96,7 +96,7 @@ async def get_push_rule_enabled(
     return {"enabled": (await push_rules.get_rule(caller.user_id, kind, rule_id))["enabled"]}
 
 
-@endpoint("PUT", *_paths(_RULE + "/enabled"), auth=Auth.USER, while_suspended=True)
+@endpoint("PUT", *_paths(_RULE + "/enabled"), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
 async def put_push_rule_enabled(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: EnabledBody
 ) -> Empty:
@@ -113,7 +113,7 @@ async def get_push_rule_actions(
     return {"actions": (await push_rules.get_rule(caller.user_id, kind, rule_id))["actions"]}
 
 
-@endpoint("PUT", *_paths(_RULE + "/actions"), auth=Auth.USER, while_suspended=True)
+@endpoint("PUT", *_paths(_RULE + "/actions"), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
 async def put_push_rule_actions(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: ActionsBody
 ) -> Empty:

@@ -162,6 +162,11 @@ class Limits:
         20000,
         "One-time keys of encryption that one user claims. What a request claims beyond what there is room for, the next one waits for.",
     )
+    rc_device_changes: RateLimit = limit(
+        0.2,
+        100,
+        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names.",
+    )
     rc_to_device_strangers: RateLimit = limit(
         0.01,
         100,
@@ -176,7 +181,7 @@ class Limits:
     rc_timestamp_to_event: RateLimit = limit(2, 20, "Questions of one user for the event nearest to a time.")
     rc_receipts: RateLimit = limit(10, 300, "Receipts and read markers of one user.")
     rc_account_data: RateLimit = limit(
-        10, 300, "Account data, tags, filters and subscriptions to threads that one user sets."
+        10, 300, "Account data, tags, filters, push rules and subscriptions to threads that one user sets."
     )
     rc_aliases: RateLimit = limit(1, 30, "Aliases of rooms, and places in the room directory, that one user changes.")
     rc_typing: RateLimit = limit(5, 50, "Typing notices of one user.")

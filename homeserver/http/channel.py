@@ -48,7 +48,7 @@ MOST_WAITING_BYTES: Final = 1 << 16
 USUAL_READ: Final = 1 << 14
 """So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that costs as much as the reading."""
 LONG_READ: Final = 1 << 16
-"""Of a long body."""
+"""Of a long body, and where the one before it was long."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
 """What stands before the path where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2)."""
@@ -133,8 +133,11 @@ class MatrixChannel(Connection):
         self._thrown_away = 0
         self._read_size = USUAL_READ
         self._same_headers = SameHeaders()
+        self._heads = 0
+        """How many the parser made of what came last; and the last of them."""
         self._read_head: Head | None = None
-        """What the parser made last."""
+        self._missing = 0
+        """Bytes of a body whose head the parser has not seen."""
         self._uri = b""
         self._lines: list[tuple[bytes, bytes]] = []
         """The headers of the request that is being read."""
@@ -216,8 +219,6 @@ class MatrixChannel(Connection):
     def done(self) -> None:
         """The answer is on its way: the connection ends, or the next request has its turn."""
         self._exchange = None
-        if self._read_size != USUAL_READ:
-            self._read_at_once(USUAL_READ)
         self._active_at = self._clock.seconds()
         if self._refused:
             return
@@ -302,7 +303,7 @@ class MatrixChannel(Connection):
         head = Head(
             parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
         )
-        self._read_head = head
+        self._heads, self._read_head = self._heads + 1, head
         given = head.last.get(b"content-length")
         length = None if given is None else int(given)
         if self._exchange is None and not self._waiting:
@@ -339,15 +340,18 @@ class MatrixChannel(Connection):
         if parser is None:
             return
         self._active_at = self._clock.seconds()
+        if self._missing:
+            self._take_more(data)
+            return
         if self._in_head and not self._head_bytes:
             self._begun_at = self._active_at
         is_new = self._is_between and not self._head_bytes
         if is_new:
             again = self._same_headers.read(data, self._max_header_bytes)
             if again is not None and self._exchange is None and not self._waiting:
-                self._take_whole(*again)
+                self._take_known(*again)
                 return
-            self._read_head = None
+            self._heads = 0
         if self._in_head:
             self._head_bytes += len(data)
         try:
@@ -362,21 +366,44 @@ class MatrixChannel(Connection):
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._end_long_head()
-            elif is_new and self._is_between and self._read_head is not None:
+            elif is_new and self._heads == 1 and self._read_head is not None:
                 self._same_headers.learn(data, self._read_head)
 
-    def _take_whole(self, head: Head, body: bytes) -> None:
-        """A request that is all there."""
-        exchange = self._start(head, len(body))
+    def _take_known(self, head: Head, length: int, body: bytes) -> None:
+        """A request whose head is known, and as much of its body as has come."""
+        exchange = self._start(head, length)
         if exchange is not None and body:
             exchange.take(body)
-        if exchange is not None and not self._refused:
+        if exchange is None or self._refused:
+            return
+        if len(body) == length:
             exchange.run()
+        else:
+            self._reading = exchange
+            self._in_head = self._is_between = False
+            self._body_bytes = len(body)
+            self._missing = length - len(body)
+
+    def _take_more(self, data: bytes) -> None:
+        """More of that body, and maybe what follows upon it."""
+        exchange = self._exchange
+        assert exchange is not None, "it is the one whose body is read"
+        piece, rest = data[: self._missing], data[self._missing :]
+        self._missing -= len(piece)
+        self._body_bytes += len(piece)
+        exchange.take(piece)
+        if not (self._missing or self._refused):
+            self._in_head = self._is_between = True
+            self._reading = None
+            exchange.run()
+            if rest:
+                self._feed(rest)
 
     def _start(self, head: Head, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
-        if length is not None and length > USUAL_READ:
-            self._read_at_once(LONG_READ)
+        size = USUAL_READ if length is None or length <= USUAL_READ else LONG_READ
+        if size != self._read_size:
+            self._read_at_once(size)
         exchange = self._exchange = self._make_exchange(self)
         exchange.begin(head, length)
         if self._refused:

@@ -1,42 +1,65 @@
-"""Runs a coroutine to its end where it need not wait: a Deferred is made only for one that does.
+"""Runs a coroutine to its end: at once where it need not wait, else whenever what it waits for is there.
 
-Most requests are answered from memory. What Twisted makes to await a coroutine (a Deferred, its ways to be cancelled, its
-callbacks) is then a tenth of the work for a small one.
+Most requests are answered from memory, and most of the others wait once, for the database. What Twisted makes to await a coroutine
+(a Deferred, its ways to be cancelled, its callbacks) is a tenth of the work for a small one, and nobody waits for a request but its client.
 """
 
-from collections.abc import Coroutine, Generator
-from contextvars import copy_context
-from types import coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_log: Final = Logger()
 
 
-def begin(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None] | None:
-    """Run a coroutine in a context of its own, up to where it waits. None: it has ended.
+def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
+    """Run a coroutine in a context of its own, up to where it waits. What is left of it then; None: it has ended.
 
-    A Deferred of what is left of it, else; of its failure, if it has failed at once.
+    It should not raise: that is logged.
     """
-    context = copy_context()
-    try:
-        awaited = context.run(work.send, None)
-    except StopIteration:
-        return None
-    except Exception:
-        return fail()
-    return context.run(Deferred.fromCoroutine, _rest(work, awaited))
+    task = Task(work, copy_context())
+    task.go_on(None)
+    return None if task.has_ended else task
 
 
-@coroutine
-def _rest(work: Coroutine[Deferred[Any], Any, None], awaited: Deferred[Any]) -> Generator[Deferred[Any], Any, None]:
-    """What is left of a coroutine that has begun, and waits."""
-    try:
-        while True:
-            try:
-                result = yield awaited
-            except Exception as error:
-                awaited = work.throw(error)
-            else:
-                awaited = work.send(result)
-    except StopIteration:
-        return
+class Task:
+    """What is left of a coroutine that has begun."""
+
+    __slots__ = ("_awaited", "_context", "_work")
+
+    def __init__(self, work: Coroutine[Deferred[Any], Any, None], context: Context) -> None:
+        self._work = work
+        self._context = context
+        self._awaited: Deferred[Any] | None = None
+
+    def cancel(self) -> None:
+        """Cancel what it waits for; so it goes on with CancelledError. Nothing, if it has ended."""
+        if self._awaited is not None:
+            self._awaited.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left of it."""
+        return self._awaited is None
+
+    def go_on(self, result: object) -> None:
+        """Run it up to where it waits again. `result`: of what it has waited for."""
+        self._run(self._work.send, result)
+
+    def _fail(self, failure: Failure) -> None:
+        self._run(failure.throwExceptionIntoGenerator, self._work)
+
+    def _run(self, step: Callable[[Any], Deferred[Any]], with_what: object) -> None:
+        self._awaited = None
+        try:
+            awaited = self._context.run(step, with_what)
+        except StopIteration:
+            return
+        except Exception:
+            _log.failure("what nobody waits for failed")
+            return
+        self._awaited = awaited
+        awaited.addCallbacks(self.go_on, self._fail)

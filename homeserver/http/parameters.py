@@ -5,7 +5,7 @@ is a Matrix error that names the parameter; what the handler declares wrong is a
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache, lru_cache
 from types import NoneType, UnionType
@@ -13,7 +13,9 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec import inspect as kinds
 
+from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
@@ -21,6 +23,16 @@ from homeserver.http.identifiers import IDENTIFIERS, TextParser
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
 REMEMBERED: Final = 512
+_FLAT: Final = (
+    kinds.StrType,
+    kinds.IntType,
+    kinds.FloatType,
+    kinds.BoolType,
+    kinds.NoneType,
+    kinds.LiteralType,
+    kinds.RawType,
+)
+"""Among the types of msgspec: what is in them does not nest, or is not read."""
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
@@ -54,6 +66,45 @@ class _Parameter(msgspec.Struct, frozen=True):
         return values[0] if self.parse is str else self.from_text(values[0])
 
 
+class _QueryReader:
+    """The arguments of one handler that come from a query."""
+
+    __slots__ = ("_by_name", "_defaults", "_required", "_takes_lists")
+
+    def __init__(self, parameters: Sequence[_Parameter]) -> None:
+        self._by_name = {name: each for each in parameters for name in each.wire_names}
+        self._defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
+        """What they are that a request leaves out."""
+        self._required = [each for each in parameters if each.default is _REQUIRED]
+        """Those that it may not leave out."""
+        self._takes_lists = any(each.repeated for each in parameters)
+
+    def read(self, query: bytes) -> Mapping[str, object]:
+        """The arguments. Raises `InvalidParam`, `MissingParam`."""
+        if not query and not self._required:
+            return self._defaults
+        if self._takes_lists or not _is_kept(query):
+            return self.read_anew(query)
+        return _arguments_kept(self, query)
+
+    def read_anew(self, query: bytes) -> Mapping[str, object]:
+        """As `read`, whatever was read before."""
+        fields = parse_query(query)
+        arguments = dict(self._defaults)
+        for name, values in fields.items():
+            parameter = self._by_name.get(name)
+            if parameter is not None:
+                arguments[parameter.name] = parameter.from_query(values, fields)
+        for parameter in self._required:
+            if parameter.name not in arguments:
+                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
+        return arguments
+
+
+_arguments_kept = lru_cache(REMEMBERED)(_QueryReader.read_anew)
+"""Who has nothing new asks the same again."""
+
+
 class Binding(msgspec.Struct, frozen=True):
     """How to call one handler."""
 
@@ -62,35 +113,30 @@ class Binding(msgspec.Struct, frozen=True):
     filled_in: tuple[tuple[int, object], ...]
     """Where among them such a type stands, and which."""
     path_parameters: Mapping[str, _Parameter]
-    query_parameters: Mapping[str, _Parameter]
-    """By each of their names on the wire."""
-    query_defaults: Mapping[str, object]
-    """What the parameters of the query are that a request leaves out."""
-    required: tuple[_Parameter, ...]
-    """Those that it may not leave out."""
+    query: _QueryReader
     decode_body: Callable[[bytes], object] | None
     takes_file: bool
     optional_in_path: frozenset[str]
 
-    def keywords(
-        self, path_names: tuple[str, ...], path_values: list[str], fields: Mapping[str, list[str]]
-    ) -> dict[str, object]:
+    def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
         """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
-        arguments = dict(self.query_defaults)
+        arguments: dict[str, object] = {}
         for name, value in zip(path_names, path_values, strict=True):
             arguments[name] = self.path_parameters[name].from_text(value)
-        for name, values in fields.items():
-            parameter = self.query_parameters.get(name)
-            if parameter is not None:
-                arguments[parameter.name] = parameter.from_query(values, fields)
-        for parameter in self.required:
-            if parameter.name not in arguments:
-                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
-        return arguments
+        return {**self.query.read(query), **arguments} if arguments else dict(self.query.read(query))
 
 
-def parse_query(query: bytes) -> dict[str, list[str]]:
+def parse_query(query: bytes) -> Mapping[str, list[str]]:
     """The fields of a query string. Raises `InvalidParam`."""
+    return _fields_kept(query) if _is_kept(query) else _parse_query_anew(query)
+
+
+def _is_kept(query: bytes) -> bool:
+    """Whether what is read of a query may be kept: where it is not long, and no secret."""
+    return len(query) <= MAX_REMEMBERED and b"oken=" not in query
+
+
+def _parse_query_anew(query: bytes) -> Mapping[str, list[str]]:
     fields: dict[str, list[str]] = {}
     try:
         parts = query.decode().split("&")
@@ -108,6 +154,9 @@ def parse_query(query: bytes) -> dict[str, list[str]]:
     if b"\0" in query or (has_escapes and b"%00" in query):
         raise InvalidParam("The query has a NUL character in it")
     return fields
+
+
+_fields_kept = lru_cache(REMEMBERED)(_parse_query_anew)
 
 
 def _unescape(text: str) -> str:
@@ -164,7 +213,8 @@ def bind(declaration: Endpoint) -> Binding:
         elif name == "body":
             takes_file = hint is BinaryIO
             may_be_empty = parameter.default is not inspect.Parameter.empty
-            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty)
+            max_depth = MAX_DEPTH if declaration.auth is Auth.SERVER else MAX_SENT_DEPTH
+            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty, max_depth)
         else:
             default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
             described = _describe(where, name, hint, default)
@@ -186,9 +236,7 @@ def bind(declaration: Endpoint) -> Binding:
         positional=tuple(positional),
         filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
         path_parameters=path_parameters,
-        query_parameters={name: each for each in query_parameters for name in each.wire_names},
-        query_defaults={each.name: each.default for each in query_parameters if each.default is not _REQUIRED},
-        required=tuple(each for each in query_parameters if each.default is _REQUIRED),
+        query=_QueryReader(query_parameters),
         decode_body=decode_body,
         takes_file=takes_file,
         optional_in_path=optional,
@@ -291,23 +339,25 @@ def _choice(choices: Mapping[str, object]) -> TextParser:
     return parse
 
 
-def _body_decoder(where: str, hint: Any, may_be_empty: bool) -> Callable[[bytes], object]:
+def _body_decoder(where: str, hint: Any, may_be_empty: bool, max_depth: int) -> Callable[[bytes], object]:
     if hint is bytes:
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
     if is_struct or hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-        return json_decoder(hint, may_be_empty=may_be_empty)
+        return json_decoder(hint, may_be_empty=may_be_empty, max_depth=max_depth)
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def json_decoder(hint: Any, *, may_be_empty: bool) -> Callable[[bytes], Any]:
+def json_decoder(hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEPTH) -> Callable[[bytes], Any]:
     """What makes a body of that type of bytes. It raises BadJson, NotJson.
 
     `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`.
+    `max_depth`: how deep it may nest. What is skipped over, into a Raw within the body, has to be looked at by who reads it.
     """
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
     decoder = msgspec.json.Decoder(dict if is_raw else hint)
+    may_be_deep = _takes_any(kinds.type_info(decoder.type))
 
     def decode(body: bytes) -> object:
         if not body:
@@ -319,11 +369,30 @@ def json_decoder(hint: Any, *, may_be_empty: bool) -> Callable[[bytes], Any]:
         except msgspec.ValidationError as error:
             raise BadJson(str(error)) from None
         except RecursionError:
-            raise BadJson("The JSON is nested too deeply") from None
+            raise BadJson("The JSON is nested too deep") from None
         except UnicodeDecodeError:
             raise NotJson("The body is not valid UTF-8") from None
         except ValueError as error:
             raise NotJson(f"The body is not valid JSON: {error}") from None
+        if may_be_deep:
+            check_text_depth(body, max_depth)
         return msgspec.Raw(body) if is_raw else decoded
 
     return decode
+
+
+def _takes_any(kind: kinds.Type, within: tuple[type, ...] = ()) -> bool:
+    """Whether values of that type can nest at will: they have room for any value, or for one of their own type."""
+    match kind:
+        case kinds.AnyType():
+            return True
+        case kinds.StructType():
+            inner = (*within, kind.cls)
+            return kind.cls in within or any(_takes_any(field.type, inner) for field in kind.fields)
+        case kinds.DictType():
+            return _takes_any(kind.value_type, within)
+        case kinds.UnionType():
+            return any(_takes_any(each, within) for each in kind.types)
+        case kinds.ListType() | kinds.VarTupleType():
+            return _takes_any(kind.item_type, within)
+    return not isinstance(kind, _FLAT)

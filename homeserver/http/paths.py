@@ -5,7 +5,8 @@ parameter. A slash at the end that no declaration has is forgiven.
 """
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -13,6 +14,9 @@ import msgspec
 from federation.protocol.errors import InvalidParam
 
 T = TypeVar("T")
+
+MAX_REMEMBERED: Final = 255
+REMEMBERED: Final = 512
 
 
 class _Node(msgspec.Struct, Generic[T]):
@@ -25,15 +29,27 @@ class _Node(msgspec.Struct, Generic[T]):
 def split_path(path: bytes) -> list[str]:
     """The decoded segments of a request's path. Raises `InvalidParam` for bytes that are not UTF-8, and for NUL."""
     try:
+        segments = path[1:].decode().split("/")
         if b"%" in path:
-            segments = [unquote_to_bytes(segment).decode() for segment in path[1:].split(b"/")]
-        else:
-            segments = path[1:].decode().split("/")
+            segments = [_unescape(segment) if "%" in segment else segment for segment in segments]
     except UnicodeDecodeError:
         raise InvalidParam("The path is not valid UTF-8") from None
     if b"\0" in path or b"%00" in path:
         raise InvalidParam("The path has a NUL character in it")
     return segments
+
+
+def _unescape(segment: str) -> str:
+    """Raises `UnicodeDecodeError`."""
+    return _remembered(segment) if len(segment) <= MAX_REMEMBERED else _unescape_anew(segment)
+
+
+def _unescape_anew(segment: str) -> str:
+    return unquote_to_bytes(segment).decode()
+
+
+_remembered = lru_cache(REMEMBERED)(_unescape_anew)
+"""Room ids, in most requests about a room."""
 
 
 class PathTable(Generic[T]):
@@ -68,10 +84,27 @@ class PathTable(Generic[T]):
             return None
         segments = split_path(path)
         values: list[str] = []
+        leaf = self._find_straight(segments, values)
+        if leaf is not None:
+            return leaf, values
+        values = []
         leaf = _find(self._root, segments, 0, values)
         if leaf is None and len(segments) > 1 and not segments[-1]:
             leaf = _find(self._root, segments[:-1], 0, values)
         return None if leaf is None else (leaf, values)
+
+    def _find_straight(self, segments: list[str], values: list[str]) -> T | None:
+        """As `_find` finds most, without looking back: what it tries first."""
+        node = self._root
+        for segment in segments:
+            following = node.literals.get(segment)
+            if following is None:
+                following = node.parameter
+                if following is None or not (segment or following.may_be_empty):
+                    return None
+                values.append(segment)
+            node = following
+        return node.leaf
 
     def leaves(self) -> Iterator[T]:
         """Every leaf there is."""

@@ -126,7 +126,7 @@ class Router:
         fields = parse_query(incoming.query) if incoming.query else {}
         caller: Requester | None = None
         if declaration.auth is Auth.SERVER:
-            return await self._call_as_peer(match, incoming, fields)
+            return await self._call_as_peer(match, incoming)
         if declaration.auth is not Auth.NONE:
             given = incoming.authorization
             authorization = given[-1].decode("utf-8", "replace") if given else None
@@ -135,9 +135,9 @@ class Router:
                 set_caller(caller.user_id)
         self._guard.count(declaration, caller, context)
         incoming.let_in()
-        return await self._call_handler(match, incoming, fields, caller, None)
+        return await self._call_handler(match, incoming, caller, None)
 
-    async def _call_as_peer(self, match: Match, incoming: Incoming, fields: Mapping[str, list[str]]) -> object:
+    async def _call_as_peer(self, match: Match, incoming: Incoming) -> object:
         """For another server, when it has its turn."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
@@ -151,11 +151,11 @@ class Router:
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
         if turns is None:
             incoming.let_in()
-            return await self._call_handler(match, incoming, fields, None, peer)
+            return await self._call_handler(match, incoming, None, peer)
         await turns.enter(peer.server_name)
         incoming.let_in()
         try:
-            return await self._call_handler(match, incoming, fields, None, peer)
+            return await self._call_handler(match, incoming, None, peer)
         finally:
             turns.leave(peer.server_name)
 
@@ -163,12 +163,11 @@ class Router:
         self,
         match: Match,
         incoming: Incoming,
-        fields: Mapping[str, list[str]],
         caller: Requester | None,
         peer: Peer | None,
     ) -> object:
         binding = match.route.binding
-        keywords = binding.keywords(match.route.names, match.values, fields)
+        keywords = binding.keywords(match.route.names, match.values, incoming.query)
         if binding.decode_body is not None:
             keywords["body"] = binding.decode_body(incoming.body)
         elif binding.takes_file:

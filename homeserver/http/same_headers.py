@@ -1,10 +1,11 @@
-"""The headers of a connection's latest request, known again by their bytes: clients send the same with one request after the other, and
-what was read once need not be read again.
+"""The headers of a connection's latest request, known again by their bytes: clients send the same with one request after the other, but
+for how long the body is, and what was read once need not be read again.
 
 Laws:
 - Only what llhttp has read and found right is known; a request with it is what llhttp would make of it.
-- That is so for a request that is all there, and ends where what has come ends, in whose headers nothing is said about the connection or
-  the form of the body. All others are llhttp's.
+- That is so for a request whose headers are all there, and after which no other has come, in whose headers nothing is said about the
+  connection or the form of the body. All others are llhttp's.
+- Where one request after the other has other headers, as from a proxy, hardly any are kept.
 - What is kept is little, for it is kept as long as the connection is there.
 """
 
@@ -16,7 +17,13 @@ from homeserver.http.head import Head
 _REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|DELETE) (/[A-Za-z0-9/?&=%._~!$'()*+,;:@-]*) HTTP/1\.1")
 _METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "DELETE")}
 _SPECIAL: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
+_LENGTH: Final = b"content-length"
 _END: Final = b"\r\n\r\n"
+MOST_DIGITS: Final = 15
+"""Of a length: longer ones are llhttp's."""
+MOST_IN_VAIN: Final = 8
+"""So many headers in a row that were other than those before; then only each so-many-th are looked at."""
+LOOKED_AT: Final = 64
 LONGEST_KEPT: Final = 4096
 """In bytes, with the first line: usual ones are a fourth of that."""
 
@@ -24,42 +31,79 @@ LONGEST_KEPT: Final = 4096
 class SameHeaders:
     """Of one connection."""
 
-    __slots__ = ("_bytes", "_head", "_length")
+    __slots__ = ("_after", "_before", "_head", "_in_vain", "_length_at")
 
     def __init__(self) -> None:
-        self._bytes = b""
-        """All after the first line, with the empty line at the end; empty: nothing is known."""
         self._head: Head | None = None
-        self._length = 0
-        """Of the body."""
+        """None: nothing is known."""
+        self._before = b""
+        """All after the first line, with the empty line at the end; or what is before the length of the body."""
+        self._after = b""
+        """What is after that length."""
+        self._length_at = -1
+        """Which of the headers tells it; -1: none does."""
+        self._in_vain = 0
 
     def learn(self, data: bytes, head: Head) -> None:
-        """llhttp has made this of what has come, from its first byte on; all that has begun in it is whole."""
+        """llhttp has made this of what has come, from its first byte on; no other request has begun in it."""
+        self._in_vain += 1
+        if self._in_vain > MOST_IN_VAIN and self._in_vain % LOOKED_AT:
+            self._head = None
+            return
         begin, end = data.find(b"\r\n") + 2, data.find(_END) + len(_END)
-        length = int(head.last.get(b"content-length", b"0"))
+        last = head.last
+        length = last.get(_LENGTH)
         if (
-            len(data) - end != length
+            len(data) - end > (0 if length is None else int(length))
             or end > LONGEST_KEPT
             or not (head.keep_alive and head.takes_chunks)
-            or not _SPECIAL.isdisjoint(head.last)
+            or not _SPECIAL.isdisjoint(last)
         ):
             return
         known = data[begin:end]
         # each line is a header of its own, and the first line none
-        if known.count(b"\r\n") == len(head.lines) + 1 and _REQUEST_LINE.fullmatch(data, 0, begin - 2):
-            self._bytes, self._head, self._length = known, head, length
+        if known.count(b"\r\n") != len(head.lines) + 1 or not _REQUEST_LINE.fullmatch(data, 0, begin - 2):
+            return
+        self._head, self._before, self._after, self._length_at = head, known, b"", -1
+        if length is not None:
+            lines = known.split(b"\r\n")
+            at = [name for name, _ in head.lines].index(_LENGTH)
+            name, colon, value = lines[at].partition(b":")
+            if value.strip(b" \t") != length:
+                self._head = None
+                return
+            rest = value[value.index(length) + len(length) :]
+            written = b"\r\n".join([*lines[:at], name + colon + value[: value.index(length)]])
+            self._before, self._length_at = written, at
+            self._after = b"\r\n".join([rest, *lines[at + 1 :]])
 
-    def read(self, data: bytes, most: int) -> tuple[Head, bytes] | None:
-        """The request and its body, if it has the same headers. `most`: how many bytes may be before the body."""
-        head, known = self._head, self._bytes
-        if head is None:
+    def read(self, data: bytes, most: int) -> tuple[Head, int, bytes] | None:
+        """The request, how long its body is, and what has come of it, if it has the same headers. `most`: how many bytes may be before
+        the body."""
+        known = self._head
+        if known is None:
             return None
         begin = data.find(b"\r\n") + 2
-        end = begin + len(known)
-        if len(data) - end != self._length or end > most or not data.startswith(known, begin):
+        if not data.startswith(self._before, begin):
+            return None
+        end = begin + len(self._before)
+        if self._length_at < 0:
+            length, lines, last = 0, known.lines, known.last
+        else:
+            digits = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
+            if not digits.isdigit() or not data.startswith(self._after, end + len(digits)):
+                return None
+            end += len(digits) + len(self._after)
+            length, lines, last = int(digits), known.lines, known.last
+            if digits != last[_LENGTH]:
+                lines = [*lines]
+                lines[self._length_at] = (_LENGTH, digits)
+                last = {**last, _LENGTH: digits}
+        if len(data) - end > length or end > most:
             return None
         line = _REQUEST_LINE.fullmatch(data, 0, begin - 2)
         if line is None:
             return None
+        self._in_vain = 0
         method, uri = line.groups()
-        return Head(_METHODS[method], uri, True, True, head.lines, head.last), data[end:]
+        return Head(_METHODS[method], uri, True, True, lines, last), length, data[end:]

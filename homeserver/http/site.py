@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
@@ -44,7 +44,7 @@ from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.first_step import begin
+from homeserver.http.first_step import Task, begin
 from homeserver.http.head import Head
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
@@ -101,7 +101,7 @@ class MatrixRequest:
         self._refusal: MatrixError | None = None
         self._file: BinaryIO | None = None
         self._held: HeldBody | None = None
-        self._task: Deferred[None] | None = None
+        self._task: Task | None = None
         self._sending: Stream | None = None
         self._chunks: list[bytes] = []
         self._limit = UNROUTED_MAX_BODY

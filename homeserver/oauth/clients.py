@@ -1,11 +1,10 @@
 """Programs register themselves. spec: client-server-api#dynamic-client-registration-flow, RFC 7591"""
 
 from http import HTTPStatus
-from typing import Any
 
-import msgspec
-
+from federation.protocol.canonical_json import decode_object
 from federation.protocol.endpoint import Auth, Limit, endpoint
+from federation.protocol.errors import BadJson, NotJson
 from homeserver.http.answers import Response
 from homeserver.services.oauth.clients import Clients
 from homeserver.services.oauth.errors import OAuthError
@@ -17,7 +16,7 @@ async def post_client(clients: Clients, metadata: OAuthMetadata, *, body: bytes)
     """What was registered, with the client's id."""
     metadata.check_enabled()
     try:
-        given = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        given = decode_object(body)
+    except (BadJson, NotJson):
         raise OAuthError("invalid_client_metadata", "The body must be a JSON object") from None
     return Response(HTTPStatus.CREATED, {}, await clients.do_register(given))

@@ -1,10 +1,11 @@
 """Metrics of the database, and the log of slow transactions.
 
-Every transaction is counted, so counting has to cost next to nothing: plain numbers in a dictionary, which become
-metrics when somebody asks for them.
+Every transaction is counted, so counting has to cost next to nothing: it is noted, and what was noted is counted together, when
+somebody asks or there is so much. Plain numbers in a dictionary become metrics then.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,6 +16,8 @@ from homeserver.observe.histogram import PlainHistogram
 
 _WRITES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+COUNTED_AT_ONCE: Final = 256
+"""Transactions, and commits."""
 _LABELS = ("kind", "name")
 _FAMILIES = (
     ("mahalla_database_transactions", "Reads and writes, by kind and name"),
@@ -30,6 +33,10 @@ class DatabaseMetrics(Collector):
     def __init__(self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None) -> None:
         self._slow_seconds = slow_seconds
         self._log = log or Logger(namespace="homeserver.database")
+        self._done: list[tuple[str, str, float, float, int]] = []
+        """Transactions that are not counted yet: kind, name, seconds that they waited and took, statements."""
+        self._batches: list[tuple[int, float]] = []
+        """Commits that are not counted yet: writes, seconds."""
         self._sums: dict[tuple[str, str], list[float]] = {}
         self._still_waiting = 0
         self._batch_writes = PlainHistogram(_WRITES)
@@ -38,17 +45,18 @@ class DatabaseMetrics(Collector):
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A read ran."""
-        self._count("read", name, waited, took, queries)
+        self._note("read", name, waited, took, queries)
 
     def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A write ran, and was committed or undone."""
-        self._count("write", name, waited, took, queries)
+        self._note("write", name, waited, took, queries)
 
     def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
         """A batch was committed."""
         self._still_waiting = still_waiting
-        self._batch_writes.observe(writes)
-        self._commit_seconds.observe(committing)
+        self._batches.append((writes, committing))
+        if len(self._batches) >= COUNTED_AT_ONCE:
+            self._count()
         if committing >= self._slow_seconds:
             self._log.warn(
                 "slow commit of {writes} writes: {milliseconds} ms",
@@ -58,6 +66,7 @@ class DatabaseMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
+        self._count()
         families = [CounterMetricFamily(name, text, labels=_LABELS) for name, text in _FAMILIES]
         for labels, sums in self._sums.items():
             for family, value in zip(families, sums, strict=True):
@@ -72,14 +81,10 @@ class DatabaseMetrics(Collector):
             "mahalla_database_writes_waiting", "Writes that waited when a batch was done", value=self._still_waiting
         )
 
-    def _count(self, kind: str, name: str, waited: float, took: float, queries: int) -> None:
-        sums = self._sums.get((kind, name))
-        if sums is None:
-            sums = self._sums[kind, name] = [0.0, 0.0, 0.0, 0.0]
-        sums[0] += 1
-        sums[1] += took
-        sums[2] += waited
-        sums[3] += queries
+    def _note(self, kind: str, name: str, waited: float, took: float, queries: int) -> None:
+        self._done.append((kind, name, waited, took, queries))
+        if len(self._done) >= COUNTED_AT_ONCE:
+            self._count()
         if took >= self._slow_seconds:
             self._log.warn(
                 "slow {kind} {name}: {milliseconds} ms, {queries} statements, after waiting for {waited} ms",
@@ -89,3 +94,18 @@ class DatabaseMetrics(Collector):
                 queries=queries,
                 waited=round(waited * 1000, 1),
             )
+
+    def _count(self) -> None:
+        for kind, name, waited, took, queries in self._done:
+            sums = self._sums.get((kind, name))
+            if sums is None:
+                sums = self._sums[kind, name] = [0.0, 0.0, 0.0, 0.0]
+            sums[0] += 1
+            sums[1] += took
+            sums[2] += waited
+            sums[3] += queries
+        self._done.clear()
+        for writes, seconds in self._batches:
+            self._batch_writes.observe(writes)
+            self._commit_seconds.observe(seconds)
+        self._batches.clear()

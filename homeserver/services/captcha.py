@@ -78,7 +78,7 @@ class Captcha:
             if answer.status != HTTPStatus.OK:
                 raise OutboundError(f"it answers {answer.status}")
             verdict = msgspec.json.decode(answer.body, type=_Verdict)
-        except (OutboundError, msgspec.DecodeError, RecursionError) as error:
+        except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.log.error("solutions cannot be checked at {url}: {why}", url=self._verify_url, why=str(error))
             raise CaptchaUnavailable from None
         if not verdict.success and any("secret" in code for code in verdict.error_codes):

@@ -18,15 +18,26 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
-from federation.protocol.canonical_json import encode_canonical, encode_checked
-from federation.protocol.device_keys import MAX_KEY_NAME, parse_identity_keys
-from federation.protocol.endpoint import Requester
+from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
+from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
+from homeserver.http.rate_limits import RateLimiter
 from storage.cross_signing import KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft, NewKeys, NoSuchDevice
+from storage.device_keys import (
+    MOST_IDENTITY_BYTES,
+    DeviceKeysRow,
+    DeviceKeyStore,
+    KeyCounts,
+    KeysClaimed,
+    KeysLeft,
+    NewKeys,
+    NoSuchDevice,
+    TooManyIdentityKeys,
+)
 from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
@@ -115,6 +126,7 @@ class DeviceKeys:
         self,
         database: Database,
         keys: DeviceKeyStore,
+        limiter: RateLimiter,
         now_ms: Callable[[], int],
         *,
         capacity: int,
@@ -129,12 +141,13 @@ class DeviceKeys:
         database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
+        self._limiter = limiter
         self._now_ms = now_ms
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
         """Publish keys of the caller's device; how many one-time keys it has by algorithm.
 
-        Raises InvalidParam, BadJson; UnknownToken where the device has gone meanwhile: nobody shall encrypt for it.
+        Raises InvalidParam, BadJson, LimitExceeded; UnknownToken where the device has gone meanwhile: nobody shall encrypt for it.
         """
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
@@ -142,6 +155,8 @@ class DeviceKeys:
         keys = parse_upload(user_id, device_id, upload)
         if keys.is_empty:
             return (await self.get_counts(user_id, device_id)).one_time
+        if keys.identity is not None and caller.rate_limited:  # it is sent where it is another one, or was not answered
+            self._limiter.check(Limit.DEVICE_CHANGE, user_id)
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
         return with_zero(counts).one_time
 
@@ -151,8 +166,14 @@ class DeviceKeys:
             counts = self._keys.put_keys(txn, user_id, device_id, keys, self._now_ms() - REMEMBERED_MS)
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
+        except TooManyIdentityKeys:
+            raise InvalidParam(
+                f"The keys of all your devices may have {MOST_IDENTITY_BYTES} bytes: sign out of some that you use no more"
+            ) from None
         except KeyExists as error:
-            raise InvalidParam(f"The device has another key named {error}") from None
+            # matrix-rust-sdk reads these words: its client has lost keys, and tells its user
+            old, new = error.old.decode(), error.new.decode()
+            raise InvalidParam(f"One time key {error} already exists. Old key: {old}; new key: {new}") from None
         if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
             raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
         if len(counts.one_time) > MOST_ALGORITHMS:
@@ -243,6 +264,8 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
         encode = encode_checked
     except msgspec.ValidationError:
         encode = encode_canonical
+        for key in keys.values():
+            check_readable(key, MAX_KEY_DEPTH)
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")

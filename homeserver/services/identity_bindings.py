@@ -122,7 +122,7 @@ class IdentityBindings:
         _check(answer)
         try:
             bound = msgspec.json.decode(answer.body, type=_Bound)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise OtherServerFailed("The identity server answers what is no use") from None
         if max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS or "\0" in bound.medium + bound.address:
             raise OtherServerFailed("The identity server names an address that is none")
@@ -213,7 +213,7 @@ class IdentityBindings:
         if answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED):
             try:
                 msgspec.json.decode(answer.body, type=_Error)
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return False
         _check(answer)
 
@@ -249,7 +249,7 @@ def _check(answer: WebAnswer) -> None:
         return
     try:
         error = msgspec.json.decode(answer.body, type=_Error)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise OtherServerFailed(f"The identity server answers {answer.status}") from None
     if not 400 <= answer.status < 500 or error.errcode not in _PASSED_ON:
         raise OtherServerFailed(f"The identity server refuses: {answer.status} {error.errcode[:100]}")

@@ -2,17 +2,19 @@
 it is for, for ever.
 
 To make objects of the contents, and bytes of those again, costs more than anything else that a message to many devices takes. While a body
-is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8 nor that numbers are such as can be kept. Both
-are seen here of all contents at once, on the side of caution: what is not plainly well is read and written anew.
+is read msgspec skips over them, and sees that they are JSON, but neither that text is UTF-8, nor that numbers are such as can be kept, nor
+how deep they nest. This is seen here, mostly of all contents at once, on the side of caution: what is not plainly well is read and written
+anew. What nests deeper than is sent, and integers of hundreds of digits, other servers could not read, nor could some clients.
 `tests/http/test_message_contents.py` holds what is let through against reading it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.canonical_json import MAX_SENT_DEPTH, check_readable, count_openings
 from federation.protocol.errors import BadJson
 from homeserver.http.parameters import json_decoder
 
@@ -42,11 +44,33 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
         found.append(kept)
     if [content[0] for content in unlike].count(_OBJECT) < len(unlike):
         raise BadJson("The content of a message has to be an object")
-    if _is_plain(b"".join(unlike)):
+    if _is_plain(b"".join(unlike)) and all(map(_is_shallow, unlike)):
         return found
-    anew = {content: content if _is_plain(content) else msgspec.json.encode(_read(content)) for content in unlike}
+    anew = {
+        content: content if _is_plain(content) and _is_shallow(content) else _write_anew(content) for content in unlike
+    }
     return [anew[content] for content in found]
 
 
-def _is_plain(content: bytes) -> bool:
-    return content.isascii() and b"[" not in content and _UNUSUAL.search(content) is None
+def is_unreadable(content: Mapping[str, Any]) -> bool:
+    """Whether a content that another server sent is none that we would let through."""
+    try:
+        check_readable(content, MAX_SENT_DEPTH)
+    except BadJson:
+        return True
+    return False
+
+
+def _is_plain(contents: bytes) -> bool:
+    return contents.isascii() and b"[" not in contents and _UNUSUAL.search(contents) is None
+
+
+def _is_shallow(content: bytes) -> bool:
+    return count_openings(content) <= MAX_SENT_DEPTH
+
+
+def _write_anew(content: bytes) -> bytes:
+    """What was read of it. Raises BadJson, NotJson."""
+    value = _read(content)
+    check_readable(value, MAX_SENT_DEPTH)
+    return msgspec.json.encode(value)

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from federation.protocol.canonical_json import decode_json
+from federation.protocol.canonical_json import MAX_SENT_DEPTH, decode_json
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadJson,
@@ -282,7 +282,7 @@ def _is_removal(field: str, value: bytes) -> bool:
 
 
 def _check_value(field: str, value: bytes) -> None:
-    decoded = decode_json(value)
+    decoded = decode_json(value, MAX_SENT_DEPTH)
     longest = _LONGEST.get(field)
     if longest is None:
         return

@@ -138,12 +138,12 @@ class _News:
     def _of_reader(self, user_id: str) -> tuple[set[int], set[int]]:
         return self.of_readers.setdefault(user_id, (set(), set()))
 
-    def messages_of(self, user_id: str) -> Set[int] | None:
-        """The rooms with messages, if nothing else happened of which the user may have to be told; else None."""
+    def messages_of(self, user_id: str, beside: Topic | None) -> Set[int] | None:
+        """The rooms with messages, if nothing else happened of which the user may have to be told, but of that topic; else None."""
         if self.has_more or user_id in self.of_readers:
             return None
-        for users in self.users.values():
-            if user_id in users:
+        for topic, users in self.users.items():
+            if user_id in users and topic is not beside:
                 return None
         return self.everyones.events
 
@@ -189,14 +189,14 @@ class RecentChanges:
         news = self._since(position)
         return None if news is None else news.rooms_of(user_id)
 
-    def messages_since(self, user_id: UserID, position: int) -> Set[int] | None:
+    def messages_since(self, user_id: UserID, position: int, *, beside: Topic | None = None) -> Set[int] | None:
         """The rooms in which messages (events that set no state) came after the position, if nothing else is new there, for the user,
-        or for all; None if something is, or as for `rooms_since`."""
+        or for all; None if something is, or as for `rooms_since`. `beside`: what may have come for the user all the same."""
         rooms = self._messages_alone(position)
         if rooms is not None:
             return rooms
         news = self._since(position)
-        return None if news is None else news.messages_of(user_id)
+        return None if news is None else news.messages_of(user_id, beside)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Whether there may be changes of that topic for the user after the position."""

@@ -4,7 +4,7 @@ A message may go to anybody; but a name of a server that somebody makes up costs
 which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any, Final, cast
 
@@ -19,10 +19,10 @@ from federation.protocol.ids import ServerName, UserID, domain_of, is_server_nam
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.known_devices import DevicesOfUsers
-from homeserver.services.message_contents import check_contents
+from homeserver.services.message_contents import check_contents, is_unreadable
 from storage.database import Database
 from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction, select_response
 from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
@@ -115,8 +115,10 @@ class ToDevice:
         largest = LARGEST_MESSAGE - len(opening) - 1
         prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
-        if outgoing:
-            await self._check_strangers(caller, {ServerName(server) for server in outgoing[0]})
+        if outgoing and (strangers := await self._strangers(caller.user_id, {*map(ServerName, outgoing[0])})):
+            if await self._database.read_quickly("get_sent_response", select_response, sent) is not None:
+                return  # it was counted then
+            self._count_strangers(caller, len(strangers))
 
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
             add_transaction(txn, sent, None, ANSWER, now)
@@ -136,8 +138,8 @@ class ToDevice:
             self._devices.keep(there, changes)
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large is left out. Raises
-        InvalidParam.
+        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
+        read, is left out. Raises InvalidParam.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -149,7 +151,11 @@ class ToDevice:
             raise InvalidParam("The sender is no user of the server")
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
-        local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
+        local = {
+            user_id: {device_id: content for device_id, content in devices.items() if not is_unreadable(content)}
+            for user_id, devices in message.messages.items()
+            if self._identity.is_local(user_id)
+        }
         encoded = [msgspec.json.encode(content) for devices in local.values() for content in devices.values()]
         once = dict(zip(encoded, encoded, strict=True))  # what is the same is kept once
         sent = [once[content] for content in encoded]
@@ -174,14 +180,18 @@ class ToDevice:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
-    async def _check_strangers(self, caller: Requester, servers: set[ServerName]) -> None:
-        """Count those with which the sender shares no room. Raises InvalidParam, LimitExceeded."""
-        strangers = await self._servers.not_shared(caller.user_id, servers)
+    async def _strangers(self, user_id: UserID, servers: set[ServerName]) -> Collection[ServerName]:
+        """Those with which the sender shares no room. Raises InvalidParam."""
+        strangers = await self._servers.not_shared(user_id, servers)
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
-        if strangers and caller.rate_limited:
+        return strangers
+
+    def _count_strangers(self, caller: Requester, strangers: int) -> None:
+        """Raises LimitExceeded."""
+        if caller.rate_limited:
             self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
-            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=len(strangers))
+            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=strangers)
 
     def _for_others(
         self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]

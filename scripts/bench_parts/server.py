@@ -33,6 +33,7 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_search": PLENTY,
     "rc_key_requests": PLENTY,
     "rc_claimed_keys": PLENTY,
+    "rc_device_changes": PLENTY,
     "rc_to_device_strangers": PLENTY,
     "rc_user_directory": PLENTY,
     "rc_receipts": PLENTY,

@@ -36,6 +36,7 @@ class Neighbour:
                 "ip_range_whitelist": ["127.0.0.1", "::1"],
                 "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
                 "rc_key_requests": _UNLIMITED,
+                "rc_device_changes": _UNLIMITED,
                 "listeners": [
                     {"port": client_port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]},
                     {

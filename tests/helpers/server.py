@@ -70,6 +70,7 @@ rc_memberships: *unlimited
 rc_aliases: *unlimited
 rc_typing: *unlimited
 rc_forget: *unlimited
+rc_device_changes: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"

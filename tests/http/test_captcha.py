@@ -115,6 +115,7 @@ def test_what_is_no_solution_goes_nowhere(guarded: TestServer, riddler: Riddler,
         b"[" * 50_000,
         b"{}",
         b'{"success": "true"}',
+        b'{"success": true, "error-codes": ["\xff"]}',
         b'{"success": false, "error-codes": ["invalid-input-secret"]}',
     ],
 )

@@ -1,10 +1,11 @@
-"""A coroutine that is begun: to its end at once, or by a Deferred."""
+"""A coroutine that is begun: to its end at once, or whenever what it waits for is there."""
 
 from collections.abc import Awaitable
+from typing import cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.python.failure import Failure
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from homeserver.http.first_step import begin
 from homeserver.observe.context import CURRENT, RequestInfo
@@ -41,33 +42,56 @@ def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context
     assert seen == ["no", 2]
     third.callback(3)
     assert seen == ["no", 2, 3, "r1"]
-    assert task.called
+    assert task.has_ended
     assert CURRENT.get() is None
+
+
+def test_a_deferred_that_waits_for_another_is_waited_for() -> None:
+    seen, outer, inner = _Seen(), Deferred[int](), Deferred[int]()
+    outer.addCallback(lambda _: inner)
+    outer.callback(0)
+    task = begin(seen.note(outer))
+    assert task is not None
+    assert seen == []
+    inner.callback(1)
+    assert seen == [1, "r1"]
+    assert task.has_ended
 
 
 def test_cancelling_ends_what_is_awaited() -> None:
     cancelled: list[Deferred[int]] = []
-    failures: list[Failure] = []
-    task = begin(_Seen().note(Deferred[int](cancelled.append)))
+    seen: list[object] = []
+
+    async def wait(awaited: Deferred[int]) -> None:
+        try:
+            await awaited
+        except CancelledError as error:
+            seen.append(type(error))
+
+    task = begin(wait(Deferred[int](cancelled.append)))
     assert task is not None
-    task.addErrback(failures.append)
     task.cancel()
     assert len(cancelled) == 1
-    assert failures[0].check(CancelledError)
+    assert seen == [CancelledError]
+    assert task.has_ended
+    task.cancel()
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_failure_is_that_of_the_deferred(waits: bool) -> None:
+def test_a_failure_is_logged(waits: bool) -> None:
     async def fail(awaited: Deferred[int]) -> None:
         raise KeyError(await awaited)
 
+    events: list[LogEvent] = []
     gate = Deferred[int]()
     if not waits:
         gate.callback(1)
-    task = begin(fail(gate))
-    assert task is not None
-    failures: list[Failure] = []
-    task.addErrback(failures.append)
-    if waits:
-        gate.callback(1)
-    assert str(failures[0].value) == "1"
+    globalLogPublisher.addObserver(cast(ILogObserver, events.append))
+    try:
+        task = begin(fail(gate))
+        assert (task is not None) is waits
+        if waits:
+            gate.callback(1)
+    finally:
+        globalLogPublisher.removeObserver(cast(ILogObserver, events.append))
+    assert [str(event["log_failure"].value) for event in events] == ["1"]

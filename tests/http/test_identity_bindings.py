@@ -137,7 +137,9 @@ def test_no_other_identity_server_is_asked(
         ((403, b'{"errcode": "M_USER_DEACTIVATED"}'), 502, "M_UNKNOWN"),
         ((400, b'{"errcode": "what is it"}'), 502, "M_UNKNOWN"),
         ((500, b"<html>"), 502, "M_UNKNOWN"),
+        ((500, b'{"errcode": "\xff"}'), 502, "M_UNKNOWN"),
         ((200, b"[]"), 502, "M_UNKNOWN"),
+        ((200, b'{"medium": "email", "address": "\xff"}'), 502, "M_UNKNOWN"),
         ((200, b'{"medium": "email", "address": "' + b"x" * 300 + b'"}'), 502, "M_UNKNOWN"),
         (OutboundError("it is down"), 502, "M_UNKNOWN"),
     ],
@@ -154,7 +156,11 @@ def test_what_the_identity_server_says_is_passed_on(
 
 def test_what_cannot_be_unbound_stays_known(alice: User, identity: IdentityServer) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
-    for answer, result in (((404, b"<html>"), "no-support"), ((501, b""), "no-support")):
+    for answer, result in (
+        ((404, b"<html>"), "no-support"),
+        ((404, b'{"errcode": "\xff"}'), "no-support"),
+        ((501, b""), "no-support"),
+    ):
         identity.answer = answer
         assert unbind(alice) == result
     identity.answer = (403, b'{"errcode": "M_FORBIDDEN", "error": "Invalid homeserver signature"}')

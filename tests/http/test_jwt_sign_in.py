@@ -81,6 +81,7 @@ REFUSED = [
     token(sub=None),
     token(sub=7),
     token()[:-2],
+    *(urlsafe_b64encode(b'{"alg":%b' % (b"[" * levels)).decode() + ".e30.e30" for levels in (1500, 12_000)),
     "nothing",
     "x" * 20_000,
 ]

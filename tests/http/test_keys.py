@@ -8,25 +8,18 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.device_keys import DeviceKeys, KeyUpload
 from storage.database import Database, SQLiteConfig
 from storage.device_keys import DeviceKeyStore, KeyCounts, KeyWish
 from storage.streams import Change
 from tests.helpers.databases import open_inline
-from tests.helpers.keys import (
-    V3,
-    claim,
-    cross_signing_key,
-    identity_keys,
-    one_time_keys,
-    query,
-    sync,
-    upload,
-)
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
 ENCRYPTION = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
@@ -469,7 +462,7 @@ def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
         told.clear()
 
     store = ClaimedMeanwhile(database, claim)
-    keys = DeviceKeys(database, store, lambda: 0, capacity=10)
+    keys = DeviceKeys(database, store, RateLimiter(Clock(), {}), lambda: 0, capacity=10)
     for left in (4, 3, 2):
         assert server.run(keys.get_counts(bob.user_id, bob.device_id)).one_time == {wish.algorithm: left}
     assert store.reads == 3
@@ -490,7 +483,7 @@ def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
     readers: list[DeviceKeys] = []
     for left in (2, 1, 0):
         server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
-        readers.append(DeviceKeys(database, store, lambda: 0, capacity=10))
+        readers.append(DeviceKeys(database, store, RateLimiter(Clock(), {}), lambda: 0, capacity=10))
         counts = server.run(readers[-1].get_counts(bob.user_id, bob.device_id))
         assert counts.one_time == {wish.algorithm: left}, "it has read, and not heard"
         database.streams.publish(told, told[-1].position)

@@ -11,7 +11,7 @@ from storage.database import Database
 from storage.device_keys import DeviceKeysRow
 from storage.postgres_statements import NOT_TEXT
 from storage.published_keys import PublishedKeys
-from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, upload
+from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, upload
 from tests.helpers.server import TestServer, User
 
 
@@ -52,6 +52,28 @@ def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(tmp_
     answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {phone.user_id: wish}})
     assert list(answer.json["one_time_keys"][phone.user_id]) == [phone.device_id]
     assert upload(phone) == {"signed_curve25519": 1}
+
+
+def test_somebody_with_very_many_devices_keeps_no_room_from_being_encrypted_for(
+    tmp_path: Path, database: Database
+) -> None:
+    """What their devices publish, all who share a room with them fetch."""
+    server = TestServer(tmp_path, database, "rc_login: {account: {per_second: 100, burst_count: 100}}\n")
+    mallory, alice = server.register("mallory"), server.register("alice")
+    who = {"type": "m.id.user", "user": "mallory"}
+    login = {"type": "m.login.password", "identifier": who, "password": "wonderland"}
+    devices = [mallory, *(User(server, server.post(f"{V3}/login", login).json) for _ in range(17))]
+    answers = [
+        device.post(f"{V3}/keys/upload", {"device_keys": {**identity_keys(device)[1], "padding": "x" * 60_000}})
+        for device in devices
+    ]
+    assert {answer.status for answer in answers[:17]} == {200}
+    assert (answers[17].status, answers[17].errcode) == (400, "M_INVALID_PARAM")
+    assert len(query(alice, mallory)["device_keys"][mallory.user_id]) == 17
+
+    assert mallory.post(f"{V3}/logout").status == 200
+    upload(devices[17], device_keys=identity_keys(devices[17])[1])
+    upload(devices[17], device_keys={**identity_keys(devices[17])[1], "padding": "x" * 60_000})
 
 
 MANY_DEVICES = [DeviceKeysRow("@bob:example.org", f"D{n}", b"{}", None) for n in range(2000)]

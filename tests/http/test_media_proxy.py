@@ -197,7 +197,7 @@ def test_bodies_that_are_not_what_they_should_be(alice: User) -> None:
     for body in wrong:
         for what in ("scan", "download"):
             assert reason(post(alice, what, body)) == (400, "MCS_MALFORMED_JSON"), body
-    for raw in (b"", b"{", b"\xff", b'{"file": ' + b"[" * 20_000):
+    for raw in (b"", b"{", b"\xff", b'{"file": ' + b"[" * 20_000, b'{"more": ' + b"[" * 20_000):
         answer = alice.server.client.request("POST", f"{PROXY}/scan_encrypted", token=alice.token, body=raw)
         assert reason(answer) == (400, "MCS_MALFORMED_JSON")
 

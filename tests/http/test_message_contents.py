@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.errors import BadJson, NotJson
 from homeserver.services.message_contents import check_contents
 from tests.helpers.keys import V3, sync
@@ -135,7 +136,8 @@ def test_what_is_plain_is_kept_as_it_came() -> None:
         (b'"text"', "M_BAD_JSON"),
         (b"[]", "M_BAD_JSON"),
         (b"null", "M_BAD_JSON"),
-        (b'{"x":' * 5000 + b"1" + b"}" * 5000, "M_BAD_JSON"),
+        *((b'{"x":' * depth + b"1" + b"}" * depth, "M_BAD_JSON") for depth in (MAX_SENT_DEPTH + 1, 5000)),
+        (b'{"x":' + b"[" * MAX_SENT_DEPTH + b"]" * MAX_SENT_DEPTH + b"}", "M_BAD_JSON"),
     ],
 )
 def test_a_message_that_nobody_can_read_is_refused(server: TestServer, content: bytes, errcode: str) -> None:
@@ -158,6 +160,8 @@ def test_a_message_comes_as_it_was_sent(server: TestServer) -> None:
         {"methods": ["m.sas.v1"], "n": 1e300, "é": "\U0001f600"},
         {"i": -(2**53)},
         {"x": {"y": {}}},
+        {"wide": {str(number): {} for number in range(500)}},
+        json.loads('{"x":' * MAX_SENT_DEPTH + "1" + "}" * MAX_SENT_DEPTH),
     ]
     for number, content in enumerate(contents):
         body = {"messages": {bob.user_id: {bob.device_id: content}}}

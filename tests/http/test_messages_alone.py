@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.sync import devices
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import bodies, sync
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, texts
@@ -40,18 +41,19 @@ def _type(user: User, room_id: str) -> None:
     assert user.put(f"/_matrix/client/v3/rooms/{room_id}/typing/{user.user_id}", body).status == 200
 
 
-def _send_to(user: User, other: User) -> None:
-    body = {"messages": {other.user_id: {other.device_id: {"some": "thing"}}}}
-    assert user.put("/_matrix/client/v3/sendToDevice/org.example/1", body).status == 200
+def _send_to(user: User, other: User, number: int = 1) -> None:
+    body = {"messages": {other.user_id: {other.device_id: {"n": number}}}}
+    assert user.put(f"/_matrix/client/v3/sendToDevice/org.example/{number}", body).status == 200
 
 
+TO_DEVICE = "message to the device"
 MORE: dict[str, Callable[[User, User, str], None]] = {
     "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
     "membership": lambda _alice, bob, room: act(bob, room, "leave"),
     "receipt": lambda _alice, bob, room: _receipt(bob, room),
     "own account data": lambda alice, _bob, _room: _account_data(alice),
     "typing": lambda _alice, bob, room: _type(bob, room),
-    "message to the device": lambda alice, bob, _room: _send_to(bob, alice),
+    TO_DEVICE: lambda alice, bob, _room: _send_to(bob, alice),
 }
 """What a client has to be told of beside messages."""
 
@@ -72,7 +74,7 @@ def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]
     }
 
 
-@pytest.mark.parametrize("what", MORE)
+@pytest.mark.parametrize("what", sorted(MORE.keys() - {TO_DEVICE}))
 def test_what_else_is_new_takes_the_longer_way(town: Town, compared: list[object], what: str) -> None:
     alice, bob, rooms = town
     since = sync(alice)["next_batch"]
@@ -82,6 +84,45 @@ def test_what_else_is_new_takes_the_longer_way(town: Town, compared: list[object
     before = len(compared)
     sync(alice, since)
     assert len(compared) == before
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_messages_to_the_device_are_told_in_the_shorter_way(town: Town, compared: list[object], beside: bool) -> None:
+    alice, bob, rooms = town
+    since = sync(alice, sync(alice)["next_batch"])["next_batch"]
+    for number in (1, 2):
+        _send_to(bob, alice, number)
+        if beside:
+            say(bob, rooms[0], f"say-{number}")
+    before = len(compared)
+    answer = sync(alice, since)
+    assert len(compared) == before + 1
+    assert [event["content"]["n"] for event in answer["to_device"]["events"]] == [1, 2]
+    if beside:
+        assert bodies(answer["rooms"]["join"][rooms[0]]) == ["say-1", "say-2"]
+    assert sync(alice, since)["to_device"] == answer["to_device"], "until it comes back with the token of the answer"
+    _send_to(bob, alice, 3)
+    later = sync(alice, answer["next_batch"])
+    assert [event["content"]["n"] for event in later["to_device"]["events"]] == [3]
+    assert sync(alice, later["next_batch"])["to_device"]["events"] == []
+
+
+def test_more_messages_to_the_device_than_an_answer_takes_are_told_in_the_longer_way(
+    town: Town, compared: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob, _ = town
+    monkeypatch.setattr(devices, "MESSAGES_AN_ANSWER", 2)
+    since = sync(alice, sync(alice)["next_batch"])["next_batch"]
+    for number in range(5):
+        _send_to(bob, alice, number)
+    before = len(compared)
+    told: list[int] = []
+    for _ in range(3):
+        answer = sync(alice, since)
+        told += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        since = answer["next_batch"]
+    assert told == [0, 1, 2, 3, 4]
+    assert len(compared) == before + 1, "the last one"
 
 
 def _follow(user: User, last: int, **lists: Any) -> SlidingClient:

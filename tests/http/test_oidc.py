@@ -170,6 +170,15 @@ def test_documents_that_are_not_believed(
     assert (browser.status, FAILED in browser.words) == (403, True)
 
 
+@pytest.mark.parametrize("body", [b"<html>", b'{"issuer": "\xff"}', b'{"more": ' + b"[" * 20_000])
+def test_documents_that_are_none(server: TestServer, provider: OpenIDProvider, body: bytes) -> None:
+    address = f"{ISSUER}/.well-known/openid-configuration"
+    provider.pictures[address] = WebAnswer(address, 200, {"content-type": "application/json"}, body)
+    browser = Browser(server)
+    browser.open(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
+    assert (browser.status, FAILED in browser.words) == (403, True)
+
+
 def test_a_provider_that_is_down(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)

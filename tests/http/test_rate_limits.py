@@ -11,6 +11,7 @@ from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.http.rate_limits import Counted, Rate, RateLimiter, address_key
 from storage.database import Database
 from tests.helpers.http import Client, client_for
+from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
 from tests.helpers.server import TestServer
 from tests.helpers.talk import create, ok, room_path, say
 from tests.http import endpoints
@@ -198,6 +199,39 @@ def test_what_a_user_may_do_so_often(
     statuses = [alice.start(method, path, body).answer.status for _ in range(3)]
 
     assert statuses == [200, 200, 429]
+
+
+def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_account_data: {per_second: 0.1, burst_count: 4}\n")
+    alice = server.register("alice")
+    rule = "/_matrix/client/v3/pushrules/global/content/tea"
+    changes: list[tuple[str, str, dict[str, object]]] = [
+        ("PUT", rule, {"actions": ["notify"], "pattern": "tea"}),
+        ("PUT", f"{rule}/enabled", {"enabled": False}),
+        ("PUT", f"{rule}/actions", {"actions": []}),
+        ("DELETE", rule, {}),
+    ]
+    assert [alice.start(*change).answer.status for change in (*changes, changes[0])] == [200] * 4 + [429]
+
+
+def test_so_often_a_user_changes_what_all_are_told_of_their_devices(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "rc_device_changes: {per_second: 0.1, burst_count: 4}\n")
+    alice = server.register("alice")
+    (key, identity), (master_key, master) = identity_keys(alice), cross_signing_key(alice, "master", 2)
+    device = f"{V3}/devices/{alice.device_id}"
+    changes: list[tuple[str, str, dict[str, object]]] = [
+        ("POST", f"{V3}/keys/upload", {"device_keys": identity}),
+        ("PUT", device, {"display_name": "another"}),
+        ("POST", f"{V3}/keys/device_signing/upload", {"master_key": master}),
+        (
+            "POST",
+            f"{V3}/keys/signatures/upload",
+            {alice.user_id: {master_key.public: key.sign(dict(master), alice)}},
+        ),
+    ]
+    assert [alice.start(*change).answer.status for change in changes] == [200] * 4
+    assert [alice.start(*change).answer.status for change in changes] == [429] * 4
+    assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}, "nobody is told of these"
 
 
 def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(tmp_path: Path, sqlite_database: Database) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID
 from homeserver.http.guard import Guard
@@ -109,6 +110,16 @@ def test_query_parameters_have_their_types(client: Client) -> None:
     }
 
 
+def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
+    """What was read of it is kept: for one endpoint alone, and no mistake is."""
+    for _ in range(3):
+        answer = client.request("GET", SEARCH + "&limit=5&server=a")
+        assert (answer.json["needed"], answer.json["limit"], answer.json["server"]) == ("x", 5, ["a"])
+        assert client.request("GET", STATE + "?needed=x&limit=5&server=a").json == ["!r:example.org"]
+        assert client.request("GET", SEARCH + "&limit=many").status == 400
+        assert client.request("GET", "/_matrix/client/v3/search?limit=5").errcode == "M_MISSING_PARAM"
+
+
 def test_query_parameters_have_their_defaults(client: Client) -> None:
     answer = client.request("GET", SEARCH).json
     assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (10, False, [], None)
@@ -186,6 +197,22 @@ def test_deep_nesting_does_no_harm(client: Client) -> None:
         for path in ("object", "raw"):
             answer = client.request("POST", "/_matrix/client/v3/" + path, body=body)
             assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+@pytest.mark.parametrize("path", ["object", "raw"])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"}]\\"":', b"}")])
+def test_how_deep_a_body_may_nest_is_the_same_with_each_python(
+    client: Client, path: str, opening: bytes, closing: bytes
+) -> None:
+    for depth, status in ((MAX_SENT_DEPTH, 200), (MAX_SENT_DEPTH + 1, 400), (900, 400)):
+        body = b'{"a":%b0%b}' % (opening * (depth - 1), closing * (depth - 1))
+        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == status, depth
+
+
+def test_a_body_may_be_wide(client: Client) -> None:
+    body = b'{"a":[%b]}' % b",".join([b'{"b":["{"]}'] * 1000)
+    for path in ("object", "raw"):
+        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == 200
 
 
 def test_a_wrong_shape_is_told_where(client: Client) -> None:

@@ -105,6 +105,44 @@ def test_who_was_removed_in_between_is_not_asked(reactor: EPollReactor, pairs: P
     assert sorted(one.came + other.came) == [b"1"]
 
 
+def test_while_the_loop_runs_all_that_is_due_has_its_turn(reactor: EPollReactor, pairs: Pairs) -> None:
+    """What comes, what was asked for a time or by another thread, what is asked for sooner than it was; and the end."""
+    done: list[object] = []
+    reader = Reader(reactor, pairs[0])
+
+    def note(what: object) -> None:
+        done.append(what)
+
+    late = reactor.callLater(60, note, "late")
+    reactor.callLater(0.02, reader.there.send, b"1")
+    reactor.callLater(0.03, reactor.callInThread, reactor.callFromThread, note, "from a thread")
+    reactor.callLater(0.04, late.reset, 0.02)
+
+    def read() -> None:
+        reader.came.append(reader.here.recv(1000))
+        if len(reader.came) == 1:  # what is asked for while something is read
+            reactor.callLater(0.05, reader.there.send, b"2")
+        else:
+            reactor.callLater(0, note, "at once")
+            reactor.callLater(0.01, reactor.stop)
+
+    reader.doRead = read  # type: ignore[method-assign]
+    reactor.callLater(10, reactor.stop).reset(10)
+    began = reactor.seconds()
+    reactor.run(installSignalHandlers=False)
+    assert reactor.seconds() - began < 5
+    assert reader.came == [b"1", b"2"]
+    assert sorted(map(str, done)) == ["at once", "from a thread", "late"]
+
+
+def test_a_loop_without_anything_to_do_later_ends(reactor: EPollReactor, pairs: Pairs) -> None:
+    reader = Reader(reactor, pairs[0])
+    reader.doRead = reactor.stop  # type: ignore[method-assign]
+    reactor.callWhenRunning(reader.there.send, b"1")
+    reactor.run(installSignalHandlers=False)
+    assert not reactor.running
+
+
 def test_other_reactors_stay_as_they_are() -> None:
     reactor = SelectReactor()
     before = reactor.doIteration

@@ -164,7 +164,13 @@ def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> Non
     assert {"redirect_uris", "response_types"} & told.keys() == set()
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"client_uri": "\xff"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b'"x"', b"\xff", b'{"client_uri": "\xff"}'),
+        *(b'{"x":%b%b}' % (b"[" * depth, b"]" * depth) for depth in (300, 5000, 15_000)),
+    ],
+)
 def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(server: TestServer, body: bytes) -> None:
     """spec: RFC 7591 section 3.2.2"""
     answer = server.client.request("POST", PATH, body=body, headers={"Content-Type": "application/json"})

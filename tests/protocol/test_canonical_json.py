@@ -1,6 +1,7 @@
 """Canonical JSON is the same bytes on every server; reading JSON gives a value or a Matrix error, whatever comes in."""
 
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 
 from federation.protocol.canonical_json import (
     MAX_DEPTH,
+    check_depth,
     check_strict,
+    check_text_depth,
     decode_json,
     decode_object,
     encode_canonical,
     encode_strict,
 )
 from federation.protocol.errors import BadJson, MatrixError, NotJson
-from tests.protocol.strategies import json_values, strict_values
+from tests.protocol.strategies import json_values, nested, strict_values
 from tests.protocol.vectors import cases
 
 
@@ -84,7 +87,27 @@ def test_nesting_is_bounded(opening: bytes, closing: bytes) -> None:
 
 
 def test_a_wide_text_is_not_taken_for_a_deep_one() -> None:
-    assert decode_json(b"[" + b",".join([b"[{}]"] * 1_000) + b"]") == [[{}]] * 1_000
+    wide = b"[" + b",".join([b"[{}]"] * 1_000) + b"]"
+    assert decode_json(wide) == [[{}]] * 1_000
+    check_text_depth(wide)
+
+
+@settings(max_examples=300)
+@given(
+    nested(st.text('{}[]"\\a', max_size=8) | st.none()), st.integers(1, 5), st.booleans(), st.sampled_from([None, 1])
+)
+def test_a_text_is_as_deep_as_its_value(value: Any, limit: int, escaped: bool, indent: int | None) -> None:
+    """Whatever stands in its strings."""
+    text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
+    assert is_refused(check_text_depth, text, limit) == is_refused(check_depth, value, limit)
+
+
+def is_refused(check: Callable[[Any, int], None], what: object, limit: int) -> bool:
+    try:
+        check(what, limit)
+    except BadJson:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

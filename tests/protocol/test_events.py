@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.canonical_json import MAX_SENT_DEPTH, encode_canonical
 from federation.protocol.errors import BadEvent, EventTooLarge, MatrixError
 from federation.protocol.events import (
-    MAX_EVENT_DEPTH,
     MAX_PDU_BYTES,
     StateKey,
     client_form_prefix,
@@ -202,7 +201,7 @@ def test_the_size_of_an_event_is_that_of_its_canonical_form_without_unsigned() -
 
 def test_nesting_is_bounded() -> None:
     nested: Any = []
-    for _ in range(MAX_EVENT_DEPTH - 3):
+    for _ in range(MAX_SENT_DEPTH - 3):
         nested = [nested]
     event = parse_event(V11, {**PDU, "content": {"x": nested}})
     assert load_event(V11, event.event_id, event.room_id, encode_pdu(event)).content == event.content

@@ -242,7 +242,17 @@ def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
     assert [push.pushkey for push in gateway.asked] == ["second"]
 
 
-@pytest.mark.parametrize("answer", [b"not json", b"[]", b'{"rejected": 1}', b'{"rejected": [1]}'])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"not json",
+        b"[]",
+        b'{"rejected": 1}',
+        b'{"rejected": [1]}',
+        b'{"rejected": ["\xff"]}',
+        b'{"more":' + b"[" * 20_000,
+    ],
+)
 def test_an_answer_that_is_none_is_a_failure(server: TestServer, gateway: Gateway, answer: bytes) -> None:
     alice, bob, room_id = two(server)
     gateway.answer = lambda _: answer

@@ -1,9 +1,10 @@
 """Caches that the stream keeps up: what comes while something is being read, and what other nodes write."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import UserID
@@ -11,25 +12,27 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import TAIL_LENGTH, Timelines
 from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.labels import RoomTraits
 from homeserver.services.unread import Unread, UnreadCounts
-from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.erasures import ErasureStore, add_erasure
 from storage.events import EventFlag, EventRow
-from storage.memberships import MembershipRow, MembershipStore
-from storage.partial_rooms import PartialRoom
+from storage.memberships import MembershipRow, MembershipStore, put_memberships
+from storage.partial_rooms import PartialRoom, begin_partial
 from storage.push_attention import PushAttentionStore
 from storage.push_outcomes import PushOutcomeStore, ThreadCount
 from storage.receipts import ReceiptRow, ReceiptStore
+from storage.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.room_summaries import RoomSummaryStore, set_summary_fields
 from storage.rooms import add_room
 from storage.streams import Change, Streams, Topic
 from storage.timelines import Arrival, TimelineStore
+from storage.transaction import WriteTransaction
 from tests.helpers.rooms import RoomParts
 
 T = TypeVar("T")
@@ -203,7 +206,7 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(AccountDataStore(sqlite_database), attention, RuleCompiler(), streams, capacity=10)
+    rules = OwnRules(attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
 
     def count() -> "Deferred[Unread]":
@@ -234,7 +237,7 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(AccountDataStore(sqlite_database), attention, RuleCompiler(), streams, capacity=10)
+    rules = OwnRules(attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
     first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
@@ -276,3 +279,50 @@ async def test_whom_another_node_has_erased(database: Database) -> None:
     await database.write("t", add_erasure, ALICE)
     streams.advance_to(database.streams.current())
     assert await erased.get() == {ALICE: position}, "the first time counts"
+
+
+class CountedServers(RoomServerStore):
+    """Counts what it is asked."""
+
+    asked = 0
+
+    async def get_servers(self, room_nids: Iterable[int]) -> Mapping[int, list[RoomServer]]:
+        self.asked += 1
+        return await super().get_servers(room_nids)
+
+    async def has_any(self) -> bool:
+        self.asked += 1
+        return await super().has_any()
+
+
+@pytest.mark.parametrize("how", ["heard", "elsewhere", "partly"])
+async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(database: Database, how: str) -> None:
+    streams, store = Streams(10), CountedServers(database)
+    servers = RoomServers(store, Memberships(MembershipStore(database), streams, capacity=10), streams, capacity=10)
+    for room_nid in (1, 2, 3):
+        assert await servers.in_room(room_nid) == {}
+    assert await servers.of_user(ALICE) == set()
+    assert (servers.peek(4), store.asked) == ({}, 1)
+
+    streams.publish([Change(11, Topic.MEMBERSHIP, user_id=ALICE, detail=membership(11))], 11)
+    assert (servers.peek(4), store.asked) == ({}, 1), "one of ours is no other server"
+
+    def come(txn: WriteTransaction) -> None:
+        if how == "partly":
+            begin_partial(txn, 1, 5, 12, "b.test", ["b.test"])
+        else:
+            count_servers(txn, 1, {"b.test": 1}, {"b.test": 12})
+        put_memberships(txn, [replace(membership(11), user_id=ALICE)])
+
+    await database.write("come", come)
+    joined = replace(membership(12), user_id="@bob:b.test", is_local=False)
+    if how == "heard":
+        streams.publish([Change(12, Topic.MEMBERSHIP, user_id=joined.user_id, detail=joined)], 12)
+    elif how == "elsewhere":
+        streams.advance_to(12)
+    else:
+        streams.publish([Change(12, Topic.COMPLETENESS, "!r:a.test")], 12)
+    assert servers.peek(1) is None
+    assert await servers.in_room(1) == {"b.test": 12}
+    assert await servers.of_user(ALICE) == {"b.test"}
+    assert not await servers.is_alone()

@@ -1,9 +1,11 @@
 """Encryption between servers: keys are found and claimed once, lists of devices stay true, messages to devices come once."""
 
+import json
 from typing import Any
 
 import pytest
 
+from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.requests import RefusedByRemote
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
@@ -289,6 +291,33 @@ async def test_a_repeated_message_is_taken_once(network: Network) -> None:
         await room.north.push(SOUTH, [], [edu, forged])
 
     assert bodies(room.bob, since)[0] == [1]
+
+
+async def test_a_message_that_may_be_sent_arrives_however_deep_it_nests(network: Network) -> None:
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    deep = json.loads("[" * (MAX_SENT_DEPTH - 1) + "]" * (MAX_SENT_DEPTH - 1))
+    send(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": deep}}})
+    network.settle()
+
+    assert bodies(room.bob, since)[0] == [deep]
+
+
+async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network: Network) -> None:
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    deeper = json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    content = {"sender": room.alice.user_id, "type": "org.example.number"}
+    edus = [
+        {
+            "edu_type": "m.direct_to_device",
+            "content": {**content, "message_id": str(number), "messages": {room.bob.user_id: {"*": {"n": n}}}},
+        }
+        for number, n in enumerate([1, deeper, 2])
+    ]
+    await room.north.push(SOUTH, [], edus)
+
+    assert bodies(room.bob, since)[0] == [1, 2]
 
 
 async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:

@@ -1,13 +1,16 @@
 """Servers ask each other about people and rooms: profiles, aliases, the public directory."""
 
+import json
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from federation.policy import make_rules
+from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
+from federation.wire import WireAnswer
 from homeserver.services import remote_directory
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
@@ -37,6 +40,20 @@ def test_a_profile(network: Network) -> None:
     assert ok(bob.get(f"{V3}/profile/{alice.user_id}/displayname")) == {"displayname": "Alice"}
     assert refused(bob.get(f"{V3}/profile/{alice.user_id}/avatar_url")) == (404, "M_NOT_FOUND")
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
+
+
+def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_not(network: Network) -> None:
+    alice, bob = pair(network)
+    path = f"{V3}/profile/{alice.user_id}/org.example.deep"
+    deep = json.loads("[" * MAX_SENT_DEPTH + "]" * MAX_SENT_DEPTH)
+    ok(alice.put(path, {"org.example.deep": deep}))
+    assert refused(alice.put(path, {"org.example.deep": [deep]})) == (400, "M_BAD_JSON")
+    assert ok(bob.get(path)) == {"org.example.deep": deep}
+
+    deeper = b'{"org.example.deep":%b%b}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH)
+    network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, deeper))
+    network.clock.advance(31)  # the answer is remembered for so long
+    assert refused(bob.get(path))[0] == 502
 
 
 def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(network: Network) -> None:

@@ -23,6 +23,7 @@ from storage.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms import note_room
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
+from tests.helpers.plans import note_plans
 
 PEER, OTHER = "peer.example", "other.example"
 LIST_BYTES = 1 << 20
@@ -380,3 +381,11 @@ async def test_public_receipts_are_found_by_position(database: Database, kind: s
 
     found = await DestinationStore(database).get_receipts_to_send(before, database.streams.current(), 10)
     assert [(receipt.user_id, receipt.event_id) for receipt in found] == ([(ALICE, "$e")] if kind == "m.read" else [])
+
+
+async def test_who_moved_is_found_without_a_look_at_all_events(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = note_plans(database, monkeypatch)
+    assert list(await DestinationStore(database).get_own_moves(10, 20, 100)) == []
+    assert [plan for plan in plans if "events_own_moves" in plan], plans

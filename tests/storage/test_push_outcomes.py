@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from storage import push_outcomes
+from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.events import EventFlag
 from storage.push_attention import KEPT_ENDED, AttentionHistory, PushAttentionStore
@@ -159,7 +160,7 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
     async def hold(position: int, **wanted: int) -> AttentionHistory:
         named = {"" if room == "elsewhere" else room: attention for room, attention in wanted.items()}
         await database.write("t", store.set_attention, ALICE, position, named)
-        return (await store.get_histories([ALICE])).get(ALICE, AttentionHistory())
+        return (await store.get_rules([ALICE])).get(ALICE, (None, AttentionHistory()))[1]
 
     assert not (await hold(5, elsewhere=0)).changes, "nothing else than what holds for everybody"
     assert (await hold(10, elsewhere=0, muted=2)).changes == {"muted": ((10, 2),)}
@@ -175,7 +176,23 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
     ]
     assert [span.attention for span in history.spans("muted", 12, 15)] == [2]
     await database.write("t", PushOutcomeStore(database).remove_user, ALICE)
-    assert await store.get_histories([ALICE]) == {}
+    assert await store.get_rules([ALICE]) == {}
+
+
+async def test_rules_come_with_what_they_made_of_messages(database: Database) -> None:
+    store, account_data = PushAttentionStore(database), AccountDataStore(database)
+    for user_id, type_ in ((ALICE, "m.push_rules"), (ALICE, "m.direct"), (BOB, "m.push_rules")):
+        await database.write("t", account_data.set_entry, user_id, None, type_, b'{"of":"%b"}' % user_id.encode())
+    await database.write("t", account_data.set_entry, ALICE, "!r:a.test", "m.push_rules", b"{}")
+    for user_id in (ALICE, CAROL):
+        await database.write("t", store.set_attention, user_id, 10, {"!muted": 2})
+    rules = await store.get_rules([ALICE, BOB, CAROL, "@nobody:a.test"])
+    assert {user_id: (content, history.now("!muted")) for user_id, (content, history) in rules.items()} == {
+        ALICE: (b'{"of":"%b"}' % ALICE.encode(), 2),
+        BOB: (b'{"of":"%b"}' % BOB.encode(), 0),
+        CAROL: (None, 2),
+    }
+    assert await store.get_rules([BOB]) == {BOB: rules[BOB]}
 
 
 async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_time(database: Database) -> None:
@@ -187,7 +204,7 @@ async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_tim
             position += 1
             await database.write("t", store.set_attention, ALICE, position, {**wanted, "!kept:a.test": 2})
     await database.write("t", store.set_attention, ALICE, position + 1, {"!kept:a.test": 2})
-    history = (await store.get_histories([ALICE]))[ALICE]
+    _, history = (await store.get_rules([ALICE]))[ALICE]
     assert len(history.changes) == KEPT_ENDED + 1
     assert history.now("!kept:a.test") == 2
     assert history.at(f"!{number - 1}:a.test", position) == 2

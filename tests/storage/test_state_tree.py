@@ -182,6 +182,26 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
     assert reader.get_cached(ROOM, roots[-1], [member(9), TOPIC]) == {member(9): 9009}
 
 
+async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
+    store = StateTreeStore(database)
+    await database.write("begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2}))
+
+    def write(txn: WriteTransaction) -> tuple[bytes | None, list[int]]:
+        root, queries = store.apply(txn, ROOM, None, {CREATE: 1}), list[int]()
+        for number in range(5):
+            before = txn.queries
+            assert store.get_entries_in(txn, ROOM, root, [member(number), TOPIC]) == {}
+            root = store.apply(txn, ROOM, root, {member(number): 10 + number})
+            queries.append(txn.queries - before)
+        return root, queries
+
+    root, queries = await database.write("write", write)
+    assert queries == [1, 3, 2, 2, 2], "nodes; with a new pair its row; with the first of these a question"
+    everything = {CREATE: 1} | {member(number): 10 + number for number in range(5)}
+    assert await store.get_all(ROOM, root) == everything
+    assert await StateTreeStore(database).get_all(ROOM, root) == everything
+
+
 async def test_numbers_of_a_failed_write_are_given_again(database: Database) -> None:
     states = StateTreeStore(database)
     [first] = await database.write("apply", apply_all, states, None, {CREATE: 1})

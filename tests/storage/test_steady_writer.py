@@ -24,6 +24,7 @@ END_OTHERS: Final = (
 REFUSE: Final = """CREATE FUNCTION refuse_once() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
     IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'WHICH'; END IF;
     RETURN TRUE; END $$"""
+INSERT: Final = "INSERT INTO jobs (name, progress) VALUES (?, ?)"
 MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ? RETURNING name"
 
 
@@ -107,10 +108,16 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         write(node, f"move{number}", move(f"job{number}", "here", "there"))
     assert CountingCursor.messages == 1, "so is one whose last change tells something"
     assert b"COMMIT" not in CountingCursor.last
-    CountingCursor.messages = 0
-    write(node, "another", put("another"))
+    for number, count in enumerate((1, 3, 30)):
+        CountingCursor.messages = 0
+        rows = [(f"many{number}.{each}", "here") for each in range(count)]
+        write(node, f"many{number}", lambda txn, rows=rows: txn.execute_many(INSERT, rows))  # type: ignore[misc]
+        assert CountingCursor.messages == 1 + (number == 0), "nor are many rows, once the statement is prepared"
+    for number in range(2):
+        CountingCursor.messages = 0
+        write(node, f"another{number}", put(f"another{number}"))
     assert CountingCursor.messages == 2
-    assert len(node.names()) == 5
+    assert len(node.names()) == 6 + 34
 
 
 def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:

@@ -18,6 +18,7 @@ MISSING: Final = object()
 """Stands for a property that the event does not have."""
 BODY: Final[Path] = ("content", "body")
 TYPE: Final[Path] = ("type",)
+ROOM_ID: Final[Path] = ("room_id",)
 MOST_STEPS: Final = 10_000_000
 """Comparisons of characters for all patterns of somebody's rules in one event, some 30 ms: ten keywords of ten letters that all stand in
 a text of 64 KiB take 6 million."""

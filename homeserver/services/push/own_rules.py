@@ -12,7 +12,6 @@ import msgspec
 from federation.protocol.ids import UserID
 from homeserver.services.push.kept_rules import PUSH_RULES
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
-from storage.account_data import AccountDataStore
 from storage.push_attention import AttentionHistory, PushAttentionStore
 from storage.streams import Change, Streams, Topic
 
@@ -29,7 +28,6 @@ class OwnRules:
 
     def __init__(
         self,
-        account_data: AccountDataStore,
         attention: PushAttentionStore,
         compiler: RuleCompiler,
         streams: Streams,
@@ -37,7 +35,6 @@ class OwnRules:
         capacity: int,
     ) -> None:
         """`capacity`: how many users' are kept."""
-        self._account_data = account_data
         self._streams = streams
         self._attention = attention
         self._compiler = compiler
@@ -61,7 +58,7 @@ class OwnRules:
         return self._known.get(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """These users': two queries for all that is not known."""
+        """These users': one query for all that is not known."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []
         for user_id in user_ids:
@@ -73,15 +70,14 @@ class OwnRules:
                 found[user_id] = known
         while missing:
             heard = self._changes_heard
-            kept = await self._account_data.get_entries_of_users(missing, [PUSH_RULES])
-            histories = await self._attention.get_histories(missing)
+            kept = await self._attention.get_rules(missing)
             if heard != self._changes_heard:
                 continue
             for user_id in missing:
                 rules = self._default
-                if user_id in kept or user_id in histories:
-                    rule_set = self._compiler.compile(kept.get(user_id, {}).get(PUSH_RULES))
-                    rules = UserRules(rule_set, histories.get(user_id, self._default.attention))
+                if user_id in kept:
+                    content, history = kept[user_id]
+                    rules = UserRules(self._compiler.compile(content), history)
                 found[user_id] = self._known[user_id] = rules
             while len(self._known) > self._capacity:
                 self._known.popitem(last=False)

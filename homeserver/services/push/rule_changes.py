@@ -57,14 +57,9 @@ class RuleChanges:
         self._attention.set_attention(txn, user_id, position, self._wanted(content))
 
     def _wanted(self, content: bytes) -> Mapping[str, int]:
-        rule_set = self._compiler.compile(content)
-        general = self._compiler.narrow(rule_set, ELSEWHERE).attention
-        wanted: dict[str, int] = {ELSEWHERE: general}
-        for room in rule_set.rooms:
-            attention = self._compiler.narrow(rule_set, room).attention
-            if attention != general:
-                wanted[room] = attention
-        return wanted
+        general, of_rooms = self._compiler.compile(content).find_attentions()
+        others = {room: attention for room, attention in of_rooms.items() if attention != general}
+        return {ELSEWHERE: general, **others}
 
 
 def _check_numbers(kept: KeptRules, before: KeptRules) -> None:

@@ -36,7 +36,7 @@ from homeserver.services.push.conditions import (
     sent_by,
 )
 from homeserver.services.push.kept_rules import decode_kept
-from homeserver.services.push.occasion import MOST_STEPS, TYPE, Occasion
+from homeserver.services.push.occasion import MOST_STEPS, ROOM_ID, TYPE, Occasion, parse_path
 
 _MEMBER: Final = "m.room.member"
 _ORDINARY: Final = ("m.room.message", "m.room.encrypted")
@@ -62,6 +62,7 @@ class CompiledRule:
         "__weakref__",
         "actions",
         "asks_for_names",
+        "asks_for_room",
         "asks_for_threads",
         "conditions",
         "room",
@@ -81,6 +82,7 @@ class CompiledRule:
         """The only type of events that it may match, in lower case; None: any."""
         kinds = [condition.get("kind") for condition in rule.conditions or ()]
         self.asks_for_names: Final = DISPLAY_NAME in kinds
+        self.asks_for_room: Final = any(map(_looks_at_room, rule.conditions or ()))
         self.asks_for_threads: Final = any(isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds)
 
     def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
@@ -96,7 +98,6 @@ class RuleSet:
 
     __slots__ = (
         "__weakref__",
-        "_attention",
         "_by_type",
         "_of_any_type",
         "_of_rooms",
@@ -114,7 +115,6 @@ class RuleSet:
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
         self._by_type: Final[dict[str | None, tuple[CompiledRule, ...]]] = {}
         """Of types that were asked for: for all together it would be the product of rules and types."""
-        self._attention: Attention | None = None
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
@@ -134,24 +134,20 @@ class RuleSet:
             rules = self._by_type[type] = tuple(rule for rule in self.rules if rule.type in (None, type))
         return rules
 
-    @property
-    def attention(self) -> Attention:
-        """Of a narrowed set: what ordinary messages of that room are to the user."""
-        if self._attention is None:
-            room_id = next((rule.room_id for rule in self.rules if rule.room_id is not None), "")
-            self._attention = self._find_attention(room_id)
-        return self._attention
+    def find_attentions(self) -> tuple[Attention, Mapping[str, Attention]]:
+        """What ordinary messages are to the user in rooms that no rule is about, and in each that some are (in lower case)."""
+        by_room = self._by_room()
+        wide = by_room.get(None, ())
+        ordinary = [_Probe(wide, type, {}) for type in _ORDINARY]
+        call = _Probe(wide, _ORDINARY[0], {"m.mentions": {"room": True}})
 
-    def _find_attention(self, room_id: str) -> Attention:
-        if any(self.find(_probe(room_id, type, {})).notify for type in _ORDINARY):
-            return Attention.ALL
-        call = self.find(_probe(room_id, _ORDINARY[0], {"m.mentions": {"room": True}}))
-        return Attention.CALLS if call.highlight else Attention.NOTHING
+        def find(own: _Placed) -> Attention:
+            room_id = next((rule.room_id for _, rule in own if rule.room_id is not None), "")
+            if any(each.find(room_id, own).notify for each in ordinary):
+                return Attention.ALL
+            return Attention.CALLS if call.find(room_id, own).highlight else Attention.NOTHING
 
-    @property
-    def rooms(self) -> frozenset[str]:
-        """The rooms, in lower case, that some rule is about."""
-        return frozenset(room for room in self._by_room() if room is not None)
+        return find(()), {room: find(own) for room, own in by_room.items() if room is not None}
 
     @property
     def names_rooms(self) -> bool:
@@ -163,13 +159,44 @@ class RuleSet:
         by_room = self._by_room()
         return (rule for _, rule in merge(by_room.get(None, ()), by_room.get(room, ())))
 
-    def _by_room(self) -> Mapping[str | None, Sequence[tuple[int, CompiledRule]]]:
+    def _by_room(self) -> Mapping[str | None, "_Placed"]:
         """The rules by what room they are about, each with its place."""
         if self._of_rooms is None:
             self._of_rooms = {}
             for place, rule in enumerate(self.rules):
                 self._of_rooms.setdefault(rule.room, []).append((place, rule))
         return self._of_rooms
+
+
+_Placed = Sequence[tuple[int, CompiledRule]]
+"""Rules of a set with their places in it."""
+
+
+class _Probe:
+    """A message of no particular content from somebody who may call the room. Rules that are about no room are asked about it once, however
+    many rooms it is asked for, but for those that look at the id of the room."""
+
+    def __init__(self, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
+        self._event = {"type": type, "content": content, "sender": _SOMEBODY}
+        self._looking = [each for each in wide if each[1].asks_for_room]
+        self._first = self._find_first("", [each for each in wide if not each[1].asks_for_room])
+
+    def find(self, room_id: str, own: _Placed) -> Actions:
+        """What it is to do in a room that these rules are about."""
+        found = [
+            each for each in (self._first, self._find_first(room_id, merge(own, self._looking))) if each is not None
+        ]
+        return min(found)[1].actions if found else NOTHING
+
+    def _find_first(self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]) -> tuple[int, CompiledRule] | None:
+        occasion = Occasion(
+            {**self._event, "room_id": room_id},
+            room_id=room_id,
+            sender=_SOMEBODY,
+            member_count=_MANY,
+            may_notify=lambda _group: True,
+        )
+        return next((each for each in rules if each[1].matches(occasion, NOBODY, None)), None)
 
 
 class RuleCompiler:
@@ -239,6 +266,12 @@ def room_of(kind: str, rule: PushRule) -> str | None:
     return None
 
 
+def _looks_at_room(condition: Condition) -> bool:
+    """Whether it is about the id of the room, of one or of some."""
+    key = condition.get("key")
+    return isinstance(key, str) and parse_path(key) == ROOM_ID
+
+
 def _named_room(condition: Condition) -> str | None:
     return _named(condition, "room_id")
 
@@ -257,14 +290,3 @@ def _named(condition: Condition, key: str) -> str | None:
     if condition.get("kind") != EVENT_MATCH or condition.get("key") != key:
         return None
     return pattern if isinstance(pattern, str) and not re.search(r"[*?]", pattern) else None
-
-
-def _probe(room_id: str, type: str, content: Mapping[str, Any]) -> Occasion:
-    """A message of no particular content from somebody who may call the room."""
-    return Occasion(
-        {"type": type, "content": content, "room_id": room_id, "sender": _SOMEBODY},
-        room_id=room_id,
-        sender=_SOMEBODY,
-        member_count=_MANY,
-        may_notify=lambda _group: True,
-    )

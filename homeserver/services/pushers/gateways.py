@@ -205,7 +205,7 @@ class Gateways:
             )
         try:
             rejected = msgspec.json.decode(answer.body, type=_Answer).rejected if answer.body else []
-        except msgspec.MsgspecError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PushFailed("its answer is none of a push gateway") from error
         return pushkey not in rejected
 

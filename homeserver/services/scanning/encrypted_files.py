@@ -116,7 +116,7 @@ def _read(body: _Body) -> EncryptedFile:
 def _decode(body: bytes) -> _Body:
     try:
         return msgspec.json.decode(body, type=_Body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
 
 

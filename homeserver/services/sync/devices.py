@@ -7,8 +7,10 @@ after a first answer, the rest waits at later positions.
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -27,6 +29,7 @@ from storage.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 NO_KEYS: Final = KeyCounts({}, ())
 MESSAGES_AN_ANSWER: Final = 100
 DEVICES_REMEMBERED: Final = 50_000
+_position: Final = itemgetter(0)
 
 
 class DeviceNews(msgspec.Struct, frozen=True, gc=False):
@@ -44,7 +47,7 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     def to_json(self) -> dict[str, Any]:
         """As members of the answer."""
         return {
-            "to_device": {"events": _contents(self.messages) if self.messages else ()},
+            "to_device": {"events": _as_list(self.messages) if self.messages else ()},
             "device_lists": self.lists,
             "device_one_time_keys_count": self.counts.one_time,
             "device_unused_fallback_key_types": self.counts.unused_fallback,
@@ -52,8 +55,14 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-def _contents(messages: Iterable[DeviceMessage]) -> list[msgspec.Raw]:
-    return [msgspec.Raw(message.content) for message in messages]
+def _as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
+    """The events, encoded as one list."""
+    return msgspec.Raw(b"[%b]" % b",".join([message.content for message in messages]))
+
+
+def _count_upto(found: Sequence[Found], position: int) -> int:
+    """How many of them are at or before that position."""
+    return bisect_right(found, position, key=_position) if found else 0
 
 
 class Waiting(NamedTuple):
@@ -109,9 +118,8 @@ class DeviceNewsReader:
                 messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
             self._note_clean(key, arrived)
         else:
-            await self._remove(key, known, arrived)
-            new = [found for found in known if arrived < found[0] <= span.upto]
-            messages = read(new[:limit])
+            has = await self._remove(key, known, arrived)
+            messages = read(known[has : min(has + limit, _count_upto(known, span.upto))])
         if not messages:
             self._note_clean(key, span.upto)
             return Waiting((), span.upto)
@@ -167,9 +175,9 @@ class DeviceNewsReader:
             self._note_clean(key, position)
         return DeviceNews(counts=await self._keys.get_counts(*key))
 
-    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> None:
-        """The device has those of the messages up to that position."""
-        has = sum([position <= arrived for position, _, _ in known])
+    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> int:
+        """The device has those of the messages up to that position; how many these are."""
+        has = _count_upto(known, arrived)
         if has:
             if has <= REMOVED_AT_ONCE:
                 await self._to_device.remove_few_messages(*key, known[0][0], arrived)
@@ -177,6 +185,7 @@ class DeviceNewsReader:
                 await self._to_device.remove_messages(*key, arrived)
             self._messages.forget(key, arrived)
             self._note_clean(key, arrived)
+        return has
 
     def _note_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
         self._clean[key] = position

@@ -1,4 +1,5 @@
-"""The usual answer of /sync: to a client that has everything up to its token, since which people wrote messages and did nothing else.
+"""The usual answer of /sync: to a client that has everything up to its token, since which people wrote messages and did nothing else, and
+of whose device maybe others knew something to tell it.
 
 Laws:
 - It is what `sync.py` gives for the same request by looking at everything that there may be news of. That nothing is new but
@@ -23,6 +24,8 @@ from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
+from storage.streams import Topic
+from storage.to_device import DeviceMessage
 
 NO_EVENTS: Final[Mapping[str, list[Any]]] = {"events": []}
 
@@ -64,7 +67,16 @@ class MessagesAlone:
             return None  # somebody types, or has come or gone
         span = Range(since.position, now.position)
         changed = self._recent.messages_since(user_id, span.since)
+        messages: Sequence[DeviceMessage] = ()
         if changed is None:
+            changed = self._recent.messages_since(user_id, span.since, beside=Topic.TO_DEVICE)
+            if changed is None:
+                return None
+            waiting = await self._devices.find_messages(request, span)
+            if waiting.upto != span.upto or waiting.fetched is not None:
+                return None  # there are more than one answer takes
+            messages = waiting.messages
+        elif not self._devices.nothing_waits(request.caller, span):
             return None
         rows, partial = await self._memberships.of_user(user_id), await self._partial.get_all()
         own: list[MembershipRow] = []
@@ -76,15 +88,13 @@ class MessagesAlone:
                 return None
             if row.membership == "join":
                 own.append(row)
-        if not self._devices.nothing_waits(request.caller, span):
-            return None
-        devices = DeviceNews(counts=await self._devices.get_counts(request.caller))
+        devices = DeviceNews(messages, counts=await self._devices.get_counts(request.caller))
         rooms: dict[str, dict[str, Any]] | None = {}
         if own:
             rooms = self._tell_plainly(request, span, own)
             if rooms is None:
                 rooms = await self._read_rooms(request, span, now, own)
-        return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms)
+        return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms or messages)
 
     def _tell_plainly(
         self, request: SyncRequest, span: Range, own: Sequence[MembershipRow]

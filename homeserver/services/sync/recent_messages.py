@@ -36,7 +36,10 @@ _user_id: Final = itemgetter(0)
 
 def read(found: Iterable[Found]) -> list[DeviceMessage]:
     """The messages there."""
-    return [news.at(position - news.first) for position, _, news in found]
+    return [
+        DeviceMessage(position, b"%b%b}" % (news.opening, news.contents[position - news.first]))  # as `as_event` has it
+        for position, _, news in found
+    ]
 
 
 class _Sent:
@@ -97,12 +100,12 @@ class RecentMessages:
         user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
         messages: list[Found] = []
-        for found in reversed(self._by_user.get(user_id, ())):
-            position, its_device, _ = found
-            if position <= floor:
-                break
-            if its_device == device_id:
-                messages.append(found)
+        of_user = self._by_user.get(user_id)
+        if of_user is not None and of_user[-1][0] > floor:
+            newer = of_user[bisect_right(of_user, floor, key=_position) :]
+            messages = [found for found in newer if found[1] == device_id]
+        if not self._many:
+            return messages
         for sent in reversed(self._many):
             if sent.last <= floor:
                 break

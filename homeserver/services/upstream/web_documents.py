@@ -55,7 +55,7 @@ class Documents:
     def _decode(self, kind: type[T], url: str, body: bytes) -> T:
         try:
             return msgspec.json.decode(body, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(Reason.PROVIDER_FAILED, f"{place_of(url)} answers what is no use: {error}") from None
 
 

@@ -1,0 +1,64 @@
+"""Pages of an event's children: what they are, and that they cost no more in a room with many other threads."""
+
+import pytest
+
+from storage.database import Database
+from storage.relations import Relation, RelationRow, RelationStore, Wanted, add_relations
+from storage.timelines import START, Direction, Place
+from tests.helpers.plans import note_plans
+
+END = Place(2**53, 2**53)
+EVERYTHING = Wanted()
+WANTED = [
+    Wanted(rel_type, type_, levels)
+    for rel_type in (None, "m.thread")
+    for type_ in (None, "m.room.message")
+    for levels in (1, 3)
+]
+
+
+def child(nid: int, target: str, rel_type: str, type_: str = "m.room.message") -> RelationRow:
+    return RelationRow(Relation(rel_type, target), nid, f"${nid}", 1, nid, type_, "@a:example.org", nid)
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+async def test_children_are_found_by_their_parent(
+    database: Database, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
+) -> None:
+    """And not among all that was said in the threads of the room, once for each child."""
+    rows = [child(nid, f"$0{nid % 50 or ''}", "m.thread") for nid in range(1, 2001)]
+    await database.write("add", add_relations, rows)
+    await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
+    plans = note_plans(database, monkeypatch)
+    page = await RelationStore(database).get_page(1, "$0", wanted, END, None, Direction.BACKWARDS, 3)
+    assert page == [(Place(nid, nid), nid) for nid in (2000, 1950, 1900)]
+    assert plans
+    assert not [plan for plan in plans if "relations_by_thread" in plan]
+
+
+async def test_pages_forwards_and_backwards(database: Database) -> None:
+    rows = [
+        child(1, "$0", "m.thread"),
+        child(2, "$0", "m.annotation", "m.reaction"),
+        child(3, "$1", "m.replace"),
+        child(4, "$3", "m.annotation", "m.reaction"),
+        child(5, "$4", "m.reference"),
+        child(6, "$0", "m.thread"),
+    ]
+    await database.write("add", add_relations, rows)
+    store = RelationStore(database)
+
+    async def page(wanted: Wanted, start: Place, end: Place | None, direction: Direction, limit: int = 9) -> list[int]:
+        return [nid for _, nid in await store.get_page(1, "$0", wanted, start, end, direction, limit)]
+
+    assert await page(EVERYTHING, START, None, Direction.FORWARDS) == [1, 2, 6]
+    assert await page(EVERYTHING, END, None, Direction.BACKWARDS, 2) == [6, 2]
+    assert await page(EVERYTHING, Place(2, 2), None, Direction.BACKWARDS) == [2, 1]
+    assert await page(EVERYTHING, END, Place(1, 1), Direction.BACKWARDS) == [6, 2]
+    assert await page(EVERYTHING, START, Place(2, 2), Direction.FORWARDS) == [1, 2]
+    assert await page(Wanted("m.thread"), START, None, Direction.FORWARDS) == [1, 6]
+    assert await page(Wanted(None, "m.reaction"), START, None, Direction.FORWARDS) == [2]
+    assert await page(Wanted(levels=2), START, None, Direction.FORWARDS) == [1, 2, 3, 6]
+    assert await page(Wanted(levels=3), START, None, Direction.FORWARDS) == [1, 2, 3, 4, 6]
+    assert await page(Wanted("m.thread", levels=3), END, None, Direction.BACKWARDS) == [6, 1]
+    assert [nid for _, nid in await store.get_page(2, "$0", EVERYTHING, START, None, Direction.FORWARDS, 9)] == []
