@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
-from homeserver.http.head import Head
+from homeserver.http.head import Head, path_of
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
@@ -50,8 +50,6 @@ USUAL_READ: Final = 1 << 14
 LONG_READ: Final = 1 << 16
 """Of a long body, and where the one before it was long."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
-WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
-"""What stands before the path where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2)."""
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
 
 
@@ -292,16 +290,13 @@ class MatrixChannel(Connection):
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
-        if whole := WHOLE_ADDRESS.match(uri):
-            uri = uri[whole.end() :]
-            uri = uri if uri.startswith(b"/") else b"/" + uri
-        is_path = uri.startswith(b"/") or uri == b"*"
-        if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
+        path = path_of(uri)
+        if not (path is not None and path.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
         takes_chunks = parser.get_http_version() == "1.1"
         head = Head(
-            parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
+            parser.get_method().decode("ascii"), path, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
         )
         self._heads, self._read_head = self._heads + 1, head
         given = head.last.get(b"content-length")

@@ -1,11 +1,25 @@
 """What comes of a request before its body."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 NOTHING: Final[Sequence[bytes]] = ()
+WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
+"""What stands before the path where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2)."""
+
+
+def path_of(uri: bytes) -> bytes | None:
+    """Path and query of what is asked for, or `*`; None where it is neither."""
+    if uri.startswith(b"/") or uri == b"*":
+        return uri
+    whole = WHOLE_ADDRESS.match(uri)
+    if whole is None:
+        return None
+    rest = uri[whole.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
