@@ -350,9 +350,11 @@ class RoomMemberships:
                     await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
             except (MatrixError, RemoteError) as error:
                 self._log.info("{user} could not leave {room}: {error}", user=user_id, room=room_id, error=str(error))
-        if any(row.membership in PRESENT for row in (await self._memberships.of_user(user_id)).values()):
+        now = (await self._memberships.of_user(user_id)).values()
+        if any(row.membership in PRESENT for row in now):
             return False
-        await self._membership_store.set_all_forgotten(user_id)
+        if not all(row.forgotten for row in now):
+            await self._membership_store.set_all_forgotten(user_id)
         return True
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
