@@ -7,16 +7,15 @@ carried on is tried again (`do_resume`), and keeps nobody else's from it.
 spec: client-server-api#server-behaviour-1 (profiles)
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, RemoteError, StateIncomplete
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.membership_checks import check_still
 from federation.rooms.memberships import Memberships
 from homeserver.services.profiles import names_of
 from homeserver.services.room_memberships import member_content
@@ -87,19 +86,6 @@ class ProfilePropagation:
                     failed.add((user, position))
                     self._log.failure("the profile of {user_id} is carried into rooms later", user_id=user)
 
-    def _check_still_there(self, room_id: RoomID, user_id: UserID) -> Callable[[Sequence[Event]], Awaitable[None]]:
-        """The check that the user has not left, or been put out, just before it is their name's turn: it would bring them back."""
-        key = StateKey("m.room.member", user_id)
-
-        async def check(unwritten: Sequence[Event]) -> None:
-            own = [event for event in unwritten if event.state_key is not None and event.key == key]
-            present = await (await self._engine.get_snapshot(room_id)).state.get(key)
-            last = own[-1] if own else None if present is None else present.event
-            if last is None or last.membership != "join":
-                raise Forbidden("They are no longer in the room")
-
-        return check
-
     async def _carry(self, user_id: UserID) -> bool:
         """Whether it is done: False where something is in the way that may pass. That keeps the other rooms from nothing."""
         is_done = True
@@ -119,7 +105,7 @@ class ProfilePropagation:
                 if key not in ("displayname", "avatar_url", "reason", "join_authorised_via_users_server")
             }
             content = {**kept, **member_content("join", names_of(fields))}
-            check = self._check_still_there(room_id, user_id)
+            check = check_still(self._engine, room_id, user_id, {"join"}, Forbidden)  # it would bring them back
             draft = Draft("m.room.member", user_id, content, user_id, check=check, unless_same=True)
             try:
                 await self._engine.send(room_id, [draft])
