@@ -311,6 +311,25 @@ def test_who_is_banned_and_removed_at_once_stays_banned(alice: User, bob: User) 
     assert member(alice, room_id, bob)["membership"] == "ban"
 
 
+def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    before: Deferred[None] = Deferred()
+
+    async def wait() -> None:
+        await before
+
+    Deferred.fromCoroutine(alice.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    removing = alice.start("POST", room_path(room_id, "kick"), {"user_id": bob.user_id})
+    content = {"membership": "join", "displayname": "Robert"}
+    naming = bob.start("PUT", room_path(room_id, "state", "m.room.member", bob.user_id), content)
+    before.callback(None)
+
+    assert removing.answer.status == 200
+    assert refused(naming.answer) == (403, "M_FORBIDDEN")
+    assert member(alice, room_id, bob) == {"membership": "leave"}
+
+
 def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> None:
     room_id = create(alice)
     invite(alice, room_id, bob)
