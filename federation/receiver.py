@@ -121,15 +121,24 @@ class Transactions:
     async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
         """As `receive`, of a JSON text. Raises BadJson too."""
         try:
-            form = _read_form(body) if body.count(b",") <= FEW_VALUES else await self._take_apart(body)
+            form = await self._read_body(body)
         except TooMany as error:
             raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs") from error
         except (ValueError, RecursionError) as error:
             raise BadJson(f"The body is no transaction: {error}") from error
         return await self.receive(origin, txn_id, form.pdus, form.edus)
 
+    async def _read_body(self, body: bytes) -> _Form:
+        """Raises ValueError, RecursionError."""
+        if body.count(b",") <= FEW_VALUES:
+            try:
+                return _read_form(body)
+            except RecursionError:
+                pass  # something in it nests too deeply for us: it is passed over, and takes nothing along
+        return await self._take_apart(body)
+
     async def _take_apart(self, body: bytes) -> _Form:
-        """The parts of a body that may have very many. Raises ValueError, RecursionError."""
+        """The parts of a body that may have very many, or nest as deep as they like. Raises ValueError, RecursionError."""
         most = MAX_PDUS + MAX_EDUS
         lists = await split_lists(body, ("pdus", "edus"), most, self._clock, longest=len(body))
         rest = _read_form(lists.rest)

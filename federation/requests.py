@@ -16,8 +16,8 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.outbound.request import TakeBody
 from federation.policy import Policy
-from federation.protocol.canonical_json import check_text_depth, encode_canonical
-from federation.protocol.dense_json import has_too_many_values
+from federation.protocol.canonical_json import MAX_DEPTH, check_text_depth, encode_canonical
+from federation.protocol.dense_json import has_too_many_values, without_deep
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
@@ -246,6 +246,16 @@ def _unread(destination: ServerName, answer: WireAnswer) -> bytes:
     return answer.body
 
 
+def _decode(body: bytes, form: Any) -> Any:
+    """The value of a body. What in it nests too deeply to be read is null: it takes nothing along, be it one user's key among many's."""
+    try:
+        value = msgspec.json.decode(body, type=form)
+        check_text_depth(body)
+        return value
+    except (RecursionError, BadJson):
+        return msgspec.json.decode(without_deep(body, MAX_DEPTH), type=form)
+
+
 def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
     is_good = answer.status == 200
     if not is_good and len(answer.body) > MAX_ERROR_BYTES:  # however long the answer was to be
@@ -253,14 +263,12 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
     if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
         raise RemoteError(destination, "the answer holds more values than any that is read at once", retryable=False)
     try:
-        value = msgspec.json.decode(answer.body, type=form if is_good else Any)
-        if form is Any:
-            check_text_depth(answer.body)
+        value = _decode(answer.body, form if is_good else Any)
     except msgspec.ValidationError as error:
         raise RemoteError(
             destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if is_good:
             raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
         value = {}

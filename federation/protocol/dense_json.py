@@ -1,4 +1,4 @@
-"""JSON that takes very much more room, and time, when it is read than as a text: looked through before it is read.
+"""JSON that takes very much more room, and time, when it is read than as a text, or nests too deeply to be read: looked through before.
 
 A body of nothing but empty objects becomes twenty times as long as it was. What people say, and servers of them, is mostly strings.
 """
@@ -9,9 +9,28 @@ from typing import Final
 
 MOST_VALUES: Final = 750_000
 """Strings, and brackets and commas between values, of a text that is read at once: an honest one of ten megabytes has fewer."""
+_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\]\[{}]', re.DOTALL)
 _VALUE: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{,]', re.DOTALL)
 
 
 def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
     """Whether there are more strings, brackets and commas in a text than so many."""
     return next(islice(_VALUE.finditer(text), most, None), None) is not None
+
+
+def without_deep(text: bytes, levels: int) -> bytes:
+    """A JSON text with `null` in the place of each list or object that stands within so many others."""
+    kept: list[bytes] = []
+    depth = begin = deep_from = 0
+    for token in _BRACKET.finditer(text):
+        match text[token.start() : token.start() + 1]:
+            case b"[" | b"{":
+                if depth == levels:
+                    deep_from = token.start()
+                depth += 1
+            case b"]" | b"}":
+                depth -= 1
+                if depth == levels:
+                    kept += (text[begin:deep_from], b"null")
+                    begin = token.end()
+    return b"".join([*kept, text[begin:]])

@@ -140,6 +140,14 @@ def _end_of_string(body: bytes, at: int) -> int:
     return token.end()
 
 
+def is_one_object(body: bytes) -> bool:
+    """Whether a text is one object, as far as brackets and strings tell, however deep it nests."""
+    try:
+        return body.startswith(b"{") and _end_of_value(body, 0, len(body)) == len(body)
+    except ValueError:
+        return False
+
+
 def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
     """The object that is in a piece; an empty one, where there is none, or it nests deeper than what is read."""
     try:

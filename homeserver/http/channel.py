@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
-from homeserver.http.head import Head, path_of
+from homeserver.http.head import Head, without_server
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
@@ -281,22 +281,22 @@ class MatrixChannel(Connection):
         parser = self._parser
         if self._refused or parser is None:
             return
-        uri, lines, fed = self._uri, self._lines, self._head_bytes
+        uri, lines, size = self._uri, self._lines, self._head_bytes
         self._in_head = False
         self._head_bytes = self._body_bytes = 0
-        size = fed
         if not 0 < size <= self._max_header_bytes:  # it came with what is before or after it
             size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
-        path = path_of(uri)
-        if not (path is not None and path.isascii() and parser.get_http_version() in VERSIONS):
+        uri = uri if uri.startswith(b"/") else without_server(uri)
+        is_path = uri.startswith(b"/") or uri == b"*"
+        if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
         takes_chunks = parser.get_http_version() == "1.1"
         head = Head(
-            parser.get_method().decode("ascii"), path, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
+            parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
         )
         self._heads, self._read_head = self._heads + 1, head
         given = head.last.get(b"content-length")

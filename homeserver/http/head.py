@@ -6,20 +6,8 @@ from typing import Final
 
 import msgspec
 
-NOTHING: Final[Sequence[bytes]] = ()
 WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
-"""What stands before the path where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2)."""
-
-
-def path_of(uri: bytes) -> bytes | None:
-    """Path and query of what is asked for, or `*`; None where it is neither."""
-    if uri.startswith(b"/") or uri == b"*":
-        return uri
-    whole = WHOLE_ADDRESS.match(uri)
-    if whole is None:
-        return None
-    rest = uri[whole.end() :]
-    return rest if rest.startswith(b"/") else b"/" + rest
+NOTHING: Final[Sequence[bytes]] = ()
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -43,3 +31,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         if len(self.last) == len(self.lines):  # none came twice
             return (value,)
         return [value for each, value in self.lines if each == name]
+
+
+def without_server(uri: bytes) -> bytes:
+    """Path and query where a client asks as it would ask a proxy, which a server has to take (RFC 9112 section 3.2.2); else what it is."""
+    whole = WHOLE_ADDRESS.match(uri)
+    if whole is None:
+        return uri
+    rest = uri[whole.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest

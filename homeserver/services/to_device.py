@@ -16,6 +16,7 @@ from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
+from federation.remote.keys import is_device_id
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.known_devices import DevicesOfUsers
@@ -40,7 +41,7 @@ LARGEST_MESSAGE: Final = 64 << 10
 LARGEST_RECEIVED: Final = 256 << 10
 """Bytes of one message from another server. Others may permit more than we do, and to carry a key is better than to lose it."""
 LARGEST_EDU: Final = 256 << 10
-"""Bytes of contents after which a further EDU begins."""
+"""Bytes of contents, and characters of names, after which a further EDU begins."""
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
 
@@ -210,9 +211,11 @@ class ToDevice:
                 continue
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():
-                size = len(content)
-                if size > LARGEST_MESSAGE:
+                if len(content) > LARGEST_MESSAGE:
                     raise TooLarge(TOO_LARGE)
+                if not is_device_id(device_id):
+                    continue  # no such one is known of other servers' users
+                size = len(content) + len(user_id) + len(device_id)
                 if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
                     parts.append({})
                     sizes[server] = 0
@@ -220,7 +223,7 @@ class ToDevice:
                 parts[-1].setdefault(user_id, {})[device_id] = msgspec.json.decode(content)
         rounds: list[dict[str, bytes]] = []
         for server, parts in by_server.items():
-            for number, part in enumerate(parts):
+            for number, part in enumerate(filter(None, parts)):
                 edu = {"sender": sender, "type": type, "message_id": token_urlsafe(18), "messages": part}
                 if number == len(rounds):
                     rounds.append({})

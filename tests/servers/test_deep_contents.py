@@ -5,8 +5,12 @@ A transaction is read as a whole: who could put into it what its reader refuses 
 
 from typing import Any
 
+import msgspec
+import pytest
+
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.device_keys import MAX_KEY_DEPTH
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import SOUTH, set_state, shared
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -54,6 +58,24 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
         assert numbers(recipient, since) == [None, 2]
 
 
+@pytest.mark.parametrize("levels", [880, 900, 920, 940, 1000, 10_000])
+async def test_what_other_servers_nest_too_deeply_takes_nothing_along(network: Network, levels: int) -> None:
+    """Where our stack ends is no limit of theirs, and they would send it for ever."""
+    room = await shared(network)
+    since = sync(room.bob)["next_batch"]
+
+    def edu(content: bytes, message_id: str) -> msgspec.Raw:
+        messages = b'{"%b":{"%b":%b}}' % (room.bob.user_id.encode(), room.bob.device_id.encode(), content)
+        return msgspec.Raw(
+            b'{"content":{"message_id":"%b","messages":%b,"sender":"%b","type":"org.example.number"},'
+            b'"edu_type":"m.direct_to_device"}' % (message_id.encode(), messages, room.alice.user_id.encode())
+        )
+
+    edus = [edu(b'{"n":1}', "m1"), edu(deep(levels), "m2"), edu(b'{"n":3}', "m3")]
+    await room.north.push(SOUTH, [msgspec.Raw(deep(levels))], edus)
+    assert numbers(room.bob, since) == [1, 3]
+
+
 async def test_messages_from_other_servers_that_no_client_could_read_are_left_out(network: Network) -> None:
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
@@ -67,6 +89,33 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
         }
         await room.north.push(SOUTH, [], [{"edu_type": "m.direct_to_device", "content": message}])
     assert numbers(room.bob, since) == [None, 1]
+
+
+@pytest.mark.parametrize("levels", [MAX_KEY_DEPTH, 950, 10_000])
+async def test_a_key_that_nests_too_deeply_takes_no_others_along(network: Network, levels: int) -> None:
+    """Another server may let its users publish such."""
+    room = await shared(network)
+    network.start_sending()
+    dave = room.bob.server.register("dave")
+    for user, seed in ((room.bob, 2), (dave, 3)):
+        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("a"))
+
+    def deepen(_: WireRequest, answer: WireAnswer) -> WireAnswer:
+        at = answer.body.find(dave.device_id.encode() + b'":{')
+        if at < 0:
+            return answer
+        at = answer.body.index(b"{", at) + 1
+        body = answer.body[:at] + b'"x":' + deep(levels) + b"," + answer.body[at:]
+        return WireAnswer(answer.status, answer.headers, body)
+
+    network.forge(SOUTH, deepen)
+    found = query(room.alice, dave, room.bob)
+    assert found["failures"] == {}
+    assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {room.bob.user_id}
+    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
+    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json
+    assert answer["failures"] == {}
+    assert list(answer["one_time_keys"]) == [room.bob.user_id]
 
 
 async def test_keys_that_other_servers_could_not_read_are_refused(network: Network) -> None:

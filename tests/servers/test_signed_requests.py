@@ -100,7 +100,16 @@ async def test_the_signature_is_over_what_the_body_says_in_whatever_form_it_come
                 await checker.get_peer([header], "PUT", SEND, other)
 
 
-@pytest.mark.parametrize("body", [b"{", b"{} {}", b'{"a":1},"destination":"x"', b"\xff", b"NaN", b"[" * 100_000])
+DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"{", b"{} {}", b'{"a":1},"destination":"x"', b"\xff", b"NaN", b"[" * 100_000),
+        *(DEEP + b',"destination":"x"', DEEP + DEEP, DEEP[:-1], b"[" * 5000 + b"]" * 5000),
+    ],
+)
 async def test_a_body_that_is_no_json_is_refused(network: Network, body: bytes) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.federation.signed_requests

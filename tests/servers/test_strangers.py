@@ -73,6 +73,20 @@ async def test_a_user_writes_to_so_many_unknown_servers_in_time(network: Network
     assert send(room.alice, 2, made_up(10, 1)).status == 200
 
 
+async def test_names_of_devices_do_not_make_an_edu_too_long_for_a_server(network: Network) -> None:
+    """It would refuse the transaction, and all that comes after it."""
+    room = await shared(network)
+    store = OutgoingToDeviceStore(room.north.server.app.database)
+    many: dict[str, object] = {f"{number:0>250}": {} for number in range(4000)}
+    assert send(room.alice, 1, {room.bob.user_id: {**many, "D" * 1_000_000: {}}}).status == 200
+    messages = await store.get_messages(SOUTH, 100)
+    assert len(messages) == 5
+    assert max(len(message.content) for message in messages) < 300_000
+    assert sum(message.content.count(b"{}") for message in messages) == len(many)
+    assert send(room.alice, 2, {room.bob.user_id: {"D" * 300: {}}}).status == 200
+    assert len(await store.get_messages(SOUTH, 100)) == 5
+
+
 async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(network: Network) -> None:
     room = await shared(network, config=_FREE)
     network.start_sending()

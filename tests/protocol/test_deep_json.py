@@ -1,0 +1,41 @@
+"""JSON of which what nests too deeply is left out is what it was, otherwise."""
+
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.protocol.dense_json import without_deep
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(st.sampled_from('ab"\\[]{},:é'), max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from('a"\\[{'), max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def pruned(value: Any, levels: int) -> Any:
+    """The same, by looking at the value."""
+    if isinstance(value, list | dict) and levels == 0:
+        return None
+    if isinstance(value, list):
+        return [pruned(each, levels - 1) for each in value]
+    if isinstance(value, dict):
+        return {name: pruned(each, levels - 1) for name, each in value.items()}
+    return value
+
+
+@given(values, st.integers(0, 4), st.sampled_from([None, 1]))
+def test_what_is_not_deep_stays(value: Any, levels: int, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=False).encode()
+    assert msgspec.json.decode(without_deep(text, levels)) == pruned(value, levels)
+
+
+def test_however_deep_it_nests() -> None:
+    text = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    assert msgspec.json.decode(without_deep(text, 2)) == {"a": {"a": None}}
+    assert without_deep(b"[[", 1) == b"[[", "what is no JSON stays none"
