@@ -9,6 +9,8 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, UserID
 from storage.sent_transactions import SentTransaction
 
+Check = Callable[[Sequence[Event]], Awaitable[None]]
+
 
 class Draft(msgspec.Struct, frozen=True):
     """An event to be. The engine finds its place in the room, its auth events, id, hash and signature."""
@@ -24,7 +26,7 @@ class Draft(msgspec.Struct, frozen=True):
     """The client's request that it comes from, which must not act twice."""
     sticky_ms: int | None = None
     """For how long it is told to everyone in the room (MSC4354)."""
-    check: Callable[[Sequence[Event]], Awaitable[None]] | None = None
+    check: Check | None = None
     """Asked when its turn has come and it is allowed, with the events of its chain that are not written yet: nothing of this
     node's comes in between. Raises what its sender is told."""
     unless_same: bool = False

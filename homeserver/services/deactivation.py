@@ -3,13 +3,14 @@
 Laws:
 - The account is closed and its sessions are ended in one write; it leaves its rooms after that, and what it could not leave
   later, also where the server stopped in between. So it is with its addresses at identity servers.
+- Where another server was just letting it into a room, it comes in after that, and leaves once more.
 - The user id stays taken.
 
 spec: client-server-api#account-deactivation
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -25,6 +26,9 @@ from storage.database import Database
 from storage.profiles import ProfileStore
 from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
+
+LATE_JOINS_MS: Final = 3 * 3600_000
+"""For so long it is looked whether a closed account has come into a room: of a room, twenty servers are asked for five minutes each."""
 
 
 class RoomsOfUser(Protocol):
@@ -105,15 +109,14 @@ class Deactivation:
                 self._profiles.remove_profile(txn, user_id)
 
         await self._database.write("deactivate", write)
-        await self._leave_rooms(user_id)
+        await self._rooms.leave_all(user_id)
         return SUCCESS if self._bindings is None else await self._bindings.try_unbind(user_id)
 
     async def do_resume_departures(self, _limit: int) -> int:
         """Let deactivated accounts leave the rooms that they have not left yet; nothing is waited for, so none is left for now."""
-        for user_id in await self._accounts.get_departing_accounts():
-            await self._leave_rooms(UserID(user_id))
+        departing = await self._accounts.get_departing_accounts()
+        closed_before = int(self._clock.seconds() * 1000) - LATE_JOINS_MS
+        for user_id, account in (await self._accounts.get_accounts(departing)).items():
+            if await self._rooms.leave_all(UserID(user_id)) and (account.deactivated_ts or 0) <= closed_before:
+                await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)
         return 0
-
-    async def _leave_rooms(self, user_id: UserID) -> None:
-        if await self._rooms.leave_all(user_id):
-            await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)

@@ -10,11 +10,12 @@ spec: client-server-api#server-behaviour-1 (profiles)
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError, StateIncomplete
+from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, RemoteError, StateIncomplete
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.membership_checks import check_still
 from federation.rooms.memberships import Memberships
 from homeserver.services.profiles import names_of
 from homeserver.services.room_memberships import member_content
@@ -104,7 +105,8 @@ class ProfilePropagation:
                 if key not in ("displayname", "avatar_url", "reason", "join_authorised_via_users_server")
             }
             content = {**kept, **member_content("join", names_of(fields))}
-            draft = Draft("m.room.member", user_id, content, user_id, unless_same=True)
+            check = check_still(self._engine, room_id, user_id, {"join"}, Forbidden)  # it would bring them back
+            draft = Draft("m.room.member", user_id, content, user_id, check=check, unless_same=True)
             try:
                 await self._engine.send(room_id, [draft])
             except NOT_NOW as error:

@@ -14,8 +14,9 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, OtherServerFailed, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
-from federation.rooms.drafts import Draft
+from federation.rooms.drafts import Check, Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.membership_checks import check_still
 from federation.rooms.memberships import Memberships
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
@@ -318,9 +319,10 @@ class RoomMemberships:
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises Forbidden."""
         snapshot = await self._check_joined(caller, room_id)
+        refusal = Forbidden(f"{target} is not in the room")
         if not await self._has(snapshot, target, PRESENT):
-            raise Forbidden(f"{target} is not in the room")
-        await self._send_about(caller, room_id, target, await self._content("leave", None, reason))
+            raise refusal
+        await self._put_out(caller, room_id, target, reason, PRESENT, refusal)
 
     async def do_ban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Ban someone. Raises Forbidden."""
@@ -330,9 +332,24 @@ class RoomMemberships:
     async def do_unban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Lift a ban. Raises Forbidden, NotBanned."""
         snapshot = await self._check_joined(caller, room_id)
+        refusal = NotBanned(f"{target} is not banned")
         if not await self._has(snapshot, target, BANNED):
-            raise NotBanned(f"{target} is not banned")
-        await self._send_about(caller, room_id, target, await self._content("leave", None, reason))
+            raise refusal
+        await self._put_out(caller, room_id, target, reason, BANNED, refusal)
+
+    async def _put_out(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        target: UserID,
+        reason: str | None,
+        expected: frozenset[str],
+        refusal: MatrixError,
+    ) -> None:
+        """Let somebody have left who is one of what is expected, also when others do something with them at the same moment."""
+        check = check_still(self._engine, room_id, target, expected, lambda: refusal)
+        content = await self._content("leave", None, reason)
+        await self._send_about(caller, room_id, target, content, check)
 
     async def leave_all(self, user_id: UserID) -> bool:
         """Leave every room, decline every invite, take back every knock; and forget all rooms, as nobody will come back.
@@ -350,9 +367,11 @@ class RoomMemberships:
                     await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
             except (MatrixError, RemoteError) as error:
                 self._log.info("{user} could not leave {room}: {error}", user=user_id, room=room_id, error=str(error))
-        if any(row.membership in PRESENT for row in (await self._memberships.of_user(user_id)).values()):
+        now = (await self._memberships.of_user(user_id)).values()
+        if any(row.membership in PRESENT for row in now):
             return False
-        await self._membership_store.set_all_forgotten(user_id)
+        if not all(row.forgotten for row in now):
+            await self._membership_store.set_all_forgotten(user_id)
         return True
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
@@ -362,16 +381,30 @@ class RoomMemberships:
         rooms = await self._rooms.get_rooms_by_nid(joined)
         return [RoomID(rooms[nid].room_id) for nid in joined]
 
-    async def _send_about(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
+    async def _send_about(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        target: UserID,
+        content: dict[str, Any],
+        check: Check | None = None,
+    ) -> None:
         """What somebody does with another. Of a shadow-banned account it goes nowhere; refused is what others would be refused."""
         if caller.is_shadow_banned:
-            draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)
+            draft = Draft("m.room.member", caller.user_id, content, target, check=check, unless_same=True)
             await self._engine.check(room_id, [draft])
         else:
-            await self._send(caller, room_id, target, content)
+            await self._send(caller, room_id, target, content, check)
 
-    async def _send(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
-        draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)
+    async def _send(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        target: UserID,
+        content: dict[str, Any],
+        check: Check | None = None,
+    ) -> None:
+        draft = Draft("m.room.member", caller.user_id, content, target, check=check, unless_same=True)
         await self._engine.send(room_id, [draft])
 
     async def _present(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:

@@ -31,6 +31,7 @@ from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, is_event
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.membership_checks import check_still
 from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
@@ -45,6 +46,10 @@ MAX_ALIASES_ELSEWHERE: Final = 10
 """How many aliases of other servers are looked up for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
+
+
+class NoLongerInRoom(Forbidden):
+    default_text = "You are no longer in this room"
 
 
 class RoomSending:
@@ -168,6 +173,11 @@ class RoomSending:
                 return await self._memberships.do_invite_elsewhere(caller, room_id, UserID(state_key), content)
         if type == "m.room.canonical_alias":
             await self._check_aliases(caller, room_id, content)
+        is_join = type == "m.room.member" and await self._memberships.is_join(caller, room_id, state_key, content)
+        check = None
+        if type == "m.room.member" and content.get("membership") == "join" and not is_join:
+            # another name in the room: who is put out meanwhile does not come in again by it
+            check = check_still(self._engine, room_id, caller.user_id, {"join"}, NoLongerInRoom)
         draft = Draft(
             type,
             caller.user_id,
@@ -176,6 +186,7 @@ class RoomSending:
             origin_server_ts=check_timestamp(caller, origin_server_ts),
             sent=sent,
             sticky_ms=sticky_ms,
+            check=check,
             unless_same=sticky_ms is None,
         )
         if pretends:
@@ -183,7 +194,6 @@ class RoomSending:
             if isinstance(made, StoredEvent):  # that is what it is already
                 return made.event.event_id
             return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
-        is_join = type == "m.room.member" and await self._memberships.is_join(caller, room_id, state_key, content)
         with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
             event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:

@@ -6,13 +6,14 @@ spec: client-server-api#events-on-change-of-profile-information
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from federation.rooms.engine import RoomEngine
 from storage.database import Database
 from tests.helpers.finding import begin_jobs
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, get_state, ok
+from tests.helpers.talk import create, get_state, join, ok, room_path
 
 ROOMS = 5
 
@@ -49,6 +50,24 @@ def test_a_name_comes_into_all_rooms(server: TestServer) -> None:
     rooms = [create(alice) for _ in range(ROOMS)]
     rename(alice, "Alice of the hills")
     assert names_of(alice, rooms) == ["Alice of the hills"] * ROOMS
+
+
+def test_who_is_leaving_is_not_brought_back(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, preset="public_chat")
+    join(alice, room_id)
+    before: Deferred[None] = Deferred()
+
+    async def wait() -> None:
+        await before
+
+    Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    leaving = alice.start("POST", room_path(room_id, "leave"), {})
+    rename(alice, "Alice of the hills")
+    before.callback(None)
+
+    assert leaving.answer.status == 200
+    assert get_state(bob, room_id, "m.room.member", alice.user_id) == {"membership": "leave"}
 
 
 def test_a_restart_goes_on_with_the_rest(

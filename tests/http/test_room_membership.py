@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from federation.protocol.ids import RoomID
 from storage.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
@@ -287,6 +289,53 @@ def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)), invite=[bob.user_id])
     join(bob, room_id)
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob"}
+
+
+def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
+    """What the user does with others, all of it asked for before any is done; the statuses of the answers."""
+    before: Deferred[None] = Deferred()
+
+    async def wait() -> None:
+        await before
+
+    Deferred.fromCoroutine(user.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    asked = [user.start("POST", room_path(room_id, action), {"user_id": target.user_id}) for action, target in actions]
+    before.callback(None)
+    return [each.answer.status for each in asked]
+
+
+def test_who_is_banned_and_removed_at_once_stays_banned(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    assert at_once(alice, room_id, ("ban", bob), ("kick", bob)) == [200, 403]
+    assert member(alice, room_id, bob)["membership"] == "ban"
+
+
+def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    before: Deferred[None] = Deferred()
+
+    async def wait() -> None:
+        await before
+
+    Deferred.fromCoroutine(alice.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    removing = alice.start("POST", room_path(room_id, "kick"), {"user_id": bob.user_id})
+    content = {"membership": "join", "displayname": "Robert"}
+    naming = bob.start("PUT", room_path(room_id, "state", "m.room.member", bob.user_id), content)
+    before.callback(None)
+
+    assert removing.answer.status == 200
+    assert refused(naming.answer) == (403, "M_FORBIDDEN")
+    assert member(alice, room_id, bob) == {"membership": "leave"}
+
+
+def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> None:
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+    ok(membership(alice, room_id, "ban", bob))
+    assert at_once(alice, room_id, ("unban", bob), ("invite", bob), ("unban", bob)) == [200, 200, 403]
+    assert member(alice, room_id, bob)["membership"] == "invite"
 
 
 def test_forgetting(alice: User, bob: User) -> None:

@@ -363,3 +363,27 @@ def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(network: 
 
     assert members(bob, room_id) == {alice.user_id: "join", bob.user_id: "join"}
     assert ok(bob.get(room_path(room_id, "state", "m.room.name"))) == {"name": "tea"}
+
+
+def test_who_comes_in_after_their_account_was_closed_leaves_again(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat")
+    south = network.servers[SOUTH]
+    south.app.start_jobs()
+    network.hold()
+    joining = bob.start("POST", f"{V3}/join/{room_id}?server_name={NORTH}", {})
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+    }
+    ok(bob.post(f"{V3}/account/deactivate", {"auth": proof}))
+
+    network.deliver()
+    assert joining.answer.status == 200
+    assert members(alice, room_id)[bob.user_id] == "join"
+
+    for _ in range(15):
+        network.clock.advance(60)
+    (row,) = south.run(south.app.rooms.memberships.of_user(bob.user_id)).values()
+    assert (row.membership, row.forgotten) == ("leave", True)
