@@ -28,7 +28,7 @@ from federation.requests import RefusedByRemote
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
-from federation.sender.refusals import ABOUT_CONTENT, describe, is_alone, split
+from federation.sender.refusals import describe, is_alone, is_of_content, split
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -274,7 +274,7 @@ class Deliveries:
         try:
             refused = await self._transactions.send(destination.server, part)
         except RefusedByRemote as error:
-            if error.status not in ABOUT_CONTENT:
+            if not is_of_content(error.status, part):
                 raise
             await self._heed_refusal(destination, pending, error)
             return

@@ -11,8 +11,8 @@ import msgspec
 
 from federation.remote.transactions import Transaction
 
-ABOUT_CONTENT: Final = frozenset({400, 413, 422})
-"""By these a server may say that it does not want what it was sent; by others, that it does not want it from us, there, or now."""
+SHORTEST_TOO_LARGE: Final = 16 << 10
+"""What is shorter is too large for nobody: a proxy that says so says it of nearly everything, though not of an empty transaction."""
 _TO_DEVICE: Final = b'"edu_type":"m.direct_to_device"}'
 """How such an EDU ends, in canonical JSON."""
 
@@ -37,6 +37,13 @@ class _Event(msgspec.Struct):
 def is_alone(transaction: Transaction) -> bool:
     """Whether it has one part, which is what is refused with it."""
     return len(transaction.pdus) + len(transaction.edus) == 1
+
+
+def is_of_content(status: int, transaction: Transaction) -> bool:
+    """Whether a server that answers so may speak of what is in it; other answers are about who sends it, where to, or when."""
+    if status == 413:
+        return not is_alone(transaction) or sum(map(len, (*transaction.pdus, *transaction.edus))) >= SHORTEST_TOO_LARGE
+    return status in (400, 422)
 
 
 def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:

@@ -11,7 +11,7 @@ from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
-from tests.helpers.keys import sync
+from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
 from tests.servers.test_refused_for_a_while import again, send, sending
@@ -85,7 +85,7 @@ def figures(network: Network) -> Any:
     return network.servers[NORTH].app.federation_out.deliveries.get_figures()
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("status", [400, 422])
 async def test_one_bad_message_stops_nothing_else(network: Network, status: int) -> None:
     room, since = await much(network)
     reader = Reader(network, holds(13), status)
@@ -171,6 +171,32 @@ async def test_what_is_too_long_for_a_proxy_arrives_in_parts(network: Network) -
     network.settle()
     assert (numbers(room, since), words(room)) == (list(range(90)), said(40))
     assert max(map(len, reader.seen)) > 6000
+    assert figures(network)["given_up"] == 0
+
+
+async def test_a_message_that_is_too_long_for_a_proxy_stops_nothing_else(network: Network) -> None:
+    room, since = await much(network, words=0)
+    reader = Reader(network, lambda body: len(body) > 20_000, 413)
+    messages = {"messages": {room.bob.user_id: {room.bob.device_id: {"n": 30, "long": "a" * 20_000}}}}
+    assert room.alice.put(f"{V3}/sendToDevice/org.example.number/30", messages).status == 200
+    send(room.alice, room.bob, 31)
+    network.clock.advance(5)
+    network.settle()
+    assert numbers(room, since) == [*range(30), 31]
+    assert figures(network)["given_up"] == 1
+    assert len(reader.seen) <= 20
+
+
+async def test_a_proxy_with_a_wrong_limit_empties_no_queue(network: Network) -> None:
+    """Empty transactions are short enough for it."""
+    room, since = await much(network)
+    reader = Reader(network, lambda body: len(body) > 200, 413)
+    pass_time(network, 2 * HOUR)
+    assert any(map(is_empty, reader.seen))
+    assert len(reader.seen) <= 30
+    reader.refuses = lambda _: False
+    pass_time(network, 2 * HOUR)
+    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
     assert figures(network)["given_up"] == 0
 
 
