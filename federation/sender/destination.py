@@ -94,6 +94,7 @@ class Destination(msgspec.Struct):
             or self.is_behind
             or self.pending is not None
             or self.failing_since_ts is not None
+            or self.given_up
             or self.has_news
         )
 

@@ -282,3 +282,22 @@ async def test_many_bad_messages_in_a_row_are_given_up_one_by_one(network: Netwo
     assert figures(network)["given_up"] == len(bad)
     alone = [body for body in reader.seen if size(body) == 1 and reader.refuses(body)]
     assert len(alone) == len(bad)
+
+
+async def test_bad_messages_among_good_ones_need_no_pauses(network: Network) -> None:
+    room, since = await much(network)
+    Reader(network, holds(*range(0, 30, 2)))
+    network.clock.advance(5)
+    network.settle()
+    assert numbers(room, since) == list(range(1, 30, 2))
+    assert words(room) == said(20)
+    assert figures(network)["given_up"] == 15
+
+
+async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) -> None:
+    room, _ = await much(network, messages=0, words=0)
+    Reader(network, lambda body: not is_empty(body))
+    for number in range(60):
+        send(room.alice, room.bob, number)
+        pass_time(network, 60)
+    assert figures(network)["given_up"] <= 3 + 6
