@@ -67,7 +67,7 @@ class SentTransactionStore:
     async def remove_before(self, created_ts: int, limit: int) -> int:
         """Look at up to `limit` notes, and forget those older than that; at how many it looked. Fewer: that was the last of them."""
         notes = await self._database.read_once("look_at_sent", _select_after, self._looked_at, limit)
-        old = [(request,) for request, created in notes if created < created_ts]
+        old = [(request, created) for request, created in notes if created < created_ts]
         if old:
             await self._database.write("remove_old_sent", _remove, old)
         self._looked_at = notes[-1][0] if len(notes) == limit else b""
@@ -118,5 +118,6 @@ def _select_after(txn: Transaction, request: bytes, limit: int) -> list[Row]:
     )
 
 
-def _remove(txn: WriteTransaction, requests: Sequence[tuple[bytes]]) -> None:
-    txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", requests)
+def _remove(txn: WriteTransaction, notes: Sequence[tuple[bytes, int]]) -> None:
+    # another node may have removed it meanwhile, and the client sent it anew: that note is a new one
+    txn.execute_many("DELETE FROM sent_transactions WHERE request = ? AND created_ts = ?", notes)

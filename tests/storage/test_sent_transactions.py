@@ -1,5 +1,11 @@
 """Notes of what clients sent, and how they go."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from storage import sent_transactions
 from storage.database import Database
 from storage.sent_transactions import SentTransaction, SentTransactionStore, add_transaction
 from storage.transaction import WriteTransaction
@@ -29,3 +35,19 @@ async def test_old_notes_go_step_by_step_and_again_when_others_are_old(database:
     assert await kept(store) == [NOTES - 1]
     assert await SentTransactionStore(database).remove_before(NOTES, 15) == 1
     assert await kept(store) == []
+
+
+async def test_a_note_that_was_made_anew_meanwhile_stays(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node has removed the old one, and the client sent the request again."""
+    store = SentTransactionStore(database)
+    remove = sent_transactions._remove
+
+    def remove_late(txn: WriteTransaction, notes: Sequence[Any]) -> None:
+        remove(txn, notes)
+        add_transaction(txn, note(1), None, b"{}", 20)
+        remove(txn, notes)
+
+    await database.write("add", lambda txn: add_transaction(txn, note(1), None, b"{}", 1))
+    monkeypatch.setattr(sent_transactions, "_remove", remove_late)
+    assert await store.remove_before(10, 5) == 1
+    assert await kept(store) == [1]
