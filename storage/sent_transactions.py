@@ -124,7 +124,7 @@ def _select_old(txn: Transaction, after: bytes, created_ts: int, limit: int) -> 
     )
     upto: bytes = AFTER_ALL if ahead is None else ahead[0]
     old = txn.query(
-        "SELECT request FROM sent_transactions WHERE request > ? AND request <= ? AND created_ts < ?"
+        "SELECT request, created_ts FROM sent_transactions WHERE request > ? AND request <= ? AND created_ts < ?"
         " ORDER BY request LIMIT ?",
         (after, upto, created_ts, limit),
     )
@@ -133,5 +133,6 @@ def _select_old(txn: Transaction, after: bytes, created_ts: int, limit: int) -> 
     return old, None if ahead is None else upto
 
 
-def _remove(txn: WriteTransaction, requests: Sequence[Row]) -> None:
-    txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", requests)
+def _remove(txn: WriteTransaction, notes: Sequence[tuple[bytes, int]]) -> None:
+    # another node may have removed it meanwhile, and the client sent it anew: that note is a new one
+    txn.execute_many("DELETE FROM sent_transactions WHERE request = ? AND created_ts = ?", notes)

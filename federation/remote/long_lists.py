@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.canonical_json import check_text_depth
-from federation.protocol.dense_json import MOST_VALUES
+from federation.protocol.dense_json import MOST_VALUES, STRING_OR_REST
 from federation.protocol.errors import BadJson
 from federation.protocol.events import MAX_PDU_BYTES
 
@@ -42,7 +42,8 @@ def _nested(levels: int) -> bytes:
 
 _USUAL: Final = re.compile(_nested(6), re.DOTALL)
 """An event as nearly all are, in one go."""
-_TOKEN: Final = re.compile(_STRING + rb'|[\]\[{}"]', re.DOTALL)
+_WHOLE_STRING: Final = re.compile(_STRING, re.DOTALL)
+_TOKEN: Final = re.compile(STRING_OR_REST + rb"|[\]\[{}]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
@@ -134,8 +135,8 @@ def _find(body: bytes, at: int) -> int:
 
 
 def _end_of_string(body: bytes, at: int) -> int:
-    token = _TOKEN.match(body, at, at + MAX_EVENT)
-    if token is None or token.end() - at == 1:
+    token = _WHOLE_STRING.match(body, at, at + MAX_EVENT)
+    if token is None:
         raise ValueError("it has a string that is too long, or has no end")
     return token.end()
 

@@ -69,27 +69,33 @@ class _Parameter(msgspec.Struct, frozen=True):
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_by_name", "_defaults", "_required", "_takes_lists")
+    __slots__ = ("_by_name", "_defaults", "_may_be_kept", "_required", "_takes_lists")
 
-    def __init__(self, parameters: Sequence[_Parameter]) -> None:
+    def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
+        """`may_be_kept`: what is read may stay in memory, but for tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
         self._defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
         """What they are that a request leaves out."""
         self._required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
         self._takes_lists = any(each.repeated for each in parameters)
+        self._may_be_kept = may_be_kept
+
+    def fields(self, query: bytes) -> Mapping[str, list[str]]:
+        """All fields of the query. Raises `InvalidParam`."""
+        return _parse_query(query, may_be_kept=self._may_be_kept)
 
     def read(self, query: bytes) -> Mapping[str, object]:
         """The arguments. Raises `InvalidParam`, `MissingParam`."""
         if not query and not self._required:
             return self._defaults
-        if self._takes_lists or not _is_kept(query):
+        if self._takes_lists or not (self._may_be_kept and _is_kept(query)):
             return self.read_anew(query)
         return _arguments_kept(self, query)
 
     def read_anew(self, query: bytes) -> Mapping[str, object]:
         """As `read`, whatever was read before."""
-        fields = parse_query(query)
+        fields = self.fields(query)
         arguments = dict(self._defaults)
         for name, values in fields.items():
             parameter = self._by_name.get(name)
@@ -126,17 +132,23 @@ class Binding(msgspec.Struct, frozen=True):
         return {**self.query.read(query), **arguments} if arguments else dict(self.query.read(query))
 
 
-def parse_query(query: bytes) -> Mapping[str, list[str]]:
-    """The fields of a query string. Raises `InvalidParam`."""
-    return _fields_kept(query) if _is_kept(query) else _parse_query_anew(query)
+def _parse_query(query: bytes, *, may_be_kept: bool) -> Mapping[str, list[str]]:
+    """The fields of a query string. Raises `InvalidParam`. `may_be_kept`: else nothing of it stays in memory."""
+    if may_be_kept and _is_kept(query):
+        return _fields_kept(query)
+    return _parse_query_anew(query, _unescape if may_be_kept and _has_no_token(query) else _unescape_anew)
 
 
 def _is_kept(query: bytes) -> bool:
     """Whether what is read of a query may be kept: where it is not long, and no secret."""
-    return len(query) <= MAX_REMEMBERED and b"oken=" not in query
+    return len(query) <= MAX_REMEMBERED and _has_no_token(query)
 
 
-def _parse_query_anew(query: bytes) -> Mapping[str, list[str]]:
+def _has_no_token(query: bytes) -> bool:
+    return b"oken=" not in query
+
+
+def _parse_query_anew(query: bytes, unescape: Callable[[str], str]) -> Mapping[str, list[str]]:
     fields: dict[str, list[str]] = {}
     try:
         parts = query.decode().split("&")
@@ -147,7 +159,7 @@ def _parse_query_anew(query: bytes) -> Mapping[str, list[str]]:
             if part:
                 name, _, value = part.partition("=")
                 if has_escapes and ("%" in part or "+" in part):
-                    name, value = _unescape(name), _unescape(value)
+                    name, value = unescape(name), unescape(value)
                 fields.setdefault(name, []).append(value)
     except UnicodeDecodeError:
         raise InvalidParam("The query is not valid UTF-8") from None
@@ -156,7 +168,9 @@ def _parse_query_anew(query: bytes) -> Mapping[str, list[str]]:
     return fields
 
 
-_fields_kept = lru_cache(REMEMBERED)(_parse_query_anew)
+@lru_cache(REMEMBERED)
+def _fields_kept(query: bytes) -> Mapping[str, list[str]]:
+    return _parse_query_anew(query, _unescape)
 
 
 def _unescape(text: str) -> str:
@@ -236,7 +250,8 @@ def bind(declaration: Endpoint) -> Binding:
         positional=tuple(positional),
         filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
         path_parameters=path_parameters,
-        query=_QueryReader(query_parameters),
+        # who asks as nobody brings what makes them somebody: codes, sessions, secrets of a browser
+        query=_QueryReader(query_parameters, may_be_kept=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)),
         decode_body=decode_body,
         takes_file=takes_file,
         optional_in_path=optional,

@@ -15,7 +15,7 @@ import msgspec
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
-from homeserver.http.parameters import Binding, DeclarationError, bind, known_services, parse_query, services_of
+from homeserver.http.parameters import Binding, DeclarationError, bind, known_services, services_of
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.context import set_caller
@@ -123,7 +123,7 @@ class Router:
         route = match.route
         declaration = route.declaration
         context = incoming.context
-        fields = parse_query(incoming.query) if incoming.query else {}
+        fields = route.binding.query.fields(incoming.query) if incoming.query else {}
         caller: Requester | None = None
         if declaration.auth is Auth.SERVER:
             return await self._call_as_peer(match, incoming)

@@ -204,5 +204,6 @@ def _matches(pattern: str, type: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _glob(pattern: str) -> re.Pattern[str]:
-    # runs of stars are one star, so that matching takes no exponential time
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", pattern)), re.DOTALL)
+    # each part is found as early as can be, and stays there: else a few stars would take all ways to spread over the text
+    first, *rest = map(re.escape, re.split(r"\*+", pattern))
+    return re.compile(first + "".join(f"(?>.*?{part})" for part in rest[:-1]) + f".*{rest[-1]}", re.DOTALL)

@@ -146,6 +146,16 @@ async def get_anybody(caller: Requester | None) -> Any:
     return {"user_id": caller.user_id if caller else None}
 
 
+@endpoint("GET", "/_matrix/client/v3/known", auth=Auth.USER)
+async def get_known(_caller: Requester, *, needed: str, limit: int = 10) -> Any:
+    return [needed, limit]
+
+
+@endpoint("GET", "/_matrix/client/v3/known_too", auth=Auth.USER)
+async def get_known_too(_caller: Requester, *, needed: str, limit: str = "") -> Any:
+    return [needed, limit]
+
+
 @endpoint("POST", "/_matrix/client/v3/logout", auth=Auth.USER, while_locked=True, while_suspended=True)
 async def post_logout(_caller: Requester) -> Empty:
     return EMPTY

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID
+from homeserver.http import parameters
 from homeserver.http.guard import Guard
 from homeserver.http.parameters import DeclarationError
 from homeserver.http.rate_limits import RateLimiter
@@ -118,6 +119,41 @@ def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
         assert client.request("GET", STATE + "?needed=x&limit=5&server=a").json == ["!r:example.org"]
         assert client.request("GET", SEARCH + "&limit=many").status == 400
         assert client.request("GET", "/_matrix/client/v3/search?limit=5").errcode == "M_MISSING_PARAM"
+
+
+def test_what_is_kept_of_a_query_is_of_one_endpoint_and_no_mistake_is(client: Client) -> None:
+    known = "/_matrix/client/v3/known"
+    for _ in range(3):
+        assert client.request("GET", known + "?needed=%78&limit=5", token="alice").json == ["x", 5]
+        assert client.request("GET", known + "_too?needed=%78&limit=5", token="alice").json == ["x", "5"]
+        assert client.request("GET", known + "?needed=%78&limit=many", token="alice").status == 400
+        assert client.request("GET", known + "_too?limit=5", token="alice").errcode == "M_MISSING_PARAM"
+
+
+def kept() -> list[int]:
+    """How often something new came into memory."""
+    return [each.cache_info().misses for each in vars(parameters).values() if hasattr(each, "cache_info")]
+
+
+@pytest.mark.parametrize(
+    ("path", "token"),
+    [
+        ("/_matrix/client/v3/search?needed={}", None),
+        ("/_matrix/client/v3/who?code={}", None),
+        ("/_matrix/client/v3/anybody?code={}", "alice"),
+        ("/_matrix/client/v3/known?needed=x&access_token={}", "alice"),
+        ("/_matrix/client/v3/known?needed=x&loginToken={}", "alice"),
+    ],
+)
+@pytest.mark.parametrize("secret", ["secret", "secret%3D", "4%2F0AfJ"])
+def test_no_secret_of_a_query_stays_in_memory(client: Client, path: str, token: str | None, secret: str) -> None:
+    """Who asks as nobody brings codes and sessions, with escapes too."""
+    client.request("GET", path.format("x"), token=token)
+    before = kept()
+    assert client.request("GET", path.format(secret), token=token).status == 200
+    assert kept() == before
+    client.request("GET", f"/_matrix/client/v3/known?needed=1{secret}{hash(path)}", token="alice")
+    assert kept() != before, "others do"
 
 
 def test_query_parameters_have_their_defaults(client: Client) -> None:

@@ -1,5 +1,8 @@
 """Notes of what clients sent, and how they go."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from storage import sent_transactions
@@ -45,3 +48,19 @@ async def test_old_notes_go_step_by_step_and_again_when_others_are_old(
     assert await SentTransactionStore(database).remove_before(NOTES, 15) == 0
     assert await kept(store) == []
     assert await store.remove_before(NOTES, 15) == 0
+
+
+async def test_a_note_that_was_made_anew_meanwhile_stays(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node has removed the old one, and the client sent the request again."""
+    store = SentTransactionStore(database)
+    remove = sent_transactions._remove
+
+    def remove_late(txn: WriteTransaction, notes: Sequence[Any]) -> None:
+        remove(txn, notes)
+        add_transaction(txn, note(1), None, b"{}", 20)
+        remove(txn, notes)
+
+    await database.write("add", lambda txn: add_transaction(txn, note(1), None, b"{}", 1))
+    monkeypatch.setattr(sent_transactions, "_remove", remove_late)
+    assert await store.remove_before(10, 5) == 0
+    assert await kept(store) == [1]
