@@ -16,7 +16,7 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.outbound.request import TakeBody
 from federation.policy import Policy
-from federation.protocol.canonical_json import MAX_DEPTH, check_text_depth, encode_canonical
+from federation.protocol.canonical_json import MAX_DEPTH, check_text_depth, count_openings, encode_canonical
 from federation.protocol.dense_json import has_too_many_values, without_deep
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import ServerName
@@ -29,6 +29,8 @@ MAX_ERROR_BYTES = 64 << 10
 """The longest body of an error that is read: read, JSON may take twenty times its bytes."""
 LONG_BYTES, MOST_VALUES = 1 << 20, 1_500_000
 """An answer that is longer, and read at once, may hold so many strings, commas and brackets: keys of people have fewer in 16 MiB."""
+MOST_OPENINGS = 200_000
+"""Lists and objects in an answer of which something nests too deeply: to find that takes two microseconds for each."""
 MAX_ERROR_CHARS = 500
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
 """For whoever is told to wait: where the other server does not say for how long, and the most that is passed on."""
@@ -253,6 +255,8 @@ def _decode(body: bytes, form: Any) -> Any:
         check_text_depth(body)
         return value
     except (RecursionError, BadJson):
+        if count_openings(body) > MOST_OPENINGS:
+            raise
         return msgspec.json.decode(without_deep(body, MAX_DEPTH), type=form)
 
 
@@ -268,7 +272,7 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
         raise RemoteError(
             destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
         if is_good:
             raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
         value = {}

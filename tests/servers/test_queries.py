@@ -9,7 +9,7 @@ import pytest
 from federation.policy import make_rules
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
-from federation.requests import RefusedByRemote
+from federation.requests import MOST_OPENINGS, RefusedByRemote
 from federation.wire import WireAnswer
 from homeserver.services import remote_directory
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
@@ -55,6 +55,12 @@ def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_
     network.clock.advance(31)  # the answer is remembered for so long
     left = b'{"org.example.deep":%bnull%b}' % (b"[" * (MAX_DEPTH - 1), b"]" * (MAX_DEPTH - 1))
     assert ok(bob.get(path)) == json.loads(left)
+
+    # nor is it looked for in more than a quarter of a second
+    many = b'{"org.example.deep":%b%b,"a":[%b[]]}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH, b"[]," * MOST_OPENINGS)
+    network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, many))
+    network.clock.advance(31)
+    assert refused(bob.get(path))[0] == 502
 
 
 def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(network: Network) -> None:
