@@ -59,7 +59,7 @@ class Connection(Protocol):
     ) -> list[Row]:
         """`keys` is not empty and not longer than LARGEST_CHUNK."""
 
-    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]) -> list[list[Row]]:
         """`rows` is not empty and not longer than LARGEST_CHUNK."""
 
     def query_each_changing(

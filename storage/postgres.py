@@ -147,10 +147,10 @@ class PostgresConnection:
         self._run(*for_keys(sql, keys, before, after))
         return self._cursor.fetchall()
 
-    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]) -> list[list[Row]]:
         if len(rows) == 1:
-            return [self.query(sql, rows[0])]
-        self._run(for_each(sql, column_types(rows[0])), columns_of(rows))
+            return [self.query(sql, (*before, *rows[0]))]
+        self._run(for_each(sql, column_types(rows[0]), len(before)), (*columns_of(rows), *adapt(before)))
         return self._found(len(rows))
 
     def query_each_changing(

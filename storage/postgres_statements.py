@@ -47,11 +47,13 @@ def for_keys(
 
 
 @lru_cache(maxsize=1024)
-def for_each(sql: str, types: tuple[str, ...]) -> str:
-    """One statement for many rows of arguments, which are given as columns; it finds the number of the row first."""
-    first, *rest = sql.split("?")
-    each = first + "".join(f"wanted.a{at}{part}" for at, part in enumerate(rest))
-    names = ", ".join(f"a{at}" for at in range(len(rest)))
+def for_each(sql: str, types: tuple[str, ...], before: int = 0) -> str:
+    """One statement for many rows of arguments, which are given as columns; it finds the number of the row first. After the columns
+    come so many arguments that stand before those of each row."""
+    parts = sql.split("?")
+    each = "?".join(parts[: before + 1])
+    each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
+    names = ", ".join(f"a{at}" for at in range(len(types)))
     return (
         f"SELECT wanted.nr, found.* FROM unnest({arrays_of(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
         f" CROSS JOIN LATERAL ({each}) AS found"

@@ -7,11 +7,14 @@ Laws:
 - What depends on the parent (may it be replaced by this?) is asked when reading, since children may come first.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 
 import msgspec
 
 from storage.database import Database
+from storage.engine import Row
+from storage.thread_senders import add_senders, subtract_senders
 from storage.timelines import Direction, Place
 from storage.transaction import Transaction, WriteTransaction
 
@@ -24,7 +27,12 @@ MOST_REFERENCES = 100
 """How many of the events that refer to one are named with it, the oldest first."""
 CANDIDATES = 5
 """How many of the latest children are looked at for one that the reader may see."""
+FEW_EVENTS = 64
+"""Whether so many events have children is found out where it is asked, on a database that is in the process."""
 _MOST_IGNORED = 500
+_COUNTED = "count"
+_TOLD = (REFERENCE, REPLACE, THREAD)
+"""What is told of with the parent; in the order of text."""
 
 
 class Relation(msgspec.Struct, frozen=True, gc=False):
@@ -55,11 +63,22 @@ class Children(msgspec.Struct, frozen=True, gc=False):
     """The children that an event has of one type of relation."""
 
     rel_type: str
-    count: int
-    has_own: bool
-    """The reader sent one of them."""
     nids: Sequence[int]
     """Of replacements and threads the latest few, latest first; of references the oldest."""
+    count: int = 0
+    """Of a thread: all."""
+    has_own: bool = False
+    """Of a thread: the reader sent one of them."""
+
+
+class Parent(msgspec.Struct, frozen=True, gc=False):
+    """An event whose children are asked for."""
+
+    nid: int
+    event_id: str
+    room_nid: int
+    type: str
+    sender: str
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -77,21 +96,28 @@ class RelationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_children(
-        self, event_nids: Iterable[int], reader: str, ignored: Collection[str], *, until_left: bool = False
-    ) -> Mapping[int, list[Children]]:
-        """For those events that have valid replacements, threads or references, these; without what `ignored` sent.
+    async def find_parents(self, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """Which types of children that `get_children` may find these events have; nothing for those without. One query."""
+        read = self._database.read_quickly if len(event_ids) <= FEW_EVENTS else self._database.read_once
+        return await read("have_children", _select_parents, event_ids)
 
-        One query. Events that were redacted have no replacements. With `until_left` as it was when the reader's stay in the room
-        ended.
+    async def get_children(
+        self,
+        parents: Collection[Parent],
+        rel_types: Set[str],
+        reader: str,
+        ignored: Collection[str],
+        left: Mapping[int, int] | None = None,
+    ) -> Mapping[int, list[Children]]:
+        """For those events that have valid replacements, threads or references, these, as far as they are of `rel_types`; without what
+        `ignored` sent.
+
+        One query. Events that were redacted have no replacements. `left`: for each of the events the position at which the reader's stay
+        in its room ended; then it is as it was there.
         """
         return await self._database.read_once(  # the children of some may be many
-            "get_relation_children", _select_children, list(event_nids), reader, list(ignored), until_left
+            "get_relation_children", _select_children, list(parents), rel_types, reader, list(ignored), left
         )
-
-    async def have_children(self, event_ids: Iterable[str]) -> bool:
-        """Whether any of these few events has children that `get_children` may find."""
-        return await self._database.read_quickly("have_children", _select_whether_children, list(event_ids))
 
     async def get_page(
         self,
@@ -143,15 +169,21 @@ class RelationStore:
 
 def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
     """Note children, as they are stored."""
+    children = {(row.relation.target, row.relation.rel_type, row.depth, row.event_nid): row for row in rows}
+    add_senders(
+        txn,
+        [
+            (target, row.room_nid, row.sender, depth, nid)
+            for (target, rel_type, depth, nid), row in children.items()
+            if rel_type == THREAD
+        ],
+    )
     txn.execute_many(
         "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender, origin_server_ts,"
         " annotation, is_whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
             (
-                row.relation.target,
-                row.relation.rel_type,
-                row.depth,
-                row.event_nid,
+                *key,
                 row.event_id,
                 row.room_nid,
                 row.type,
@@ -160,68 +192,134 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
                 row.relation.annotation,
                 int(row.relation.is_whole),
             )
-            for row in rows
+            for key, row in children.items()
         ],
     )
 
 
 def remove_relation(txn: WriteTransaction, event_nid: int) -> None:
     """A redacted event is nobody's child any more."""
-    txn.execute("DELETE FROM relations WHERE event_nid = ?", (event_nid,))
+    remove_relations(txn, [event_nid])
 
 
 def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """The same for several."""
-    txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in event_nids])
+    nids = list(event_nids)
+    said = txn.query_in(
+        f"SELECT target, room_nid, sender, event_nid FROM relations WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
+        nids,
+    )
+    txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in nids])
+    subtract_senders(txn, said)
 
 
-def _select_whether_children(txn: Transaction, event_ids: list[str]) -> bool:
-    types = f"rel_type IN ('{REPLACE}', '{THREAD}', '{REFERENCE}')"
-    return bool(txn.query_in(f"SELECT 1 FROM relations WHERE target IN {{keys}} AND {types} LIMIT 1", event_ids))
+def _select_parents(txn: Transaction, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
+    # One look for each event, since those without children are many: at whatever lies between the first and the last of these types.
+    # Each look is a value, which PostgreSQL does not make a join of all children from, and in an order, though one is enough: else it
+    # hopes to meet one soon without an index.
+    looks = ", ".join(
+        f"(SELECT r.rel_type FROM relations AS r WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
+        " ORDER BY r.depth LIMIT 1)"
+        for rel_type in _TOLD
+    )
+    rows = txn.query_with(
+        "wanted",
+        ["event_id"],
+        [(event_id,) for event_id in event_ids],
+        f"SELECT w.event_id, {looks} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r WHERE r.target = w.event_id"
+        f" AND r.rel_type >= '{_TOLD[0]}' AND r.rel_type <= '{_TOLD[-1]}' ORDER BY r.rel_type LIMIT 1) = 1",
+    )
+    return {event_id: found for event_id, *types in rows if (found := [each for each in types if each is not None])}
 
 
 def _select_children(
-    txn: Transaction, event_nids: list[int], reader: str, ignored: list[str], until_left: bool
+    txn: Transaction,
+    parents: list[Parent],
+    rel_types: Set[str],
+    reader: str,
+    ignored: list[str],
+    left: Mapping[int, int] | None,
 ) -> dict[int, list[Children]]:
     unwanted = ignored[:_MOST_IGNORED]
-    of_group = "OVER (PARTITION BY p.event_nid, r.rel_type)"
-    ranked = (
-        "SELECT p.event_nid AS parent, r.rel_type AS rel_type, r.event_nid AS child,"
-        f" count(*) {of_group} AS total,"
-        f" max(CASE WHEN r.sender = ? THEN 1 ELSE 0 END) {of_group} AS own,"
-        " row_number() OVER (PARTITION BY p.event_nid, r.rel_type ORDER BY"
-        f" CASE r.rel_type WHEN '{REPLACE}' THEN -r.origin_server_ts WHEN '{REFERENCE}' THEN r.depth"
-        " ELSE -r.depth END,"
-        f" CASE r.rel_type WHEN '{REPLACE}' THEN r.event_id ELSE '' END DESC,"
-        f" CASE r.rel_type WHEN '{REFERENCE}' THEN r.event_nid ELSE -r.event_nid END) AS place"
-        " FROM events AS p JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid"
-        f" AND r.rel_type IN ('{REPLACE}', '{THREAD}', '{REFERENCE}')"
-        f" AND (r.rel_type <> '{REPLACE}' OR (r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type"
-        " AND p.redacted_by IS NULL))"
-        + (f" AND r.sender NOT IN ({', '.join('?' * len(unwanted))})" if unwanted else "")
-        + (
-            " JOIN memberships AS m ON m.room_nid = p.room_nid AND m.user_id = ?"
-            " JOIN events AS c ON c.event_nid = r.event_nid AND (c.position IS NULL OR c.position <= m.left_position)"
-            if until_left
-            else ""
-        )
-        + " WHERE p.state_key IS NULL AND p.event_nid IN {keys}"
-    )
-    rows = txn.query_in(
-        f"SELECT parent, rel_type, child, total, own FROM ({ranked}) AS ranked"
-        f" WHERE place <= CASE rel_type WHEN '{REFERENCE}' THEN {MOST_REFERENCES} ELSE {CANDIDATES} END"
-        " ORDER BY parent, rel_type, place",
-        event_nids,
-        before=(reader, *unwanted, reader) if until_left else (reader, *unwanted),
-    )
+    rows: list[list[int | str]] = []
+    for parent in parents:
+        there = (parent.event_id, parent.room_nid)
+        until = () if left is None else (left[parent.nid],)
+        row: list[int | str] = []
+        if THREAD in rel_types:
+            row += (*there, *until, reader, *there, *until)
+        if REPLACE in rel_types:
+            row += (*there, parent.sender, parent.type, parent.nid, *until)
+        if REFERENCE in rel_types:
+            row += (*there, *until)
+        rows.append(row)
+    sql = _children_sql(frozenset(rel_types), len(unwanted), until_left=left is not None)
     found: dict[int, list[Children]] = {}
-    nids: dict[tuple[int, str], list[int]] = {}
-    for parent, rel_type, child, total, own in rows:
-        if (parent, rel_type) not in nids:
-            nids[parent, rel_type] = []
-            found.setdefault(parent, []).append(Children(rel_type, total, bool(own), nids[parent, rel_type]))
-        nids[parent, rel_type].append(child)
+    for parent, children in zip(parents, txn.query_each(sql, rows, unwanted), strict=True):
+        groups = _group(children)
+        if groups:
+            found[parent.nid] = groups
     return found
+
+
+@lru_cache(maxsize=256)
+def _children_sql(rel_types: frozenset[str], unwanted: int, *, until_left: bool) -> str:
+    """Rows of type of relation, number of the child, and what they are sorted by; with threads also one of `_COUNTED`: how many children
+    there are, and whether the reader sent one of them.
+
+    Each part is a piece of an index no longer than what it finds; only what is left out is gone over besides.
+    """
+    wanted = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if unwanted else ""
+    if until_left:
+        wanted += (
+            " AND EXISTS (SELECT 1 FROM events AS c WHERE c.event_nid = r.event_nid"
+            " AND (c.position IS NULL OR c.position <= ?))"
+        )
+        counted, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
+    else:
+        counted, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
+    # the plus has databases go by the parent, along the key
+    parts: list[str] = []
+    if THREAD in rel_types:
+        parts += (
+            "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
+            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{wanted}"
+            f" ORDER BY r.depth DESC, r.event_nid DESC LIMIT {CANDIDATES}",
+            f"SELECT '{_COUNTED}', {count}, max(CASE WHEN r.sender = ? THEN 1 ELSE 0 END), ''"
+            f" FROM {counted} r.target = ? AND r.room_nid = ?{wanted}",
+        )
+    if REPLACE in rel_types:
+        parts.append(
+            "SELECT r.rel_type, r.event_nid, r.origin_server_ts, r.event_id FROM relations AS r"
+            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}' AND r.is_whole = 1"
+            " AND r.sender = ? AND r.type = ?"
+            f" AND EXISTS (SELECT 1 FROM events AS p WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
+            f" ORDER BY r.origin_server_ts DESC, r.event_id DESC LIMIT {CANDIDATES}"
+        )
+    if REFERENCE in rel_types:
+        parts.append(
+            "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
+            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{wanted}"
+            f" ORDER BY r.depth, r.event_nid LIMIT {MOST_REFERENCES}"
+        )
+    listed = f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * unwanted)}) " if unwanted else ""
+    return listed + " UNION ALL ".join(f"SELECT * FROM ({part}) AS part{at}" for at, part in enumerate(parts))
+
+
+def _group(rows: Iterable[Row]) -> list[Children]:
+    kinds: dict[str, list[tuple[int, str, int]]] = {}
+    for rel_type, number, first, second in rows:
+        kinds.setdefault(rel_type, []).append((first, second, number))
+    ((has_own, _, count),) = kinds.pop(_COUNTED, [(0, "", 0)])
+    return [
+        Children(
+            rel_type,
+            [nid for _, _, nid in sorted(places, reverse=rel_type != REFERENCE)],
+            count if rel_type == THREAD else 0,
+            rel_type == THREAD and bool(has_own),
+        )
+        for rel_type, places in kinds.items()
+    ]
 
 
 def _select_page(
@@ -276,14 +374,16 @@ def _select_threads(
     start = start if end is None else min(start, end)
     within = [] if end is None else [end.depth, end.event_nid]
     marks = ", ".join("?" * len(unwanted))
+    # what each sender said last tells of the threads as they are; as they were, all that was said
+    table, a_thread = ("thread_senders", "") if end is None else ("relations", f" AND {{0}}.rel_type = '{THREAD}'")
     # the plus keeps SQLite from looking for newer events in the whole room: it is to look among those of the thread
     sql = (
-        "SELECT r.depth, r.event_nid, p.event_nid FROM relations AS r"
+        f"SELECT r.depth, r.event_nid, p.event_nid FROM {table} AS r"
         " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-        f" WHERE r.room_nid = ? AND r.rel_type = '{THREAD}' AND (r.depth, r.event_nid) <= (?, ?)"
+        f" WHERE r.room_nid = ?{a_thread.format('r')} AND (r.depth, r.event_nid) <= (?, ?)"
         + (f" AND r.sender NOT IN ({marks})" if unwanted else "")
-        + " AND NOT EXISTS (SELECT 1 FROM relations AS n WHERE n.target = r.target"
-        f" AND n.rel_type = '{THREAD}' AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        + f" AND NOT EXISTS (SELECT 1 FROM {table} AS n WHERE n.target = r.target"
+        f"{a_thread.format('n')} AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
         + (" AND (n.depth, n.event_nid) <= (?, ?)" if within else "")
         + (f" AND n.sender NOT IN ({marks})" if unwanted else "")
         + ")"
@@ -291,8 +391,8 @@ def _select_threads(
     args: list[int | str] = [room_nid, start.depth, start.event_nid, *unwanted, *within, *unwanted]
     if participated:
         sql += (
-            " AND (p.sender = ? OR EXISTS (SELECT 1 FROM relations AS o WHERE o.target = r.target"
-            f" AND o.rel_type = '{THREAD}' AND o.room_nid = r.room_nid AND o.sender = ?"
+            f" AND (p.sender = ? OR EXISTS (SELECT 1 FROM {table} AS o WHERE o.target = r.target"
+            f"{a_thread.format('o')} AND o.room_nid = r.room_nid AND o.sender = ?"
             + (" AND (o.depth, o.event_nid) <= (?, ?)" if within else "")
             + "))"
         )

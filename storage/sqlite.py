@@ -99,14 +99,16 @@ class SQLiteConnection:
     ) -> list[Row]:
         return self._execute_in(sql, keys, before, after).fetchall()
 
-    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]) -> list[list[Row]]:
         execute = self._execute
+        if before:
+            return [execute(sql, (*before, *args)).fetchall() for args in rows]
         return [execute(sql, args).fetchall() for args in rows]
 
     def query_each_changing(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
-        found = self.query_each(sql, rows)
+        found = self.query_each(sql, rows, ())
         keys = [row[0] for each in found for row in each]
         if keys:
             self._execute_in(change, keys, before, ())

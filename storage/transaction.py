@@ -63,16 +63,18 @@ class Transaction:
             rows += self._connection.query_in(sql, wanted[start : start + LARGEST_CHUNK], before, after)
         return rows
 
-    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+    def query_each(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue] = ()
+    ) -> list[list[Row]]:
         """The rows of `sql` for each of these rows of arguments. An order holds only if the statement has a LIMIT.
 
         SQLite runs it for each, which is cheap inside the process; PostgreSQL is asked once for all, in bounded chunks.
-        Each argument is text in every row, or a whole number in every row.
+        Each argument is text in every row, or a whole number in every row. `before`: arguments that come before those of each row.
         """
         found: list[list[Row]] = []
         for start in range(0, len(rows), LARGEST_CHUNK):
             self.queries += 1
-            found += self._connection.query_each(sql, rows[start : start + LARGEST_CHUNK])
+            found += self._connection.query_each(sql, rows[start : start + LARGEST_CHUNK], before)
         return found
 
     def query_with(

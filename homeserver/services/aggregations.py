@@ -10,7 +10,7 @@ spec: client-server-api#aggregations-of-child-events
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from operator import attrgetter, not_
 from typing import Final
 
@@ -24,10 +24,7 @@ from federation.rooms.visible import Seen, Visibility
 from homeserver.services.childless import ChildlessEvents
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
-from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
-
-FEW_EVENTS: Final = 64
-"""Of so many it is asked first whether any has children: as a rule none has, and to find that out costs less."""
+from storage.relations import REFERENCE, REPLACE, THREAD, Children, Parent, RelationStore
 
 _event_id: Final = attrgetter("event.event_id")
 
@@ -74,11 +71,12 @@ class Aggregations:
             return {}
         ignored = await self._ignored.of_user(user_id)
         heard = self._childless.heard
+        types = await self._store.find_parents([event.event.event_id for event in parents.values()])
+        rel_types = set(chain.from_iterable(types.values()))
         children: Mapping[int, Sequence[Children]] = {}
-        if len(parents) > FEW_EVENTS or await self._store.have_children(
-            event.event.event_id for event in parents.values()
-        ):
-            children = await self._store.get_children(parents, user_id, ignored)
+        if types:
+            having = [_as_parent(event) for event in parents.values() if event.event.event_id in types]
+            children = await self._store.get_children(having, rel_types, user_id, ignored)
         if not ignored:
             self._childless.note([event.event.event_id for nid, event in parents.items() if nid not in children], heard)
         if not children:
@@ -86,7 +84,8 @@ class Aggregations:
         seen = await self._see_children(user_id, children)
         left = await self._left_before(user_id, parents, children, seen)
         if left:
-            former = await self._store.get_children(left, user_id, ignored, until_left=True)
+            having = [_as_parent(parents[nid]) for nid in left]
+            former = await self._store.get_children(having, rel_types, user_id, ignored, left)
             children = {nid: former.get(nid, []) if nid in left else groups for nid, groups in children.items()}
             seen |= await self._see_children(user_id, former)
         found: dict[int, Aggregation] = {}
@@ -121,11 +120,12 @@ class Aggregations:
         parents: Mapping[int, StoredEvent],
         children: Mapping[int, Sequence[Children]],
         seen: Mapping[int, Seen],
-    ) -> set[int]:
-        """Those that have children which came after the reader had left the room, and which they may not see."""
+    ) -> dict[int, int]:
+        """Those that have children which came after the reader had left the room, and which they may not see; with the position at which
+        they left."""
         own = await self._memberships.of_user(user_id)
         return {
-            nid
+            nid: row.left_position
             for nid, groups in children.items()
             if (row := own.get(parents[nid].room_nid)) is not None
             and row.left_position is not None
@@ -167,6 +167,10 @@ class Aggregations:
             for room_nid, each in rooms.items()
             for seen in await self._visibility.without_erased(own.get(room_nid), each)
         }
+
+
+def _as_parent(event: StoredEvent) -> Parent:
+    return Parent(event.nid, event.event.event_id, event.room_nid, event.event.type, event.event.sender)
 
 
 def _aggregate(user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, Seen]) -> Aggregation:

@@ -1,13 +1,13 @@
 """Children of events as they are stored: on both databases, of our own events and of those of others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from federation.rooms.room_events import StoredEvent
 from storage.database import Database, SQLiteConfig
-from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore, Wanted
+from storage.relations import REFERENCE, REPLACE, THREAD, Children, Parent, RelationStore, Wanted
 from storage.timelines import START, Direction, Place
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
@@ -20,6 +20,18 @@ END = Place(2**53, 2**53)
 def child(rel_type: str, parent: StoredEvent, **content: object) -> dict[str, object]:
     """The content of a message that relates to another."""
     return {"body": "child", "m.relates_to": {"rel_type": rel_type, "event_id": parent.event.event_id}, **content}
+
+
+async def children_of(
+    store: RelationStore, events: Sequence[StoredEvent], reader: str, ignored: Sequence[str]
+) -> Mapping[int, Sequence[Children]]:
+    parents = [
+        Parent(each.nid, each.event.event_id, each.room_nid, each.event.type, each.event.sender) for each in events
+    ]
+    types = await store.find_parents([each.event_id for each in parents])
+    rel_types = {rel_type for each in types.values() for rel_type in each}
+    having = [each for each in parents if each.event_id in types]
+    return await store.get_children(having, rel_types, reader, ignored) if having else {}
 
 
 async def test_children_threads_and_annotations(database: Database) -> None:
@@ -35,16 +47,16 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     reference = await parts.send(room_id, BOB, child(REFERENCE, replies[0]))
 
     nids = [parent.nid, other.nid, replies[0].nid, replies[1].nid]
-    found = await store.get_children(nids, ALICE, [])
+    found = await children_of(store, [parent, other, *replies], ALICE, [])
     assert {nid: {group.rel_type: group for group in groups} for nid, groups in found.items()} == {
         parent.nid: {
-            REPLACE: Children(REPLACE, 2, True, [edits[1].nid, edits[0].nid]),
-            THREAD: Children(THREAD, 2, True, [replies[1].nid, replies[0].nid]),
+            REPLACE: Children(REPLACE, [edits[1].nid, edits[0].nid]),
+            THREAD: Children(THREAD, [replies[1].nid, replies[0].nid], 2, True),
         },
-        other.nid: {THREAD: Children(THREAD, 1, False, [later.nid])},
-        replies[0].nid: {REFERENCE: Children(REFERENCE, 1, False, [reference.nid])},
+        other.nid: {THREAD: Children(THREAD, [later.nid], 1, False)},
+        replies[0].nid: {REFERENCE: Children(REFERENCE, [reference.nid])},
     }
-    without_bob = await store.get_children(nids, ALICE, [BOB])
+    without_bob = await children_of(store, [parent, other, *replies], ALICE, [BOB])
     assert set(without_bob) == {parent.nid}
 
     async def page(wanted: Wanted, direction: Direction, start: Place, end: Place | None = None) -> list[int]:
@@ -109,7 +121,9 @@ def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
     run_coroutine(database.close(), None)
 
 
-async def test_a_relation_costs_one_statement(counted: Database, counter: QueryCounter) -> None:
+async def test_a_relation_costs_one_statement_and_one_more_in_a_thread(
+    counted: Database, counter: QueryCounter
+) -> None:
     parts = RoomParts(counted)
     room_id = await parts.create()
     parent = await parts.send(room_id, ALICE, "parent")
@@ -120,7 +134,8 @@ async def test_a_relation_costs_one_statement(counted: Database, counter: QueryC
         return sum(counter.queries.values())
 
     plain = await cost({"body": "plain"})
-    assert await cost(child(THREAD, parent)) == plain + 1
+    assert await cost(child(REFERENCE, parent)) == plain + 1
+    assert await cost(child(THREAD, parent)) == plain + 2
 
 
 async def test_children_from_other_servers_count(database: Database, sqlite_template: Path, tmp_path: Path) -> None:
@@ -135,10 +150,8 @@ async def test_children_from_other_servers_count(database: Database, sqlite_temp
     known = (await ours.events.get_anywhere([parent.event.event_id]))[parent.event.event_id]
     stored = (await ours.events.get_anywhere([reply.event.event_id]))[reply.event.event_id]
     store = RelationStore(database)
-    assert (await store.get_children([known.nid], ours.user, []))[known.nid] == [
-        Children(THREAD, 1, False, [stored.nid])
-    ]
+    assert (await children_of(store, [known], ours.user, []))[known.nid] == [Children(THREAD, [stored.nid], 1, False)]
     redaction = await theirs.redact(room_id, theirs.user, reply.event.event_id)
     await ours.take(room_id, redaction.event)
-    assert await store.get_children([known.nid], ours.user, []) == {}
+    assert await children_of(store, [known], ours.user, []) == {}
     await other.close()
