@@ -7,6 +7,7 @@ import psycopg2
 import pytest
 
 from storage.database import Database, PostgresConfig, SQLValue, Transaction, WriteTransaction, make_engine
+from storage.engine import FOR_ITS_ARGUMENTS
 from storage.prepared import Argument, Prepared
 from tests.storage.test_engine import make_table
 
@@ -62,6 +63,16 @@ def test_other_statements_are_left_alone() -> None:
     prepared = Prepared()
     for _ in range(3):
         assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
+
+
+def test_what_is_to_be_planned_for_its_arguments_is_not_prepared() -> None:
+    prepared = Prepared()
+    looked_for = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
+    few = "DELETE FROM t WHERE a IN\n (SELECT a FROM t WHERE b < ? ORDER BY b LIMIT ?) RETURNING a"
+    for _ in range(2):
+        assert run(prepared, looked_for, [1]) == ("", looked_for.replace("?", "%s"))
+        assert run(prepared, few, [1, 2]) == ("", few.replace("?", "%s"))
+    assert run(prepared, "DELETE FROM t WHERE a = ?", [1])[0].startswith("PREPARE")
 
 
 def test_text_and_numbers_of_a_kind_of_their_own() -> None:
