@@ -1,13 +1,13 @@
 """Statements that come again are prepared on PostgreSQL, and mean what they meant before."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 import pytest
 
 from storage.database import Database, PostgresConfig, SQLValue, Transaction, WriteTransaction, make_engine
-from storage.engine import FOR_ITS_ARGUMENTS
+from storage.engine import FOR_ITS_ARGUMENTS, Connection
 from storage.prepared import Argument, Prepared
 from tests.storage.test_engine import make_table
 
@@ -152,6 +152,21 @@ async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database
         return int(row[0])
 
     assert await postgres_database.read("look", look) == 1
+
+
+async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -> None:
+    await make_table(postgres_database)
+    find, add = "SELECT id FROM things WHERE id = ?", "INSERT INTO things (id) VALUES (?)"
+
+    def discard(connection: Connection) -> None:
+        connection.execute("DISCARD ALL", ())
+
+    for number in (1, 2):
+        assert await postgres_database.write("add", lambda txn, number=number: txn.execute(add, (number,))) == 1  # type: ignore[misc]
+        assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [(1,)]
+        discard(cast(Connection, postgres_database._writer._connection))
+        for reader in postgres_database._idle:
+            discard(reader)
 
 
 async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(postgresql: PostgresConfig) -> None:
