@@ -35,6 +35,10 @@ class SentTransaction(msgspec.Struct, frozen=True):
         return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 
+LOOKED_AT: Final = 20
+"""So many notes for each that may be forgotten in a step."""
+AFTER_ALL: Final = b"\xff" * 17
+"""After all hashes."""
 DELAYED: Final = "delay:"
 """With it begins the id under which no device but the server sends a delayed event; its own follows."""
 
@@ -65,13 +69,13 @@ class SentTransactionStore:
         return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
-        """Look at up to `limit` notes, and forget those older than that; at how many it looked. Fewer: that was the last of them."""
-        notes = await self._database.read_once("look_at_sent", _select_after, self._looked_at, limit)
-        old = [(request,) for request, created in notes if created < created_ts]
+        """Forget up to `limit` of the notes older than that, of those it has not looked at yet; `limit`, or 0 where it has come to the
+        last of all. Then it begins again."""
+        old, looked_at = await self._database.read("look_for_old_sent", _select_old, self._looked_at, created_ts, limit)
         if old:
             await self._database.write("remove_old_sent", _remove, old)
-        self._looked_at = notes[-1][0] if len(notes) == limit else b""
-        return len(notes)
+        self._looked_at = looked_at or b""
+        return 0 if looked_at is None else limit
 
 
 def add_transaction(
@@ -112,11 +116,22 @@ def _select_ids(txn: Transaction, event_nids: list[int]) -> dict[int, tuple[str,
     return {nid: (of_device, txn_id) for nid, of_device, txn_id in rows}
 
 
-def _select_after(txn: Transaction, request: bytes, limit: int) -> list[Row]:
-    return txn.query(
-        "SELECT request, created_ts FROM sent_transactions WHERE request > ? ORDER BY request LIMIT ?", (request, limit)
+def _select_old(txn: Transaction, after: bytes, created_ts: int, limit: int) -> tuple[list[Row], bytes | None]:
+    """Some of the old notes after that one, and up to where there are no others; None: up to the end."""
+    ahead = txn.query_one(
+        "SELECT request FROM sent_transactions WHERE request > ? ORDER BY request LIMIT 1 OFFSET ?",
+        (after, limit * LOOKED_AT),
     )
+    upto: bytes = AFTER_ALL if ahead is None else ahead[0]
+    old = txn.query(
+        "SELECT request FROM sent_transactions WHERE request > ? AND request <= ? AND created_ts < ?"
+        " ORDER BY request LIMIT ?",
+        (after, upto, created_ts, limit),
+    )
+    if len(old) == limit:
+        return old, old[-1][0]
+    return old, None if ahead is None else upto
 
 
-def _remove(txn: WriteTransaction, requests: Sequence[tuple[bytes]]) -> None:
+def _remove(txn: WriteTransaction, requests: Sequence[Row]) -> None:
     txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", requests)

@@ -8,7 +8,7 @@ Laws:
   from then on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Protocol
@@ -35,6 +35,10 @@ class Numbering(Protocol):
 
     def numbers_of_type(self, event_type: str) -> Sequence[int]:
         """In rising order."""
+        ...
+
+    def types(self) -> Collection[str]:
+        """Those that pairs have."""
         ...
 
 
@@ -64,6 +68,9 @@ class RoomKeys:
 
     def numbers_of_type(self, event_type: str) -> Sequence[int]:
         return self._by_type.get(event_type, ())
+
+    def types(self) -> Collection[str]:
+        return tuple(self._by_type)
 
     def extend(self, start: int, pairs: Sequence[StateKey]) -> int:
         """Learn the pairs that are numbered from `start` on; how many of them were new. What would leave a gap is ignored."""
@@ -125,6 +132,9 @@ class PendingKeys:
     def numbers_of_type(self, event_type: str) -> Sequence[int]:
         shared = [number for number in self._shared.numbers_of_type(event_type) if number < self._before]
         return shared + [self._before + number for number in self._tail.numbers_of_type(event_type)]
+
+    def types(self) -> Collection[str]:
+        return {*self._shared.types(), *self._tail.types()}
 
 
 class StateKeys:

@@ -198,6 +198,12 @@ class StateTreeStore:
             "get_state_by_type", room_nid, [root], lambda source: self._read_by_type(source, root, types)
         )
 
+    async def get_all_but(self, room_nid: int, root: bytes | None, event_type: str) -> Mapping[StateKey, int]:
+        """A state without the part that has this event type: of that nothing is read in a state where it is the most."""
+        return await self._read(
+            "get_state_but", room_nid, [root], lambda source: self._read_all_but(source, root, event_type)
+        )
+
     async def get_diff(self, room_nid: int, a: bytes | None, b: bytes | None) -> Mapping[StateKey, Change]:
         """What two states of a room differ in, with the event_nids in `a` and in `b` (None: not set)."""
         if a == b:
@@ -222,6 +228,12 @@ class StateTreeStore:
             return {known.pair_of(number): nid for number in numbers if (nid := entries.get(number))}
         entries = self._tree.lookup(source.load, root, numbers)
         return {known.pair_of(number): nid for number, nid in entries.items()}
+
+    def _read_all_but(self, source: _Source, root: bytes | None, event_type: str) -> dict[StateKey, int]:
+        if root is None:
+            return {}
+        known = source.keys(self._tree.count_keys(source.load, [root]))
+        return self._read_by_type(source, root, [name for name in known.types() if name != event_type])
 
     def _read_diff(self, source: _Source, a: bytes | None, b: bytes | None) -> dict[StateKey, Change]:
         changes = self._tree.diff(source.load, a, b)

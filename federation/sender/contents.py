@@ -6,6 +6,7 @@ what it lacks, and fetches that (server-server-api#post_matrixfederationv1get_mi
 bounded number of transactions, however much was said meanwhile.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -111,8 +112,10 @@ class Contents:
         # from here on nothing is waited for
         receipts = _take_receipts(destination, edus, {nid: row.room_id for nid, row in rooms.items()})
         _take_notices(destination, edus)
+        transaction = Transaction(txn_id, self._now_ms(), pdus, edus.encoded)
         return Pending(
-            Transaction(txn_id, self._now_ms(), pdus, edus.encoded),
+            transaction,
+            deque([transaction] if pdus or edus.encoded else ()),
             taken.all_rooms(),
             taken.users,
             to_device_upto,

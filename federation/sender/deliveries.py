@@ -4,6 +4,10 @@ A destination that does not answer is tried again after a pause that grows, to a
 sends something, it is back, and is tried at once; later, if it has spoken so before and was tried in vain. Such tries have a lane
 of their own (`lanes.py`), so that destinations which do not answer keep none waiting that do.
 
+A transaction that its destination refuses for what is in it is sent in ever smaller parts (`refusals.py`), and what is refused alone is
+given up, once an empty one has been taken right after it: who refuses that too refuses everything, as a proxy may that has lost its
+server, and is one that does not answer.
+
 One that the policy refuses is behind, without any tries, until the policy or the list of members changes.
 """
 
@@ -19,10 +23,12 @@ from twisted.logger import Logger
 from federation.policy import Policy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transactions
+from federation.remote.transactions import Transaction, Transactions
+from federation.requests import RefusedByRemote
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
+from federation.sender.refusals import describe, is_alone, is_of_content, split
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -30,7 +36,8 @@ from storage.transaction import WriteTransaction
 
 DATABASE_PAUSE_MS: Final = 5_000
 KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
-"""From this pause on the transaction that failed is given up: its content is told in what catches up."""
+"""From this pause on the transaction that failed is given up: its content is told in what catches up. One that is sent in parts is
+kept: else all that the server has refused alone would be found anew."""
 SOONEST_RETRY_MS: Final = 1_000
 """After the last try, when a destination is heard from."""
 SOONEST_RETRY_GROWTH, LATEST_SOONEST_RETRY_MS = 3, 60_000
@@ -39,6 +46,9 @@ MAX_CONCURRENT: Final = 64
 """Transactions that may begin at once, to destinations that have not failed the last time."""
 RETRIES_AT_ONCE: Final = 16
 """The same, to those that have."""
+GIVEN_UP_AT_ONCE: Final = 3
+"""Parts that a destination refuses alone, with none between that it takes; from that one on each is followed by a pause, as if it did
+not answer."""
 MAX_ERROR_CHARS: Final = 500
 
 
@@ -62,6 +72,7 @@ class Counts(msgspec.Struct):
     events: int = 0
     refused_events: int = 0
     edus: int = 0
+    given_up: int = 0
 
 
 class Deliveries:
@@ -221,38 +232,79 @@ class Deliveries:
         if destination.pending is None:
             if destination.is_behind and not destination.missed and not destination.users:
                 destination.is_behind, destination.is_noted = False, True
-            self._number += 1
             destination.pending = await self._contents.take(
-                destination, f"{self._run}.{self._number}", self._database.streams.current()
+                destination, self._make_id(), self._database.streams.current()
             )
         pending = destination.pending
         if pending is None:
             return False
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
-        if is_sent:
+        failure = None
+        if pending.parts:
             lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
             try:
-                refused = await lane.run(destination.server, lambda: self._send(destination, pending))
+                await lane.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
-                await self._note_failure(destination, str(error))
-                return False
-            self.counts.transactions += 1
-            self.counts.events += len(pending.transaction.pdus)
-            self.counts.refused_events += refused
-            self.counts.edus += len(pending.transaction.edus)
-        await self._note_success(destination, pending, is_sent=is_sent)
-        return True
+                failure = str(error)
+        if not pending.parts:
+            await self._note_success(destination, pending, is_reached=is_sent and failure is None)
+        if failure is not None:
+            await self._note_failure(destination, failure)
+        return failure is None
 
-    async def _send(self, destination: Destination, pending: Pending) -> int:
-        """How many of the events were refused. Raises RemoteError, MatrixError."""
+    def _make_id(self) -> str:
+        """An id that no transaction has had."""
+        self._number += 1
+        return f"{self._run}.{self._number}"
+
+    async def _send(self, destination: Destination, pending: Pending) -> None:
+        """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be left alone for a while."""
         is_on_its_word = destination.failing_since_ts is not None and destination.heard_ts >= destination.tried_ts
         destination.tried_ts = self._now_ms()
         self._policy.check_destination(destination.server)
         try:
-            return await self._transactions.send(destination.server, pending.transaction)
+            while pending.parts and self._active:
+                await self._send_part(destination, pending)
         except (RemoteError, MatrixError):
             destination.in_vain_on_its_word += is_on_its_word
             raise
+
+    async def _send_part(self, destination: Destination, pending: Pending) -> None:
+        part = pending.parts[0]
+        try:
+            refused = await self._transactions.send(destination.server, part)
+        except RefusedByRemote as error:
+            if not is_of_content(error.status, part):
+                raise
+            await self._heed_refusal(destination, pending, error)
+            return
+        pending.parts.popleft()
+        destination.given_up = 0
+        self.counts.transactions += 1
+        self.counts.events += len(part.pdus)
+        self.counts.refused_events += refused
+        self.counts.edus += len(part.edus)
+
+    async def _heed_refusal(self, destination: Destination, pending: Pending, error: RefusedByRemote) -> None:
+        """From now on the next part is sent in halves, or not at all if it is one thing. Raises RemoteError, MatrixError."""
+        part = pending.parts[0]
+        if is_alone(part) or not pending.is_split:
+            # whoever refuses this too does not speak of what is in the part
+            await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
+        pending.parts.popleft()
+        if not is_alone(part):
+            pending.parts.extendleft(reversed(split(part, self._make_id)))
+            return
+        destination.given_up += 1
+        self.counts.given_up += 1
+        self.log.warn(
+            "{server} refuses what it is not sent any more: {part}: {error}",
+            server=destination.server,
+            part=describe(part),
+            error=error.reason,
+        )
+        if destination.given_up >= GIVEN_UP_AT_ONCE:
+            raise error
 
     async def _hold(self, destination: Destination) -> None:
         """The policy refuses the server: note what it misses, and let it wait for another policy."""
@@ -270,10 +322,10 @@ class Deliveries:
             if self._policy.allows(destination.server):
                 self.wake(destination)
 
-    async def _note_success(self, destination: Destination, pending: Pending, *, is_sent: bool) -> None:
-        """What was pending is told: sent, or there was nothing in it, which says nothing of the server."""
+    async def _note_success(self, destination: Destination, pending: Pending, *, is_reached: bool) -> None:
+        """There is nothing left of what was pending. `is_reached`: the server has answered well."""
         now = self._now_ms()
-        was_behind, was_failing = destination.is_behind, is_sent and destination.failing_since_ts is not None
+        was_behind, was_failing = destination.is_behind, is_reached and destination.failing_since_ts is not None
         # what was missed since goes on to be missed
         rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
         users = {user_id: destination.users.get(user_id) for user_id in pending.users}
@@ -290,7 +342,7 @@ class Deliveries:
             await self._database.write("transaction_sent", write)
         if was_failing:
             self.log.info("{server} can be reached again", server=destination.server)
-        if is_sent:
+        if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
             destination.in_vain_on_its_word = 0
         destination.pending = None
@@ -313,7 +365,7 @@ class Deliveries:
             self._try_in(destination, _soonest_retry(destination))
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
-        if pause_ms >= KEPT_TRANSACTION_PAUSE_MS:
+        if pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not (destination.pending and destination.pending.is_split):
             destination.give_up_pending()
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:

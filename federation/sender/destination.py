@@ -36,12 +36,19 @@ class Pending(msgspec.Struct, frozen=True):
     """A transaction under way, and what is done when the other server has it."""
 
     transaction: Transaction
+    parts: deque[Transaction]
+    """What is still to be sent: all of it in one, or in several where the server has refused that."""
     rooms: Mapping[int, int] = msgspec.field(default_factory=dict)
     """Rooms that it tells of, and the position of the first event that was to be told."""
     users: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Users of whose devices it tells, with the first change."""
     to_device_upto: int | None = None
     receipts: Sequence[ReceiptToSend] = ()
+
+    @property
+    def is_split(self) -> bool:
+        """It is being sent in parts."""
+        return bool(self.parts) and self.parts[0] is not self.transaction
 
 
 class Destination(msgspec.Struct):
@@ -74,6 +81,8 @@ class Destination(msgspec.Struct):
     """When it last spoke to us."""
     in_vain_on_its_word: int = 0
     """How often, since it failed, it was tried because it had spoken, and did not answer."""
+    given_up: int = 0
+    """How many parts of transactions it has refused alone, since it took the last one."""
     pause_ms: int = 0
     error: str | None = None
 
@@ -85,6 +94,7 @@ class Destination(msgspec.Struct):
             or self.is_behind
             or self.pending is not None
             or self.failing_since_ts is not None
+            or self.given_up
             or self.has_news
         )
 

@@ -13,6 +13,7 @@ SENT: Final[Mapping[str, str]] = {
     "events": "Events in the transactions that were taken, each destination counted",
     "refused_events": "Events that their destination said it could not take",
     "edus": "EDUs in the transactions that were taken",
+    "given_up": "Events and EDUs that their destination refused alone, and is not sent any more",
 }
 DESTINATIONS: Final[Mapping[str, str]] = {
     "active": "Servers that there is something to send to, or that cannot be reached",

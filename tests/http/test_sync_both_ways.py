@@ -52,6 +52,8 @@ class TalkInRooms(Talk):
 
     answers: ClassVar[int] = 0
     """How many answers of /sync with rooms in them were compared, in all histories."""
+    to_devices: ClassVar[int] = 0
+    """And how many with messages to a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +79,18 @@ class TalkInRooms(Talk):
         path = f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list"
         assert alice.put(path, {"ignored_users": ignored}).status == 200
 
+    @rule(seed=SEED)
+    def write_to_devices(self, seed: int) -> None:
+        """Some of them get messages, and maybe nothing else happens."""
+        chance = Random(seed)
+        for _ in range(chance.randrange(1, 4)):
+            self.count += 1
+            user = chance.choice(self.clients)
+            body = {"messages": {user.user_id: {chance.choice([user.device_id, "*"]): {"n": self.count}}}}
+            path = f"{V3}/sendToDevice/org.example.n/{self.count}"
+            assert self.people[2].put(path, body).status == 200
+        self.sync()
+
     def sync(self) -> None:
         super().sync()
         for at, (user, asked) in enumerate(zip(self.clients, self.asked, strict=True)):
@@ -89,10 +103,12 @@ class TalkInRooms(Talk):
         of_sync = [answer for answer in self.compared if isinstance(answer, tuple)]
         self.compared[:] = [answer for answer in self.compared if not isinstance(answer, tuple)]
         TalkInRooms.answers += sum("rooms" in answer for answer, _ in of_sync)
+        TalkInRooms.to_devices += sum(bool(answer["to_device"]["events"]) for answer, _ in of_sync)
         super().teardown()
 
 
 def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
-    TalkInRooms.answers = 0
+    TalkInRooms.answers = TalkInRooms.to_devices = 0
     run_machine(TalkInRooms, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
     assert TalkInRooms.answers > 10 * RUNS
+    assert TalkInRooms.to_devices > RUNS

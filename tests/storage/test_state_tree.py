@@ -182,6 +182,24 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
     assert reader.get_cached(ROOM, roots[-1], [member(9), TOPIC]) == {member(9): 9009}
 
 
+@pytest.mark.parametrize("members", [0, 3, 600])
+async def test_a_state_is_read_without_its_members(database: Database, members: int) -> None:
+    store = StateTreeStore(database)
+    others = {CREATE: 1, POWER: 2}
+    state = others | {member(number): 10 + number for number in range(members)}
+
+    def write(txn: WriteTransaction) -> tuple[bytes | None, bytes | None]:
+        root = store.apply(txn, ROOM, None, state)
+        return root, store.apply(txn, ROOM, root, {TOPIC: 3, member(members): 9})
+
+    root, later = await database.write("write", write)
+    for each in (store, StateTreeStore(database)):
+        assert await each.get_all_but(ROOM, root, "m.room.member") == others
+        assert await each.get_all_but(ROOM, later, "m.room.member") == {**others, TOPIC: 3}
+        assert await each.get_all_but(ROOM, root, "m.room.topic") == state
+        assert await each.get_all_but(ROOM, None, "m.room.member") == {}
+
+
 async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
     store = StateTreeStore(database)
     await database.write("begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2}))

@@ -365,7 +365,8 @@ class JoinedRooms:
         point = StatePoint(work.room.room_nid, end, _own_since_leaving(work) | undone)
         changed: Entries = {}
         if work.whole_state:
-            entries = await self._states.get_all(point)
+            states = self._states
+            entries = await (states.get_all(point) if sent is None else states.get_without_members(point))
             if former is not None:
                 changed = await self._states.get_changes(former, point)
         elif work.limited or work.resolved:
@@ -405,8 +406,9 @@ class JoinedRooms:
         ]
         if missing:
             entries = entries | await self._states.get_some(point, missing)
-            if work.in_part and work.arrived:
-                known = await self._states.get_some(StatePoint(room_nid, work.arrived[-1].state_root), missing)
+            lacking = [key for key in missing if key not in entries]
+            if lacking and work.in_part and work.arrived:
+                known = await self._states.get_some(StatePoint(room_nid, work.arrived[-1].state_root), lacking)
                 entries = known | entries
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         if not request.state_after:  # else nobody takes state from timelines

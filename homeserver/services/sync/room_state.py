@@ -42,6 +42,13 @@ class RoomStates:
         _put(entries, point.otherwise)
         return entries
 
+    async def get_without_members(self, point: StatePoint) -> Entries:
+        """The state without memberships, but for what is otherwise."""
+        others = await self._trees.get_all_but(point.room_nid, point.root, MEMBER)
+        entries = {StateKey(*key): nid for key, nid in others.items()}
+        _put(entries, point.otherwise)
+        return entries
+
     async def get_some(self, point: StatePoint, keys: Iterable[StateKey]) -> Entries:
         """Some entries of the state."""
         wanted = set(keys)
