@@ -14,13 +14,18 @@ Laws of SQL that runs on both:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 SQLValue = str | int | float | bytes | bool | None
 Row = tuple[Any, ...]
 
 LARGEST_CHUNK = 512
 """How many keys go into one statement of `query_in`."""
+
+
+FOR_ITS_ARGUMENTS: Final = "/* planned for its arguments */ "
+"""Stands before a statement that PostgreSQL is to plan each time, as what is best depends on its arguments: how much it joins when it
+has enough by its LIMIT, what it finds by LIKE. So `DELETE … LIMIT ?)` is planned without that word, too."""
 
 
 def end_of_beginning(beginning: str) -> str:

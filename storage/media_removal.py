@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from storage.database import Database
-from storage.engine import Row
+from storage.engine import FOR_ITS_ARGUMENTS, Row
 from storage.media import select_used_hashes
 from storage.media_addresses import MediaAddress
 from storage.media_follower import catch_up
@@ -227,13 +227,14 @@ class MediaRemovalStore:
 
     def _select_unreferenced(self, txn: Transaction, before_ms: int, limit: int) -> list[Removable]:
         rows = txn.query(
-            "SELECT k.origin, k.media_id, m.hash FROM known_media AS k JOIN media AS m ON m.media_id = k.media_id"
+            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            " JOIN media AS m ON m.media_id = k.media_id"
             " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL AND m.quarantined = 0"
             " AND m.protected = 0 ORDER BY k.unreferenced_ts LIMIT ?",
             (self._own, before_ms, limit),
         )
         rows += txn.query(
-            "SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
             " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0 ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, limit),
@@ -242,7 +243,7 @@ class MediaRemovalStore:
 
     def _forget_unkept(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
         rows = txn.query(
-            "SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
+            f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
             " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r WHERE r.origin = k.origin"
             " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1 FROM media AS m"
             " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",

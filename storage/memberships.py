@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from storage.database import Database
+from storage.engine import FOR_ITS_ARGUMENTS
 from storage.media_references import Recheck, note_rechecks
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
@@ -115,9 +116,12 @@ class MembershipStore:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
         return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
 
-    async def get_unwelcome_guests(self, limit: int, room_nid: int | None = None) -> list[tuple[str, str]]:
-        """Room ids and user ids of guests of this server who are in rooms that take none: of one room, or of all; so many at most."""
-        return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid)
+    async def get_unwelcome_guests(
+        self, limit: int, room_nid: int | None = None, after: str = ""
+    ) -> list[tuple[str, str]]:
+        """Room ids and user ids of guests of this server who are in rooms that take none: of one room, or of all; so many at most, of
+        those whose ids come after that one, in their order. Looks at all these guests."""
+        return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid, after)
 
     async def get_unforgotten(self, limit: int) -> list[tuple[int, str]]:
         """Rooms that users of this server have left and not forgotten, with the users; so many at most. Looks at all memberships."""
@@ -132,15 +136,15 @@ class MembershipStore:
         await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
 
 
-def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None) -> list[tuple[str, str]]:
+def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None, after: str) -> list[tuple[str, str]]:
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
     # CROSS JOIN has SQLite begin with the guests, who are few
     return txn.query(
-        "SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
+        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
         " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
-        " WHERE a.is_guest = 1 AND m.user_id = a.user_id AND m.membership = 'join'"
-        f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} LIMIT ?",
-        (*(() if room_nid is None else (room_nid,)), limit),
+        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id AND m.membership = 'join'"
+        f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY a.user_id LIMIT ?",
+        (after, *(() if room_nid is None else (room_nid,)), limit),
     )
 
 

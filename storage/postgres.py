@@ -75,9 +75,9 @@ AT_ONCE = 500
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
 
-_RETRIED_CLASSES = ("40", "08", "57P0", "0A000")
+_RETRIED_CLASSES = ("40", "08", "57P0", "0A000", "26000")
 """SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting, a table
-that another program changed under a prepared statement (a new connection has none)."""
+that another program changed under a prepared statement (a new connection has none), what was prepared is gone (`DISCARD ALL`)."""
 
 _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
 """Lost connection, no room or memory, an operator's intervention, an error of the system, lock timeout."""

@@ -4,6 +4,8 @@ A statement is prepared when it first comes on its connection, and planned once,
 (`PostgresEngine.open`). What is prepared outlives a transaction that is rolled back.
 
 Laws:
+- What says so (`FOR_ITS_ARGUMENTS`) is not prepared, and so planned for the arguments that come; nor is what deletes so many rows at most:
+  not knowing how many that are, the server would take them for a tenth of the table, and go through all of it.
 - Arguments have the types that literals of them would have, so that a statement means the same before and after.
 - What a session keeps is bounded: what was not used for longest is given up first.
 """
@@ -34,7 +36,7 @@ Argument = SQLValue | list[SQLValue]
 MOST_PREPARED: Final = 200
 """Of a session: each takes some thirty kilobytes of the server."""
 
-_PREPARABLE = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", re.IGNORECASE)
+_PREPARABLE = re.compile(r"\s*(SELECT|INSERT|UPDATE|WITH|DELETE(?!.*\bLIMIT \?.*\)))\b", re.IGNORECASE | re.DOTALL)
 _TYPES: Final[dict[type, str]] = {
     str: "text",
     int: "bigint",

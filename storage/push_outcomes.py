@@ -10,6 +10,7 @@ from operator import attrgetter, itemgetter
 import msgspec
 
 from storage.database import Database
+from storage.engine import FOR_ITS_ARGUMENTS
 from storage.events import EventFlag
 from storage.push_attention import Span
 from storage.transaction import Transaction, WriteTransaction
@@ -176,7 +177,8 @@ def remove_outcomes(txn: WriteTransaction, room_nid: int, events: Mapping[int, i
         return
     # by the users whose rows there may be: the table has no order by rooms
     rows = txn.query_in(
-        "SELECT o.user_id, o.room_nid, o.position FROM memberships AS m JOIN push_outcomes AS o ON o.user_id = m.user_id"
+        f"{FOR_ITS_ARGUMENTS}SELECT o.user_id, o.room_nid, o.position FROM memberships AS m"
+        " JOIN push_outcomes AS o ON o.user_id = m.user_id"
         " AND o.room_nid = m.room_nid AND o.position >= ? AND o.position <= ?"
         " WHERE m.room_nid = ? AND m.is_local = 1 AND o.event_nid IN {keys}",
         events,

@@ -83,10 +83,10 @@ _COLUMNS = (
 )
 
 
-_ACTIVE = (
-    "enabled = 1 AND NOT EXISTS"
-    " (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1))"
-)
+_STOPPED = "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1)"
+_ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
+_ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
+"""With a LIMIT PostgreSQL asks for the account of one pusher after the other, and does not first go through all accounts."""
 
 
 class PusherStore:
@@ -285,7 +285,7 @@ def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
 
 def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
     found: dict[str, list[PusherRow]] = {}
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE} ORDER BY pusher_nid"
+    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW} ORDER BY pusher_nid"
     for row in map(_row, txn.query_in(sql, user_ids)):
         found.setdefault(row.user_id, []).append(row)
     return found
@@ -325,13 +325,14 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
     sql = (
-        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE} ORDER BY due_ts LIMIT ?"
+        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
+        " ORDER BY due_ts LIMIT ?"
     )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
 
 
 def _select_next_due(txn: Transaction) -> int | None:
-    row = txn.query_one(f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE}")
+    row = txn.query_one(f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE_OF_FEW}")
     return None if row is None else row[0]
 
 

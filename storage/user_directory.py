@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from storage.database import Database
-from storage.engine import SQLValue
+from storage.engine import FOR_ITS_ARGUMENTS, SQLValue
 from storage.transaction import Transaction, WriteTransaction
 
 MOST_MATCHES = 2_000
@@ -143,7 +143,7 @@ _IS_IN_PUBLIC = (
 def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     matching, args = _matching(query)
     select = (
-        "SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
+        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
         f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
         " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "

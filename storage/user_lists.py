@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from storage.database import Database
-from storage.engine import Row, SQLValue
+from storage.engine import FOR_ITS_ARGUMENTS, Row, SQLValue
 from storage.transaction import Transaction
 
 UserOrder = Literal[
@@ -104,8 +104,8 @@ def _select(
     nothing: list[SQLValue] = [b""] if "{nothing}" in _ORDERS[order] else []
     ordered = f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
     sql = (
-        "SELECT a.user_id, a.user_type, a.is_guest, a.is_admin, a.deactivated_ts, a.created_ts, a.erased, a.locked,"
-        f" a.awaiting_ts, {_LAST_SEEN}, n.value, p.value, a.shadow_banned FROM accounts a"
+        f"{FOR_ITS_ARGUMENTS}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin, a.deactivated_ts, a.created_ts,"
+        f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value, a.shadow_banned FROM accounts a"
         " LEFT JOIN profiles n ON n.user_id = a.user_id AND n.field = 'displayname'"
         " LEFT JOIN profiles p ON p.user_id = a.user_id AND p.field = 'avatar_url'"
         f" WHERE {where} {ordered}"
@@ -114,7 +114,7 @@ def _select(
         part = wanted.name.casefold()
         found = [user for user in map(_user, txn.query(sql, (*args, *nothing))) if _has(user, part)]
         return UserPage(found[first : first + limit], len(found))
-    counted = txn.query_one(f"SELECT COUNT(*) FROM accounts a WHERE {where}", args)
+    counted = txn.query_one(f"{FOR_ITS_ARGUMENTS}SELECT COUNT(*) FROM accounts a WHERE {where}", args)
     rows = txn.query(f"{sql} LIMIT ? OFFSET ?", (*args, *nothing, limit, first))
     return UserPage([_user(row) for row in rows], 0 if counted is None else int(counted[0]))
 

@@ -241,7 +241,7 @@ class RoomParts:
             name_rules=name_rules_of(config.registration.display_names),
         )
         personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
-        self.guests = guests = GuestAccess(self.engine, membership_store)
+        self.guests = guests = GuestAccess(self.engine, membership_store, clock)
         self.access = ServerAccess(self.engine, self.store, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)

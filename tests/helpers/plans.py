@@ -11,17 +11,27 @@ import pytest
 
 from storage.database import Database
 from storage.engine import Row
+from storage.prepared import Prepared
 from storage.transaction import Transaction
 
 
 def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on the steps of all that is asked by `query`, in the words of the database."""
+    """From now on the steps of all that is asked by `query`, in the words of the database. On PostgreSQL of the plan that serves all
+    arguments, where there is one."""
     plans: list[str] = []
     query = Transaction.query
-    asked = "EXPLAIN QUERY PLAN" if database.engine.name == "sqlite" else "EXPLAIN"
 
     def explain(txn: Transaction, sql: str, args: Any = ()) -> list[Row]:
-        plans.extend(str(row) for row in query(txn, f"{asked} {sql}", args))
+        prepare, _ = Prepared().find(sql, args)
+        if database.engine.name == "sqlite":
+            plans.extend(str(row) for row in query(txn, f"EXPLAIN QUERY PLAN {sql}", args))
+        elif prepare:
+            txn._connection.execute(prepare.replace("PREPARE s1", "PREPARE noted", 1), ())
+            noted = f"noted ({', '.join('?' * len(args))})" if args else "noted"
+            plans.extend(str(row) for row in query(txn, f"EXPLAIN EXECUTE {noted}", args))
+            txn._connection.execute("DEALLOCATE noted", ())
+        else:
+            plans.extend(str(row) for row in query(txn, f"EXPLAIN {sql}", args))
         return query(txn, sql, args)
 
     monkeypatch.setattr(Transaction, "query", explain)

@@ -389,3 +389,24 @@ async def test_who_moved_is_found_without_a_look_at_all_events(
     plans = note_plans(database, monkeypatch)
     assert list(await DestinationStore(database).get_own_moves(10, 20, 100)) == []
     assert [plan for plan in plans if "events_own_moves" in plan], plans
+
+
+async def test_who_has_left_a_room_lately_is_found_without_all_who_ever_did(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    departed = [(ROOM_NID, f"@{number}:{PEER}", "leave", number, "", number, 0) for number in range(1000)]
+    others = [(number, BOB, "join", number, "", number, 0) for number in range(1000, 9000)]
+
+    def write(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            departed + others,
+        )
+        txn.execute("ANALYZE memberships")
+
+    await database.write("put", write)
+    plans = note_plans(database, monkeypatch)
+    found = await DestinationStore(database).get_departures(ROOM_NID, 998)
+    assert sorted(found) == [(f"@{number}:{PEER}", number) for number in (998, 999)]
+    assert [plan for plan in plans if "memberships_by_position" in plan], plans

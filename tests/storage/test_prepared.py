@@ -1,12 +1,13 @@
 """Statements that come again are prepared on PostgreSQL, and mean what they meant before."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 import pytest
 
 from storage.database import Database, PostgresConfig, SQLValue, Transaction, WriteTransaction, make_engine
+from storage.engine import FOR_ITS_ARGUMENTS, Connection
 from storage.prepared import Argument, Prepared
 from tests.storage.test_engine import make_table
 
@@ -62,6 +63,16 @@ def test_other_statements_are_left_alone() -> None:
     prepared = Prepared()
     for _ in range(3):
         assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
+
+
+def test_what_is_to_be_planned_for_its_arguments_is_not_prepared() -> None:
+    prepared = Prepared()
+    looked_for = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
+    few = "DELETE FROM t WHERE a IN\n (SELECT a FROM t WHERE b < ? ORDER BY b LIMIT ?) RETURNING a"
+    for _ in range(2):
+        assert run(prepared, looked_for, [1]) == ("", looked_for.replace("?", "%s"))
+        assert run(prepared, few, [1, 2]) == ("", few.replace("?", "%s"))
+    assert run(prepared, "DELETE FROM t WHERE a = ?", [1])[0].startswith("PREPARE")
 
 
 def test_text_and_numbers_of_a_kind_of_their_own() -> None:
@@ -141,6 +152,21 @@ async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database
         return int(row[0])
 
     assert await postgres_database.read("look", look) == 1
+
+
+async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -> None:
+    await make_table(postgres_database)
+    find, add = "SELECT id FROM things WHERE id = ?", "INSERT INTO things (id) VALUES (?)"
+
+    def discard(connection: Connection) -> None:
+        connection.execute("DISCARD ALL", ())
+
+    for number in (1, 2):
+        assert await postgres_database.write("add", lambda txn, number=number: txn.execute(add, (number,))) == 1  # type: ignore[misc]
+        assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [(1,)]
+        discard(cast(Connection, postgres_database._writer._connection))
+        for reader in postgres_database._idle:
+            discard(reader)
 
 
 async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(postgresql: PostgresConfig) -> None:

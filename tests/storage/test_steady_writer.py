@@ -285,7 +285,7 @@ def test_a_write_after_the_server_was_away_is_done(
     assert node.names() == sorted({"job", *(["new"] if what in ("ask", "later") else [])})
 
 
-@pytest.mark.parametrize("code", ["40001", "40P01", "0A000"])
+@pytest.mark.parametrize("code", ["40001", "40P01", "0A000", "26000"])
 def test_a_last_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Stepped], code: str) -> None:
     """The server has said that it did nothing: another program changed a table under it, or was in the way."""
     node, _ = nodes

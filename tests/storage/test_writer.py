@@ -89,6 +89,19 @@ def put_later(name: str) -> Callable[[WriteTransaction], None]:
     return fn
 
 
+def put_many(name: str, further: int) -> Callable[[WriteTransaction], None]:
+    """Likewise, with so many further rows that go again."""
+
+    def fn(txn: WriteTransaction) -> None:
+        names = [(f"{name}, {number}",) for number in range(further)]
+        txn.execute_many("INSERT INTO jobs (name, progress) VALUES (?, '')", [*names, (name,)])
+        txn.execute_many("DELETE FROM jobs WHERE name = ?", names)
+        for _ in range(2):
+            txn.announce(Change(txn.next_position(), Topic.PROFILE, user_id=name))
+
+    return fn
+
+
 def raise_later(txn: WriteTransaction) -> None:
     txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('undone', '')")
     raise ValueError
@@ -114,7 +127,17 @@ def test_a_batch_is_bounded(stepped: Stepped) -> None:
     assert len(stepped.names()) == 300
 
 
-OUTCOMES = ["good", "good later", "raises", "raises later", "breaks", "breaks later", "idle"]
+OUTCOMES = [
+    "good",
+    "good later",
+    "good many",
+    "raises",
+    "raises later",
+    "breaks",
+    "breaks later",
+    "breaks many",
+    "idle",
+]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,6 +162,10 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
             case "raises later":
                 stepped.queue(name, raise_later)
                 expected[name] = ValueError
+            case "good many":
+                stepped.queue(name, put_many(name, number))
+            case "breaks many":
+                stepped.queue(name, put_many("the first", number))
             case "breaks":
                 stepped.queue(name, twice)
             case "breaks later":
