@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
@@ -50,6 +51,8 @@ class Forgets(Protocol):
 
 class Deactivation:
     """Closes accounts."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -117,6 +120,11 @@ class Deactivation:
         departing = await self._accounts.get_departing_accounts()
         closed_before = int(self._clock.seconds() * 1000) - LATE_JOINS_MS
         for user_id, account in (await self._accounts.get_accounts(departing)).items():
-            if await self._rooms.leave_all(UserID(user_id)) and (account.deactivated_ts or 0) <= closed_before:
+            try:
+                has_left = await self._rooms.leave_all(UserID(user_id))
+            except Exception:
+                self._log.failure("the closed account {user_id} leaves its rooms later", user_id=user_id)
+                continue  # which keeps no other account in its rooms
+            if has_left and (account.deactivated_ts or 0) <= closed_before:
                 await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)
         return 0

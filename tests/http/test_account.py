@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.endpoint import Limit
+from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import Rate
 from storage.database import Database
 from tests.helpers.accounts import AccountsServer, User
@@ -173,6 +174,28 @@ async def test_rooms_are_left_after_a_restart(database: Database) -> None:
     for _ in range(2):
         await server.deactivation.do_resume_departures(1)
     assert server.rooms.left == [alice.id] * 2
+
+
+async def test_what_goes_wrong_with_one_account_keeps_no_other_in_its_rooms(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = AccountsServer(database)
+    closed = [server.register(name) for name in ("alice", "bob", "carol")]
+    server.rooms.failure = RuntimeError("the server stops")
+    for each in closed:
+        with pytest.raises(RuntimeError):
+            await server.deactivation.do_deactivate(each.id, erase=False)
+    server.rooms.failure = None
+    leave_all = server.rooms.leave_all
+
+    async def leave(user_id: UserID) -> bool:
+        if user_id == closed[0].id:
+            raise RuntimeError("this one goes wrong")
+        return await leave_all(user_id)
+
+    monkeypatch.setattr(server.rooms, "leave_all", leave)
+    await server.deactivation.do_resume_departures(1)
+    assert sorted(server.rooms.left) == [each.id for each in closed[1:]]
 
 
 def test_devices(server: AccountsServer) -> None:
