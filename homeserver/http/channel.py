@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
-from homeserver.http.head import Head, without_server
+from homeserver.http.head import Head, find_token, without_server
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
@@ -295,9 +295,9 @@ class MatrixChannel(Connection):
             self._end(malformed())
             return
         takes_chunks = parser.get_http_version() == "1.1"
-        head = Head(
-            parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
-        )
+        last = dict(lines)
+        method, keep_alive = parser.get_method().decode("ascii"), parser.should_keep_alive()
+        head = Head(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
         self._heads, self._read_head = self._heads + 1, head
         given = head.last.get(b"content-length")
         length = None if given is None else int(given)

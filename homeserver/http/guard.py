@@ -46,8 +46,17 @@ _NOT_LET_IN: Final = (
 )
 
 
+_ADMIN: Final = Auth.ADMIN
+_APPSERVICE: Final = Auth.APPSERVICE
+"""To ask the class for one is a call of a function, in Python 3.11."""
+
+
 class TokenChecker(Protocol):
     """Finds the user behind an access token."""
+
+    def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
+        """As `get_requester`, where it is in memory who that is; None else."""
+        ...
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one that has expired.
@@ -134,11 +143,32 @@ class Guard:
                 return self._appservices is not None
         return self._tokens is not None
 
+    def recall_caller(
+        self, declaration: Endpoint, token: str, client_ip: str, headers: Mapping[bytes, bytes]
+    ) -> Requester | None:
+        """Who asks with the token in a header, where nobody need be asked for it, and may ask for all but what few may ask for; None
+        else: `find_caller` finds out."""
+        if self._tokens is None or self._appservices is not None:
+            return None
+        caller = self._tokens.recall(token, client_ip, headers)
+        if (
+            caller is None
+            or caller.is_locked
+            or caller.is_expired
+            or caller.is_suspended
+            or caller.consent is not None
+            or caller.is_guest
+            or (declaration.auth is _ADMIN and not caller.is_admin)
+            or declaration.auth is _APPSERVICE
+        ):
+            return None
+        return caller
+
     async def find_caller(
         self,
         declaration: Endpoint,
         authorization: str | None,
-        query: Mapping[str, list[str]],
+        query: Mapping[str, str],
         context: RequestContext,
     ) -> Requester | None:
         """Who asks, by the header and the query of a request.
@@ -153,7 +183,7 @@ class Guard:
                 raise
             return None
 
-    def _credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
+    def _credentials(self, authorization: str | None, query: Mapping[str, str]) -> Credentials:
         """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
         token = None
         if authorization is not None:
@@ -163,12 +193,11 @@ class Guard:
                 if not token:
                     raise MissingToken("The Authorization header holds no token")
         elif self._token_in_query and "access_token" in query:
-            token = query["access_token"][0] or None
+            token = query["access_token"] or None
         if not query or self._appservices is None:
             return Credentials(token)
-        users = query.get("user_id")
-        devices = query.get("device_id") or query.get("org.matrix.msc3202.device_id")
-        return Credentials(token, users[0] if users else None, devices[0] if devices else None)
+        device_id = query.get("device_id", query.get("org.matrix.msc3202.device_id"))
+        return Credentials(token, query.get("user_id"), device_id)
 
     async def _admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
         if shown.token is None:
@@ -198,12 +227,12 @@ class Guard:
             raise Forbidden("Only an application service may do this")
         return caller
 
-    def count(self, declaration: Endpoint, caller: Requester | None, context: RequestContext) -> None:
+    def count(self, declaration: Endpoint, caller: Requester | None, client_ip: str) -> None:
         """Count the request against the limit that its endpoint declares. Raises `LimitExceeded`."""
         limit = declaration.limit
         if caller is not None and caller.is_admin and self._limiter.has_rate(declaration.limit_of_admins):
             limit = declaration.limit_of_admins
         if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
             return
-        key = address_key(context.client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
+        key = address_key(client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
         self._limiter.check(limit, key, cost=declaration.cost)

@@ -1,7 +1,7 @@
 """What comes of a request before its body."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,6 +22,8 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """The headers as they came."""
     last: dict[bytes, bytes]
     """The last value of each."""
+    token: str | None = None
+    """What `Authorization` says, the last of them, if it is a token."""
 
     def get(self, name: bytes) -> Sequence[bytes]:
         """The values of a header, in their order."""
@@ -31,6 +33,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         if len(self.last) == len(self.lines):  # none came twice
             return (value,)
         return [value for each, value in self.lines if each == name]
+
+
+def find_token(last: Mapping[bytes, bytes]) -> str | None:
+    """The token in these headers, of which the last value of each counts. spec: client-server-api#using-access-tokens"""
+    scheme, _, token = last.get(b"authorization", b"").partition(b" ")
+    return token.decode("utf-8", "replace").strip() or None if scheme.lower() == b"bearer" else None
 
 
 def without_server(uri: bytes) -> bytes:

@@ -48,6 +48,8 @@ class _Parameter(msgspec.Struct, frozen=True):
     parse: TextParser
     repeated: bool
     default: object
+    is_plain: bool
+    """Whether it has one name, and is what comes first under it."""
 
     def from_text(self, text: str) -> object:
         try:
@@ -57,58 +59,50 @@ class _Parameter(msgspec.Struct, frozen=True):
         except ValueError as error:
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
-    def from_query(self, values: list[str], query: Mapping[str, list[str]]) -> object:
-        """From what a query has under one of its names; the first of them that is there counts."""
-        if len(self.wire_names) > 1:
-            values = next(query[name] for name in self.wire_names if name in query)
+    def from_query(self, fields: "Sequence[_Field]", query: Mapping[str, str]) -> object:
+        """From a query that has one of its names; the first of them that is there counts. `query`: the first value of each field."""
+        name = next(each for each in self.wire_names if each in query)
         if self.repeated:
-            return [self.from_text(value) for value in values]
-        return values[0] if self.parse is str else self.from_text(values[0])
+            return [self.from_text(value) for each, _, value in fields if each == name]
+        return self.from_text(query[name])
+
+
+_Field = tuple[str, str, str]
+"""Of a query: its name, what is between them, its value."""
 
 
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_by_name", "_defaults", "_may_be_kept", "_required", "_takes_lists")
+    __slots__ = ("_by_name", "_required", "_unescape", "defaults")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
-        self._defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
+        self.defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
         """What they are that a request leaves out."""
         self._required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
-        self._takes_lists = any(each.repeated for each in parameters)
-        self._may_be_kept = may_be_kept
+        self._unescape = _unescape if may_be_kept else _unescape_anew
 
-    def fields(self, query: bytes) -> Mapping[str, list[str]]:
-        """All fields of the query. Raises `InvalidParam`."""
-        return _parse_query(query, may_be_kept=self._may_be_kept)
+    def find_first(self, query: bytes) -> Mapping[str, str]:
+        """The first value of each field. Raises `InvalidParam`."""
+        return {name: value for name, _, value in reversed(_split(query, self._unescape))}
 
-    def read(self, query: bytes) -> Mapping[str, object]:
-        """The arguments. Raises `InvalidParam`, `MissingParam`."""
-        if not query and not self._required:
-            return self._defaults
-        if self._takes_lists or not (self._may_be_kept and _is_kept(query)):
-            return self.read_anew(query)
-        return _arguments_kept(self, query)
-
-    def read_anew(self, query: bytes) -> Mapping[str, object]:
-        """As `read`, whatever was read before."""
-        fields = self.fields(query)
-        arguments = dict(self._defaults)
-        for name, values in fields.items():
-            parameter = self._by_name.get(name)
-            if parameter is not None:
-                arguments[parameter.name] = parameter.from_query(values, fields)
+    def read(self, query: bytes, arguments: dict[str, object]) -> None:
+        """Put in the arguments. Raises `InvalidParam`, `MissingParam`."""
+        if query:
+            fields = _split(query, self._unescape)
+            first = {name: value for name, _, value in reversed(fields)}
+            for name, value in first.items():
+                parameter = self._by_name.get(name)
+                if parameter is not None:
+                    arguments[parameter.name] = (
+                        parameter.from_text(value) if parameter.is_plain else parameter.from_query(fields, first)
+                    )
         for parameter in self._required:
             if parameter.name not in arguments:
                 raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
-        return arguments
-
-
-_arguments_kept = lru_cache(REMEMBERED)(_QueryReader.read_anew)
-"""Who has nothing new asks the same again."""
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -126,55 +120,35 @@ class Binding(msgspec.Struct, frozen=True):
 
     def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
         """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
-        arguments: dict[str, object] = {}
+        arguments = dict(self.query.defaults)
         for name, value in zip(path_names, path_values, strict=True):
             arguments[name] = self.path_parameters[name].from_text(value)
-        return {**self.query.read(query), **arguments} if arguments else dict(self.query.read(query))
+        self.query.read(query, arguments)
+        return arguments
 
 
-def _parse_query(query: bytes, *, may_be_kept: bool) -> Mapping[str, list[str]]:
-    """The fields of a query string. Raises `InvalidParam`. `may_be_kept`: else nothing of it stays in memory."""
-    if may_be_kept and _is_kept(query):
-        return _fields_kept(query)
-    return _parse_query_anew(query, _unescape if may_be_kept and _has_no_token(query) else _unescape_anew)
-
-
-def _is_kept(query: bytes) -> bool:
-    """Whether what is read of a query may be kept: where it is not long, and no secret."""
-    return len(query) <= MAX_REMEMBERED and _has_no_token(query)
-
-
-def _has_no_token(query: bytes) -> bool:
-    return b"oken=" not in query
-
-
-def _parse_query_anew(query: bytes, unescape: Callable[[str], str]) -> Mapping[str, list[str]]:
-    fields: dict[str, list[str]] = {}
+def _split(query: bytes, unescape: Callable[[str], str]) -> "list[_Field]":
+    """The fields of a query, in their order. Raises `InvalidParam`."""
     try:
-        parts = query.decode().split("&")
-        if len(parts) > MAX_QUERY_FIELDS:
+        text = query.decode()
+        if text.count("&") >= MAX_QUERY_FIELDS:
             raise InvalidParam("The query has too many fields")
-        has_escapes = b"%" in query or b"+" in query
-        for part in parts:
-            if part:
-                name, _, value = part.partition("=")
-                if has_escapes and ("%" in part or "+" in part):
-                    name, value = unescape(name), unescape(value)
-                fields.setdefault(name, []).append(value)
+        fields = [part.partition("=") for part in text.split("&") if part]
+        if "%" in text or "+" in text:
+            if "oken=" in text:
+                unescape = _unescape_anew
+            fields = [(unescape(name), mark, unescape(value)) for name, mark, value in fields]
     except UnicodeDecodeError:
         raise InvalidParam("The query is not valid UTF-8") from None
-    if b"\0" in query or (has_escapes and b"%00" in query):
+    if "\0" in text or "%00" in text:
         raise InvalidParam("The query has a NUL character in it")
     return fields
 
 
-@lru_cache(REMEMBERED)
-def _fields_kept(query: bytes) -> Mapping[str, list[str]]:
-    return _parse_query_anew(query, _unescape)
-
-
 def _unescape(text: str) -> str:
     """Raises `UnicodeDecodeError`."""
+    if "%" not in text and "+" not in text:
+        return text
     return _remembered(text) if len(text) <= MAX_REMEMBERED else _unescape_anew(text)
 
 
@@ -310,7 +284,8 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
     parse = _text_parser(hint)
     if parse is None:
         raise DeclarationError(f"{where}: the parameter {name} has the type {hint}, which cannot be read from text")
-    return _Parameter(name, wire_names, parse, repeated, default)
+    is_plain = len(wire_names) == 1 and not repeated
+    return _Parameter(name, wire_names, parse, repeated, default, is_plain)
 
 
 def _text_parser(hint: Any) -> TextParser | None:

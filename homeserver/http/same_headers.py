@@ -106,4 +106,4 @@ class SameHeaders:
             return None
         self._in_vain = 0
         method, uri = line.groups()
-        return Head(_METHODS[method], uri, True, True, lines, last), length, data[end:]
+        return Head(_METHODS[method], uri, True, True, lines, last, known.token), length, data[end:]

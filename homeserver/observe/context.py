@@ -19,10 +19,3 @@ class RequestInfo(msgspec.Struct):
 
 
 CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
-
-
-def set_caller(caller: str) -> None:
-    """Note who asks, for what is logged from here on."""
-    current = CURRENT.get()
-    if current is not None:
-        current.caller = caller

@@ -16,7 +16,7 @@ spec: client-server-api#using-access-tokens, client-server-api#refreshing-access
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import inf
 from typing import Final, Protocol
@@ -104,21 +104,29 @@ class AccessTokens:
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
         a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
-        token_hash = self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
-        remembered = self._remembered.get(token_hash)
-        if (
-            remembered is not None
-            and remembered[1] > self._clock.seconds()
-            and (self._trusted_until == inf or self._trusted_until > self._monotonic())
-        ):
-            owner: Requester | None = remembered[0]
-        elif is_damaged(token):
-            return None
-        else:
-            owner = await self._learn(token_hash)
-        if owner is not None and owner.device_id is not None:
-            self._last_seen.note(owner.user_id, owner.device_id, context)
+        owner = self.recall(token, context.client_ip, context.headers)
+        if owner is None and not is_damaged(token):
+            owner = await self._learn(self._hash(token))
+            if owner is not None and owner.device_id is not None:
+                self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.headers)
         return owner
+
+    def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
+        """As `get_requester`, where that is in memory; None else."""
+        remembered = self._remembered.get(self._hash(token))
+        if remembered is None:
+            return None
+        owner, until = remembered
+        if until <= self._clock.seconds() or not (
+            self._trusted_until == inf or self._trusted_until > self._monotonic()
+        ):
+            return None
+        if owner.device_id is not None:
+            self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
+        return owner
+
+    def _hash(self, token: str) -> bytes:
+        return self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
 
     def trust_until(self, seconds: float) -> None:
         """What is remembered is trusted until then, by the clock that nobody sets; from then on the database is asked each time."""
