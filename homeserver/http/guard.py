@@ -7,7 +7,7 @@ spec: client-server-api#using-access-tokens, application-service-api#identity-as
 server-server-api#request-authentication
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -168,7 +168,7 @@ class Guard:
         self,
         declaration: Endpoint,
         authorization: str | None,
-        query: Mapping[str, str],
+        query: Mapping[str, Sequence[str]],
         context: RequestContext,
     ) -> Requester | None:
         """Who asks, by the header and the query of a request.
@@ -183,7 +183,7 @@ class Guard:
                 raise
             return None
 
-    def _credentials(self, authorization: str | None, query: Mapping[str, str]) -> Credentials:
+    def _credentials(self, authorization: str | None, query: Mapping[str, Sequence[str]]) -> Credentials:
         """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
         token = None
         if authorization is not None:
@@ -193,11 +193,12 @@ class Guard:
                 if not token:
                     raise MissingToken("The Authorization header holds no token")
         elif self._token_in_query and "access_token" in query:
-            token = query["access_token"] or None
+            token = query["access_token"][0] or None
         if not query or self._appservices is None:
             return Credentials(token)
-        device_id = query.get("device_id", query.get("org.matrix.msc3202.device_id"))
-        return Credentials(token, query.get("user_id"), device_id)
+        users = query.get("user_id")
+        devices = query.get("device_id") or query.get("org.matrix.msc3202.device_id")
+        return Credentials(token, users[0] if users else None, devices[0] if devices else None)
 
     async def _admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
         if shown.token is None:

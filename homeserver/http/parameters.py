@@ -59,50 +59,45 @@ class _Parameter(msgspec.Struct, frozen=True):
         except ValueError as error:
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
-    def from_query(self, fields: "Sequence[_Field]", query: Mapping[str, str]) -> object:
-        """From a query that has one of its names; the first of them that is there counts. `query`: the first value of each field."""
-        name = next(each for each in self.wire_names if each in query)
-        if self.repeated:
-            return [self.from_text(value) for each, _, value in fields if each == name]
-        return self.from_text(query[name])
-
-
-_Field = tuple[str, str, str]
-"""Of a query: its name, what is between them, its value."""
+    def from_query(self, query: Mapping[str, Sequence[str]]) -> object:
+        """From a query that has one of its names; the first of them that is there counts."""
+        values = next(query[name] for name in self.wire_names if name in query)
+        return [self.from_text(value) for value in values] if self.repeated else self.from_text(values[0])
 
 
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_by_name", "_required", "_unescape", "defaults")
+    __slots__ = ("_by_name", "_unescape", "defaults", "required")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
         self.defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
         """What they are that a request leaves out."""
-        self._required = [each for each in parameters if each.default is _REQUIRED]
+        self.required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
         self._unescape = _unescape if may_be_kept else _unescape_anew
 
-    def find_first(self, query: bytes) -> Mapping[str, str]:
-        """The first value of each field. Raises `InvalidParam`."""
-        return {name: value for name, _, value in reversed(_split(query, self._unescape))}
+    def find_fields(self, query: bytes) -> Mapping[str, Sequence[str]]:
+        """All values of each field. Raises `InvalidParam`."""
+        fields: dict[str, list[str]] = {}
+        for name, _, value in _split(query, self._unescape):
+            fields.setdefault(name, []).append(value)
+        return fields
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
-        """Put in the arguments. Raises `InvalidParam`, `MissingParam`."""
-        if query:
-            fields = _split(query, self._unescape)
-            first = {name: value for name, _, value in reversed(fields)}
-            for name, value in first.items():
-                parameter = self._by_name.get(name)
-                if parameter is not None:
-                    arguments[parameter.name] = (
-                        parameter.from_text(value) if parameter.is_plain else parameter.from_query(fields, first)
-                    )
-        for parameter in self._required:
-            if parameter.name not in arguments:
-                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
+        """Put in the arguments that a query tells. Raises `InvalidParam`."""
+        are_plain = True
+        for name, _, value in _split(query, self._unescape):
+            parameter = self._by_name.get(name)
+            if parameter is not None and parameter.name not in arguments:  # the first of a name counts
+                are_plain = are_plain and parameter.is_plain
+                arguments[parameter.name] = parameter.from_text(value) if parameter.is_plain else None
+        if not are_plain:
+            fields = self.find_fields(query)
+            others = {each.name: each for name, each in self._by_name.items() if name in fields and not each.is_plain}
+            arguments.update({name: each.from_query(fields) for name, each in others.items()})
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -120,20 +115,26 @@ class Binding(msgspec.Struct, frozen=True):
 
     def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
         """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
-        arguments = dict(self.query.defaults)
-        for name, value in zip(path_names, path_values, strict=True):
-            arguments[name] = self.path_parameters[name].from_text(value)
-        self.query.read(query, arguments)
-        return arguments
+        arguments: dict[str, object] = {}
+        if path_values:
+            for name, value in zip(path_names, path_values, strict=True):
+                arguments[name] = self.path_parameters[name].from_text(value)
+        if query:
+            self.query.read(query, arguments)
+        for parameter in self.query.required:
+            if parameter.name not in arguments:
+                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
+        return self.query.defaults | arguments
 
 
-def _split(query: bytes, unescape: Callable[[str], str]) -> "list[_Field]":
-    """The fields of a query, in their order. Raises `InvalidParam`."""
+def _split(query: bytes, unescape: Callable[[str], str]) -> list[tuple[str, str, str]]:
+    """The fields of a query in their order: name, what is between, value. Raises `InvalidParam`."""
     try:
         text = query.decode()
-        if text.count("&") >= MAX_QUERY_FIELDS:
+        parts = text.split("&")
+        if len(parts) > MAX_QUERY_FIELDS:
             raise InvalidParam("The query has too many fields")
-        fields = [part.partition("=") for part in text.split("&") if part]
+        fields = [part.partition("=") for part in parts if part]
         if "%" in text or "+" in text:
             if "oken=" in text:
                 unescape = _unescape_anew
@@ -313,8 +314,8 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_int(text: str) -> int:
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_INT_DIGITS):
+    digits = text[1:] if text.startswith("-") else text
+    if not (digits.isdigit() and digits.isascii() and len(digits) <= _MAX_INT_DIGITS):
         raise ValueError("must be a whole number")
     return int(text)
 

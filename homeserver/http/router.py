@@ -46,6 +46,8 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 
     route: Route
     values: list[str]
+    max_body: int
+    """How many bytes of body it takes."""
 
 
 class Incoming(Protocol):
@@ -86,6 +88,8 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
+        self._found: dict[tuple[str, bytes], Match] = {}
+        """What was found at paths as they are declared, without parameters."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)
@@ -100,11 +104,6 @@ class Router:
             raise DeclarationError(f"{_where(declaration)}: nobody says how large {max_body.value} is")
         self._services[declaration.handler] = services_of(declaration, binding, known)
 
-    def max_body_of(self, route: Route) -> int:
-        """How many bytes of body it takes."""
-        limit = route.declaration.max_body
-        return self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
-
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""
         return sorted(
@@ -114,6 +113,9 @@ class Router:
 
     def find(self, method: str, path: bytes) -> Match:
         """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`, `InvalidParam`."""
+        match = self._found.get((method, path))
+        if match is not None:
+            return match
         found = self._table.find(path)
         if found is None:
             raise Unrecognized
@@ -123,7 +125,11 @@ class Router:
             route = leaf.get("GET")
         if route is None:
             raise MethodRefused(sorted(leaf))
-        return Match(route, values)
+        limit = route.declaration.max_body
+        match = Match(route, values, self._body_limits[limit] if isinstance(limit, BodyLimit) else limit)
+        if route.path.encode() == path and method == route.declaration.method:
+            self._found[method, path] = match
+        return match
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
         """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized
@@ -155,7 +161,7 @@ class Router:
         caller = await self._guard.find_caller(
             route.declaration,
             None if authorization is None else authorization.decode("utf-8", "replace"),
-            route.binding.query.find_first(incoming.query) if incoming.query else {},
+            route.binding.query.find_fields(incoming.query) if incoming.query else {},
             incoming.make_context(),
         )
         return await self._call_handler(match, incoming, caller, None)

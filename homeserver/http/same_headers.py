@@ -9,13 +9,15 @@ Laws:
 - What is kept is little, for it is kept as long as the connection is there.
 """
 
-import re
+from string import ascii_letters, digits
 from typing import Final
 
 from homeserver.http.head import Head
 
-_REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|DELETE) (/[A-Za-z0-9/?&=%._~!$'()*+,;:@-]*) HTTP/1\.1")
 _METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "DELETE")}
+_VERSION: Final = b" HTTP/1.1"
+_USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
+"""What addresses consist of; those with anything else are llhttp's."""
 _SPECIAL: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 _LENGTH: Final = b"content-length"
 _END: Final = b"\r\n\r\n"
@@ -61,9 +63,8 @@ class SameHeaders:
         ):
             return
         known = data[begin:end]
-        # each line is a header of its own, and the first line none
-        if known.count(b"\r\n") != len(head.lines) + 1 or not _REQUEST_LINE.fullmatch(data, 0, begin - 2):
-            return
+        if known.count(b"\r\n") != len(head.lines) + 1 or not _read_line(data[: begin - 2]):
+            return  # else each line is a header of its own, and the first line none
         self._head, self._before, self._after, self._length_at = head, known, b"", -1
         if length is not None:
             lines = known.split(b"\r\n")
@@ -90,20 +91,29 @@ class SameHeaders:
         if self._length_at < 0:
             length, lines, last = 0, known.lines, known.last
         else:
-            digits = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
-            if not digits.isdigit() or not data.startswith(self._after, end + len(digits)):
+            written = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
+            if not written.isdigit() or not data.startswith(self._after, end + len(written)):
                 return None
-            end += len(digits) + len(self._after)
-            length, lines, last = int(digits), known.lines, known.last
-            if digits != last[_LENGTH]:
+            end += len(written) + len(self._after)
+            length, lines, last = int(written), known.lines, known.last
+            if written != last[_LENGTH]:
                 lines = [*lines]
-                lines[self._length_at] = (_LENGTH, digits)
-                last = {**last, _LENGTH: digits}
+                lines[self._length_at] = (_LENGTH, written)
+                last = {**last, _LENGTH: written}
         if len(data) - end > length or end > most:
             return None
-        line = _REQUEST_LINE.fullmatch(data, 0, begin - 2)
+        line = _read_line(data[: begin - 2])
         if line is None:
             return None
         self._in_vain = 0
-        method, uri = line.groups()
-        return Head(_METHODS[method], uri, True, True, lines, last, known.token), length, data[end:]
+        method, uri = line
+        return Head(method, uri, True, True, lines, last, known.token), length, data[end:]
+
+
+def _read_line(line: bytes) -> tuple[str, bytes] | None:
+    """Method and address of a usual first line; None for others."""
+    name, _, rest = line.partition(b" ")
+    method, uri = _METHODS.get(name), rest[: -len(_VERSION)]
+    if method is None or not rest.endswith(_VERSION) or not uri.startswith(b"/") or uri.translate(None, _USUAL):
+        return None
+    return method, uri

@@ -31,6 +31,7 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from homeserver.http.answers import (
+    JSON_TYPE,
     Bug,
     DatabaseAway,
     File,
@@ -51,7 +52,7 @@ from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import is_open
 from homeserver.http.router import Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
-from homeserver.http.wire import NO_BODY, DateLine, header_lines, status_line
+from homeserver.http.wire import NO_BODY, TimedLines, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT
 from homeserver.observe.metrics import HttpMetrics
@@ -128,7 +129,7 @@ class MatrixRequest:
                 self._refusal = error
             else:
                 route = self._match.route
-                self._limit = self._site.router.max_body_of(route)
+                self._limit = self._match.max_body
                 if route.binding.takes_file and self._may_go_on(0):
                     self.file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if not self._finished and length is not None and length > self._limit:
@@ -202,9 +203,9 @@ class MatrixRequest:
         route = None if self._match is None else self._match.route
         self._has_begun = True
         site.metrics.in_flight += 1
-        self.client_ip = self._find_client_ip()
+        self.client_ip = self._find_client_ip() if options.x_forwarded else self._channel.peer_address
         self.record = AccessRecord(
-            options.find_request_id(head) or site.next_request_id(),
+            (options.request_id_header and options.find_request_id(head)) or site.next_request_id(),
             "" if route is None else route.name,
             None,
             self.client_ip,
@@ -229,7 +230,7 @@ class MatrixRequest:
         try:
             answer = await self._site.router.call(match, self)
             if not isinstance(answer, Response):
-                self._respond(Response(_OK, _NO_HEADERS, answer))
+                self._respond_plainly(answer)
             elif isinstance(answer.body, File):
                 await self._respond_file(answer, answer.body)
             elif isinstance(answer.body, Pieces):
@@ -303,6 +304,21 @@ class MatrixRequest:
         if isinstance(error, MethodRefused):
             response = Response(response.status, {**response.headers, "Allow": error.allow}, response.body)
         self._respond(response)
+
+    def _respond_plainly(self, answer: object) -> None:
+        """Answer with what most requests are answered with: JSON, and nothing to say of it."""
+        site, body = self._site, encode_body(answer)
+        if (
+            not is_open(self._path)
+            or self.head.method == "HEAD"
+            or not self._channel.persistent
+            or (site.options.compress and pays(body, JSON_TYPE))
+        ):
+            self._respond(Response(_OK, _NO_HEADERS, body))
+        elif not self._lost:
+            head = site.heads.usual_at(site.clock.seconds())
+            self._channel.send(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+            self._ended(200, len(body))
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
@@ -409,7 +425,7 @@ class MatrixRequest:
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
         """`length`: the line that says where the body ends."""
-        date = self._site.date.at(self._site.clock.seconds())
+        date = self._site.heads.date_at(self._site.clock.seconds())
         connection = b"" if self._channel.persistent else b"Connection: close\r\n"
         return b"%b%b%b%b%b\r\n" % (status_line(status), date, block, length, connection)
 
@@ -450,7 +466,7 @@ class Site(ServerFactory):
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
-        self.date = DateLine()
+        self.heads = TimedLines()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(

@@ -106,14 +106,15 @@ class AccessTokens:
         a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
         owner = self.recall(token, context.client_ip, context.headers)
         if owner is None and not is_damaged(token):
-            owner = await self._learn(self._hash(token))
+            owner = await self._learn(hash_token(token))
             if owner is not None and owner.device_id is not None:
                 self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.headers)
         return owner
 
     def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
         """As `get_requester`, where that is in memory; None else."""
-        remembered = self._remembered.get(self._hash(token))
+        token_hash = self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
+        remembered = self._remembered.get(token_hash)
         if remembered is None:
             return None
         owner, until = remembered
@@ -124,9 +125,6 @@ class AccessTokens:
         if owner.device_id is not None:
             self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
         return owner
-
-    def _hash(self, token: str) -> bytes:
-        return self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
 
     def trust_until(self, seconds: float) -> None:
         """What is remembered is trusted until then, by the clock that nobody sets; from then on the database is asked each time."""
