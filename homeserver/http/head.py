@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_letters, digits
 from typing import Final
 
 import msgspec
 
 WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
+USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
+"""What addresses consist of (RFC 3986); they may have more in them."""
 NOTHING: Final[Sequence[bytes]] = ()
 
 
@@ -48,3 +51,9 @@ def without_server(uri: bytes) -> bytes:
         return uri
     rest = uri[whole.end() :]
     return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def find_cookies(head: Head) -> tuple[tuple[str, str], ...]:
+    """Names and values."""
+    pairs = (pair.partition("=") for line in head.get(b"cookie") for pair in line.decode("latin-1").split(";"))
+    return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)

@@ -18,6 +18,7 @@ from msgspec import inspect as kinds
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
+from homeserver.http.head import USUAL
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
 
 MAX_QUERY_FIELDS: Final = 200
@@ -33,7 +34,10 @@ _FLAT: Final = (
     kinds.RawType,
 )
 """Among the types of msgspec: what is in them does not nest, or is not read."""
+_AS_THEY_ARE: Final = USUAL.translate(None, b"%+")
+"""What need not be decoded in a query."""
 _MAX_INT_DIGITS: Final = 16
+_SHORT_INT: Final = 5
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
@@ -48,8 +52,6 @@ class _Parameter(msgspec.Struct, frozen=True):
     parse: TextParser
     repeated: bool
     default: object
-    is_plain: bool
-    """Whether it has one name, and is what comes first under it."""
 
     def from_text(self, text: str) -> object:
         try:
@@ -59,45 +61,54 @@ class _Parameter(msgspec.Struct, frozen=True):
         except ValueError as error:
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
-    def from_query(self, query: Mapping[str, Sequence[str]]) -> object:
-        """From a query that has one of its names; the first of them that is there counts."""
-        values = next(query[name] for name in self.wire_names if name in query)
+    def from_query(self, values: Sequence[str], query: Mapping[str, Sequence[str]]) -> object:
+        """From what a query has under one of its names; the first of them that is there counts."""
+        if len(self.wire_names) > 1:
+            values = next(query[name] for name in self.wire_names if name in query)
         return [self.from_text(value) for value in values] if self.repeated else self.from_text(values[0])
 
 
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_by_name", "_unescape", "defaults", "required")
+    __slots__ = ("_are_plain", "_by_name", "_unescape", "required")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
-        self.defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
-        """What they are that a request leaves out."""
         self.required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
+        self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._unescape = _unescape if may_be_kept else _unescape_anew
 
     def find_fields(self, query: bytes) -> Mapping[str, Sequence[str]]:
         """All values of each field. Raises `InvalidParam`."""
-        fields: dict[str, list[str]] = {}
-        for name, _, value in _split(query, self._unescape):
-            fields.setdefault(name, []).append(value)
-        return fields
+        return _split(query, self._unescape)
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
         """Put in the arguments that a query tells. Raises `InvalidParam`."""
-        are_plain = True
-        for name, _, value in _split(query, self._unescape):
+        if self._are_plain and not query.translate(None, _AS_THEY_ARE):
+            self._read_plain(query, arguments)
+        else:
+            self.read_fields(self.find_fields(query), arguments)
+
+    def _read_plain(self, query: bytes, arguments: dict[str, object]) -> None:
+        """As `read_fields`, for most queries: with nothing to be decoded in them, where each parameter has one name and one value."""
+        parts = query.decode().split("&")
+        if len(parts) > MAX_QUERY_FIELDS:
+            raise _too_many()
+        for part in parts:
+            name, _, value = part.partition("=")
             parameter = self._by_name.get(name)
-            if parameter is not None and parameter.name not in arguments:  # the first of a name counts
-                are_plain = are_plain and parameter.is_plain
-                arguments[parameter.name] = parameter.from_text(value) if parameter.is_plain else None
-        if not are_plain:
-            fields = self.find_fields(query)
-            others = {each.name: each for name, each in self._by_name.items() if name in fields and not each.is_plain}
-            arguments.update({name: each.from_query(fields) for name, each in others.items()})
+            if parameter is not None and parameter.name not in arguments:  # what comes first counts
+                arguments[parameter.name] = parameter.from_text(value)
+
+    def read_fields(self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]) -> None:
+        """Put in the arguments that these fields tell. Raises `InvalidParam`."""
+        for name, values in fields.items():
+            parameter = self._by_name.get(name)
+            if parameter is not None:
+                arguments[parameter.name] = parameter.from_query(values, fields)
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -114,7 +125,7 @@ class Binding(msgspec.Struct, frozen=True):
     optional_in_path: frozenset[str]
 
     def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
-        """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
+        """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`, `MissingParam`."""
         arguments: dict[str, object] = {}
         if path_values:
             for name, value in zip(path_names, path_values, strict=True):
@@ -124,26 +135,31 @@ class Binding(msgspec.Struct, frozen=True):
         for parameter in self.query.required:
             if parameter.name not in arguments:
                 raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
-        return self.query.defaults | arguments
+        return arguments
 
 
-def _split(query: bytes, unescape: Callable[[str], str]) -> list[tuple[str, str, str]]:
-    """The fields of a query in their order: name, what is between, value. Raises `InvalidParam`."""
+def _split(query: bytes, unescape: Callable[[str], str]) -> Mapping[str, Sequence[str]]:
+    """All values of each field of a query. Raises `InvalidParam`."""
+    fields: dict[str, list[str]] = {}
+    if b"oken=" in query:
+        unescape = _unescape_anew
     try:
-        text = query.decode()
-        parts = text.split("&")
+        parts = query.decode().split("&")
         if len(parts) > MAX_QUERY_FIELDS:
-            raise InvalidParam("The query has too many fields")
-        fields = [part.partition("=") for part in parts if part]
-        if "%" in text or "+" in text:
-            if "oken=" in text:
-                unescape = _unescape_anew
-            fields = [(unescape(name), mark, unescape(value)) for name, mark, value in fields]
+            raise _too_many()
+        for part in parts:
+            if part:
+                name, _, value = part.partition("=")
+                fields.setdefault(unescape(name), []).append(unescape(value))
     except UnicodeDecodeError:
         raise InvalidParam("The query is not valid UTF-8") from None
-    if "\0" in text or "%00" in text:
+    if b"\0" in query or b"%00" in query:
         raise InvalidParam("The query has a NUL character in it")
     return fields
+
+
+def _too_many() -> InvalidParam:
+    return InvalidParam("The query has too many fields")
 
 
 def _unescape(text: str) -> str:
@@ -285,8 +301,7 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
     parse = _text_parser(hint)
     if parse is None:
         raise DeclarationError(f"{where}: the parameter {name} has the type {hint}, which cannot be read from text")
-    is_plain = len(wire_names) == 1 and not repeated
-    return _Parameter(name, wire_names, parse, repeated, default, is_plain)
+    return _Parameter(name, wire_names, parse, repeated, default)
 
 
 def _text_parser(hint: Any) -> TextParser | None:
@@ -314,10 +329,18 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_int(text: str) -> int:
+    return _short_int(text) if len(text) <= _SHORT_INT else _parse_int_anew(text)
+
+
+def _parse_int_anew(text: str) -> int:
     digits = text[1:] if text.startswith("-") else text
     if not (digits.isdigit() and digits.isascii() and len(digits) <= _MAX_INT_DIGITS):
         raise ValueError("must be a whole number")
     return int(text)
+
+
+_short_int = lru_cache(REMEMBERED)(_parse_int_anew)
+"""Limits and timeouts: after a rest to read one costs as much as the rest of a short query."""
 
 
 def _choice(choices: Mapping[str, object]) -> TextParser:

@@ -88,8 +88,6 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
-        self._found: dict[tuple[str, bytes], Match] = {}
-        """What was found at paths as they are declared, without parameters."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)
@@ -113,9 +111,6 @@ class Router:
 
     def find(self, method: str, path: bytes) -> Match:
         """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`, `InvalidParam`."""
-        match = self._found.get((method, path))
-        if match is not None:
-            return match
         found = self._table.find(path)
         if found is None:
             raise Unrecognized
@@ -126,10 +121,7 @@ class Router:
         if route is None:
             raise MethodRefused(sorted(leaf))
         limit = route.declaration.max_body
-        match = Match(route, values, self._body_limits[limit] if isinstance(limit, BodyLimit) else limit)
-        if route.path.encode() == path and method == route.declaration.method:
-            self._found[method, path] = match
-        return match
+        return Match(route, values, self._body_limits[limit] if isinstance(limit, BodyLimit) else limit)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
         """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized

@@ -9,15 +9,12 @@ Laws:
 - What is kept is little, for it is kept as long as the connection is there.
 """
 
-from string import ascii_letters, digits
 from typing import Final
 
-from homeserver.http.head import Head
+from homeserver.http.head import USUAL, Head
 
 _METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "DELETE")}
 _VERSION: Final = b" HTTP/1.1"
-_USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
-"""What addresses consist of; those with anything else are llhttp's."""
 _SPECIAL: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 _LENGTH: Final = b"content-length"
 _END: Final = b"\r\n\r\n"
@@ -48,8 +45,8 @@ class SameHeaders:
 
     def learn(self, data: bytes, head: Head) -> None:
         """llhttp has made this of what has come, from its first byte on; no other request has begun in it."""
-        self._in_vain += 1
-        if self._in_vain > MOST_IN_VAIN and self._in_vain % LOOKED_AT:
+        in_vain = self._in_vain = self._in_vain + 1
+        if in_vain > MOST_IN_VAIN and in_vain % LOOKED_AT:
             self._head = None
             return
         begin, end = data.find(b"\r\n") + 2, data.find(_END) + len(_END)
@@ -63,7 +60,7 @@ class SameHeaders:
         ):
             return
         known = data[begin:end]
-        if known.count(b"\r\n") != len(head.lines) + 1 or not _read_line(data[: begin - 2]):
+        if known.count(b"\r\n") != len(head.lines) + 1:
             return  # else each line is a header of its own, and the first line none
         self._head, self._before, self._after, self._length_at = head, known, b"", -1
         if length is not None:
@@ -77,6 +74,10 @@ class SameHeaders:
             written = b"\r\n".join([*lines[:at], name + colon + value[: value.index(length)]])
             self._before, self._length_at = written, at
             self._after = b"\r\n".join([rest, *lines[at + 1 :]])
+        again = self.read(data, end)
+        self._in_vain = in_vain
+        if again is None or again[0] != head:
+            self._head = None  # what it would be taken for is something else, as where its first line is unusual
 
     def read(self, data: bytes, most: int) -> tuple[Head, int, bytes] | None:
         """The request, how long its body is, and what has come of it, if it has the same headers. `most`: how many bytes may be before
@@ -102,18 +103,15 @@ class SameHeaders:
                 last = {**last, _LENGTH: written}
         if len(data) - end > length or end > most:
             return None
-        line = _read_line(data[: begin - 2])
-        if line is None:
+        space, version = data.find(b" "), begin - 2 - len(_VERSION)
+        method, uri = _METHODS.get(data[:space]), data[space + 1 : version]
+        if (
+            method is None
+            or version <= space
+            or not data.startswith(_VERSION, version)
+            or not uri.startswith(b"/")
+            or uri.translate(None, USUAL)
+        ):
             return None
         self._in_vain = 0
-        method, uri = line
         return Head(method, uri, True, True, lines, last, known.token), length, data[end:]
-
-
-def _read_line(line: bytes) -> tuple[str, bytes] | None:
-    """Method and address of a usual first line; None for others."""
-    name, _, rest = line.partition(b" ")
-    method, uri = _METHODS.get(name), rest[: -len(_VERSION)]
-    if method is None or not rest.endswith(_VERSION) or not uri.startswith(b"/") or uri.translate(None, _USUAL):
-        return None
-    return method, uri

@@ -12,7 +12,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 """
 
 import errno
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
 
@@ -46,7 +46,7 @@ from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import Task, begin
-from homeserver.http.head import Head
+from homeserver.http.head import Head, find_cookies
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import is_open
@@ -160,10 +160,6 @@ class MatrixRequest:
             return False
         return True
 
-    def _release(self) -> None:
-        if self._held is not None:
-            self._held.release()
-
     def _keep(self, file: BinaryIO, data: bytes) -> None:
         try:
             file.write(data)
@@ -187,11 +183,13 @@ class MatrixRequest:
         """The client has gone."""
         self._lost = True
         if self._task is None:
-            self._release()
+            self.let_in()
             if self.file is not None:
                 self.file.close()
         if self._has_begun and not self._finished:
-            self._observe(DISCONNECTED, 0 if self._sending is None else self._sending.sent)
+            self.record.status = DISCONNECTED
+            self.record.sent = 0 if self._sending is None else self._sending.sent
+            self._site.observed(self.record)
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
                 self._task.cancel()
 
@@ -219,7 +217,7 @@ class MatrixRequest:
     def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
         self._chunks.clear()
-        self._release()
+        self.let_in()
         if self.file is not None:
             self.file.close()
         self._channel.refuse()
@@ -255,19 +253,20 @@ class MatrixRequest:
         except Exception:
             self._respond_bug()
         finally:
-            self._release()
+            self.let_in()
             if self.file is not None:
                 self.file.close()
 
     # What the router asks.
 
+    def let_in(self) -> None:
+        if self._held is not None:
+            self._held.release()
+
     def read_body(self) -> bytes:
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0] if self._chunks else b""
-
-    def let_in(self) -> None:
-        self._release()
 
     def make_context(self) -> RequestContext:
         head = self.head
@@ -280,7 +279,7 @@ class MatrixRequest:
             self._header(b"Content-Type") or "" if self.file is not None else "",
             self._received,
             self._is_secure(),
-            _cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
+            find_cookies(head),
         )
 
     def _is_secure(self) -> bool:
@@ -431,13 +430,10 @@ class MatrixRequest:
 
     def _ended(self, status: int, sent: int) -> None:
         self._finished = True
-        self._observe(status, sent)
-        self._channel.done()
-
-    def _observe(self, status: int, sent: int) -> None:
         record = self.record
-        record.status, record.sent, record.ended = status, sent, self._site.clock.seconds()
+        record.status, record.sent = status, sent
         self._site.observed(record)
+        self._channel.done()
 
 
 class Site(ServerFactory):
@@ -466,6 +462,8 @@ class Site(ServerFactory):
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
+        self._found: dict[tuple[str, bytes], Match] = {}
+        """At paths as they are declared, without parameters."""
         self.heads = TimedLines()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
@@ -481,18 +479,19 @@ class Site(ServerFactory):
 
     def find(self, method: str, path: bytes) -> Match:
         """The endpoint, if this listener serves it. Raises as `Router.find` does."""
+        match = self._found.get((method, path))
+        if match is not None:
+            return match
         match = self.router.find(method, path)
         resources = self.options.resources
         if resources is not None and match.route.declaration.resource not in resources:
             raise Unrecognized
+        if match.route.path.encode() == path and match.route.declaration.method == method:
+            self._found[method, path] = match
         return match
 
     def observed(self, record: AccessRecord) -> None:
-        """Count and log a request that has ended."""
+        """Count and log a request that has ended just now."""
+        record.ended = self.clock.seconds()
         self.metrics.finished(record)
         self._access_log.write(record)
-
-
-def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
-    pairs = (pair.partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
-    return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)
