@@ -55,5 +55,7 @@ def without_server(uri: bytes) -> bytes:
 
 def find_cookies(head: Head) -> tuple[tuple[str, str], ...]:
     """Names and values."""
+    if b"cookie" not in head.last:
+        return ()
     pairs = (pair.partition("=") for line in head.get(b"cookie") for pair in line.decode("latin-1").split(";"))
     return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)

@@ -48,6 +48,16 @@ LINES = (
     b"GET /a HTTP/1.1\n",
     b"GET /" + b"a" * 400 + b" HTTP/1.1\r\n",
     b"\r\nGET /a HTTP/1.1\r\n",
+    b"GET HTTP/1.1\r\n",
+    b"GET /\r\n",
+    b"GET / HTTP/1.1 HTTP/1.1\r\n",
+    b"GET /a#b HTTP/1.1\r\n",
+    b"GET /\x7f HTTP/1.1\r\n",
+    b"GET /\xc3\xa4 HTTP/1.1\r\n",
+    b'GET /a"<b> HTTP/1.1\r\n',
+    b"GET http://x/a HTTP/1.1\r\n",
+    b"GET /a\tb HTTP/1.1\r\n",
+    b"get /a HTTP/1.1\r\n",
 )
 
 FIRST = (b"", b"Host: x\r\n", b"Host: x\r\nAuthorization: Bearer one\r\n")
@@ -138,6 +148,14 @@ def test_what_is_known_by_its_bytes_is_what_is_read(seed: int) -> None:
         cuts = sorted(chance.choice(chance.choice(places)) for _ in range(chance.randrange(1, 1 + len(pieces))))
         pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True) if a < b]
     same_as_parsed(pieces)
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("block", BLOCKS[:4])
+def test_whatever_the_first_line_is_it_is_what_the_parser_reads(line: bytes, block: bytes) -> None:
+    usual = LINES[0] + block
+    same_as_parsed([usual, usual, line + block, usual])
+    same_as_parsed([line + block, usual, line + block])
 
 
 def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
