@@ -148,8 +148,9 @@ class Guard:
     ) -> Requester | None:
         """Who asks with the token in a header, where nobody need be asked for it, and may ask for all but what few may ask for; None
         else: `find_caller` finds out."""
-        if self._tokens is None or self._appservices is not None:
+        if self._tokens is None:
             return None
+        # no application service's token: those are asked before anything is remembered, and there are no others later
         caller = self._tokens.recall(token, client_ip, headers)
         if (
             caller is None
