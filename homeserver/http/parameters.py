@@ -34,8 +34,6 @@ _FLAT: Final = (
     kinds.RawType,
 )
 """Among the types of msgspec: what is in them does not nest, or is not read."""
-_AS_THEY_ARE: Final = USUAL.translate(None, b"%+")
-"""What need not be decoded in a query."""
 _MAX_INT_DIGITS: Final = 16
 _SHORT_INT: Final = 5
 _REQUIRED: Final = object()
@@ -71,7 +69,7 @@ class _Parameter(msgspec.Struct, frozen=True):
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_are_plain", "_by_name", "_unescape", "required")
+    __slots__ = ("_are_plain", "_by_name", "_may_be_kept", "required")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
@@ -79,26 +77,25 @@ class _QueryReader:
         self.required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
-        self._unescape = _unescape if may_be_kept else _unescape_anew
+        self._may_be_kept = may_be_kept
 
     def find_fields(self, query: bytes) -> Mapping[str, Sequence[str]]:
         """All values of each field. Raises `InvalidParam`."""
-        return _split(query, self._unescape)
+        return _split(query, self._may_be_kept)
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
         """Put in the arguments that a query tells. Raises `InvalidParam`."""
-        if self._are_plain and not query.translate(None, _AS_THEY_ARE):
-            self._read_plain(query, arguments)
-        else:
+        if not self._are_plain or query.translate(None, USUAL) or b"%00" in query:
             self.read_fields(self.find_fields(query), arguments)
-
-    def _read_plain(self, query: bytes, arguments: dict[str, object]) -> None:
-        """As `read_fields`, for most queries: with nothing to be decoded in them, where each parameter has one name and one value."""
+            return
         parts = query.decode().split("&")
         if len(parts) > MAX_QUERY_FIELDS:
             raise _too_many()
+        unescape = _unescape_for(query, self._may_be_kept)
         for part in parts:
             name, _, value = part.partition("=")
+            if unescape is not None and ("%" in part or "+" in part):
+                name, value = unescape(name), unescape(value)
             parameter = self._by_name.get(name)
             if parameter is not None and parameter.name not in arguments:  # what comes first counts
                 arguments[parameter.name] = parameter.from_text(value)
@@ -138,21 +135,22 @@ class Binding(msgspec.Struct, frozen=True):
         return arguments
 
 
-def _split(query: bytes, unescape: Callable[[str], str]) -> Mapping[str, Sequence[str]]:
+def _split(query: bytes, may_be_kept: bool) -> Mapping[str, Sequence[str]]:
     """All values of each field of a query. Raises `InvalidParam`."""
     fields: dict[str, list[str]] = {}
-    if b"oken=" in query:
-        unescape = _unescape_anew
     try:
         parts = query.decode().split("&")
-        if len(parts) > MAX_QUERY_FIELDS:
-            raise _too_many()
-        for part in parts:
-            if part:
-                name, _, value = part.partition("=")
-                fields.setdefault(unescape(name), []).append(unescape(value))
     except UnicodeDecodeError:
-        raise InvalidParam("The query is not valid UTF-8") from None
+        raise _not_text() from None
+    if len(parts) > MAX_QUERY_FIELDS:
+        raise _too_many()
+    unescape = _unescape_for(query, may_be_kept)
+    for part in parts:
+        if part:
+            name, _, value = part.partition("=")
+            if unescape is not None:
+                name, value = unescape(name), unescape(value)
+            fields.setdefault(name, []).append(value)
     if b"\0" in query or b"%00" in query:
         raise InvalidParam("The query has a NUL character in it")
     return fields
@@ -162,15 +160,29 @@ def _too_many() -> InvalidParam:
     return InvalidParam("The query has too many fields")
 
 
+def _not_text() -> InvalidParam:
+    return InvalidParam("The query is not valid UTF-8")
+
+
+def _unescape_for(query: bytes, may_be_kept: bool) -> Callable[[str], str] | None:
+    """What decodes names and values in a query; None where nothing is to be decoded. Of a token nothing stays in memory."""
+    if b"%" not in query and b"+" not in query:
+        return None
+    return _unescape if may_be_kept and b"oken=" not in query else _unescape_anew
+
+
 def _unescape(text: str) -> str:
-    """Raises `UnicodeDecodeError`."""
+    """Raises `InvalidParam`."""
     if "%" not in text and "+" not in text:
         return text
     return _remembered(text) if len(text) <= MAX_REMEMBERED else _unescape_anew(text)
 
 
 def _unescape_anew(text: str) -> str:
-    return unquote_to_bytes(text.replace("+", " ")).decode()
+    try:
+        return unquote_to_bytes(text.replace("+", " ")).decode()
+    except UnicodeDecodeError:
+        raise _not_text() from None
 
 
 _remembered = lru_cache(REMEMBERED)(_unescape_anew)
