@@ -7,7 +7,7 @@ is a Matrix error that names the parameter; what the handler declares wrong is a
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
@@ -23,7 +23,8 @@ from homeserver.http.identifiers import IDENTIFIERS, TextParser
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
-REMEMBERED: Final = 512
+"""So long a field may be that is remembered, and so many are of one endpoint."""
+REMEMBERED: Final = 64
 _FLAT: Final = (
     kinds.StrType,
     kinds.IntType,
@@ -35,7 +36,6 @@ _FLAT: Final = (
 )
 """Among the types of msgspec: what is in them does not nest, or is not read."""
 _MAX_INT_DIGITS: Final = 16
-_SHORT_INT: Final = 5
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
@@ -69,7 +69,7 @@ class _Parameter(msgspec.Struct, frozen=True):
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_are_plain", "_by_name", "_may_be_kept", "required")
+    __slots__ = ("_are_plain", "_by_name", "_known", "_may_be_kept", "required")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
@@ -78,27 +78,38 @@ class _QueryReader:
         """Those that it may not leave out."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._may_be_kept = may_be_kept
-
-    def find_fields(self, query: bytes) -> Mapping[str, Sequence[str]]:
-        """All values of each field. Raises `InvalidParam`."""
-        return _split(query, self._may_be_kept)
+        self._known: dict[str, tuple[str, object]] = {}
+        """Arguments by fields as they come: clients send the same filter and timeout with each /sync."""
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
         """Put in the arguments that a query tells. Raises `InvalidParam`."""
         if not self._are_plain or query.translate(None, USUAL) or b"%00" in query:
-            self.read_fields(self.find_fields(query), arguments)
+            self.read_fields(find_fields(query), arguments)
             return
         parts = query.decode().split("&")
         if len(parts) > MAX_QUERY_FIELDS:
             raise _too_many()
-        unescape = _unescape_for(query, self._may_be_kept)
         for part in parts:
-            name, _, value = part.partition("=")
-            if unescape is not None and ("%" in part or "+" in part):
-                name, value = unescape(name), unescape(value)
-            parameter = self._by_name.get(name)
-            if parameter is not None and parameter.name not in arguments:  # what comes first counts
-                arguments[parameter.name] = parameter.from_text(value)
+            known = self._known.get(part)
+            if known is None:
+                self._read_field(part, arguments)
+            elif known[0] not in arguments:  # what comes first counts
+                arguments[known[0]] = known[1]
+
+    def _read_field(self, part: str, arguments: dict[str, object]) -> None:
+        name, _, value = part.partition("=")
+        has_escapes = "%" in part or "+" in part
+        if has_escapes:
+            name, value = _unescape(name), _unescape(value)
+        parameter = self._by_name.get(name)
+        if parameter is None or parameter.name in arguments:
+            return
+        argument = arguments[parameter.name] = parameter.from_text(value)
+        costs = has_escapes or parameter.parse is not str  # others are quickly read, and most differ each time
+        if costs and self._may_be_kept and not name.endswith("oken") and len(part) <= MAX_REMEMBERED:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[part] = parameter.name, argument
 
     def read_fields(self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]) -> None:
         """Put in the arguments that these fields tell. Raises `InvalidParam`."""
@@ -135,7 +146,7 @@ class Binding(msgspec.Struct, frozen=True):
         return arguments
 
 
-def _split(query: bytes, may_be_kept: bool) -> Mapping[str, Sequence[str]]:
+def find_fields(query: bytes) -> Mapping[str, Sequence[str]]:
     """All values of each field of a query. Raises `InvalidParam`."""
     fields: dict[str, list[str]] = {}
     try:
@@ -144,12 +155,12 @@ def _split(query: bytes, may_be_kept: bool) -> Mapping[str, Sequence[str]]:
         raise _not_text() from None
     if len(parts) > MAX_QUERY_FIELDS:
         raise _too_many()
-    unescape = _unescape_for(query, may_be_kept)
+    has_escapes = b"%" in query or b"+" in query
     for part in parts:
         if part:
             name, _, value = part.partition("=")
-            if unescape is not None:
-                name, value = unescape(name), unescape(value)
+            if has_escapes:
+                name, value = _unescape(name), _unescape(value)
             fields.setdefault(name, []).append(value)
     if b"\0" in query or b"%00" in query:
         raise InvalidParam("The query has a NUL character in it")
@@ -164,29 +175,12 @@ def _not_text() -> InvalidParam:
     return InvalidParam("The query is not valid UTF-8")
 
 
-def _unescape_for(query: bytes, may_be_kept: bool) -> Callable[[str], str] | None:
-    """What decodes names and values in a query; None where nothing is to be decoded. Of a token nothing stays in memory."""
-    if b"%" not in query and b"+" not in query:
-        return None
-    return _unescape if may_be_kept and b"oken=" not in query else _unescape_anew
-
-
 def _unescape(text: str) -> str:
     """Raises `InvalidParam`."""
-    if "%" not in text and "+" not in text:
-        return text
-    return _remembered(text) if len(text) <= MAX_REMEMBERED else _unescape_anew(text)
-
-
-def _unescape_anew(text: str) -> str:
     try:
         return unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeDecodeError:
         raise _not_text() from None
-
-
-_remembered = lru_cache(REMEMBERED)(_unescape_anew)
-"""A client sends the same filter with each /sync, and taking it apart costs more than the rest of the query."""
 
 
 def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
@@ -341,18 +335,10 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_int(text: str) -> int:
-    return _short_int(text) if len(text) <= _SHORT_INT else _parse_int_anew(text)
-
-
-def _parse_int_anew(text: str) -> int:
     digits = text[1:] if text.startswith("-") else text
     if not (digits.isdigit() and digits.isascii() and len(digits) <= _MAX_INT_DIGITS):
         raise ValueError("must be a whole number")
     return int(text)
-
-
-_short_int = lru_cache(REMEMBERED)(_parse_int_anew)
-"""Limits and timeouts: after a rest to read one costs as much as the rest of a short query."""
 
 
 def _choice(choices: Mapping[str, object]) -> TextParser:

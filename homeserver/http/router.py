@@ -16,7 +16,7 @@ from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
 from homeserver.http.head import Head
-from homeserver.http.parameters import Binding, DeclarationError, bind, known_services, services_of
+from homeserver.http.parameters import Binding, DeclarationError, bind, find_fields, known_services, services_of
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.access import AccessRecord
@@ -153,7 +153,7 @@ class Router:
         caller = await self._guard.find_caller(
             route.declaration,
             None if authorization is None else authorization.decode("utf-8", "replace"),
-            route.binding.query.find_fields(incoming.query) if incoming.query else {},
+            find_fields(incoming.query) if incoming.query else {},
             incoming.make_context(),
         )
         return await self._call_handler(match, incoming, caller, None)

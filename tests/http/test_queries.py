@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
-from homeserver.http.parameters import bind
+from homeserver.http.parameters import MAX_REMEMBERED, REMEMBERED, bind, find_fields
 
 
 @endpoint("GET", "/read", auth=Auth.USER)
@@ -54,8 +54,9 @@ def outcome(read: Any) -> dict[str, object] | str:
 @example(b"since=a%26timeout%3Dmany+b&%74imeout=%31")
 @example(b"since=1" + b"&" * 200)
 def test_a_query_that_is_read_in_one_go_is_what_its_fields_are(query: bytes) -> None:
-    in_one_go = outcome(lambda arguments: READER.read(query, arguments))
-    assert in_one_go == outcome(lambda arguments: READER.read_fields(READER.find_fields(query), arguments))
+    for _ in range(2):  # what was read before is not read otherwise
+        in_one_go = outcome(lambda arguments: READER.read(query, arguments))
+    assert in_one_go == outcome(lambda arguments: READER.read_fields(find_fields(query), arguments))
 
 
 def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over() -> None:
@@ -66,3 +67,15 @@ def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over()
         "user": "@a:b",
         "full": True,
     }
+
+
+def test_what_comes_again_is_remembered_and_what_differs_each_time_is_not() -> None:
+    reader = bind(get_read.__dict__["__endpoint__"]).query
+    for number in range(3 * REMEMBERED):
+        reader.read(f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {})
+    assert set(reader._known) == {"timeout=30000", "full=true", "mode=a"}
+    for number in range(3 * REMEMBERED):
+        reader.read(f"since=%20{number}".encode(), {})
+        assert len(reader._known) <= REMEMBERED
+    reader.read(b"since=%20" + b"a" * MAX_REMEMBERED, {})
+    assert not any(len(each) > MAX_REMEMBERED for each in reader._known)
