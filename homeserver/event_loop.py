@@ -30,7 +30,8 @@ def poll_without_names(reactor: ReactorBase) -> None:
 
 def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
     """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes."""
-    wait, readable = -1 if timeout is None else timeout, reactor._POLL_IN
+    readable = reactor._POLL_IN
+    wait = -1 if timeout is None else timeout
     while True:
         try:
             events = reactor._poller.poll(wait, len(reactor._selectables))

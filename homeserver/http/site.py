@@ -203,7 +203,7 @@ class MatrixRequest:
         site.metrics.in_flight += 1
         self.client_ip = self._find_client_ip() if options.x_forwarded else self._channel.peer_address
         self.record = AccessRecord(
-            (options.request_id_header and options.find_request_id(head)) or site.next_request_id(),
+            options.find_request_id(head) or site.next_request_id(),
             "" if route is None else route.name,
             None,
             self.client_ip,
