@@ -34,7 +34,7 @@ from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
-from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.request import STATE_AFTER, Range, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import typing_event
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
@@ -389,7 +389,7 @@ class ExtensionReader:
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
-    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
+    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=STATE_AFTER)
 
 
 def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
