@@ -10,7 +10,7 @@ import pytest
 
 from homeserver.services.plain_messages import PlainMessageReader, PlainMessages
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
-from homeserver.services.sliding_sync.messages import MessagesInView, Told, View
+from homeserver.services.sliding_sync.messages import Answer, MessagesInView, View
 from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
@@ -77,7 +77,7 @@ def both_ways() -> Iterator[list[object]]:
 
     async def read_in_view(
         self: MessagesInView, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
-    ) -> Told | None:
+    ) -> Answer | None:
         answer = await read_sliding(self, request, connection, now, members) if is_short else None
         made.append(answer)
         return answer
@@ -168,4 +168,4 @@ def _of_state(state: ConnectionState) -> tuple[object, ...]:
 
 
 def _of_view(view: View) -> tuple[object, ...]:
-    return view.token, dict(view.configs), view.shown, view.labels
+    return dict(view.configs), view.shown, view.labels

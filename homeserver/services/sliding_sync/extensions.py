@@ -33,7 +33,7 @@ from homeserver.services.sliding_sync.request import (
 from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.devices import DeviceNewsReader
+from homeserver.services.sync.devices import NO_LISTS, DeviceNewsReader
 from homeserver.services.sync.request import STATE_AFTER, Range, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import typing_event
@@ -47,6 +47,9 @@ from storage.streams import Topic
 
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
+
+NO_ACCOUNT_DATA: Final[Mapping[str, Any]] = {"global": [], "rooms": {}}
+NO_ROOMS: Final[Mapping[str, Any]] = {"rooms": {}}
 
 NEVER: Final = -1
 """Stands for the position of what was not told at all, where LIVE is 0."""
@@ -184,12 +187,13 @@ class ExtensionReader:
                 return None
             answer["to_device"] = {"next_batch": str(max(wanted.to_device.since, now.position)), "events": []}
         if wanted.e2ee:
-            answer["e2ee"] = _e2ee_json(await self._parts.devices.get_counts(request.caller))
-            answer["e2ee"]["device_lists"] = {"changed": [], "left": []}
+            counts = self._parts.devices.known_counts(request.caller)
+            answer["e2ee"] = _e2ee_json(counts or await self._parts.devices.get_counts(request.caller))
+            answer["e2ee"]["device_lists"] = NO_LISTS
         if wanted.account_data is not None:
-            answer["account_data"] = {"global": [], "rooms": {}}
+            answer["account_data"] = NO_ACCOUNT_DATA
         if wanted.receipts is not None:
-            answer["receipts"] = {"rooms": {}}
+            answer["receipts"] = NO_ROOMS
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
@@ -216,24 +220,20 @@ class ExtensionReader:
             return None
         if request.extensions.account_data is not None:
             kept = await self._parts.kept_data.of_rooms(request.caller.user_id, [work.room.room_id for work in new])
-            read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
+            rooms = {room_id: _events(data) for room_id, data in kept.items()}
+            read.answer["account_data"] = {**NO_ACCOUNT_DATA, "rooms": rooms}
             for work in new:
                 changes.set_account_data(work.room.room_nid, LIVE)
         if request.extensions.receipts is not None:
             receipts = await self._parts.receipts.read_of_new(request, connection, new, now.position, changes)
             if receipts is None:
                 return None
-            read.answer["receipts"]["rooms"] = receipts
+            read.answer["receipts"] = {"rooms": receipts}
         return read
 
-    def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
-        """Whether another answer that has this `pos` told something else."""
-        return news is not None and self._parts.typing_views.stands_for_another(connection.key, pos, news)
-
-    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> None:
-        """This of who types goes out with the answer that has this `pos`."""
-        if news is not None:
-            self._parts.typing_views.keep(connection.key, request.pos, pos, news)
+    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> bool:
+        """This of who types goes out with the answer that has this `pos`. False if another that has it told something else."""
+        return news is None or self._parts.typing_views.keep(connection.key, request.pos, pos, news)
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""

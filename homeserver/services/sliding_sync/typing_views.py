@@ -114,22 +114,20 @@ class TypingViews:
         kept = self._views.get(key)
         return None if kept is None or pos is None else kept[0].get(pos)
 
-    def stands_for_another(self, key: ConnectionKey, pos: str, view: View) -> bool:
-        """Whether an answer with this `pos` told the client something else, of rooms where somebody types or did lately."""
-        known = self.find(key, pos)
-        if known is None or known is view:
-            return False
-        others = {nid for nid, _ in known.left.items() ^ view.left.items()} | (known.rooms ^ view.rooms)
-        return bool(self._typing.get_known(others))
-
-    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> None:
-        """A client that has come with the one `pos` is told this, with the answer that has the other one."""
+    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> bool:
+        """A client that has come with the one `pos` is told this, with the answer that has the other one. False, and it is not kept, where
+        an answer with that `pos` told the client something else, of rooms where somebody types or did lately."""
         kept = self._views.get(key)
+        told = None if kept is None else kept[0].get(pos)
+        if told is not None and told is not view:
+            others = {nid for nid, _ in told.left.items() ^ view.left.items()} | (told.rooms ^ view.rooms)
+            if self._typing.get_known(others):
+                return False
         if kept is not None and before is not None and len(kept[0]) <= 2:
             answers = list(kept[0].items())
             if answers[0][1] is view and answers[-1][1] is view and answers[-1][0] == before:
                 self._views.replace(key, {before: view, pos: view})  # mostly: it is told what it was told before
-                return
+                return True
         known = {} if kept is None or before is None else dict(kept[0])
         if before in known:  # the client has that for sure, and with it no longer what it had before
             for each in list(known):
@@ -142,6 +140,7 @@ class TypingViews:
         views = {id(each): each for each in known.values()}
         weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in views.values())
         self._views.put(key, known, weight)
+        return True
 
 
 def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:

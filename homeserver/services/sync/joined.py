@@ -131,11 +131,11 @@ class JoinedRooms:
 
     def begin(self, request: SyncRequest) -> set[Member]:
         """The members that a device that loads them lazily has for sure, now that it has come with this token."""
-        return self._lazy_members.sent(request.caller.user_id, request.caller.device_id, request.token)
+        return self._lazy_members.sent((request.caller.user_id, request.caller.device_id), request.token)
 
     def end(self, request: SyncRequest, members: Iterable[Member], token: str) -> None:
         """These members go out to it with the answer that has this token."""
-        self._lazy_members.note(request.caller.user_id, request.caller.device_id, request.token, members, token)
+        self._lazy_members.note((request.caller.user_id, request.caller.device_id), request.token, members, token)
 
     async def fill(
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
