@@ -241,7 +241,7 @@ class RecentChanges:
         """The rooms with messages after the position, if nothing else has happened to anybody."""
         rooms = self._messages.get(position)
         if rooms is None and position >= self._complete_from and position not in self._gathered:
-            found = set[int]()
+            found: set[int] = set()
             for entry in self._after(position):  # mostly one
                 if not entry.is_message or entry.room_nid is None:
                     return None

@@ -403,7 +403,10 @@ class UnreadCounts:
 
 def _have_outcomes(events: Sequence[_Counted]) -> bool:
     """Whether one of the events is something else to some users."""
-    return any(event.flags & EventFlag.OUTCOMES for event in events) if events else False
+    flags = 0
+    for event in events:
+        flags |= event.flags
+    return bool(flags & EventFlag.OUTCOMES)
 
 
 def _carry_on(

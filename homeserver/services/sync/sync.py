@@ -129,8 +129,9 @@ class Sync:
 
     def _find_usual(self, request: SyncRequest) -> Usual | None:
         """The answer of now, where there are messages at most, all of it is in memory, and the client was not told that somebody types."""
-        since = request.since
-        return None if since is None or since.typed else self._messages.find(request, self._now(since))
+        if request.since is None or request.since.typed:
+            return None
+        return self._messages.find(request, SyncToken(self._streams.current(), self._parts.typing.position))
 
     async def _answer(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
