@@ -5,7 +5,6 @@ MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import repeat
 from typing import Any, Final
 
 import msgspec
@@ -167,19 +166,20 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int] | None,
+        coming: Collection[int] = (),
         new: Sequence[RoomWork] = (),
     ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
         rooms that it has. None where that is not enough to know them.
 
-        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: some that it does not have: see
-        `read_with_new`.
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `coming`: those that were not in view; of the
+        others it has all. `new`: some that it does not have: see `read_with_new`.
         """
         wanted, is_news = request.extensions, False
         view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
-        if moved_to is not None and not _is_known_of(moved_to, wanted, connection, new):
+        if coming and not _is_known_of(coming, wanted, connection, new):
             return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
@@ -211,11 +211,12 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int],
+        coming: Collection[int],
         new: Sequence[RoomWork],
         changes: StateChanges,
     ) -> ExtensionNews | None:
         """The same, where some of the rooms in view are new to the client, since there were messages in them."""
-        read = await self.read_without_news(request, connection, now, moved_to, new)
+        read = await self.read_without_news(request, connection, now, moved_to, coming, new)
         if read is None:
             return None
         if request.extensions.account_data is not None:
@@ -403,6 +404,7 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
     """Whether the client has been told all of account data and receipts of these rooms but for the new ones, which all lists are asked
     for."""
     begun = {work.room.room_nid for work in new}
+    others = [nid for nid in rooms if nid not in begun]
     if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
     for scope, known in (
@@ -413,9 +415,7 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
             continue
         if scope.lists is not None:
             return False
-        if any(map(known.get, rooms, repeat(NEVER))) and not all(
-            known.get(nid) == LIVE or nid in begun for nid in rooms
-        ):
+        if any(known.get(nid, NEVER) != LIVE for nid in others):
             return False
     return True
 

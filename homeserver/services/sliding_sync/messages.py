@@ -10,7 +10,7 @@ Laws:
 - Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
@@ -163,8 +163,9 @@ class MessagesInView:
         if own is None:
             return None
         if coming and not view.state.rooms.keys() >= set(coming):
-            return await self._begin(request, connection, view, own, now, members)
-        read = await self._extensions.read_without_news(request, connection, now, view.configs if coming else None)
+            return await self._begin(request, connection, view, own, coming, now, members)
+        in_view = view.configs if coming else None
+        read = await self._extensions.read_without_news(request, connection, now, in_view, coming)
         if read is None:
             return None
         span = Range(token.position, now.position)
@@ -194,6 +195,7 @@ class MessagesInView:
         connection: Connection,
         view: View,
         own: Sequence[MembershipRow],
+        coming: Collection[int],
         now: SyncToken,
         members: set[Member],
     ) -> Answer | None:
@@ -205,7 +207,7 @@ class MessagesInView:
             return None
         changes = StateChanges(connection.state)
         new = [work for work in told if work.initial]
-        read = await self._extensions.read_with_new(request, connection, now, view.configs, new, changes)
+        read = await self._extensions.read_with_new(request, connection, now, view.configs, coming, new, changes)
         if read is None:
             return None
         for work in told:

@@ -92,7 +92,8 @@ class TypingViews:
             told.update(self._typing.get_known(rooms))
             view = View(frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told))
             return Typists(told, is_news, view)
-        told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+        if changed:
+            told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         if begun:
             told.update(self._typing.get_changed(begun & rooms, None))
         if rooms != view.rooms:
@@ -104,7 +105,7 @@ class TypingViews:
                 if nid in view.left:  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
             view = View(frozenset(rooms), *_left(view, before, rooms), view.typed)
-        names = self._typing.name_typed(typed, told)
+        names = self._typing.name_typed(typed, told) if typed or told else ()
         if names != view.typed:
             view = replace(view, typed=names)
         return Typists(told, bool(told), view)
@@ -145,9 +146,10 @@ class TypingViews:
 
 def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
     """The rooms out of view, and whether these are all."""
-    left = {nid: position for nid, position in view.left.items() if nid not in rooms}
-    left.update((nid, before.ephemeral) for nid in view.rooms if nid not in rooms)
-    too_many = list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]
-    for nid in too_many:
+    left = {**view.left, **dict.fromkeys(view.rooms - rooms, before.ephemeral)}
+    for nid in rooms - view.rooms:
+        left.pop(nid, None)
+    too_many = len(left) - MOST_ROOMS_LEFT
+    for nid in list(left)[:too_many] if too_many > 0 else ():
         del left[nid]
-    return left, view.is_whole and not too_many
+    return left, view.is_whole and too_many <= 0
