@@ -311,7 +311,10 @@ class RecentChanges:
             if change.topic is Topic.MEMBERSHIP:
                 self._forget(position)
             entry = _Entry(position, change.topic, user_id=user_id)
-        self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
+        if not self._entries or self._entries[-1].position <= position:
+            self._entries.append(entry)
+        else:
+            self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
     def _shrink(self) -> None:
         while len(self._entries) + self._named > 2 * KEPT:
