@@ -1,6 +1,5 @@
 """Events that are sent later. MSC4140"""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from storage.database import Database, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
-from tests.helpers.later import LaterExecutor
+from tests.helpers.later import HeldExecutor
 from tests.helpers.retention import keep_for, purge
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
@@ -377,17 +376,6 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
     for node in reversed(nodes):
         wait(node, 11)
     assert said(alice, room_id) == ["later"]
-
-
-class HeldExecutor(LaterExecutor):
-    """Does everything at once, but while it is held."""
-
-    is_held = False
-
-    def submit(self, job: Callable[[], None]) -> None:
-        super().submit(job)
-        if not self.is_held:
-            self.work_all()
 
 
 @pytest.mark.parametrize("first", ["request", "timer"])

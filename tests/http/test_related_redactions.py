@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.ids import RoomID
 from homeserver.services.related_redactions import AT_ONCE
 from storage.accounts import AccountStore
-from storage.database import Database
-from storage.related_redactions import RelatedRedaction, RelatedRedactionStore
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.related_redactions import RelatedRedactionStore
+from tests.helpers.databases import open_inline
+from tests.helpers.later import HeldExecutor
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, invite, join, leave, ok, put_event, redact, refused, room_path, say
 
@@ -150,16 +151,29 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
     say(alice, room, "the room goes on")
 
 
-async def test_what_was_begun_is_gone_on_with_after_a_restart(server: TestServer, alice: User, room: str) -> None:
-    message = say(alice, room, "root")
-    child = relate(alice, room, message, "m.thread")
-    ok(redact(alice, room, message))
-    store = RelatedRedactionStore(server.app.database)
-    snapshot = await server.app.rooms.engine.get_snapshot(RoomID(room))
-    await store.add_redactions([RelatedRedaction(message, alice.user_id, "m.thread", snapshot.room.room_nid, None)])
-    await server.app.rooms.related_redactions.resume()
-    assert is_redacted(alice, room, child)
-    assert await store.get_unfinished() == []
+async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
+    """Whichever of its writes is the last of a server, who starts it again need do nothing."""
+    for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
+        writer = HeldExecutor()
+        before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
+        alice = before.register(f"alice{steps}")
+        room = create(alice)
+        message = say(alice, room, "root")
+        children = [relate(alice, room, message, "m.thread") for _ in range(AT_ONCE + 1)]
+        writer.is_held = True
+        pending = alice.start("PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]})
+        for _ in range(steps):
+            writer.work()
+        after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
+        alice.server = after
+        assert is_redacted(alice, room, message)
+        await after.app.rooms.related_redactions.resume()
+        assert all(is_redacted(alice, room, child) for child in children)
+        assert await RelatedRedactionStore(after.app.database).get_unfinished() == []
+        if pending.done:
+            assert steps > 4
+            return
+    raise AssertionError("it never came to its end")
 
 
 def test_a_repeated_request(alice: User, room: str) -> None:
