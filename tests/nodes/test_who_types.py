@@ -239,7 +239,7 @@ def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(node
 
 def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingNodes) -> None:
     alice, alice_there = nodes.here_and_there("alice")
-    bob_here, bob = nodes.here_and_there("bob")
+    bob_here, _ = nodes.here_and_there("bob")
     room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
     nodes.wait()
     rooms.type(alice, room_id)  # for ten seconds
