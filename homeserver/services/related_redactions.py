@@ -91,9 +91,17 @@ class RelatedRedactions:
         notes = await self._store.get_unfinished()
         for (target, sender), group in groupby(notes, lambda note: (note.target, note.sender)):
             same = list(group)
-            room = (await self._rooms.get_rooms_by_nid([same[0].room_nid]))[same[0].room_nid]
-            await self._redact_children(await self._engine.get_snapshot(RoomID(room.room_id)), same, only_own=False)
-            await self._store.set_finished(target, sender)
+            try:
+                await self._resume(same)
+            except Exception:  # whatever befalls one, such as a policy server that is away, the others go on
+                self._log.failure("what relates to {target} waits for the next start", target=target)
+            else:
+                await self._store.set_finished(target, sender)
+
+    async def _resume(self, notes: Sequence[RelatedRedaction]) -> None:
+        room_nid = notes[0].room_nid
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        await self._redact_children(await self._engine.get_snapshot(RoomID(room.room_id)), notes, only_own=False)
 
     async def _redact_children(
         self, snapshot: RoomSnapshot, notes: Sequence[RelatedRedaction], *, only_own: bool

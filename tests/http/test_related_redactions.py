@@ -1,14 +1,20 @@
 """Redactions that take along what relates to their target (MSC3912)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.logger import capturedLogs
 
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import RoomID, ServerName
+from federation.rooms.drafts import Draft
+from federation.rooms.room_events import StoredEvent
 from homeserver.services.related_redactions import AT_ONCE
 from storage.accounts import AccountStore
 from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.related_redactions import RelatedRedactionStore
+from storage.related_redactions import RelatedRedaction, RelatedRedactionStore, add_redactions
 from tests.helpers.databases import open_inline
 from tests.helpers.later import HeldExecutor
 from tests.helpers.server import TestServer, User
@@ -174,6 +180,33 @@ async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQ
             assert steps > 4
             return
     raise AssertionError("it never came to its end")
+
+
+async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(3)]
+    targets = sorted((say(alice, room, "root"), room) for room in rooms)
+    children = [relate(alice, room, target, "m.thread") for target, room in targets]
+    for target, room in targets:
+        ok(redact(alice, room, target))
+        nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
+        note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None)
+        await database.write("note", add_redactions, [note])
+    send = server.app.rooms.engine.send
+
+    async def unless_first(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
+        if room_id == targets[0][1]:
+            raise RemoteError(ServerName("policy.example"), "it does not answer", retryable=True)
+        return await send(room_id, drafts)
+
+    with pytest.MonkeyPatch.context() as patch, capturedLogs():
+        patch.setattr(server.app.rooms.engine, "send", unless_first)
+        await server.app.rooms.related_redactions.resume()
+    gone = [is_redacted(alice, room, child) for (_, room), child in zip(targets, children, strict=True)]
+    assert gone == [False, True, True]
+    await server.app.rooms.related_redactions.resume()
+    assert is_redacted(alice, targets[0][1], children[0])
 
 
 def test_a_repeated_request(alice: User, room: str) -> None:
