@@ -102,6 +102,13 @@ class Visibility:
             events = [event for event in events if event.is_shown]
         return await self._filter_shown(user_id, own, events)
 
+    async def sees_all(self, user_id: UserID, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
+        """Whether a member may see all of the events (of one room), or might if none had grown too old or been purged: for what they
+        put upon them."""
+        if not all(event.in_timeline for event in events):
+            return False
+        return len(await self._filter_shown(user_id, own, events)) == len(events)
+
     async def filter_gone(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
     ) -> list[Seen]:
