@@ -79,9 +79,7 @@ class Visibility:
         """Whether a member sees all of these messages (of one room) just as they are: they came while they were in the room, and nothing
         has become of them. False too where it takes a look at the database to know that. `own`: their membership."""
         for event in events:  # mostly one
-            if not (event.is_plain and event.leaves_state and event.is_shown):
-                return False
-            if event.position is None or event.position <= own.position:
+            if not event.is_plain_message or event.position is None or event.position <= own.position:
                 return False
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
