@@ -50,6 +50,10 @@ class NodeCallsLost(Exception):
     """The other nodes are not heard any more."""
 
 
+class HeadLineLost(Exception):
+    """The head of the sequence cannot be asked any more by that line."""
+
+
 class UnsuitableDatabase(Exception):
     """The database cannot be used as it is; the text says what to do."""
 
@@ -166,6 +170,21 @@ class NodeCalls(Protocol):
     def close(self) -> None: ...
 
 
+class HeadLine(Protocol):
+    """A connection that the reactor reads, by which one asks for the head of the sequence and for nothing else."""
+
+    def fileno(self) -> int:
+        """The same until `close`, whatever befalls the connection."""
+
+    def ask(self) -> None:
+        """Ask, when there is no question on its way. Waits for nothing. Raises HeadLineLost."""
+
+    def take(self) -> int | None:
+        """What was answered; None where that is not whole yet, or nothing was asked. Waits for nothing. Raises HeadLineLost."""
+
+    def close(self) -> None: ...
+
+
 class Engine(Protocol):
     """Opens connections; knows what its errors mean."""
 
@@ -199,6 +218,9 @@ class Engine(Protocol):
     def connect_writer(self) -> Connection: ...
     def connect_node(self) -> NodeCalls | None:
         """None where there are no other nodes. Blocks."""
+
+    def connect_head(self) -> HeadLine | None:
+        """None where nobody else writes. Blocks."""
 
     def is_worth_retrying(self, error: Exception) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""

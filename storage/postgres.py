@@ -30,12 +30,14 @@ from psycopg2.extensions import (
 from storage.engine import (
     Connection,
     DatabaseUnavailable,
+    HeadLine,
     NodeCalls,
     OthersWrote,
     Row,
     SQLValue,
     UnsuitableDatabase,
 )
+from storage.head_line import PostgresHeadLine
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
 from storage.postgres_statements import (
     adapt,
@@ -413,6 +415,9 @@ class PostgresEngine:
     def connect_node(self) -> NodeCalls | None:
         return PostgresNodeCalls(self.open({}))
 
+    def connect_head(self) -> HeadLine | None:
+        return PostgresHeadLine(self._describe({"default_transaction_read_only": "on"}))
+
     def is_worth_retrying(self, error: Exception) -> bool:
         if not isinstance(error, psycopg2.Error):
             return False
@@ -457,6 +462,14 @@ class PostgresEngine:
 
     def open(self, settings: Mapping[str, str | int]) -> connection:
         """The driver's connection, in autocommit mode; `settings` are the server's, for this session."""
+        opened = psycopg2.connect(self._describe(settings))
+        opened.autocommit = True
+        opened.set_client_encoding("UTF8")
+        register_type(BYTES, opened)
+        return opened
+
+    def _describe(self, settings: Mapping[str, str | int]) -> str:
+        """What libpq is to connect to."""
         settings = {
             "statement_timeout": int(self._config.statement_timeout * 1000),
             "bytea_output": "hex",
@@ -478,8 +491,4 @@ class PostgresEngine:
         }
         own = " ".join(f"-c {name}={value}" for name, value in settings.items())
         parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        opened = psycopg2.connect(make_dsn(None, **parameters))
-        opened.autocommit = True
-        opened.set_client_encoding("UTF8")
-        register_type(BYTES, opened)
-        return opened
+        return make_dsn(None, **parameters)

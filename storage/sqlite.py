@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from storage.engine import LARGEST_CHUNK, Connection, NodeCalls, Row, SQLValue, UnsuitableDatabase
+from storage.engine import LARGEST_CHUNK, Connection, HeadLine, NodeCalls, Row, SQLValue, UnsuitableDatabase
 
 SAVE_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -264,6 +264,9 @@ class SQLiteEngine:
         return self._connect_writer()
 
     def connect_node(self) -> NodeCalls | None:
+        return None
+
+    def connect_head(self) -> HeadLine | None:
         return None
 
     def is_worth_retrying(self, error: Exception) -> bool:
