@@ -13,7 +13,7 @@ Laws of SQL that runs on both:
 - Whole numbers have 64 bits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 SQLValue = str | int | float | bytes | bool | None
@@ -135,9 +135,15 @@ class Connection(Protocol):
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
 
     def commit_changing(
-        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+        self,
+        counters: dict[str, int],
+        sql: str,
+        before: Sequence[SQLValue],
+        rows: Sequence[Sequence[SQLValue]],
+        looked_at: Collection[str],
     ) -> list[Row]:
-        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction."""
+        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction. Counters that are not among
+        those looked at may be others than at the begin."""
 
     def rollback(self) -> None: ...
     def end(self) -> None:

@@ -251,7 +251,7 @@ class Writer:
             if last is None:
                 connection.commit(counters)
             else:
-                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows))
+                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows, last.looked_at))
         except self._engine.errors as error:
             is_own = len(batch) == 1 and connection.transaction_is_open()
             if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):
