@@ -12,9 +12,9 @@ Laws:
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
-- What a batch is told of counters holds, or the batch is run again: PostgreSQL may find only at its first statement, or with the commit,
-  that other nodes have written (`OthersWrote`). A function that fails before its first statement has failed by what it knew without the
-  database.
+- What a batch is told of counters holds (where a write is alone and ends with a change: of those that it looked at), or the batch is run
+  again: PostgreSQL may find only at its first statement, or with the commit, that other nodes have written (`OthersWrote`). A function that
+  fails before its first statement has failed by what it knew without the database.
 """
 
 import threading
