@@ -27,7 +27,7 @@ from zope.interface import implementer
 from storage.engine import DatabaseUnavailable, HeadLine, HeadLineLost
 from storage.observer import Observer
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 2.0
 """Seconds without an answer after which a line is taken for lost; it may be seen as many later."""
 PAUSE: Final = 1.0
 """Seconds from one try to have a line to the next."""
