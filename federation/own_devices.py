@@ -20,7 +20,7 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import ServerName, UserID
 from federation.published_keys import KeysOfPeople
 from storage.cross_signing import CrossSigningKey, KeySignature
-from storage.device_keys import DeviceKeyStore, KeyWish
+from storage.device_keys import DeviceKeyStore
 from storage.device_list_log import DeviceListLog
 
 MOST_USERS: Final = 5000
@@ -115,7 +115,7 @@ class OwnDevices:
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, msgspec.Raw]]:
         """One-time keys (or fallback keys) of our users by user and device, each by its name; each is given out once."""
         wishes = [
-            KeyWish(user_id, device_id, algorithm)
+            (user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
             for device_id, algorithm in devices.items()
             # no id has that in it, and to PostgreSQL it would be another one, which may be named besides: both would get the same key

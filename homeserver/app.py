@@ -235,6 +235,7 @@ class Server:
         self.federation.unproved.stop()
         self.incoming.inbox.stop()
         self.rooms.elsewhere.leaving.stop()
+        self.rooms.elsewhere.planned_invites.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
         await self.federation_out.sender.stop()

@@ -2,7 +2,7 @@
 
 Notes are gathered for a moment and told together (`homeserver/nodes.py` brings them over), of those with one key the latest alone:
 however busy the rooms are, a node calls the others fifty times a second at most. A note may be lost, where the database is away or
-too many wait: it tells what is soon over, or told again.
+too many wait: it tells what is soon over, or told again, or asked for by who was not there.
 
 For the reactor thread.
 """
@@ -38,6 +38,7 @@ class NodeNotes:
         self._clock = clock
         self._tell: Tell | None = None
         self._hearers: dict[str, list[Callable[[int, bytes], None]]] = {}
+        self._questions: list[tuple[str, object]] = []
         self._waiting: dict[tuple[str, Hashable], object] = {}
         self._not_understood: set[str] = set()
         """Kinds that were heard of, of which some note was not understood."""
@@ -47,9 +48,18 @@ class NodeNotes:
     def connect(self, tell: Tell | None) -> None:
         """How others are reached from now on; None: no more. What waits then is not told to those who come later: it was of its
         time."""
+        is_begun = tell is not None and self._tell is None
         self._tell = tell
         if tell is None:
             self._waiting.clear()
+        if is_begun:
+            for kind, note in self._questions:
+                self.put(kind, None, note)
+
+    def ask(self, kind: str, note: object) -> None:
+        """Tell this to the others whenever this node begins to hear them: that they tell what it does not know, since it has just
+        started, or was cut off."""
+        self._questions.append((kind, note))
 
     def register(self, kind: str, form: type[Any], hearer: Callable[[int, Any], None]) -> None:
         """Who takes in notes of a kind, which have that form, with the number of the node; may not raise and may not block."""

@@ -11,8 +11,8 @@ import psycopg2
 
 from storage.copy_side import BATCH, NOT_COPIED, CannotCopy
 from storage.engine import Row, SQLValue
-from storage.postgres import WRITE_LOCK, PostgresEngine
-from storage.postgres_statements import NOT_TEXT
+from storage.postgres import PostgresEngine
+from storage.postgres_statements import NOT_TEXT, WRITE_LOCK
 
 TRIES = 10
 """How often others are looked for, a tenth of a second apart."""

@@ -19,8 +19,9 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.engine import Connection, DatabaseUnavailable, Engine, NodeCalls, Row, SQLValue
+from storage.engine import Connection, DatabaseUnavailable, Engine, HeadLine, NodeCalls, Row, SQLValue
 from storage.executors import Executor, ThreadExecutor
+from storage.head import Head
 from storage.migrate import migrate
 from storage.node_calls import select_nodes, tell_heard, tell_notes
 from storage.observer import Observer, SilentObserver
@@ -61,9 +62,10 @@ class Database:
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
         open_readers: Iterable[Connection] = (),
+        reactor: ReactorBase | None = None,
     ) -> None:
         """`writer` has to be an executor that runs one job at a time; `open_readers`: connections for reading that there are
-        already."""
+        already. `reactor`: reads what the head of the sequence is asked by, where the engine has something for that."""
         self.engine = engine
         self.streams = streams
         self._readers = readers
@@ -73,6 +75,9 @@ class Database:
         self._idle = deque(open_readers)
         """Connections for reading that nobody uses; whichever thread needs one takes it."""
         self._closed = False
+        self._head: Head | None = None
+        if reactor is not None and not engine.reads_on_calling_thread:
+            self._head = Head(reactor, self._connect_head, self._read_head, observer, clock)
         self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
 
     async def read(
@@ -177,9 +182,15 @@ class Database:
         await self.write("catch_up", _nothing)
         return self.streams.current()
 
+    async def get_head(self) -> int:
+        """The position of the latest change that is committed, whoever wrote it; for asking often. Raises DatabaseUnavailable."""
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        return await (self._read_head() if self._head is None else self._head.get())
+
     async def poll(self) -> None:
         """As `catch_up`, if there is anything; for asking often."""
-        if await self.read_quickly("poll_position", select_head) > self.streams.current():
+        if await self.get_head() > self.streams.current():
             await self.catch_up()
 
     async def close(self) -> None:
@@ -187,10 +198,21 @@ class Database:
         if self._closed:
             return
         self._closed = True
+        if self._head is not None:
+            self._head.close()
         await self._writer.close()
         await self._readers.close()
         while self._idle:
             self._idle.pop().close()
+
+    async def _read_head(self) -> int:
+        return await self.read_quickly("get_head", select_head)
+
+    async def _connect_head(self) -> HeadLine | None:
+        try:
+            return await self._read_in_pool("connect_head", lambda _txn: self.engine.connect_head(), (), False)
+        except self.engine.errors as error:
+            raise DatabaseUnavailable(f"the head cannot be asked by a line of its own: {error}") from error
 
     async def _read_in_pool(self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> T:
         if self._closed:
@@ -325,4 +347,5 @@ def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observ
         ThreadExecutor(reactor, "database-writer", 1),
         observer or SilentObserver(),
         open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
+        reactor=reactor,
     )

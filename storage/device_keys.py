@@ -11,7 +11,7 @@ Laws:
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -19,7 +19,7 @@ from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
 from storage.engine import LARGEST_CHUNK, DatabaseUnavailable
-from storage.keys_ahead import KeyRun, KeysAhead
+from storage.keys_ahead import KeyOf, KeyRun, KeysAhead
 from storage.one_time_keys import (
     BLOCK_COLUMNS,
     BLOCKS,
@@ -48,14 +48,6 @@ class DeviceKeysRow(msgspec.Struct, frozen=True):
     display_name: str | None
 
 
-class KeyWish(NamedTuple):
-    """Somebody needs a key of that algorithm to begin a conversation with that device."""
-
-    user_id: str
-    device_id: str
-    algorithm: str
-
-
 class KeyCounts(msgspec.Struct, frozen=True):
     """What a device has left: one-time keys by algorithm, algorithms with a fallback key that nobody used yet."""
 
@@ -75,7 +67,7 @@ class KeysLeft(msgspec.Struct, frozen=True):
 class KeysClaimed(msgspec.Struct, frozen=True):
     """What a change of the topic KEY_COUNT tells: of which devices of the users a one-time key was given out, by algorithm."""
 
-    taken: Sequence[KeyWish]
+    taken: Sequence[KeyOf]
 
 
 class NewKeys(msgspec.Struct, frozen=True):
@@ -111,21 +103,21 @@ class DeviceKeyStore:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
         return await self._database.read_quickly("get_key_counts", _select_counts, user_id, device_id)
 
-    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> list[bytes | None]:
+    async def do_claim(self, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
         """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where there is none. Where they are many, in
         several writes, so that those of others come in between; where one of these fails, what others gave out is not lost."""
-        claimed: dict[KeyWish, bytes] = {}
+        claimed: dict[KeyOf, bytes] = {}
         try:
             for at in range(0, len(wishes), CLAIMED_AT_ONCE):
                 await self._claim_some(wishes[at : at + CLAIMED_AT_ONCE], now_ms, claimed)
         except DatabaseUnavailable:
             if not claimed:
                 raise
-        return [claimed.get(wish) for wish in wishes]
+        return list(map(claimed.get, wishes))
 
-    async def _claim_some(self, wishes: Sequence[KeyWish], now_ms: int, claimed: dict[KeyWish, bytes]) -> None:
+    async def _claim_some(self, wishes: Sequence[KeyOf], now_ms: int, claimed: dict[KeyOf, bytes]) -> None:
         """Put keys for these into what is claimed; with one write, or two where other nodes gave out what was known of all."""
-        ahead = {wish: run for wish in wishes if (run := self._ahead.get(wish)) is not None}
+        ahead = self._ahead.get_all(wishes)
         if len(ahead) == len(wishes):
             keys = await self._database.write_changing("claim_keys", _claim_known, ahead, now_ms)
             claimed |= keys
@@ -312,12 +304,10 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
     )
 
 
-def _claim_known(
-    txn: WriteTransaction, ahead: Mapping[KeyWish, KeyRun], now_ms: int
-) -> LastChange[dict[KeyWish, bytes]]:
+def _claim_known(txn: WriteTransaction, ahead: Mapping[KeyOf, KeyRun], now_ms: int) -> LastChange[dict[KeyOf, bytes]]:
     position = txn.next_position()
 
-    def announce(keys: dict[KeyWish, bytes]) -> dict[KeyWish, bytes]:
+    def announce(keys: dict[KeyOf, bytes]) -> dict[KeyOf, bytes]:
         if keys:
             _announce_claims(txn, position, list(keys))
         return keys
@@ -326,8 +316,8 @@ def _claim_known(
 
 
 def _claim(
-    txn: WriteTransaction, wishes: Sequence[KeyWish], ahead: Mapping[KeyWish, KeyRun], now_ms: int
-) -> tuple[dict[KeyWish, bytes], dict[KeyWish, KeyRun | None]]:
+    txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: Mapping[KeyOf, KeyRun], now_ms: int
+) -> tuple[dict[KeyOf, bytes], dict[KeyOf, KeyRun | None]]:
     """The keys, and what `take_keys` says besides."""
     keys, runs = take_keys(txn, wishes, ahead, now_ms)
     if keys:
@@ -335,23 +325,23 @@ def _claim(
     rest = [wish for wish in wishes if wish not in keys]
     by_fallback = _use_fallback_keys(txn, rest) if rest else {}
     if by_fallback:
-        users = tuple(dict.fromkeys([wish.user_id for wish in by_fallback]))
+        users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
         txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
     return keys | by_fallback, runs
 
 
-def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, bytes]:
-    claimed: dict[KeyWish, bytes] = {}
-    unused: list[KeyWish] = []
+def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyOf]) -> dict[KeyOf, bytes]:
+    claimed: dict[KeyOf, bytes] = {}
+    unused: list[KeyOf] = []
     for user_id, device_id, algorithm, key_id, content, used in txn.query_with(
         "wishes",
-        KeyWish._fields,
+        ("user_id", "device_id", "algorithm"),
         wishes,
         "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM wishes AS w"
         " JOIN fallback_keys AS f"
         " ON f.user_id = w.user_id AND f.device_id = w.device_id AND f.algorithm = w.algorithm",
     ):
-        wish = KeyWish(user_id, device_id, algorithm)
+        wish = (user_id, device_id, algorithm)
         claimed[wish] = b"%b:%b" % (msgspec.json.encode(key_id), content)
         if not used:
             unused.append(wish)
@@ -363,7 +353,7 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict
     return claimed
 
 
-def _announce_claims(txn: WriteTransaction, position: int, taken: Sequence[KeyWish]) -> None:
+def _announce_claims(txn: WriteTransaction, position: int, taken: Sequence[KeyOf]) -> None:
     users = tuple(dict.fromkeys([user_id for user_id, _, _ in taken]))
     txn.announce(Change(position, Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken)))
 

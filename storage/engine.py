@@ -13,7 +13,7 @@ Laws of SQL that runs on both:
 - Whole numbers have 64 bits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 SQLValue = str | int | float | bytes | bool | None
@@ -48,6 +48,10 @@ class OthersWrote(Exception):
 
 class NodeCallsLost(Exception):
     """The other nodes are not heard any more."""
+
+
+class HeadLineLost(Exception):
+    """The head of the sequence cannot be asked any more by that line."""
 
 
 class UnsuitableDatabase(Exception):
@@ -131,9 +135,15 @@ class Connection(Protocol):
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
 
     def commit_changing(
-        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+        self,
+        counters: dict[str, int],
+        sql: str,
+        before: Sequence[SQLValue],
+        rows: Sequence[Sequence[SQLValue]],
+        looked_at: Collection[str],
     ) -> list[Row]:
-        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction."""
+        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction. Counters that are not among
+        those looked at may be others than at the begin."""
 
     def rollback(self) -> None: ...
     def end(self) -> None:
@@ -162,6 +172,21 @@ class NodeCalls(Protocol):
 
     def take(self) -> Sequence[Any]:
         """What was called since the last time; waits for nothing. Raises NodeCallsLost."""
+
+    def close(self) -> None: ...
+
+
+class HeadLine(Protocol):
+    """A connection that the reactor reads, by which one asks for the head of the sequence and for nothing else."""
+
+    def fileno(self) -> int:
+        """The same until `close`, whatever befalls the connection."""
+
+    def ask(self) -> None:
+        """Ask, when there is no question on its way. Waits for nothing. Raises HeadLineLost."""
+
+    def take(self) -> int | None:
+        """What was answered; None where that is not whole yet, or nothing was asked. Waits for nothing. Raises HeadLineLost."""
 
     def close(self) -> None: ...
 
@@ -199,6 +224,9 @@ class Engine(Protocol):
     def connect_writer(self) -> Connection: ...
     def connect_node(self) -> NodeCalls | None:
         """None where there are no other nodes. Blocks."""
+
+    def connect_head(self) -> HeadLine | None:
+        """None where nobody else writes. Blocks."""
 
     def is_worth_retrying(self, error: Exception) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""

@@ -7,7 +7,8 @@ Laws:
 - What is here is bounded; what was not used for longest goes first.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from sys import getsizeof
 from typing import Final
 
@@ -46,12 +47,12 @@ class KeysAhead:
         self._bytes = 0
         self._runs: OrderedDict[KeyOf, KeyRun] = OrderedDict()
 
-    def get(self, of: KeyOf) -> KeyRun | None:
-        """What is known."""
-        run = self._runs.get(of)
-        if run is not None:
-            self._runs.move_to_end(of)
-        return run
+    def get_all(self, wanted: Iterable[KeyOf]) -> dict[KeyOf, KeyRun]:
+        """What is known of these."""
+        runs = self._runs
+        found = {of: runs[of] for of in wanted if of in runs}
+        deque(map(runs.move_to_end, found), maxlen=0)
+        return found
 
     def put(self, of: KeyOf, run: KeyRun | None) -> None:
         """Know that from now on; None: nothing."""

@@ -9,14 +9,13 @@ An advisory lock is held from begin to commit of every batch: nodes write one af
 one sequence are committed in their order, and writers never wait for each other's rows in a circle.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import islice
 from select import POLLIN, poll
 
 import msgspec
 import psycopg2
-from psycopg2 import errorcodes
 from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
@@ -30,14 +29,19 @@ from psycopg2.extensions import (
 from storage.engine import (
     Connection,
     DatabaseUnavailable,
+    HeadLine,
     NodeCalls,
     OthersWrote,
     Row,
     SQLValue,
     UnsuitableDatabase,
 )
+from storage.head_line import PostgresHeadLine
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.postgres_errors import is_outage, is_worth_retrying
 from storage.postgres_statements import (
+    PREPARE_WRITES,
+    WRITE_LOCK,
     adapt,
     arrays_of,
     column_types,
@@ -50,20 +54,10 @@ from storage.postgres_statements import (
 )
 from storage.postgres_values import BYTES, encode_rows
 from storage.prepared import Argument, Prepared
+from storage.transaction import POSITION
 
-WRITE_LOCK = 0x4D61_6861_6C6C_61
-"""The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
 MIGRATION_LOCK = WRITE_LOCK + 1
 
-PREPARE_WRITES = (
-    f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
-    "PREPARE read_counters AS SELECT name, value FROM counters; "
-    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value + 1), 0) = $1)::int FROM counters; "
-    "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
-    "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
-)
-"""What every batch does, planned once. A counter only grows, and none goes, so none has changed or come while the sum is the same; else
-that is a division by zero."""
 STEADY = 8
 """Batches in a row before which nobody else had written: then it is taken for granted, and found out where it is not so."""
 
@@ -74,13 +68,6 @@ AT_ONCE = 500
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
-
-_RETRIED_CLASSES = ("40", "08", "57P0", "0A000", "26000")
-"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting, a table
-that another program changed under a prepared statement (a new connection has none), what was prepared is gone (`DISCARD ALL`)."""
-
-_OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
-"""Lost connection, no room or memory, an operator's intervention, an error of the system, lock timeout."""
 
 
 class PostgresConfig(msgspec.Struct, frozen=True):
@@ -231,8 +218,7 @@ class PostgresConnection:
         # What the server says unasked is most likely that it ends the session. That has to be found out before the commit: of a commit
         # that is lost nobody knows what became of it.
         if self._steady >= STEADY and not self._socket.poll(0):
-            check = b"EXECUTE check_counters (%d)" % (sum(self._counters.values()) + len(self._counters))
-            self._waiting += (b"BEGIN", b"EXECUTE take_lock", check)
+            self._waiting.append(b"BEGIN; EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters())
             self._begins = True
             return dict(self._counters)
         if not self._writes:
@@ -277,6 +263,9 @@ class PostgresConnection:
 
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
+        if self._begins and b"SAVEPOINT one" not in self._waiting:
+            self._send_whole(counters, None, None)
+            return
         self._leave_counters(counters)
         self._send(b"COMMIT")
         if self._cursor.statusmessage != "COMMIT":
@@ -285,7 +274,12 @@ class PostgresConnection:
         self._counters.update(counters)
 
     def commit_changing(
-        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+        self,
+        counters: dict[str, int],
+        sql: str,
+        before: Sequence[SQLValue],
+        rows: Sequence[Sequence[SQLValue]],
+        looked_at: Collection[str],
     ) -> list[Row]:
         statement, args = for_all(sql, before, rows)
         last = self._cursor.mogrify(self._find(statement, args), args)
@@ -294,17 +288,7 @@ class PostgresConnection:
             changed = self._cursor.fetchall()
             self.commit(counters)
             return changed
-        # All of the transaction is in one message: that is one without BEGIN and COMMIT too, and the rows of its last statement arrive.
-        del self._waiting[0]
-        self._leave_counters(counters)
-        try:
-            self._send(last)
-        except psycopg2.Error as error:
-            # Where the server has refused it, and the session is there, all of it is undone: as if it had yet to begin.
-            is_there = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE
-            self._begins = is_there and error.pgcode is not None
-            raise
-        self._counters.update(counters)
+        self._send_whole(counters, looked_at, last)
         return self._cursor.fetchall()
 
     def rollback(self) -> None:
@@ -345,7 +329,33 @@ class PostgresConnection:
             self._prepared.keep(sql, args, text)
         return text
 
-    def _leave_counters(self, counters: dict[str, int]) -> None:
+    def _send_whole(self, counters: Mapping[str, int], looked_at: Collection[str] | None, last: bytes | None) -> None:
+        """The whole transaction as one message: that is one without BEGIN and COMMIT too, and the rows of its last statement arrive.
+        `looked_at`: on which counters it rests, None: on all."""
+        before, after = self._counters.get(POSITION), counters.get(POSITION)
+        if before is None or after is None:
+            self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters()
+            self._leave_counters(counters)
+        elif looked_at is not None and {POSITION, *looked_at} == {POSITION}:
+            self._waiting[0] = b"EXECUTE lock_and_move (%d, %d)" % (before, after)
+        else:
+            self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_and_move (%d, %d)" % (self._sum_of_counters(), after)
+            self._leave_counters({name: value for name, value in counters.items() if name != POSITION})
+        if last is None:
+            last = self._waiting.pop()
+        try:
+            self._send(last)
+        except psycopg2.Error as error:
+            # Where the server has refused it, and the session is there, all of it is undone: as if it had yet to begin.
+            is_there = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE
+            self._begins = is_there and error.pgcode is not None
+            raise
+        self._counters.update(counters)
+
+    def _sum_of_counters(self) -> int:
+        return sum(self._counters.values()) + len(self._counters)
+
+    def _leave_counters(self, counters: Mapping[str, int]) -> None:
         for name, value in counters.items():
             save = "EXECUTE save_counter (%s, %s)" if name in self._counters else "EXECUTE add_counter (%s, %s)"
             self._waiting.append(self._cursor.mogrify(save, (name, value)))
@@ -408,28 +418,21 @@ class PostgresEngine:
 
     def connect_writer(self) -> Connection:
         patience = int(self._config.write_lock_timeout * 1000)
-        return self._connect({"lock_timeout": patience, "idle_in_transaction_session_timeout": patience})
+        settings = {"lock_timeout": patience, "idle_in_transaction_session_timeout": patience}
+        # what is checked has to be seen as it is once the lock is there, whatever the role's or the database's default
+        return self._connect({**settings, "default_transaction_isolation": "read\\ committed"})
 
     def connect_node(self) -> NodeCalls | None:
         return PostgresNodeCalls(self.open({}))
 
+    def connect_head(self) -> HeadLine | None:
+        return PostgresHeadLine(self._describe({"default_transaction_read_only": "on"}))
+
     def is_worth_retrying(self, error: Exception) -> bool:
-        if not isinstance(error, psycopg2.Error):
-            return False
-        if error.pgcode is None:
-            # Of a message that could not be sent the driver says no more than that it is an error.
-            is_unsent = type(error) is psycopg2.DatabaseError
-            return is_unsent or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-        return (
-            error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
-        )
+        return is_worth_retrying(error)
 
     def is_outage(self, error: Exception) -> bool:
-        if not isinstance(error, psycopg2.Error):
-            return False
-        if error.pgcode is None:
-            return self.is_worth_retrying(error)
-        return error.pgcode.startswith(_OUTAGE_CLASSES)
+        return is_outage(error)
 
     def check(self, connection: Connection) -> None:
         row = connection.query_one(
@@ -457,6 +460,14 @@ class PostgresEngine:
 
     def open(self, settings: Mapping[str, str | int]) -> connection:
         """The driver's connection, in autocommit mode; `settings` are the server's, for this session."""
+        opened = psycopg2.connect(self._describe(settings))
+        opened.autocommit = True
+        opened.set_client_encoding("UTF8")
+        register_type(BYTES, opened)
+        return opened
+
+    def _describe(self, settings: Mapping[str, str | int]) -> str:
+        """What libpq is to connect to."""
         settings = {
             "statement_timeout": int(self._config.statement_timeout * 1000),
             "bytea_output": "hex",
@@ -478,8 +489,4 @@ class PostgresEngine:
         }
         own = " ".join(f"-c {name}={value}" for name, value in settings.items())
         parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        opened = psycopg2.connect(make_dsn(None, **parameters))
-        opened.autocommit = True
-        opened.set_client_encoding("UTF8")
-        register_type(BYTES, opened)
-        return opened
+        return make_dsn(None, **parameters)

@@ -13,7 +13,7 @@ from storage.database import Database
 from storage.device_keys import DeviceKeysRow, select_device_keys
 from storage.devices import select_positions
 from storage.remote_devices import select_remote_devices
-from storage.transaction import Transaction, select_head
+from storage.transaction import Transaction
 
 FEW_USERS: Final = 4
 """Of so many the keys are read on the thread that asks, where the database allows that."""
@@ -50,7 +50,7 @@ class PublishedKeyStore:
 
     async def get_head(self) -> int:
         """The position of the latest change of anything that is committed; one query."""
-        return await self._database.read_quickly("get_head", select_head)
+        return await self._database.get_head()
 
     async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
         """By user what somebody has signed of others; one query."""

@@ -30,10 +30,6 @@ class RelatedRedactionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_redactions(self, redactions: Iterable[RelatedRedaction]) -> None:
-        """Note what is to be done, anew if it was noted before."""
-        await self._database.write("add_related_redactions", _insert, list(redactions))
-
     async def set_finished(self, target: str, sender: str) -> None:
         """All that was there has been redacted."""
         await self._database.write("set_related_redactions_finished", _finish, target, sender)
@@ -47,7 +43,8 @@ class RelatedRedactionStore:
         return await self._database.read("get_unfinished_redactions", _select_unfinished)
 
 
-def _insert(txn: WriteTransaction, redactions: list[RelatedRedaction]) -> None:
+def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]) -> None:
+    """Note what is to be done, anew if it was noted before."""
     txn.execute_many(
         f"INSERT INTO related_redactions ({_COLUMNS}, finished) VALUES (?, ?, ?, ?, ?, 0)"
         " ON CONFLICT (target, sender, rel_type) DO UPDATE SET finished = 0, reason = excluded.reason",

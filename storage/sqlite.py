@@ -7,7 +7,7 @@ begun by hand (`isolation_level=None`), so that none is open that nobody asked f
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from storage.engine import LARGEST_CHUNK, Connection, NodeCalls, Row, SQLValue, UnsuitableDatabase
+from storage.engine import LARGEST_CHUNK, Connection, HeadLine, NodeCalls, Row, SQLValue, UnsuitableDatabase
 
 SAVE_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -199,7 +199,12 @@ class SQLiteConnection:
         self._counters = None if known is None else known | counters
 
     def commit_changing(
-        self, counters: dict[str, int], sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+        self,
+        counters: dict[str, int],
+        sql: str,
+        before: Sequence[SQLValue],
+        rows: Sequence[Sequence[SQLValue]],
+        looked_at: Collection[str],
     ) -> list[Row]:
         changed = self.change_each(sql, before, rows)
         self.commit(counters)
@@ -264,6 +269,9 @@ class SQLiteEngine:
         return self._connect_writer()
 
     def connect_node(self) -> NodeCalls | None:
+        return None
+
+    def connect_head(self) -> HeadLine | None:
         return None
 
     def is_worth_retrying(self, error: Exception) -> bool:

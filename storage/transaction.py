@@ -5,7 +5,7 @@ Laws:
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -109,18 +109,21 @@ class LastChange(msgspec.Struct, Generic[T], frozen=True):
     before: Sequence[SQLValue]
     rows: Sequence[Sequence[SQLValue]]
     then: Callable[[list[Row]], T]
+    looked_at: Collection[str]
+    """Counters: those that the write does not rest on may have changed since its begin."""
 
 
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = ("_before", "_counters", "callbacks", "changes", "everywhere", "known")
+    __slots__ = ("_before", "_counters", "_looked_at", "callbacks", "changes", "everywhere", "known")
 
     def __init__(self, connection: Connection, before: Mapping[str, int], counters: dict[str, int]) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
         super().__init__(connection)
         self._before = before
         self._counters = counters
+        self._looked_at: set[str] = set()
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
@@ -184,7 +187,7 @@ class WriteTransaction(Transaction):
         PostgreSQL gets it with the commit, where the write is alone; so `then` may announce what it has a position for, and ask nothing.
         """
         self.queries += 1
-        return LastChange(sql, before, rows, then)
+        return LastChange(sql, before, rows, then, self._looked_at)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch. As with `execute_later`, PostgreSQL may get it with what
@@ -219,6 +222,7 @@ class WriteTransaction(Transaction):
 
     def counter(self, name: str) -> int:
         """How many numbers of a named counter have been taken; of what other processes took, as of when the batch began."""
+        self._looked_at.add(name)
         value = self._counters.get(name)
         return self._before.get(name, 0) if value is None else value
 

@@ -12,9 +12,9 @@ Laws:
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
-- What a batch is told of counters holds, or the batch is run again: PostgreSQL may find only at its first statement, or with the commit,
-  that other nodes have written (`OthersWrote`). A function that fails before its first statement has failed by what it knew without the
-  database.
+- What a batch is told of counters holds (where a write is alone and ends with a change: of those that it looked at), or the batch is run
+  again: PostgreSQL may find only at its first statement, or with the commit, that other nodes have written (`OthersWrote`). A function that
+  fails before its first statement has failed by what it knew without the database.
 """
 
 import threading
@@ -251,7 +251,7 @@ class Writer:
             if last is None:
                 connection.commit(counters)
             else:
-                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows))
+                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows, last.looked_at))
         except self._engine.errors as error:
             is_own = len(batch) == 1 and connection.transaction_is_open()
             if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):

@@ -7,9 +7,13 @@ import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, UserID
+from storage.rooms import RoomRow
 from storage.sent_transactions import SentTransaction
+from storage.transaction import WriteTransaction
 
 Check = Callable[[Sequence[Event]], Awaitable[None]]
+Also = Callable[[WriteTransaction, RoomRow], None]
+"""What else is to be written in a transaction that writes to a room."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -31,3 +35,5 @@ class Draft(msgspec.Struct, frozen=True):
     node's comes in between. Raises what its sender is told."""
     unless_same: bool = False
     """Make no event when the state entry has this content already; the present event is the answer."""
+    also: Also | None = None
+    """What is to be written if the event is, and with it."""

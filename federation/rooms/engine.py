@@ -23,7 +23,7 @@ from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
-from federation.rooms.drafts import Draft
+from federation.rooms.drafts import Also, Draft
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
@@ -44,9 +44,6 @@ MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
 LONGEST_CHAIN_MS = 1_000
 """A chain that takes longer to build, since the room's policy server is slow, is written before more is added to it."""
-
-Also = Callable[[WriteTransaction, RoomRow], None]
-"""What else is to be written in the transaction that creates a room."""
 
 
 class _Request(msgspec.Struct):
@@ -238,7 +235,7 @@ class RoomEngine:
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
 
-        `room_id` is None where the create event names the room. `also` runs in the same transaction,
+        `room_id` is None where the create event names the room. `also` runs in the same transaction (that of a draft does not),
         `prepare` before it, with the id that the room will have. Raises what authorization of a draft, or they, raise.
         """
         # two rooms that one person makes in the same millisecond would be one: the create event names the room. Another
@@ -336,7 +333,8 @@ class RoomEngine:
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:
-                appended = await self._write(snapshot, chain, now)
+                also = [draft.also for request in ready for draft in request.drafts if draft.also is not None]
+                appended = await self._write(snapshot, chain, also, now)
             except HeadMoved:
                 rebuilds += 1
                 snapshot = await self._moved(snapshot) or snapshot
@@ -399,7 +397,7 @@ class RoomEngine:
         self._snapshots.pop(snapshot.room.room_id, None)
         return await self._read(snapshot.room)
 
-    async def _write(self, snapshot: RoomSnapshot, chain: Chain, now: int) -> Appended:
+    async def _write(self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int) -> Appended:
         if not chain.new:
             if await self._moved(snapshot) is not None:
                 raise HeadMoved(
@@ -409,7 +407,7 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.extremities, now
+                "append_events", self._append_in, snapshot, chain.new, chain.extremities, also, now
             )
         finally:
             self._events.forget_expected(chain.built)
@@ -420,9 +418,13 @@ class RoomEngine:
         snapshot: RoomSnapshot,
         new: Sequence[NewEvent],
         extremities: Sequence[str],
+        also: Sequence[Also],
         now: int,
     ) -> Appended:
-        return self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
+        appended = self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
+        for each in also:
+            each(txn, snapshot.room)
+        return appended
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
         others: list[_Request] = []

@@ -34,10 +34,8 @@ class Memberships:
 
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
         """All memberships of a user by room number. The mapping is the cache's own: read, don't keep."""
-        found = self._by_user.get(user_id)
+        found = self.known_of(user_id)
         if found is not None:
-            self._by_user.move_to_end(user_id)
-            self.hits += 1
             return found
         self.misses += 1
         while True:
@@ -49,6 +47,14 @@ class Memberships:
         if len(self._by_user) > self._capacity:
             self._by_user.popitem(last=False)
         return rows
+
+    def known_of(self, user_id: UserID) -> Mapping[int, MembershipRow] | None:
+        """The same as far as it is in memory."""
+        found = self._by_user.get(user_id)
+        if found is not None:
+            self._by_user.move_to_end(user_id)
+            self.hits += 1
+        return found
 
     async def local_members(self, room_nid: int) -> Set[str]:
         """This server's users who are joined. The set is the cache's own: read, don't keep."""

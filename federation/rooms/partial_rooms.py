@@ -25,7 +25,8 @@ class PartialRooms:
         self._store = store
         self._streams = streams
         self._clock = clock
-        self._known: dict[int, PartialRoom] | None = None
+        self.known: dict[int, PartialRoom] | None = None
+        """What `get_all` gives, as far as it is in memory."""
         self._changes_heard = 0
         self._waiting: dict[int, list[Deferred[None]]] = {}
         streams.subscribe(self._hear, Topic.COMPLETENESS)
@@ -33,12 +34,12 @@ class PartialRooms:
 
     async def get_all(self) -> Mapping[int, PartialRoom]:
         """By number all rooms that were entered so, the complete ones too. No query while nothing changes."""
-        while self._known is None:
+        while self.known is None:
             heard = self._changes_heard
             rooms = {room.room_nid: room for room in await self._store.get_rooms()}
             if heard == self._changes_heard:
-                self._known = rooms
-        return self._known
+                self.known = rooms
+        return self.known
 
     async def find(self, room_nid: int) -> PartialRoom | None:
         """The room, if a part of its state is lacking."""
@@ -75,10 +76,10 @@ class PartialRooms:
         for change in changes:
             if change.topic is Topic.COMPLETENESS:
                 self._changes_heard += 1
-                if self._known is not None and isinstance(change.detail, PartialRoom):
-                    self._known[change.detail.room_nid] = change.detail
+                if self.known is not None and isinstance(change.detail, PartialRoom):
+                    self.known[change.detail.room_nid] = change.detail
                 else:
-                    self._known = None
+                    self.known = None
 
     def _heed_others(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said that it did not, it may have completed a room."""
@@ -86,7 +87,7 @@ class PartialRooms:
         if told is not None and all(change.topic is not Topic.COMPLETENESS for change in told):
             return
         self._changes_heard += 1
-        self._known = None
+        self.known = None
         for room_nid in list(self._waiting):
             self.tell(room_nid)
 

@@ -38,6 +38,7 @@ class StoredEvent:
         "event",
         "flags",
         "is_plain",
+        "is_plain_message",
         "leaves_state",
         "nid",
         "pdu",
@@ -83,6 +84,8 @@ class StoredEvent:
         """Whether a reader is told nothing of it beside the event, but for children and transaction ids."""
         self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
         """Whether the room's current state was the same after its arrival as before."""
+        self.is_plain_message = self.is_plain and self.leaves_state and self.is_shown
+        """Whether who was in the room when it arrived sees it just as it is, and nothing else has changed with it."""
 
     def with_content_of(self, event: Event) -> "StoredEvent":
         """The same with another form of the event, for a reader who is not to get all of it."""
@@ -193,10 +196,18 @@ class RoomEvents:
             break
         return found
 
+    def find(self, nid: int) -> StoredEvent | None:
+        """The event of this number, if it is in memory."""
+        found = self._cache.get(nid)
+        if found is not None:
+            self._cache.move_to_end(nid)
+            self.hits += 1
+        return found
+
     def find_all(self, nids: Iterable[int]) -> Sequence[StoredEvent] | None:
         """The events of these numbers, if all of them are in memory."""
         wanted = list(nids)
-        found = [event for event in map(self._cache.get, wanted) if event is not None]
+        found = list(filter(None, map(self._cache.get, wanted)))
         if len(found) < len(wanted):
             return None
         deque(map(self._cache.move_to_end, wanted), 0)

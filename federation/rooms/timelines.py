@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import Protocol
 
 import msgspec
 
@@ -19,6 +20,24 @@ TAIL_LENGTH = 64
 """Arrivals kept for a room."""
 
 _position = attrgetter("position")
+
+
+class Positioned(Protocol):
+    """What has a place in the one sequence."""
+
+    @property
+    def position(self) -> int:
+        """That place."""
+        ...
+
+
+def count_upto(known: Sequence[Positioned], position: int) -> int:
+    """How many of the few that are kept, oldest first, came up to a position. From their end, since mostly only the last one came after:
+    to halve again and again would look at more of them, which after a rest costs more than to count."""
+    count = len(known)
+    while count and known[count - 1].position > position:
+        count -= 1
+    return count
 
 
 class _Tail(msgspec.Struct):
@@ -87,10 +106,10 @@ class Timelines:
         self._tails.move_to_end(room_nid)
         self.hits += 1
         known = tail.arrivals
-        start = bisect_right(known, after, key=_position)
-        if not known or known[-1].position <= upto:  # as a rule: nothing has come meanwhile
-            return known[start:]
-        return known[start : bisect_right(known, upto, start, key=_position)]
+        arrivals = known[count_upto(known, after) :]
+        if not arrivals or arrivals[-1].position <= upto:  # as a rule: nothing has come meanwhile
+            return arrivals
+        return arrivals[: count_upto(arrivals, upto)]
 
     async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
         """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are missing."""

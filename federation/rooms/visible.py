@@ -79,9 +79,7 @@ class Visibility:
         """Whether a member sees all of these messages (of one room) just as they are: they came while they were in the room, and nothing
         has become of them. False too where it takes a look at the database to know that. `own`: their membership."""
         for event in events:  # mostly one
-            if not (event.is_plain and event.leaves_state and event.is_shown):
-                return False
-            if event.position is None or event.position <= own.position:
+            if not event.is_plain_message or event.position is None or event.position <= own.position:
                 return False
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
@@ -103,6 +101,13 @@ class Visibility:
         if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
             events = [event for event in events if event.is_shown]
         return await self._filter_shown(user_id, own, events)
+
+    async def sees_all(self, user_id: UserID, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
+        """Whether a member may see all of the events (of one room), or might if none had grown too old or been purged: for what they
+        put upon them."""
+        if not all(event.in_timeline for event in events):
+            return False
+        return len(await self._filter_shown(user_id, own, events)) == len(events)
 
     async def filter_gone(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]

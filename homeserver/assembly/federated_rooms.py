@@ -16,6 +16,7 @@ from federation.rooms.handshakes import Handshakes
 from federation.rooms.invitations import Invitations
 from federation.rooms.join_answers import JoinAnswers
 from federation.rooms.leaving import Leaving
+from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.remote_memberships import RemoteMemberships
 from federation.rooms.templates import Handshake
 from homeserver.assembly.federation import FederationParts
@@ -25,6 +26,7 @@ from homeserver.jobs import Job
 from homeserver.services.remote_directory import RemoteDirectory
 from storage.database import Database
 from storage.events import EventStore
+from storage.planned_invites import PlannedInviteStore
 from storage.room_summaries import RoomSummaryStore
 from storage.told_states import ToldStates
 from storage.untold_leaves import UntoldLeaveStore
@@ -125,11 +127,18 @@ class FederatedRoomParts:
         )
         rooms.elsewhere.memberships = memberships
         rooms.elsewhere.leaving = self.leaving
+        self.planned_invites = PlannedInvites(
+            PlannedInviteStore(database), rooms.store, rooms.engine, self.invitations, clock, rooms.now_ms
+        )
         rooms.elsewhere.invitations = self.invitations
+        rooms.elsewhere.planned_invites = self.planned_invites
         rooms.elsewhere.outside = rooms.outside
         rooms.elsewhere.policy = federation.policy
         rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), federation.policy, clock)
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
-        return (Job("tell_leaves", self.leaving.do_tell, 60.0),)
+        return (
+            Job("tell_leaves", self.leaving.do_tell, 60.0),
+            Job("send_planned_invites", self.planned_invites.do_resume, 60.0),
+        )

@@ -265,7 +265,7 @@ class RoomParts:
             personal_settings,
             self.invite_policy,
             self.residence,
-            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter, clock),
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             profile_on_invite=config.people.include_profile_data_on_invite,
         )
         self.creation = RoomCreation(

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from federation.protocol.errors import Forbidden, LimitExceeded
+from federation.protocol.errors import Forbidden, LimitExceeded, NotFound
 from federation.protocol.ids import RoomID
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.delayed_events import DelayedEvents, DelayTooLong, TooManyDelayed
+from homeserver.services.delayed_events import AlreadyFinalised, DelayedEvents, DelayTooLong, TooManyDelayed
 
 _PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 _ALL = ("/_matrix/client/v1/delayed_events", _PREFIX + "/delayed_events")
@@ -88,10 +88,16 @@ async def get_delayed_event(delayed: DelayedEvents, caller: Requester, *, delay_
     return await delayed.get_event(caller, delay_id)
 
 
-@endpoint("POST", *(path + "/{action}" for path in _ONE), auth=Auth.NONE)
+@endpoint("POST", "/_matrix/client/v1/delayed_events/{delay_id}/{action}", auth=Auth.NONE)
 async def manage_delayed_event(delayed: DelayedEvents, *, delay_id: str, action: Action) -> Empty:
     """Send an event now, put it off by its whole delay, or cancel it."""
     return await _manage(delayed, delay_id, action)
+
+
+@endpoint("POST", _PREFIX + "/delayed_events/{delay_id}/{action}", auth=Auth.NONE)
+async def manage_delayed_event_as_released(delayed: DelayedEvents, *, delay_id: str, action: Action) -> Empty:
+    """The same for released clients."""
+    return await _manage_as_released(delayed, delay_id, action)
 
 
 class ManageBody(msgspec.Struct, frozen=True):
@@ -103,7 +109,15 @@ class ManageBody(msgspec.Struct, frozen=True):
 @endpoint("POST", _PREFIX + "/delayed_events/{delay_id}", auth=Auth.NONE)
 async def manage_delayed_event_by_body(delayed: DelayedEvents, *, delay_id: str, body: ManageBody) -> Empty:
     """The same, as clients asked for it until the end of 2025."""
-    return await _manage(delayed, delay_id, body.action)
+    return await _manage_as_released(delayed, delay_id, body.action)
+
+
+async def _manage_as_released(delayed: DelayedEvents, delay_id: str, action: Action) -> Empty:
+    try:
+        return await _manage(delayed, delay_id, action)
+    except AlreadyFinalised as error:
+        # COMPAT(matrix-js-sdk, Element Call): for an event that is sent or cancelled already they expect M_NOT_FOUND
+        raise NotFound(error.text) from None
 
 
 async def _manage(delayed: DelayedEvents, delay_id: str, action: Action) -> Empty:

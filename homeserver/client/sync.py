@@ -6,7 +6,7 @@ from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.filters import Filters
 from homeserver.services.presence.presence import Presence
 from homeserver.services.stream_tokens import parse_sync_token
-from homeserver.services.sync.request import StateSection, SyncRequest
+from homeserver.services.sync.request import STATE_AFTER, STATE_BEFORE, UNSTABLE_STATE_AFTER, SyncRequest
 from homeserver.services.sync.sync import Sync
 
 
@@ -31,11 +31,12 @@ async def get_sync(
         since=parse_sync_token(since) if since else None,
         filter=await filters.get_filter(caller.user_id, filter),
         full_state=full_state,
-        state_section=StateSection.AFTER
+        state_section=STATE_AFTER
         if use_state_after
-        else StateSection.UNSTABLE_AFTER
+        else UNSTABLE_STATE_AFTER
         if unstable_state_after
-        else StateSection.BEFORE,
+        else STATE_BEFORE,
+        token=since or "",
     )
     presence.arrive(caller, set_presence)
     try:

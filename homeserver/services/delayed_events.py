@@ -5,18 +5,20 @@ Laws:
   the `delay_id` in the write that sends it.
 - What is allowed is asked when it is sent. That it costs the sender something of `rc_message` is counted when it is
   scheduled: the end of a call must not be refused because somebody chatted.
-- Who knows the `delay_id` may manage the event, with a token or without.
+- Who knows the `delay_id` may manage the event, with a token or without. A request that comes again, or at the same moment as another,
+  is answered by what has become of the event: success where that is what it asked for.
 
 Proposal: MSC4140, the text of December 2025 that released clients speak, and that of July 2026.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,6 +26,7 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
+    LimitExceeded,
     MatrixError,
     NotFound,
     RemoteError,
@@ -52,6 +55,10 @@ LONGEST_NAME: Final = 255
 LEASE_MS: Final = 60_000
 """How long sending one may take, before another node tries."""
 AT_ONCE: Final = 50
+PATIENCE: Final = 20.0
+"""Seconds that a request waits while another one is at sending its event."""
+LOOKS_AGAIN: Final = (0.02, 0.05, 0.1, 0.2)
+"""After how many seconds it looks what has become of it; after the last of them again and again."""
 REMEMBERED_MS: Final = 7 * 24 * 3_600_000
 """How long it is remembered what became of an event."""
 SHOWN_FINALISED: Final = 100
@@ -80,6 +87,10 @@ class TooManyDelayed(MatrixError):
         fields: dict[str, object] = {"org.matrix.msc4140.errcode": "M_MAX_DELAYED_EVENTS_EXCEEDED"}
         super().__init__(None, **fields)
         self.next_ms = next_ms
+
+
+class AlreadyFinalised(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 409, "The event has been sent or cancelled"
 
 
 class DelayedEvents:
@@ -188,35 +199,71 @@ class DelayedEvents:
         return row.delay_id
 
     async def do_restart(self, delay_id: str) -> None:
-        """Begin the delay anew. Raises NotFound, LimitExceeded."""
-        row = await self._find(delay_id)
-        send_ts = await self._database.write("restart_event", self._store.set_restarted, row.delay_id, self._now_ms())
-        if send_ts is None:
-            # COMPAT(Element Call): where an event is sent or cancelled it looks for M_NOT_FOUND, and schedules another
-            raise NotFound("The event has been sent or cancelled")
-        self._wake_at(send_ts)
+        """Begin the delay anew. Raises NotFound, LimitExceeded, AlreadyFinalised."""
+
+        async def restart(row: DelayedEventRow) -> bool:
+            send_ts = await self._database.write(
+                "restart_event", self._store.set_restarted, row.delay_id, self._now_ms()
+            )
+            if send_ts is not None:
+                self._wake_at(send_ts)
+            return send_ts is not None
+
+        await self._manage(delay_id, None, restart)
 
     async def do_cancel(self, delay_id: str) -> None:
-        """Never send it; that it is cancelled is no error. Raises NotFound, LimitExceeded."""
-        row = await self._find(delay_id)
-        if not await self._database.write("cancel_event", self._store.set_cancelled, row, self._now_ms()):
-            await self._expect(delay_id, "cancel")
+        """Never send it; that it is cancelled is no error. Raises NotFound, LimitExceeded, AlreadyFinalised."""
+
+        async def cancel(row: DelayedEventRow) -> bool:
+            return await self._database.write("cancel_event", self._store.set_cancelled, row, self._now_ms())
+
+        await self._manage(delay_id, "cancel", cancel)
 
     async def do_send(self, delay_id: str) -> None:
-        """Send it now; that it was sent is no error. Raises NotFound, LimitExceeded, and what sending raises: then it stays
-        scheduled."""
-        row = await self._find(delay_id)
-        now = self._now_ms()
-        if not await self._database.write("take_event", self._store.take_lease, delay_id, now, now + LEASE_MS):
-            await self._expect(delay_id, "send")
-            return
-        try:
-            await self._send(row, "action")
-        except (MatrixError, RemoteError):
-            await self._database.write("release_event", self._store.end_lease, delay_id)
-            if row.send_ts is not None:
-                self._wake_at(row.send_ts)
-            raise
+        """Send it now; that it was sent is no error. Raises NotFound, LimitExceeded, AlreadyFinalised, and what sending raises: then
+        it stays scheduled."""
+
+        async def send(row: DelayedEventRow) -> bool:
+            now = self._now_ms()
+            if not await self._database.write("take_event", self._store.take_lease, delay_id, now, now + LEASE_MS):
+                return False
+            try:
+                await self._send(row, "action")
+            except (MatrixError, RemoteError):
+                await self._database.write("release_event", self._store.end_lease, delay_id)
+                if row.send_ts is not None:
+                    self._wake_at(row.send_ts)
+                raise
+            return True
+
+        await self._manage(delay_id, "send", send)
+
+    async def _manage(
+        self, delay_id: str, outcome: str | None, act: Callable[[DelayedEventRow], Awaitable[bool]]
+    ) -> None:
+        """Do with an event what can be done while it is scheduled and nobody is at sending it (`act`: whether that was so), or leave
+        it at that where its outcome is the one that is wanted. It counts against its owner's limit.
+
+        Raises NotFound, LimitExceeded, AlreadyFinalised.
+        """
+        row = await self._store.get_event(delay_id)
+        if row is None:
+            raise NotFound("There is no such delayed event")
+        self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
+        begun, pauses = self._clock.seconds(), iter(LOOKS_AGAIN)
+        while row.finalised_ts is None:
+            if await act(row):
+                return
+            if self._clock.seconds() - begun > PATIENCE:
+                raise LimitExceeded("The event is being sent", retry_after_ms=int(PATIENCE * 1000))
+            row = await self._store.get_event(delay_id)
+            if row is not None and row.leased_until > self._now_ms():
+                await deferLater(self._clock, next(pauses, LOOKS_AGAIN[-1]))
+                row = await self._store.get_event(delay_id)
+            if row is None:
+                raise NotFound("There is no such delayed event")
+        if outcome is None or row.outcome != outcome:
+            raise AlreadyFinalised
 
     # reading
 
@@ -327,20 +374,6 @@ class DelayedEvents:
         await self._database.write("end_delayed_event", self._store.set_sent, row, self._now_ms(), reason, event_id)
 
     # within
-
-    async def _find(self, delay_id: str) -> DelayedEventRow:
-        """An event that is to be managed, which counts against its owner's limit."""
-        row = await self._store.get_event(delay_id)
-        if row is None:
-            raise NotFound("There is no such delayed event")
-        self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
-        return row
-
-    async def _expect(self, delay_id: str, outcome: str) -> None:
-        """Raises NotFound unless that has become of the event."""
-        row = await self._store.get_event(delay_id)
-        if row is None or row.outcome != outcome:
-            raise NotFound("The event has been sent or cancelled")
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

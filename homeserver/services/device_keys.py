@@ -184,14 +184,22 @@ class DeviceKeys:
 
     async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
         """What a device has left: on the path of every /sync, so from memory."""
-        known = self._counts.get(user_id, {}).get(device_id)
+        known = self.known_counts(user_id, device_id)
         if known is not None:
-            self._counts.move_to_end(user_id)
-            return known.get()
+            return known
         counts, position = await self._keys.get_counts(user_id, device_id)
         if position < self._heard_upto:
             return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
         return self._note(user_id, device_id, counts, position)
+
+    def known_counts(self, user_id: str, device_id: str) -> KeyCounts | None:
+        """The same as far as it is in memory."""
+        of_user = self._counts.get(user_id)
+        known = None if of_user is None else of_user.get(device_id)
+        if known is None:
+            return None
+        self._counts.move_to_end(user_id)
+        return known.get() if known.taken else known.counts
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -11,6 +11,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.invitations import Invitations
 from federation.rooms.leaving import Leaving
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.remote_memberships import RemoteMemberships
 from homeserver.services.remote_directory import RemoteDirectory
 
@@ -21,6 +22,7 @@ class Elsewhere:
     memberships: RemoteMemberships
     leaving: Leaving
     invitations: Invitations
+    planned_invites: PlannedInvites
     outside: OutsideMemberships
     directory: RemoteDirectory
     policy: Policy

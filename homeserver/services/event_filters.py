@@ -135,6 +135,11 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     room: RoomFilter = RoomFilter()
 
     @cached_property
+    def loads_lazily(self) -> bool:
+        """Of members only those are told who have to do with the events of the answer."""
+        return self.room.state.lazy_load_members or self.room.timeline.lazy_load_members
+
+    @cached_property
     def passes_all_messages(self) -> bool:
         """Whatever is written in a room is told, in the usual form, as far as its timeline is long enough."""
         room, timeline = self.room, self.room.timeline

@@ -34,7 +34,7 @@ from homeserver.services.room_reading import Reader, RoomReading
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.presence import PresenceReader
-from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.request import STATE_BEFORE, Range, SyncRequest
 from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events, typing_event, visible_receipts
 from homeserver.services.typing import Typing
 from homeserver.services.unshown_rooms import UnshownRooms
@@ -279,7 +279,7 @@ class OldSync:
 
 def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
     """As if it were asked of /sync."""
-    return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=StateSection.BEFORE)
+    return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=STATE_BEFORE)
 
 
 def _membership(reader: Reader) -> str | None:

@@ -8,25 +8,20 @@ Laws:
 """
 
 from collections.abc import Set
-from operator import attrgetter
-from typing import Final
 
 import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.ids import RoomID
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.stream_tokens import format_place
+from homeserver.services.stream_tokens import format_before
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.unread import RoomUnread, UnreadCounts
 from storage.memberships import MembershipRow
-from storage.timelines import Place
-
-_event_nid: Final = attrgetter("event_nid")
 
 
 class PlainMessages(msgspec.Struct, frozen=True, gc=False):
@@ -82,22 +77,23 @@ class PlainMessageReader:
         ignored = self._ignored.known_of(user_id)
         if not arrivals or len(arrivals) > limit or ignored is None:
             return None
-        events = self._events.find_all(map(_event_nid, arrivals))
-        if events is None or not self._visibility.shows_plainly(own, events):
-            return None
+        events: list[StoredEvent] = []
         size = 0
-        for stored in events:
+        for arrival in arrivals:  # mostly one
+            stored = self._events.find(arrival.event_nid)
+            if stored is None:
+                return None
             sender = stored.event.sender
             if sender in ignored or (members is not None and (room_nid, sender) not in members):
                 return None
+            events.append(stored)
             size += len(stored.pdu)
+        if not self._visibility.shows_plainly(own, events):
+            return None
         counts = self._unread.carry_on(user_id, room_nid, ignored) if counted else None
         if counted and counts is None:
             return None
         presented = self._client_events.present_messages(user_id, reader.device_id, events)
         if presented is None:
             return None
-        first = events[0]
-        return PlainMessages(
-            first.event.room_id, presented, format_place(Place(first.depth, first.nid - 1)), size, counts
-        )
+        return PlainMessages(events[0].event.room_id, presented, format_before(events[0]), size, counts)

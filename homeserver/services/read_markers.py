@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.event_threads import find_standings
@@ -50,18 +50,16 @@ class ReadMarkers:
     ) -> None:
         """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only: all of them, or none.
 
-        Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does not have.
+        Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does not have, or that the user may not
+        see: what is said of it tells nothing of whether there is one.
         """
-        snapshot = await self._reading.check_joined(caller.user_id, room_id)
         for kind, event_id in marks.items():
             _check_mark(kind, event_id, thread_id)
         thread = _check_thread(thread_id)
+        snapshot, events = await self._reading.get_for_member(caller.user_id, room_id, marks.values())
         if not marks:
             return
         room_nid = snapshot.room.room_nid
-        events = await self._events.get_by_id(room_nid, set(marks.values()))
-        if any(event_id not in events for event_id in marks.values()):
-            raise NotFound("The room has no such event")
         if thread != UNTHREADED:
             for event_id, standing in (await find_standings(self._events, events.values())).items():
                 if not stands_in(thread, event_id, standing):

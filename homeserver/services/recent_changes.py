@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.ids import UserID
+from federation.rooms.timelines import count_upto
 from homeserver.others_news import NewsOfOthers
 from homeserver.written import Range, without
 from storage.events import EventFlag, EventNews, EventRow
@@ -46,6 +47,8 @@ NOT_FOR_ALL: Final = frozenset(
 """What nobody is told of but the users named in the change, if there are any."""
 MOST_HOLES: Final = 100
 """Stretches of which nothing is known yet."""
+LAST_FEW: Final = 8
+"""Changes that are asked first."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -65,6 +68,7 @@ PERSONAL: Final = frozenset({Topic.TO_DEVICE, Topic.DEVICES_GONE, Topic.KEY_COUN
 class _Entry(msgspec.Struct, frozen=True, gc=False):
     """One change: in which room something is new, and for whom alone; whom it concerns; who moved."""
 
+    position: int
     topic: Topic
     room_nid: int | None = None
     reader: str | None = None
@@ -81,8 +85,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     user_ids: Sequence[str] = ()
 
 
-_is_message: Final = attrgetter("is_message")
-_room_nid: Final = attrgetter("room_nid")
+_position: Final = attrgetter("position")
 
 
 class _News:
@@ -165,8 +168,8 @@ class RecentChanges:
         self._forgotten_upto = self._complete_from = streams.current()
         self._holes: list[Range] = []
         """Stretches that other nodes wrote and of which nothing is known yet."""
-        self._positions: list[int] = []
         self._entries: list[_Entry] = []
+        """In order."""
         self._named = 0
         """How many users are named in entries that have several."""
         self._gathered: dict[int, _News] = {}
@@ -238,12 +241,22 @@ class RecentChanges:
         """The rooms with messages after the position, if nothing else has happened to anybody."""
         rooms = self._messages.get(position)
         if rooms is None and position >= self._complete_from and position not in self._gathered:
-            entries = self._entries[bisect_right(self._positions, position) :]
-            if all(map(_is_message, entries)):
-                if len(self._messages) >= POSITIONS_AT_ONCE:
-                    self._messages.clear()
-                rooms = self._messages[position] = frozenset(map(_room_nid, entries))
+            found: set[int] = set()
+            for entry in self._after(position):  # mostly one
+                if not entry.is_message or entry.room_nid is None:
+                    return None
+                found.add(entry.room_nid)
+            if len(self._messages) >= POSITIONS_AT_ONCE:
+                self._messages.clear()
+            rooms = self._messages[position] = found
         return rooms
+
+    def _after(self, position: int) -> Sequence[_Entry]:
+        """What came after a position: mostly the last few changes, so these are asked first."""
+        few = self._entries[-LAST_FEW:]
+        if few and few[0].position <= position:
+            return few[count_upto(few, position) :]
+        return self._entries[bisect_right(self._entries, position, key=_position) :]
 
     def _since(self, position: int) -> _News | None:
         news = self._gathered.get(position)
@@ -252,7 +265,7 @@ class RecentChanges:
                 return None
             if len(self._gathered) >= POSITIONS_AT_ONCE:
                 self._gathered.clear()
-            news = _News(self._entries[bisect_right(self._positions, position) :])
+            news = _News(self._after(position))
             self._gathered[position] = news
         return news
 
@@ -264,42 +277,48 @@ class RecentChanges:
         self._shrink()
 
     def _add(self, change: Change) -> None:
-        row = change.detail
-        user_id = change.user_id
+        row, position, user_id = change.detail, change.position, change.user_id
         if change.topic in PERSONAL:
-            entry = _Entry(change.topic, user_id=user_id, user_ids=change.user_ids)
+            entry = _Entry(position, change.topic, user_id=user_id, user_ids=change.user_ids)
             self._named += len(change.user_ids)
         elif isinstance(row, StickyRow):
-            entry = _Entry(change.topic, row.room_nid)
+            entry = _Entry(position, change.topic, row.room_nid)
         elif isinstance(row, EventRow):
             is_message = row.state_key is None and not row.flags & EventFlag.RESOLVED
-            entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
+            entry = _Entry(
+                position, Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message
+            )
         elif isinstance(row, EventNews):
             is_message = not row.is_state and not row.flags & EventFlag.RESOLVED
-            entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message)
+            entry = _Entry(
+                position, Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message
+            )
         elif isinstance(row, ReceiptRow):
             reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
-            entry = _Entry(Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
+            entry = _Entry(position, Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
         elif isinstance(row, MembershipRow):
-            entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+            entry = _Entry(position, change.topic, row.room_nid, row.user_id, user_id, row)
         elif isinstance(row, PurgedMessages):
-            entry = _Entry(change.topic, row.room_nid if row.counted_upto else None, counted_upto=row.counted_upto)
+            entry = _Entry(
+                position, change.topic, row.room_nid if row.counted_upto else None, counted_upto=row.counted_upto
+            )
         elif isinstance(row, PartialRoom):
-            entry = _Entry(Topic.COMPLETENESS, row.room_nid)
+            entry = _Entry(position, Topic.COMPLETENESS, row.room_nid)
         elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
-            self._forget(change.position)  # another node's: in which room is not known here
-            entry = _Entry(change.topic)
+            self._forget(position)  # another node's: in which room is not known here
+            entry = _Entry(position, change.topic)
         else:
             if change.topic is Topic.MEMBERSHIP:
-                self._forget(change.position)
-            entry = _Entry(change.topic, user_id=user_id)
-        at = bisect_right(self._positions, change.position)
-        self._positions.insert(at, change.position)
-        self._entries.insert(at, entry)
+                self._forget(position)
+            entry = _Entry(position, change.topic, user_id=user_id)
+        if not self._entries or self._entries[-1].position <= position:
+            self._entries.append(entry)
+        else:
+            self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
     def _shrink(self) -> None:
-        while len(self._positions) + self._named > 2 * KEPT:
-            self._forget(self._positions[len(self._positions) // 2])
+        while len(self._entries) + self._named > 2 * KEPT:
+            self._forget(self._entries[len(self._entries) // 2].position)
 
     def _heed_others(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, what is new up to there is not known here, or not yet."""
@@ -332,8 +351,8 @@ class RecentChanges:
         self._complete_from = max([self._forgotten_upto, *(upto for _, upto in self._holes)])
 
     def _forget(self, upto: int) -> None:
-        keep = bisect_right(self._positions, upto)
+        keep = bisect_right(self._entries, upto, key=_position)
         self._forgotten_upto = max(self._forgotten_upto, upto)
         self._look_for_holes()
         self._named -= sum([len(entry.user_ids) for entry in self._entries[:keep]])
-        del self._positions[:keep], self._entries[:keep]
+        del self._entries[:keep]

@@ -1,7 +1,7 @@
 """Redactions that take along what relates to their target: edits, replies of a thread, answers of a poll.
 
 What is there is redacted before the request is answered, in the name of who redacted the target, as far as they may; what comes
-later when it comes. It is noted before it is begun, so that a restart goes on with it. Only direct children count, and of
+later when it comes. It is noted in the write that redacts the target, so that a restart goes on with it. Only direct children count, and of
 replacements those that are valid.
 
 Follows MSC3912.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -18,13 +19,13 @@ from twisted.logger import Logger
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.protocol.power_levels import PowerLevels
-from federation.rooms.drafts import Draft
+from federation.rooms.drafts import Also, Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from storage.events import EventRow
-from storage.related_redactions import ANY_TYPE, RelatedRedaction, RelatedRedactionStore
+from storage.related_redactions import ANY_TYPE, RelatedRedaction, RelatedRedactionStore, add_redactions
 from storage.relations import REPLACE, RelationStore, Wanted
 from storage.rooms import RoomStore
 from storage.streams import Change, Streams, Topic
@@ -33,6 +34,21 @@ from storage.timelines import START, Direction
 REDACTION: Final = "m.room.redaction"
 AT_ONCE: Final = 50
 """So many events are redacted in one write."""
+
+
+class ToRedact(msgspec.Struct, frozen=True):
+    """What is to go with an event that a user redacts."""
+
+    user_id: UserID
+    target: EventID
+    rel_types: Sequence[str]
+    reason: str | None
+    only_own: bool
+    """Only what they sent, and nothing that comes later. That is not noted."""
+
+    def notes(self, room_nid: int) -> list[RelatedRedaction]:
+        types = [ANY_TYPE] if ANY_TYPE in self.rel_types else list(dict.fromkeys(self.rel_types))
+        return [RelatedRedaction(self.target, self.user_id, each, room_nid, self.reason) for each in types]
 
 
 class RelatedRedactions:
@@ -57,34 +73,35 @@ class RelatedRedactions:
         self._log = Logger()
         streams.subscribe(self._hear, Topic.EVENT)
 
-    async def do_redact(
-        self,
-        user_id: UserID,
-        room_id: RoomID,
-        target: EventID,
-        rel_types: Sequence[str],
-        reason: str | None,
-        *,
-        only_own: bool,
-    ) -> None:
-        """Redact the children of an event that the user has redacted. `only_own`: those that they sent, and none later."""
+    def noting(self, related: ToRedact) -> Also | None:
+        """What is to be written with the redaction of the target, so that a restart goes on with it; None: nothing."""
+        if related.only_own or not related.rel_types:
+            return None
+        return lambda txn, room: add_redactions(txn, related.notes(room.room_nid))
+
+    async def do_redact(self, room_id: RoomID, related: ToRedact) -> None:
+        """Redact the children of an event that the user has redacted."""
         snapshot = await self._engine.get_snapshot(room_id)
-        wanted = [ANY_TYPE] if ANY_TYPE in rel_types else list(dict.fromkeys(rel_types))
-        notes = [RelatedRedaction(target, user_id, rel_type, snapshot.room.room_nid, reason) for rel_type in wanted]
-        if not only_own:
-            await self._store.add_redactions(notes)
-        await self._redact_children(snapshot, notes, only_own=only_own)
-        if not only_own:
-            await self._store.set_finished(target, user_id)
+        await self._redact_children(snapshot, related.notes(snapshot.room.room_nid), only_own=related.only_own)
+        if not related.only_own:
+            await self._store.set_finished(related.target, related.user_id)
 
     async def resume(self) -> None:
         """After a start: go on with what was begun."""
         notes = await self._store.get_unfinished()
         for (target, sender), group in groupby(notes, lambda note: (note.target, note.sender)):
             same = list(group)
-            room = (await self._rooms.get_rooms_by_nid([same[0].room_nid]))[same[0].room_nid]
-            await self._redact_children(await self._engine.get_snapshot(RoomID(room.room_id)), same, only_own=False)
-            await self._store.set_finished(target, sender)
+            try:
+                await self._resume(same)
+            except Exception:  # whatever befalls one, such as a policy server that is away, the others go on
+                self._log.failure("what relates to {target} waits for the next start", target=target)
+            else:
+                await self._store.set_finished(target, sender)
+
+    async def _resume(self, notes: Sequence[RelatedRedaction]) -> None:
+        room_nid = notes[0].room_nid
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        await self._redact_children(await self._engine.get_snapshot(RoomID(room.room_id)), notes, only_own=False)
 
     async def _redact_children(
         self, snapshot: RoomSnapshot, notes: Sequence[RelatedRedaction], *, only_own: bool

@@ -26,7 +26,7 @@ from federation.rooms.engine import RoomEngine
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_directory import AliasNamespaces
-from homeserver.services.room_memberships import RoomMemberships, member_content
+from homeserver.services.room_memberships import Names, RoomMemberships, member_content
 from homeserver.services.secret_text import SecretText
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.aliases import AliasRow, AliasTaken, add_alias
@@ -144,6 +144,9 @@ class RoomCreation:
             invites = []
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
+        elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
+        planned = self._memberships.planned_invites
+        plan = planned.planning(caller.user_id, elsewhere, _invite_content(wish, None))
 
         def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
             if moves_alias and alias is not None:
@@ -154,6 +157,7 @@ class RoomCreation:
                 self._unshown.list_in(txn, caller.user_id, room.room_nid, True)
             elif wish.visibility == "public":
                 set_public(txn, room.room_nid, True)
+            plan(txn, room)
 
         room_id = None
         if not version.room_id_is_create_hash:
@@ -164,12 +168,8 @@ class RoomCreation:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
             raise InvalidRoomState(f"The room as it was asked for contradicts itself: {error.text}") from None
-        elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
         if elsewhere:
-            content = member_content("invite", None)
-            if wish.is_direct:
-                content["is_direct"] = True
-            await self._memberships.do_invite_all_elsewhere(caller, snapshot.room_id, elsewhere, content)
+            await planned.do_send(snapshot.room.room_nid)
         return snapshot.room_id
 
     def _find_version(self, wish: CreateRoom) -> RoomVersion:
@@ -241,11 +241,15 @@ class RoomCreation:
         for user_id in invites:
             if not self._identity.is_local(user_id):
                 continue  # its server has to sign the invite, once there is a room
-            content = member_content("invite", names.get(user_id))
-            if wish.is_direct:
-                content["is_direct"] = True
-            drafts.append(Draft("m.room.member", creator, content, user_id))
+            drafts.append(Draft("m.room.member", creator, _invite_content(wish, names.get(user_id)), user_id))
         return drafts
+
+
+def _invite_content(wish: CreateRoom, names: Names | None) -> dict[str, Any]:
+    content = member_content("invite", names)
+    if wish.is_direct:
+        content["is_direct"] = True
+    return content
 
 
 def _create_content(

@@ -10,7 +10,7 @@ Laws:
 spec: client-server-api#getting-events-for-a-room
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -267,13 +267,31 @@ class RoomReading:
 
     async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who is in it. Raises Forbidden."""
+        return (await self._find_member(user_id, room_id))[0]
+
+    async def get_for_member(
+        self, user_id: UserID, room_id: RoomID, event_ids: Collection[EventID]
+    ) -> tuple[RoomSnapshot, Mapping[EventID, StoredEvent]]:
+        """The room, and these events of it, for someone who is in it and may see them all, or might if they were kept still.
+
+        Raises Forbidden, and NotFound whether the room does not have an event or they may not see it.
+        """
+        snapshot, own = await self._find_member(user_id, room_id)
+        events = await self._events.get_by_id(snapshot.room.room_nid, set(event_ids))
+        if len(events) < len(set(event_ids)) or not await self._visibility.sees_all(
+            user_id, own, list(events.values())
+        ):
+            raise NotFound("The room has no such event, or you may not see it")
+        return snapshot, events
+
+    async def _find_member(self, user_id: UserID, room_id: RoomID) -> tuple[RoomSnapshot, MembershipRow]:
         snapshot = await self._engine.find_snapshot(room_id)
         own = None
         if snapshot is not None:
             own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         if snapshot is None or own is None or own.membership != "join":
             raise Forbidden("You are not in this room")
-        return snapshot
+        return snapshot, own
 
     async def find_reader(self, user_id: UserID, room_id: RoomID) -> Reader:
         """How the user may look into the room. Raises Forbidden, whether the room exists or not."""

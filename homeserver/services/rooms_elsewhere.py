@@ -6,14 +6,11 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import Forbidden, GuestAccessForbidden, MatrixError, NotFound, RemoteError
+from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
-from federation.rooms.concurrent import wait_at_most
 from federation.rooms.memberships import Memberships
+from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.servers import RoomServers, longest_in
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.elsewhere import Elsewhere
@@ -24,14 +21,10 @@ INVITES: Final = "/_matrix/federation/v2/invite/"
 """What another server is asked when one of its users is invited."""
 MAX_FORMER: Final = 10
 """How many of the servers are asked that were in a room when we left it."""
-INVITING_SECONDS: Final = 20
-"""How long who makes a room waits for the servers of whom they invite into it."""
 
 
 class RoomsElsewhere:
     """Changes memberships that need another server."""
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -40,14 +33,17 @@ class RoomsElsewhere:
         memberships: Memberships,
         servers: RoomServers,
         limiter: RateLimiter,
-        clock: IReactorTime,
     ) -> None:
         self._elsewhere = elsewhere
         self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
         self._limiter = limiter
-        self._clock = clock
+
+    @property
+    def planned_invites(self) -> PlannedInvites:
+        """Those with which rooms are made."""
+        return self._elsewhere.planned_invites
 
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """The room of another server's alias, and servers in it. Raises NotFound, Forbidden, OtherServerFailed."""
@@ -103,31 +99,6 @@ class RoomsElsewhere:
     ) -> EventID:
         """Invite a user of another server. Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed."""
         return await self._elsewhere.invitations.do_invite(room_id, caller.user_id, target, content)
-
-    async def do_invite_all(
-        self, caller: Requester, room_id: RoomID, targets: Sequence[UserID], content: Mapping[str, Any]
-    ) -> None:
-        """Invite users of other servers into a room that has just been made.
-
-        The room is there, so that one of them is not invited is no error of its making. Servers that do not answer keep nobody waiting
-        for long, who would think that there is no room, and make another: what is left is done afterwards. It is done by turns: invites
-        that are made at the same time would fork the room.
-        """
-        await wait_at_most(
-            self._invite_by_turns(caller, room_id, targets, content),
-            INVITING_SECONDS,
-            self._clock,
-            lambda failure: self._log.failure("invites to a new room failed", failure),
-        )
-
-    async def _invite_by_turns(
-        self, caller: Requester, room_id: RoomID, targets: Sequence[UserID], content: Mapping[str, Any]
-    ) -> None:
-        for target in targets:
-            try:
-                await self.do_invite(caller, room_id, target, content)
-            except (MatrixError, RemoteError) as error:
-                self._log.info("{user} was not invited to a new room: {error}", user=target, error=str(error))
 
     async def _find(self, user_id: UserID, room_id: RoomID) -> tuple[RoomRow | None, MembershipRow | None]:
         room = await self._rooms.get_room(room_id)

@@ -42,6 +42,8 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
     """The rooms of which the client was told last that somebody types there, the latest last; at most MOST_TYPED."""
 
     def __str__(self) -> str:
+        if self.to_device is None and not self.typed:
+            return f"s{self.position}_{self.ephemeral}"
         rest = "" if self.to_device is None else f"~{self.to_device}"
         typed = "-" + ".".join(map(str, self.typed)) if self.typed else ""
         return f"s{self.position}_{self.ephemeral}{rest}{typed}"
@@ -52,17 +54,26 @@ def parse_sync_token(text: str) -> SyncToken:
     match = _SYNC.fullmatch(text)
     if match is None:
         raise InvalidParam("Not a token that /sync gave out")
-    return SyncToken(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), _rooms(match[4]))
+    position, ephemeral, to_device, typed = match.groups()
+    return SyncToken(
+        int(position),
+        int(ephemeral),
+        None if to_device is None else int(to_device),
+        () if typed is None else _rooms(typed),
+    )
 
 
 def split_pos(text: str) -> tuple[SyncToken, str] | None:
     """The parts of a `pos` of sliding sync: the token, and the name of the state (`sliding_sync/state_names.py`); None if it is none."""
     match = _POS.fullmatch(text)
-    return None if match is None else (SyncToken(int(match[1]), int(match[2]), typed=_rooms(match[3])), match[4])
+    if match is None:
+        return None
+    position, ephemeral, typed, name = match.groups()
+    return SyncToken(int(position), int(ephemeral), typed=() if typed is None else _rooms(typed)), name
 
 
-def _rooms(text: str | None) -> tuple[int, ...]:
-    return () if text is None else tuple(map(int, text.split(".")))
+def _rooms(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def format_place(place: Place) -> str:
@@ -70,9 +81,14 @@ def format_place(place: Place) -> str:
     return f"t{place.depth}_{place.event_nid}"
 
 
+def format_before(event: StoredEvent) -> str:
+    """From where a client asks for what came before an event, this one left out."""
+    return f"t{event.depth}_{event.nid - 1}"
+
+
 def format_gap(event: StoredEvent) -> str:
-    """From where a client asks for what came before an event, others having been left out."""
-    place = format_place(Place(event.depth, event.nid - 1))
+    """The same, others having been left out as well."""
+    place = format_before(event)
     return place if event.position is None else f"{place}~{event.position - 1}"
 
 

@@ -1,4 +1,5 @@
-"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more. Nodes tell one another.
+"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more. Nodes tell one another, and a node
+that starts asks the others.
 
 Positions are of the ephemeral counter: a client that comes with one from before the start is told where anybody types. That nobody
 does any more in the other rooms is not known here then; but the client's token names those of which it was told that somebody does.
@@ -32,6 +33,7 @@ MAX_ROOMS: Final = 10_000
 
 KIND: Final = "typing"
 CROSSED: Final = "typing_crossed"
+ASKED: Final = "typing_asked"
 """Of notes to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
@@ -58,6 +60,10 @@ class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
     room_nid: int
 
 
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    """A node has begun to hear others: each is to tell it who types, of those that it was told of itself."""
+
+
 class Typing:
     """The notices of all rooms. For the reactor thread."""
 
@@ -81,12 +87,16 @@ class Typing:
         self._forgot_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + LONGER_ELSEWHERE
         """Until then somebody may stop of whom clients heard before the start that they type."""
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
+        self._told_here: set[tuple[int, UserID]] = set()
+        """Of these notices (rooms and users) those that no other node has told."""
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
         streams.subscribe(self._hear, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._hear_node)
             notes.register(CROSSED, CrossedNote, self._hear_crossed)
+            notes.register(ASKED, Question, self._hear_question)
+            notes.ask(ASKED, Question())
 
     @property
     def position(self) -> int:
@@ -132,7 +142,10 @@ class Typing:
         users = self._ends.setdefault(room_nid, {})
         known = users.get(user_id)
         seconds = min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
-        if position is not None:
+        if position is None:
+            self._told_here.add((room_nid, user_id))
+        else:
+            self._told_here.discard((room_nid, user_id))
             seconds += LONGER_ELSEWHERE
         if known is not None and known.active():
             known.reset(seconds)
@@ -146,6 +159,7 @@ class Typing:
         if not users or user_id not in users:
             return
         call = users.pop(user_id)
+        self._told_here.discard((room_nid, user_id))
         if call.active():
             call.cancel()
         if not users:
@@ -248,6 +262,11 @@ class Typing:
 
     def _hear_crossed(self, _node: int, note: CrossedNote) -> None:
         self._change(note.room_nid, note.position)
+
+    def _hear_question(self, _node: int, _note: Question) -> None:
+        for room_nid, user_id in self._told_here:
+            left = self._ends[room_nid][user_id].getTime() - self._clock.seconds()
+            self._tell_nodes(room_nid, user_id, int(left * 1000), is_own=False)
 
     def _change(self, room_nid: int, position: int | None) -> None:
         self._changed[room_nid] = self._counter.next() if position is None else self._counter.take(position)

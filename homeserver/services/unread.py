@@ -7,7 +7,6 @@ carried on by the events that arrive since, so an open client costs no query a m
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
 
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from operator import attrgetter
@@ -18,12 +17,13 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
+from federation.rooms.timelines import count_upto
 from federation.rooms.visible import Seen
 from homeserver.services.push.own_rules import OwnRules
 from storage.events import EventFlag, EventNews, EventRow
 from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
-from storage.push_attention import AttentionHistory, Span
+from storage.push_attention import ALL, AttentionHistory, Span
 from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo, flags_outcome
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore, threads_read_upto
 from storage.rooms import RoomStore
@@ -36,7 +36,6 @@ COUNTED_EVENTS: Final = 64
 ROOMS_REMEMBERED: Final = 20_000
 """Of how many rooms those are kept."""
 REDACTION: Final = "m.room.redaction"
-_position = attrgetter("position")
 _type = attrgetter("event.type")
 HEARD: Final = (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PURGED, Topic.COMPLETENESS)
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
@@ -86,13 +85,6 @@ class _Count(msgspec.Struct, gc=False):
     ignored: Set[str]
     threads: dict[str, _Numbers] = {}
 
-    def add(self, thread: str, outcome: int) -> None:
-        numbers = self.threads.get(thread)
-        if numbers is None:
-            numbers = self.threads[thread] = _Numbers()
-        numbers.notifications += 1
-        numbers.highlights += outcome >= HIGHLIGHTED
-
     def freeze(self) -> RoomUnread:
         main = self.threads.get(MAIN)
         if len(self.threads) == (main is not None):
@@ -115,10 +107,8 @@ class _Recent(msgspec.Struct, gc=False):
     """Oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:
-        events = self.events
-        if not events or events[-1].position <= position:
-            return []
-        return events[bisect_right(events, position, key=_position) : bisect_right(events, upto, key=_position)]
+        newer = self.events[count_upto(self.events, position) :]
+        return newer[: count_upto(newer, upto)] if newer else newer
 
 
 def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
@@ -216,12 +206,14 @@ class UnreadCounts:
             return None
         upto = self._streams.current()
         known = self._kept_of(user_id, room_nid, upto, ignored)
-        if known is None or _have_outcomes(known[1]):
+        if known is None:
             return None
         count, news = known
-        self._counts.move_to_end((user_id, room_nid))
         if news:
+            if _have_outcomes(news):
+                return None
             _carry_on(user_id, count, news, rules.attention, "", {})
+        self._counts.move_to_end((user_id, room_nid))
         count.upto = max(count.upto, upto)
         return count.freeze()
 
@@ -411,7 +403,10 @@ class UnreadCounts:
 
 def _have_outcomes(events: Sequence[_Counted]) -> bool:
     """Whether one of the events is something else to some users."""
-    return any(event.flags & EventFlag.OUTCOMES for event in events) if events else False
+    flags = 0
+    for event in events:
+        flags |= event.flags
+    return bool(flags & EventFlag.OUTCOMES)
 
 
 def _carry_on(
@@ -430,6 +425,11 @@ def _carry_on(
         elif event.sender not in count.ignored:
             outcome = outcomes.get(event.position)
             if outcome is None:
-                outcome = flags_outcome(event.flags, attention.at(room_id, event.position))
+                held = attention.at(room_id, event.position) if attention.changes else ALL
+                outcome = flags_outcome(event.flags, held)
             if outcome:
-                count.add(event.thread, outcome)
+                numbers = count.threads.get(event.thread)
+                if numbers is None:
+                    numbers = count.threads[event.thread] = _Numbers()
+                numbers.notifications += 1
+                numbers.highlights += outcome >= HIGHLIGHTED

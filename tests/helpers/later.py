@@ -24,3 +24,20 @@ class LaterExecutor(InlineExecutor):
         """Do all, and what comes of it."""
         while self.jobs:
             self.jobs.pop(0)()
+
+
+class HeldExecutor(LaterExecutor):
+    """Does everything at once, but while it is held: then what comes of a job waits too, and is told by the next `work`."""
+
+    is_held = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        super().submit(job)
+        if not self.is_held:
+            self.work_all()
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        if self.is_held:
+            super().submit(call)
+        else:
+            call()

@@ -76,6 +76,7 @@ class Network:
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
         self.servers[name].app.rooms.elsewhere.leaving.stop()
+        self.servers[name].app.rooms.elsewhere.planned_invites.stop()
         database = self.servers[name].app.database
         silence(database.streams)
         return self._build(self._folder / name, name, database, further_config, fetch, key=key)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
+from tests.helpers.later import HeldExecutor
 from tests.helpers.retention import keep_for, purge
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
@@ -146,6 +148,14 @@ def test_the_paths_that_the_proposal_wants_in_the_end(server: TestServer, alice:
     assert ok(alice.get(f"{every}/{one}"))["delay_id"] == one
     assert ok(server.post(f"{every}/{one}/cancel", {})) == {}
     assert ok(alice.get(every))["scheduled"] == []
+    two = scheduled(later(alice, room_id, txn="two"))
+    for _ in range(2):
+        assert ok(server.post(f"{every}/{one}/cancel", {})) == {}
+        assert ok(server.post(f"{every}/{two}/send", {})) == {}
+        for delay_id, action in ((one, "send"), (one, "restart"), (two, "cancel"), (two, "restart")):
+            assert refused(server.post(f"{every}/{delay_id}/{action}", {})) == (409, "M_UNKNOWN")
+        assert refused(server.post(f"{every}/unknown/send", {})) == NOT_FOUND
+    assert said(alice, room_id) == ["later"]
 
 
 def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
@@ -366,3 +376,46 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
     for node in reversed(nodes):
         wait(node, 11)
     assert said(alice, room_id) == ["later"]
+
+
+@pytest.mark.parametrize("first", ["request", "timer"])
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, first: str, is_allowed: bool
+) -> None:
+    writer = HeldExecutor()
+    server = started(TestServer(tmp_path, open_inline(database_config, writer=writer), UNLIMITED))
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = rooms.create(alice, bob)
+    delay_id = scheduled(later(bob, room_id))
+    if not is_allowed:
+        rooms.act(alice, room_id, "kick", bob)
+    writer.is_held = True
+    if first == "timer":
+        wait(server, 10)
+    path = f"/_matrix/client/v1/delayed_events/{delay_id}"
+    asked = {
+        action: [server.client.start("POST", f"{path}/{action}", json={}) for _ in range(3)]
+        for action in ("send", "cancel", "restart")
+    }
+    for _ in range(20):
+        writer.work()
+        wait(server, 0.05)
+    writer.is_held = False
+    writer.work_all()
+    wait(server, 1)
+    answers = {action: [refused_or_ok(each.answer) for each in pending] for action, pending in asked.items()}
+    conflict, done = (409, "M_UNKNOWN"), (200, None)
+    if is_allowed:
+        assert answers == {"send": [done] * 3, "cancel": [conflict] * 3, "restart": [conflict] * 3}
+    elif first == "timer":
+        assert answers == {"send": [conflict] * 3, "cancel": [done] * 3, "restart": [conflict] * 3}
+    else:  # it stays scheduled, and in turn each of the others is done with it
+        assert set(answers["send"]) <= {FORBIDDEN, conflict}
+        assert answers["send"][0] == FORBIDDEN
+        assert answers["cancel"] == [done] * 3
+    assert said(alice, room_id) == (["later"] if is_allowed else [])
+
+
+def refused_or_ok(answer: Answer) -> tuple[int, str | None]:
+    return answer.status, answer.json.get("errcode")

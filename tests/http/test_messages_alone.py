@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from homeserver.services.sync import devices
+from homeserver.services.sync.sync import Sync
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import bodies, sync
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, texts
 
 EXTENSIONS = {name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")}
+LAZILY = {"room": {"timeline": {"limit": 5}, "state": {"lazy_load_members": True}}}
 
 Town = tuple[User, User, list[str]]
 
@@ -72,6 +74,24 @@ def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]
         rooms[0]: ["one"],
         rooms[2]: ["two"],
     }
+
+
+@pytest.mark.parametrize("wanted", [None, LAZILY])
+def test_the_usual_answer_is_there_at_once(
+    town: Town, compared: list[object], monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any] | None
+) -> None:
+    """Nothing is waited for, also where nothing is new."""
+    alice, bob, rooms = town
+    since = sync(alice, filter=wanted)["next_batch"]
+    since = sync(alice, since, wanted)["next_batch"]
+    say(bob, rooms[0], "one")
+    before = len(compared)
+    monkeypatch.setattr(Sync, "_answer", None)  # all other ways
+    answer = sync(alice, since, wanted)
+    quiet = sync(alice, answer["next_batch"], wanted)
+    assert bodies(answer["rooms"]["join"][rooms[0]]) == ["one"]
+    assert "rooms" not in quiet
+    assert len(compared) == before + 2
 
 
 @pytest.mark.parametrize("what", sorted(MORE.keys() - {TO_DEVICE}))

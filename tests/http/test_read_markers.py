@@ -6,9 +6,10 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.database import Database, SQLiteConfig
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, put_event, redact, refused, room_path, say
+from tests.helpers.talk import V3, create, join, leave, ok, put_event, redact, refused, room_path, say, set_state
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")
@@ -140,6 +141,42 @@ async def test_receipts_at_what_was_redacted_in_a_thread(tmp_path: Path, databas
     for event_id in (beside, redactions[3]):
         ok(mark(alice, room_id, "m.read", event_id, thread_id="main"))
         assert refused(mark(alice, room_id, "m.read", event_id, thread_id=root)) == INVALID
+
+
+def test_nothing_stands_at_what_one_may_not_see(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    hidden = say(alice, room_id, "before bob came")
+    join(bob, room_id)
+    first = say(alice, room_id, "1")
+    leave(bob, room_id)
+    between = say(alice, room_id, "while bob was away")
+    join(bob, room_id)
+    unknown = mark(bob, room_id, "m.read", "$no")
+    assert refused(unknown) == (404, "M_NOT_FOUND")
+    for event_id in (hidden, between):
+        for kind in ("m.read", "m.read.private"):
+            answer = mark(bob, room_id, kind, event_id)
+            assert (answer.status, answer.body) == (unknown.status, unknown.body)
+        for name in ("m.fully_read", "m.read"):
+            answer = bob.post(room_path(room_id, "read_markers"), {"m.read.private": first, name: event_id})
+            assert (answer.status, answer.body) == (unknown.status, unknown.body)
+    assert (ephemeral(bob, room_id, "m.receipt"), fully_read(bob, room_id)) == (None, None)
+    ok(bob.post(room_path(room_id, "read_markers"), {"m.fully_read": first, "m.read": first}))
+    assert (list(ephemeral(alice, room_id, "m.receipt")), fully_read(bob, room_id)) == ([first], first)
+
+
+def test_a_receipt_costs_no_look_at_the_database(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    counter = QueryCounter()
+    server = TestServer(tmp_path, open_inline(sqlite, counter))
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    ok(mark(bob, room_id, "m.read", say(alice, room_id, "1")))
+    event_id = say(alice, room_id, "2")
+    counter.clear()
+    ok(mark(bob, room_id, "m.read", event_id))
+    assert set(counter.queries) == {"set_receipts"}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,22 @@
 """Redactions that take along what relates to their target (MSC3912)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.logger import capturedLogs
 
-from federation.protocol.ids import RoomID
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import RoomID, ServerName
+from federation.rooms.drafts import Draft
+from federation.rooms.room_events import StoredEvent
 from homeserver.services.related_redactions import AT_ONCE
 from storage.accounts import AccountStore
-from storage.database import Database
-from storage.related_redactions import RelatedRedaction, RelatedRedactionStore
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.related_redactions import RelatedRedaction, RelatedRedactionStore, add_redactions
+from tests.helpers.databases import open_inline
+from tests.helpers.later import HeldExecutor
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, invite, join, leave, ok, put_event, redact, refused, room_path, say
 
@@ -150,16 +157,56 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
     say(alice, room, "the room goes on")
 
 
-async def test_what_was_begun_is_gone_on_with_after_a_restart(server: TestServer, alice: User, room: str) -> None:
-    message = say(alice, room, "root")
-    child = relate(alice, room, message, "m.thread")
-    ok(redact(alice, room, message))
-    store = RelatedRedactionStore(server.app.database)
-    snapshot = await server.app.rooms.engine.get_snapshot(RoomID(room))
-    await store.add_redactions([RelatedRedaction(message, alice.user_id, "m.thread", snapshot.room.room_nid, None)])
+async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
+    """Whichever of its writes is the last of a server, who starts it again need do nothing."""
+    for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
+        writer = HeldExecutor()
+        before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
+        alice = before.register(f"alice{steps}")
+        room = create(alice)
+        message = say(alice, room, "root")
+        children = [relate(alice, room, message, "m.thread") for _ in range(AT_ONCE + 1)]
+        writer.is_held = True
+        pending = alice.start("PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]})
+        for _ in range(steps):
+            writer.work()
+        after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
+        alice.server = after
+        assert is_redacted(alice, room, message)
+        await after.app.rooms.related_redactions.resume()
+        assert all(is_redacted(alice, room, child) for child in children)
+        assert await RelatedRedactionStore(after.app.database).get_unfinished() == []
+        if pending.done:
+            assert steps > 4
+            return
+    raise AssertionError("it never came to its end")
+
+
+async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(3)]
+    targets = sorted((say(alice, room, "root"), room) for room in rooms)
+    children = [relate(alice, room, target, "m.thread") for target, room in targets]
+    for target, room in targets:
+        ok(redact(alice, room, target))
+        nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
+        note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None)
+        await database.write("note", add_redactions, [note])
+    send = server.app.rooms.engine.send
+
+    async def unless_first(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
+        if room_id == targets[0][1]:
+            raise RemoteError(ServerName("policy.example"), "it does not answer", retryable=True)
+        return await send(room_id, drafts)
+
+    with pytest.MonkeyPatch.context() as patch, capturedLogs():
+        patch.setattr(server.app.rooms.engine, "send", unless_first)
+        await server.app.rooms.related_redactions.resume()
+    gone = [is_redacted(alice, room, child) for (_, room), child in zip(targets, children, strict=True)]
+    assert gone == [False, True, True]
     await server.app.rooms.related_redactions.resume()
-    assert is_redacted(alice, room, child)
-    assert await store.get_unfinished() == []
+    assert is_redacted(alice, targets[0][1], children[0])
 
 
 def test_a_repeated_request(alice: User, room: str) -> None:

@@ -218,11 +218,11 @@ def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
     """They left room for those of others, also once they were taken out."""
     members, alice, phone = LazyMembers(capacity=20), UserID("@alice:example.org"), DeviceID("PHONE")
     token = "0"
-    members.sent(alice, phone, None)
+    members.sent((alice, phone), None)
     for number in range(1, 30):  # told of somebody each time, who then changes without being told of
         before, token = token if number > 1 else None, str(number)
-        members.note(alice, phone, before, [(1, "@bob:example.org")], token)
-        has = members.sent(alice, phone, token)
+        members.note((alice, phone), before, [(1, "@bob:example.org")], token)
+        has = members.sent((alice, phone), token)
         assert has == {(1, "@bob:example.org")}
         assert len(members) <= 1
         has.clear()

@@ -203,6 +203,20 @@ class TestLazyMembers:
             answer = sync(alice, answer["next_batch"], lazily, use_state_after=after)
             assert members(answer["rooms"]["join"][room], name) == set()
 
+    def test_usual_answers_do_not_make_a_device_forget(self, people: list[User], room: str) -> None:
+        """Also those with nothing in them."""
+        alice, bob, *_ = people
+        since = sync(alice, filter=LAZY)["next_batch"]
+        for says in (True, True, False, True):
+            if says:
+                rooms.say(bob, room)
+            else:
+                rooms.keep(bob, "a.b", {"n": 1})
+            answer = sync(alice, since, LAZY)
+            since = answer["next_batch"]
+            if says:
+                assert members(answer["rooms"]["join"][room]) == set()
+
     def test_what_was_in_a_lost_answer_is_told_again(self, people: list[User], room: str) -> None:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]

@@ -55,6 +55,23 @@ def test_news_of_a_room_wake(server: TestServer, what: str) -> None:
     assert waiting.answer.json["rooms"]["join"][room][section]["events"]
 
 
+@pytest.mark.parametrize("path", ["send/m.room.message/own", "state/m.room.topic/", "redact/{root}/own", "send/thread"])
+def test_who_writes_is_answered_before_those_who_wait(server: TestServer, path: str) -> None:
+    """A client that sees its event in /sync first has to guess that it is its own."""
+    alice = server.register("alice")
+    room = rooms.create(alice)
+    root = rooms.say(alice, room)
+    waiting = poll(alice, token(alice))
+    content: Json = {"msgtype": "m.text", "body": "hello", "topic": "tea"}
+    if path == "send/thread":
+        path, content["m.relates_to"] = "send/m.room.message/own", {"rel_type": "m.thread", "event_id": root}
+    answered = alice.start("PUT", f"/_matrix/client/v3/rooms/{room}/{path.format(root=root)}", content)
+    assert (answered.done, waiting.done) == (True, False)
+    turn(server)
+    events = waiting.answer.json["rooms"]["join"][room]["timeline"]["events"]
+    assert events[-1]["event_id"] == answered.answer.json["event_id"]
+
+
 def test_global_account_data_wakes_all_devices_of_the_user_and_nobody_else(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)

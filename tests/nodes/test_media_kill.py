@@ -2,38 +2,29 @@
 
 import hashlib
 import http.client
-import io
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from random import Random
-from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 
-from storage.database import Database, SQLiteConfig
-from storage.executors import InlineExecutor
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_files import MediaFiles
-from storage.media_levelling import Levelling
-from storage.media_objects import MediaObjectStore
-from storage.object_calls import ObjectCalls
-from storage.shared_contents import WRITING_SECONDS, Role, SharedContents
-from storage.transaction import Transaction, WriteTransaction
-from tests.helpers.databases import open_inline
+from storage.database import SQLiteConfig
+from storage.shared_contents import Role
+from tests.helpers.media_process import MILK, MOMENTS, Errand, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+from tests.helpers.programs import start_program
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 1447
 ROUNDS = 2
 UPLOADERS = 4
 DOWNLOAD = "/_matrix/client/v1/media/download/"
-TEA, MILK = b"green tea" * 1000, b"milk" * 1000
 
 
 @pytest.fixture(scope="module")
@@ -47,133 +38,25 @@ def bucket(running: RunningObjectStore) -> Bucket:
     return running.bucket()
 
 
-class Opened:
-    """Database, folder and store, as a process opens them that is started."""
-
-    def __init__(self, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role) -> None:
-        self.database: Database = open_inline(config)
-        self.clock = Clock()
-        self.clock.advance(time.time())
-        self.files = MediaFiles(folder / "media_store", InlineExecutor(), Clock())
-        self.files.open_folder()
-        self.store = bucket.open()
-        self.contents = SharedContents(
-            self.database,
-            self.files,
-            self.store,
-            ObjectCalls(InlineExecutor(), self.clock, 20.0),
-            ObjectCalls(InlineExecutor(), self.clock, 20.0),
-            self.clock,
-            role=role,
-            prefix="",
-            give_addresses=False,
-        )
-        self.rows = MediaStore(self.database)
-        self.table = MediaObjectStore(self.database)
-        self.levelling = Levelling(self.database, self.contents, self.clock)
-
-    async def upload(self, data: bytes) -> None:
-        def write(txn: WriteTransaction, digest: bytes, size: int) -> None:
-            content = Content(digest, size, "text/plain", None)
-            self.rows.add_media(txn, MediaRow(digest.hex(), "@a:b", content, 0, None, 0, True))
-
-        await self.contents.add(io.BytesIO(data), write)
-
-    async def remove(self, data: bytes) -> None:
-        digest = hashlib.sha256(data).digest()
-
-        def forget(txn: WriteTransaction) -> Set[bytes]:
-            txn.execute("DELETE FROM media WHERE hash = ?", (digest,))
-            return {digest}
-
-        await self.contents.remove_unused({digest}, forget)
-
-    async def recover(self) -> Set[bytes]:
-        """What a server that is started again does in time; the hashes that files have."""
-        assert await self.files.sweep(self.rows.get_used_hashes) is not None
-        self.clock.advance(WRITING_SECONDS + 3600)
-        while await self.contents.do_take_away(100):
-            pass
-        return await self.database.read("used", _used)
-
-
-def _used(txn: Transaction) -> Set[bytes]:
-    return {bytes(row[0]) for row in txn.query("SELECT hash FROM media WHERE hash IS NOT NULL")}
-
-
-def _die(*_arguments: object, **_further: object) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _after(call: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **further: Any) -> Any:
-        call(*arguments, **further)
-        _die()
-
-    return wrapped
-
-
-Moment = Callable[[Opened], None]
-
-
-def _patch(name: str, part: str, wrap: Callable[[Any], Any]) -> Moment:
-    def patch(opened: Opened) -> None:
-        target = getattr(opened, part)
-        setattr(target, name, wrap(getattr(target, name)))
-
-    return patch
-
-
-MOMENTS: dict[str, Moment] = {
-    "before an object is written": _patch("put", "store", lambda _: _die),
-    "when an object is written": _patch("put", "store", _after),
-    "when the bytes have their place": _patch("settle", "files", lambda _: _die),
-    "before an object is taken away": _patch("remove", "store", lambda _: _die),
-    "when an object is taken away": _patch("remove", "store", _after),
-    "before the rows go": _patch("set_leaving", "table", lambda _: _die),
-    "never": lambda _: None,
-}
-
-
-def _killed_at(
-    moment: Moment, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: Callable[[Opened], Any]
-) -> None:
+def _killed_at(moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str) -> None:
     """Do it in a process of its own that is killed then, or at the end."""
-    child = os.fork()
-    if not child:
-        try:
-            opened = Opened(config, folder, bucket, role)
-            opened.contents._table = opened.table
-            opened.levelling._table = opened.table
-            moment(opened)
-            Deferred.fromCoroutine(work(opened))
-        finally:
-            _die()
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-def _upload(opened: Opened) -> Coroutine[Any, Any, None]:
-    return opened.upload(TEA)
-
-
-def _remove(opened: Opened) -> Coroutine[Any, Any, None]:
-    return opened.remove(MILK)
-
-
-def _level(opened: Opened) -> Coroutine[Any, Any, int]:
-    return opened.levelling.do_level(10)
+    errand = Errand(config, folder, bucket.config(), role, work, moment)
+    with os.fdopen(os.dup(2), "wb") as errors:
+        program = start_program(
+            "tests.helpers.media_process", msgspec.json.encode(errand, enc_hook=str).decode(), errors=errors
+        )
+    assert program.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(
     ("before", "role", "work"),
     [
-        ("main", "main", _upload),
-        ("main", "main", _remove),
-        ("main", "second_copy", _remove),
-        ("retired", "main", _level),
-        ("main", "retired", _level),
+        ("main", "main", "upload"),
+        ("main", "main", "remove"),
+        ("main", "second_copy", "remove"),
+        ("retired", "main", "level"),
+        ("main", "retired", "level"),
     ],
     ids=["upload", "remove", "remove both", "to the store", "from the store"],
 )
@@ -183,19 +66,19 @@ async def test_at_every_moment(
     tmp_path: Path,
     before: Role,
     role: Role,
-    work: Callable[[Opened], Any],
+    work: str,
     moment: str,
 ) -> None:
-    first = Opened(sqlite, tmp_path, bucket, before)
+    first = Opened(sqlite, tmp_path, bucket.config(), before)
     for data in (MILK, b"other"):
         await first.upload(data)
     await first.database.close()
-    _killed_at(MOMENTS[moment], sqlite, tmp_path, bucket, role, work)
+    _killed_at(moment, sqlite, tmp_path, bucket, role, work)
 
-    again = Opened(sqlite, tmp_path, bucket, role)
+    again = Opened(sqlite, tmp_path, bucket.config(), role)
     used = await again.recover()
     assert hashlib.sha256(b"other").digest() in used
-    if work is _level:
+    if work == "level":
         assert len(used) == 2
         while await again.levelling.do_level(10):
             pass
@@ -271,7 +154,7 @@ def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path)
         server.stop()
     finally:
         files.end()
-    opened = Opened(database, tmp_path, bucket, "main")
+    opened = Opened(database, tmp_path, bucket.config(), "main")
     recovered: list[Set[bytes]] = []
     Deferred.fromCoroutine(opened.recover()).addCallbacks(recovered.append, lambda failure: failure.raiseException())
     (used,) = recovered

@@ -237,6 +237,30 @@ def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(node
     assert typing(waiting.answer.json, room_id) == []
 
 
+def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingNodes) -> None:
+    alice, alice_there = nodes.here_and_there("alice")
+    bob_here, _ = nodes.here_and_there("bob")
+    room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
+    nodes.wait()
+    rooms.type(alice, room_id)  # for ten seconds
+    rooms.type(alice_there, other_id)
+    nodes.wait(4)
+    nodes.start_second_anew()
+    client = SlidingClient(
+        nodes.there(bob_here), lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+    )
+    client.sync()
+    waiting, polling = client.wait(), poll(nodes.there(bob_here), sync(nodes.there(bob_here))["next_batch"], QUIET)
+    nodes.wait(0.2)
+    assert typing(polling.answer.json, room_id) == [alice.user_id]
+    assert typing(polling.answer.json, other_id) is None, "who was told so has forgotten it, and it is over soon"
+    assert sliding_typing(waiting.answer.json, room_id) == [alice.user_id]
+    nodes.wait(5)
+    assert typing(sync(nodes.there(bob_here)), room_id) == [alice.user_id]
+    nodes.wait(1.5)
+    assert [typing(sync(user), room_id) for user in (bob_here, nodes.there(bob_here))] == [None, None]
+
+
 def test_who_was_told_by_the_node_that_is_gone_hears_it_at_the_other(nodes: CallingNodes) -> None:
     """Also where neither knows any more that somebody typed."""
     alice, _ = nodes.here_and_there("alice")

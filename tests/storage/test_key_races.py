@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
 from storage.database import Database
-from storage.device_keys import DeviceKeyStore, KeyWish, NewKeys
+from storage.device_keys import DeviceKeyStore, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore
 from storage.transaction import WriteTransaction
@@ -35,7 +35,7 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
         "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0)
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
-    wish = KeyWish(ALICE, DEVICE, ALGORITHM)
+    wish = (ALICE, DEVICE, ALGORITHM)
     claims: list[Coroutine[Any, Any, Any]] = [keys.do_claim([wish], 0) for _ in range(CLAIMERS)]
     claims.insert(10, threaded_database.write("add", add, KEYS // 2, KEYS - KEYS // 2))
     claimed: list[bytes] = [answer[0] for answer in await at_once(claims) if answer is not None]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from storage import one_time_keys
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyWish, NewKeys
+from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
 from tests.conftest import run_coroutine
@@ -58,7 +58,7 @@ class Node:
         run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        wishes = [KeyWish(ALICE, device_id, algorithm) for device_id in device_ids]
+        wishes = [(ALICE, device_id, algorithm) for device_id in device_ids]
         given = run(self.store.do_claim(wishes, 1000))
         for key in given:
             assert key is None or parse_named(key)[1] == content(parse_named(key)[0])
@@ -182,13 +182,13 @@ def test_what_is_known_is_bounded_and_what_was_not_used_for_longest_goes_first()
     run = KeyRun(1, 0, 5, b"12345" * 2)
     for name in "abc":
         ahead.put((name, "", ""), run)
-    assert ahead.get(("a", "", "")) is run
+    assert ahead.get_all([("a", "", ""), ("x", "", "")]) == {("a", "", ""): run}
     ahead.put(("d", "", ""), run)
     ahead.put(("d", "", ""), run)
-    assert [ahead.get((name, "", "")) for name in "abcd"] == [run, None, run, run]
+    assert ahead.get_all([(name, "", "") for name in "abcd"]) == {(name, "", ""): run for name in "acd"}
     ahead.put(("a", "", ""), None)
     ahead.put(("e", "", ""), run)
-    assert [ahead.get((name, "", "")) for name in "acde"] == [None, run, run, run]
+    assert ahead.get_all([(name, "", "") for name in "acde"]) == {(name, "", ""): run for name in "cde"}
 
 
 def test_what_is_known_is_bounded_however_long_the_names_are() -> None:

@@ -259,6 +259,34 @@ def test_where_stays_began_is_found_however_far_back(engine: Engine, tmp_path: P
     }
 
 
+def test_who_said_something_in_which_thread_is_found(engine: Engine, tmp_path: Path) -> None:
+    row = (
+        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender, origin_server_ts, is_whole)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'm.room.message', ?, ?, 1)"
+    )
+    children = [  # root, type, depth, number, room, sender
+        ("$a", "m.thread", 5, 1, 1, "@u:t"),
+        ("$a", "m.thread", 3, 2, 1, "@u:t"),  # came later, and stands before the other
+        ("$a", "m.thread", 5, 3, 1, "@v:t"),
+        ("$a", "m.thread", 5, 4, 1, "@v:t"),  # beside the other: the later one is the latest
+        ("$a", "m.thread", 9, 5, 2, "@u:t"),  # of another room, which names the same root
+        ("$b", "m.thread", 9, 6, 1, "@u:t"),
+        ("$b", "m.reference", 10, 7, 1, "@u:t"),
+        ("$c", "m.annotation", 10, 8, 1, "@u:t"),
+    ]
+    with database_before(engine, tmp_path, 114) as writer:
+        for target, kind, depth, nid, room, sender in children:
+            writer.execute(row, (target, kind, depth, nid, f"${nid}", room, sender, nid))
+    found = ask(engine, "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders")
+    assert len(found) == 4
+    assert set(found) == {
+        ("$a", 1, "@u:t", 2, 5, 1),
+        ("$a", 1, "@v:t", 2, 5, 4),
+        ("$a", 2, "@u:t", 1, 9, 5),
+        ("$b", 1, "@u:t", 1, 9, 6),
+    }
+
+
 ODD_MEMBERS = [
     rb'"reason":"a\u0000b"',
     rb'"reason":"a\\u0000b\\"',

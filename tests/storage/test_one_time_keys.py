@@ -9,7 +9,7 @@ import pytest
 
 from storage import one_time_keys
 from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, KeyWish, NewKeys
+from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Engine
 from storage.migrate import migrate
@@ -57,7 +57,7 @@ class Device:
         return counts.one_time.get(algorithm, 0)
 
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
-        wish = KeyWish(ALICE, self._device_id, algorithm)
+        wish = (ALICE, self._device_id, algorithm)
         (claimed,) = await self._store.do_claim([wish], self.now)
         return None if claimed is None else parse_named(claimed)
 
@@ -213,7 +213,7 @@ async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Databa
     store = DeviceKeyStore(database)
     for name in ("A", "B", "C"):
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
-    wishes = [KeyWish(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
+    wishes = [(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
     first, second, third = [await store.do_claim(wishes, 0) for _ in range(3)]
     assert [key and parse_named(key)[0] for key in first] == ["A1", None, "C1"]
     assert [key and parse_named(key)[0] for key in second] == ["A2", None, "C2"]
@@ -232,7 +232,7 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     await database.write("put", put)
     commits: list[int] = []
     database.streams.subscribe(lambda changes: commits.append(len(changes)), Topic.KEY_COUNT)
-    claimed = await store.do_claim([KeyWish(ALICE, name, ALGORITHM) for name in devices], 0)
+    claimed = await store.do_claim([(ALICE, name, ALGORITHM) for name in devices], 0)
     assert [key and parse_named(key)[0] for key in claimed] == devices
     assert len(commits) == 2
 

@@ -103,11 +103,16 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         CountingCursor.messages = 0
         write(node, f"job{number}", put_later(f"job{number}"))
     assert CountingCursor.messages == 1
+    assert b"COMMIT" not in CountingCursor.last
+    assert CountingCursor.last.count(b"EXECUTE") == 3, (
+        "the lock; the check of the counters, and the new position; the row"
+    )
     for number in range(4):
         CountingCursor.messages = 0
         write(node, f"move{number}", move(f"job{number}", "here", "there"))
     assert CountingCursor.messages == 1, "so is one whose last change tells something"
     assert b"COMMIT" not in CountingCursor.last
+    assert CountingCursor.last.count(b"EXECUTE") == 2, "and takes the lock with the position, on which alone it rests"
     for number, count in enumerate((1, 3, 30)):
         CountingCursor.messages = 0
         rows = [(f"many{number}.{each}", "here") for each in range(count)]
@@ -313,12 +318,14 @@ def test_a_message_that_could_not_be_sent_is_an_outage(
     """The driver then takes the connection for whole, and has a bare error without a code."""
     node, _ = nodes
     write(node, "job", put_later("job"))
+    write(node, "prepared", move("nobody", "", ""))
     settle(node)
     execute = CountingCursor.execute
     tries: list[int] = []
 
     def fail(self: CountingCursor, query: Any, vars: Any = None) -> None:
-        if b"EXECUTE take_lock" in (query if isinstance(query, bytes) else query.encode()) and not tries:
+        message = query if isinstance(query, bytes) else query.encode()
+        if (b"EXECUTE take_lock" in message or b"EXECUTE lock_and_move" in message) and not tries:
             tries.append(1)
             raise DatabaseError("server closed the connection unexpectedly")
         execute(self, query, vars)

@@ -81,6 +81,8 @@ class Person(msgspec.Struct, eq=False):
     """The event about them, as it was last told: in which second, and of what."""
     check: IDelayedCall | None = None
     """When they are to be looked at again."""
+    check_at: float = 0.0
+    """The time of that."""
 
     def drop_devices(self, now: float, times: PresenceTimes) -> None:
         """Forget the devices that are gone."""

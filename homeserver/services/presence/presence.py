@@ -117,10 +117,11 @@ class Presence:
         person = self.roster.people.get(caller.user_id)
         device = person.devices.get(caller.device_id or "") if person is not None else None
         if person is not None and device is not None:
-            device.syncing = max(0, device.syncing - 1)
+            device.syncing = device.syncing - 1 if device.syncing else 0
             device.left = self._clock.seconds()
-            if not device.syncing:
-                self._check_at(person, device.left + self._times.grace)
+            moment = device.left + self._times.grace
+            if not device.syncing and (person.check is None or moment < person.check_at):
+                self._check_at(person, moment)
 
     def note_active(self, caller: Requester) -> None:
         """The user has just done something. spec: client-server-api#last-active-ago"""
@@ -285,22 +286,21 @@ class Presence:
 
     def _meet(self, caller: Requester, wanted: State | None, *, is_new_choice: bool) -> Device:
         """The device of the caller, that is there in the way that it says."""
-        now = self._clock.seconds()
         person = self.roster.people.get(caller.user_id)
         if person is None:
             person = self.roster.people[caller.user_id] = Person(caller.user_id)
         key = caller.device_id or ""
         device = person.devices.get(key)
         if device is None:
-            device = person.devices[key] = Device(wanted or "online", 0, now)
+            device = person.devices[key] = Device(wanted or "online", 0, self._clock.seconds())
             if device.wanted == "online" and person.shown.state == "offline":
-                person.last_active = now
+                person.last_active = device.left
         elif wanted is None or wanted == device.wanted or not (is_new_choice or self._may_choose(caller)):
             return device
         else:
             device.wanted = wanted
             if wanted == "online":
-                person.last_active = now
+                person.last_active = self._clock.seconds()
         self._look_at(person)
         if wanted is not None and self._notes is not None:
             note = PresenceNote(caller.user_id, wanted, None, chosen_for=key)
@@ -330,9 +330,10 @@ class Presence:
     def _check_at(self, person: Person, moment: float) -> None:
         """Look at the person then at the latest."""
         if person.check is not None:
-            if person.check.getTime() <= moment:
+            if person.check_at <= moment:
                 return
             person.check.cancel()
+        person.check_at = moment
         person.check = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._check, person)
 
     def _check(self, person: Person) -> None:

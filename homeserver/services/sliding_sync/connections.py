@@ -236,7 +236,14 @@ class Connections:
         token, name = parts
         if token.position > self._streams.current() and token.position > await self._catch_up():
             raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
-        return Connection(key, token, name, await self._find_state(key, name))
+        known = self._known.get(key)
+        if known is None or name not in known.states:
+            known = await self._read(key, name)
+        self._known.move_to_end(key)
+        now = self._now_ms()
+        if now - known.used_ts > TOUCHED_EACH_MS:
+            await self._touch(key, known, now)
+        return Connection(key, token, name, known.states[name][0])
 
     async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
         """The `pos` of an answer after which the client has this, which came from what it had. Written before it is told, if it has
@@ -284,34 +291,33 @@ class Connections:
         weighed = None if known is None else known.states.get(former.state_name or "")
         return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
 
-    async def _find_state(self, key: ConnectionKey, name: str) -> ConnectionState:
-        known = self._known.get(key)
-        if known is None or name not in known.states:
-            row = await self._store.get_state(key, stored_nid(name))
-            if row is None:
+    async def _read(self, key: ConnectionKey, name: str) -> _Remembered:
+        """Remember a state that is stored. Raises UnknownPos."""
+        row = await self._store.get_state(key, stored_nid(name))
+        if row is None:
+            raise UnknownPos
+        state, weight = _decode(row.state), 1 + len(row.state) // BYTES_LIKE_A_ROOM
+        if added := added_in(name):
+            if not state.rooms:
                 raise UnknownPos
-            state, weight = _decode(row.state), 1 + len(row.state) // BYTES_LIKE_A_ROOM
-            if added := added_in(name):
-                if not state.rooms:
-                    raise UnknownPos
-                rows = await self._memberships.of_user(UserID(key.user_id))
-                state = state.with_rooms(each for each in added if each[0] in rows and rows[each[0]].was_joined)
-            states = {name: (state, weight + len(state.rooms))}
-            former = self._known.get(key)
-            if former is not None:  # another node gave this one, or it went before others
-                states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
-            known = _Remembered(row.used_ts, states)
-            self._remember(key, known)
-        self._known.move_to_end(key)
-        now = self._now_ms()
+            rows = await self._memberships.of_user(UserID(key.user_id))
+            state = state.with_rooms(each for each in added if each[0] in rows and rows[each[0]].was_joined)
+        states = {name: (state, weight + len(state.rooms))}
+        former = self._known.get(key)
+        if former is not None:  # another node gave this one, or it went before others
+            states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
+        known = _Remembered(row.used_ts, states)
+        self._remember(key, known)
+        return known
+
+    async def _touch(self, key: ConnectionKey, known: _Remembered, now: int) -> None:
+        """Note that the connection is used. Raises UnknownPos if it was not for too long."""
         if now - known.used_ts > KEPT_MS:
             await self._store.remove_connection(key)
             self._forget(key)
             raise UnknownPos
-        if now - known.used_ts > TOUCHED_EACH_MS:
-            known.used_ts = now
-            await self._store.set_used(key, now)
-        return known.states[name][0]
+        known.used_ts = now
+        await self._store.set_used(key, now)
 
     def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
         self._forget(key)

@@ -5,7 +5,6 @@ MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import repeat
 from typing import Any, Final
 
 import msgspec
@@ -33,8 +32,8 @@ from homeserver.services.sliding_sync.request import (
 from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.typing_views import TypingViews, View
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.devices import DeviceNewsReader
-from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.devices import NO_LISTS, DeviceNewsReader
+from homeserver.services.sync.request import STATE_AFTER, Range, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import typing_event
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
@@ -47,6 +46,9 @@ from storage.streams import Topic
 
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
+
+NO_ACCOUNT_DATA: Final[Mapping[str, Any]] = {"global": [], "rooms": {}}
+NO_ROOMS: Final[Mapping[str, Any]] = {"rooms": {}}
 
 NEVER: Final = -1
 """Stands for the position of what was not told at all, where LIVE is 0."""
@@ -164,19 +166,20 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int] | None,
+        coming: Collection[int] = (),
         new: Sequence[RoomWork] = (),
     ) -> ExtensionNews | None:
         """The extensions for a client whose connection has all up to its `pos`, since when nothing has happened but messages in
         rooms that it has. None where that is not enough to know them.
 
-        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `new`: some that it does not have: see
-        `read_with_new`.
+        `moved_to`: the rooms in view now, all of them joined, if they are others than before. `coming`: those that were not in view; of the
+        others it has all. `new`: some that it does not have: see `read_with_new`.
         """
         wanted, is_news = request.extensions, False
         view: View | None = None
         if wanted.profiles is not None or wanted.sticky is not None or wanted.threads is not None:
             return None  # messages bring people and sticky events into view, and are said in threads
-        if moved_to is not None and not _is_known_of(moved_to, wanted, connection, new):
+        if coming and not _is_known_of(coming, wanted, connection, new):
             return None
         answer: dict[str, Any] = {}
         if wanted.to_device is not None:
@@ -184,12 +187,13 @@ class ExtensionReader:
                 return None
             answer["to_device"] = {"next_batch": str(max(wanted.to_device.since, now.position)), "events": []}
         if wanted.e2ee:
-            answer["e2ee"] = _e2ee_json(await self._parts.devices.get_counts(request.caller))
-            answer["e2ee"]["device_lists"] = {"changed": [], "left": []}
+            counts = self._parts.devices.known_counts(request.caller)
+            answer["e2ee"] = _e2ee_json(counts or await self._parts.devices.get_counts(request.caller))
+            answer["e2ee"]["device_lists"] = NO_LISTS
         if wanted.account_data is not None:
-            answer["account_data"] = {"global": [], "rooms": {}}
+            answer["account_data"] = NO_ACCOUNT_DATA
         if wanted.receipts is not None:
-            answer["receipts"] = {"rooms": {}}
+            answer["receipts"] = NO_ROOMS
         if wanted.typing is not None:
             typing: dict[str, Any] = {}
             if moved_to is not None:
@@ -207,33 +211,30 @@ class ExtensionReader:
         connection: Connection,
         now: SyncToken,
         moved_to: Collection[int],
+        coming: Collection[int],
         new: Sequence[RoomWork],
         changes: StateChanges,
     ) -> ExtensionNews | None:
         """The same, where some of the rooms in view are new to the client, since there were messages in them."""
-        read = await self.read_without_news(request, connection, now, moved_to, new)
+        read = await self.read_without_news(request, connection, now, moved_to, coming, new)
         if read is None:
             return None
         if request.extensions.account_data is not None:
             kept = await self._parts.kept_data.of_rooms(request.caller.user_id, [work.room.room_id for work in new])
-            read.answer["account_data"]["rooms"] = {room_id: _events(data) for room_id, data in kept.items()}
+            rooms = {room_id: _events(data) for room_id, data in kept.items()}
+            read.answer["account_data"] = {**NO_ACCOUNT_DATA, "rooms": rooms}
             for work in new:
                 changes.set_account_data(work.room.room_nid, LIVE)
         if request.extensions.receipts is not None:
             receipts = await self._parts.receipts.read_of_new(request, connection, new, now.position, changes)
             if receipts is None:
                 return None
-            read.answer["receipts"]["rooms"] = receipts
+            read.answer["receipts"] = {"rooms": receipts}
         return read
 
-    def is_told_otherwise(self, connection: Connection, pos: str, news: View | None) -> bool:
-        """Whether another answer that has this `pos` told something else."""
-        return news is not None and self._parts.typing_views.stands_for_another(connection.key, pos, news)
-
-    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> None:
-        """This of who types goes out with the answer that has this `pos`."""
-        if news is not None:
-            self._parts.typing_views.keep(connection.key, request.pos, pos, news)
+    def end(self, request: SlidingRequest, connection: Connection, news: View | None, pos: str) -> bool:
+        """This of who types goes out with the answer that has this `pos`. False if another that has it told something else."""
+        return news is None or self._parts.typing_views.keep(connection.key, request.pos, pos, news)
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
         """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
@@ -389,7 +390,7 @@ class ExtensionReader:
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
-    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
+    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=STATE_AFTER)
 
 
 def _e2ee_json(counts: KeyCounts) -> dict[str, Any]:
@@ -403,6 +404,7 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
     """Whether the client has been told all of account data and receipts of these rooms but for the new ones, which all lists are asked
     for."""
     begun = {work.room.room_nid for work in new}
+    others = [nid for nid in rooms if nid not in begun]
     if wanted.typing is not None and wanted.typing.scope.lists is not None:
         return False
     for scope, known in (
@@ -413,9 +415,7 @@ def _is_known_of(rooms: Collection[int], wanted: Extensions, connection: Connect
             continue
         if scope.lists is not None:
             return False
-        if any(map(known.get, rooms, repeat(NEVER))) and not all(
-            known.get(nid) == LIVE or nid in begun for nid in rooms
-        ):
+        if any(known.get(nid, NEVER) != LIVE for nid in others):
             return False
     return True
 

@@ -10,7 +10,7 @@ Laws:
 - Where anything else happened, in whatever other room, or what happened is not known from memory, there is no such answer.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
@@ -35,7 +35,9 @@ from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.request import Range
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.rooms import RoomStore
 from storage.sliding_connections import ConnectionKey
 from storage.streams import Streams
@@ -50,7 +52,6 @@ _is_told: Final = attrgetter("is_told")
 class View(msgspec.Struct, frozen=True, gc=False):
     """What a client looks at since an answer."""
 
-    token: SyncToken
     state: ConnectionState
     """What the client has with that answer."""
     stable: bool
@@ -62,8 +63,6 @@ class View(msgspec.Struct, frozen=True, gc=False):
     labels: Labels
     configs: Mapping[int, RoomConfig]
     """What is wanted of the rooms that stay in view, in all windows, when something is said in them."""
-    pos: str = ""
-    """That of the answer."""
 
     def asks_the_same_as(self, other: "View") -> bool:
         """Whether both are of the same request, which as a rule is remembered: then nothing needs to be compared."""
@@ -74,15 +73,18 @@ class View(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class Told(msgspec.Struct, frozen=True, gc=False):
-    """An answer as far as it is made here."""
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """An answer before it has its `pos`."""
 
     body: dict[str, Any]
     is_news: bool
+    token: SyncToken
     state: ConnectionState
     newly_sent: set[Member]
-    view: View
-    typing: TypingView | None
+    view: View | None = None
+    """What the client looks at then; None if that is not known."""
+    typing: TypingView | None = None
+    """What it is told of who types; None if it did not ask, or as before."""
 
 
 class MessagesInView:
@@ -111,61 +113,66 @@ class MessagesInView:
         self._entries = entries
         self._extensions = extensions
         self._plain = plain
-        self._views = KeptOfConnections[View](streams, capacity=capacity)
+        self._views = KeptOfConnections[tuple[str, View]](streams, capacity=capacity)
+        """With the `pos` of the answer."""
 
     @property
     def weight(self) -> int:
         """About how many bytes the views take."""
         return self._views.weight
 
-    def keep(self, key: ConnectionKey, view: View) -> None:
-        """The client has this in view from now on."""
-        former = self._views.get(key)
-        if former is None or not former[0].asks_the_same_as(view):
-            weight = _weigh_rooms(view) + weigh((view.lists, view.subscriptions, view.extensions), set())
-        elif former[0].configs is view.configs:
-            self._views.replace(key, view)
+    def keep(self, key: ConnectionKey, view: View, pos: str) -> None:
+        """The client has this in view from the answer with this `pos` on."""
+        kept = self._views.get(key)
+        former = None if kept is None else kept[0][1]
+        if former is view:
+            self._views.replace(key, (pos, view))
             return
+        weight = _weigh_rooms(view)
+        if kept is not None and former is not None and former.asks_the_same_as(view):
+            weight += kept[1] - _weigh_rooms(former)
         else:
-            weight = former[1] + _weigh_rooms(view) - _weigh_rooms(former[0])
-        self._views.put(key, view, weight)
+            weight += weigh((view.lists, view.subscriptions, view.extensions), set())
+        self._views.put(key, (pos, view), weight)
 
     async def read(
         self, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
-    ) -> Told | None:
+    ) -> Answer | None:
         """The answer of now. None: it takes more than messages. `members`: those that the client has."""
         kept, token = self._views.get(connection.key), connection.token
         if kept is None or token is None:
             return None
-        view, _ = kept
-        if view.pos != request.pos or view.state is not connection.state:
+        pos, view = kept[0]
+        if pos != request.pos or view.state is not connection.state:
             return None
         if token.ephemeral != now.ephemeral or not _asks_the_same(request, view):
             return None
-        changed = self._recent.messages_since(request.caller.user_id, token.position)
+        user_id = request.caller.user_id
+        changed = self._recent.messages_since(user_id, token.position)
         if changed is None:
             return None
-        rows = await self._memberships.of_user(request.caller.user_id)
-        coming = changed - view.configs.keys()
+        rows = self._memberships.known_of(user_id) or await self._memberships.of_user(user_id)
+        partial = await self._partial.get_all() if self._partial.known is None else self._partial.known
+        coming = [nid for nid in changed if nid not in view.configs and nid in rows and rows[nid].membership == "join"]
         if coming:
-            coming = {nid for nid in coming if nid in rows and rows[nid].membership == "join"}
-        if coming:
-            configs = await self._move_window(view, request.caller.user_id, coming)
+            configs = await self._move_window(view, user_id, coming)
             if configs is None:
                 return None
             view = replace(view, configs=configs)
-        own = await self._find_own(rows, view, changed)
+        own = _find_own(rows, partial, view, changed, token.position)
         if own is None:
             return None
-        if not coming <= view.state.rooms.keys():
-            return await self._begin(request, connection, view, own, now, members)
-        read = await self._extensions.read_without_news(request, connection, now, view.configs if coming else None)
+        if coming and not view.state.rooms.keys() >= set(coming):
+            return await self._begin(request, connection, view, own, coming, now, members)
+        in_view = view.configs if coming else None
+        read = await self._extensions.read_without_news(request, connection, now, in_view, coming)
         if read is None:
             return None
-        if len(own) == 1 and (entry := self._make_plainly(request, view, own[0], now, members)) is not None:
+        span = Range(token.position, now.position)
+        if len(own) == 1 and (entry := self._make_plainly(request, view, own[0], span, members)) is not None:
             body = {"lists": view.shown, "rooms": entry, "extensions": read.answer}
-            return Told(body, True, view.state, set(), replace(view, token=now), read.typing)
-        works = await self._make_works(view, own)
+            return Answer(body, True, now, view.state, set(), view, read.typing)
+        works = await self._make_works(view, own, token.position)
         newly_sent: set[Member] = set()
         entries: dict[str, Any] = {}
         changes = StateChanges(connection.state)
@@ -180,7 +187,7 @@ class MessagesInView:
         state = changes.result()
         body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}
         is_news = read.is_news or any(map(_is_told, works))
-        return Told(body, is_news, state, newly_sent, replace(view, token=now, state=state), read.typing)
+        return Answer(body, is_news, now, state, newly_sent, _with_state(view, state), read.typing)
 
     async def _begin(
         self,
@@ -188,37 +195,38 @@ class MessagesInView:
         connection: Connection,
         view: View,
         own: Sequence[MembershipRow],
+        coming: Collection[int],
         now: SyncToken,
         members: set[Member],
-    ) -> Told | None:
+    ) -> Answer | None:
         """The answer where messages brought rooms into view with which the client begins."""
-        works = await self._make_works(view, own)
+        works = await self._make_works(view, own, connection.position)
         newly_sent: set[Member] = set()
         entries, told = await make_entries(self._entries, request, connection, works, now.position, members, newly_sent)
         if len(told) < len(works):
             return None
         changes = StateChanges(connection.state)
         new = [work for work in told if work.initial]
-        read = await self._extensions.read_with_new(request, connection, now, view.configs, new, changes)
+        read = await self._extensions.read_with_new(request, connection, now, view.configs, coming, new, changes)
         if read is None:
             return None
         for work in told:
             changes.set_room(work.room.room_nid, work.result(), is_joined=True)
         state = changes.result()
         body = {"lists": view.shown, "rooms": entries, "extensions": read.answer}
-        return Told(body, True, state, newly_sent, replace(view, token=now, state=state), read.typing)
+        return Answer(body, True, now, state, newly_sent, _with_state(view, state), read.typing)
 
     def _make_plainly(
-        self, request: SlidingRequest, view: View, own: MembershipRow, now: SyncToken, members: set[Member]
+        self, request: SlidingRequest, view: View, own: MembershipRow, span: Range, members: set[Member]
     ) -> dict[str, dict[str, Any]] | None:
         """The entry of a room that is in view, by its id, if there is nothing but messages to tell; None if there is more, or less."""
-        nid, since = own.room_nid, view.token.position
+        nid, since = own.room_nid, span.since
         config, sent, bump = view.configs[nid], view.state.rooms[nid], self._entries.find_bump(nid)
         if bump is None or config.required_state is not sent.required_state:
             return None
         known = members if config.required_state.lazy_members else None
         limit, counted = config.timeline_limit, not request.stable
-        found = self._plain.find(request.caller, own, since, now.position, limit=limit, members=known, counted=counted)
+        found = self._plain.find(request.caller, own, since, span.upto, limit=limit, members=known, counted=counted)
         if found is None or are_too_long(found.size) or (found.room_id in view.labels.direct) != sent.is_direct:
             return None
         entry: dict[str, Any] = {
@@ -239,7 +247,7 @@ class MessagesInView:
                 entry["lists"] = list(view.lists)
         return {found.room_id: entry}
 
-    async def _move_window(self, view: View, user_id: UserID, coming: Set[int]) -> Mapping[int, RoomConfig] | None:
+    async def _move_window(self, view: View, user_id: UserID, coming: Sequence[int]) -> Mapping[int, RoomConfig] | None:
         """What is wanted of the rooms in view once these came to the front of the only list; None where it takes more to know that."""
         if len(view.lists) != 1 or view.subscriptions:
             return None
@@ -249,36 +257,9 @@ class MessagesInView:
             return None
         configs = dict.fromkeys(front, wanted.config)
         # others come into view as well where still more has happened meanwhile
-        return configs if configs.keys() - view.configs.keys() == coming else None
+        return configs if configs.keys() - view.configs.keys() == set(coming) else None
 
-    async def _find_own(
-        self, rows: Mapping[int, MembershipRow], view: View, changed: Set[int]
-    ) -> list[MembershipRow] | None:
-        """The user's memberships of rooms in view with messages; None if there are messages in others, or a room is to be told
-        of anew."""
-        partial = await self._partial.get_all()
-        since = view.token.position
-        own: list[MembershipRow] = []
-        for nid in changed:
-            row = rows.get(nid)
-            if row is None:
-                continue
-            if row.position > since:
-                return None
-            if row.membership != "join":
-                continue
-            config, sent = view.configs.get(nid), view.state.rooms.get(nid)
-            if config is None:
-                return None
-            if sent is None:
-                if nid in partial:
-                    return None
-            elif sent.upto != LIVE or not sent.covers(config) or (partial and not was_whole(partial, nid, since)):
-                return None
-            own.append(row)
-        return own
-
-    async def _make_works(self, view: View, own: Sequence[MembershipRow]) -> list[RoomWork]:
+    async def _make_works(self, view: View, own: Sequence[MembershipRow], since: int) -> list[RoomWork]:
         rooms = await self._rooms.get_rooms_by_nid(map(_room_nid, own))
         return [
             RoomWork(
@@ -286,7 +267,7 @@ class MessagesInView:
                 row,
                 view.configs[row.room_nid],
                 sent := view.state.rooms.get(row.room_nid),
-                0 if sent is None else view.token.position,
+                0 if sent is None else since,
                 initial=sent is None,
                 has_news=True,
                 was_in=True,
@@ -297,10 +278,9 @@ class MessagesInView:
         ]
 
 
-def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, state: ConnectionState) -> View:
-    """What the client looks at that was told all there is of the selection, up to the token."""
+def view_of(request: SlidingRequest, selection: Selection, state: ConnectionState) -> View:
+    """What the client looks at that was told all there is of the selection."""
     return View(
-        token,
         state,
         request.stable,
         request.lists,
@@ -310,6 +290,36 @@ def view_of(request: SlidingRequest, selection: Selection, token: SyncToken, sta
         selection.labels,
         _staying(request, selection),
     )
+
+
+def _with_state(view: View, state: ConnectionState) -> View:
+    return view if state is view.state else replace(view, state=state)
+
+
+def _find_own(
+    rows: Mapping[int, MembershipRow], partial: Mapping[int, PartialRoom], view: View, changed: Set[int], since: int
+) -> list[MembershipRow] | None:
+    """The user's memberships of rooms in view with messages; None if there are messages in others, or a room is to be told of anew.
+    `rows`: all that they have; `partial`: the rooms that were entered with a part of their state."""
+    own: list[MembershipRow] = []
+    for nid in changed:
+        row = rows.get(nid)
+        if row is None:
+            continue
+        if row.position > since:
+            return None
+        if row.membership != "join":
+            continue
+        config, sent = view.configs.get(nid), view.state.rooms.get(nid)
+        if config is None:
+            return None
+        if sent is None:
+            if nid in partial:
+                return None
+        elif sent.upto != LIVE or not sent.covers(config) or (partial and not was_whole(partial, nid, since)):
+            return None
+        own.append(row)
+    return own
 
 
 def _weigh_rooms(view: View) -> int:
@@ -336,7 +346,11 @@ def _staying(request: SlidingRequest, selection: Selection) -> Mapping[int, Room
 
 def _asks_the_same(request: SlidingRequest, view: View) -> bool:
     """Whether the request is that of the answer; messages to the device may be asked for from another place on."""
-    if request.stable != view.stable or request.lists != view.lists or request.subscriptions != view.subscriptions:
+    if request.stable != view.stable:
         return False
     asked, before = request.extensions, view.extensions
+    if request.lists is view.lists and request.subscriptions is view.subscriptions and asked is before:
+        return True  # mostly: what it asks is remembered
+    if request.lists != view.lists or request.subscriptions != view.subscriptions:
+        return False
     return asked == before or replace(asked, to_device=None) == replace(before, to_device=None)

@@ -129,7 +129,9 @@ class RoomOrders:
     def _move(self, order: RoomOrder, changed: Collection[int]) -> None:
         latest, rooms = self._recency.known, order.rooms
         moved = [nid for nid in changed if nid in rooms and rooms[nid].membership == "join"]
-        for nid in sorted(moved, key=lambda nid: latest.get(nid, 0)):
+        if len(moved) > 1:
+            moved.sort(key=lambda nid: latest.get(nid, 0))
+        for nid in moved:
             rooms[nid] = rooms.pop(nid)
             for filtered in order.filtered.values():
                 if nid in filtered.rooms:

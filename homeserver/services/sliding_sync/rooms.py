@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.ids import UserID
 from federation.rooms.outside import is_outside
 from federation.rooms.room_events import StoredEvent
 from homeserver.services.client_events import (
@@ -50,12 +50,11 @@ class RoomEntries:
 
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
         """The members that the client has for sure, now that it has come with this `pos`."""
-        user_id, device = request.caller.user_id, _device(connection)
-        return self._parts.lazy_members.sent(user_id, device, request.pos)
+        return self._parts.lazy_members.sent(connection.key, request.pos)
 
     def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
         """These members go out with the answer that has this `pos`."""
-        self._parts.lazy_members.note(request.caller.user_id, _device(connection), request.pos, members, pos)
+        self._parts.lazy_members.note(connection.key, request.pos, members, pos)
 
     def find_latest(self, work: RoomWork) -> int:
         """The position of the latest thing that the user may hear of in the room, where it is joined as far as it is in memory."""
@@ -306,8 +305,3 @@ def _tell_own_membership(work: RoomWork) -> None:
     is_needed = wanted.matches(*own) or (wanted.lazy_members and own.state_key in work.speakers)
     if own in work.state.entries or (is_needed and (work.initial or work.own.position > work.since)):
         work.state.entries[own] = work.own.event_nid
-
-
-def _device(connection: Connection) -> DeviceID:
-    """Stands for the connection where a device is asked for."""
-    return DeviceID(f"{connection.key.device_id} {connection.key.conn_id}")

@@ -36,19 +36,17 @@ from homeserver.services.sliding_sync.connections import (
     LIVE,
     Connection,
     Connections,
-    ConnectionState,
     StateChanges,
 )
 from homeserver.services.sliding_sync.count_news import CountNews
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
-from homeserver.services.sliding_sync.messages import MessagesInView, View, lists_json, view_of
+from homeserver.services.sliding_sync.messages import Answer, MessagesInView, lists_json, view_of
 from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.rooms import RoomEntries
-from homeserver.services.sliding_sync.typing_views import View as TypingView
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
@@ -90,20 +88,6 @@ class SlidingParts(msgspec.Struct, frozen=True):
             "account_data": self.beside.account_data,
             "newest_pages": self.pages,
         }
-
-
-class _Answer(msgspec.Struct, frozen=True, gc=False):
-    """An answer before it has its `pos`."""
-
-    body: dict[str, Any]
-    is_news: bool
-    token: SyncToken
-    state: ConnectionState
-    newly_sent: set[Member]
-    view: View | None = None
-    """What the client looks at then, if that is not what it looked at before."""
-    typing: TypingView | None = None
-    """What it is told of who types; None if it did not ask, or as before."""
 
 
 class SlidingSync:
@@ -178,42 +162,34 @@ class SlidingSync:
             sticky = replace(sticky, since=0)
         return replace(request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky))
 
-    async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
+    async def _finish(self, request: SlidingRequest, connection: Connection, answer: Answer) -> dict[str, Any]:
         connections, extensions = self._parts.connections, self._parts.extensions
         token = answer.token
-        if request.extensions.typing is None and token.typed:
-            token = replace(token, typed=())
-        elif answer.typing is not None:
-            token = replace(token, typed=answer.typing.typed)
+        typed: tuple[int, ...] = ()
+        if request.extensions.typing is not None:
+            typed = token.typed if answer.typing is None else answer.typing.typed
+        if typed != token.typed:
+            token = replace(token, typed=typed)
         pos = await connections.keep(connection, answer.state, token)
-        if extensions.is_told_otherwise(connection, pos, answer.typing):
+        if not extensions.end(request, connection, answer.typing, pos):
             pos = await connections.keep(connection, answer.state, token, anew=True)
-        extensions.end(request, connection, answer.typing, pos)
+            extensions.end(request, connection, answer.typing, pos)
         self._parts.entries.end(request, connection, answer.newly_sent, pos)
         if answer.view is not None:
-            self._messages.keep(connection.key, replace(answer.view, pos=pos))
+            self._messages.keep(connection.key, answer.view, pos)
         return {"pos": pos, **answer.body}
 
-    async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
+    async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> Answer:
         """An answer for now."""
         parts = self._parts
         token = self._now(connection)
         upto = token.position
-        is_over = bool(parts.typing.find_over(token.typed))  # which a client is told by the ordinary way
-        empty = None if is_over else self._parts.empty.find(request, connection, token)
-        if empty is not None:
-            return _Answer(empty, False, token, connection.state, set())
-        messages = None if is_over else await self._messages.read(request, connection, token, members)
-        if messages is not None:
-            return _Answer(
-                messages.body,
-                messages.is_news,
-                token,
-                messages.state,
-                messages.newly_sent,
-                messages.view,
-                messages.typing,
-            )
+        if not token.typed or not parts.typing.find_over(token.typed):  # else a client is told by the ordinary way
+            if token == connection.token and (empty := parts.empty.find(request, connection, token)) is not None:
+                return Answer(empty, False, token, connection.state, set())
+            messages = await self._messages.read(request, connection, token, members)
+            if messages is not None:
+                return messages
         selection = await parts.lists.select(request, connection)
         recounted: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
@@ -241,8 +217,8 @@ class SlidingSync:
         if not is_news and state is connection.state and token == self._now(connection):
             self._parts.empty.keep(request, connection, token, body)
         lasts = selection.lasts and len(told) == len(works) and extensions.is_all
-        view = view_of(request, selection, token, state) if lasts else None
-        return _Answer(body, is_news, token, state, newly_sent, view, extensions.typing)
+        view = view_of(request, selection, state) if lasts else None
+        return Answer(body, is_news, token, state, newly_sent, view, extensions.typing)
 
     def _now(self, connection: Connection) -> SyncToken:
         """The token of an answer by which nothing of who types changes."""

@@ -92,7 +92,8 @@ class TypingViews:
             told.update(self._typing.get_known(rooms))
             view = View(frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told))
             return Typists(told, is_news, view)
-        told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+        if changed:
+            told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         if begun:
             told.update(self._typing.get_changed(begun & rooms, None))
         if rooms != view.rooms:
@@ -104,7 +105,7 @@ class TypingViews:
                 if nid in view.left:  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
             view = View(frozenset(rooms), *_left(view, before, rooms), view.typed)
-        names = self._typing.name_typed(typed, told)
+        names = self._typing.name_typed(typed, told) if typed or told else ()
         if names != view.typed:
             view = replace(view, typed=names)
         return Typists(told, bool(told), view)
@@ -114,22 +115,20 @@ class TypingViews:
         kept = self._views.get(key)
         return None if kept is None or pos is None else kept[0].get(pos)
 
-    def stands_for_another(self, key: ConnectionKey, pos: str, view: View) -> bool:
-        """Whether an answer with this `pos` told the client something else, of rooms where somebody types or did lately."""
-        known = self.find(key, pos)
-        if known is None or known is view:
-            return False
-        others = {nid for nid, _ in known.left.items() ^ view.left.items()} | (known.rooms ^ view.rooms)
-        return bool(self._typing.get_known(others))
-
-    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> None:
-        """A client that has come with the one `pos` is told this, with the answer that has the other one."""
+    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> bool:
+        """A client that has come with the one `pos` is told this, with the answer that has the other one. False, and it is not kept, where
+        an answer with that `pos` told the client something else, of rooms where somebody types or did lately."""
         kept = self._views.get(key)
+        told = None if kept is None else kept[0].get(pos)
+        if told is not None and told is not view:
+            others = {nid for nid, _ in told.left.items() ^ view.left.items()} | (told.rooms ^ view.rooms)
+            if self._typing.get_known(others):
+                return False
         if kept is not None and before is not None and len(kept[0]) <= 2:
             answers = list(kept[0].items())
             if answers[0][1] is view and answers[-1][1] is view and answers[-1][0] == before:
                 self._views.replace(key, {before: view, pos: view})  # mostly: it is told what it was told before
-                return
+                return True
         known = {} if kept is None or before is None else dict(kept[0])
         if before in known:  # the client has that for sure, and with it no longer what it had before
             for each in list(known):
@@ -142,13 +141,15 @@ class TypingViews:
         views = {id(each): each for each in known.values()}
         weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in views.values())
         self._views.put(key, known, weight)
+        return True
 
 
 def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
     """The rooms out of view, and whether these are all."""
-    left = {nid: position for nid, position in view.left.items() if nid not in rooms}
-    left.update((nid, before.ephemeral) for nid in view.rooms if nid not in rooms)
-    too_many = list(left)[: max(0, len(left) - MOST_ROOMS_LEFT)]
-    for nid in too_many:
+    left = {**view.left, **dict.fromkeys(view.rooms - rooms, before.ephemeral)}
+    for nid in rooms - view.rooms:
+        left.pop(nid, None)
+    too_many = len(left) - MOST_ROOMS_LEFT
+    for nid in list(left)[:too_many] if too_many > 0 else ():
         del left[nid]
-    return left, view.is_whole and not too_many
+    return left, view.is_whole and too_many <= 0

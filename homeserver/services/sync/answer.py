@@ -4,31 +4,38 @@ spec: client-server-api#get_matrixclientv3sync
 """
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.devices import DeviceNews
+from homeserver.services.sync.devices import DeviceNews, as_list
 from homeserver.services.sync.joined import RoomWork
 from homeserver.services.sync.request import SyncRequest
 from homeserver.services.unread import COUNTED, RoomUnread, Unread
+
+NO_SECTIONS: Final[Mapping[str, Any]] = {}
 
 
 def frame(
     token: SyncToken,
     devices: DeviceNews,
-    account_data: list[dict[str, Any]],
-    presence: list[msgspec.Raw],
-    sections: dict[str, Any],
+    account_data: Sequence[dict[str, Any]] = (),
+    presence: Sequence[msgspec.Raw] = (),
+    sections: Mapping[str, Any] = NO_SECTIONS,
 ) -> dict[str, Any]:
     """The answer as a whole. `sections`: those of rooms that are not empty."""
+    counts = devices.counts
     answer: dict[str, Any] = {
         "next_batch": str(token),
         "account_data": {"events": account_data},
         "presence": {"events": presence},
-        **devices.to_json(),
+        "to_device": {"events": as_list(devices.messages) if devices.messages else ()},
+        "device_lists": devices.lists,
+        "device_one_time_keys_count": counts.one_time,
+        "device_unused_fallback_key_types": counts.unused_fallback,
+        "org.matrix.msc2732.device_unused_fallback_key_types": counts.unused_fallback,
     }
     if sections:
         answer["rooms"] = sections
@@ -68,11 +75,13 @@ def joined_section(
 
 def add_counts(request: SyncRequest, room: dict[str, Any], count: RoomUnread) -> None:
     """Tell in the JSON form of a room how much of it is unread."""
+    if not count.threads:
+        room["unread_notifications"] = _unread_json(count.main)
+        return
     thread_keys = _thread_keys(request.filter.room.timeline)
     room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
-    if count.threads:
-        by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
-        room.update(dict.fromkeys(thread_keys, by_thread))
+    by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
+    room.update(dict.fromkeys(thread_keys, by_thread))
 
 
 def _thread_keys(filter: RoomEventFilter) -> list[str]:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from storage.streams import Topic
 from storage.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
 
 NO_KEYS: Final = KeyCounts({}, ())
+NO_LISTS: Final[Mapping[str, list[str]]] = {"changed": [], "left": []}
 MESSAGES_AN_ANSWER: Final = 100
 DEVICES_REMEMBERED: Final = 50_000
 _position: Final = itemgetter(0)
@@ -36,7 +37,7 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     """The parts of an answer that are the device's own."""
 
     messages: Sequence[DeviceMessage] = ()
-    lists: Mapping[str, list[str]] = msgspec.field(default_factory=lambda: {"changed": [], "left": []})
+    lists: Mapping[str, list[str]] = msgspec.field(default_factory=lambda: NO_LISTS)
     counts: KeyCounts = NO_KEYS
 
     @property
@@ -44,18 +45,8 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
         """Whether the answer need not wait."""
         return bool(self.messages or self.lists["changed"] or self.lists["left"])
 
-    def to_json(self) -> dict[str, Any]:
-        """As members of the answer."""
-        return {
-            "to_device": {"events": _as_list(self.messages) if self.messages else ()},
-            "device_lists": self.lists,
-            "device_one_time_keys_count": self.counts.one_time,
-            "device_unused_fallback_key_types": self.counts.unused_fallback,
-            "org.matrix.msc2732.device_unused_fallback_key_types": self.counts.unused_fallback,
-        }
 
-
-def _as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
+def as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
     """The events, encoded as one list."""
     return msgspec.Raw(b"[%b]" % b",".join([message.content for message in messages]))
 
@@ -151,12 +142,17 @@ class DeviceNewsReader:
         if clean is None or clean < span.since:
             return False
         if clean < span.upto:
-            self._note_clean(key, span.upto)
+            self._clean[key] = span.upto
+            self._clean.move_to_end(key)
         return True
 
     async def get_counts(self, caller: Requester) -> KeyCounts:
         """What keys the device has left."""
         return NO_KEYS if caller.device_id is None else await self._keys.get_counts(caller.user_id, caller.device_id)
+
+    def known_counts(self, caller: Requester) -> KeyCounts | None:
+        """The same as far as it is in memory."""
+        return NO_KEYS if caller.device_id is None else self._keys.known_counts(caller.user_id, caller.device_id)
 
     async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
         """For who has heard of everything: only what keys the device has left."""

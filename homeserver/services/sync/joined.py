@@ -27,7 +27,7 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import NO_REASONS, ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
 from homeserver.services.ignored_users import without_ignored
-from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
+from homeserver.services.stream_tokens import SyncToken, format_before, format_gap
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_state import (
@@ -43,7 +43,6 @@ from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import has_hidden_redaction
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
-from storage.timelines import Place
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
@@ -132,13 +131,11 @@ class JoinedRooms:
 
     def begin(self, request: SyncRequest) -> set[Member]:
         """The members that a device that loads them lazily has for sure, now that it has come with this token."""
-        since = None if request.since is None else str(request.since)
-        return self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
+        return self._lazy_members.sent((request.caller.user_id, request.caller.device_id), request.token)
 
     def end(self, request: SyncRequest, members: Iterable[Member], token: str) -> None:
         """These members go out to it with the answer that has this token."""
-        since = None if request.since is None else str(request.since)
-        self._lazy_members.note(request.caller.user_id, request.caller.device_id, since, members, token)
+        self._lazy_members.note((request.caller.user_id, request.caller.device_id), request.token, members, token)
 
     async def fill(
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
@@ -226,7 +223,7 @@ class JoinedRooms:
                 state = keep_fields(state, request.filter.event_fields)
             room: dict[str, Any] = {
                 "timeline": timeline,
-                request.state_section.value: {"events": state},
+                request.state_section: {"events": state},
                 "account_data": {"events": work.account_data},
             }
             if work.own.membership == "join":
@@ -447,8 +444,7 @@ def _has_more_than_messages(work: RoomWork, kept: Set[Member] | None) -> bool:
 def _set_prev_batch(work: RoomWork, span: Range) -> None:
     if work.shown:
         first = work.shown[0].event
-        # what the client asks for from here is what came before the first event, this one left out
-        work.prev_batch = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
+        work.prev_batch = format_gap(first) if work.limited else format_before(first)
     else:
         work.prev_batch = str(SyncToken(span.upto, 0))
 

@@ -10,11 +10,9 @@ spec: client-server-api#lazy-loading-room-members
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import msgspec
-
-from federation.protocol.ids import DeviceID, UserID
 
 Member = tuple[int, str]
 """Room number and user."""
@@ -43,15 +41,15 @@ class LazyMembers:
         """`capacity`: how many members are remembered, of all devices together."""
         self._capacity = capacity
         self._remembered = 0
-        self._devices: OrderedDict[tuple[UserID, DeviceID | None], _Device] = OrderedDict()
+        self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
 
     def __len__(self) -> int:
         """Members that are remembered."""
         return self._remembered
 
-    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None) -> set[Member]:
-        """What the device has for sure, now that it has come with this token. Who sends less than that takes it out of the set."""
-        key = (user_id, device_id)
+    def sent(self, key: Hashable, since: str | None) -> set[Member]:
+        """What the device has for sure, now that it has come with this token. Who sends less than that takes it out of the set.
+        `key`: of a user which device, or which connection of it."""
         device = self._devices.get(key)
         if device is None or not since or (since != device.token and since not in device.answers):
             self._forget(key)
@@ -71,18 +69,16 @@ class LazyMembers:
             self._forget(next(iter(self._devices)))
         return device.confirmed
 
-    def note(
-        self, user_id: UserID, device_id: DeviceID | None, since: str | None, members: Iterable[Member], token: str
-    ) -> None:
+    def note(self, key: Hashable, since: str | None, members: Iterable[Member], token: str) -> None:
         """These go out with the answer that has this token, to who has come with the other one."""
-        device = self._devices.get((user_id, device_id))
+        device = self._devices.get(key)
         if device is None or device.token != (since or "") or token == device.token:
             return  # the device has gone on without this answer; or there is nothing in it
         device.answers.setdefault(token, set()).update(members)
         if len(device.answers) > MOST_ANSWERS:
             del device.answers[next(iter(device.answers))]
 
-    def _forget(self, key: tuple[UserID, DeviceID | None]) -> None:
+    def _forget(self, key: Hashable) -> None:
         device = self._devices.pop(key, None)
         if device is not None:
             self._remembered -= device.counted

@@ -7,7 +7,7 @@ Laws:
 - Where anything else happened, or what happened is not known from memory, there is no such answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
@@ -18,16 +18,21 @@ from homeserver.services.plain_messages import PlainMessageReader
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.answer import add_counts, frame, has_news, joined_section
-from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
+from homeserver.services.sync.devices import NO_LISTS, DeviceNews, DeviceNewsReader
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.lazy_members import Member
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.rooms import RoomStore
 from storage.streams import Topic
 from storage.to_device import DeviceMessage
 
 NO_EVENTS: Final[Mapping[str, list[Any]]] = {"events": []}
+
+Usual = tuple[dict[str, Any], bool]
+"""An answer, and whether there is anything in it."""
 
 _room_nid: Final = attrgetter("room_nid")
 _own: Final = attrgetter("own")
@@ -58,8 +63,31 @@ class MessagesAlone:
         self._unread = unread
         self._plain = plain
 
-    async def read(self, request: SyncRequest, now: SyncToken) -> tuple[dict[str, Any], bool] | None:
-        """The answer of now, and whether there is anything in it. None: it takes more than messages."""
+    def find(self, request: SyncRequest, now: SyncToken) -> Usual | None:
+        """The answer of now, where all of it is in memory. None: see `read`."""
+        since, caller = request.since, request.caller
+        if since is None or request.full_state or since.to_device is not None:
+            return None
+        if since.ephemeral != now.ephemeral or since.position > now.position:
+            return None
+        changed = self._recent.messages_since(caller.user_id, since.position)
+        span = Range(since.position, now.position)
+        if changed is None or not self._devices.nothing_waits(caller, span):
+            return None
+        counts = self._devices.known_counts(caller)
+        rows, partial = self._memberships.known_of(caller.user_id), self._partial.known
+        if counts is None or rows is None or partial is None:
+            return None
+        members = self._joined.begin(request) if request.loads_lazily else None
+        devices = DeviceNews((), NO_LISTS, counts)
+        own = _own_rows(changed, rows, partial, span) if changed else ()
+        if not own:
+            return None if own is None else (frame(now, devices), False)
+        rooms = self._tell_plainly(request, span, own, members)
+        return None if rooms is None else (frame(now, devices, sections={"join": rooms}), True)
+
+    async def read(self, request: SyncRequest, now: SyncToken) -> Usual | None:
+        """The answer of now. None: it takes more than messages."""
         since, user_id = request.since, request.caller.user_id
         if since is None or request.full_state or since.to_device is not None:
             return None
@@ -79,31 +107,26 @@ class MessagesAlone:
         elif not self._devices.nothing_waits(request.caller, span):
             return None
         rows, partial = await self._memberships.of_user(user_id), await self._partial.get_all()
-        own: list[MembershipRow] = []
-        for nid in changed:
-            row = rows.get(nid)
-            if row is None:
-                continue
-            if row.position > span.since or (partial and not was_whole(partial, nid, span.since)):
-                return None
-            if row.membership == "join":
-                own.append(row)
-        devices = DeviceNews(messages, counts=await self._devices.get_counts(request.caller))
+        own = _own_rows(changed, rows, partial, span)
+        if own is None:
+            return None
+        devices = DeviceNews(messages, NO_LISTS, await self._devices.get_counts(request.caller))
+        members = self._joined.begin(request) if request.loads_lazily else None
         rooms: dict[str, dict[str, Any]] | None = {}
         if own:
-            rooms = self._tell_plainly(request, span, own)
+            rooms = self._tell_plainly(request, span, own, members)
             if rooms is None:
                 rooms = await self._read_rooms(request, span, now, own)
-        return frame(now, devices, [], [], {"join": rooms} if rooms else {}), bool(rooms or messages)
+        return frame(now, devices, sections={"join": rooms} if rooms else {}), bool(rooms or messages)
 
     def _tell_plainly(
-        self, request: SyncRequest, span: Range, own: Sequence[MembershipRow]
+        self, request: SyncRequest, span: Range, own: Sequence[MembershipRow], members: Set[Member] | None
     ) -> dict[str, dict[str, Any]] | None:
-        """The rooms, if in all of them there is nothing but messages to tell; else None."""
+        """The rooms, if in all of them there is nothing but messages to tell; else None. `members`: those that the device has, if it
+        loads them lazily."""
         filter = request.filter
         if not filter.passes_all_messages or filter.room.state.include_redundant_members:
             return None
-        members = self._joined.begin(request) if request.loads_lazily else None
         limit = self._joined.limit_of(filter.room.timeline)
         told: dict[str, dict[str, Any]] = {}
         for row in own:
@@ -112,7 +135,7 @@ class MessagesAlone:
                 return None
             room = told[found.room_id] = {
                 "timeline": {"events": found.events, "limited": False, "prev_batch": found.prev_batch},
-                request.state_section.value: NO_EVENTS,
+                request.state_section: NO_EVENTS,
                 "account_data": NO_EVENTS,
                 "ephemeral": NO_EVENTS,
                 "summary": {},
@@ -135,3 +158,20 @@ class MessagesAlone:
         works = [work for work in works if has_news(work, ignored)]
         counts = await self._unread.get_counts(user_id, list(map(_own, works)), ignored)
         return joined_section(request, works, await self._joined.to_json(request, works), counts)
+
+
+def _own_rows(
+    changed: Set[int], rows: Mapping[int, MembershipRow], partial: Mapping[int, PartialRoom], span: Range
+) -> list[MembershipRow] | None:
+    """The user's memberships of those of the changed rooms that they are in. None if a room is to be told of anew. `rows`: all that they
+    have; `partial`: the rooms that were entered with a part of their state."""
+    own: list[MembershipRow] = []
+    for nid in changed:
+        row = rows.get(nid)
+        if row is None:
+            continue
+        if row.position > span.since or (partial and not was_whole(partial, nid, span.since)):
+            return None
+        if row.membership == "join":
+            own.append(row)
+    return own

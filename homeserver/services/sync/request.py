@@ -1,6 +1,6 @@
 """What a client asks of /sync, as it is worked on."""
 
-from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -8,13 +8,10 @@ from federation.protocol.endpoint import Requester
 from homeserver.services.event_filters import Filter
 from homeserver.services.stream_tokens import SyncToken
 
-
-class StateSection(Enum):
-    """Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable name."""
-
-    BEFORE = "state"
-    AFTER = "state_after"
-    UNSTABLE_AFTER = "org.matrix.msc4222.state_after"
+STATE_BEFORE: Final = "state"
+STATE_AFTER: Final = "state_after"
+UNSTABLE_STATE_AFTER: Final = "org.matrix.msc4222.state_after"
+"""Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable name."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, gc=False):
@@ -24,17 +21,19 @@ class SyncRequest(msgspec.Struct, frozen=True, gc=False):
     since: SyncToken | None
     filter: Filter
     full_state: bool
-    state_section: StateSection
+    state_section: str
+    token: str = ""
+    """`since` as the client gave it; empty where it has none."""
 
     @property
     def loads_lazily(self) -> bool:
         """Of members only those are told who have to do with the events of the answer."""
-        return self.filter.room.state.lazy_load_members or self.filter.room.timeline.lazy_load_members
+        return self.filter.loads_lazily
 
     @property
     def state_after(self) -> bool:
         """Give the state at the end of the timelines, not at their start."""
-        return self.state_section is not StateSection.BEFORE
+        return self.state_section != STATE_BEFORE
 
 
 class Range(msgspec.Struct, frozen=True, gc=False):

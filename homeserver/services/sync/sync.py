@@ -37,7 +37,7 @@ from homeserver.services.sync.answer import frame, has_news, joined_section
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork, own_state_after
-from homeserver.services.sync.messages import MessagesAlone
+from homeserver.services.sync.messages import MessagesAlone, Usual
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.recounts import Recounts
 from homeserver.services.sync.request import Range, SyncRequest
@@ -115,19 +115,23 @@ class Sync:
 
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
-        request = await self._check_since(request)
-        if request.since is not None:
-            self._parts.typing.meet(request.since.ephemeral)
-            since = await self._parts.typing.only_own(request.caller.user_id, request.since)
-            if since is not request.since:
-                request = replace(request, since=since)
-        if not request.loads_lazily:
-            return await self._answer(request, timeout_ms)
-        joined = self._parts.joined
-        joined.begin(request)
-        answer = await self._answer(request, timeout_ms)
-        joined.end(request, (), answer["next_batch"])  # also where there was no room in it
+        usual = self._find_usual(request)
+        if usual is not None and (usual[1] or timeout_ms <= 0):
+            answer = usual[0]
+        else:
+            request = await self._check_since(request)
+            if request.loads_lazily:
+                self._parts.joined.begin(request)
+            answer = await self._answer(request, timeout_ms)
+        if request.loads_lazily:
+            self._parts.joined.end(request, (), answer["next_batch"])  # also where there was no room in it
         return answer
+
+    def _find_usual(self, request: SyncRequest) -> Usual | None:
+        """The answer of now, where there are messages at most, all of it is in memory, and the client was not told that somebody types."""
+        if request.since is None or request.since.typed:
+            return None
+        return self._messages.find(request, SyncToken(self._streams.current(), self._parts.typing.position))
 
     async def _answer(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
@@ -148,18 +152,23 @@ class Sync:
             listener.close()
 
     async def _check_since(self, request: SyncRequest) -> SyncRequest:
-        """The request; for a position that is not reached yet, as the one for all there is.
+        """The request as it is answered; for a position that is not reached yet, as the one for all there is.
 
         Another node may be ahead of us, which is looked after; else the database is an older one than the client knew.
         """
-        if request.since is None or request.since.position <= self._streams.current():
+        if request.since is None:
             return request
-        if request.since.position <= await self._catch_up():
-            return request
-        return replace(request, since=None)
+        if request.since.position > self._streams.current() and request.since.position > await self._catch_up():
+            return replace(request, since=None, token="")
+        self._parts.typing.meet(request.since.ephemeral)
+        since = await self._parts.typing.only_own(request.caller.user_id, request.since)
+        return request if since is request.since else replace(request, since=since)
 
     async def _compute(self, request: SyncRequest) -> tuple[dict[str, Any], bool]:
         """An answer for now, and whether there is anything in it."""
+        usual = self._find_usual(request)
+        if usual is not None:
+            return usual
         parts = self._parts
         since = request.since
         now = self._now(since)
@@ -169,7 +178,7 @@ class Sync:
             if since is not None and not request.full_state and since == now:
                 # nothing has happened to anybody
                 news = await parts.devices.read_nothing_new(request)
-                return frame(since, news, [], [], {}), False
+                return frame(since, news), False
             usual = await self._messages.read(request, now)
             if usual is not None:
                 return usual

@@ -67,8 +67,9 @@ await until(bob, "the redaction", () => bobsRoom.findEventById(wrong.event_id).i
 const root = await alice.sendTextMessage(roomId, "a root");
 await until(bob, "the root of a thread", () => bobsRoom.findEventById(root.event_id));
 const inThread = (body) => ({ ...text(body), "m.relates_to": { rel_type: "m.thread", event_id: root.event_id } });
-// The SDK looks for what it sent in the room's own timeline alone. So a reply that /sync brings a moment before the answer to who sends it is
-// an error to it, though all is well: then the server is asked which event it has become.
+// The SDK looks for what it sent in the room's own timeline alone. The server writes the answer to who sends before that to who syncs, but
+// some tenths of a millisecond before, and on another connection: where the SDK reads that one first, a reply is an error to it, though all
+// is well. Then the server is asked which event it has become.
 async function sendInThread(client, body) {
     try {
         return await client.sendMessage(roomId, inThread(body));

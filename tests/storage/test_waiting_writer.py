@@ -1,0 +1,63 @@
+"""What another node commits while a writer on PostgreSQL waits for the lock, having taken for granted that nobody else writes."""
+
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from storage.database import PostgresConfig, WriteTransaction, make_engine
+from tests.storage.test_steady_writer import move, nodes, put_later, settle, write
+from tests.storage.test_writer import Stepped, put
+
+__all__ = ["nodes"]
+
+
+@pytest.mark.parametrize("moved", ["position", "room"])
+@pytest.mark.parametrize("what", ["last", "last, resting on rooms", "later", "nothing"])
+def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
+    nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str, moved: str
+) -> None:
+    here, _ = nodes
+    settle(here)
+    write(here, "mine", lambda txn: txn.allocate("room"))
+    write(here, "job", put_later("job"))
+    head = here.database.streams.current()
+    tries: list[int] = []
+
+    def fn(txn: WriteTransaction) -> Any:
+        tries.append(txn.counter("room") if "rooms" in what else 0)
+        if what == "nothing":
+            return txn.next_position()
+        return (put_later("new") if what == "later" else move("job", "here", "there"))(txn)
+
+    write(here, "prepared", move("nobody", "", ""))
+    head += 1
+    engine = make_engine(postgresql)
+    watch, holder = engine.connect_reader(), engine.connect_writer()
+    counters = holder.begin_write()
+    writer = Thread(target=write, args=(here, "new", fn))
+    writer.start()
+    while watch.query_one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", ()) != (1,):
+        assert writer.is_alive(), "it has to wait"
+    holder.commit({moved: counters[moved] + 1})
+    writer.join()
+    rests_on_it = moved == "position" or what != "last"
+    assert len(tries) == 1 + rests_on_it
+    assert tries[-1] == ("rooms" in what) * (1 + (moved == "room"))
+    assert here.results["new"] == head + 1 + (moved == "position")
+    assert here.database.streams.current() == here.results["new"]
+    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 2 + (moved == "room")
+    assert write(here, "next", put("next")) == here.database.streams.current()
+    watch.close()
+    holder.close()
+
+
+def test_whatever_the_role_prefers_each_statement_of_a_write_sees_what_was_committed_before(
+    postgresql: PostgresConfig,
+) -> None:
+    """Else what was committed while the lock was waited for would not be seen."""
+    strict = {**postgresql.connect, "options": "-c default_transaction_isolation=serializable"}
+    for engine in (make_engine(PostgresConfig(strict)), make_engine(postgresql)):
+        writer = engine.connect_writer()
+        assert writer.query_one("SHOW transaction_isolation", ()) == ("read committed",)
+        writer.close()
