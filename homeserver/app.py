@@ -5,7 +5,6 @@ two servers can live in one process.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -65,6 +64,7 @@ from homeserver.http.site import Site, SiteOptions
 from homeserver.jobs import Jobs
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics
+from homeserver.observe.context import make_request_ids
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
@@ -129,7 +129,7 @@ class Server:
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
-        self._request_numbers = count(1)
+        self._request_ids = make_request_ids()
         self._bodies = HeldBodies(clock)
         self._ports: list[IListeningPort] = []
         self._tls: list[TlsContext] = []
@@ -151,7 +151,7 @@ class Server:
             self.clock,
             metrics=self._metrics,
             access_log=self._access_log,
-            next_request_id=lambda: f"{next(self._request_numbers):x}",
+            next_request_id=self._request_ids.__next__,
             bodies=self._bodies,
             options=SiteOptions(
                 resources=resources,

@@ -30,6 +30,7 @@ def poll_without_names(reactor: ReactorBase) -> None:
 
 def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
     """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes."""
+    readable = reactor._POLL_IN
     wait = -1 if timeout is None else timeout
     while True:
         try:
@@ -40,7 +41,16 @@ def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
             selectable = reactor._selectables.get(descriptor)
             if selectable is not None:  # else what was done for another has removed it
                 try:
-                    reactor._doReadOrWrite(selectable, descriptor, event)
+                    if event == readable:  # as nearly always
+                        try:
+                            why = selectable.doRead()
+                        except BaseException as error:
+                            log.failure("A connection could not be read")
+                            why = error
+                        if why:
+                            reactor._disconnectSelectable(selectable, why, True)
+                    else:
+                        reactor._doReadOrWrite(selectable, descriptor, event)
                 except (
                     Exception
                 ):  # it failed in hearing that its connection is lost: others have their turn all the same

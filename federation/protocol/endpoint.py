@@ -176,6 +176,11 @@ class Peer(msgspec.Struct, frozen=True):
 LONGEST_USER_AGENT: Final = 500
 
 
+def find_user_agent(headers: Mapping[bytes, bytes]) -> str:
+    """Of which program a client says it is. `headers`: by names in small letters."""
+    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+
+
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What else a handler may need to know of the request."""
 
@@ -203,7 +208,7 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     @property
     def user_agent(self) -> str:
         """Of which program the client says it is."""
-        return self.headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+        return find_user_agent(self.headers)
 
     @property
     def languages(self) -> str:

@@ -5,13 +5,24 @@ A header says nothing unless the listener stands behind a proxy (`x_forwarded`).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
+REMEMBERED: Final = 1024
+"""Addresses that came last: those who come by a proxy tell theirs with each request."""
+LONGEST: Final = 100
+"""With zone, port and spaces around."""
 Networks = Sequence[IPv4Network | IPv6Network]
 
 
 def normalise(address: str) -> str | None:
     """One spelling for an address: IPv4 in IPv6 is IPv4, no zone, no port. None for what is no address."""
+    return _normalise(address) if len(address) <= LONGEST else None
+
+
+@lru_cache(REMEMBERED)
+def _normalise(address: str) -> str | None:
     text = address.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -34,7 +45,11 @@ def forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | N
         if address is None:
             return found
         found = address
-        parsed = ip_address(address)
-        if not any(parsed in network for network in trusted):
+        if not trusted or not _is_in(address, trusted):
             return found
     return found
+
+
+def _is_in(address: str, networks: Networks) -> bool:
+    parsed = ip_address(address)
+    return any(parsed in network for network in networks)

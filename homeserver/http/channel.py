@@ -15,10 +15,10 @@ import re
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import Final, Protocol
+from socket import socket
+from typing import Final
 
 import httptools
-import msgspec
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -33,7 +33,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
-from homeserver.http.head import Head, without_server
+from homeserver.http.exchange import Exchange, Transport, Waiting
+from homeserver.http.head import Head, find_token, without_server
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
@@ -53,51 +54,45 @@ VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
 
 
-class Exchange(Protocol):
-    """A request on its way to its answer, as the channel drives it: `begin`, `take` for each piece, `run`."""
-
-    def begin(self, head: Head, length: int | None) -> None:
-        """The headers are there. `length`: of the body, where the client said it."""
-        ...
-
-    def take(self, data: bytes) -> None:
-        """A piece of the body."""
-        ...
-
-    def run(self) -> None:
-        """The request is whole. The exchange calls `MatrixChannel.done` once it has answered."""
-        ...
-
-    def lost(self) -> None:
-        """The client has gone."""
-        ...
-
-
-class _Waiting(msgspec.Struct):
-    """A request that was read before the one ahead of it was answered."""
-
-    head: Head
-    length: int | None
-    pieces: list[bytes] = msgspec.field(default_factory=list)
-    is_whole: bool = False
-
-
-class Transport(Protocol):
-    """What is needed of TCP, TLS and Unix connections."""
-
-    def write(self, data: bytes) -> None: ...
-    def loseConnection(self) -> None: ...
-    def abortConnection(self) -> None: ...
-    def registerProducer(self, producer: object, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
-    def pauseProducing(self) -> None: ...
-    def resumeProducing(self) -> None: ...
-    def getPeer(self) -> object: ...
-
-
 @implementer(IPushProducer, IPullProducer)
 class MatrixChannel(Connection):
     """A connection, and the requests on it, one after the other."""
+
+    __slots__ = (
+        "_active_at",
+        "_advancing",
+        "_begun_at",
+        "_body_bytes",
+        "_clock",
+        "_exchange",
+        "_head_bytes",
+        "_heads",
+        "_idle_timeout",
+        "_in_head",
+        "_is_between",
+        "_lines",
+        "_make_exchange",
+        "_max_header_bytes",
+        "_missing",
+        "_parser",
+        "_producer",
+        "_read_head",
+        "_read_on",
+        "_read_size",
+        "_reading",
+        "_refused",
+        "_same_headers",
+        "_send_now",
+        "_thrown_away",
+        "_timer",
+        "_unread",
+        "_uri",
+        "_waiting",
+        "is_full",
+        "is_secure",
+        "peer_address",
+        "persistent",
+    )
 
     transport: Transport | None  # type: ignore[assignment]
 
@@ -120,11 +115,11 @@ class MatrixChannel(Connection):
         self._idle_timeout = idle_timeout
         self._max_header_bytes = max_header_bytes
         self._parser: httptools.HttpRequestParser | None = None
-        self._write_some: Callable[[bytes], int | Exception] | None = None
+        self._send_now: Callable[[bytes], int] | None = None
         self._read_on: Callable[[], object] | None = None
         self._exchange: Exchange | None = None
-        self._reading: Exchange | _Waiting | None = None
-        self._waiting: deque[_Waiting] = deque()
+        self._reading: Exchange | Waiting | None = None
+        self._waiting: deque[Waiting] = deque()
         self._unread = b""
         self._advancing = False
         self._refused = False
@@ -156,8 +151,9 @@ class MatrixChannel(Connection):
         assert transport is not None
         self.is_secure = ISSLTransport.providedBy(transport)
         if not self.is_secure:
-            # With TLS the name leads past the encryption, to the connection beneath.
-            self._write_some = getattr(transport, "writeSomeData", None)
+            # With TLS these lead past the encryption, to the connection beneath.
+            get_handle: Callable[[], socket] | None = getattr(transport, "getHandle", None)
+            self._send_now = None if get_handle is None else get_handle().send
             self._read_on = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
             # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
@@ -165,7 +161,7 @@ class MatrixChannel(Connection):
         self._read_at_once(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
         # As one that is pulled, it is told whenever nothing is queued any more.
-        transport.registerProducer(self, self._write_some is None)
+        transport.registerProducer(self, self._send_now is None)
         self._parser = httptools.HttpRequestParser(self)
         self._active_at = self._clock.seconds()
         self._timer = self._clock.callLater(self._idle_timeout, self._check_idle)
@@ -204,10 +200,11 @@ class MatrixChannel(Connection):
         """
         transport = self.transport
         assert transport is not None
-        if self._write_some is not None and not self.is_full:
-            sent = self._write_some(data)
-            if not isinstance(sent, int):
-                sent = 0  # the connection is lost; the usual way finds out and cleans up
+        if self._send_now is not None and not self.is_full:
+            try:
+                sent = self._send_now(data)
+            except OSError:
+                sent = 0  # nothing fits, or the connection is lost: the usual way finds out and cleans up
             if sent == len(data):
                 return
             data = data[sent:]
@@ -295,16 +292,16 @@ class MatrixChannel(Connection):
             self._end(malformed())
             return
         takes_chunks = parser.get_http_version() == "1.1"
-        head = Head(
-            parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), takes_chunks, lines, dict(lines)
-        )
+        last = dict(lines)
+        method, keep_alive = parser.get_method().decode("ascii"), parser.should_keep_alive()
+        head = Head(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
         self._heads, self._read_head = self._heads + 1, head
         given = head.last.get(b"content-length")
         length = None if given is None else int(given)
         if self._exchange is None and not self._waiting:
             self._reading = self._start(head, length)
         else:
-            waiting = _Waiting(head, length)
+            waiting = Waiting(head, length)
             self._waiting.append(waiting)
             self._reading = waiting
 
@@ -313,7 +310,7 @@ class MatrixChannel(Connection):
             return
         self._body_bytes += len(data)
         reading = self._reading
-        if isinstance(reading, _Waiting):
+        if isinstance(reading, Waiting):
             reading.pieces.append(data)
         elif reading is not None:
             reading.take(data)
@@ -323,7 +320,7 @@ class MatrixChannel(Connection):
         reading, self._reading = self._reading, None
         if self._refused or reading is None:
             return
-        if isinstance(reading, _Waiting):
+        if isinstance(reading, Waiting):
             reading.is_whole = True
         else:
             reading.run()
@@ -409,7 +406,7 @@ class MatrixChannel(Connection):
 
     def _read_at_once(self, size: int) -> None:
         self._read_size = size
-        if self._write_some is not None:  # with TLS it is not this transport that reads
+        if self._send_now is not None:  # with TLS it is not this transport that reads
             self.transport.bufferSize = size  # type: ignore[union-attr]
 
     def _advance(self) -> None:

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 _log: Final = Logger()
+_FAILED: Final = "what nobody waits for failed"
 
 
 def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
@@ -20,9 +21,15 @@ def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
 
     It should not raise: that is logged.
     """
-    task = Task(work, copy_context())
-    task.go_on(None)
-    return None if task.has_ended else task
+    context = copy_context()
+    try:
+        awaited = context.run(work.send, None)
+    except StopIteration:
+        return None
+    except Exception:
+        _log.failure(_FAILED)
+        return None
+    return Task(work, context, awaited)
 
 
 class Task:
@@ -30,10 +37,11 @@ class Task:
 
     __slots__ = ("_awaited", "_context", "_work")
 
-    def __init__(self, work: Coroutine[Deferred[Any], Any, None], context: Context) -> None:
+    def __init__(self, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]) -> None:
         self._work = work
         self._context = context
-        self._awaited: Deferred[Any] | None = None
+        self._awaited: Deferred[Any] | None = awaited
+        awaited.addCallbacks(self._go_on, self._fail)
 
     def cancel(self) -> None:
         """Cancel what it waits for; so it goes on with CancelledError. Nothing, if it has ended."""
@@ -45,7 +53,7 @@ class Task:
         """Whether nothing is left of it."""
         return self._awaited is None
 
-    def go_on(self, result: object) -> None:
+    def _go_on(self, result: object) -> None:
         """Run it up to where it waits again. `result`: of what it has waited for."""
         self._run(self._work.send, result)
 
@@ -59,7 +67,7 @@ class Task:
         except StopIteration:
             return
         except Exception:
-            _log.failure("what nobody waits for failed")
+            _log.failure(_FAILED)
             return
         self._awaited = awaited
-        awaited.addCallbacks(self.go_on, self._fail)
+        awaited.addCallbacks(self._go_on, self._fail)

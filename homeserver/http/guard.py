@@ -7,7 +7,7 @@ spec: client-server-api#using-access-tokens, application-service-api#identity-as
 server-server-api#request-authentication
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -46,8 +46,17 @@ _NOT_LET_IN: Final = (
 )
 
 
+_ADMIN: Final = Auth.ADMIN
+_APPSERVICE: Final = Auth.APPSERVICE
+"""To ask the class for one is a call of a function, in Python 3.11."""
+
+
 class TokenChecker(Protocol):
     """Finds the user behind an access token."""
+
+    def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
+        """As `get_requester`, where it is in memory who that is; None else."""
+        ...
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one that has expired.
@@ -134,11 +143,33 @@ class Guard:
                 return self._appservices is not None
         return self._tokens is not None
 
+    def recall_caller(
+        self, declaration: Endpoint, token: str, client_ip: str, headers: Mapping[bytes, bytes]
+    ) -> Requester | None:
+        """Who asks with the token in a header, where nobody need be asked for it, and may ask for all but what few may ask for; None
+        else: `find_caller` finds out."""
+        if self._tokens is None:
+            return None
+        # no application service's token: those are asked before anything is remembered, and there are no others later
+        caller = self._tokens.recall(token, client_ip, headers)
+        if (
+            caller is None
+            or caller.is_locked
+            or caller.is_expired
+            or caller.is_suspended
+            or caller.consent is not None
+            or caller.is_guest
+            or (declaration.auth is _ADMIN and not caller.is_admin)
+            or declaration.auth is _APPSERVICE
+        ):
+            return None
+        return caller
+
     async def find_caller(
         self,
         declaration: Endpoint,
         authorization: str | None,
-        query: Mapping[str, list[str]],
+        query: Mapping[str, Sequence[str]],
         context: RequestContext,
     ) -> Requester | None:
         """Who asks, by the header and the query of a request.
@@ -153,7 +184,7 @@ class Guard:
                 raise
             return None
 
-    def _credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
+    def _credentials(self, authorization: str | None, query: Mapping[str, Sequence[str]]) -> Credentials:
         """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
         token = None
         if authorization is not None:
@@ -198,12 +229,12 @@ class Guard:
             raise Forbidden("Only an application service may do this")
         return caller
 
-    def count(self, declaration: Endpoint, caller: Requester | None, context: RequestContext) -> None:
+    def count(self, declaration: Endpoint, caller: Requester | None, client_ip: str) -> None:
         """Count the request against the limit that its endpoint declares. Raises `LimitExceeded`."""
         limit = declaration.limit
         if caller is not None and caller.is_admin and self._limiter.has_rate(declaration.limit_of_admins):
             limit = declaration.limit_of_admins
         if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
             return
-        key = address_key(context.client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
+        key = address_key(client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
         self._limiter.check(limit, key, cost=declaration.cost)

@@ -7,7 +7,7 @@ is a Matrix error that names the parameter; what the handler declares wrong is a
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
@@ -18,11 +18,13 @@ from msgspec import inspect as kinds
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
+from homeserver.http.head import USUAL
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
-REMEMBERED: Final = 512
+"""So long a field may be that is remembered, and so many are of one endpoint."""
+REMEMBERED: Final = 64
 _FLAT: Final = (
     kinds.StrType,
     kinds.IntType,
@@ -57,58 +59,64 @@ class _Parameter(msgspec.Struct, frozen=True):
         except ValueError as error:
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
-    def from_query(self, values: list[str], query: Mapping[str, list[str]]) -> object:
+    def from_query(self, values: Sequence[str], query: Mapping[str, Sequence[str]]) -> object:
         """From what a query has under one of its names; the first of them that is there counts."""
         if len(self.wire_names) > 1:
             values = next(query[name] for name in self.wire_names if name in query)
-        if self.repeated:
-            return [self.from_text(value) for value in values]
-        return values[0] if self.parse is str else self.from_text(values[0])
+        return [self.from_text(value) for value in values] if self.repeated else self.from_text(values[0])
 
 
 class _QueryReader:
     """The arguments of one handler that come from a query."""
 
-    __slots__ = ("_by_name", "_defaults", "_may_be_kept", "_required", "_takes_lists")
+    __slots__ = ("_are_plain", "_by_name", "_known", "_may_be_kept", "required")
 
     def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
         """`may_be_kept`: what is read may stay in memory, but for tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
-        self._defaults = {each.name: each.default for each in parameters if each.default is not _REQUIRED}
-        """What they are that a request leaves out."""
-        self._required = [each for each in parameters if each.default is _REQUIRED]
+        self.required = [each for each in parameters if each.default is _REQUIRED]
         """Those that it may not leave out."""
-        self._takes_lists = any(each.repeated for each in parameters)
+        self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._may_be_kept = may_be_kept
+        self._known: dict[str, tuple[str, object]] = {}
+        """Arguments by fields as they come: clients send the same filter and timeout with each /sync."""
 
-    def fields(self, query: bytes) -> Mapping[str, list[str]]:
-        """All fields of the query. Raises `InvalidParam`."""
-        return _parse_query(query, may_be_kept=self._may_be_kept)
+    def read(self, query: bytes, arguments: dict[str, object]) -> None:
+        """Put in the arguments that a query tells. Raises `InvalidParam`."""
+        if not self._are_plain or query.translate(None, USUAL) or b"%00" in query:
+            self.read_fields(find_fields(query), arguments)
+            return
+        parts = query.decode().split("&")
+        if len(parts) > MAX_QUERY_FIELDS:
+            raise _too_many()
+        for part in parts:
+            known = self._known.get(part)
+            if known is None:
+                self._read_field(part, arguments)
+            elif known[0] not in arguments:  # what comes first counts
+                arguments[known[0]] = known[1]
 
-    def read(self, query: bytes) -> Mapping[str, object]:
-        """The arguments. Raises `InvalidParam`, `MissingParam`."""
-        if not query and not self._required:
-            return self._defaults
-        if self._takes_lists or not (self._may_be_kept and _is_kept(query)):
-            return self.read_anew(query)
-        return _arguments_kept(self, query)
+    def _read_field(self, part: str, arguments: dict[str, object]) -> None:
+        name, _, value = part.partition("=")
+        has_escapes = "%" in part or "+" in part
+        if has_escapes:
+            name, value = _unescape(name), _unescape(value)
+        parameter = self._by_name.get(name)
+        if parameter is None or parameter.name in arguments:
+            return
+        argument = arguments[parameter.name] = parameter.from_text(value)
+        costs = has_escapes or parameter.parse is not str  # others are quickly read, and most differ each time
+        if costs and self._may_be_kept and not name.endswith("oken") and len(part) <= MAX_REMEMBERED:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[part] = parameter.name, argument
 
-    def read_anew(self, query: bytes) -> Mapping[str, object]:
-        """As `read`, whatever was read before."""
-        fields = self.fields(query)
-        arguments = dict(self._defaults)
+    def read_fields(self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]) -> None:
+        """Put in the arguments that these fields tell. Raises `InvalidParam`."""
         for name, values in fields.items():
             parameter = self._by_name.get(name)
             if parameter is not None:
                 arguments[parameter.name] = parameter.from_query(values, fields)
-        for parameter in self._required:
-            if parameter.name not in arguments:
-                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
-        return arguments
-
-
-_arguments_kept = lru_cache(REMEMBERED)(_QueryReader.read_anew)
-"""Who has nothing new asks the same again."""
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -125,65 +133,54 @@ class Binding(msgspec.Struct, frozen=True):
     optional_in_path: frozenset[str]
 
     def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
-        """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
+        """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`, `MissingParam`."""
         arguments: dict[str, object] = {}
-        for name, value in zip(path_names, path_values, strict=True):
-            arguments[name] = self.path_parameters[name].from_text(value)
-        return {**self.query.read(query), **arguments} if arguments else dict(self.query.read(query))
+        if path_values:
+            for name, value in zip(path_names, path_values, strict=True):
+                arguments[name] = self.path_parameters[name].from_text(value)
+        if query:
+            self.query.read(query, arguments)
+        for parameter in self.query.required:
+            if parameter.name not in arguments:
+                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
+        return arguments
 
 
-def _parse_query(query: bytes, *, may_be_kept: bool) -> Mapping[str, list[str]]:
-    """The fields of a query string. Raises `InvalidParam`. `may_be_kept`: else nothing of it stays in memory."""
-    if may_be_kept and _is_kept(query):
-        return _fields_kept(query)
-    return _parse_query_anew(query, _unescape if may_be_kept and _has_no_token(query) else _unescape_anew)
-
-
-def _is_kept(query: bytes) -> bool:
-    """Whether what is read of a query may be kept: where it is not long, and no secret."""
-    return len(query) <= MAX_REMEMBERED and _has_no_token(query)
-
-
-def _has_no_token(query: bytes) -> bool:
-    return b"oken=" not in query
-
-
-def _parse_query_anew(query: bytes, unescape: Callable[[str], str]) -> Mapping[str, list[str]]:
+def find_fields(query: bytes) -> Mapping[str, Sequence[str]]:
+    """All values of each field of a query. Raises `InvalidParam`."""
     fields: dict[str, list[str]] = {}
     try:
         parts = query.decode().split("&")
-        if len(parts) > MAX_QUERY_FIELDS:
-            raise InvalidParam("The query has too many fields")
-        has_escapes = b"%" in query or b"+" in query
-        for part in parts:
-            if part:
-                name, _, value = part.partition("=")
-                if has_escapes and ("%" in part or "+" in part):
-                    name, value = unescape(name), unescape(value)
-                fields.setdefault(name, []).append(value)
     except UnicodeDecodeError:
-        raise InvalidParam("The query is not valid UTF-8") from None
-    if b"\0" in query or (has_escapes and b"%00" in query):
+        raise _not_text() from None
+    if len(parts) > MAX_QUERY_FIELDS:
+        raise _too_many()
+    has_escapes = b"%" in query or b"+" in query
+    for part in parts:
+        if part:
+            name, _, value = part.partition("=")
+            if has_escapes:
+                name, value = _unescape(name), _unescape(value)
+            fields.setdefault(name, []).append(value)
+    if b"\0" in query or b"%00" in query:
         raise InvalidParam("The query has a NUL character in it")
     return fields
 
 
-@lru_cache(REMEMBERED)
-def _fields_kept(query: bytes) -> Mapping[str, list[str]]:
-    return _parse_query_anew(query, _unescape)
+def _too_many() -> InvalidParam:
+    return InvalidParam("The query has too many fields")
+
+
+def _not_text() -> InvalidParam:
+    return InvalidParam("The query is not valid UTF-8")
 
 
 def _unescape(text: str) -> str:
-    """Raises `UnicodeDecodeError`."""
-    return _remembered(text) if len(text) <= MAX_REMEMBERED else _unescape_anew(text)
-
-
-def _unescape_anew(text: str) -> str:
-    return unquote_to_bytes(text.replace("+", " ")).decode()
-
-
-_remembered = lru_cache(REMEMBERED)(_unescape_anew)
-"""A client sends the same filter with each /sync, and taking it apart costs more than the rest of the query."""
+    """Raises `InvalidParam`."""
+    try:
+        return unquote_to_bytes(text.replace("+", " ")).decode()
+    except UnicodeDecodeError:
+        raise _not_text() from None
 
 
 def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
@@ -338,8 +335,8 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_int(text: str) -> int:
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_INT_DIGITS):
+    digits = text[1:] if text.startswith("-") else text
+    if not (digits.isdigit() and digits.isascii() and len(digits) <= _MAX_INT_DIGITS):
         raise ValueError("must be a whole number")
     return int(text)
 

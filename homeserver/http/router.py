@@ -8,18 +8,22 @@ answer.
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
+from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Limit, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
-from homeserver.http.parameters import Binding, DeclarationError, bind, known_services, services_of
+from homeserver.http.head import Head
+from homeserver.http.parameters import Binding, DeclarationError, bind, find_fields, known_services, services_of
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
-from homeserver.observe.context import set_caller
+from homeserver.observe.access import AccessRecord
 
+_NONE: Final = Auth.NONE
+_SERVER: Final = Auth.SERVER
+"""To ask the class for one is a call of a function, in Python 3.11."""
 Handler = Callable[..., Awaitable[Any]]
 """A function that `@endpoint` has declared."""
 
@@ -33,6 +37,8 @@ class Route(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     name: str
     """What logs and metrics call it."""
+    is_limited: bool
+    """Whether the guard has to count requests."""
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
@@ -40,18 +46,31 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 
     route: Route
     values: list[str]
+    max_body: int
+    """How many bytes of body it takes."""
 
 
-class Incoming(msgspec.Struct, frozen=True):
-    """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
+class Incoming(Protocol):
+    """A request that has arrived whole."""
 
-    context: RequestContext
+    head: Head
     query: bytes
-    authorization: Sequence[bytes]
-    body: bytes
-    let_in: Callable[[], None]
-    """To be called once who asks is known, and has their turn."""
-    file: BinaryIO | None = None
+    client_ip: str
+    file: BinaryIO | None
+    """The body, where the endpoint asks for it as a file."""
+    record: AccessRecord
+
+    def read_body(self) -> bytes:
+        """The body, where it is no file."""
+        ...
+
+    def let_in(self) -> None:
+        """It is known who asks, and they have their turn."""
+        ...
+
+    def make_context(self) -> RequestContext:
+        """What a handler may need to know of it."""
+        ...
 
 
 class Router:
@@ -83,11 +102,6 @@ class Router:
             raise DeclarationError(f"{_where(declaration)}: nobody says how large {max_body.value} is")
         self._services[declaration.handler] = services_of(declaration, binding, known)
 
-    def max_body_of(self, route: Route) -> int:
-        """How many bytes of body it takes."""
-        limit = route.declaration.max_body
-        return self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
-
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""
         return sorted(
@@ -106,7 +120,8 @@ class Router:
             route = leaf.get("GET")
         if route is None:
             raise MethodRefused(sorted(leaf))
-        return Match(route, values)
+        limit = route.declaration.max_body
+        return Match(route, values, self._body_limits[limit] if isinstance(limit, BodyLimit) else limit)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
         """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized
@@ -118,66 +133,72 @@ class Router:
         elif auth not in (Auth.NONE, *MAYBE_NOBODY) and not authorization and b"access_token=" not in uri:
             raise MissingToken
 
-    async def call(self, match: Match, incoming: Incoming) -> object:
+    def call(self, match: Match, incoming: Incoming) -> Awaitable[object]:
         """The handler's answer. Raises whatever the guard, the parameters and the handler raise."""
-        route = match.route
-        declaration = route.declaration
-        context = incoming.context
-        fields = route.binding.query.fields(incoming.query) if incoming.query else {}
-        caller: Requester | None = None
-        if declaration.auth is Auth.SERVER:
-            return await self._call_as_peer(match, incoming)
-        if declaration.auth is not Auth.NONE:
-            given = incoming.authorization
-            authorization = given[-1].decode("utf-8", "replace") if given else None
-            caller = await self._guard.find_caller(declaration, authorization, fields, context)
+        declaration = match.route.declaration
+        if declaration.auth is _NONE:
+            return self._call_handler(match, incoming, None, None)
+        if declaration.auth is _SERVER:
+            return self._call_as_peer(match, incoming)
+        head = incoming.head
+        if head.token is not None:
+            caller = self._guard.recall_caller(declaration, head.token, incoming.client_ip, head.last)
             if caller is not None:
-                set_caller(caller.user_id)
-        self._guard.count(declaration, caller, context)
-        incoming.let_in()
+                return self._call_handler(match, incoming, caller, None)
+        return self._call_as_user(match, incoming)
+
+    async def _call_as_user(self, match: Match, incoming: Incoming) -> object:
+        """For whom has to be found out first."""
+        route, authorization = match.route, incoming.head.last.get(b"authorization")
+        caller = await self._guard.find_caller(
+            route.declaration,
+            None if authorization is None else authorization.decode("utf-8", "replace"),
+            find_fields(incoming.query) if incoming.query else {},
+            incoming.make_context(),
+        )
         return await self._call_handler(match, incoming, caller, None)
 
     async def _call_as_peer(self, match: Match, incoming: Incoming) -> object:
         """For another server, when it has its turn."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
-            _texts(incoming.authorization),
-            incoming.context.method,
-            incoming.context.uri.decode("latin-1"),
-            incoming.body,
-            address_key(incoming.context.client_ip),
+            _texts(incoming.head.get(b"authorization")),
+            incoming.head.method,
+            incoming.head.uri.decode("latin-1"),
+            incoming.read_body(),
+            address_key(incoming.client_ip),
         )
-        set_caller(peer.server_name)
+        incoming.record.caller = peer.server_name
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
         if turns is None:
-            incoming.let_in()
             return await self._call_handler(match, incoming, None, peer)
         await turns.enter(peer.server_name)
-        incoming.let_in()
         try:
             return await self._call_handler(match, incoming, None, peer)
         finally:
             turns.leave(peer.server_name)
 
-    async def _call_handler(
-        self,
-        match: Match,
-        incoming: Incoming,
-        caller: Requester | None,
-        peer: Peer | None,
-    ) -> object:
-        binding = match.route.binding
-        keywords = binding.keywords(match.route.names, match.values, incoming.query)
+    def _call_handler(
+        self, match: Match, incoming: Incoming, caller: Requester | None, peer: Peer | None
+    ) -> Awaitable[object]:
+        """Once it is known who asks."""
+        route = match.route
+        if caller is not None:
+            incoming.record.caller = caller.user_id
+        if route.is_limited:
+            self._guard.count(route.declaration, caller, incoming.client_ip)
+        incoming.let_in()
+        binding = route.binding
+        keywords = binding.keywords(route.names, match.values, incoming.query)
         if binding.decode_body is not None:
-            keywords["body"] = binding.decode_body(incoming.body)
+            keywords["body"] = binding.decode_body(incoming.read_body())
         elif binding.takes_file:
             keywords["body"] = incoming.file
-        handler = match.route.declaration.handler
+        handler = route.declaration.handler
         positional = list(self._services[handler])
         for at, kind in binding.filled_in:
-            positional[at] = caller if kind is Requester else incoming.context if kind is RequestContext else peer
-        answer: object = await handler(*positional, **keywords)
-        return answer
+            positional[at] = caller if kind is Requester else peer if kind is Peer else incoming.make_context()
+        return handler(*positional, **keywords)
 
 
 def _texts(values: Sequence[bytes]) -> list[str]:
@@ -213,8 +234,15 @@ def _read(
             if declaration.method in node.leaf:
                 other = _where(node.leaf[declaration.method].declaration)
                 raise DeclarationError(f"{_where(declaration)}: {declaration.method} {path} is already {other}")
-            node.leaf[declaration.method] = Route(path, declaration, binding, names, declaration.name)
+            node.leaf[declaration.method] = Route(
+                path, declaration, binding, names, declaration.name, _is_limited(declaration)
+            )
     return table, endpoints
+
+
+def _is_limited(declaration: Endpoint) -> bool:
+    has_limit = declaration.limit is not Limit.NONE or declaration.limit_of_admins is not Limit.NONE
+    return has_limit and declaration.auth is not Auth.SERVER
 
 
 def _where(declaration: Endpoint) -> str:

@@ -9,13 +9,12 @@ Laws:
 - What is kept is little, for it is kept as long as the connection is there.
 """
 
-import re
 from typing import Final
 
-from homeserver.http.head import Head
+from homeserver.http.head import USUAL, Head
 
-_REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|DELETE) (/[A-Za-z0-9/?&=%._~!$'()*+,;:@-]*) HTTP/1\.1")
 _METHODS: Final = {name.encode(): name for name in ("GET", "POST", "PUT", "DELETE")}
+_VERSION: Final = b" HTTP/1.1"
 _SPECIAL: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 _LENGTH: Final = b"content-length"
 _END: Final = b"\r\n\r\n"
@@ -46,8 +45,8 @@ class SameHeaders:
 
     def learn(self, data: bytes, head: Head) -> None:
         """llhttp has made this of what has come, from its first byte on; no other request has begun in it."""
-        self._in_vain += 1
-        if self._in_vain > MOST_IN_VAIN and self._in_vain % LOOKED_AT:
+        in_vain = self._in_vain = self._in_vain + 1
+        if in_vain > MOST_IN_VAIN and in_vain % LOOKED_AT:
             self._head = None
             return
         begin, end = data.find(b"\r\n") + 2, data.find(_END) + len(_END)
@@ -61,9 +60,8 @@ class SameHeaders:
         ):
             return
         known = data[begin:end]
-        # each line is a header of its own, and the first line none
-        if known.count(b"\r\n") != len(head.lines) + 1 or not _REQUEST_LINE.fullmatch(data, 0, begin - 2):
-            return
+        if known.count(b"\r\n") != len(head.lines) + 1:
+            return  # else each line is a header of its own, and the first line none
         self._head, self._before, self._after, self._length_at = head, known, b"", -1
         if length is not None:
             lines = known.split(b"\r\n")
@@ -76,6 +74,10 @@ class SameHeaders:
             written = b"\r\n".join([*lines[:at], name + colon + value[: value.index(length)]])
             self._before, self._length_at = written, at
             self._after = b"\r\n".join([rest, *lines[at + 1 :]])
+        again = self.read(data, end)
+        self._in_vain = in_vain
+        if again is None or again[0] != head:
+            self._head = None  # what it would be taken for is something else, as where its first line is unusual
 
     def read(self, data: bytes, most: int) -> tuple[Head, int, bytes] | None:
         """The request, how long its body is, and what has come of it, if it has the same headers. `most`: how many bytes may be before
@@ -90,20 +92,26 @@ class SameHeaders:
         if self._length_at < 0:
             length, lines, last = 0, known.lines, known.last
         else:
-            digits = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
-            if not digits.isdigit() or not data.startswith(self._after, end + len(digits)):
+            written = data[end : data.find(b"\r", end, end + MOST_DIGITS + 1)]
+            if not written.isdigit() or not data.startswith(self._after, end + len(written)):
                 return None
-            end += len(digits) + len(self._after)
-            length, lines, last = int(digits), known.lines, known.last
-            if digits != last[_LENGTH]:
+            end += len(written) + len(self._after)
+            length, lines, last = int(written), known.lines, known.last
+            if written != last[_LENGTH]:
                 lines = [*lines]
-                lines[self._length_at] = (_LENGTH, digits)
-                last = {**last, _LENGTH: digits}
+                lines[self._length_at] = (_LENGTH, written)
+                last = {**last, _LENGTH: written}
         if len(data) - end > length or end > most:
             return None
-        line = _REQUEST_LINE.fullmatch(data, 0, begin - 2)
-        if line is None:
+        space, version = data.find(b" "), begin - 2 - len(_VERSION)
+        method, uri = _METHODS.get(data[:space]), data[space + 1 : version]
+        if (
+            method is None
+            or version <= space
+            or not data.startswith(_VERSION, version)
+            or not uri.startswith(b"/")
+            or uri.translate(None, USUAL)
+        ):
             return None
         self._in_vain = 0
-        method, uri = line.groups()
-        return Head(_METHODS[method], uri, True, True, lines, last), length, data[end:]
+        return Head(method, uri, True, True, lines, last, known.token), length, data[end:]

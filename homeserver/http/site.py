@@ -12,7 +12,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 """
 
 import errno
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
 
@@ -31,6 +31,7 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from homeserver.http.answers import (
+    JSON_TYPE,
     Bug,
     DatabaseAway,
     File,
@@ -45,15 +46,15 @@ from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import Task, begin
-from homeserver.http.head import Head
+from homeserver.http.head import Head, find_cookies
 from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import is_open
-from homeserver.http.router import Incoming, Match, MethodRefused, Router
+from homeserver.http.router import Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
-from homeserver.http.wire import NO_BODY, DateLine, header_lines, status_line
+from homeserver.http.wire import NO_BODY, TimedLines, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
-from homeserver.observe.context import CURRENT, RequestInfo
+from homeserver.observe.context import CURRENT
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine import DatabaseUnavailable
 
@@ -72,44 +73,46 @@ class MatrixRequest:
     """One request, from its headers to its answer."""
 
     __slots__ = (
-        "_caller",
         "_channel",
         "_chunks",
-        "_client_ip",
-        "_file",
         "_finished",
-        "_head_",
+        "_has_begun",
         "_held",
         "_limit",
         "_lost",
         "_match",
         "_path",
-        "_query",
         "_received",
         "_refusal",
-        "_request_id",
         "_sending",
         "_site",
-        "_started_at",
         "_task",
+        "client_ip",
+        "file",
+        "head",
+        "query",
+        "record",
     )
+
+    head: Head
+    query: bytes
+    client_ip: str
+    record: AccessRecord
+    """Once the request is whole, or refused."""
 
     def __init__(self, site: "Site", channel: MatrixChannel) -> None:
         self._site = site
         self._channel = channel
         self._match: Match | None = None
         self._refusal: MatrixError | None = None
-        self._file: BinaryIO | None = None
+        self.file: BinaryIO | None = None
         self._held: HeldBody | None = None
         self._task: Task | None = None
         self._sending: Stream | None = None
         self._chunks: list[bytes] = []
         self._limit = UNROUTED_MAX_BODY
         self._received = 0
-        self._started_at = 0.0
-        self._request_id = ""
-        self._client_ip = ""
-        self._caller: str | None = None
+        self._has_begun = False
         self._finished = False
         self._lost = False
 
@@ -117,8 +120,8 @@ class MatrixRequest:
 
     def begin(self, head: Head, length: int | None) -> None:
         """The headers are there: find the endpoint, and refuse a body that is too long for it."""
-        self._head_ = head
-        self._path, _, self._query = head.uri.partition(b"?")
+        self.head = head
+        self._path, _, self.query = head.uri.partition(b"?")
         if head.method != "OPTIONS":
             try:
                 self._match = self._site.find(head.method, self._path)
@@ -126,9 +129,9 @@ class MatrixRequest:
                 self._refusal = error
             else:
                 route = self._match.route
-                self._limit = self._site.router.max_body_of(route)
+                self._limit = self._match.max_body
                 if route.binding.takes_file and self._may_go_on(0):
-                    self._file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
+                    self.file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if not self._finished and length is not None and length > self._limit:
             self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
 
@@ -139,8 +142,8 @@ class MatrixRequest:
         self._received += len(data)
         if self._received > self._limit:
             self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
-        elif self._file is not None:
-            self._keep(self._file, data)
+        elif self.file is not None:
+            self._keep(self.file, data)
         elif self._received <= FREE_BYTES or self._may_go_on(len(data)):
             self._chunks.append(data)
 
@@ -149,17 +152,13 @@ class MatrixRequest:
         assert self._match is not None, "a body that nobody wants is refused before it is long"
         try:
             if self._held is None:
-                self._site.router.check_head(self._match, self._head_.get(b"authorization"), self._head_.uri)
+                self._site.router.check_head(self._match, self.head.get(b"authorization"), self.head.uri)
                 self._held = self._site.bodies.begin(self._find_client_ip())
             self._held.add(size)
         except MatrixError as error:
             self._refuse_body(error)
             return False
         return True
-
-    def _release(self) -> None:
-        if self._held is not None:
-            self._held.release()
 
     def _keep(self, file: BinaryIO, data: bytes) -> None:
         try:
@@ -171,22 +170,26 @@ class MatrixRequest:
     def run(self) -> None:
         """The request is whole."""
         self._begin()
-        if self._head_.method == "OPTIONS":
+        if self.head.method == "OPTIONS":
             self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b"")
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
+            if self.file is not None:
+                self.file.seek(0)
             self._task = begin(self._serve(self._match))
 
     def lost(self) -> None:
         """The client has gone."""
         self._lost = True
         if self._task is None:
-            self._release()
-            if self._file is not None:
-                self._file.close()
-        if self._request_id and not self._finished:
-            self._site.observed(self._record(DISCONNECTED, 0 if self._sending is None else self._sending.sent))
+            self.let_in()
+            if self.file is not None:
+                self.file.close()
+        if self._has_begun and not self._finished:
+            self.record.status = DISCONNECTED
+            self.record.sent = 0 if self._sending is None else self._sending.sent
+            self._site.observed(self.record)
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
                 self._task.cancel()
 
@@ -194,28 +197,38 @@ class MatrixRequest:
 
     def _begin(self) -> None:
         site = self._site
-        self._started_at = site.clock.seconds()
-        site.metrics.started()
-        self._request_id = site.options.find_request_id(self._head_) or site.next_request_id()
-        self._client_ip = self._find_client_ip()
+        head, options = self.head, site.options
+        route = None if self._match is None else self._match.route
+        self._has_begun = True
+        site.metrics.in_flight += 1
+        self.client_ip = self._find_client_ip() if options.x_forwarded else self._channel.peer_address
+        self.record = AccessRecord(
+            options.find_request_id(head) or site.next_request_id(),
+            "" if route is None else route.name,
+            None,
+            self.client_ip,
+            head.method,
+            head.uri,
+            route is not None and route.declaration.long_poll,
+            self._received,
+            site.clock.seconds(),
+        )
 
     def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
         self._chunks.clear()
-        self._release()
-        if self._file is not None:
-            self._file.close()
+        self.let_in()
+        if self.file is not None:
+            self.file.close()
         self._channel.refuse()
         self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
-        info = RequestInfo(self._request_id, match.route.name)
-        CURRENT.set(info)
+        CURRENT.set(self.record)
         try:
-            answer = await self._site.router.call(match, self._incoming())
-            self._caller = info.caller
+            answer = await self._site.router.call(match, self)
             if not isinstance(answer, Response):
-                self._respond(Response(_OK, _NO_HEADERS, answer))
+                self._respond_plainly(answer)
             elif isinstance(answer.body, File):
                 await self._respond_file(answer, answer.body)
             elif isinstance(answer.body, Pieces):
@@ -223,17 +236,14 @@ class MatrixRequest:
             else:
                 self._respond(answer)
         except MatrixError as error:
-            self._caller = info.caller
             self._respond_error(error)
         except RemoteError as error:
-            self._caller = info.caller
             self._site.log.info("another server failed: {error}", error=str(error))
             self._respond_error(OtherServerFailed())
         except DatabaseUnavailable as error:
-            self._caller = info.caller
             self._site.log.error(
                 "the database failed request {request_id}: {error}",
-                request_id=self._request_id,
+                request_id=self.record.request_id,
                 error=str(error).strip(),
             )
             self._respond_error(DatabaseAway())
@@ -241,53 +251,73 @@ class MatrixRequest:
             if not self._lost:
                 self._respond_error(GivenUp())
         except Exception:
-            self._caller = info.caller
             self._respond_bug()
         finally:
-            self._release()
-            if self._file is not None:
-                self._file.close()
+            self.let_in()
+            if self.file is not None:
+                self.file.close()
 
-    def _incoming(self) -> Incoming:
-        head = self._head_
-        context = RequestContext(
-            self._request_id,
+    # What the router asks.
+
+    def let_in(self) -> None:
+        if self._held is not None:
+            self._held.release()
+
+    def read_body(self) -> bytes:
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0] if self._chunks else b""
+
+    def make_context(self) -> RequestContext:
+        head = self.head
+        return RequestContext(
+            self.record.request_id,
             head.method,
             head.uri,
-            self._client_ip,
+            self.client_ip,
             head.last,
-            self._header(b"Content-Type") or "" if self._file is not None else "",
+            self._header(b"Content-Type") or "" if self.file is not None else "",
             self._received,
             self._is_secure(),
-            _cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
+            find_cookies(head),
         )
-        if self._file is not None:
-            self._file.seek(0)
-        chunks, self._chunks = self._chunks, []
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return Incoming(context, self._query, head.get(b"authorization"), body, self._release, self._file)
 
     def _is_secure(self) -> bool:
         if self._site.options.x_forwarded:
-            proto = self._head_.last.get(b"x-forwarded-proto")
+            proto = self.head.last.get(b"x-forwarded-proto")
             if proto:
                 return proto.strip().lower() == b"https"
         return self._channel.is_secure
 
     def _find_client_ip(self) -> str:
-        return self._site.options.find_client_ip(self._head_, self._channel.peer_address)
+        return self._site.options.find_client_ip(self.head, self._channel.peer_address)
 
     # Answers.
 
     def _respond_bug(self) -> None:
-        self._site.log.failure("request {request_id} failed", request_id=self._request_id)
-        self._respond_error(Bug(self._request_id))
+        self._site.log.failure("request {request_id} failed", request_id=self.record.request_id)
+        self._respond_error(Bug(self.record.request_id))
 
     def _respond_error(self, error: MatrixError) -> None:
-        response = self._site.options.refuse(self._head_, self._path, error)
+        response = self._site.options.refuse(self.head, self._path, error)
         if isinstance(error, MethodRefused):
             response = Response(response.status, {**response.headers, "Allow": error.allow}, response.body)
         self._respond(response)
+
+    def _respond_plainly(self, answer: object) -> None:
+        """Answer with what most requests are answered with: JSON, and nothing to say of it."""
+        site, body = self._site, encode_body(answer)
+        if (
+            not is_open(self._path)
+            or self.head.method == "HEAD"
+            or not self._channel.persistent
+            or (site.options.compress and pays(body, JSON_TYPE))
+        ):
+            self._respond(Response(_OK, _NO_HEADERS, body))
+        elif not self._lost:
+            head = site.heads.usual_at(site.clock.seconds())
+            self._channel.send(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+            self._ended(200, len(body))
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
@@ -295,7 +325,7 @@ class MatrixRequest:
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
-            if b"gzip" in b",".join(self._head_.get(b"accept-encoding")).lower():
+            if b"gzip" in b",".join(self.head.get(b"accept-encoding")).lower():
                 body = compress(body)
                 block += b"Content-Encoding: gzip\r\n"
         self._write(response.status, block, body)
@@ -311,7 +341,7 @@ class MatrixRequest:
                 self._write(HTTPStatus.NOT_MODIFIED, block, b"")
                 return
             asked = self._header(b"Range")
-            if asked is not None and self._head_.method == "GET":
+            if asked is not None and self.head.method == "GET":
                 try:
                     found = part_of(asked, self._header(b"If-Range"), etag, file.size)
                 except Unsatisfiable:
@@ -322,7 +352,7 @@ class MatrixRequest:
                     status, part = HTTPStatus.PARTIAL_CONTENT, found
                     block += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.end - 1, file.size)
             head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
-            end = part.start if self._head_.method == "HEAD" else part.end
+            end = part.start if self.head.method == "HEAD" else part.end
             await self._stream(status, head, pieces_of(file.source, part.start, end))
         finally:
             file.source.close()
@@ -337,11 +367,11 @@ class MatrixRequest:
         if self._lost:
             return
         block, _ = header_lines(response.headers, is_open=is_open(self._path))
-        in_chunks = self._head_.takes_chunks
+        in_chunks = self.head.takes_chunks
         if not in_chunks:
             self._channel.persistent = False
         head = self._head(response.status, block, b"Transfer-Encoding: chunked\r\n" if in_chunks else b"")
-        if self._head_.method == "HEAD":
+        if self.head.method == "HEAD":
             self._channel.send(head)
             self._ended(response.status, 0)
         else:
@@ -365,22 +395,22 @@ class MatrixRequest:
         if isinstance(error, DatabaseUnavailable):
             self._site.log.error(
                 "the database failed amid the answer to {request_id}: {error}",
-                request_id=self._request_id,
+                request_id=self.record.request_id,
                 error=str(error).strip(),
             )
         elif isinstance(error, MatrixError):
             self._site.log.info(
-                "the answer to {request_id} was cut: {error}", request_id=self._request_id, error=str(error)
+                "the answer to {request_id} was cut: {error}", request_id=self.record.request_id, error=str(error)
             )
         elif not isinstance(error, (Interrupted, CancelledError)):
-            self._site.log.failure("the answer to {request_id} cannot be read", request_id=self._request_id)
+            self._site.log.failure("the answer to {request_id} cannot be read", request_id=self.record.request_id)
 
     def _header(self, name: bytes) -> str | None:
-        value = self._head_.last.get(name.lower())
+        value = self.head.last.get(name.lower())
         return None if value is None else value.decode("latin-1")
 
     def _header_lines(self, name: bytes) -> list[str]:
-        return [value.decode("latin-1") for value in self._head_.get(name.lower())]
+        return [value.decode("latin-1") for value in self.head.get(name.lower())]
 
     def _write(self, status: int, block: bytes, body: bytes) -> None:
         """Write the whole answer at once."""
@@ -388,36 +418,22 @@ class MatrixRequest:
             return
         length = b"" if status in NO_BODY else b"Content-Length: %d\r\n" % len(body)
         head = self._head(status, block, length)
-        has_body = self._head_.method != "HEAD" and status not in NO_BODY
+        has_body = self.head.method != "HEAD" and status not in NO_BODY
         self._channel.send(head + body if has_body else head)
         self._ended(status, len(body) if has_body else 0)
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
         """`length`: the line that says where the body ends."""
-        date = self._site.date.at(self._site.clock.seconds())
+        date = self._site.heads.date_at(self._site.clock.seconds())
         connection = b"" if self._channel.persistent else b"Connection: close\r\n"
         return b"%b%b%b%b%b\r\n" % (status_line(status), date, block, length, connection)
 
     def _ended(self, status: int, sent: int) -> None:
         self._finished = True
-        self._site.observed(self._record(status, sent))
+        record = self.record
+        record.status, record.sent = status, sent
+        self._site.observed(record)
         self._channel.done()
-
-    def _record(self, status: int, sent: int) -> AccessRecord:
-        route = None if self._match is None else self._match.route
-        return AccessRecord(
-            request_id=self._request_id,
-            client_ip=self._client_ip,
-            caller=self._caller,
-            method=self._head_.method,
-            uri=self._head_.uri.decode("latin-1"),
-            endpoint="" if route is None else route.name,
-            long_poll=route is not None and route.declaration.long_poll,
-            status=status,
-            seconds=self._site.clock.seconds() - self._started_at,
-            received=self._received,
-            sent=sent,
-        )
 
 
 class Site(ServerFactory):
@@ -446,7 +462,9 @@ class Site(ServerFactory):
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
-        self.date = DateLine()
+        self._found: dict[tuple[str, bytes], Match] = {}
+        """At paths as they are declared, without parameters."""
+        self.heads = TimedLines()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
@@ -461,18 +479,19 @@ class Site(ServerFactory):
 
     def find(self, method: str, path: bytes) -> Match:
         """The endpoint, if this listener serves it. Raises as `Router.find` does."""
+        match = self._found.get((method, path))
+        if match is not None:
+            return match
         match = self.router.find(method, path)
         resources = self.options.resources
         if resources is not None and match.route.declaration.resource not in resources:
             raise Unrecognized
+        if match.route.path.encode() == path and match.route.declaration.method == method:
+            self._found[method, path] = match
         return match
 
     def observed(self, record: AccessRecord) -> None:
-        """Count and log a request that has ended."""
+        """Count and log a request that has ended just now."""
+        record.ended = self.clock.seconds()
         self.metrics.finished(record)
         self._access_log.write(record)
-
-
-def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
-    pairs = (pair.partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
-    return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)

@@ -20,16 +20,23 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-class DateLine:
-    """The header `Date`, made once a second, and of its parts the day once a day."""
+class TimedLines:
+    """The header `Date`, and the head that most answers have, made once a second, and of their parts the day once a day."""
 
     def __init__(self) -> None:
         self._day = -1
         self._beginning = b""
         self._second = -1
         self._line = b""
+        self._usual = b""
 
-    def at(self, seconds: float) -> bytes:
+    def usual_at(self, seconds: float) -> bytes:
+        """The head of what is well and JSON, up to its length, at a time in seconds since 1970."""
+        if int(seconds) != self._second:
+            self.date_at(seconds)
+        return self._usual
+
+    def date_at(self, seconds: float) -> bytes:
         """The line of a time, in seconds since 1970."""
         now = int(seconds)
         if now != self._second:
@@ -40,6 +47,7 @@ class DateLine:
             minute, second = divmod(second, 60)
             self._second = now
             self._line = b"%b%02d:%02d:%02d GMT\r\n" % (self._beginning, *divmod(minute, 60), second)
+            self._usual = status_line(HTTPStatus.OK) + self._line + JSON_HEADERS + b"Content-Length: "
         return self._line
 
 

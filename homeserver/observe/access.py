@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
-from time import gmtime, strftime, time
+from time import gmtime, strftime
 from typing import Final, Protocol
 
 import msgspec
+
+from homeserver.observe.context import RequestInfo
 
 Write = Callable[[str], object]
 WriteSoon = Callable[[Callable[[], str]], object]
@@ -22,20 +24,24 @@ _SECRET_IN_PATH: Final = re.compile(
 """Where a part of a path is such a thing."""
 
 
-class AccessRecord(msgspec.Struct, frozen=True, gc=False):
-    """A request that has ended. `seconds` from the last byte of the request; sizes are of bodies, in bytes."""
+class AccessRecord(RequestInfo, gc=False):
+    """A request, from its last byte to its answer; the latter half is put in when it has ended. Times are in seconds since 1970,
+    sizes are of bodies, in bytes."""
 
-    request_id: str
-    client_ip: str
-    caller: str | None
-    method: str
-    uri: str
-    endpoint: str
-    long_poll: bool
-    status: int
-    seconds: float
-    received: int
-    sent: int
+    client_ip: str = ""
+    method: str = ""
+    uri: bytes = b""
+    long_poll: bool = False
+    received: int = 0
+    began: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    sent: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
 
 
 class AccessLog(Protocol):
@@ -75,28 +81,27 @@ class AccessLines:
 
     def write(self, record: AccessRecord) -> None:
         """Log one request."""
-        slow = record.seconds >= self._slow_seconds and not record.long_poll
-        if slow:
-            self._write(self._format(record, "warn", time()))
+        if record.ended - record.began >= self._slow_seconds and not record.long_poll:
+            self._write(self._format(record, "warn"))
         elif not self._only_slow:
-            self._write_soon(partial(self._format, record, "info", time()))
+            self._write_soon(partial(self._format, record, "info"))
 
 
-def _text_line(record: AccessRecord, level: str, ended_at: float) -> str:
+def _text_line(record: AccessRecord, level: str) -> str:
     return (
-        f"{_timestamp(ended_at)} {level:8} homeserver.access [{record.request_id}] {_text(record)}{' (slow)' * (level == 'warn')}"
+        f"{_timestamp(record.ended)} {level:8} homeserver.access [{record.request_id}] {_text(record)}{' (slow)' * (level == 'warn')}"
         f" {record.client_ip} {record.caller or '-'}\n"
     )
 
 
-def _json_line(record: AccessRecord, level: str, ended_at: float) -> str:
+def _json_line(record: AccessRecord, level: str) -> str:
     line = {
-        "time": _timestamp(ended_at),
+        "time": _timestamp(record.ended),
         "level": level,
         "logger": "homeserver.access",
         "text": _text(record),
         "method": record.method,
-        "uri": without_secrets(record.uri),
+        "uri": _uri(record),
         "status": record.status,
         "milliseconds": round(record.seconds * 1000, 1),
         "sent": record.sent,
@@ -111,8 +116,11 @@ def _json_line(record: AccessRecord, level: str, ended_at: float) -> str:
 
 
 def _text(record: AccessRecord) -> str:
-    uri = without_secrets(record.uri)
-    return f"{record.method} {uri} {record.status} {record.seconds * 1000:.1f} ms {record.sent} bytes"
+    return f"{record.method} {_uri(record)} {record.status} {record.seconds * 1000:.1f} ms {record.sent} bytes"
+
+
+def _uri(record: AccessRecord) -> str:
+    return without_secrets(record.uri.decode("latin-1"))
 
 
 def _timestamp(moment: float) -> str:

@@ -4,7 +4,9 @@ A context variable holds it: it survives every `await`, is separate for each cor
 where those run in a copy of the context. Logs take their fields from here.
 """
 
+from collections.abc import Iterator
 from contextvars import ContextVar
+from itertools import chain, count
 from typing import Final
 
 import msgspec
@@ -18,11 +20,13 @@ class RequestInfo(msgspec.Struct):
     caller: str | None = None
 
 
+IDS_AT_ONCE: Final = 64
+
 CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
 
 
-def set_caller(caller: str) -> None:
-    """Note who asks, for what is logged from here on."""
-    current = CURRENT.get()
-    if current is not None:
-        current.caller = caller
+def make_request_ids() -> Iterator[str]:
+    """Ids for the requests of a process: numbers, of which some are written at once."""
+    return chain.from_iterable(
+        [f"{number:x}" for number in range(first, first + IDS_AT_ONCE)] for first in count(1, IDS_AT_ONCE)
+    )

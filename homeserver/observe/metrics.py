@@ -26,20 +26,17 @@ class HttpMetrics(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._in_flight = 0
+        self.in_flight = 0
+        """Requests that are being answered: who begins one counts it here."""
         self._ended: list[AccessRecord] = []
         """Requests that are not counted yet."""
         self._requests: dict[tuple[str, str, int], int] = {}
         self._times: dict[str, PlainHistogram] = {}
         registry.register(self)
 
-    def started(self) -> None:
-        """A request begins."""
-        self._in_flight += 1
-
     def finished(self, record: AccessRecord) -> None:
         """A request ends."""
-        self._in_flight -= 1
+        self.in_flight -= 1
         self._ended.append(record)
         if len(self._ended) >= COUNTED_AT_ONCE:
             self._count()
@@ -72,7 +69,7 @@ class HttpMetrics(Collector):
         for endpoint, times in self._times.items():
             seconds.add_metric((endpoint,), times.buckets(), times.total)
         yield seconds
-        yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self._in_flight)
+        yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self.in_flight)
 
 
 class MailMetrics:

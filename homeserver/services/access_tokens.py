@@ -7,6 +7,7 @@ Laws:
   database is asked each time.
 - What was read while such a change came in is not remembered: it may be the state from before. Nor is a
   token that came of a refresh at its first use, which is such a change itself.
+- What is remembered of a token is one record, whoever has it: forgetting blots it out (`_forget_token`).
 - Memory is bounded: the token that was learnt first is forgotten first.
 - Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
@@ -16,11 +17,11 @@ spec: client-server-api#using-access-tokens, client-server-api#refreshing-access
 """
 
 import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -38,8 +39,8 @@ from storage.tokens import AccessTokenRow, PairUse, TokenStore
 from storage.transaction import WriteTransaction
 
 _EVERYBODY: Final = ""
-MOST_HASHED: Final = 2048
-"""Of so many tokens, those that came last, the hash is remembered."""
+MOST_AT_HAND: Final = 2048
+"""So many tokens, of those that came last, are known as they are; others by their hash."""
 LONGEST_USUAL: Final = 256
 """What is longer is hashed each time."""
 
@@ -56,6 +57,15 @@ class OwedConsents(Protocol):
         """What somebody is told who may not write before they have agreed, and the page where they do; None for others. The row
         was read with `versions`."""
         ...
+
+
+class _Known(msgspec.Struct):
+    """What is remembered of a token."""
+
+    owner: Requester | None
+    """None: that was forgotten, for everybody who still has this."""
+    until: float
+    """When it is to be read again, in seconds since 1970."""
 
 
 class AccessTokens:
@@ -85,12 +95,13 @@ class AccessTokens:
         self._accounts = accounts
         self._last_seen = last_seen
         self._most_remembered = most_remembered
-        self._remembered: dict[bytes, tuple[Requester, float]] = {}
+        self._remembered: dict[bytes, _Known] = {}
+        """By hashes of tokens. None of them is forgotten."""
+        self._at_hand: dict[str, _Known] = {}
+        """By tokens that came of late: after a rest a hash costs more than all else that is done to find out who asks."""
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
         self._monotonic = monotonic
-        self._hash_usual = lru_cache(MOST_HASHED)(hash_token)
-        """After a rest a hash costs more than all else that is done to find out who asks."""
         self._trusted_until = inf
         self._taking_in = 0
         self._settling: list[Deferred[None]] = []
@@ -104,21 +115,36 @@ class AccessTokens:
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
         a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
-        token_hash = self._hash_usual(token) if len(token) <= LONGEST_USUAL else hash_token(token)
-        remembered = self._remembered.get(token_hash)
-        if (
-            remembered is not None
-            and remembered[1] > self._clock.seconds()
-            and (self._trusted_until == inf or self._trusted_until > self._monotonic())
-        ):
-            owner: Requester | None = remembered[0]
-        elif is_damaged(token):
-            return None
-        else:
-            owner = await self._learn(token_hash)
-        if owner is not None and owner.device_id is not None:
-            self._last_seen.note(owner.user_id, owner.device_id, context)
+        owner = self.recall(token, context.client_ip, context.headers)
+        if owner is None and not is_damaged(token):
+            owner = await self._learn(hash_token(token))
+            if owner is not None and owner.device_id is not None:
+                self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.headers)
         return owner
+
+    def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
+        """As `get_requester`, where that is in memory; None else."""
+        known = self._at_hand.get(token)
+        if known is None or known.owner is None:
+            known = self._find_by_hash(token)
+            if known is None:
+                return None
+        owner = known.owner
+        if known.until <= self._clock.seconds() or not (
+            self._trusted_until == inf or self._trusted_until > self._monotonic()
+        ):
+            return None
+        if owner is not None and owner.device_id is not None:
+            self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
+        return owner
+
+    def _find_by_hash(self, token: str) -> _Known | None:
+        known = self._remembered.get(hash_token(token))
+        if known is not None and len(token) <= LONGEST_USUAL:
+            if len(self._at_hand) >= MOST_AT_HAND:
+                self._at_hand.clear()
+            self._at_hand[token] = known
+        return known
 
     def trust_until(self, seconds: float) -> None:
         """What is remembered is trusted until then, by the clock that nobody sets; from then on the database is asked each time."""
@@ -185,18 +211,20 @@ class AccessTokens:
 
     def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
         if len(self._remembered) >= self._most_remembered:
-            oldest = next(iter(self._remembered))
-            self._forget_token(self._remembered[oldest][0].user_id, oldest)
-        self._remembered[token_hash] = (owner, expires)
+            self._forget_token(next(iter(self._remembered)))
+        self._forget_token(token_hash)
+        self._remembered[token_hash] = _Known(owner, expires)
         self._by_user.setdefault(owner.user_id, set()).add(token_hash)
 
-    def _forget_token(self, user_id: str, token_hash: bytes) -> None:
-        self._remembered.pop(token_hash, None)
-        of_user = self._by_user.get(user_id)
-        if of_user is not None:
-            of_user.discard(token_hash)
-            if not of_user:
-                del self._by_user[user_id]
+    def _forget_token(self, token_hash: bytes) -> None:
+        known = self._remembered.pop(token_hash, None)
+        if known is None or known.owner is None:
+            return
+        user_id, known.owner = known.owner.user_id, None
+        of_user = self._by_user[user_id]
+        of_user.discard(token_hash)
+        if not of_user:
+            del self._by_user[user_id]
 
     def _heed(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -226,5 +254,5 @@ class AccessTokens:
     def _forget(self, user_id: str) -> None:
         for forgotten in self._forgotten_meanwhile:
             forgotten.add(user_id)
-        for token_hash in self._by_user.pop(user_id, ()):
-            self._remembered.pop(token_hash, None)
+        for token_hash in tuple(self._by_user.get(user_id, ())):
+            self._forget_token(token_hash)

@@ -5,6 +5,7 @@ new to the account is never missed for one that was used a moment before; the no
 write, and when the server stops. A crash loses a minute of them, which is as exact as the specification asks.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -12,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import RequestContext
+from federation.protocol.endpoint import find_user_agent
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit import Happened
@@ -62,9 +63,8 @@ class LastSeen:
             self._loop.stop()
         await self.flush()
 
-    def note(self, user_id: UserID, device_id: DeviceID, context: RequestContext) -> None:
-        """The device made a request just now."""
-        ip = context.client_ip
+    def note(self, user_id: UserID, device_id: DeviceID, ip: str, headers: Mapping[bytes, bytes]) -> None:
+        """The device made a request just now. `headers`: its headers, by names in small letters."""
         key = (user_id, device_id, ip)
         now = self._clock.seconds()
         if now - self._noted.get(key, 0.0) < self._granularity:
@@ -76,7 +76,7 @@ class LastSeen:
         if len(self._noted) >= _MOST_REMEMBERED:
             self._noted.clear()
         self._noted[key] = now
-        agent = context.user_agent.replace("\0", "")
+        agent = find_user_agent(headers).replace("\0", "")
         waiting[address] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
         )

@@ -56,6 +56,10 @@ class FakeTokens:
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
 
+    def recall(self, token: str, _client_ip: str, _headers: Mapping[bytes, bytes]) -> Requester | None:
+        found = self.known.get(token)
+        return None if isinstance(found, Exception) else found
+
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         found = self.known.get(token)
         if isinstance(found, Exception):

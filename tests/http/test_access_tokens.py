@@ -1,6 +1,7 @@
 """What it costs to know who asks, and how soon a token that has ended is refused."""
 
 from collections.abc import Coroutine, Sequence
+from math import inf
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.endpoint import RequestContext
+from homeserver.services import access_tokens
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.secret_text import hash_token, is_damaged
 from homeserver.services.sessions import Lifetimes
@@ -118,6 +120,38 @@ def _at_once(coroutine: Coroutine[None, None, None]) -> None:
     except StopIteration:
         return
     raise AssertionError("it waits")
+
+
+def test_however_many_tokens_come_each_is_known(
+    server: AccountsServer, counter: QueryCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_tokens, "MOST_AT_HAND", 2)
+    users = [server.register(name) for name in ("alice", "bob", "carol")]
+    assert all(user.is_signed_in() for user in users)
+    counter.clear()
+    for user in (*users, *users, users[2], users[0]):
+        assert server.request("GET", "account/whoami", token=user.token).json["user_id"] == user.id
+    assert not counter.queries
+    _at_once(server.sessions.do_log_out_everywhere(users[1].id))
+    assert [user.is_signed_in() for user in users] == [True, False, True]
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_token_that_was_read_anew_is_refused_as_soon_as_it_has_ended(
+    server: AccountsServer, counter: QueryCounter, uses: int
+) -> None:
+    """What was remembered before it was read again is not good either."""
+    alice = server.register()
+    for _ in range(2):
+        assert alice.is_signed_in()
+    server.access_tokens.trust_until(0.0)
+    counter.clear()
+    for _ in range(uses):
+        assert alice.is_signed_in()
+    assert counter.queries == {"get_access_token": uses}
+    server.access_tokens.trust_until(inf)
+    _at_once(server.sessions.do_log_out_everywhere(alice.id))
+    assert not alice.is_signed_in()
 
 
 class SlowTokenStore(TokenStore):

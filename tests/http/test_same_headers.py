@@ -48,6 +48,16 @@ LINES = (
     b"GET /a HTTP/1.1\n",
     b"GET /" + b"a" * 400 + b" HTTP/1.1\r\n",
     b"\r\nGET /a HTTP/1.1\r\n",
+    b"GET HTTP/1.1\r\n",
+    b"GET /\r\n",
+    b"GET / HTTP/1.1 HTTP/1.1\r\n",
+    b"GET /a#b HTTP/1.1\r\n",
+    b"GET /\x7f HTTP/1.1\r\n",
+    b"GET /\xc3\xa4 HTTP/1.1\r\n",
+    b'GET /a"<b> HTTP/1.1\r\n',
+    b"GET http://x/a HTTP/1.1\r\n",
+    b"GET /a\tb HTTP/1.1\r\n",
+    b"get /a HTTP/1.1\r\n",
 )
 
 FIRST = (b"", b"Host: x\r\n", b"Host: x\r\nAuthorization: Bearer one\r\n")
@@ -140,22 +150,29 @@ def test_what_is_known_by_its_bytes_is_what_is_read(seed: int) -> None:
     same_as_parsed(pieces)
 
 
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("block", BLOCKS[:4])
+def test_whatever_the_first_line_is_it_is_what_the_parser_reads(line: bytes, block: bytes) -> None:
+    usual = LINES[0] + block
+    same_as_parsed([usual, usual, line + block, usual])
+    same_as_parsed([line + block, usual, line + block])
+
+
 def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[bool] = []
-    read = SameHeaders.read
+    parsed: list[bytes] = []
+    on_url = MatrixChannel.on_url
 
-    def watched(self: SameHeaders, data: bytes, most: int) -> tuple[Head, int, bytes] | None:
-        again = read(self, data, most)
-        found.append(again is not None)
-        return again
+    def parse(self: MatrixChannel, url: bytes) -> None:
+        parsed.append(url)
+        on_url(self, url)
 
-    monkeypatch.setattr(SameHeaders, "read", watched)
+    monkeypatch.setattr(MatrixChannel, "on_url", parse)
     request, other = b"POST /b HTTP/1.1\r\n" + BLOCKS[3], b"GET /a?c=1 HTTP/1.1\r\n" + BLOCKS[0]
     longer = b"POST /d HTTP/1.1\r\n" + BLOCKS[5]
     body = longer[-60:]
     pieces = [longer[:-50], longer[-50:-20], longer[-20:]]
     seen, _, _ = talk([request, request.replace(b"/b", b"/c").replace(b"abc", b"def"), *pieces, other, other])
-    assert found == [False, True, True, False, True], "also where the body is of another length, and comes in pieces"
+    assert parsed == [b"/b", b"/a?c=1"], "nor where the body is of another length, and comes in pieces"
     assert [(each[0], each[1], each[-1]) for each in seen] == [  # type: ignore[index]
         ("POST", b"/b", b"abc"),
         ("POST", b"/c", b"def"),

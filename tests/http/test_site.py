@@ -16,7 +16,7 @@ from homeserver.http import probes
 from homeserver.http.addresses import forwarded_address, normalise
 from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
 from homeserver.http.site import DISCONNECTED, SiteOptions
-from homeserver.http.wire import DateLine
+from homeserver.http.wire import TimedLines
 from tests.helpers.http import Client, Connection, client_for
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
@@ -463,7 +463,9 @@ def test_health_and_metrics() -> None:
 
 @given(st.lists(st.integers(0, 3 * 86400), min_size=1, max_size=5))
 def test_the_date_is_that_of_the_clock(steps: list[int]) -> None:
-    line, now = DateLine(), 1_700_000_000
+    lines, now = TimedLines(), 1_700_000_000
     for step in steps:
         now += step
-        assert line.at(now + 0.5) == f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+        assert line in lines.usual_at(now + 0.4)
+        assert lines.date_at(now + 0.5) == line
