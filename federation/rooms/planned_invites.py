@@ -32,8 +32,8 @@ INVITING_SECONDS: Final = 20
 """How long who makes a room waits for the servers of whom they invite into it."""
 LEASE_MS: Final = 5 * 60_000
 """After so long with one invite somebody else goes on with those of its room: much longer than a server is waited for."""
-MOST_ROOMS: Final = 16
-"""As long as a node sends invites to so many, it takes none that somebody else left."""
+MOST_LEFT: Final = 16
+"""Rooms that somebody else left, in which a node goes on at a time; however many people make new ones."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -63,8 +63,9 @@ class PlannedInvites:
         self._invitations = invitations
         self._clock = clock
         self._now_ms = now_ms
-        self._tasks: set[Deferred[None]] = set()
-        """Those that send."""
+        self._beginning: set[Deferred[None]] = set()
+        self._going_on: set[Deferred[None]] = set()
+        """What sends into new rooms, and what goes on with what somebody left."""
         self._is_stopped = False
 
     def plan(self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]) -> Plan:
@@ -75,7 +76,7 @@ class PlannedInvites:
     async def do_send(self, room: RoomRow, plan: Plan) -> None:
         """Send those of a room that was just made. Servers that do not answer keep nobody waiting for long, who would think that there is
         no room, and make another: what is left is done afterwards."""
-        task = self._begin(room, plan)
+        task = self._begin(room, plan, self._beginning)
 
         async def wait() -> None:
             await task
@@ -84,28 +85,28 @@ class PlannedInvites:
 
     async def do_resume(self, limit: int) -> int:
         """Begin with those of up to `limit` rooms that somebody left; of how many."""
-        free = min(limit, MOST_ROOMS - len(self._tasks))
+        free = min(limit, MOST_LEFT - len(self._going_on))
         if free <= 0:
             return 0
         held_until = self._next_hold()
         left = await self._store.take_due(self._now_ms(), held_until, free)
         for room_nid, room in (await self._rooms.get_rooms_by_nid(left)).items():
-            self._begin(room, Plan(left[room_nid], held_until))
+            self._begin(room, Plan(left[room_nid], held_until), self._going_on)
         return len(left)
 
     def stop(self) -> None:
         """Send nothing more. The write is queued by which others may go on, as this node may after its next start."""
         self._is_stopped = True
-        for task in list(self._tasks):
+        for task in (*self._beginning, *self._going_on):
             task.cancel()
 
     def _next_hold(self) -> int:
         return self._now_ms() + LEASE_MS
 
-    def _begin(self, room: RoomRow, plan: Plan) -> "Deferred[None]":
+    def _begin(self, room: RoomRow, plan: Plan, tasks: "set[Deferred[None]]") -> "Deferred[None]":
         task = Deferred.fromCoroutine(self._send_by_turns(room, plan))
-        self._tasks.add(task)
-        return task.addErrback(self._note_failure).addBoth(lambda _: self._tasks.discard(task))
+        tasks.add(task)
+        return task.addErrback(self._note_failure).addBoth(lambda _: tasks.discard(task))
 
     def _note_failure(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:

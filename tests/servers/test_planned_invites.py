@@ -6,6 +6,7 @@ import pytest
 from twisted.logger import capturedLogs
 
 from federation.protocol.ids import EventID, RoomID, UserID
+from federation.rooms import planned_invites
 from federation.rooms.invitations import Invitations
 from federation.rooms.planned_invites import LEASE_MS
 from storage.planned_invites import PlannedInviteStore
@@ -88,6 +89,17 @@ def test_a_restart_ends_no_invite_to_a_new_room(
 
 async def nothing(*_: object) -> None:
     """What a server does that was killed."""
+
+
+def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned_invites, "MOST_LEFT", 1)
+    alice, bob, carol, _ = make_slowly(network)
+    (room_id,) = rooms_in_sync(bob, "invite")
+    alice.server = network.rebuild(NORTH)
+    making = alice.start("POST", f"{V3}/createRoom", {"invite": [DORA]})
+    assert (making.done, resume(alice)) == (False, 1)
+    network.clock.advance(61)
+    assert list(rooms_in_sync(carol, "invite")) == [room_id]
 
 
 def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
