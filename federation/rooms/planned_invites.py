@@ -3,11 +3,12 @@
 Laws:
 - They are written with the room, so that whatever ends the server ends none of them.
 - Those of a room are sent by turns: invites that are made at the same time would fork it.
-- The room is there, so that one of them is refused is no error of its making. Nobody is invited of whom the room says something already:
-  such as that they were invited before a crash, and have declined.
+- The room is there, so that one of them is refused, or fails, is no error of its making, and stands in no other's way. Nobody is invited
+  of whom the room says more than that they knock: such as that they were invited before a crash, and have declined.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -20,19 +21,26 @@ from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.concurrent import wait_at_most
-from federation.rooms.drafts import Also
 from federation.rooms.engine import RoomEngine
 from federation.rooms.invitations import Invitations
 from federation.rooms.templates import MEMBER
-from storage.planned_invites import PlannedInvite, PlannedInviteStore, add_planned_invites
-from storage.rooms import RoomStore
+from storage.engine import DatabaseUnavailable
+from storage.planned_invites import PlannedInvite, PlannedInviteStore
+from storage.rooms import RoomRow, RoomStore
 
 INVITING_SECONDS: Final = 20
 """How long who makes a room waits for the servers of whom they invite into it."""
 LEASE_MS: Final = 5 * 60_000
 """After so long with one invite somebody else goes on with those of its room: much longer than a server is waited for."""
-MOST_ROOMS: Final = 16
-"""As long as a node sends invites to so many, it takes none that somebody else left."""
+MOST_LEFT: Final = 16
+"""Rooms that somebody else left, in which a node goes on at a time; however many people make new ones."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is to be sent into a room, and until when (ms since 1970) it is the holder's."""
+
+    invites: Sequence[PlannedInvite]
+    held_until: int
 
 
 class PlannedInvites:
@@ -55,20 +63,20 @@ class PlannedInvites:
         self._invitations = invitations
         self._clock = clock
         self._now_ms = now_ms
-        self._tasks: set[Deferred[None]] = set()
-        """Those that send."""
+        self._beginning: set[Deferred[None]] = set()
+        self._going_on: set[Deferred[None]] = set()
+        """What sends into new rooms, and what goes on with what somebody left."""
+        self._is_stopped = False
 
-    def planning(self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]) -> Also:
+    def plan(self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]) -> Plan:
         """What is to be written with the room."""
         data = msgspec.json.encode(content)
-        return lambda txn, room: add_planned_invites(
-            txn, room.room_nid, targets, sender, data, self._now_ms() + LEASE_MS
-        )
+        return Plan([PlannedInvite(target, sender, data) for target in targets], self._next_hold())
 
-    async def do_send(self, room_nid: int) -> None:
+    async def do_send(self, room: RoomRow, plan: Plan) -> None:
         """Send those of a room that was just made. Servers that do not answer keep nobody waiting for long, who would think that there is
         no room, and make another: what is left is done afterwards."""
-        task = self._begin(room_nid)
+        task = self._begin(room, plan, self._beginning)
 
         async def wait() -> None:
             await task
@@ -77,39 +85,60 @@ class PlannedInvites:
 
     async def do_resume(self, limit: int) -> int:
         """Begin with those of up to `limit` rooms that somebody left; of how many."""
-        now = self._now_ms()
-        free = min(limit, MOST_ROOMS - len(self._tasks))
-        room_nids = await self._store.take_due(now, now + LEASE_MS, free) if free > 0 else []
-        for room_nid in room_nids:
-            self._begin(room_nid)
-        return len(room_nids)
+        free = min(limit, MOST_LEFT - len(self._going_on))
+        if free <= 0:
+            return 0
+        held_until = self._next_hold()
+        left = await self._store.take_due(self._now_ms(), held_until, free)
+        for room_nid, room in (await self._rooms.get_rooms_by_nid(left)).items():
+            self._begin(room, Plan(left[room_nid], held_until), self._going_on)
+        return len(left)
 
     def stop(self) -> None:
-        """Send nothing more; what was being sent is sent again some time after the next start."""
-        for task in list(self._tasks):
+        """Send nothing more. The write is queued by which others may go on, as this node may after its next start."""
+        self._is_stopped = True
+        for task in (*self._beginning, *self._going_on):
             task.cancel()
 
-    def _begin(self, room_nid: int) -> "Deferred[None]":
-        task = Deferred.fromCoroutine(self._send_by_turns(room_nid))
-        self._tasks.add(task)
-        return task.addErrback(self._note_failure).addBoth(lambda _: self._tasks.discard(task))
+    def _next_hold(self) -> int:
+        return self._now_ms() + LEASE_MS
+
+    def _begin(self, room: RoomRow, plan: Plan, tasks: "set[Deferred[None]]") -> "Deferred[None]":
+        task = Deferred.fromCoroutine(self._send_by_turns(room, plan))
+        tasks.add(task)
+        return task.addErrback(self._note_failure).addBoth(lambda _: tasks.discard(task))
 
     def _note_failure(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:
             self._log.failure("invites to a new room wait, and are sent later", failure)
 
-    async def _send_by_turns(self, room_nid: int) -> None:
-        done: str | None = None
-        room_id = RoomID((await self._rooms.get_rooms_by_nid([room_nid]))[room_nid].room_id)
-        while (invite := await self._store.go_on(room_nid, done, self._now_ms() + LEASE_MS)) is not None:
-            try:
-                await self._send(room_id, invite)
-            except (MatrixError, RemoteError) as error:
-                self._log.info("{user} was not invited to a new room: {error}", user=invite.user_id, error=str(error))
-            done = invite.user_id
+    async def _send_by_turns(self, room: RoomRow, plan: Plan) -> None:
+        held_until = plan.held_until
+        following = [*(each.user_id for each in plan.invites[1:]), None]
+        try:
+            for invite, after in zip(plan.invites, following, strict=True):
+                if not self._is_stopped:
+                    await self._send(RoomID(room.room_id), invite)
+                if self._is_stopped:  # whatever the sending came to
+                    raise CancelledError
+                held_before, held_until = held_until, self._next_hold()
+                if not await self._store.go_on(room.room_nid, invite.user_id, after, held_before, held_until):
+                    return
+        except CancelledError:
+            with suppress(DatabaseUnavailable):
+                await self._store.give_back(room.room_nid, held_until)
+            raise
 
     async def _send(self, room_id: RoomID, invite: PlannedInvite) -> None:
-        snapshot = await self._engine.get_snapshot(room_id)
-        if await snapshot.state.get(StateKey(MEMBER, invite.user_id)) is None:
-            content = msgspec.json.decode(invite.content)
-            await self._invitations.do_invite(room_id, UserID(invite.sender), UserID(invite.user_id), content)
+        """Raises DatabaseUnavailable."""
+        try:
+            member = await (await self._engine.get_snapshot(room_id)).state.get(StateKey(MEMBER, invite.user_id))
+            if member is None or member.event.membership == "knock":
+                content = msgspec.json.decode(invite.content)
+                await self._invitations.do_invite(room_id, UserID(invite.sender), UserID(invite.user_id), content)
+        except (MatrixError, RemoteError) as error:
+            self._log.info("{user} was not invited to a new room: {error}", user=invite.user_id, error=str(error))
+        except (CancelledError, DatabaseUnavailable):
+            raise
+        except Exception:  # whatever befalls one, the others are invited, and it is not tried for ever
+            self._log.failure("{user} was not invited to a new room", user=invite.user_id)

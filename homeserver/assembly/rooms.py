@@ -150,7 +150,6 @@ class RoomParts:
         account_data_store = AccountDataStore(database)
         beside = beside_rooms(receipt_store, account_data_store, streams, sizes)
         self.trees = trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
-
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
         sticky_store = StickyEventStore(database)
         self.sticky_events = StickyEvents(sticky_store, streams, now_ms)
@@ -273,6 +272,7 @@ class RoomParts:
             unshown,
             self.profiles,
             self.room_memberships,
+            self.elsewhere,
             limiter,
             identity,
             accounts.secret_text,

@@ -247,21 +247,20 @@ class DelayedEvents:
         Raises NotFound, LimitExceeded, AlreadyFinalised.
         """
         row = await self._store.get_event(delay_id)
-        if row is None:
-            raise NotFound("There is no such delayed event")
-        self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
-        begun, pauses = self._clock.seconds(), iter(LOOKS_AGAIN)
-        while row.finalised_ts is None:
-            if await act(row):
-                return
-            if self._clock.seconds() - begun > PATIENCE:
+        if row is not None:
+            self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
+        until, pauses = self._clock.seconds() + PATIENCE, iter(LOOKS_AGAIN)
+        while row is not None and row.finalised_ts is None:
+            if row.leased_until <= self._now_ms():
+                if await act(row):
+                    return
+            else:
+                await deferLater(self._clock, next(pauses, LOOKS_AGAIN[-1]))
+            if self._clock.seconds() > until:
                 raise LimitExceeded("The event is being sent", retry_after_ms=int(PATIENCE * 1000))
             row = await self._store.get_event(delay_id)
-            if row is not None and row.leased_until > self._now_ms():
-                await deferLater(self._clock, next(pauses, LOOKS_AGAIN[-1]))
-                row = await self._store.get_event(delay_id)
-            if row is None:
-                raise NotFound("There is no such delayed event")
+        if row is None:
+            raise NotFound("There is no such delayed event")
         if outcome is None or row.outcome != outcome:
             raise AlreadyFinalised
 

@@ -24,6 +24,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
+from storage.engine import DatabaseUnavailable
 from storage.events import EventRow
 from storage.related_redactions import ANY_TYPE, RelatedRedaction, RelatedRedactionStore, add_redactions
 from storage.relations import REPLACE, RelationStore, Wanted
@@ -93,6 +94,8 @@ class RelatedRedactions:
             same = list(group)
             try:
                 await self._resume(same)
+            except DatabaseUnavailable:  # that befalls all of them
+                raise
             except Exception:  # whatever befalls one, such as a policy server that is away, the others go on
                 self._log.failure("what relates to {target} waits for the next start", target=target)
             else:

@@ -24,12 +24,14 @@ from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_directory import AliasNamespaces
 from homeserver.services.room_memberships import Names, RoomMemberships, member_content
 from homeserver.services.secret_text import SecretText
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.aliases import AliasRow, AliasTaken, add_alias
+from storage.planned_invites import add_planned_invites
 from storage.rooms import RoomRow, set_public
 from storage.transaction import WriteTransaction
 
@@ -88,6 +90,7 @@ class RoomCreation:
         unshown: UnshownRooms,
         profiles: Profiles,
         memberships: RoomMemberships,
+        elsewhere: Elsewhere,
         limiter: RateLimiter,
         identity: ServerIdentity,
         secret_text: SecretText,
@@ -109,6 +112,7 @@ class RoomCreation:
         self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
+        self._elsewhere = elsewhere
         self._limiter = limiter
         self._identity = identity
         self._secret_text = secret_text
@@ -145,8 +149,8 @@ class RoomCreation:
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
         elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
-        planned = self._memberships.planned_invites
-        plan = planned.planning(caller.user_id, elsewhere, _invite_content(wish, None))
+        planned = self._elsewhere.planned_invites
+        plan = planned.plan(caller.user_id, elsewhere, _invite_content(wish, None)) if elsewhere else None
 
         def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
             if moves_alias and alias is not None:
@@ -157,7 +161,8 @@ class RoomCreation:
                 self._unshown.list_in(txn, caller.user_id, room.room_nid, True)
             elif wish.visibility == "public":
                 set_public(txn, room.room_nid, True)
-            plan(txn, room)
+            if plan is not None:
+                add_planned_invites(txn, room.room_nid, plan.invites, plan.held_until)
 
         room_id = None
         if not version.room_id_is_create_hash:
@@ -168,8 +173,8 @@ class RoomCreation:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
             raise InvalidRoomState(f"The room as it was asked for contradicts itself: {error.text}") from None
-        if elsewhere:
-            await planned.do_send(snapshot.room.room_nid)
+        if plan is not None:
+            await planned.do_send(snapshot.room, plan)
         return snapshot.room_id
 
     def _find_version(self, wish: CreateRoom) -> RoomVersion:

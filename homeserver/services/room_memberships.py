@@ -18,7 +18,6 @@ from federation.rooms.drafts import Check, Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.membership_checks import check_still
 from federation.rooms.memberships import Memberships
-from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.snapshots import RoomSnapshot
@@ -310,11 +309,6 @@ class RoomMemberships:
     ) -> EventID:
         """Invite a user of another server, which signs the invite; what may be was checked. The invite's id."""
         return await self._elsewhere.do_invite(caller, room_id, target, content)
-
-    @property
-    def planned_invites(self) -> PlannedInvites:
-        """Those of users of other servers with which rooms are made; what may be was checked."""
-        return self._elsewhere.planned_invites
 
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises Forbidden."""

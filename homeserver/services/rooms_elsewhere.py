@@ -10,7 +10,6 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
-from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.servers import RoomServers, longest_in
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.elsewhere import Elsewhere
@@ -39,11 +38,6 @@ class RoomsElsewhere:
         self._memberships = memberships
         self._servers = servers
         self._limiter = limiter
-
-    @property
-    def planned_invites(self) -> PlannedInvites:
-        """Those with which rooms are made."""
-        return self._elsewhere.planned_invites
 
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """The room of another server's alias, and servers in it. Raises NotFound, Forbidden, OtherServerFailed."""

@@ -7,7 +7,7 @@ CREATE TABLE planned_invites (
     sender TEXT NOT NULL,
     -- of the event, JSON
     content BYTES NOT NULL,
-    -- until then somebody is at inviting into the room (ms since 1970)
+    -- at the first of a room: until then somebody is at inviting into it (ms since 1970); the others' turn has not come
     due_ts BIGINT NOT NULL,
     PRIMARY KEY (room_nid, user_id)
 );

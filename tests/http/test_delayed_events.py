@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.delayed_events import LEASE_MS
 from storage.database import Database, PostgresConfig, SQLiteConfig
-from tests.helpers.databases import open_inline
+from storage.delayed_events import DelayedEventStore
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.http import Answer
 from tests.helpers.later import HeldExecutor
 from tests.helpers.retention import keep_for, purge
@@ -415,6 +417,30 @@ def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
         assert answers["send"][0] == FORBIDDEN
         assert answers["cancel"] == [done] * 3
     assert said(alice, room_id) == (["later"] if is_allowed else [])
+
+
+@pytest.mark.parametrize("action", ["send", "cancel", "restart"])
+def test_who_waits_while_another_node_is_at_sending_it_writes_nothing(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, action: str
+) -> None:
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    server = TestServer(tmp_path, database, UNLIMITED)
+    alice = server.register("alice")
+    room_id = rooms.create(alice)
+    delay_id = scheduled(later(alice, room_id))
+    now = int(server.clock.seconds() * 1000)
+    server.run(database.write("take", DelayedEventStore(database).take_lease, delay_id, now, now + LEASE_MS))
+    counter.clear()
+    asking = server.client.start("POST", f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", json={})
+    for _ in range(90):
+        server.clock.advance(0.2)
+    assert (asking.done, sum(counter.writes.values())) == (False, 0)
+    server.clock.advance(3)
+    assert refused(asking.answer) == (429, "M_LIMIT_EXCEEDED")
+    server.clock.advance(40)  # that node has died
+    assert ok(server.post(f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", {})) == {}
+    assert said(alice, room_id) == (["later"] if action == "send" else [])
 
 
 def refused_or_ok(answer: Answer) -> tuple[int, str | None]:

@@ -13,7 +13,7 @@ from federation.rooms.drafts import Draft
 from federation.rooms.room_events import StoredEvent
 from homeserver.services.related_redactions import AT_ONCE
 from storage.accounts import AccountStore
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.related_redactions import RelatedRedaction, RelatedRedactionStore, add_redactions
 from tests.helpers.databases import open_inline
 from tests.helpers.later import HeldExecutor
@@ -182,31 +182,54 @@ async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQ
     raise AssertionError("it never came to its end")
 
 
-async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path, database: Database) -> None:
-    server = TestServer(tmp_path, database)
-    alice = server.register("alice")
-    rooms = [create(alice) for _ in range(3)]
-    targets = sorted((say(alice, room, "root"), room) for room in rooms)
-    children = [relate(alice, room, target, "m.thread") for target, room in targets]
-    for target, room in targets:
+async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str, str, str]]:
+    """What a crash leaves: targets that are redacted, in order, their rooms, and a child of each, which is not."""
+    left: list[tuple[str, str, str]] = []
+    for _ in range(3):
+        room = create(alice)
+        target = say(alice, room, "root")
+        child = relate(alice, room, target, "m.thread")
         ok(redact(alice, room, target))
         nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
         note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None)
-        await database.write("note", add_redactions, [note])
+        await server.app.database.write("note", add_redactions, [note])
+        left.append((target, room, child))
+    return sorted(left)
+
+
+async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    left = await leave_three_undone(server, alice)
     send = server.app.rooms.engine.send
 
     async def unless_first(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
-        if room_id == targets[0][1]:
+        if room_id == left[0][1]:
             raise RemoteError(ServerName("policy.example"), "it does not answer", retryable=True)
         return await send(room_id, drafts)
 
     with pytest.MonkeyPatch.context() as patch, capturedLogs():
         patch.setattr(server.app.rooms.engine, "send", unless_first)
         await server.app.rooms.related_redactions.resume()
-    gone = [is_redacted(alice, room, child) for (_, room), child in zip(targets, children, strict=True)]
-    assert gone == [False, True, True]
+    assert [is_redacted(alice, room, child) for _, room, child in left] == [False, True, True]
     await server.app.rooms.related_redactions.resume()
-    assert is_redacted(alice, targets[0][1], children[0])
+    assert is_redacted(alice, left[0][1], left[0][2])
+
+
+async def test_while_the_database_is_away_nothing_more_is_tried(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await leave_three_undone(server, alice)
+    tried: list[RoomID] = []
+
+    async def be_away(room_id: RoomID, _: Sequence[Draft]) -> list[StoredEvent]:
+        tried.append(room_id)
+        raise DatabaseUnavailable("it is away")
+
+    monkeypatch.setattr(server.app.rooms.engine, "send", be_away)
+    with pytest.raises(DatabaseUnavailable):
+        await server.app.rooms.related_redactions.resume()
+    assert len(tried) == 1
 
 
 def test_a_repeated_request(alice: User, room: str) -> None:

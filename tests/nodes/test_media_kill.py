@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from storage.database import SQLiteConfig
 from storage.shared_contents import Role
-from tests.helpers.media_process import MILK, MOMENTS, Errand, Opened
+from tests.helpers.media_errand import MILK, MOMENTS, Errand, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.programs import start_program
 from tests.helpers.running import RunningServer, ServerFiles
@@ -43,7 +43,7 @@ def _killed_at(moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, 
     errand = Errand(config, folder, bucket.config(), role, work, moment)
     with os.fdopen(os.dup(2), "wb") as errors:
         program = start_program(
-            "tests.helpers.media_process", msgspec.json.encode(errand, enc_hook=str).decode(), errors=errors
+            "tests.helpers.media_errand", msgspec.json.encode(errand, enc_hook=str).decode(), errors=errors
         )
     assert program.wait(60) == -signal.SIGKILL
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from federation.rooms.invitations import LOOK_EVERY, PATIENCE
-from federation.rooms.planned_invites import LEASE_MS
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, knock_via, members, rooms_in_sync
+from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
 from tests.helpers.talk import (
@@ -183,53 +182,6 @@ def test_the_room_is_made_though_the_invited_cannot_be_reached(network: Network)
 
     assert members(alice, room_id) == {alice.user_id: "join"}
     assert refused(membership(alice, room_id, "invite", bob)) == (502, "M_UNKNOWN")
-
-
-def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: Network) -> None:
-    alice, bob = pair(network)
-    carol = network.add(WEST).register("carol")
-    silent = [f"@dora:gone{number}.example" for number in range(3)]
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
-    invited = [bob.user_id, *silent, carol.user_id]
-
-    making = alice.start("POST", f"{V3}/createRoom", {"invite": invited, "is_direct": True})
-    network.clock.advance(25)
-
-    room_id = ok(making.answer)["room_id"]
-    assert members(alice, room_id) == {alice.user_id: "join", bob.user_id: "invite"}
-    for _ in range(5):
-        network.clock.advance(60)
-    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
-    assert room_id in rooms_in_sync(carol, "invite")
-
-
-@pytest.mark.parametrize("answered", [True, False])
-def test_a_restart_ends_no_invite_to_a_new_room(network: Network, answered: bool) -> None:
-    """`answered`: who made the room has it when the server ends; else it ends before."""
-    alice, bob = pair(network)
-    dora = "@dora:gone.example"
-    carol = network.add(WEST).register("carol")
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
-    making = alice.start("POST", f"{V3}/createRoom", {"invite": [bob.user_id, dora, carol.user_id], "is_direct": True})
-    network.clock.advance(25 if answered else 1)
-    assert making.done is answered
-    (room_id,) = rooms_in_sync(bob, "invite")
-    leave(bob, room_id)
-
-    alice.server = network.rebuild(NORTH)
-    resume = alice.server.app.rooms.elsewhere.planned_invites.do_resume
-    assert alice.server.run(resume(50)) == 0, "whoever was at it may be there still"
-    network.clock.advance(LEASE_MS / 1000)
-    assert alice.server.run(resume(50)) == 1
-    assert alice.server.run(resume(50)) == 0
-    for _ in range(3):
-        network.clock.advance(60)
-
-    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
-    assert room_id in rooms_in_sync(carol, "invite")
-    assert members(alice, room_id)[bob.user_id] == "leave"
-    network.clock.advance(LEASE_MS / 1000)
-    assert alice.server.run(resume(50)) == 0, "that nobody answers is no reason to ask for ever"
 
 
 def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:

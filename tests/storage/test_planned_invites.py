@@ -2,36 +2,66 @@
 
 from storage.database import Database
 from storage.planned_invites import PlannedInvite, PlannedInviteStore, add_planned_invites
+from storage.transaction import Transaction
 
 
 def invite(user_id: str) -> PlannedInvite:
     return PlannedInvite(user_id, "@a:here", b'{"membership":"invite"}')
 
 
-async def plan(database: Database, room_nid: int, users: list[str], due_ts: int) -> None:
-    await database.write("plan", add_planned_invites, room_nid, users, "@a:here", b'{"membership":"invite"}', due_ts)
+async def plan(database: Database, room_nid: int, users: list[str], held_until: int) -> None:
+    await database.write("plan", add_planned_invites, room_nid, [invite(user) for user in users], held_until)
 
 
 async def test_one_after_the_other(database: Database) -> None:
     store = PlannedInviteStore(database)
-    await plan(database, 1, ["@z:there", "@b:there"], 100)
+    await plan(database, 1, ["@z:there", "@b:there", "@c:there"], 100)
     await plan(database, 2, ["@z:there"], 100)
-    assert await store.go_on(1, None, 200) == invite("@z:there")
-    assert await store.go_on(1, None, 200) == invite("@z:there")
-    assert await store.go_on(1, "@z:there", 200) == invite("@b:there")
-    assert await store.go_on(1, "@b:there", 200) is None
-    assert await store.go_on(2, None, 200) == invite("@z:there")
+    assert await store.go_on(1, "@z:there", "@b:there", 100, 150)
+    assert await store.take_due(100, 200, 9) == {2: [invite("@z:there")]}
+    assert await store.take_due(150, 250, 9) == {1: [invite("@b:there"), invite("@c:there")]}
+    assert await store.go_on(1, "@b:there", "@c:there", 250, 300)
+    assert await store.go_on(1, "@c:there", None, 300, 400)
+    assert await store.take_due(10_000, 20_000, 9) == {2: [invite("@z:there")]}
 
 
 async def test_who_is_at_it_has_a_room_to_themselves(database: Database) -> None:
     store = PlannedInviteStore(database)
     for room_nid, due in ((1, 100), (2, 90), (3, 100)):
         await plan(database, room_nid, ["@z:there", "@b:there"], due)
-    assert await store.take_due(89, 1000, 9) == []
-    assert await store.take_due(100, 300, 2) == [2, 1]
-    assert await store.take_due(100, 300, 9) == [3]
-    await store.go_on(1, "@z:there", 500)
-    assert await store.take_due(300, 600, 9) == [2, 3]
-    assert await store.take_due(500, 700, 9) == [1]
-    await store.go_on(1, "@b:there", 700)
-    assert await store.take_due(10_000, 20_000, 9) == [2, 3]
+    assert await store.take_due(89, 1000, 9) == {}
+    assert list(await store.take_due(100, 300, 2)) == [2, 1]
+    assert list(await store.take_due(100, 350, 9)) == [3]
+    assert await store.go_on(1, "@z:there", "@b:there", 300, 500)
+    assert list(await store.take_due(400, 600, 9)) == [2, 3]
+    assert list(await store.take_due(500, 700, 9)) == [1]
+
+
+async def test_who_comes_back_too_late_finds_that_others_are_at_it(database: Database) -> None:
+    store = PlannedInviteStore(database)
+    await plan(database, 1, ["@z:there", "@b:there"], 100)
+    left = [invite("@z:there"), invite("@b:there")]
+    assert await store.take_due(100, 300, 9) == {1: left}
+    assert not await store.go_on(1, "@z:there", "@b:there", 100, 400)
+    await store.give_back(1, 100)
+    assert await store.take_due(299, 1000, 9) == {}
+    assert await store.take_due(300, 1000, 9) == {1: left}
+
+
+async def test_what_is_given_back_is_anybodys(database: Database) -> None:
+    store = PlannedInviteStore(database)
+    await plan(database, 1, ["@z:there", "@b:there"], 100)
+    await store.give_back(1, 100)
+    assert await store.take_due(1, 200, 9) == {1: [invite("@z:there"), invite("@b:there")]}
+
+
+async def test_to_go_on_touches_none_of_those_that_wait(database: Database) -> None:
+    def select(txn: Transaction) -> list[tuple[object, ...]]:
+        return [tuple(row) for row in txn.query("SELECT user_id, due_ts FROM planned_invites ORDER BY turn")]
+
+    store = PlannedInviteStore(database)
+    await plan(database, 1, ["@a:there", "@b:there", "@c:there", "@d:there"], 100)
+    before = await database.read("select", select)
+    assert await store.go_on(1, "@a:there", "@b:there", 100, 200)
+    after = await database.read("select", select)
+    assert after == [("@b:there", 200), *before[2:]]

@@ -1,0 +1,158 @@
+"""Rooms that are made with people of other servers in them: servers may be slow, and this one may end before all are invited."""
+
+from typing import Any
+
+import pytest
+from twisted.logger import capturedLogs
+
+from federation.protocol.ids import EventID, RoomID, UserID
+from federation.rooms import planned_invites
+from federation.rooms.invitations import Invitations
+from federation.rooms.planned_invites import LEASE_MS
+from storage.planned_invites import PlannedInviteStore
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, knock_via, members, rooms_in_sync
+from tests.helpers.http import Pending
+from tests.helpers.network import Fate, Network
+from tests.helpers.server import User
+from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok
+
+BOB, CAROL, DORA = f"@bob:{SOUTH}", f"@carol:{WEST}", "@dora:gone.example"
+
+
+def people(network: Network) -> tuple[User, User, User]:
+    """Somebody on each of three servers."""
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    return alice, bob, network.add(WEST).register("carol")
+
+
+def resume(alice: User) -> int:
+    """What the job does: in how many rooms it goes on."""
+    planned = alice.server.app.rooms.elsewhere.planned_invites
+    return alice.server.run(planned.do_resume(50))
+
+
+def make_slowly(network: Network, **further: Any) -> tuple[User, User, User, Pending]:
+    """Somebody makes a room and invites others into it, the second of whom is of a server that never answers; the third is invited a
+    minute later."""
+    alice, bob, carol = people(network)
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
+    body = {"invite": [BOB, DORA, CAROL], **further}
+    return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
+
+
+def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: Network) -> None:
+    alice, bob, carol = people(network)
+    silent = [f"@dora:gone{number}.example" for number in range(3)]
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    invited = [bob.user_id, *silent, carol.user_id]
+
+    making = alice.start("POST", f"{V3}/createRoom", {"invite": invited, "is_direct": True})
+    network.clock.advance(25)
+
+    room_id = ok(making.answer)["room_id"]
+    assert members(alice, room_id) == {alice.user_id: "join", bob.user_id: "invite"}
+    for _ in range(5):
+        network.clock.advance(60)
+    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
+    assert room_id in rooms_in_sync(carol, "invite")
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_a_restart_ends_no_invite_to_a_new_room(
+    network: Network, monkeypatch: pytest.MonkeyPatch, *, end: str, answered: bool
+) -> None:
+    """`answered`: who made the room has it when the server ends; else it ends before."""
+    alice, bob, carol, making = make_slowly(network, is_direct=True)
+    network.clock.advance(25 if answered else 1)
+    assert making.done is answered
+    (room_id,) = rooms_in_sync(bob, "invite")
+    leave(bob, room_id)
+
+    if end == "crash":
+        monkeypatch.setattr(PlannedInviteStore, "give_back", nothing)
+    alice.server = network.rebuild(NORTH)
+    if end == "crash":
+        assert resume(alice) == 0, "whoever was at it may be there still"
+        network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 1
+    assert resume(alice) == 0
+    for _ in range(3):
+        network.clock.advance(60)
+
+    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
+    assert room_id in rooms_in_sync(carol, "invite")
+    assert members(alice, room_id)[bob.user_id] == "leave"
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0, "that nobody answers is no reason to ask for ever"
+
+
+async def nothing(*_: object) -> None:
+    """What a server does that was killed."""
+
+
+def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned_invites, "MOST_LEFT", 1)
+    alice, bob, carol, _ = make_slowly(network)
+    (room_id,) = rooms_in_sync(bob, "invite")
+    alice.server = network.rebuild(NORTH)
+    making = alice.start("POST", f"{V3}/createRoom", {"invite": [DORA]})
+    assert (making.done, resume(alice)) == (False, 1)
+    network.clock.advance(61)
+    assert list(rooms_in_sync(carol, "invite")) == [room_id]
+
+
+def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
+    """A request that is under way while the server stops makes its room; the invites are sent after the next start."""
+    alice, bob, _ = people(network)
+    alice.server.app.rooms.elsewhere.planned_invites.stop()
+
+    room_id = create(alice, invite=[bob.user_id])
+
+    alice.server = network.rebuild(NORTH)
+    assert resume(alice) == 1
+    assert room_id in rooms_in_sync(bob, "invite")
+
+
+def test_an_invite_that_fails_stands_in_no_others_way(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob, carol = people(network)
+    do_invite = Invitations.do_invite
+
+    async def fail(self: Invitations, room_id: RoomID, sender: UserID, target: UserID, content: Any) -> EventID:
+        if target == bob.user_id:
+            raise ValueError("nobody has thought of that")
+        return await do_invite(self, room_id, sender, target, content)
+
+    monkeypatch.setattr(Invitations, "do_invite", fail)
+    with capturedLogs() as logs:
+        room_id = create(alice, invite=[bob.user_id, carol.user_id])
+    assert [str(log["log_failure"].value) for log in logs if "log_failure" in log] == ["nobody has thought of that"]
+    assert room_id in rooms_in_sync(carol, "invite")
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0
+
+
+def test_who_knocks_before_their_planned_invite_is_sent_is_invited(network: Network) -> None:
+    rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
+    alice, bob, carol, _ = make_slowly(network, initial_state=[rules])
+    (room_id,) = rooms_in_sync(bob, "invite")
+    ok(knock_via(carol, room_id, NORTH))
+    network.clock.advance(61)
+    assert members(alice, room_id)[carol.user_id] == "invite"
+
+
+@pytest.mark.parametrize("gone", ["inviter", "invited"])
+def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(network: Network, gone: str) -> None:
+    alice, bob, carol, _ = make_slowly(network)
+    network.start_sending()
+    (room_id,) = rooms_in_sync(bob, "invite")
+    join(bob, room_id)
+    if gone == "inviter":
+        leave(alice, room_id)
+    else:
+        ok(membership(alice, room_id, "ban", carol))
+    network.clock.advance(61)
+    assert members(bob, room_id).get(carol.user_id) == (None if gone == "inviter" else "ban")
+    assert not is_known(carol, room_id)
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0
