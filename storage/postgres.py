@@ -82,7 +82,8 @@ class PostgresConfig(msgspec.Struct, frozen=True):
     statement_timeout: float = 60.0
     """Seconds after which the server gives up a statement."""
     write_lock_timeout: float = 30.0
-    """Seconds a batch waits for another node's, and after which the server ends a batch whose node went silent."""
+    """Seconds a batch waits for another node's. The server ends a batch whose node is silent for a third of that (it hangs, and what it
+    holds others wait for), so that who waits for it does not give up first."""
 
 
 class PostgresConnection:
@@ -418,7 +419,7 @@ class PostgresEngine:
 
     def connect_writer(self) -> Connection:
         patience = int(self._config.write_lock_timeout * 1000)
-        settings = {"lock_timeout": patience, "idle_in_transaction_session_timeout": patience}
+        settings = {"lock_timeout": patience, "idle_in_transaction_session_timeout": patience // 3}
         # what is checked has to be seen as it is once the lock is there, whatever the role's or the database's default
         return self._connect({**settings, "default_transaction_isolation": "read\\ committed"})
 

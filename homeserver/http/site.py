@@ -190,6 +190,8 @@ class MatrixRequest:
             self.record.status = DISCONNECTED
             self.record.sent = 0 if self._sending is None else self._sending.sent
             self._site.observed(self.record)
+            if self._sending is not None:
+                self._sending.stopProducing()
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
                 self._task.cancel()
 

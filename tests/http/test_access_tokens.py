@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Sequence
 from math import inf
 from pathlib import Path
+from random import Random
 from time import process_time
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.endpoint import RequestContext
+from federation.protocol.errors import MatrixError
 from homeserver.services import access_tokens
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.secret_text import hash_token, is_damaged
@@ -152,6 +154,59 @@ def test_a_token_that_was_read_anew_is_refused_as_soon_as_it_has_ended(
     server.access_tokens.trust_until(inf)
     _at_once(server.sessions.do_log_out_everywhere(alice.id))
     assert not alice.is_signed_in()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happened_a_token_is_what_the_database_says(
+    sqlite: SQLiteConfig, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """However little is remembered, and whether it is trusted."""
+    random = Random(seed)
+    monkeypatch.setattr(access_tokens, "MOST_AT_HAND", random.choice([1, 2, 3, 100]))
+    server = AccountsServer(open_inline(sqlite), lifetimes=Lifetimes(refreshable_access_token=60_000))
+
+    def make(most_remembered: int) -> AccessTokens:
+        stores = server.token_store, server.account_store, server.database.streams, server.last_seen
+        return AccessTokens(server.clock, server.database, *stores, most_remembered=most_remembered)
+
+    def who_asks(tokens: AccessTokens, token: str) -> object:
+        found: list[object] = []
+
+        async def ask() -> None:
+            try:
+                found.append(await tokens.get_requester(token, CONTEXT))
+            except MatrixError as error:
+                found.append((error.errcode, error.fields))
+
+        _at_once(ask())
+        return found[0]
+
+    remembering = [server.access_tokens, make(1), make(2), make(100)]
+    known = ["nobody's", *(server.register(name).token for name in ("alice", "bob"))]
+    to_renew: list[str] = []
+    for _ in range(150):
+        match random.randrange(12):
+            case 0 | 1:
+                session = server.login(refresh_token=True).json
+                known.append(session["access_token"])
+                to_renew.append(session["refresh_token"])
+            case 2 if to_renew:
+                renewed = server.request("POST", "refresh", {"refresh_token": random.choice(to_renew)})
+                if renewed.status == 200:
+                    known.append(renewed.json["access_token"])
+                    to_renew.append(renewed.json["refresh_token"])
+            case 3:
+                path = random.choice(["logout", "logout", "logout/all"])
+                server.request("POST", path, {}, token=random.choice(known))
+            case 4:
+                server.clock.advance(random.choice([1, 30, 61]))
+            case 5:
+                random.choice(remembering).trust_until(random.choice([0.0, inf]))
+        tokens, token = random.choice(remembering), random.choice(known)
+        recalled = tokens.recall(token, CONTEXT.client_ip, CONTEXT.headers)
+        asked = who_asks(tokens, token)
+        assert asked == who_asks(make(100), token)
+        assert recalled in (None, asked)
 
 
 class SlowTokenStore(TokenStore):

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.endpoint import Auth, Peer, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.http.rate_limits import Rate
 from storage.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer
@@ -145,3 +146,21 @@ def test_a_server_is_known_by_its_signature() -> None:
     answer = client.request("PUT", "/send/a%2Fb?x=1", json={}, headers={"Authorization": "X-Matrix good"})
     assert answer.json == ["PUT /send/a%2Fb?x=1 {}", "a/b", {}]
     assert client.request("PUT", "/send/1", json={}, token="alice").errcode == "M_UNAUTHORIZED"
+
+
+def test_what_is_asked_wrongly_counts_and_is_said_to_who_may_ask() -> None:
+    """A query that cannot be read is no way around a limit, nor around a signature."""
+    rates = {Limit.LOGIN: Rate(1, 2), Limit.MESSAGE: Rate(1, 2)}
+    client = client_for(
+        [put_send, endpoints.post_login, endpoints.post_message],
+        {},
+        tokens=TOKENS,
+        signatures=_Signatures(),
+        rates=rates,
+    )
+    assert client.request("PUT", "/send/1?x=%FF", json={}).errcode == "M_UNAUTHORIZED"
+    good = {"Authorization": "X-Matrix good"}
+    assert client.request("PUT", "/send/1?x=%FF", json={}, headers=good).errcode == "M_INVALID_PARAM"
+    for path, token in (("login", None), ("message", "alice")):
+        told = [client.request("POST", f"/_matrix/client/v3/{path}?x=%FF", token=token).errcode for _ in range(3)]
+        assert told == ["M_INVALID_PARAM", "M_INVALID_PARAM", "M_LIMIT_EXCEEDED"]

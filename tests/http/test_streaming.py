@@ -57,6 +57,11 @@ async def get_pieces(shelf: Shelf, *, number: int) -> Response:
     return Response(body=Pieces(make()))
 
 
+@endpoint("PUT", "/pieces/{number}", auth=Auth.NONE)
+async def put_pieces(shelf: Shelf, *, number: int) -> Response:
+    return await get_pieces(shelf, number=number)
+
+
 @endpoint("GET", "/short", auth=Auth.NONE)
 async def get_short() -> Response:
     return Response(headers=HEADERS, body=File(MemorySource(b"0123456789"), 10, "v2"))
@@ -71,7 +76,7 @@ def shelf() -> Iterator[Shelf]:
 
 @pytest.fixture
 def client(shelf: Shelf) -> Client:
-    return client_for([get_file, get_pieces, get_short], {Shelf: shelf})
+    return client_for([get_file, get_pieces, put_pieces, get_short], {Shelf: shelf})
 
 
 def _ask(client: Client, path: str = "/file", further: str = "", method: str = "GET") -> Connection:
@@ -221,6 +226,21 @@ def test_half_an_answer_does_not_look_whole(client: Client, shelf: Shelf, what: 
     connection = _ask(client)
     assert connection.transport.disconnected
     assert shelf.closed == 1
+    connection.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_who_sends_nonsense_meanwhile_is_cut_off_and_counted_once(client: Client, method: str) -> None:
+    """Whether what makes the answer is given up, or runs to its end."""
+    connection = client.connect()
+    _fill(connection)
+    connection.send(f"{method} /pieces/5 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    connection.send(b"nonsense\r\n\r\n")
+    assert connection.transport.disconnected
+    _empty(connection)
+    assert b"Transfer-Encoding" not in connection.received()
+    assert [record.status for record in client.access_log.records] == [499]
+    assert client.site.metrics.in_flight == 0
     connection.close()
 
 

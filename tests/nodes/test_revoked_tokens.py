@@ -64,12 +64,32 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
     assert median(took) < TRUSTED / 2, "the others answer, and are not waited out"
 
 
-def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(nodes: tuple[RunningServer, RunningServer]) -> None:
+def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
+    """Let it hang, but not amid a write, for whose end all would wait that write (`tests/storage/test_waiting_writer.py`)."""
+    at_work = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend' AND state <> 'idle'"
+    )
+    while True:
+        os.kill(server.process.pid, signal.SIGSTOP)
+        time.sleep(0.1)  # what it has sent is carried out
+        with psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin, admin.cursor() as cursor:
+            cursor.execute(at_work)
+            is_amid = cursor.fetchone() != (0,)
+        admin.close()
+        if not is_amid:
+            return
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(
+    nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
+) -> None:
     here, there = nodes
     here.register("alice")
     token = sign_in(here)
     assert whoami(there, token)[0] == 200
-    os.kill(there.process.pid, signal.SIGSTOP)
+    stop_between_writes(there, postgresql)
     try:
         began = time.monotonic()
         assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200

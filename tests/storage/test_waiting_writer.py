@@ -1,11 +1,14 @@
 """What another node commits while a writer on PostgreSQL waits for the lock, having taken for granted that nobody else writes."""
 
 from threading import Thread
+from time import sleep
 from typing import Any
 
 import pytest
 
 from storage.database import PostgresConfig, WriteTransaction, make_engine
+from storage.engine import Connection
+from tests.conftest import run_coroutine
 from tests.storage.test_steady_writer import move, nodes, put_later, settle, write
 from tests.storage.test_writer import Stepped, put
 
@@ -37,8 +40,7 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     counters = holder.begin_write()
     writer = Thread(target=write, args=(here, "new", fn))
     writer.start()
-    while watch.query_one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", ()) != (1,):
-        assert writer.is_alive(), "it has to wait"
+    wait_until_it_waits(watch, writer)
     holder.commit({moved: counters[moved] + 1})
     writer.join()
     rests_on_it = moved == "position" or what != "last"
@@ -50,6 +52,30 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     assert write(here, "next", put("next")) == here.database.streams.current()
     watch.close()
     holder.close()
+
+
+def wait_until_it_waits(watch: Connection, writer: Thread) -> None:
+    while watch.query_one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", ()) != (1,):
+        assert writer.is_alive(), "it has to wait"
+
+
+def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(postgresql: PostgresConfig) -> None:
+    """Also where that one did something when it was waited for already."""
+    config = PostgresConfig(postgresql.connect, write_lock_timeout=3.0)
+    engine, here = make_engine(config), Stepped(config)
+    watch, silent = engine.connect_reader(), engine.connect_writer()
+    silent.begin_write()
+    writer = Thread(target=write, args=(here, "new", put("new")))
+    writer.start()
+    wait_until_it_waits(watch, writer)
+    sleep(0.5)
+    silent.query_one("SELECT 1", ())
+    writer.join()
+    assert here.results["new"] == here.database.streams.current()
+    assert here.names() == ["new"]
+    run_coroutine(here.database.close(), None)
+    watch.close()
+    silent.close()
 
 
 def test_whatever_the_role_prefers_each_statement_of_a_write_sees_what_was_committed_before(
