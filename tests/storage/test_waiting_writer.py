@@ -1,7 +1,8 @@
 """What another node commits while a writer on PostgreSQL waits for the lock, having taken for granted that nobody else writes."""
 
+from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     assert write(here, "next", put("next")) == here.database.streams.current()
     watch.close()
     holder.close()
+
+
+@pytest.mark.parametrize("what", ["ask", "last", "later", "nothing"])
+def test_what_another_wrote_is_found_out_without_a_warning_in_the_servers_log(
+    nodes: tuple[Stepped, Stepped], what: str
+) -> None:
+    """A message that is a transaction of its own leaves none that could be rolled back."""
+    here, there = nodes
+    write(here, "job", put_later("job"))
+    write(here, "prepared", move("nobody", "", ""))
+    settle(here)
+    write(there, "elsewhere", put("elsewhere"))
+    writes: dict[str, Callable[[WriteTransaction], Any]] = {
+        "ask": put("new"),
+        "last": move("job", "here", "there"),
+        "later": put_later("new"),
+        "nothing": lambda txn: txn.next_position(),
+    }
+    assert write(here, "new", writes[what]) == here.database.streams.current()
+    assert cast(Any, here.database)._writer._connection._connection.notices == []
 
 
 def test_whatever_the_role_prefers_each_statement_of_a_write_sees_what_was_committed_before(
