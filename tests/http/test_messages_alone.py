@@ -190,6 +190,17 @@ def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list
         client.sync()
 
 
+def test_one_message_after_the_other_is_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+    """What the client looks at is known from each answer to the next."""
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    before = len(compared)
+    for number in range(4):
+        say(bob, rooms[0], f"{number}")
+        assert {room_id: texts(room) for room_id, room in client.sync()["rooms"].items()} == {rooms[0]: [f"{number}"]}
+    assert len(compared) == before + 4
+
+
 def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(town: Town, compared: list[object]) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 1)
