@@ -211,7 +211,7 @@ class Database:
     async def _connect_head(self) -> HeadLine | None:
         try:
             return await self._read_in_pool("connect_head", lambda _txn: self.engine.connect_head(), (), False)
-        except self.engine.errors as error:
+        except (self.engine.errors, OSError) as error:
             raise DatabaseUnavailable(f"the head cannot be asked by a line of its own: {error}") from error
 
     async def _read_in_pool(self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> T:

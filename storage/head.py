@@ -118,10 +118,10 @@ class Head:
         if self._look is not None:
             self._look.cancel()
             self._look = None
-        line, self._line = self._line, None
-        if line is not None:
-            self._readers.removeReader(self)
-            line.close()
+        if self._line is not None:
+            self._readers.removeReader(self)  # it asks for the descriptor
+            self._line.close()
+            self._line = None
         return left
 
     async def _answer_otherwise(self, left: list[Deferred[int]]) -> None:

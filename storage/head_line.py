@@ -25,7 +25,7 @@ class PostgresHeadLine:
     """See `storage.engine.HeadLine`."""
 
     def __init__(self, described: str) -> None:
-        """Blocks. `described`: where to, in the words of libpq. Raises psycopg2.Error."""
+        """Blocks. `described`: where to, in the words of libpq. Raises psycopg2.Error, and OSError where there is no descriptor left."""
         self._connection: connection = psycopg2.connect(described, async_=1)
         try:
             until = monotonic() + CONNECTED_WITHIN
@@ -33,11 +33,11 @@ class PostgresHeadLine:
             self._cursor = self._connection.cursor()
             self._cursor.execute(PREPARE_HEAD)
             _wait_for(self._connection, until)
+            # a descriptor of our own: libpq closes its own when the connection is lost, and whoever watches it must take it out first
+            self._descriptor = os.dup(self._connection.fileno())
         except BaseException:
             self._connection.close()
             raise
-        # a descriptor of our own: libpq closes its own when the connection is lost, and whoever watches it must take it out first
-        self._descriptor = os.dup(self._connection.fileno())
 
     def fileno(self) -> int:
         return self._descriptor

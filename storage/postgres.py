@@ -264,7 +264,7 @@ class PostgresConnection:
 
     def commit(self, counters: dict[str, int]) -> None:
         # in one message with what waits to be sent and the counters
-        if self._begins and b"SAVEPOINT one" not in self._waiting:
+        if self._begins:
             self._send_whole(counters, None, None)
             return
         self._leave_counters(counters)
@@ -293,10 +293,7 @@ class PostgresConnection:
         return self._cursor.fetchall()
 
     def rollback(self) -> None:
-        is_begun = not self._begins
-        self._forget()
-        if is_begun and self._connection.closed == 0:
-            self._cursor.execute("ROLLBACK")
+        self.end()  # where the server knows of no transaction, it would warn in its log
 
     def transaction_is_whole(self) -> bool:
         return self._connection.closed == 0 and (

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.recent_changes import LAST_FEW
 from homeserver.services.sync import devices
 from homeserver.services.sync.sync import Sync
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import bodies, sync
-from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, texts
+from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, texts
 
 EXTENSIONS = {name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")}
 LAZILY = {"room": {"timeline": {"limit": 5}, "state": {"lazy_load_members": True}}}
@@ -74,6 +75,26 @@ def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]
         rooms[0]: ["one"],
         rooms[2]: ["two"],
     }
+
+
+def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: list[object]) -> None:
+    """The last few are looked at first."""
+    alice, bob, rooms = town
+    since = sync(alice, sync(alice)["next_batch"])["next_batch"]
+    tokens, said = [since], [(rooms[0], "first")]
+    say(bob, *said[0])
+    for number in range(2 * LAST_FEW):
+        tokens.append(sync(alice, tokens[-1])["next_batch"])
+        said.append((rooms[1 + number % 2], f"more-{number}"))
+        say(bob, *said[-1])
+    before = len(compared)
+    wanted = {"room": {"timeline": {"limit": 50}}}
+    for at, token in enumerate(tokens):
+        told = sync(alice, token, wanted)["rooms"]["join"]
+        assert {room_id: bodies(room) for room_id, room in told.items()} == {
+            room_id: [text for where, text in said[at:] if where == room_id] for room_id, _ in said[at:]
+        }
+    assert len(compared) == before + len(tokens)
 
 
 @pytest.mark.parametrize("wanted", [None, LAZILY])
@@ -169,6 +190,17 @@ def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list
         client.sync()
 
 
+def test_one_message_after_the_other_is_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+    """What the client looks at is known from each answer to the next."""
+    alice, bob, rooms = town
+    client = _follow(alice, 9)
+    before = len(compared)
+    for number in range(4):
+        say(bob, rooms[0], f"{number}")
+        assert {room_id: texts(room) for room_id, room in client.sync()["rooms"].items()} == {rooms[0]: [f"{number}"]}
+    assert len(compared) == before + 4
+
+
 def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(town: Town, compared: list[object]) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 1)
@@ -227,3 +259,21 @@ def test_an_answer_that_was_lost_is_made_again(town: Town) -> None:
     client.pos = pos
     again = client.sync()
     assert texts(again["rooms"][rooms[0]]) == texts(first["rooms"][rooms[0]]) == ["one"]
+
+
+@pytest.mark.usefixtures("compared")
+def test_an_invite_that_was_declined_is_told_once_and_then_in_no_view(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, preset="private_chat", invite=[alice.user_id])
+    body = {"room_subscriptions": {room_id: {"timeline_limit": 1, "required_state": {"include": []}}}}
+
+    def ask(pos: str | None) -> Any:
+        answer = alice.post(STABLE, body if pos is None else {**body, "pos": pos})
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    pos = ask(ask(None)["pos"])["pos"]
+    act(alice, room_id, "leave")
+    told = ask(pos)
+    assert told["rooms"][room_id]["membership"] == "leave"
+    assert ask(told["pos"])["rooms"] == {}

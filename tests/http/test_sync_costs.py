@@ -242,3 +242,19 @@ def test_an_initial_sync_reads_nothing_twice(server: TestServer, counter: QueryC
     rooms.say(bob, room)
     assert sync(alice, since)["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 1
     assert not counter.reads
+
+
+def test_messages_that_a_device_has_are_removed_also_where_somebody_wrote_in_a_room_meanwhile(
+    server: TestServer, counter: QueryCounter
+) -> None:
+    """The usual answer would not do it."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(alice, bob)
+    since = sync(alice, token(alice))["next_batch"]
+    ok(bob.put(f"{V3}/sendToDevice/m.test/1", {"messages": {alice.user_id: {alice.device_id: {"n": 1}}}}))
+    answer = sync(alice, since)
+    assert len(answer["to_device"]["events"]) == 1
+    rooms.say(bob, room)
+    counter.clear()
+    assert room in sync(alice, answer["next_batch"])["rooms"]["join"]
+    assert counter.writes == {"remove_to_device": 1}

@@ -2,6 +2,7 @@
 or cannot be had is nobody's error."""
 
 from collections.abc import Iterator
+from errno import EMFILE
 from typing import Any, cast
 
 import pytest
@@ -335,6 +336,21 @@ async def test_a_session_that_the_server_ends_is_nobodys_error(
     assert await here.get_head() == written
     other.close()
     await there.close()
+
+
+@pytest.mark.reactor
+async def test_where_no_descriptor_is_left_there_is_no_line(
+    here: Database, postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int) -> int:
+        raise OSError(EMFILE, "Too many open files")
+
+    monkeypatch.setattr("storage.head_line.os.dup", refuse)
+    with pytest.raises(DatabaseUnavailable):
+        await cast(Any, here)._connect_head()
+    other = make_engine(postgresql).connect_writer()
+    assert other.query_one(END_LINES, ()) == (0,), "nor a session of one"
+    other.close()
 
 
 @pytest.mark.reactor

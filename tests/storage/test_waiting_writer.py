@@ -1,8 +1,9 @@
 """What another node commits while a writer on PostgreSQL waits for the lock, having taken for granted that nobody else writes."""
 
+from collections.abc import Callable
 from threading import Thread
 from time import sleep
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -76,6 +77,26 @@ def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(
     run_coroutine(here.database.close(), None)
     watch.close()
     silent.close()
+
+
+@pytest.mark.parametrize("what", ["ask", "last", "later", "nothing"])
+def test_what_another_wrote_is_found_out_without_a_warning_in_the_servers_log(
+    nodes: tuple[Stepped, Stepped], what: str
+) -> None:
+    """A message that is a transaction of its own leaves none that could be rolled back."""
+    here, there = nodes
+    write(here, "job", put_later("job"))
+    write(here, "prepared", move("nobody", "", ""))
+    settle(here)
+    write(there, "elsewhere", put("elsewhere"))
+    writes: dict[str, Callable[[WriteTransaction], Any]] = {
+        "ask": put("new"),
+        "last": move("job", "here", "there"),
+        "later": put_later("new"),
+        "nothing": lambda txn: txn.next_position(),
+    }
+    assert write(here, "new", writes[what]) == here.database.streams.current()
+    assert cast(Any, here.database)._writer._connection._connection.notices == []
 
 
 def test_whatever_the_role_prefers_each_statement_of_a_write_sees_what_was_committed_before(

@@ -53,7 +53,7 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     """Position of the newest event by room, for the rooms in `configs`."""
     labels: Labels
     lasts: bool
-    """Whether the lists show the same rooms once the client was told of them: rooms that the user is no longer in are shown once."""
+    """Whether all of these rooms are still shown after the client was told of them: some that the user is no longer in are shown once."""
 
     def without(self, room_nids: Set[int]) -> "Selection":
         """The same, but these rooms are not in the windows, nor subscribed."""
@@ -86,6 +86,11 @@ def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
 def was_inside(row: MembershipRow) -> bool:
     """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
     return row.membership not in OUTSIDE and row.was_joined
+
+
+def _stays(row: MembershipRow) -> bool:
+    """Whether the room is still shown after it was told: of an invite or a knock of theirs people are told once that it came to nothing."""
+    return row.membership in OUTSIDE or row.was_joined
 
 
 class RoomLists:
@@ -135,6 +140,7 @@ class RoomLists:
             row = rows.get(room.room_nid)
             if row is not None and await self._may_see(row, connection):
                 subscribed[room_id] = room.room_nid
+                lasts = lasts and _stays(row)
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
         memberships = map(_membership, map(rows.__getitem__, configs.by_room))
@@ -169,9 +175,8 @@ class RoomLists:
     async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
-        if row.membership in OUTSIDE or row.was_joined:
+        if _stays(row):
             return True
-        # who was told of an invite or a knock of theirs is told once that it came to nothing
         sent = connection.state.rooms.get(row.room_nid)
         return sent is not None and row.position > connection.since(sent.upto)
 
