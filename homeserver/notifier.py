@@ -5,17 +5,19 @@ Laws:
 - A change costs what it concerns: of a room's local members only those who listen are looked at.
 - Who could not be found out to be concerned, as the database was away, is woken when it is back.
 - What another node wrote wakes whom it concerns, as that node says (`homeserver/others_news.py`); where it does not say so, everybody.
+- Who has waited is told nothing before it is known that their session has not ended meanwhile.
 - Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of them does not keep
   everyone else waiting, and what the writer of the change does after its commit is done first.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.others_news import NewsOfOthers
@@ -42,18 +44,24 @@ USERS_REMEMBERED = 20_000
 """Of whom it is known when their devices last listened."""
 
 
+CheckAgain = Callable[[Requester], Awaitable[None] | None]
+"""Gives None for a caller whose session is known to stand; else what finds out, and raises where it has ended."""
+
+
 class Listener:
     """One who listens. `close` it when done."""
 
-    __slots__ = ("_close", "_heard", "_waiting", "device_id", "room_nid", "user_id")
+    __slots__ = ("_caller", "_check_again", "_close", "_heard", "_waiting", "device_id", "room_nid", "user_id")
 
     def __init__(
-        self, user_id: UserID, device_id: str | None, room_nid: int | None, close: "Callable[[Listener], None]"
+        self, caller: Requester, room_nid: int | None, check_again: CheckAgain, close: "Callable[[Listener], None]"
     ) -> None:
-        self.user_id = user_id
-        self.device_id = device_id
+        self._caller = caller
+        self.user_id = caller.user_id
+        self.device_id = caller.device_id
         self.room_nid = room_nid
         """A room that they listen to, though they may not be in it."""
+        self._check_again = check_again
         self._close = close
         self._heard = False
         self._waiting: Deferred[None] | None = None
@@ -65,7 +73,10 @@ class Listener:
             self._waiting.callback(None)
 
     async def wait(self, clock: IReactorTime, timeout: float) -> bool:
-        """Wait for something since the last wait, for so many seconds at most; whether there was something."""
+        """Wait for something since the last wait, for so many seconds at most; whether there was something.
+
+        Raises `UnknownToken`, `UserLocked` where there was, for who would not be let in any more.
+        """
         if not self._heard:
             self._waiting = Deferred()
             call = clock.callLater(timeout, self._waiting.cancel)
@@ -80,6 +91,9 @@ class Listener:
                     call.cancel()
                 self._waiting = None
         self._heard = False
+        doubt = self._check_again(self._caller)
+        if doubt is not None:
+            await doubt
         return True
 
     def close(self) -> None:
@@ -93,10 +107,16 @@ class Notifier:
     _log = Logger()
 
     def __init__(
-        self, streams: Streams, memberships: Memberships, clock: IReactorTime, others: NewsOfOthers | None = None
+        self,
+        streams: Streams,
+        memberships: Memberships,
+        clock: IReactorTime,
+        check_again: CheckAgain,
+        others: NewsOfOthers | None = None,
     ) -> None:
         """`others`: who knows what other nodes write; None where there are none."""
         self._streams = streams
+        self._check_again = check_again
         self._others = others
         self._memberships = memberships
         self._clock = clock
@@ -114,10 +134,10 @@ class Notifier:
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
-    def listen(self, user_id: UserID, device_id: str | None, room_nid: int | None = None) -> Listener:
-        """Begin to listen, at a device, for what concerns the user, and a room that they look at."""
-        listener = Listener(user_id, device_id, room_nid, self._remove)
-        self._listeners.setdefault(user_id, set()).add(listener)
+    def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
+        """Begin to listen for what concerns the caller, and a room that they look at."""
+        listener = Listener(caller, room_nid, self._check_again, self._remove)
+        self._listeners.setdefault(caller.user_id, set()).add(listener)
         if room_nid is not None:
             self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener

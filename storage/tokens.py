@@ -68,6 +68,18 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     """When the device was made; one that was removed and came again under its id is another."""
 
 
+class TokenStanding(msgspec.Struct, frozen=True):
+    """What has become of a token that was good."""
+
+    is_there: bool
+    expires_ts: int | None
+    """When it ends, or ended, in milliseconds since 1970."""
+    is_renewed: bool
+    """Whether its device has a token from a refresh that is good."""
+    deactivated: bool
+    locked: bool
+
+
 class RefreshTokenRow(msgspec.Struct, frozen=True):
     """A refresh token. `ultimate_expires_ts` ends the whole session, however often it is refreshed."""
 
@@ -143,6 +155,24 @@ class TokenStore:
             shadow_banned=bool(row[16]),
             device_made_ts=row[17] or 0,
         )
+
+    async def get_standing(self, token_nid: int, user_id: str, device_id: str | None, now: int) -> TokenStanding | None:
+        """What has become of a user's token, in one query; None: the account is gone too. `now`: milliseconds since 1970."""
+
+        def read(txn: Transaction) -> TokenStanding | None:
+            row = txn.query_one(
+                "SELECT t.token_nid, t.expires_ts, a.deactivated_ts, a.locked, EXISTS (SELECT 1 FROM access_tokens o"
+                " WHERE o.user_id = a.user_id AND o.device_id = ? AND o.refresh_nid IS NOT NULL"
+                " AND COALESCE(o.expires_ts, ?) > ?)"
+                " FROM accounts a LEFT JOIN access_tokens t ON t.token_nid = ? AND t.user_id = a.user_id"
+                " WHERE a.user_id = ?",
+                (device_id, now + 1, now, token_nid, user_id),
+            )
+            if row is None:
+                return None
+            return TokenStanding(row[0] is not None, row[1], bool(row[4]), row[2] is not None, bool(row[3]))
+
+        return await self._database.read_quickly("get_standing", read)
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
         """The refresh token of this hash, unless it is spent."""

@@ -30,6 +30,7 @@ from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from storage.database import Database
+from storage.engine import DatabaseUnavailable
 from storage.events import EventFlag
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomExists, RoomRow, RoomStore, add_room
@@ -41,9 +42,17 @@ T = TypeVar("T")
 
 MEMBER = "m.room.member"
 MAX_REQUESTS_A_CHAIN = 100
-MAX_REBUILDS = 20
+MAX_REBUILDS = 100
+"""So often another node may be faster, which has its own last event in memory, and so wins many times in a row."""
 LONGEST_CHAIN_MS = 1_000
 """A chain that takes longer to build, since the room's policy server is slow, is written before more is added to it."""
+
+
+class KeepsMoving(DatabaseUnavailable):
+    """Other nodes write into the room faster than this one can build upon it: nothing is written, and it may be tried again."""
+
+    def __init__(self, room_id: str) -> None:
+        super().__init__(f"the head of {room_id} moved {MAX_REBUILDS} times while building upon it")
 
 
 class _Request(msgspec.Struct):
@@ -353,7 +362,7 @@ class RoomEngine:
                     [event if isinstance(event, StoredEvent) else stored[event.event_id] for event in request.built]
                 )
             return later
-        raise RuntimeError(f"the head of {snapshot.room.room_id} moved {MAX_REBUILDS} times while building upon it")
+        raise KeepsMoving(snapshot.room.room_id)
 
     async def _build(
         self, chain: Chain, batch: Sequence[_Request], now: int

@@ -13,7 +13,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.drafts import Draft
-from federation.rooms.engine import MAX_REBUILDS, RoomEngine
+from federation.rooms.engine import MAX_REBUILDS, KeepsMoving, RoomEngine
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.snapshots import RoomSnapshot
 from storage.room_writer import Appended, HeadMoved, RoomWriter
@@ -70,7 +70,7 @@ class Replacements:
                     return await self._attempt(old, version, new_id, await drafts(old), endings, also)
                 except HeadMoved:
                     old = await self._engine.refresh(old)
-            raise RuntimeError(f"the head of {old_id} moved {MAX_REBUILDS} times while building upon it")
+            raise KeepsMoving(old_id)
 
         return await self._engine.in_turn(old_id, work)
 

@@ -166,7 +166,7 @@ class RoomParts:
         current_states = CurrentStates(timelines, self.events, trees)
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
-        self.notifier = Notifier(streams, self.memberships, clock, accounts.others)
+        self.notifier = Notifier(streams, self.memberships, clock, accounts.access_tokens.check_again, accounts.others)
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)

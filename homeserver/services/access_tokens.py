@@ -12,12 +12,13 @@ Laws:
 - Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
 - The first use of a token from a refresh ends the pair that it replaced, before the request goes on.
+- Whose request waits is asked for again before it is told what came meanwhile (`check_again`).
 
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
@@ -27,7 +28,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import RequestContext, Requester
-from federation.protocol.errors import UnknownToken
+from federation.protocol.errors import UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.last_seen import LastSeen
@@ -99,7 +100,8 @@ class AccessTokens:
         """By hashes of tokens. None of them is forgotten."""
         self._at_hand: dict[str, _Known] = {}
         """By tokens that came of late: after a rest a hash costs more than all else that is done to find out who asks."""
-        self._by_user: dict[str, set[bytes]] = {}
+        self._by_user: dict[str, dict[int, bytes]] = {}
+        """Their hashes, by the tokens' numbers."""
         self._forgotten_meanwhile: list[set[str]] = []
         self._monotonic = monotonic
         self._trusted_until = inf
@@ -130,9 +132,7 @@ class AccessTokens:
             if known is None:
                 return None
         owner = known.owner
-        if known.until <= self._clock.seconds() or not (
-            self._trusted_until == inf or self._trusted_until > self._monotonic()
-        ):
+        if known.until <= self._clock.seconds() or not self._is_trusted():
             return None
         if owner is not None and owner.device_id is not None:
             self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
@@ -145,6 +145,33 @@ class AccessTokens:
                 self._at_hand.clear()
             self._at_hand[token] = known
         return known
+
+    def check_again(self, caller: Requester) -> Awaitable[None] | None:
+        """Who has waited since they were let in: None where they would be now, as is known from memory; else what finds out, and
+        raises `UnknownToken`, `UserLocked` for who would not."""
+        if caller.appservice_id is not None:
+            return None
+        if not self._taking_in and caller.token_nid in self._by_user.get(caller.user_id, ()) and self._is_trusted():
+            return None
+        return self._check_again(caller)
+
+    async def _check_again(self, caller: Requester) -> None:
+        await self.settle()
+        now = int(self._clock.seconds() * 1000)
+        standing = await self._tokens.get_standing(caller.token_nid, caller.user_id, caller.device_id, now)
+        if standing is None or standing.deactivated:
+            raise UnknownToken
+        if standing.locked:
+            raise UserLocked(soft_logout=True)
+        if not standing.is_there:
+            # Of a device that goes on, a client that has renewed its session twice meanwhile: it shall keep its keys.
+            raise UnknownToken(soft_logout=True) if standing.is_renewed else UnknownToken
+        if standing.expires_ts is not None and standing.expires_ts <= now and not standing.is_renewed:
+            raise UnknownToken("The access token has expired", soft_logout=True)
+
+    def _is_trusted(self) -> bool:
+        """Whether what is remembered is trusted now."""
+        return self._trusted_until == inf or self._trusted_until > self._monotonic()
 
     def trust_until(self, seconds: float) -> None:
         """What is remembered is trusted until then, by the clock that nobody sets; from then on the database is asked each time."""
@@ -214,15 +241,16 @@ class AccessTokens:
             self._forget_token(next(iter(self._remembered)))
         self._forget_token(token_hash)
         self._remembered[token_hash] = _Known(owner, expires)
-        self._by_user.setdefault(owner.user_id, set()).add(token_hash)
+        self._by_user.setdefault(owner.user_id, {})[owner.token_nid] = token_hash
 
     def _forget_token(self, token_hash: bytes) -> None:
         known = self._remembered.pop(token_hash, None)
         if known is None or known.owner is None:
             return
-        user_id, known.owner = known.owner.user_id, None
+        owner, known.owner = known.owner, None
+        user_id = owner.user_id
         of_user = self._by_user[user_id]
-        of_user.discard(token_hash)
+        of_user.pop(owner.token_nid, None)
         if not of_user:
             del self._by_user[user_id]
 
@@ -254,5 +282,5 @@ class AccessTokens:
     def _forget(self, user_id: str) -> None:
         for forgotten in self._forgotten_meanwhile:
             forgotten.add(user_id)
-        for token_hash in tuple(self._by_user.get(user_id, ())):
+        for token_hash in tuple(self._by_user.get(user_id, {}).values()):
             self._forget_token(token_hash)

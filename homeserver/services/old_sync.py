@@ -152,7 +152,7 @@ class OldSync:
         if since is None or since.position > now.position:
             since = now
         deadline = self._clock.seconds() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
-        listener = self._notifier.listen(caller.user_id, caller.device_id, room_nid)
+        listener = self._notifier.listen(caller, room_nid)
         if room_id is None:
             self._parts.presence.watch(_request(caller, since), listener)
         try:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from storage.database import PostgresConfig
 from tests.helpers.running import RunningServer, ServerFiles
 
 V3 = "/_matrix/client/v3"
+SLIDING = "/_matrix/client/v4/sync"
 ROUNDS = 25
 
 
@@ -80,6 +82,28 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
         if not is_amid:
             return
         os.kill(server.process.pid, signal.SIGCONT)
+
+
+def test_who_waits_at_another_node_is_told_nothing_more(nodes: tuple[RunningServer, RunningServer]) -> None:
+    here, there = nodes
+    bob = here.register("bob")
+    room = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=bob).json["room_id"]
+    alice = here.register("alice")
+    assert here.request("POST", f"{V3}/rooms/{room}/join", {}, token=alice).status == 200
+    body = {"lists": {"all": {"range": [0, 9], "timeline_limit": 1}}}
+    for number in range(5):
+        token = sign_in(there)
+        pos = there.request("POST", SLIDING, body, token=token).json["pos"]
+        with ThreadPoolExecutor(1) as thread:
+            wanted = {**body, "pos": pos, "timeout": 20_000}
+            waiting = thread.submit(there.request, "POST", SLIDING, wanted, token=token)
+            time.sleep(0.3)
+            assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
+            text = {"msgtype": "m.text", "body": "after the end"}
+            sent = here.request("PUT", f"{V3}/rooms/{room}/send/m.room.message/{number}", text, token=bob)
+            assert sent.status == 200
+            answer = waiting.result()
+        assert (answer.status, answer.json.get("errcode")) == ENDED
 
 
 def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(

@@ -139,7 +139,7 @@ class SlidingSync:
         if connection.token is None or seconds <= 0:
             return await self._finish(request, connection, await self._compute(request, connection, members))
         deadline = self._clock.seconds() + seconds
-        listener = self._notifier.listen(request.caller.user_id, request.caller.device_id)
+        listener = self._notifier.listen(request.caller)
         try:
             while True:
                 answer = await self._compute(request, connection, members)

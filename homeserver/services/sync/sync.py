@@ -139,7 +139,7 @@ class Sync:
             answer, _ = await self._compute(request)
             return answer
         deadline = self._clock.seconds() + seconds
-        listener = self._notifier.listen(request.caller.user_id, request.caller.device_id)
+        listener = self._notifier.listen(request.caller)
         self._parts.presence.watch(request, listener)
         try:
             while True:

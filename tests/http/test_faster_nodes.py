@@ -1,0 +1,42 @@
+"""Sending into a room into which another node writes faster."""
+
+from typing import Any
+
+import pytest
+
+from federation.rooms.engine import MAX_REBUILDS
+from storage.room_writer import Appended, HeadMoved, RoomWriter
+from tests.helpers.server import TestServer
+from tests.helpers.talk import create, everything_said, put_event
+
+TEXT = {"msgtype": "m.text", "body": "at last"}
+
+
+def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """So often the head has moved when this node comes to write."""
+    left = iter(range(times))
+    append = RoomWriter.append
+
+    def append_late(self: RoomWriter, *args: Any, **more: Any) -> Appended:
+        if next(left, None) is not None:
+            raise HeadMoved("!room:example.org")
+        return append(self, *args, **more)
+
+    monkeypatch.setattr(RoomWriter, "append", append_late)
+
+
+def test_another_node_may_be_faster_many_times(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = server.register("alice")
+    room = create(alice)
+    outrun(monkeypatch, 50)
+    assert put_event(alice, room, "m.room.message", TEXT).status == 200
+
+
+def test_who_is_outrun_for_good_is_told_to_come_again(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no bug: nothing stands in the log as one, and what is sent again is there once."""
+    alice = server.register("alice")
+    room = create(alice)
+    outrun(monkeypatch, MAX_REBUILDS)
+    assert put_event(alice, room, "m.room.message", TEXT).status == 503
+    assert put_event(alice, room, "m.room.message", TEXT).status == 200
+    assert everything_said(alice, room) == ["at last"]

@@ -1,0 +1,114 @@
+"""Whose session ends while their long poll waits is told nothing of what comes after. spec: client-server-api#using-access-tokens"""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.http import Pending
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import Rooms, poll, token
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list
+
+V3 = "/_matrix/client/v3"
+FORMS = ["sync", "events", UNSTABLE, STABLE]
+rooms = Rooms()
+
+
+def sign_in(server: TestServer, user: User, **more: Any) -> dict[str, Any]:
+    who = {"type": "m.id.user", "user": user.user_id}
+    body = {"type": "m.login.password", "identifier": who, "password": "wonderland", **more}
+    answer = server.post(f"{V3}/login", body)
+    assert answer.status == 200, answer.body
+    return dict(answer.json)
+
+
+def wait(user: User, form: str) -> Pending:
+    """A long poll in which there is nothing yet."""
+    match form:
+        case "sync":
+            return poll(user, token(user))
+        case "events":
+            return user.start("GET", f"{V3}/events?from={token(user)}&timeout=30000")
+        case _ if form == UNSTABLE:
+            client = SlidingClient(user, lists={"all": a_list([0, 9])})
+            client.sync()
+            return client.wait()
+    body = {"lists": {"all": {"range": [0, 9], "timeline_limit": 1}}}
+    pos = user.post(STABLE, body).json["pos"]
+    return user.start("POST", STABLE, {**body, "pos": pos, "timeout": 30_000})
+
+
+def turn(server: TestServer) -> None:
+    """Let the reactor turn."""
+    for _ in range(4):
+        server.clock.advance(0)
+
+
+def end(server: TestServer, alice: User, phone: User, how: str) -> None:
+    match how:
+        case "logout":
+            assert phone.post(f"{V3}/logout").status == 200
+        case "logout/all":
+            assert alice.post(f"{V3}/logout/all").status == 200
+        case _:
+            sign_in(server, alice, device_id=phone.device_id)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("how", ["logout", "logout/all", "the same device once more"])
+def test_a_long_poll_ends_with_its_session(server: TestServer, form: str, how: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(bob, alice)
+    phone = User(server, sign_in(server, alice))
+    waiting = wait(phone, form)
+    assert not waiting.done
+    end(server, alice, phone, how)
+    rooms.say(bob, room, "after the end")
+    turn(server)
+    assert (waiting.answer.status, waiting.answer.errcode) == (401, "M_UNKNOWN_TOKEN")
+    assert b"after the end" not in waiting.answer.body
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_long_poll_ends_when_the_account_is_locked(server: TestServer, form: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(bob, alice)
+    waiting = wait(alice, form)
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+    rooms.say(bob, room, "after the lock")
+    turn(server)
+    assert (waiting.answer.status, waiting.answer.errcode) == (401, "M_USER_LOCKED")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_other_sessions_wait_on(server: TestServer, form: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(bob, alice)
+    phone, tablet = User(server, sign_in(server, alice)), User(server, sign_in(server, alice))
+    waiting = wait(tablet, form)
+    assert phone.post(f"{V3}/logout").status == 200
+    turn(server)
+    if waiting.done:  # a device of hers is gone, which is news in /sync
+        assert waiting.answer.status == 200
+        waiting = wait(tablet, form)
+    rooms.say(bob, room, "still here")
+    turn(server)
+    assert waiting.answer.status == 200
+    assert b"still here" in waiting.answer.body
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_session_that_is_renewed_waits_on(server: TestServer, form: str) -> None:
+    """A client renews its session beside its long poll."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(bob, alice)
+    session = sign_in(server, alice, refresh_token=True)
+    waiting = wait(User(server, session), form)
+    renewed = server.post(f"{V3}/refresh", {"refresh_token": session["refresh_token"]}).json
+    assert User(server, {**session, **renewed}).get(f"{V3}/account/whoami").status == 200
+    turn(server)
+    assert not waiting.done
+    rooms.say(bob, room, "still here")
+    turn(server)
+    assert waiting.answer.status == 200
+    assert b"still here" in waiting.answer.body
