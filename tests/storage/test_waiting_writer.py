@@ -56,7 +56,12 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
 
 
 def wait_until_it_waits(watch: Connection, writer: Thread) -> None:
-    while watch.query_one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", ()) != (1,):
+    """Of locks the server tells those of all databases, also of other tests'."""
+    waiting = (
+        "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
+        " WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted"
+    )
+    while watch.query_one(waiting, ()) != (1,):
         assert writer.is_alive(), "it has to wait"
 
 
