@@ -34,6 +34,7 @@ from federation.rooms.insiders import Insiders
 from federation.rooms.missing import MAX_SECONDS, MissingEvents
 from federation.rooms.snapshots import RoomSnapshot
 from federation.slots import Slots
+from storage.engine import DatabaseUnavailable
 from storage.inbox import InboxRow, InboxStore, NewInboxRow
 from storage.rooms import RoomRow, RoomStore
 
@@ -279,6 +280,9 @@ class Inbox:
         except MatrixError as error:  # this server is no longer in the room
             self._log.info("what waits in {room_id} is dropped: {why}", room_id=snapshot.room_id, why=error.text)
             return tried, tried
+        except DatabaseUnavailable as error:
+            self._log.warn("events of {room_id} wait on: {error}", room_id=snapshot.room_id, error=error)
+            return tried, set()
         except Exception:  # a bug of ours: it may be mended by the time of the next try
             self._log.failure("events of {room_id} could not be taken in", room_id=snapshot.room_id)
             return tried, set()
@@ -294,7 +298,9 @@ class Inbox:
         task.addBoth(lambda _: self._tasks.discard(task))
 
     def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if failure.check(DatabaseUnavailable):
+            self._log.warn("what waits is left for later: {error}", error=failure.value)
+        elif not failure.check(CancelledError):
             self._log.failure("work on what waits failed", failure)
 
     def _now_ms(self) -> int:

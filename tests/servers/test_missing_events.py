@@ -6,14 +6,16 @@ from typing import Any
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
+from twisted.logger import capturedLogs
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.receiver import Transactions
-from federation.rooms.inbox import FIRST_REST, MAX_AGE_MS, Inbox
+from federation.rooms.inbox import FIRST_REST, LOOK_EVERY, MAX_AGE_MS, Inbox
 from federation.rooms.missing import MAX_ROUNDS
 from federation.wire import WireAnswer, WireRequest
 from homeserver.observe.federation import FederationMetrics
+from storage.engine import DatabaseUnavailable
 from storage.inbox import InboxStore, Places
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
@@ -236,6 +238,35 @@ async def test_what_was_acknowledged_outlives_a_crash(network: Network) -> None:
 
     assert await again.extremities(room.room_id) == {said[-1]}
     assert await waiting(again) == 0
+    again.server.app.incoming.inbox.stop()
+
+
+@pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
+async def test_while_the_database_is_away_what_waits_is_left_for_later(
+    network: Network, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """And nothing is written to the log as if it were a fault of ours."""
+    room = await shared(network)
+    said = await missed(room, "one", "two")
+    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    await room.north.push(SOUTH, [await room.pdu(said[-1])])
+    network.liars.clear()
+    room.south.server.app.incoming.inbox.stop()
+    again = Side(network.rebuild(SOUTH))
+
+    async def be_away(*_: object) -> None:
+        raise DatabaseUnavailable("it restarts")
+
+    with capturedLogs() as logged, monkeypatch.context() as away:
+        away.setattr(InboxStore, asked, be_away)
+        again.server.app.incoming.inbox.start()
+    assert [entry.get("error") and str(entry["error"]) for entry in logged if "inbox" in entry["log_namespace"]] == [
+        "it restarts"
+    ]
+    assert not [entry for entry in logged if "log_failure" in entry]
+    assert await waiting(again) == 1
+    network.clock.advance(LOOK_EVERY)
+    assert await again.extremities(room.room_id) == {said[-1]}
     again.server.app.incoming.inbox.stop()
 
 
