@@ -158,15 +158,21 @@ def test_whatever_the_first_line_is_it_is_what_the_parser_reads(line: bytes, blo
     same_as_parsed([line + block, usual, line + block])
 
 
-def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The addresses of the requests that the parser reads."""
+    urls: list[bytes] = []
     on_url = MatrixChannel.on_url
 
     def parse(self: MatrixChannel, url: bytes) -> None:
-        parsed.append(url)
+        urls.append(url)
         on_url(self, url)
 
     monkeypatch.setattr(MatrixChannel, "on_url", parse)
+    return urls
+
+
+def test_what_was_sent_before_is_not_parsed_again(parsed: list[bytes]) -> None:
     request, other = b"POST /b HTTP/1.1\r\n" + BLOCKS[3], b"GET /a?c=1 HTTP/1.1\r\n" + BLOCKS[0]
     longer = b"POST /d HTTP/1.1\r\n" + BLOCKS[5]
     body = longer[-60:]
@@ -183,16 +189,8 @@ def test_what_was_sent_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatc
     assert dict(seen[2][5])[b"content-length"] == b"60"  # type: ignore[index]
 
 
-def test_headers_are_learnt_from_a_request_whose_body_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_learnt_from_a_request_whose_body_is_to_come(parsed: list[bytes]) -> None:
     """As long bodies are, which come in several pieces."""
-    parsed: list[bytes] = []
-    on_url = MatrixChannel.on_url
-
-    def parse(self: MatrixChannel, url: bytes) -> None:
-        parsed.append(url)
-        on_url(self, url)
-
-    monkeypatch.setattr(MatrixChannel, "on_url", parse)
     request = b"PUT /b HTTP/1.1\r\n" + BLOCKS[5]
     seen, _, _ = talk([request[:-50], request[-50:], request[:-40], request[-40:], request])
     assert [each[-1] for each in seen] == [request[-60:]] * 3  # type: ignore[index]
