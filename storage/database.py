@@ -28,7 +28,7 @@ from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresConfig, PostgresEngine
 from storage.sqlite import SQLiteConfig, SQLiteEngine
 from storage.streams import Streams
-from storage.transaction import LastChange, Transaction, WriteTransaction, select_head
+from storage.transaction import Transaction, WriteTransaction, select_head
 from storage.writer import QueuedWrite, Writer
 
 __all__ = [
@@ -124,26 +124,11 @@ class Database:
         Raises DatabaseUnavailable when the database could not do it; it may then have been done only if the connection
         was lost during the commit itself.
         """
-        result: T = await self._write(name, lambda txn: fn(txn, *args, **kwargs))
-        return result
-
-    async def write_changing(
-        self,
-        name: str,
-        fn: Callable[Concatenate[WriteTransaction, P], LastChange[T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """As `write`, for a function that ends with `WriteTransaction.change_at_last`; what comes of that."""
-        result: T = await self._write(name, lambda txn: fn(txn, *args, **kwargs))
-        return result
-
-    async def _write(self, name: str, fn: Callable[[WriteTransaction], Any]) -> Any:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
-        write = QueuedWrite(name, fn, copy_context(), self._clock())
+        write = QueuedWrite(name, lambda txn: fn(txn, *args, **kwargs), copy_context(), self._clock())
         self._writer.add(write)
-        result = await write.deferred
+        result: T = await write.deferred
         if write.everywhere and self._wait_for_nodes is not None:
             await self._wait_for_nodes(write.everywhere)
         return result

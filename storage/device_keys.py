@@ -10,16 +10,17 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
+from storage.claim_log import ClaimLog, read_marks
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
-from storage.engine import LARGEST_CHUNK, DatabaseUnavailable
-from storage.keys_ahead import KeyOf, KeyRun, KeysAhead
+from storage.engine import LARGEST_CHUNK, DatabaseUnavailable, Row
+from storage.keys_ahead import KeyOf, KeysAhead
 from storage.one_time_keys import (
     BLOCK_COLUMNS,
     BLOCKS,
@@ -28,15 +29,18 @@ from storage.one_time_keys import (
     add_keys,
     remove_keys,
     take_keys,
-    take_known_keys,
 )
 from storage.streams import Change, Topic
-from storage.transaction import POSITION, LastChange, Transaction, WriteTransaction
+from storage.transaction import POSITION, Transaction, WriteTransaction
 
 CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
 """Keys, by one write: as many as one statement takes."""
 MOST_IDENTITY_BYTES: Final = 1 << 20
 """Of the identity keys of all devices of a user: several hundred have less. All who share a room with them fetch these."""
+
+_BLOCK, _FALLBACK, _USED, _DEVICE, _HEAD, _CLAIM = range(6)
+"""What a row says that a query finds among rows of other kinds."""
+_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims"
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -98,6 +102,7 @@ class DeviceKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ahead = KeysAhead()
+        self._log = ClaimLog()
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
@@ -109,25 +114,27 @@ class DeviceKeyStore:
         claimed: dict[KeyOf, bytes] = {}
         try:
             for at in range(0, len(wishes), CLAIMED_AT_ONCE):
-                await self._claim_some(wishes[at : at + CLAIMED_AT_ONCE], now_ms, claimed)
+                claimed |= await self._database.write(
+                    "claim_keys", self.claim_keys, wishes[at : at + CLAIMED_AT_ONCE], now_ms
+                )
         except DatabaseUnavailable:
             if not claimed:
                 raise
         return list(map(claimed.get, wishes))
 
-    async def _claim_some(self, wishes: Sequence[KeyOf], now_ms: int, claimed: dict[KeyOf, bytes]) -> None:
-        """Put keys for these into what is claimed; with one write, or two where other nodes gave out what was known of all."""
-        ahead = self._ahead.get_all(wishes)
-        if len(ahead) == len(wishes):
-            keys = await self._database.write_changing("claim_keys", _claim_known, ahead, now_ms)
-            claimed |= keys
+    def claim_keys(self, txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int) -> dict[KeyOf, bytes]:
+        """The same in one write, for at most CLAIMED_AT_ONCE; those are missing of which there is none."""
+        position = txn.next_position()
+        keys = take_keys(txn, wishes, self._ahead, self._log, position, now_ms)
+        if keys:
+            _announce_claims(txn, position, list(keys))
             if len(keys) == len(wishes):
-                return
-            wishes, ahead = [wish for wish in wishes if wish not in keys], {}
-        keys, runs = await self._database.write("claim_keys", _claim, wishes, ahead, now_ms)
-        claimed |= keys
-        for wish, run in runs.items():
-            self._ahead.put(wish, run)
+                return keys
+        by_fallback = _use_fallback_keys(txn, [wish for wish in wishes if wish not in keys])
+        if by_fallback:
+            users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
+            txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
+        return keys | by_fallback
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
         """Publish identity keys that are others than before."""
@@ -158,7 +165,7 @@ class DeviceKeyStore:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
             if standing.identity is not None and _public_keys(standing.identity) != _public_keys(keys.identity):
-                _remove_signed_keys(txn, user_id, device_id)
+                self._remove_signed_keys(txn, user_id, device_id)
                 begins_anew, standing = True, _Standing(keys.identity)
         added: dict[str, int] = {}
         if keys.one_time:
@@ -167,7 +174,7 @@ class DeviceKeyStore:
             )
             for algorithm, run in oldest.items():
                 if not standing.one_time.get(algorithm):
-                    txn.after_commit(partial(self._ahead.put, (user_id, device_id, algorithm), run))
+                    self._ahead.put(txn, (user_id, device_id, algorithm), run)
         unused = dict(standing.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():
             if standing.fallback_keys.get(algorithm) == (key_id, content):
@@ -189,7 +196,7 @@ class DeviceKeyStore:
         checked, and a later device of the id has another."""
         rows = [(user_id, device_id) for device_id in device_ids]
         for device_id in device_ids:
-            _remove_signed_keys(txn, user_id, device_id)
+            self._remove_signed_keys(txn, user_id, device_id)
         txn.execute_many("DELETE FROM device_keys WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
         signers = {f"ed25519:{device_id}" for device_id in device_ids}
@@ -206,19 +213,26 @@ class DeviceKeyStore:
             )
             announce_device_list(txn, user_id, [None])
 
+    def _remove_signed_keys(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
+        """Remove the one-time and fallback keys of a device."""
+        self._ahead.forget(user_id, device_id)
+        remove_keys(txn, user_id, device_id)
+        txn.execute_later("DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
+
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
-        f"SELECT b.algorithm, sum(b.number - m.taken), NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
-        " AND m.taken < b.number GROUP BY b.algorithm"
-        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ?"
-        " UNION ALL SELECT NULL, value, NULL FROM counters WHERE name = ?",
+        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+        " AND m.settled < b.number"
+        f" UNION ALL {_CLAIMS}"
+        f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, NULL, NULL FROM fallback_keys"
+        " WHERE user_id = ? AND device_id = ?"
+        f" UNION ALL SELECT {_HEAD}, NULL, value, 0, 0, 0, NULL, NULL FROM counters WHERE name = ?",
         (user_id, device_id, user_id, device_id, POSITION),
     )
-    position = sum(int(value) for algorithm, value, _ in rows if algorithm is None)
-    one_time = {algorithm: int(count) for algorithm, count, used in rows if algorithm is not None and used is None}
-    fallback = {algorithm: not used for algorithm, _, used in rows if used is not None}
-    return _counts(one_time, {}, fallback), position
+    found = _by_kind(rows)
+    fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
+    return _counts(_count_left(_blocks(found)), {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
 def _count_identity_bytes(txn: Transaction, user_id: str, besides: str) -> int:
@@ -256,41 +270,61 @@ class _Standing(msgspec.Struct, frozen=True):
 
 def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standing:
     rows = txn.query(
-        f"SELECT {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
-        " UNION ALL SELECT algorithm, NULL, used, 0, 0, key_id, content FROM fallback_keys"
+        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+        f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, key_id, content FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
-        " UNION ALL SELECT NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys WHERE user_id = ? AND device_id = ?"
-        " UNION ALL SELECT NULL, NULL, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
-        " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?",
+        f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
+        " WHERE user_id = ? AND device_id = ?"
+        f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
+        " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
+        f" UNION ALL {_CLAIMS}",
         (user_id, device_id) * 4,
     )
-    devices = [row for row in rows if row[0] is None and row[1] is None]
-    if not devices:
+    found = _by_kind(rows)
+    if not found[_DEVICE]:
         raise NoSuchDevice
-    blocks = [KeyBlock(*row[:-1]) for row in rows if row[0] is not None and row[1] is not None]
-    one_time: dict[str, int] = {}
-    for block in blocks:
-        one_time[block.algorithm] = one_time.get(block.algorithm, 0) + block.left
-    fallback = [row for row in rows if row[0] is not None and row[1] is None]
+    blocks = _blocks(found)
     return _Standing(
-        devices[0][6],
+        found[_DEVICE][0][6],
         blocks,
-        b"".join([row[6] for row in rows if row[0] is None and row[1] is not None]),
-        one_time,
-        {row[0]: (row[5], row[6]) for row in fallback},
-        {row[0]: not row[2] for row in fallback},
+        b"".join([row[6] for row in found[_USED]]),
+        _count_left(blocks),
+        {row[0]: (row[5], row[6]) for row in found[_FALLBACK]},
+        {row[0]: not row[1] for row in found[_FALLBACK]},
     )
+
+
+def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {kind: [] for kind in range(6)}
+    for kind, *row in rows:
+        found[kind].append(tuple(row))
+    return found
+
+
+def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
+    """The blocks as they are, whether all claims have been settled or not."""
+    blocks = [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
+    if not found[_CLAIM]:
+        return blocks
+    logged = read_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]])
+    for at, block in enumerate(blocks):
+        taken, claimed_ts = logged.get(block.block_nid, (0, 0))
+        if taken > block.taken:
+            blocks[at] = replace(block, taken=taken, claimed_ts=claimed_ts)
+    return blocks
+
+
+def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
+    """How many keys can be given out, by algorithm."""
+    left: dict[str, int] = {}
+    for block in blocks:
+        left[block.algorithm] = left.get(block.algorithm, 0) + block.left
+    return left
 
 
 def _public_keys(identity: bytes) -> object:
     """The keys themselves, whatever else is said of the device, and whoever signed that."""
     return msgspec.json.decode(identity)["keys"]
-
-
-def _remove_signed_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
-    """Remove the one-time and fallback keys of a device."""
-    remove_keys(txn, user_id, device_id)
-    txn.execute_later("DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
 
 
 def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:
@@ -302,32 +336,6 @@ def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Map
         [algorithm for algorithm in sorted(fallback) if fallback[algorithm]],
         len(fallback),
     )
-
-
-def _claim_known(txn: WriteTransaction, ahead: Mapping[KeyOf, KeyRun], now_ms: int) -> LastChange[dict[KeyOf, bytes]]:
-    position = txn.next_position()
-
-    def announce(keys: dict[KeyOf, bytes]) -> dict[KeyOf, bytes]:
-        if keys:
-            _announce_claims(txn, position, list(keys))
-        return keys
-
-    return take_known_keys(txn, ahead, now_ms, announce)
-
-
-def _claim(
-    txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: Mapping[KeyOf, KeyRun], now_ms: int
-) -> tuple[dict[KeyOf, bytes], dict[KeyOf, KeyRun | None]]:
-    """The keys, and what `take_keys` says besides."""
-    keys, runs = take_keys(txn, wishes, ahead, now_ms)
-    if keys:
-        _announce_claims(txn, txn.next_position(), list(keys))
-    rest = [wish for wish in wishes if wish not in keys]
-    by_fallback = _use_fallback_keys(txn, rest) if rest else {}
-    if by_fallback:
-        users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
-        txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
-    return keys | by_fallback, runs
 
 
 def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyOf]) -> dict[KeyOf, bytes]:

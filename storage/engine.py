@@ -131,19 +131,11 @@ class Connection(Protocol):
     def call_nodes(self, position: int) -> None:
         """With the commit, call the other nodes to take in what is written up to that position, where there may be others."""
 
-    def commit(self, counters: dict[str, int]) -> None:
-        """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable."""
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
+        """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable.
 
-    def commit_changing(
-        self,
-        counters: dict[str, int],
-        sql: str,
-        before: Sequence[SQLValue],
-        rows: Sequence[Sequence[SQLValue]],
-        looked_at: Collection[str],
-    ) -> list[Row]:
-        """`change_each`, and then commit, if need be in one: what is raised may have ended the transaction. Counters that are not among
-        those looked at may be others than at the begin."""
+        Where nothing was asked since the begin, counters that are not among those looked at may be others than then; None: none may.
+        """
 
     def rollback(self) -> None: ...
     def end(self) -> None:

@@ -1,19 +1,19 @@
 """One-time keys, in blocks: what a device uploads together is few rows, and is given out from the first on.
 
-Blocks do not change. How far each is given out stands beside it, in rows that are a few bytes: a claim writes these alone, and the rows
-of hundreds of devices share a page. Where the keys that come next are known from before (`storage/keys_ahead.py`), it reads nothing else
-either.
+Blocks do not change. How far each is given out stands beside it, in rows that are a few bytes, and the rows of hundreds of devices share
+a page. Where the keys that come next are known from before (`storage/keys_ahead.py`), a claim moves these marks and reads nothing; while
+nobody else writes, it is even known where they are, and the claim is one row, which is settled in the marks later (`storage/claim_log.py`).
 
 A key that was given out stays in its block until all of the block were. With the next upload a digest takes its place, which is
 kept until some time has passed, or many others were used: so an upload that is repeated because its answer was lost does not
 bring it back, though others came in between.
 
 Laws:
-- A key is given out once: a claim moves the mark of its block from the key that it gives out to the next, and where the mark was the
-  database says, whatever was known before. Writes run one after another, on all nodes (`storage/writer.py`).
+- A key is given out once: a claim moves the mark of its block from the key that it gives out to the next. Where the mark was the
+  database says, but where nobody else has written since it was known. Writes run one after another, on all nodes (`storage/writer.py`).
+- A mark holds if no claim is in the log, or with the log. Who moves marks themselves sees to it that the log is empty.
 - Keys are given out in the order in which they came. spec: client-server-api#post_matrixclientv3keysclaim
-- However many keys a write claims, it asks the database once: for marks where it knows the keys, else for both. Where it knows those of
-  some, it asks twice.
+- However many keys a write claims, it asks the database nothing, or a fixed number of times.
 - A block that is known is the oldest of which a key is left, or none of it is left: marks go one way, and what is uploaded later is
   younger.
 - A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
@@ -21,16 +21,17 @@ Laws:
   an id comes again, or for its digest, once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from struct import Struct
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
+from storage.claim_log import ClaimLog
 from storage.engine import Row
-from storage.keys_ahead import KeyOf, KeyRun
-from storage.transaction import LastChange, Transaction, WriteTransaction
+from storage.keys_ahead import KeyRun, KeysAhead, W, note_marks
+from storage.transaction import Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
 KEYS_A_BLOCK: Final = 100
@@ -40,10 +41,6 @@ MOST_REMEMBERED: Final = 2000
 """Keys of a device that were given out, of blocks that are used up: an upload looks at all of them."""
 READ_AHEAD: Final = 1536
 """Bytes that a claim reads after a key that it has to read: several keys, as clients make them."""
-
-T = TypeVar("T")
-W = TypeVar("W", bound=KeyOf)
-"""Whose key is wanted."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -75,13 +72,12 @@ class KeyBlock(msgspec.Struct, frozen=True):
         return self.number - self.taken
 
 
-BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
+BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.settled, m.claimed_ts, b.names"
 BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
-_AHEAD: Final = f"substr(b.keys, {{place}} * b.width + 1, b.width * {READ_AHEAD})"
 MOVE_MARK: Final = (
-    "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid = ? AND taken < ?"
-    " RETURNING block_nid, taken - 1"
+    "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid = ? AND settled < ?"
+    " AND NOT EXISTS (SELECT 1 FROM key_claims) RETURNING block_nid, settled"
 )
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
@@ -126,59 +122,80 @@ def add_keys(
     return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}, first
 
 
-def take_known_keys(
-    txn: WriteTransaction, ahead: Mapping[W, KeyRun], now_ms: int, then: Callable[[dict[W, bytes]], T]
-) -> LastChange[T]:
-    """Give out the next key for each of these of which it is known, with the last change of the write; and what to make of them:
-    `"ID":CONTENT` in JSON. Those are missing of which something else has become the next."""
-    wishes = {run.block_nid: wish for wish, run in ahead.items()}
-    return txn.change_at_last(MOVE_MARK, (now_ms,), _marks(ahead), lambda moved: then(_keys_at(ahead, wishes, moved)))
-
-
 def take_keys(
-    txn: WriteTransaction, wishes: Sequence[W], ahead: Mapping[W, KeyRun], now_ms: int
-) -> tuple[dict[W, bytes], dict[W, KeyRun | None]]:
-    """Give out a key for each of these that have any, where of some it is known what comes next: `"ID":CONTENT` in JSON. Besides, what is
-    known from now on of those of which it was not, or was something else."""
-    keys = _keys_at(
-        ahead,
-        {run.block_nid: wish for wish, run in ahead.items()},
-        txn.change_each(MOVE_MARK, (now_ms,), _marks(ahead)),
+    txn: WriteTransaction, wishes: Sequence[W], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
+) -> dict[W, bytes]:
+    """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of the claim. No query where all is known
+    and nobody else writes; else one for what is known, which may be enough, and two or three for the rest."""
+    known = ahead.get_all(wishes)
+    keys: dict[W, bytes] = {}
+    if txn.stretch is not None:
+        keys = _take_known(txn, known, log, position, now_ms)
+        if len(keys) == len(wishes):
+            return keys
+    if known and not keys:
+        keys = _move_marks(txn, known, now_ms)
+        if len(keys) == len(wishes):
+            return keys
+    return keys | _take_others(txn, [wish for wish in wishes if wish not in keys], ahead, log, now_ms)
+
+
+def _take_known(
+    txn: WriteTransaction, known: Mapping[W, KeyRun], log: ClaimLog, position: int, now_ms: int
+) -> dict[W, bytes]:
+    """The next keys of those of which all is known."""
+    stretch = txn.stretch
+    keys: dict[W, bytes] = {}
+    marks: dict[int, int] = {}
+    for wish, run in known.items():
+        if run.stretch == stretch and (key := run.at(run.taken)):
+            keys[wish] = key
+            marks[run.block_nid] = run.taken + 1
+    if marks:
+        log.add(txn, position, now_ms, marks)
+        note_marks(txn, marks, known.values())
+    return keys
+
+
+def _move_marks(txn: WriteTransaction, known: Mapping[W, KeyRun], now_ms: int) -> dict[W, bytes]:
+    """The next keys of those of which it is known what comes next, but not that it does. Those are missing of which something else has
+    become the next; all, where claims have not been settled."""
+    moved: dict[int, int] = dict(
+        txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in known.values()])
     )
-    rest = [wish for wish in wishes if wish not in keys]
+    note_marks(txn, moved, known.values())
+    found = {wish: run.at(run.taken - 1) for wish, run in known.items() if run.block_nid in moved}
+    return {wish: key for wish, key in found.items() if key}
+
+
+def _take_others(
+    txn: WriteTransaction, wishes: Sequence[W], ahead: KeysAhead, log: ClaimLog, now_ms: int
+) -> dict[W, bytes]:
+    """The next keys of those of which nothing is known, or what is no longer so."""
+    log.settle(txn)
     found = txn.query_each_changing(
-        f"SELECT b.block_nid AS found_key, m.taken, b.width, substr(b.keys, m.taken * b.width + 1, b.width + {READ_AHEAD})"
-        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number"
+        "SELECT b.block_nid AS found_key, m.settled, b.width,"
+        f" substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD})"
+        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.settled < b.number"
         " ORDER BY b.block_nid LIMIT 1",
-        rest,
-        "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}",
+        wishes,
+        "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid IN {keys}",
         (now_ms,),
     )
-    runs: dict[W, KeyRun | None] = {}
-    for wish, rows in zip(rest, found, strict=True):
-        runs[wish] = run = KeyRun(*rows[0]) if rows else None
-        if run is not None:
-            keys[wish] = run.at(run.first)
-    return keys, runs
-
-
-def _marks(ahead: Mapping[W, KeyRun]) -> list[tuple[int, int]]:
-    """For MOVE_MARK."""
-    return [(run.block_nid, run.first + len(run.keys) // run.width) for run in ahead.values()]
-
-
-def _keys_at(ahead: Mapping[W, KeyRun], wishes: Mapping[int, W], moved: Iterable[Row]) -> dict[W, bytes]:
-    """The keys from which marks of these blocks have been moved."""
     keys: dict[W, bytes] = {}
-    for block_nid, place in moved:
-        wish = wishes[block_nid]
-        if key := ahead[wish].at(place):
-            keys[wish] = key
+    for wish, rows in zip(wishes, found, strict=True):
+        ahead.remove(wish)
+        for block_nid, taken, width, packed in rows:
+            run = KeyRun(block_nid, taken, width, packed, taken + 1, txn.stretch)
+            keys[wish] = run.at(taken)
+            ahead.put(txn, wish, run)
     return keys
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
-    """Remove all one-time keys of a device that goes, and what is remembered of them."""
+    """Remove all one-time keys of a device that goes, and what is remembered of them. It takes a position: so other nodes believe no longer
+    that they know where its marks are."""
+    txn.next_position()
     of_device = " WHERE user_id = ? AND device_id = ?"
     for sql in (
         f"DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid FROM one_time_key_blocks{of_device})",
@@ -242,7 +259,7 @@ def _insert_blocks(
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
-        oldest.setdefault(algorithm, KeyRun(block_nid, 0, width, packed))
+        oldest.setdefault(algorithm, KeyRun(block_nid, 0, width, packed, stretch=txn.stretch))
         txn.execute_later(
             "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -258,7 +275,7 @@ def _insert_blocks(
             ),
         )
         txn.execute_later(
-            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) VALUES (?, 0, 0)", (block_nid,)
+            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, settled) VALUES (?, 0, 0)", (block_nid,)
         )
     return oldest
 

@@ -262,10 +262,10 @@ class PostgresConnection:
     def call_nodes(self, position: int) -> None:
         self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
 
-    def commit(self, counters: dict[str, int]) -> None:
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
         # in one message with what waits to be sent and the counters
         if self._begins:
-            self._send_whole(counters, None, None)
+            self._send_whole(counters, looked_at)
             return
         self._leave_counters(counters)
         self._send(b"COMMIT")
@@ -273,24 +273,6 @@ class PostgresConnection:
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
             raise DatabaseUnavailable("the transaction had failed before its commit")
         self._counters.update(counters)
-
-    def commit_changing(
-        self,
-        counters: dict[str, int],
-        sql: str,
-        before: Sequence[SQLValue],
-        rows: Sequence[Sequence[SQLValue]],
-        looked_at: Collection[str],
-    ) -> list[Row]:
-        statement, args = for_all(sql, before, rows)
-        last = self._cursor.mogrify(self._find(statement, args), args)
-        if not self._begins:
-            self._send(last)
-            changed = self._cursor.fetchall()
-            self.commit(counters)
-            return changed
-        self._send_whole(counters, looked_at, last)
-        return self._cursor.fetchall()
 
     def rollback(self) -> None:
         self.end()  # where the server knows of no transaction, it would warn in its log
@@ -327,9 +309,9 @@ class PostgresConnection:
             self._prepared.keep(sql, args, text)
         return text
 
-    def _send_whole(self, counters: Mapping[str, int], looked_at: Collection[str] | None, last: bytes | None) -> None:
-        """The whole transaction as one message: that is one without BEGIN and COMMIT too, and the rows of its last statement arrive.
-        `looked_at`: on which counters it rests, None: on all."""
+    def _send_whole(self, counters: Mapping[str, int], looked_at: Collection[str] | None) -> None:
+        """The whole transaction as one message: that is one without BEGIN and COMMIT too. `looked_at`: on which counters it rests, None: on
+        all."""
         before, after = self._counters.get(POSITION), counters.get(POSITION)
         if before is None or after is None:
             self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters()
@@ -339,10 +321,8 @@ class PostgresConnection:
         else:
             self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_and_move (%d, %d)" % (self._sum_of_counters(), after)
             self._leave_counters({name: value for name, value in counters.items() if name != POSITION})
-        if last is None:
-            last = self._waiting.pop()
         try:
-            self._send(last)
+            self._send(self._waiting.pop())
         except psycopg2.Error as error:
             # Where the server has refused it, and the session is there, all of it is undone: as if it had yet to begin.
             is_there = self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_IDLE

@@ -191,24 +191,12 @@ class SQLiteConnection:
     def call_nodes(self, position: int) -> None:
         """There are none."""
 
-    def commit(self, counters: dict[str, int]) -> None:
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
         known, self._counters = self._counters, None  # should the commit fail
         self._execute("COMMIT")
         self._counters = None if known is None else known | counters
-
-    def commit_changing(
-        self,
-        counters: dict[str, int],
-        sql: str,
-        before: Sequence[SQLValue],
-        rows: Sequence[Sequence[SQLValue]],
-        looked_at: Collection[str],
-    ) -> list[Row]:
-        changed = self.change_each(sql, before, rows)
-        self.commit(counters)
-        return changed
 
     def rollback(self) -> None:
         if self._connection.in_transaction:

@@ -5,15 +5,11 @@ Laws:
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue
 from storage.streams import Change
-
-T = TypeVar("T")
 
 POSITION = "position"
 """The counter that is the one sequence."""
@@ -102,28 +98,38 @@ def select_head(txn: Transaction) -> int:
     return int(row[0]) if row is not None else 0
 
 
-class LastChange(msgspec.Struct, Generic[T], frozen=True):
-    """See `WriteTransaction.change_at_last`."""
-
-    sql: str
-    before: Sequence[SQLValue]
-    rows: Sequence[Sequence[SQLValue]]
-    then: Callable[[list[Row]], T]
-    looked_at: Collection[str]
-    """Counters: those that the write does not rest on may have changed since its begin."""
-
-
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = ("_before", "_counters", "_looked_at", "callbacks", "changes", "everywhere", "known")
+    __slots__ = (
+        "_before",
+        "_counters",
+        "callbacks",
+        "changes",
+        "everywhere",
+        "known",
+        "looked_at",
+        "stretch",
+        "undoings",
+    )
 
-    def __init__(self, connection: Connection, before: Mapping[str, int], counters: dict[str, int]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        before: Mapping[str, int],
+        counters: dict[str, int],
+        stretch: int | None = None,
+    ) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
         super().__init__(connection)
         self._before = before
         self._counters = counters
-        self._looked_at: set[str] = set()
+        self.looked_at: set[str] = set()
+        """Counters: those that the write does not rest on may have changed since its begin."""
+        self.stretch = stretch
+        """What this process learnt of the database in a write with the same number still holds: nobody else has put anything at a
+        position since. None: others write too."""
+        self.undoings: list[Callable[[], None]] = []
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
@@ -178,17 +184,6 @@ class WriteTransaction(Transaction):
             changed += self._connection.change_each(sql, before, rows[start : start + LARGEST_CHUNK])
         return changed
 
-    def change_at_last(
-        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]], then: Callable[[list[Row]], T]
-    ) -> "LastChange[T]":
-        """For a function to return: `change_each` (at least one row, at most LARGEST_CHUNK), when all else is done. What `then` makes of
-        the rows that come is the result.
-
-        PostgreSQL gets it with the commit, where the write is alone; so `then` may announce what it has a position for, and ask nothing.
-        """
-        self.queries += 1
-        return LastChange(sql, before, rows, then, self._looked_at)
-
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch. As with `execute_later`, PostgreSQL may get it with what
         follows, and what it raises, that raises."""
@@ -222,7 +217,7 @@ class WriteTransaction(Transaction):
 
     def counter(self, name: str) -> int:
         """How many numbers of a named counter have been taken; of what other processes took, as of when the batch began."""
-        self._looked_at.add(name)
+        self.looked_at.add(name)
         value = self._counters.get(name)
         return self._before.get(name, 0) if value is None else value
 
@@ -243,3 +238,8 @@ class WriteTransaction(Transaction):
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Run this on the reactor thread once this write is committed, before the write is acknowledged."""
         self.callbacks.append(callback)
+
+    def when_undone(self, callback: Callable[[], None]) -> None:
+        """Run this on the writer's thread should this write be undone, or nobody know whether it is: to forget what it has made of what is
+        remembered there."""
+        self.undoings.append(callback)

@@ -12,9 +12,11 @@ Laws:
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
-- What a batch is told of counters holds (where a write is alone and ends with a change: of those that it looked at), or the batch is run
+- What a batch is told of counters holds (where a write is alone and asks nothing: of those that it looked at), or the batch is run
   again: PostgreSQL may find only at its first statement, or with the commit, that other nodes have written (`OthersWrote`). A function that
   fails before its first statement has failed by what it knew without the database.
+- A batch finds the position where this process left it, or a new stretch begins (`WriteTransaction.stretch`). Whatever undoes a write, or
+  hides whether it was done, has run its `undoings` before anything else is written.
 """
 
 import threading
@@ -28,11 +30,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from storage.engine import Connection, DatabaseUnavailable, Engine, OthersWrote, Row
+from storage.engine import Connection, DatabaseUnavailable, Engine, OthersWrote
 from storage.executors import Executor
 from storage.observer import Observer
 from storage.streams import Change, Streams
-from storage.transaction import POSITION, LastChange, WriteTransaction
+from storage.transaction import POSITION, WriteTransaction
 
 MOST_WRITES = 256
 """How many writes a batch takes at most."""
@@ -42,6 +44,9 @@ LONGEST_BATCH = 0.05
 
 TRIES = 3
 """How often a batch is run, when what stopped it may pass."""
+
+LONG_ENOUGH = 8
+"""Batches in a row before which nobody else had written: then it is likely to stay so for some."""
 
 PAUSE = 0.1
 """Seconds before the second try, twice as many before the third: a restarting PostgreSQL is back in less."""
@@ -58,12 +63,13 @@ class QueuedWrite:
         "everywhere",
         "failure",
         "fn",
-        "last",
+        "looked_at",
         "name",
         "queries",
         "queued",
         "result",
         "took",
+        "undoings",
         "waited",
     )
 
@@ -75,7 +81,8 @@ class QueuedWrite:
         self.deferred: Deferred[Any] = Deferred()
         self.result: Any = None
         self.failure: Failure | None = None
-        self.last: LastChange[Any] | None = None
+        self.looked_at: set[str] = set()
+        self.undoings: list[Callable[[], None]] = []
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
@@ -83,14 +90,15 @@ class QueuedWrite:
         self.waited = 0.0
         self.took = 0.0
 
-    def tell(self, changed: list[Row]) -> None:
-        """Its last change gave these rows."""
-        last, self.last = self.last, None
-        if last is not None:
-            self.result = self.context.run(last.then, changed)
+    def undo(self) -> None:
+        """What it did is undone, as far as anybody knows."""
+        undoings, self.undoings = self.undoings, []
+        for callback in undoings:
+            callback()
 
     def fail(self, error: BaseException) -> None:
         """The write is undone: whatever it had to tell is dropped."""
+        self.undo()
         self.failure = Failure(error)
         self.result = None
         self.changes = []
@@ -121,6 +129,10 @@ class Writer:
         self._lock = threading.Lock()
         self._busy = False
         self._connection: Connection | None = None
+        # The position as the latest batch left it, the number of the stretch, and how many batches it has.
+        self._left_at: int | None = None
+        self._stretch = 0
+        self._batches = 0
 
     def add(self, write: QueuedWrite) -> None:
         """Queue a write; its Deferred fires after the commit. On the reactor's thread."""
@@ -154,6 +166,7 @@ class Writer:
             try:
                 connection = self._connected()
                 before = connection.begin_write()
+                self._note_begin(before.get(POSITION, 0))
                 counters: dict[str, int] = {}
                 self._run_writes(connection, before, counters, batch, started)
                 committed = self._clock()
@@ -161,6 +174,8 @@ class Writer:
                 if not connection.transaction_is_open() or not self._commit(connection, counters, batch):
                     counters = {}  # the only write was undone
             except Exception as error:
+                for write in batch:
+                    write.undo()
                 is_undone = not committing or isinstance(error, OthersWrote) or self._transaction_is_open()
                 self._give_up_transaction(error)
                 if is_undone and attempt < TRIES and self._may_succeed(error):
@@ -172,8 +187,16 @@ class Writer:
             break
         ended = self._clock()
         began_at = before.get(POSITION, 0)
-        head = counters.get(POSITION, began_at)
+        self._left_at = head = counters.get(POSITION, began_at)
         self._executor.deliver(lambda: self._publish(batch, began_at, head, ended - started, ended - committed))
+
+    def _note_begin(self, position: int) -> None:
+        """A batch begins there."""
+        if position == self._left_at:
+            self._batches += 1
+        else:
+            self._left_at, self._batches = position, 0
+            self._stretch += 1
 
     def _run_writes(
         self,
@@ -208,16 +231,12 @@ class Writer:
         began = self._clock()
         write.failure = None
         write.waited = began - write.queued
-        write.last = None
-        txn = WriteTransaction(connection, before, counters)
+        txn = WriteTransaction(connection, before, counters, self._stretch if self._batches >= LONG_ENOUGH else None)
+        write.undoings, write.looked_at = txn.undoings, txn.looked_at
         if not alone:
             connection.save()
         try:
             write.result = write.context.run(write.fn, txn)
-            if isinstance(write.result, LastChange):
-                write.last = write.result
-                if not alone:
-                    write.tell(connection.change_each(write.last.sql, write.last.before, write.last.rows))
             if not connection.transaction_is_whole():
                 raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
             if not alone:
@@ -246,12 +265,8 @@ class Writer:
     def _commit(self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite]) -> bool:
         """Commit; False where the only write had left a statement for now that breaks a rule, and is undone. Raises what else goes
         wrong."""
-        last = batch[0].last if len(batch) == 1 else None
         try:
-            if last is None:
-                connection.commit(counters)
-            else:
-                batch[0].tell(connection.commit_changing(counters, last.sql, last.before, last.rows, last.looked_at))
+            connection.commit(counters, batch[0].looked_at if len(batch) == 1 else None)
         except self._engine.errors as error:
             is_own = len(batch) == 1 and connection.transaction_is_open()
             if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):

@@ -7,6 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from storage.sqlite import SQLiteConfig
+from storage.writer import LONG_ENOUGH
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
@@ -95,7 +96,8 @@ def test_fallback_keys_cost_two_statements_more_the_first_time(
     wish = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
     for user in users:
         upload(user, fallback_keys={"other_algorithm:f": {"key": "f", "fallback": True}})
-    claim(asking, users[0])
+    for _ in range(LONG_ENOUGH + 2):  # this process knows that it is alone, and that all claims have been settled
+        asking.post(f"{V3}/keys/claim", {"one_time_keys": {asking.user_id: {asking.device_id: "none"}}})
     counts = []
     for _ in range(2):
         counter.clear()

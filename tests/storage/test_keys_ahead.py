@@ -2,21 +2,23 @@
 whatever fails."""
 
 import tracemalloc
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from sys import getsizeof
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 
-from storage import one_time_keys
+from storage import claim_log, one_time_keys, postgres, writer
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
 from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, NewKeys
 from storage.devices import DeviceRow, DeviceStore
-from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
+from storage.engine import Connection
+from storage.keys_ahead import BYTES_BESIDE, KeyOf, KeyRun, KeysAhead
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content, parse_named
 
 T = TypeVar("T")
@@ -25,24 +27,49 @@ OTHER = "other"
 DEVICES = ("A", "B", "C")
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What comes of it, at once."""
-    found: list[T] = []
+class Losing:
+    """A connection that may be lost once it has committed."""
 
-    async def keep() -> None:
-        found.append(await coroutine)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.loses = False
 
-    run_coroutine(keep(), None)
-    return found[0]
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def commit(self, *args: Any) -> None:
+        self._connection.commit(*args)
+        if self.loses:
+            raise DatabaseUnavailable("the connection was lost")
 
 
 class Node:
     """A process, and what it asked of the database."""
 
-    def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
+    def __init__(self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counter = QueryCounter()
-        self.database: Database = open_inline(config, self.counter)
+        self.writer = SteppedExecutor()
+        self.database: Database = open_inline(config, self.counter, self.writer)
         self.store = DeviceKeyStore(self.database)
+        engine = self.database.engine
+        connect = engine.connect_writer
+        self.connections: list[Losing] = []
+
+        def connect_losing() -> Losing:
+            self.connections.append(Losing(connect()))
+            return self.connections[-1]
+
+        monkeypatch.setattr(engine, "connect_writer", connect_losing)
+
+    def run(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
+        """What comes of them, whose writes are one batch."""
+        waiting = [Deferred.fromCoroutine(each) for each in coroutines]
+        self.writer.run()
+        found: list[T] = []
+        for each in waiting:
+            each.addCallback(found.append)
+            run_coroutine(as_coroutine(each), None)
+        return found
 
     def upload(self, device_id: str, names: list[str], algorithm: str = ALGORITHM, *, fail: bool = False) -> None:
         def put(txn: WriteTransaction) -> None:
@@ -52,22 +79,61 @@ class Node:
             if fail:
                 raise ZeroDivisionError
 
-        run(self.database.write("upload", put))
+        self.run(self.database.write("upload", put))
 
     def remove(self, device_id: str) -> None:
-        run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
+        self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        wishes = [(ALICE, device_id, algorithm) for device_id in device_ids]
-        given = run(self.store.do_claim(wishes, 1000))
-        for key in given:
-            assert key is None or parse_named(key)[1] == content(parse_named(key)[0])
-        return [None if key is None else parse_named(key)[0] for key in given]
+        (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
+        return names_of(given)
+
+    def claim_together(self, *device_ids: str) -> list[list[str | None]]:
+        """Twice, with a write between that fails, all of one batch."""
+        claims = [self.store.do_claim(wishes_for(device_ids), 1000) for _ in range(2)]
+        return list(map(names_of, self.run(claims[0], self.expect_failure(device_ids), claims[1])[::2]))
+
+    def fail_to_claim(self, *device_ids: str) -> None:
+        """The write is undone."""
+        self.run(self.expect_failure(device_ids))
+
+    async def expect_failure(self, device_ids: Sequence[str]) -> list[bytes | None]:
+        def fail(txn: WriteTransaction) -> None:
+            self.store.claim_keys(txn, wishes_for(device_ids), 1000)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await self.database.write("fail", fail)
+        return []
+
+    def claim_and_lose(self, *device_ids: str) -> None:
+        """It is committed, and nobody knows."""
+        self.run(self.database.write("connect", lambda _: None))
+        self.connections[-1].loses = True
+        with pytest.raises(DatabaseUnavailable):
+            self.claim(*device_ids)
+
+
+async def as_coroutine(deferred: Deferred[Any]) -> None:
+    await deferred
+
+
+def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
+    return [(ALICE, device_id, algorithm) for device_id in device_ids]
+
+
+def names_of(given: Iterable[bytes | None]) -> list[str | None]:
+    """The ids of keys, which are as they were uploaded."""
+    keys = [None if key is None else parse_named(key) for key in given]
+    assert all(key is None or key[1] == content(key[0]) for key in keys)
+    return [None if key is None else key[0] for key in keys]
 
 
 @pytest.fixture
-def nodes(database_config: SQLiteConfig | PostgresConfig) -> Iterator[tuple[Node, Node]]:
-    pair = Node(database_config), Node(database_config)
+def nodes(
+    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Node, Node]]:
+    pair = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
     yield pair
     for node in pair:
         run_coroutine(node.database.close(), None)
@@ -75,17 +141,24 @@ def nodes(database_config: SQLiteConfig | PostgresConfig) -> Iterator[tuple[Node
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block that has to be read, the next two keys or three are known."""
+    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; and claims are
+    settled after three."""
     monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
+    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
+    monkeypatch.setattr(postgres, "STEADY", 2)
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 3)
 
 
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("upload"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 9)),
         st.tuples(st.just("fail"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)),
-        st.tuples(st.just("remove"), st.integers(0, 1), st.sampled_from(DEVICES), st.just(0)),
+        st.tuples(st.sampled_from(["remove", "write"]), st.integers(0, 1), st.sampled_from(DEVICES), st.just(4)),
         st.tuples(
-            st.just("claim"), st.integers(0, 1), st.lists(st.sampled_from(DEVICES), unique=True), st.integers(1, 12)
+            st.sampled_from(["claim", "lose", "fail claims", "together"]),
+            st.integers(0, 1),
+            st.lists(st.sampled_from(DEVICES), unique=True, min_size=1),
+            st.integers(1, 12),
         ),
     ),
     max_size=40,
@@ -93,7 +166,7 @@ steps = st.lists(
 
 
 @pytest.mark.usefixtures("short_runs")
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_keys_are_given_out_in_order_and_once_at_whichever_node(
     nodes: tuple[Node, Node], steps: list[tuple[str, int, Any, int]]
@@ -113,13 +186,42 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             else:
                 with pytest.raises(ZeroDivisionError):
                     node.upload(what, names, fail=True)
+        elif step == "write":
+            for _ in range(times):
+                node.run(node.database.write("other", lambda txn: txn.next_position()))
         elif step == "remove":
             node.remove(what)
             left[what].clear()
         else:
-            for _ in range(times):
+            for number_of_claim in range(times):
+                if step == "fail claims" and number_of_claim % 2:
+                    node.fail_to_claim(*what)
                 wanted = [left[device_id].pop(0) if left[device_id] else None for device_id in what]
+                if step == "lose" and number_of_claim % 3 == 2:
+                    node.claim_and_lose(*what)
+                    continue
+                if step == "together":
+                    again = [left[device_id].pop(0) if left[device_id] else None for device_id in what]
+                    assert node.claim_together(*what) == [wanted, again]
+                    continue
                 assert node.claim(*what) == wanted
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_is_not_settled_is_bounded_over_restarts(
+    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+    for number in range(5):
+        node = Node(database_config, monkeypatch)
+        for _ in range(3):
+            node.run(node.database.write("other", lambda txn: txn.next_position()))
+        node.upload(f"D{number}", ["a", "b", "c"])
+        assert [node.claim(f"D{number}") for _ in range(2)] == [["a"], ["b"]]
+        ((claims,),) = node.run(node.database.read("count", lambda txn: txn.query("SELECT count(*) FROM key_claims")))
+        numbers += claims
+        run_coroutine(node.database.close(), None)
+    assert numbers == [2] * 5
 
 
 def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: tuple[Node, Node]) -> None:
@@ -177,18 +279,29 @@ def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
     assert node.claim(*devices) == [*[None] * CLAIMED_AT_ONCE, *devices[CLAIMED_AT_ONCE:]]
 
 
+def make_transaction() -> WriteTransaction:
+    """What asks nothing of a database."""
+    return WriteTransaction(cast("Connection", None), {}, {})
+
+
 def test_what_is_known_is_bounded_and_what_was_not_used_for_longest_goes_first() -> None:
-    ahead = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", "")))))
+    ahead, txn = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))), make_transaction()
     run = KeyRun(1, 0, 5, b"12345" * 2)
     for name in "abc":
-        ahead.put((name, "", ""), run)
+        ahead.put(txn, (name, "", ""), run)
     assert ahead.get_all([("a", "", ""), ("x", "", "")]) == {("a", "", ""): run}
-    ahead.put(("d", "", ""), run)
-    ahead.put(("d", "", ""), run)
+    ahead.put(txn, ("d", "", ""), run)
+    ahead.put(txn, ("d", "", ""), run)
     assert ahead.get_all([(name, "", "") for name in "abcd"]) == {(name, "", ""): run for name in "acd"}
-    ahead.put(("a", "", ""), None)
-    ahead.put(("e", "", ""), run)
+    ahead.remove(("a", "", ""))
+    ahead.put(txn, ("e", "", ""), run)
     assert ahead.get_all([(name, "", "") for name in "acde"]) == {(name, "", ""): run for name in "cde"}
+    ahead.forget("c", "")
+    ahead.put(txn, ("f", "", ""), run)
+    assert ahead.get_all([(name, "", "") for name in "cdef"]) == {(name, "", ""): run for name in "def"}
+    for undo in txn.undoings:
+        undo()
+    assert ahead.get_all([(name, "", "") for name in "cdef"]) == {}
 
 
 def test_what_is_known_is_bounded_however_long_the_names_are() -> None:
@@ -198,6 +311,7 @@ def test_what_is_known_is_bounded_however_long_the_names_are() -> None:
         ahead = KeysAhead(most)
         for number in range(2 * most // (BYTES_BESIDE + 10)):
             ahead.put(
+                make_transaction(),
                 (ALICE, f"{number}" + "\U0001f511" * 250, "\U0001f511" * 240 + f"{number}"),
                 KeyRun(number, 0, 5, b"12345" * 2),
             )

@@ -13,7 +13,6 @@ from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLi
 from storage.engine import OthersWrote
 from storage.postgres import STEADY, PostgresConnection, PostgresEngine
 from storage.streams import Change, Topic
-from storage.transaction import LastChange
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped, put
 
@@ -25,7 +24,7 @@ REFUSE: Final = """CREATE FUNCTION refuse_once() RETURNS boolean LANGUAGE plpgsq
     IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'WHICH'; END IF;
     RETURN TRUE; END $$"""
 INSERT: Final = "INSERT INTO jobs (name, progress) VALUES (?, ?)"
-MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ? RETURNING name"
+MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ?"
 
 
 class CountingCursor(cursor):
@@ -80,18 +79,24 @@ def put_later(name: str) -> Callable[[WriteTransaction], int]:
     return fn
 
 
-def move(name: str, before: str, after: str) -> Callable[[WriteTransaction], LastChange[int | None]]:
-    """Its position, where there is such a job."""
+def move(name: str, before: str, after: str) -> Callable[[WriteTransaction], int]:
+    """A change of which nothing is asked."""
 
-    def fn(txn: WriteTransaction) -> LastChange[int | None]:
+    def fn(txn: WriteTransaction) -> int:
+        txn.execute_later(MOVE, (after, name, before))
         position = txn.next_position()
+        txn.announce(Change(position, Topic.PROFILE, user_id=name))
+        return position
 
-        def then(rows: list[Any]) -> int | None:
-            if rows:
-                txn.announce(Change(position, Topic.PROFILE, user_id=name))
-            return position if rows == [(name,)] else None
+    return fn
 
-        return txn.change_at_last(MOVE, (after,), [(name, before)], then)
+
+def number_and_put(name: str) -> Callable[[WriteTransaction], int]:
+    """It rests on a counter besides."""
+
+    def fn(txn: WriteTransaction) -> int:
+        txn.allocate("room")
+        return put_later(name)(txn)
 
     return fn
 
@@ -104,15 +109,18 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         write(node, f"job{number}", put_later(f"job{number}"))
     assert CountingCursor.messages == 1
     assert b"COMMIT" not in CountingCursor.last
-    assert CountingCursor.last.count(b"EXECUTE") == 3, (
-        "the lock; the check of the counters, and the new position; the row"
-    )
+    assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position, on which alone it rests; the row"
     for number in range(4):
         CountingCursor.messages = 0
         write(node, f"move{number}", move(f"job{number}", "here", "there"))
-    assert CountingCursor.messages == 1, "so is one whose last change tells something"
-    assert b"COMMIT" not in CountingCursor.last
-    assert CountingCursor.last.count(b"EXECUTE") == 2, "and takes the lock with the position, on which alone it rests"
+    assert CountingCursor.messages == 1
+    for number in range(3):
+        CountingCursor.messages = 0
+        write(node, f"numbered{number}", number_and_put(f"numbered{number}"))
+    assert CountingCursor.messages == 1
+    assert CountingCursor.last.count(b"EXECUTE") == 4, (
+        "the lock; the check of all counters, and the new position; the row; the other counter"
+    )
     for number, count in enumerate((1, 3, 30)):
         CountingCursor.messages = 0
         rows = [(f"many{number}.{each}", "here") for each in range(count)]
@@ -122,7 +130,7 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         CountingCursor.messages = 0
         write(node, f"another{number}", put(f"another{number}"))
     assert CountingCursor.messages == 2
-    assert len(node.names()) == 6 + 34
+    assert len(node.names()) == 9 + 34
 
 
 def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:
@@ -248,20 +256,17 @@ def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> N
     run_coroutine(node.database.close(), None)
 
 
-def test_a_connection_that_is_lost_with_the_last_change_is_not_tried_again(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(nodes: tuple[Stepped, Stepped]) -> None:
     """Nobody knows whether it was committed."""
     node, _ = nodes
     settle(node)
     tries: list[int] = []
 
-    def lose(txn: WriteTransaction) -> LastChange[int]:
+    def lose(txn: WriteTransaction) -> None:
         tries.append(1)
         txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('lost', '')")
-        return txn.change_at_last(
-            "UPDATE jobs SET progress = ? WHERE name = ? AND pg_terminate_backend(pg_backend_pid()) RETURNING name",
-            ("",),
-            [("lost",)],
-            len,
+        txn.execute_later(
+            "UPDATE jobs SET progress = '' WHERE name = 'lost' AND pg_terminate_backend(pg_backend_pid())"
         )
 
     assert write(node, "lose", lose) is DatabaseUnavailable
@@ -291,7 +296,7 @@ def test_a_write_after_the_server_was_away_is_done(
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "0A000", "26000"])
-def test_a_last_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Stepped], code: str) -> None:
+def test_a_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Stepped], code: str) -> None:
     """The server has said that it did nothing: another program changed a table under it, or was in the way."""
     node, _ = nodes
     write(node, "job", put_later("job"))
@@ -300,13 +305,12 @@ def test_a_last_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Ste
     settle(node)
     tries: list[int] = []
 
-    def fn(txn: WriteTransaction) -> LastChange[int]:
+    def fn(txn: WriteTransaction) -> None:
         tries.append(1)
         txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('once', '')")
-        refusing = "UPDATE jobs SET progress = ? WHERE name = ? AND refuse_once() RETURNING name"
-        return txn.change_at_last(refusing, ("there",), [("job",)], len)
+        txn.execute_later("UPDATE jobs SET progress = 'there' WHERE name = 'job' AND refuse_once()")
 
-    assert write(node, "refused", fn) == 1
+    assert write(node, "refused", fn) is None
     assert len(tries) == 2
     assert node.names() == ["job", "once"]
 
@@ -349,17 +353,16 @@ def test_a_counter_of_nothing_is_seen_to_have_come(nodes: tuple[Stepped, Stepped
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped, *, steady: bool) -> None:
+def test_a_change_of_which_nothing_is_asked_is_undone_with_what_it_breaks(stepped: Stepped, *, steady: bool) -> None:
     """Alone or among others, on both databases."""
     if steady:
         settle(stepped)
     for name in ("a", "b"):
         write(stepped, name, put(name))
-    breaks = "UPDATE jobs SET name = 'a', progress = ? WHERE name = ? RETURNING name"
 
-    def fn(txn: WriteTransaction) -> LastChange[int]:
+    def fn(txn: WriteTransaction) -> None:
         txn.execute_later("INSERT INTO jobs (name, progress) VALUES ('undone', '')")
-        return txn.change_at_last(breaks, ("",), [("b",)], len)
+        txn.execute_later("UPDATE jobs SET name = 'a' WHERE name = 'b'")
 
     outcome = write(stepped, "alone", fn)
     assert issubclass(outcome, stepped.database.engine.errors)  # type: ignore[arg-type]
@@ -373,15 +376,12 @@ def test_the_last_change_is_undone_with_what_it_breaks(stepped: Stepped, *, stea
     assert stepped.names() == ["a", "b", "first"]
 
 
-def test_a_last_change_tells_what_it_changed(stepped: Stepped) -> None:
-    told: list[int] = []
-    stepped.database.streams.subscribe(lambda changes: told.extend(change.position for change in changes))
-    write(stepped, "a", put_later("a"))
-    assert write(stepped, "moves", move("a", "here", "there")) == 2
-    assert write(stepped, "does not", move("a", "here", "there")) is None
-    assert told == [1, 2]
-    rows = [("a", "there"), ("b", "there")]
-    fn: Callable[[WriteTransaction], Any] = lambda txn: txn.change_each(MOVE, ("home",), rows)  # noqa: E731
+def test_changes_tell_what_they_changed(stepped: Stepped) -> None:
+    for name in ("a", "c"):
+        write(stepped, name, put_later(name))
+    rows = [("a", "here"), ("b", "here"), ("c", "there")]
+    changing = f"{MOVE} RETURNING name"
+    fn: Callable[[WriteTransaction], Any] = lambda txn: txn.change_each(changing, ("home",), rows)  # noqa: E731
     assert write(stepped, "each", fn) == [("a",)]
 
 

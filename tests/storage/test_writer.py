@@ -351,6 +351,45 @@ def test_a_lost_connection_costs_a_retry(postgresql: PostgresConfig) -> None:
     run_coroutine(stepped.database.close(), None)
 
 
+def test_what_is_remembered_of_writes_is_forgotten_before_they_are_run_again(postgresql: PostgresConfig) -> None:
+    stepped = Stepped(postgresql)
+    seen: list[str] = []
+
+    def remember(name: str, loses: bool = False) -> Callable[[WriteTransaction], None]:
+        def fn(txn: WriteTransaction) -> None:
+            seen.append(name)
+            txn.when_undone(lambda: seen.append(f"not {name}"))
+            if loses and seen.count(name) == 1:
+                txn.query("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        return fn
+
+    stepped.queue("a", remember("a"))
+    stepped.queue("b", remember("b", loses=True))
+    stepped.step()
+    assert sorted(seen[2:4]) == ["not a", "not b"]
+    assert seen == ["a", "b", *seen[2:4], "a", "b"]
+    run_coroutine(stepped.database.close(), None)
+
+
+@pytest.mark.parametrize("among", [[], ["other"]])
+def test_what_is_remembered_of_a_write_that_fails_is_forgotten(stepped: Stepped, among: list[str]) -> None:
+    seen: list[str] = []
+
+    def remember(name: str) -> Callable[[WriteTransaction], None]:
+        def fn(txn: WriteTransaction) -> None:
+            txn.when_undone(lambda: seen.append(name))
+            if name == "fails":
+                raise ZeroDivisionError
+
+        return fn
+
+    for name in ("fails", *among):
+        stepped.queue(name, remember(name))
+    stepped.step()
+    assert seen == ["fails"]
+
+
 def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(postgresql: PostgresConfig) -> None:
     stepped = Stepped(postgresql)
     stepped.queue("first", put("first"))
