@@ -38,7 +38,7 @@ CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
 MOST_IDENTITY_BYTES: Final = 1 << 20
 """Of the identity keys of all devices of a user: several hundred have less. All who share a room with them fetch these."""
 
-_BLOCK, _FALLBACK, _USED, _DEVICE, _HEAD, _CLAIM = range(6)
+_BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD, _CLAIM = range(7)
 """What a row says that a query finds among rows of other kinds."""
 _CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims"
 
@@ -154,19 +154,19 @@ class DeviceKeyStore:
         remembered_from_ts: int,
     ) -> KeyCounts:
         """Publish identity keys where they are others than before; add one-time keys, where the same one again is no error, nor
-        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, another for
-        new identity keys, and that of `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
+        new; set fallback keys, of which a new one counts as unused. What the device has left then. One query, and that of
+        `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
         standing, begins_anew = _select_standing(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != standing.identity:
-            if _count_identity_bytes(txn, user_id, device_id) + len(keys.identity) > MOST_IDENTITY_BYTES:
+            if standing.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
             if standing.identity is not None and _public_keys(standing.identity) != _public_keys(keys.identity):
                 self._remove_signed_keys(txn, user_id, device_id)
-                begins_anew, standing = True, _Standing(keys.identity)
+                begins_anew, standing = True, _Standing(keys.identity, standing.identity_bytes_of_others)
         added: dict[str, int] = {}
         if keys.one_time:
             added, oldest = add_keys(
@@ -235,13 +235,6 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     return _counts(_count_left(_blocks(found)), {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
-def _count_identity_bytes(txn: Transaction, user_id: str, besides: str) -> int:
-    """Of the user's devices but that one."""
-    sql = "SELECT coalesce(sum(length(keys)), 0) FROM device_keys WHERE user_id = ? AND device_id <> ?"
-    ((size,),) = txn.query(sql, (user_id, besides))
-    return int(size)
-
-
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
     """The keys of all devices of these users of ours that have published any; one query."""
     rows = txn.query_in(
@@ -259,6 +252,8 @@ class _Standing(msgspec.Struct, frozen=True):
     """What a device has before an upload."""
 
     identity: bytes | None
+    identity_bytes_of_others: int
+    """What the user's other devices have of identity keys."""
     blocks: Sequence[KeyBlock] = ()
     used: bytes = b""
     """What is remembered of the keys that were given out before."""
@@ -277,8 +272,10 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
         " WHERE user_id = ? AND device_id = ?"
         f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
         " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
+        f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
+        " FROM device_keys WHERE user_id = ? AND device_id <> ?"
         f" UNION ALL {_CLAIMS}",
-        (user_id, device_id) * 4,
+        (user_id, device_id) * 5,
     )
     found = _by_kind(rows)
     if not found[_DEVICE]:
@@ -286,6 +283,7 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
     blocks = _blocks(found)
     return _Standing(
         found[_DEVICE][0][6],
+        int(found[_OTHERS][0][1]),
         blocks,
         b"".join([row[6] for row in found[_USED]]),
         _count_left(blocks),
@@ -295,7 +293,7 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {kind: [] for kind in range(6)}
+    found: dict[int, list[Row]] = {kind: [] for kind in range(7)}
     for kind, *row in rows:
         found[kind].append(tuple(row))
     return found

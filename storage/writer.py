@@ -286,6 +286,7 @@ class Writer:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._engine.connect_writer()
+            self._left_at = None  # who knows whether it is the same server
         return self._connection
 
     def _give_up_transaction(self, reason: Exception) -> None:
