@@ -135,7 +135,9 @@ class PlannedInvites:
             member = await (await self._engine.get_snapshot(room_id)).state.get(StateKey(MEMBER, invite.user_id))
             if member is None or member.event.membership == "knock":
                 content = msgspec.json.decode(invite.content)
-                await self._invitations.do_invite(room_id, UserID(invite.sender), UserID(invite.user_id), content)
+                await self._invitations.do_invite(
+                    room_id, UserID(invite.sender), UserID(invite.user_id), content, tries_failing=True
+                )
         except (MatrixError, RemoteError) as error:
             self._log.info("{user} was not invited to a new room: {error}", user=invite.user_id, error=str(error))
         except (CancelledError, DatabaseUnavailable):
