@@ -131,7 +131,13 @@ class FederatedRoomParts:
         rooms.elsewhere.memberships = memberships
         rooms.elsewhere.leaving = self.leaving
         self.planned_invites = PlannedInvites(
-            PlannedInviteStore(database), rooms.store, rooms.engine, self.invitations, clock, rooms.now_ms
+            PlannedInviteStore(database),
+            rooms.store,
+            rooms.engine,
+            self.invitations,
+            rooms.invite_policy,
+            clock,
+            rooms.now_ms,
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.planned_invites = self.planned_invites

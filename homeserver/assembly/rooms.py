@@ -248,6 +248,7 @@ class RoomParts:
             accounts.store,
             self.permissions,
             limiter,
+            accounts.validity,
             only_admins_invite=config.rooms.block_non_admin_invites,
         )
         self.room_memberships = RoomMemberships(

@@ -9,19 +9,23 @@ from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms import planned_invites
 from federation.rooms.invitations import Invitations
 from federation.rooms.planned_invites import LEASE_MS
+from storage.account_validity import AccountValidityStore
+from storage.accounts import AccountStore
 from storage.planned_invites import PlannedInviteStore
+from storage.transaction import WriteTransaction
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, knock_via, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok
 
+VALIDITY = "account_validity: {enabled: true, period: 1w}\n"
 BOB, CAROL, DORA, EMIL = f"@bob:{SOUTH}", f"@carol:{WEST}", "@dora:gone.example", "@emil:gone.example"
 
 
-def people(network: Network) -> tuple[User, User, User]:
-    """Somebody on each of three servers."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+def people(network: Network, config: str = "") -> tuple[User, User, User]:
+    """Somebody on each of three servers; `config`: of the first."""
+    alice, bob = network.add(NORTH, config).register("alice"), network.add(SOUTH).register("bob")
     return alice, bob, network.add(WEST).register("carol")
 
 
@@ -31,10 +35,10 @@ def resume(alice: User) -> int:
     return alice.server.run(planned.do_resume(50))
 
 
-def make_slowly(network: Network, **further: Any) -> tuple[User, User, User, Pending]:
+def make_slowly(network: Network, config: str = "", **further: Any) -> tuple[User, User, User, Pending]:
     """Somebody makes a room and invites others into it, two of whom are of a server that never answers; who comes after them is
     invited forty seconds later."""
-    alice, bob, carol = people(network)
+    alice, bob, carol = people(network, config)
     network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
     body = {"invite": [BOB, DORA, EMIL, CAROL], **further}
     return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
@@ -155,8 +159,43 @@ def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(network: Netw
         leave(alice, room_id)
     else:
         ok(membership(alice, room_id, "ban", carol))
-    network.clock.advance(61)
+    for _ in range(3):
+        network.clock.advance(21)
     assert members(bob, room_id).get(carol.user_id) == (None if gone == "inviter" else "ban")
     assert not is_known(carol, room_id)
     network.clock.advance(LEASE_MS / 1000)
     assert resume(alice) == 0
+
+
+@pytest.mark.parametrize("standing", ["locked", "suspended", "shadow_banned", "deactivated", "awaiting", "expired"])
+@pytest.mark.parametrize("end", [True, False])
+def test_who_may_do_nothing_any_more_invites_nobody(network: Network, standing: str, end: bool) -> None:
+    """`end`: it is so after a restart, and not only while the others are invited."""
+    alice, _, carol, making = make_slowly(network, VALIDITY)
+    network.clock.advance(21)
+    room_id = ok(making.answer)["room_id"]
+    if end:
+        alice.server = network.rebuild(NORTH, VALIDITY)
+    set_standing(alice, standing)
+    assert resume(alice) == end
+    for _ in range(3):
+        network.clock.advance(21)
+    assert not is_known(carol, room_id)
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0, "it is done with"
+
+
+def set_standing(user: User, standing: str) -> None:
+    accounts = AccountStore(user.server.app.database)
+
+    def write(txn: WriteTransaction) -> None:
+        if standing == "deactivated":
+            accounts.set_deactivated(txn, user.user_id, 1, erase=False)
+        elif standing == "awaiting":
+            accounts.set_awaiting(txn, user.user_id, 1)
+        elif standing == "expired":
+            AccountValidityStore(user.server.app.database, accounts).set_end(txn, user.user_id, 1)
+        else:
+            accounts.set_flags(txn, user.user_id, **{standing: True})
+
+    user.server.run(user.server.app.database.write("set_standing", write))
