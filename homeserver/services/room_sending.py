@@ -35,7 +35,7 @@ from federation.rooms.membership_checks import check_still
 from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
-from homeserver.services.related_redactions import RelatedRedactions, ToRedact
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
@@ -139,7 +139,7 @@ class RoomSending:
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
-        related = ToRedact(caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read)
+        related = self._related.to_redact(caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read)
         also = self._related.noting(related)
         draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent, also=also)
         answer = await self._send(caller, room_id, draft, sent)
