@@ -292,17 +292,6 @@ class RoomParts:
             streams,
             clock,
         )
-        self.sending = RoomSending(
-            self.engine,
-            self.events,
-            unshown,
-            self.room_memberships,
-            guests,
-            relation_store,
-            sent_store,
-            self.related_redactions,
-            identity,
-        )
         self.history = RoomHistory()
         self.reading = RoomReading(
             self.engine,
@@ -317,6 +306,18 @@ class RoomParts:
             aggregations,
             RoomAnswers(streams, capacity=sizes.answer_bytes),
             self.history,
+        )
+        self.sending = RoomSending(
+            self.engine,
+            self.events,
+            unshown,
+            self.room_memberships,
+            self.reading,
+            guests,
+            relation_store,
+            sent_store,
+            self.related_redactions,
+            identity,
         )
         self.thread_subscription_store = push.threads
         self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
