@@ -173,8 +173,7 @@ class Server:
         self._do(self.federation.edge.member_lists.start())
         self.accounts.last_seen.start()
         self.rooms.start()
-        self.people.resume_arrivals()
-        self.people.resume_forgetting()
+        self.people.first_rooms.start()
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
@@ -294,14 +293,6 @@ def build(
         people.accounts,
         rooms,
     )
-    federated_rooms = FederatedRoomParts(
-        clock,
-        database,
-        limiter,
-        rooms,
-        federation,
-        tells_profiles=config.federation.allow_profile_lookup_over_federation,
-    )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     retention = RetentionParts(config, database, identity, accounts, rooms, monotonic, registry)
     exploring = ExploringParts(
@@ -325,6 +316,15 @@ def build(
         encryption,
         federation,
         registry,
+    )
+    federated_rooms = FederatedRoomParts(
+        clock,
+        database,
+        limiter,
+        rooms,
+        federation,
+        federation_out.sender,
+        tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(

@@ -9,6 +9,7 @@ Laws:
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,9 @@ from storage.erasures import add_erasure
 from storage.media_references import note_erased
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
+
+ALL_TIMES: Final = 2**62
+"""Later than any time at which something is due."""
 
 
 class AccountRow(msgspec.Struct, frozen=True):
@@ -256,18 +260,32 @@ class AccountStore:
         """It has left all of its rooms."""
         txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
 
-    def add_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
-        """Note that a new account is still to come into its first rooms."""
-        txn.execute("INSERT INTO arriving_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
+    def add_arriving_account(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
+        """Note that a new account is still to come into its first rooms; somebody is at that until then (milliseconds since 1970)."""
+        txn.execute(
+            "INSERT INTO arriving_accounts (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING", (user_id, due_ts)
+        )
 
-    async def get_arriving_accounts(self) -> list[str]:
-        """New accounts that have not come into all of their first rooms yet."""
+    async def take_arriving_accounts(self, now: int, until: int, limit: int) -> list[str]:
+        """Up to so many new accounts that have not come into all of their first rooms yet, and at which nobody is; they are the caller's
+        until then."""
+        if not await self._database.read_quickly("has_arriving_accounts", _select_arriving, now, 1):
+            return []
 
-        def read(txn: Transaction) -> list[str]:
-            return [row[0] for row in txn.query("SELECT user_id FROM arriving_accounts ORDER BY user_id")]
+        def write(txn: WriteTransaction) -> list[str]:
+            left = _select_arriving(txn, now, limit)
+            txn.execute_many(
+                "UPDATE arriving_accounts SET due_ts = ? WHERE user_id = ?", [(until, each) for each in left]
+            )
+            return left
 
-        return await self._database.read("get_arriving_accounts", read)
+        return await self._database.write("take_arriving_accounts", write)
 
     def remove_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
         """Note that a new account has come into its first rooms."""
         txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))
+
+
+def _select_arriving(txn: Transaction, now: int, limit: int) -> list[str]:
+    sql = "SELECT user_id FROM arriving_accounts WHERE due_ts <= ? ORDER BY user_id LIMIT ?"
+    return [user_id for (user_id,) in txn.query(sql, (now, limit))]

@@ -21,6 +21,8 @@ from storage.transaction import Transaction, WriteTransaction
 DEVICES_CHANGED: Final = "devices_changed"
 """The counter that tells at which position a device came or went last: whoever writes has it at hand."""
 
+HOUR_MS: Final = 3_600_000
+
 
 class DeviceRow(msgspec.Struct, frozen=True):
     """One device. Times are milliseconds since 1970."""
@@ -105,7 +107,7 @@ class DeviceStore:
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Make the device where there is none of that id; False where there is: then it keeps its name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f"INSERT INTO devices ({_COLUMNS}, seen_hour, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (
                 device.user_id,
@@ -115,6 +117,7 @@ class DeviceStore:
                 device.last_seen_ts,
                 device.last_seen_ip,
                 device.last_seen_user_agent,
+                None if device.last_seen_ts is None else device.last_seen_ts // HOUR_MS,
                 device.created_ts,
                 txn.allocate("device"),
             ),
@@ -136,7 +139,7 @@ class DeviceStore:
 
         def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
             txn.execute_many(
-                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?"
+                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?, seen_hour = ?"
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
@@ -145,22 +148,14 @@ class DeviceStore:
             note_first_of_address(txn, records, known)
 
         noted = list(sightings)
-        rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in noted]
+        rows: list[tuple[str | int, ...]] = [
+            (s.ts, s.ip, s.user_agent, s.ts // HOUR_MS, s.user_id, s.device_id) for s in noted
+        ]
         await self._database.write("set_sightings", write, rows)
 
     async def forget_addresses(self, before: int, limit: int) -> int:
-        """Forget of up to `limit` devices that were seen last before then whence and with what; how many there were.
-
-        It is a walk through all devices, which are few beside all else: an index would cost each sighting more.
-        """
-        rows = await self._database.read(
-            "find_old_addresses",
-            lambda txn: txn.query(
-                "SELECT user_id, device_id FROM devices WHERE last_seen_ts < ?"
-                " AND (last_seen_ip IS NOT NULL OR last_seen_user_agent IS NOT NULL) LIMIT ?",
-                (before, limit),
-            ),
-        )
+        """Forget of up to `limit` devices that were seen last before then whence and with what; how many there were."""
+        rows = await self._database.read_quickly("find_old_addresses", _select_old_addresses, before, limit)
         if rows:
             await self._database.write("forget_addresses", _forget_addresses, before, rows)
         return len(rows)
@@ -180,11 +175,18 @@ def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int
     return {user_id: position for user_id, position in txn.query_in(sql, user_ids)}
 
 
-def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequence[object]]) -> None:
+def _select_old_addresses(txn: Transaction, before: int, limit: int) -> list[tuple[str, str]]:
+    return txn.query(
+        "SELECT user_id, device_id FROM devices WHERE seen_hour <= ? AND last_seen_ts < ? ORDER BY seen_hour LIMIT ?",
+        (before // HOUR_MS, before, limit),
+    )
+
+
+def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[tuple[str, str]]) -> None:
     txn.execute_many(
-        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL"
+        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL, seen_hour = NULL"
         " WHERE user_id = ? AND device_id = ? AND last_seen_ts < ?",
-        [(str(user_id), str(device_id), before) for user_id, device_id in devices],
+        [(user_id, device_id, before) for user_id, device_id in devices],
     )
 
 

@@ -4,12 +4,14 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from storage.database import Database
 from storage.engine import FOR_ITS_ARGUMENTS
+from storage.job_notes import put_note, select_note
 from storage.media_references import Recheck, note_rechecks
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
@@ -40,6 +42,8 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
         return self.membership == "join" or self.left_position is not None
 
 
+FORGET_LEFT: Final = "forget_left_rooms"
+"""The job's note: the position up to which what was left is forgotten."""
 _COLUMNS = (
     "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
     " left_position, joined_position"
@@ -123,9 +127,22 @@ class MembershipStore:
         those whose ids come after that one, in their order. Looks at all these guests."""
         return await self._database.read("get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid, after)
 
-    async def get_unforgotten(self, limit: int) -> list[tuple[int, str]]:
-        """Rooms that users of this server have left and not forgotten, with the users; so many at most. Looks at all memberships."""
-        return await self._database.read("get_unforgotten", _select_unforgotten, limit)
+    async def forget_left(self, limit: int) -> int:
+        """Note that users of this server have forgotten what they have left since this was called last; of so many departures at most. How
+        many it has looked at."""
+
+        def write(txn: WriteTransaction) -> int:
+            departures = _select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), limit)
+            for room_nid, user_id, forgotten, _ in departures:
+                if not forgotten:
+                    _set_forgotten(txn, room_nid, user_id)
+            if departures:
+                put_note(txn, FORGET_LEFT, str(departures[-1][3]))
+            return len(departures)
+
+        if not await self._database.read_quickly("has_departures", _has_departures):
+            return 0
+        return await self._database.write("forget_left", write)
 
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they have left; nothing where they have come back, or were invited, meanwhile."""
@@ -148,11 +165,17 @@ def _select_unwelcome_guests(txn: Transaction, limit: int, room_nid: int | None,
     )
 
 
-def _select_unforgotten(txn: Transaction, limit: int) -> list[tuple[int, str]]:
+def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[int, str, int, int]]:
+    """Users of this server who have left, or were put out: room, user, whether that is forgotten, position."""
     return txn.query(
-        "SELECT room_nid, user_id FROM memberships WHERE is_local = 1 AND forgotten = 0 AND membership IN ('leave', 'ban') LIMIT ?",
-        (limit,),
+        "SELECT room_nid, user_id, forgotten, position FROM memberships"
+        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ? ORDER BY position LIMIT ?",
+        (after, limit),
     )
+
+
+def _has_departures(txn: Transaction) -> bool:
+    return bool(_select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), 1))
 
 
 def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str]) -> dict[str, MembershipRow]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from storage.database import Database
-from storage.engine import Row
+from storage.engine import LARGEST_CHUNK, Row
 from storage.thread_senders import add_senders, subtract_senders
 from storage.timelines import Direction, Place
 from storage.transaction import Transaction, WriteTransaction
@@ -133,6 +133,13 @@ class RelationStore:
         return await self._database.read(
             "get_relations_page", _select_page, room_nid, target, wanted, start, end, direction, limit
         )
+
+    async def find_levels(self, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
+        """Up to how many steps from the event its children, and theirs, are so many at most; no further than is wanted, at least one.
+
+        Pages of children of children are put in order anew, each among all of them: this looks at no more than one too many.
+        """
+        return await self._database.read("find_relation_levels", _find_levels, room_nid, target, wanted, most)
 
     async def get_threads(
         self,
@@ -322,6 +329,32 @@ def _group(rows: Iterable[Row]) -> list[Children]:
     ]
 
 
+def _conditions(room_nid: int, wanted: Wanted) -> tuple[str, list[int | str]]:
+    """Of children, as `r`, with the values."""
+    # the plus keeps databases from looking for children among all threads of the room: they are to go by the parent
+    conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
+    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
+        if value is not None:
+            conditions += f" AND r.{column} = ?"
+            args.append(value)
+    return conditions, args
+
+
+def _find_levels(txn: Transaction, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
+    conditions, args = _conditions(room_nid, wanted)
+    sql = f"SELECT r.event_id FROM relations AS r WHERE r.target IN {{keys}} AND {conditions} LIMIT ?"
+    parents, left = [target], most
+    for level in range(wanted.levels):
+        children: list[str] = []
+        for start in range(0, len(parents), LARGEST_CHUNK):
+            some = parents[start : start + LARGEST_CHUNK]
+            children += [row[0] for row in txn.query_in(sql, some, after=(*args, left + 1 - len(children)))]
+            if len(children) > left:
+                return max(level, 1)
+        parents, left = children, left - len(children)
+    return wanted.levels
+
+
 def _select_page(
     txn: Transaction,
     room_nid: int,
@@ -332,12 +365,6 @@ def _select_page(
     direction: Direction,
     limit: int,
 ) -> list[tuple[Place, int]]:
-    # the plus keeps databases from looking for children among all threads of the room: they are to go by the parent
-    conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
-    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
-        if value is not None:
-            conditions += f" AND r.{column} = ?"
-            args.append(value)
     backwards = direction is Direction.BACKWARDS
     bounds, order = ("(depth, event_nid) <= (?, ?)", "DESC") if backwards else ("(depth, event_nid) > (?, ?)", "ASC")
     places = [start.depth, start.event_nid]
@@ -345,10 +372,12 @@ def _select_page(
         bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
         places += [end.depth, end.event_nid]
     ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
+    conditions, args = _conditions(room_nid, wanted)
     if wanted.levels == 1:
         sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
         rows = txn.query(sql, (target, *args, *places, limit))
-    else:  # CROSS JOIN has SQLite go from parents to children, too
+    else:
+        # CROSS JOIN has SQLite go from parents to children, too
         rows = txn.query(
             "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
             f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"

@@ -24,6 +24,9 @@ from federation.remote.long_lists import MAX_REST, split_lists
 from federation.requests import Query, RefusedByRemote, Requests, path_of
 
 Action = Literal["join", "leave", "knock"]
+INVITE_SECONDS: Final = 20
+"""How long the server of who is invited is waited for: as long as somebody waits who has pressed a button. One that asks others about the
+room before it answers has its time."""
 _PAIR: Final = re.compile(rb"\s*\[\s*\d+\s*,")
 _OLD_ENDPOINT: Final = frozenset({400, 404, 405})
 """What servers answer that do not know version 2 of an endpoint."""
@@ -179,16 +182,15 @@ class MembershipRequests:
             "invite_room_state": [msgspec.json.decode(each) for each in room_state],
         }
         try:
-            answer = await self._requests.put(server, path_of("/_matrix/federation/v2/invite/{}/{}", *arguments), body)
+            path = path_of("/_matrix/federation/v2/invite/{}/{}", *arguments)
+            answer = await self._requests.put(server, path, body, seconds=INVITE_SECONDS)
         except RefusedByRemote as refusal:
             # version 1 does not say of which version the room is
             if refusal.status not in _OLD_ENDPOINT or event.version.event_format is not EventFormat.V1:
                 raise
             old = {**event.pdu, "unsigned": {"invite_room_state": body["invite_room_state"]}}
-            answer = _second(
-                server,
-                await self._requests.put(server, path_of("/_matrix/federation/v1/invite/{}/{}", *arguments), old),
-            )
+            path = path_of("/_matrix/federation/v1/invite/{}/{}", *arguments)
+            answer = _second(server, await self._requests.put(server, path, old, seconds=INVITE_SECONDS))
         signed = answer.get("event") if isinstance(answer, dict) else None
         if not isinstance(signed, dict):
             raise RemoteError(server, "the answer holds no event", retryable=False)

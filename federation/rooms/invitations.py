@@ -5,7 +5,7 @@ Nobody is invited into a room that does not federate from outside of its server:
 spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
@@ -102,6 +102,22 @@ class InviteGate(Protocol):
         ...
 
 
+class Reach(Protocol):
+    """What is known of whether other servers can be had: known to who sends them what happens."""
+
+    def is_failing(self, server: ServerName) -> bool:
+        """It could not be reached a moment ago."""
+        ...
+
+    def heard_from(self, server: ServerName) -> None:
+        """It has answered."""
+        ...
+
+    def note_silence(self, server: ServerName) -> None:
+        """It has not answered."""
+        ...
+
+
 class Invitations:
     """Sends and receives invites. For the reactor thread."""
 
@@ -116,6 +132,7 @@ class Invitations:
         receiver: Receiver,
         outside: OutsideMemberships,
         gate: InviteGate,
+        reach: Reach,
         questions: Questions,
         get_keys: GetKeys,
         classify: Classify,
@@ -131,15 +148,25 @@ class Invitations:
         self._receiver = receiver
         self._outside = outside
         self._gate = gate
+        self._reach = reach
         self._questions = questions
         self._get_keys = get_keys
         self._classify = classify
         self._identity = identity
         self._now_ms = now_ms
 
-    async def do_invite(self, room_id: RoomID, sender: UserID, target: UserID, content: Mapping[str, Any]) -> EventID:
+    async def do_invite(
+        self,
+        room_id: RoomID,
+        sender: UserID,
+        target: UserID,
+        content: Mapping[str, Any],
+        *,
+        tries_failing: bool = False,
+    ) -> EventID:
         """Invite a user of another server into a room that we are in; the invite, or the one that is there already.
 
+        A server that could not be reached a moment ago is not asked, unless `tries_failing`: nobody waits, and nobody would ask again.
         Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
         snapshot = await self._engine.get_whole(room_id)
@@ -155,21 +182,39 @@ class Invitations:
         keys = stripped_state_keys(sender)
         state = await snapshot.state.load(keys)
         server = domain_of(target)
-        try:
-            answer = await self._remote.invite(
-                server, built, federation_form(state[key].event for key in keys if key in state)
+        if not tries_failing and self._reach.is_failing(server):
+            raise OtherServerFailed(
+                f"{target} was not invited, since {server} could not be reached a moment ago: try again later"
             )
-        except RefusedByRemote as error:
-            if error.errcode == "M_NOT_FOUND":
-                raise NotFound(f"{server} knows of no user {target}") from error
-            raise explain([error]) from error
-        except RemoteError as error:
-            raise explain([error]) from error
+        answer = await self._ask(
+            server, target, built, federation_form(state[key].event for key in keys if key in state)
+        )
         event = await self._countersigned(built, server, answer)
         (outcome,) = await self._receiver.receive(room_id, [event.pdu], send_on=True)
         if not outcome.was_known and outcome.verdict not in SHOWN:
             raise outcome.error or Forbidden("The room does not allow this invite any more")
         return event.event_id
+
+    async def _ask(
+        self, server: ServerName, target: UserID, built: Event, room_state: Iterable[msgspec.Raw]
+    ) -> Mapping[str, Any]:
+        """The invite as the server of who is invited has it. Raises MatrixError."""
+        try:
+            answer = await self._remote.invite(server, built, room_state)
+        except RefusedByRemote as error:
+            self._reach.heard_from(server)
+            if error.errcode == "M_NOT_FOUND":
+                raise NotFound(f"{server} knows of no user {target}") from error
+            raise explain([error]) from error
+        except RemoteError as error:
+            if not error.retryable:
+                raise explain([error]) from error
+            self._reach.note_silence(server)
+            raise OtherServerFailed(
+                f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
+            ) from error
+        self._reach.heard_from(server)
+        return answer
 
     async def do_exchange(self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]) -> None:
         """Turn the promise of an invite to an address into the invite of a user of another server, who has proved that

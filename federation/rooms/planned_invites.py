@@ -3,13 +3,14 @@
 Laws:
 - They are written with the room, so that whatever ends the server ends none of them.
 - Those of a room are sent by turns: invites that are made at the same time would fork it.
+- Each is sent as long as who made the room may still invite: their account is asked before, and the room by the event.
 - The room is there, so that one of them is refused, or fails, is no error of its making, and stands in no other's way. Nobody is invited
   of whom the room says more than that they knock: such as that they were invited before a crash, and have declined.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -43,6 +44,14 @@ class Plan(msgspec.Struct, frozen=True):
     held_until: int
 
 
+class InviterGate(Protocol):
+    """Whether our users may invite: known to the layer that knows them."""
+
+    async def check_may_still_invite(self, inviter: UserID) -> None:
+        """Whether somebody whose request was answered before may still invite as far as their account goes. Raises MatrixError."""
+        ...
+
+
 class PlannedInvites:
     """Sends them. For the reactor thread."""
 
@@ -54,6 +63,7 @@ class PlannedInvites:
         rooms: RoomStore,
         engine: RoomEngine,
         invitations: Invitations,
+        gate: InviterGate,
         clock: IReactorTime,
         now_ms: Callable[[], int],
     ) -> None:
@@ -61,6 +71,7 @@ class PlannedInvites:
         self._rooms = rooms
         self._engine = engine
         self._invitations = invitations
+        self._gate = gate
         self._clock = clock
         self._now_ms = now_ms
         self._beginning: set[Deferred[None]] = set()
@@ -134,8 +145,11 @@ class PlannedInvites:
         try:
             member = await (await self._engine.get_snapshot(room_id)).state.get(StateKey(MEMBER, invite.user_id))
             if member is None or member.event.membership == "knock":
+                await self._gate.check_may_still_invite(UserID(invite.sender))
                 content = msgspec.json.decode(invite.content)
-                await self._invitations.do_invite(room_id, UserID(invite.sender), UserID(invite.user_id), content)
+                await self._invitations.do_invite(
+                    room_id, UserID(invite.sender), UserID(invite.user_id), content, tries_failing=True
+                )
         except (MatrixError, RemoteError) as error:
             self._log.info("{user} was not invited to a new room: {error}", user=invite.user_id, error=str(error))
         except (CancelledError, DatabaseUnavailable):

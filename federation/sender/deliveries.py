@@ -12,6 +12,7 @@ One that the policy refuses is behind, without any tries, until the policy or th
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -28,7 +29,7 @@ from federation.requests import RefusedByRemote
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
-from federation.sender.refusals import describe, is_alone, is_of_content, split
+from federation.sender.refusals import describe, is_alone, is_of_content, kinds_of, split
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -95,6 +96,8 @@ class Deliveries:
         self._clock = clock
         self._database = database
         self._pauses = pauses
+        self._patience_ms = min(KEPT_TRANSACTION_PAUSE_MS, pauses.longest_ms)
+        """After a pause of so long, it breaks down at what is in a transaction, or it is not there."""
         self._store = store
         self._to_device = to_device
         self._contents = contents
@@ -240,13 +243,13 @@ class Deliveries:
             return False
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
         failure = None
-        if pending.parts:
+        if pending.parts or pending.broken:
             lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
             try:
                 await lane.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
                 failure = str(error)
-        if not pending.parts:
+        if not pending.parts and not pending.broken:
             await self._note_success(destination, pending, is_reached=is_sent and failure is None)
         if failure is not None:
             await self._note_failure(destination, failure)
@@ -265,6 +268,8 @@ class Deliveries:
         try:
             while pending.parts and self._active:
                 await self._send_part(destination, pending)
+            if pending.broken and self._active:
+                await self._send_broken(destination, pending)
         except (RemoteError, MatrixError):
             destination.in_vain_on_its_word += is_on_its_word
             raise
@@ -274,12 +279,20 @@ class Deliveries:
         try:
             refused = await self._transactions.send(destination.server, part)
         except RefusedByRemote as error:
-            if not is_of_content(error.status, part):
+            if is_of_content(error.status, part):
+                await self._heed_refusal(destination, pending, error)
+            elif error.status == HTTPStatus.INTERNAL_SERVER_ERROR and destination.pause_ms >= self._patience_ms:
+                await self._heed_breakdown(destination, pending, error)
+            else:
                 raise
-            await self._heed_refusal(destination, pending, error)
             return
         pending.parts.popleft()
         destination.given_up = 0
+        self._note_taken(destination, pending, part, refused)
+
+    def _note_taken(self, destination: Destination, pending: Pending, part: Transaction, refused: int) -> None:
+        if destination.failing_since_ts is not None:
+            pending.taken.update(kinds_of(part))
         self.counts.transactions += 1
         self.counts.events += len(part.pdus)
         self.counts.refused_events += refused
@@ -295,6 +308,11 @@ class Deliveries:
         if not is_alone(part):
             pending.parts.extendleft(reversed(split(part, self._make_id)))
             return
+        self._give_up(destination, part, error)
+        if destination.given_up >= GIVEN_UP_AT_ONCE:
+            raise error
+
+    def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
         destination.given_up += 1
         self.counts.given_up += 1
         self.log.warn(
@@ -303,8 +321,35 @@ class Deliveries:
             part=describe(part),
             error=error.reason,
         )
-        if destination.given_up >= GIVEN_UP_AT_ONCE:
+
+    async def _heed_breakdown(self, destination: Destination, pending: Pending, error: RefusedByRemote) -> None:
+        """It breaks down again and again: from now on the next part is sent in halves, or after all others if it is one thing. Raises
+        RemoteError, MatrixError where that seems to be of no use."""
+        part = pending.parts[0]
+        if not pending.is_split:
+            await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
+        pending.parts.popleft()
+        if not is_alone(part):
+            pending.parts.extendleft(reversed(split(part, self._make_id)))
+            return
+        pending.broken.append(part)
+        if len(pending.broken) >= GIVEN_UP_AT_ONCE and not pending.taken:
             raise error
+
+    async def _send_broken(self, destination: Destination, pending: Pending) -> None:
+        """Try once more at what the server broke down, alone. It is given up where the server has taken in other things of its kind: else
+        it may just have nowhere to write. Raises RemoteError, MatrixError."""
+        for _ in range(len(pending.broken)):
+            part = pending.broken[0]
+            try:
+                refused = await self._transactions.send(destination.server, part)
+            except RefusedByRemote as error:
+                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or not kinds_of(part) <= pending.taken:
+                    raise
+                self._give_up(destination, part, error)
+            else:
+                self._note_taken(destination, pending, part, refused)
+            pending.broken.popleft()
 
     async def _hold(self, destination: Destination) -> None:
         """The policy refuses the server: note what it misses, and let it wait for another policy."""
@@ -365,7 +410,8 @@ class Deliveries:
             self._try_in(destination, _soonest_retry(destination))
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
-        if pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not (destination.pending and destination.pending.is_split):
+        pending = destination.pending
+        if pending is not None and (pending.broken or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not pending.is_split)):
             destination.give_up_pending()
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:

@@ -44,6 +44,10 @@ class Pending(msgspec.Struct, frozen=True):
     """Users of whose devices it tells, with the first change."""
     to_device_upto: int | None = None
     receipts: Sequence[ReceiptToSend] = ()
+    broken: deque[Transaction] = msgspec.field(default_factory=deque)
+    """Parts at which the other server broke down, each one thing: they come last."""
+    taken: set[str] = msgspec.field(default_factory=set)
+    """Of which kinds it has taken something in (`refusals.kinds_of`)."""
 
     @property
     def is_split(self) -> bool:

@@ -5,6 +5,7 @@ that stands beside it, however often that is sent.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -44,6 +45,15 @@ def is_of_content(status: int, transaction: Transaction) -> bool:
     if status == 413:
         return not is_alone(transaction) or sum(map(len, (*transaction.pdus, *transaction.edus))) >= SHORTEST_TOO_LARGE
     return status in (400, 422)
+
+
+def kinds_of(transaction: Transaction) -> set[str]:
+    """What kinds of things are in it: the types of its EDUs, and "" for events."""
+    kinds = {""} if transaction.pdus else set[str]()
+    for edu in transaction.edus:
+        with suppress(msgspec.DecodeError, RecursionError):  # as unreadable to us
+            kinds.add(msgspec.json.decode(edu, type=_Edu).edu_type)
+    return kinds
 
 
 def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:

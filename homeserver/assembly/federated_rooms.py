@@ -19,6 +19,7 @@ from federation.rooms.leaving import Leaving
 from federation.rooms.planned_invites import PlannedInvites
 from federation.rooms.remote_memberships import RemoteMemberships
 from federation.rooms.templates import Handshake
+from federation.sender.sender import Sender
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.http.rate_limits import RateLimiter
@@ -50,6 +51,7 @@ class FederatedRoomParts:
         limiter: RateLimiter,
         rooms: RoomParts,
         federation: FederationParts,
+        sender: Sender,
         *,
         tells_profiles: bool,
     ) -> None:
@@ -82,6 +84,7 @@ class FederatedRoomParts:
             federation.receiver,
             rooms.outside,
             rooms.invite_policy,
+            sender,
             federation.questions,
             federation.keyring.get_keys,
             rooms.classify,
@@ -128,7 +131,13 @@ class FederatedRoomParts:
         rooms.elsewhere.memberships = memberships
         rooms.elsewhere.leaving = self.leaving
         self.planned_invites = PlannedInvites(
-            PlannedInviteStore(database), rooms.store, rooms.engine, self.invitations, clock, rooms.now_ms
+            PlannedInviteStore(database),
+            rooms.store,
+            rooms.engine,
+            self.invitations,
+            rooms.invite_policy,
+            clock,
+            rooms.now_ms,
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.planned_invites = self.planned_invites

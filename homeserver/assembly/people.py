@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -63,6 +62,7 @@ class PeopleParts:
         """`web` leads to the identity server."""
         self._propagation = rooms.propagation
         self._guests = rooms.guests
+        self._related_redactions = rooms.related_redactions
         self._forgetting: Forgetting | None = None
         if config.rooms.forget_rooms_on_leave:
             self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
@@ -172,18 +172,10 @@ class PeopleParts:
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
+            Job("redact_what_relates", self._related_redactions.do_resume, 60.0),
+            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
+            *([] if self._forgetting is None else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]),
         )
-
-    def resume_arrivals(self) -> None:
-        """Let accounts that were made before a restart come into their first rooms."""
-        Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
-            lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
-        )
-
-    def resume_forgetting(self) -> None:
-        """Let people forget what they left before a restart, where the operator wants that."""
-        if self._forgetting is not None:
-            self._forgetting.resume()
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:

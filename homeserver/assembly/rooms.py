@@ -1,6 +1,6 @@
 """Puts together what has to do with rooms: the engine and its caches, and the services that use them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -136,7 +136,7 @@ class RoomParts:
         identity: ServerIdentity,
         accounts: AccountParts,
     ) -> None:
-        self.now_ms = now_ms = _milliseconds(clock)
+        self.now_ms = now_ms = lambda: int(clock.seconds() * 1000)
         streams = database.streams
         sizes = CacheSizes(config.memory)
         self.store = room_store = RoomStore(database)
@@ -244,11 +244,9 @@ class RoomParts:
         self.access = ServerAccess(self.engine, self.store, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
+        admins = config.rooms.block_non_admin_invites
         self.invite_policy = InvitePolicy(
-            accounts.store,
-            self.permissions,
-            limiter,
-            only_admins_invite=config.rooms.block_non_admin_invites,
+            accounts.store, self.permissions, limiter, accounts.validity, only_admins_invite=admins
         )
         self.room_memberships = RoomMemberships(
             self.engine,
@@ -285,18 +283,14 @@ class RoomParts:
             namespaces=accounts.application_services,
         )
         self.related_redactions = RelatedRedactions(
-            RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
-        )
-        self.sending = RoomSending(
+            RelatedRedactionStore(database),
+            relation_store,
+            accounts.store,
+            room_store,
             self.engine,
             self.events,
-            unshown,
-            self.room_memberships,
-            guests,
-            relation_store,
-            sent_store,
-            self.related_redactions,
-            identity,
+            streams,
+            clock,
         )
         self.history = RoomHistory()
         self.reading = RoomReading(
@@ -312,6 +306,18 @@ class RoomParts:
             aggregations,
             RoomAnswers(streams, capacity=sizes.answer_bytes),
             self.history,
+        )
+        self.sending = RoomSending(
+            self.engine,
+            self.events,
+            unshown,
+            self.room_memberships,
+            self.reading,
+            guests,
+            relation_store,
+            sent_store,
+            self.related_redactions,
+            identity,
         )
         self.thread_subscription_store = push.threads
         self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
@@ -491,10 +497,4 @@ class RoomParts:
         Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
             lambda failure: self.log.failure("it is not known which soft-failed events would be sticky", failure)
         )
-        Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
-            lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
-        )
-
-
-def _milliseconds(clock: IReactorTime) -> Callable[[], int]:
-    return lambda: int(clock.seconds() * 1000)
+        self.related_redactions.start()

@@ -36,7 +36,7 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
     "/_matrix/client/v3/account/password",
     "/_matrix/client/r0/account/password",
     auth=Auth.OPTIONAL,
-    before_consent=True,
+    while_suspended=True,
 )
 async def post_password(
     accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword

@@ -52,7 +52,7 @@ class EventsBody(msgspec.Struct, frozen=True):
     next_batch: str | None = None
 
 
-@endpoint("POST", UNSTABLE + EVENTS, auth=Auth.USER, before_consent=True)
+@endpoint("POST", UNSTABLE + EVENTS, auth=Auth.USER, while_suspended=True)
 async def post_dehydrated_device_events(
     devices: DehydratedDevices, caller: Requester, *, device_id: str, body: EventsBody = EventsBody()
 ) -> dict[str, Any]:

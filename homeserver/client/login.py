@@ -142,7 +142,7 @@ async def post_login(
     "/_matrix/client/v1/login/get_token",
     "/_matrix/client/unstable/org.matrix.msc3882/login/get_token",
     auth=Auth.USER,
-    before_consent=True,
+    while_suspended=True,
 )
 async def post_get_token(
     login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken = GetToken()

@@ -1,9 +1,11 @@
 """Receipts, read markers and typing notices. spec: client-server-api#receipts, client-server-api#typing-notifications"""
 
+from typing import Any
+
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from federation.protocol.errors import Forbidden
+from federation.protocol.errors import Forbidden, InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.presence.presence import Presence
@@ -19,7 +21,16 @@ def _paths(rest: str) -> tuple[str, str]:
 class ReceiptBody(msgspec.Struct, frozen=True):
     """Which thread the receipt is of."""
 
-    thread_id: str | None = None
+    thread_id: Any = msgspec.UNSET
+    """Whatever it is: what is no thread is an invalid parameter, and not a body that cannot be read."""
+
+    def read(self) -> str | None:
+        """The thread, None for a receipt of none. Raises InvalidParam."""
+        if self.thread_id is msgspec.UNSET:
+            return None
+        if not isinstance(self.thread_id, str):
+            raise InvalidParam("thread_id is the event id of a thread's root, or main")
+        return self.thread_id
 
 
 @endpoint(
@@ -37,7 +48,7 @@ async def post_receipt(
 ) -> Empty:
     """Move one receipt."""
     presence.note_active(caller)
-    await markers.do_mark(caller, room_id, {receipt_type: event_id}, body.thread_id)
+    await markers.do_mark(caller, room_id, {receipt_type: event_id}, body.read())
     return EMPTY
 
 

@@ -42,7 +42,7 @@ async def get_rendezvous_support(rendezvous: Rendezvous, caller: Requester | Non
     return {"create_available": rendezvous.may_begin(caller)}
 
 
-@endpoint("POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, before_consent=True)
+@endpoint("POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True)
 async def post_rendezvous(rendezvous: Rendezvous, caller: Requester | None, *, body: Begin) -> dict[str, object]:
     """Begin one."""
     rendezvous.check_offered()

@@ -111,7 +111,7 @@ class DirectoryQuery(msgspec.Struct, frozen=True):
     third_party_instance_id: str | None = None
 
 
-@endpoint("POST", *_PUBLIC, auth=Auth.USER, before_consent=True)
+@endpoint("POST", *_PUBLIC, auth=Auth.USER, while_suspended=True)
 async def query_public_rooms(
     directory: RoomDirectory,
     caller: Requester,

@@ -1,13 +1,14 @@
 """The rooms that every new account joins.
 
-That an account is to come into them is noted in the write that makes it, and taken away when it has been tried: after a
-restart those that are left are tried again. A room that does not let somebody in is told to the operator, not to them; nor does one
-of servers that do not answer keep them waiting for their account.
+That an account is to come into them is noted in the write that makes it, and taken away when it has been tried. Those that a server
+leaves that ends meanwhile are tried again, by it after its start or by another node after a while. A room that does not let somebody in
+is told to the operator, not to them; nor does one of servers that do not answer keep them waiting for their account.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -16,12 +17,16 @@ from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
 from federation.rooms.concurrent import wait_at_most
 from homeserver.services.room_memberships import RoomMemberships
-from storage.accounts import AccountStore
+from storage.accounts import ALL_TIMES, AccountStore
 from storage.database import Database
+from storage.engine import DatabaseUnavailable
 from storage.transaction import WriteTransaction
 
 WELCOMING_SECONDS: Final = 10
 """How long a new account waits for its rooms."""
+MOST_AT_START: Final = 10_000
+LEASE_MS: Final = 10 * 60_000
+"""After so long somebody else lets an account in: there may be rooms of other servers, which take their time."""
 
 
 class FirstRooms:
@@ -45,7 +50,7 @@ class FirstRooms:
 
     def note(self, txn: WriteTransaction, user_id: UserID) -> None:
         """In the write that makes the account."""
-        self._accounts.add_arriving_account(txn, user_id)
+        self._accounts.add_arriving_account(txn, user_id, self._now_ms() + LEASE_MS)
 
     async def welcome(self, user_id: UserID) -> None:
         """Let the account join the rooms; what takes long is done afterwards."""
@@ -71,7 +76,26 @@ class FirstRooms:
                 )
         await self._database.write("remove_arriving_account", self._accounts.remove_arriving_account, user_id)
 
-    async def resume(self) -> None:
-        """After a start: let accounts join that had not yet when the server stopped."""
-        for user_id in await self._accounts.get_arriving_accounts():
-            await self._join_all(UserID(user_id))
+    def start(self) -> None:
+        """Let accounts join that had not yet when the server stopped."""
+        Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
+            lambda failure: self._log.failure("new accounts join the first rooms later", failure)
+        )
+
+    async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
+        """Let up to so many accounts join that somebody left; how many. `at_start`: all that have not joined, since whoever was at them
+        is likely to be who has just stopped."""
+        now = self._now_ms()
+        due_by = ALL_TIMES if at_start else now
+        left = await self._accounts.take_arriving_accounts(due_by, now + LEASE_MS, limit)
+        for user_id in left:
+            try:
+                await self._join_all(UserID(user_id))
+            except DatabaseUnavailable:  # that befalls all of them
+                raise
+            except Exception:
+                self._log.failure("{user_id} joins the first rooms later", user_id=user_id)
+        return len(left)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)

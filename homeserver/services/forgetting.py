@@ -1,13 +1,12 @@
 """Rooms that people leave, or are put out of, are forgotten for them at once, where the operator wants that.
 
-Whoever says that they are no longer there, here or on another server: it is heard from the stream. What was not forgotten before the
-server stopped is when it starts.
+Whoever says that they are no longer there, here or on another server: it is heard from the stream. What was not forgotten so,
+since a server ended meanwhile, or since it was not wanted then, is by a job.
 
 spec: client-server-api#mforget_forced_upon_leave-capability
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,8 +14,6 @@ from twisted.logger import Logger
 
 from storage.memberships import MembershipRow, MembershipStore
 from storage.streams import Change, Streams, Topic
-
-AT_ONCE: Final = 500
 
 
 class Forgetting:
@@ -29,9 +26,9 @@ class Forgetting:
         self._clock = clock
         streams.subscribe(self._hear, Topic.MEMBERSHIP)
 
-    def resume(self) -> None:
-        """After a start: forget what was left before."""
-        self._do([])
+    async def do_forget(self, limit: int) -> int:
+        """Forget what was left and is not forgotten; of so many departures at most, how many it has looked at."""
+        return await self._store.forget_left(limit)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         left = [
@@ -46,15 +43,10 @@ class Forgetting:
             self._clock.callLater(0, self._do, left)
 
     def _do(self, left: Sequence[tuple[int, str]]) -> None:
-        work = self._forget(left) if left else self._forget_all()
-        Deferred.fromCoroutine(work).addErrback(
+        Deferred.fromCoroutine(self._forget(left)).addErrback(
             lambda failure: self._log.failure("rooms that were left are not forgotten", failure)
         )
 
     async def _forget(self, left: Sequence[tuple[int, str]]) -> None:
         for room_nid, user_id in left:
             await self._store.set_forgotten(room_nid, user_id)
-
-    async def _forget_all(self) -> None:
-        while left := await self._store.get_unforgotten(AT_ONCE):
-            await self._forget(left)

@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from typing import Final
 
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import Forbidden, InviteBlocked, LimitExceeded, NotFound
+from federation.protocol.errors import (
+    Forbidden,
+    InviteBlocked,
+    LimitExceeded,
+    NotFound,
+    UserAwaitingApproval,
+    UserDeactivated,
+    UserLocked,
+    UserSuspended,
+)
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.invite_permissions import InvitePermissions, Verdict
 from storage.accounts import AccountRow, AccountStore
 
@@ -28,12 +38,14 @@ class InvitePolicy:
         accounts: AccountStore,
         permissions: InvitePermissions,
         limiter: RateLimiter,
+        validity: AccountValidity,
         *,
         only_admins_invite: bool,
     ) -> None:
         self._accounts = accounts
         self._permissions = permissions
         self._limiter = limiter
+        self._validity = validity
         self._only_admins_invite = only_admins_invite
         self._claims: Counter[str] = Counter()
         """That are under way, by the address that they came from."""
@@ -42,6 +54,21 @@ class InvitePolicy:
         """Raises Forbidden where only administrators may invite."""
         if self._only_admins_invite and not caller.is_admin:
             raise Forbidden("Only administrators of this server may invite")
+
+    async def check_may_still_invite(self, inviter: UserID) -> None:
+        """As `InviterGate.check_may_still_invite`."""
+        account = (await self._accounts.get_accounts([inviter])).get(inviter)
+        if account is None or account.deactivated_ts is not None:
+            raise UserDeactivated
+        if account.locked:
+            raise UserLocked
+        if account.suspended:
+            raise UserSuspended
+        if account.awaiting_ts is not None:
+            raise UserAwaitingApproval
+        self._validity.check(account)
+        if account.shadow_banned or (self._only_admins_invite and not account.is_admin):
+            raise Forbidden("They may not invite")
 
     async def check_invited_here(self, inviter: UserID, targets: Collection[UserID]) -> None:
         """Whether these users of this server may be invited by another of its users. Raises NotFound, InviteBlocked."""

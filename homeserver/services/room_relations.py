@@ -20,6 +20,9 @@ MAX_RELATIONS: Final = 100
 """Of one page."""
 MAX_LEVELS: Final = 3
 """How far children of children are followed."""
+MOST_DESCENDANTS: Final = 10_000
+"""Of an event for that: each page of them looks at them all. Where there are more only those are told that are fewer steps away, and the
+answer says so."""
 EVERYTHING: Final = RoomEventFilter()
 
 
@@ -55,12 +58,15 @@ class RoomRelations:
             place = await self._reading.find_place(reader, from_)
         end = None if to is None else await self._reading.find_place(reader, to)
         limit = max(1, min(limit, MAX_RELATIONS))
+        room_nid = reader.snapshot.room.room_nid
         wanted = Wanted(rel_type, event_type, MAX_LEVELS if recurse else 1)
+        if recurse:
+            levels = await self._store.find_levels(room_nid, event_id, wanted, MOST_DESCENDANTS)
+            wanted = Wanted(rel_type, event_type, levels)
         shown: list[Seen] = []
         more = True
         for _ in range(MAX_PAGES_LOOKED_AT):
             asked = limit - len(shown)
-            room_nid = reader.snapshot.room.room_nid
             page = await self._store.get_page(room_nid, event_id, wanted, place, end, direction, asked + 1)
             more = len(page) > asked
             page = page[:asked]
@@ -76,7 +82,7 @@ class RoomRelations:
         if from_ is not None:
             answer["prev_batch"] = from_
         if recurse is not None:
-            answer["recursion_depth"] = MAX_LEVELS if recurse else 1
+            answer["recursion_depth"] = wanted.levels
         return answer
 
     async def get_threads(

@@ -35,8 +35,9 @@ from federation.rooms.membership_checks import check_still
 from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
-from homeserver.services.related_redactions import RelatedRedactions, ToRedact
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.room_memberships import RoomMemberships
+from homeserver.services.room_reading import RoomReading
 from homeserver.services.unshown_rooms import UnshownRooms
 from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
 from storage.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
@@ -61,6 +62,7 @@ class RoomSending:
         events: RoomEvents,
         unshown: UnshownRooms,
         memberships: RoomMemberships,
+        reading: RoomReading,
         guests: GuestAccess,
         relations: RelationStore,
         sent: SentTransactionStore,
@@ -72,6 +74,7 @@ class RoomSending:
         self._events = events
         self._unshown = unshown
         self._memberships = memberships
+        self._reading = reading
         self._guests = guests
         self._relations = relations
         self._sent = sent
@@ -139,7 +142,7 @@ class RoomSending:
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
-        related = ToRedact(caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read)
+        related = self._related.to_redact(caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read)
         also = self._related.noting(related)
         draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent, also=also)
         answer = await self._send(caller, room_id, draft, sent)
@@ -222,9 +225,13 @@ class RoomSending:
         if member is None or member.event.membership != "join":
             return None  # authorization says no, and nothing is said of the room's events
         root = await self._events.get_event(snapshot.room.room_nid, EventID(relation.target))
-        if root is not None and read_relation(root.event) is not None:
-            return MatrixError("A thread cannot begin at an event that itself relates to another")
-        return None
+        if root is None or read_relation(root.event) is None:
+            return None
+        try:
+            await self._reading.get_for_member(caller.user_id, room_id, [root.event.event_id])
+        except (Forbidden, NotFound):
+            return None  # as if the room did not have it: who may not see it learns nothing of it
+        return MatrixError("A thread cannot begin at an event that itself relates to another")
 
     def _check_annotation(
         self, user_id: UserID, room_id: RoomID, type: str, relation: Relation | None

@@ -23,6 +23,7 @@ from psycopg2.extensions import connection, make_dsn
 from twisted.internet.defer import Deferred, succeed
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.engine import Connection, Engine
 from storage.executors import Executor, InlineExecutor
 from storage.migrate import SCHEMA, migrate
 from storage.observer import Observer, SilentObserver
@@ -277,3 +278,29 @@ def older_database(
     migrate(make_engine(config), schema)
     yield config
     templates.drop(config)
+
+
+@contextmanager
+def database_before(engine: Engine, tmp_path: Path, version: int, upto: int | None = None) -> Iterator[Connection]:
+    """A writer upon the schema just before that version, which is brought up to that version at the end, or up to `upto`."""
+    folder = tmp_path / "until_then"
+    folder.mkdir()
+    for file in SCHEMA.glob("*.sql"):
+        if int(file.name[:4]) <= (upto or version):
+            (folder / file.name).write_bytes(file.read_bytes())
+    steps = [file for file in folder.glob("*.sql") if int(file.name[:4]) >= version]
+    latest = [file.rename(tmp_path / file.name) for file in steps]
+    migrate(engine, folder)
+    writer = engine.connect_writer()
+    writer.begin_migration()
+    writer.execute(
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)",
+        (),
+    )
+    yield writer
+    writer.commit({})
+    writer.close()
+    for file in latest:
+        file.rename(folder / file.name)
+    migrate(engine, folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.first_rooms import LEASE_MS
 from storage.accounts import AccountStore
 from storage.database import Database
 from tests.helpers.handshakes import NORTH, SOUTH
@@ -45,20 +45,35 @@ def test_guests_are_not(server: TestServer) -> None:
     assert rooms_of(guest) == set()
 
 
-async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(server: TestServer) -> None:
+async def left_over(server: TestServer) -> tuple[User, str]:
+    """Somebody whom a node that has just ended was letting into a room, and the room."""
     alice = server.register("alice")
     everyone = create(alice, preset="public_chat", room_alias_name="everyone")
-    database = server.app.database
-    accounts = AccountStore(database)
-    await database.write("stopped", accounts.add_arriving_account, alice.user_id)
-    server.register("bob")
-    assert await accounts.get_arriving_accounts() == [alice.user_id]
     carol = server.register("carol")
     ok(carol.post(f"{V3}/rooms/{everyone}/leave"))
-    await database.write("stopped", accounts.add_arriving_account, carol.user_id)
-    await FirstRooms(database, accounts, server.app.rooms.room_memberships, [everyone], server.clock).resume()
+    due_ts = int(server.clock.seconds() * 1000) + LEASE_MS
+    database = server.app.database
+    await database.write("stopped", AccountStore(database).add_arriving_account, carol.user_id, due_ts)
+    return carol, everyone
+
+
+async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(server: TestServer) -> None:
+    carol, everyone = await left_over(server)
+    server.app.people.first_rooms.start()
     assert rooms_of(carol) == {everyone}
-    assert await accounts.get_arriving_accounts() == []
+    assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
+
+
+async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(server: TestServer) -> None:
+    carol, everyone = await left_over(server)
+    server.app.start_jobs()
+    for _ in range(LEASE_MS // 60_000 - 2):
+        server.clock.advance(60)
+        assert rooms_of(carol) == set(), "it may be at it yet"
+    for _ in range(3):
+        server.clock.advance(60)
+    assert rooms_of(carol) == {everyone}
+    assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
 
 
 def test_servers_that_do_not_answer_keep_nobody_waiting_for_an_account(network: Network) -> None:

@@ -184,7 +184,9 @@ def test_a_receipt_costs_no_look_at_the_database(tmp_path: Path, sqlite: SQLiteC
     [
         ("m.read", {"thread_id": ""}, INVALID),
         ("m.read", {"thread_id": "nonsense"}, INVALID),
-        ("m.read", {"thread_id": 1}, (400, "M_BAD_JSON")),
+        ("m.read", {"thread_id": 1}, INVALID),
+        ("m.read", {"thread_id": None}, INVALID),
+        ("m.read.private", {"thread_id": ["main"]}, INVALID),
         ("m.fully_read", {"thread_id": "main"}, INVALID),
         ("m.seen", {}, INVALID),
     ],

@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 from twisted.logger import capturedLogs
 
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError, StateIncomplete
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import StoredEvent
-from homeserver.services.related_redactions import AT_ONCE
+from homeserver.services.related_redactions import AT_ONCE, FIRST_PAUSE_MS, LEASE_MS, LONGEST_PAUSE_MS, MOST_TRIES
 from storage.accounts import AccountStore
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
-from storage.related_redactions import RelatedRedaction, RelatedRedactionStore, add_redactions
+from storage.related_redactions import RelatedRedaction, add_redactions
 from tests.helpers.databases import open_inline
+from tests.helpers.federated import set_state, shared
 from tests.helpers.later import HeldExecutor
+from tests.helpers.network import Network
+from tests.helpers.policy_server import Judge, named
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, invite, join, leave, ok, put_event, redact, refused, room_path, say
 
@@ -157,8 +160,11 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
     say(alice, room, "the room goes on")
 
 
-async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
-    """Whichever of its writes is the last of a server, who starts it again need do nothing."""
+@pytest.mark.parametrize("is_suspended", [False, True])
+async def test_a_crash_leaves_nothing_undone(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, *, is_suspended: bool
+) -> None:
+    """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who was suspended."""
     for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
         writer = HeldExecutor()
         before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
@@ -166,6 +172,7 @@ async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQ
         room = create(alice)
         message = say(alice, room, "root")
         children = [relate(alice, room, message, "m.thread") for _ in range(AT_ONCE + 1)]
+        await set_flags(alice, suspended=is_suspended)
         writer.is_held = True
         pending = alice.start("PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]})
         for _ in range(steps):
@@ -173,13 +180,18 @@ async def test_a_crash_leaves_nothing_undone(tmp_path: Path, database_config: SQ
         after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
         alice.server = after
         assert is_redacted(alice, room, message)
-        await after.app.rooms.related_redactions.resume()
+        after.app.rooms.related_redactions.start()
         assert all(is_redacted(alice, room, child) for child in children)
-        assert await RelatedRedactionStore(after.app.database).get_unfinished() == []
+        assert await after.app.rooms.related_redactions.do_resume(50, at_start=True) == 0
         if pending.done:
             assert steps > 4
             return
     raise AssertionError("it never came to its end")
+
+
+async def set_flags(user: User, **flags: bool) -> None:
+    accounts = AccountStore(user.server.app.database)
+    await user.server.app.database.write("set_flags", accounts.set_flags, user.user_id, **flags)
 
 
 async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str, str, str]]:
@@ -189,15 +201,39 @@ async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str,
         room = create(alice)
         target = say(alice, room, "root")
         child = relate(alice, room, target, "m.thread")
+        server.clock.advance(1)
         ok(redact(alice, room, target))
         nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
-        note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None)
+        due_ts = int(server.clock.seconds() * 1000) + LEASE_MS
+        note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None, due_ts=due_ts)
         await server.app.database.write("note", add_redactions, [note])
         left.append((target, room, child))
     return sorted(left)
 
 
-async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path, database: Database) -> None:
+async def test_what_a_node_left_others_take_up_after_a_while(server: TestServer, alice: User) -> None:
+    left = await leave_three_undone(server, alice)
+    server.app.start_jobs()
+    for _ in range(LEASE_MS // 60_000 - 1):
+        server.clock.advance(60)
+    assert [is_redacted(alice, room, child) for _, room, child in left] == [False, False, False], "it may be at it"
+    for _ in range(2):
+        server.clock.advance(60)
+    assert [is_redacted(alice, room, child) for _, room, child in left] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        RemoteError(ServerName("policy.example"), "it does not answer", retryable=True),
+        LimitExceeded(retry_after_ms=5),
+        StateIncomplete(),
+        ValueError("nobody has thought of that"),
+    ],
+)
+async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
+    tmp_path: Path, database: Database, trouble: Exception
+) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     left = await leave_three_undone(server, alice)
@@ -205,15 +241,75 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(tmp_path: Path,
 
     async def unless_first(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         if room_id == left[0][1]:
-            raise RemoteError(ServerName("policy.example"), "it does not answer", retryable=True)
+            raise trouble
         return await send(room_id, drafts)
 
     with pytest.MonkeyPatch.context() as patch, capturedLogs():
         patch.setattr(server.app.rooms.engine, "send", unless_first)
-        await server.app.rooms.related_redactions.resume()
+        server.app.rooms.related_redactions.start()
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, True, True]
-    await server.app.rooms.related_redactions.resume()
+    assert await server.app.rooms.related_redactions.do_resume(50) == 0, "not at once"
+    server.clock.advance(FIRST_PAUSE_MS / 1000)
+    assert await server.app.rooms.related_redactions.do_resume(50) == 1
     assert is_redacted(alice, left[0][1], left[0][2])
+
+
+async def test_what_is_never_possible_is_not_tried_for_ever(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await leave_three_undone(server, alice)
+    tries = 0
+
+    async def be_busy(_room_id: RoomID, _drafts: Sequence[Draft]) -> list[StoredEvent]:
+        nonlocal tries
+        tries += 1
+        raise LimitExceeded
+
+    monkeypatch.setattr(server.app.rooms.engine, "send", be_busy)
+    server.app.rooms.related_redactions.start()
+    hours = 0
+    while await server.app.rooms.related_redactions.do_resume(50, at_start=True):
+        hours += 1
+        server.clock.advance(LONGEST_PAUSE_MS / 1000)
+    assert tries == 3 * MOST_TRIES
+    assert hours < 25
+
+
+async def test_one_that_the_room_refuses_keeps_no_other(
+    server: TestServer, alice: User, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = say(alice, room, "root")
+    children = [relate(alice, room, message, "m.thread") for _ in range(3)]
+    send = server.app.rooms.engine.send
+
+    async def refuse_second(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
+        if any(draft.redacts == children[1] for draft in drafts):
+            raise Forbidden
+        return await send(room_id, drafts)
+
+    monkeypatch.setattr(server.app.rooms.engine, "send", refuse_second)
+    ok(redact(alice, room, message, with_rel_types=["m.thread"]))
+    assert [is_redacted(alice, room, child) for child in children] == [True, False, True]
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("suspended", 1), ("locked", 0), ("shadow_banned", 0), (None, 2)])
+async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
+    server: TestServer, alice: User, bob: User, room: str, flag: str | None, expected: int
+) -> None:
+    """The rest of a redaction that a crash ended, and what comes later, are no way around a suspension."""
+    message = say(alice, room, "root")
+    children = [relate(user, room, message, "m.thread") for user in (alice, bob)]
+    ok(redact(alice, room, message))
+    nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
+    note = RelatedRedaction(message, alice.user_id, "m.thread", nid, None, due_ts=0)
+    await server.app.database.write("note", add_redactions, [note])
+    if flag is not None:
+        await set_flags(alice, **{flag: True})
+    await server.app.rooms.related_redactions.do_resume(50)
+    late = relate(bob, room, message, "m.thread")
+    server.clock.advance(1)
+    assert [is_redacted(bob, room, child) for child in children] == [expected > 0, expected > 1]
+    assert is_redacted(bob, room, late) is (expected > 1)
 
 
 async def test_while_the_database_is_away_nothing_more_is_tried(
@@ -228,8 +324,38 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
 
     monkeypatch.setattr(server.app.rooms.engine, "send", be_away)
     with pytest.raises(DatabaseUnavailable):
-        await server.app.rooms.related_redactions.resume()
+        await server.app.rooms.related_redactions.do_resume(50, at_start=True)
     assert len(tried) == 1
+
+
+async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Network) -> None:
+    shared_room = await shared(network)
+    alice, room = shared_room.alice, shared_room.room_id
+    judge = Judge("11")
+    network.liars.append(judge.answer)
+    set_state(alice, room, "m.room.policy", named())
+    message = say(alice, room, "root")
+    children = [relate(alice, room, message, "m.thread") for _ in range(9)]
+    alice.server.app.start_jobs()
+    judge.wait_ms = 30_000
+    judge.left = 1
+
+    ok(redact(alice, room, message, with_rel_types=["m.thread"]))
+    assert not any(is_redacted(alice, room, child) for child in children)
+    for _ in range(6):
+        judge.left = 2
+        for _ in range(2):
+            network.clock.advance(60)
+    assert all(is_redacted(alice, room, child) for child in children)
+
+    judge.left = 1
+    late = relate(alice, room, message, "m.thread")
+    network.clock.advance(1)
+    assert not is_redacted(alice, room, late)
+    judge.left = None
+    for _ in range(3):
+        network.clock.advance(60)
+    assert is_redacted(alice, room, late)
 
 
 def test_a_repeated_request(alice: User, room: str) -> None:
@@ -239,11 +365,10 @@ def test_a_repeated_request(alice: User, room: str) -> None:
     assert ok(alice.put(path, {"with_rel_types": ["m.thread"]})) == first
 
 
-async def test_the_suspended_redact_what_is_their_own(server: TestServer, alice: User, bob: User, room: str) -> None:
+async def test_the_suspended_redact_what_is_their_own(alice: User, bob: User, room: str) -> None:
     message = say(alice, room, "root")
     own, theirs = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
-    accounts = AccountStore(server.app.database)
-    await server.app.database.write("suspend", accounts.set_flags, alice.user_id, suspended=True)
+    await set_flags(alice, suspended=True)
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     assert is_redacted(bob, room, own)
     assert not is_redacted(bob, room, theirs)

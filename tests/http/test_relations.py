@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
+from homeserver.services import room_relations
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import create, invite, join, leave, messages, ok, put_event, redact, refused, room_path, say
@@ -139,6 +140,28 @@ def test_children_of_children(alice: User, room: str) -> None:
     assert "recursion_depth" not in ok(alice.get(path(room, events[0])))
     other = relate(alice, room, events[1], "org.example.other")
     assert other not in children(alice, room, events[0], "org.example", recurse="true")
+
+
+@pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
+def test_of_very_many_children_of_children_fewer_steps_are_told(
+    alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
+) -> None:
+    """And the answer says so; each page is one of what it tells."""
+    monkeypatch.setattr(room_relations, "MOST_DESCENDANTS", most)
+    parent = say(alice, room, "parent")
+    replies = [relate(alice, room, parent, "m.thread") for _ in range(2)]
+    edits = [relate(alice, room, each, "org.example") for each in replies]
+    marks = [relate(alice, room, each, "org.example.x") for each in edits]
+    found: list[str] = []
+    token: dict[str, str] = {}
+    while True:
+        answer = ok(alice.get(path(room, parent, recurse="true", limit="2", **token)))
+        assert answer["recursion_depth"] == depth
+        found += [event["event_id"] for event in answer["chunk"]]
+        if "next_batch" not in answer:
+            break
+        token = {"from_": answer["next_batch"]}
+    assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
 
 
 def test_who_may_not_see_the_parent_sees_no_children(server: TestServer, alice: User, room: str) -> None:

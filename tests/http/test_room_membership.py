@@ -388,7 +388,8 @@ async def test_rooms_that_were_left_before_a_start_are_forgotten_then(tmp_path: 
     leave(bob, rooms[0])
     ok(membership(alice, rooms[1], "ban", bob))
     later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
-    later.app.people.resume_forgetting()
+    later.app.start_jobs()
+    later.clock.advance(60)
     there = User(later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
     answers = [there.get(room_path(room_id, "messages", dir="b")).status for room_id in rooms]
     assert answers == [403, 403, 200]

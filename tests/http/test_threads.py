@@ -175,3 +175,20 @@ def test_no_thread_begins_at_a_child(alice: User, room: str) -> None:
     reply = relate(alice, room, root, "m.thread")
     content = {"body": "nested", "m.relates_to": {"rel_type": "m.thread", "event_id": reply}}
     assert refused(put_event(alice, room, "m.room.message", content)) == (400, "M_UNKNOWN")
+
+
+def test_who_may_not_see_an_event_learns_nothing_of_it_by_threads(alice: User, bob: User) -> None:
+    """Whether it is there, and whether it relates to another."""
+    room = create(alice, preset="public_chat")
+    set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
+    root = say(alice, room, "root")
+    unseen = [root, relate(alice, room, root, "m.thread"), "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+    join(bob, room)
+    seen = relate(alice, room, root, "m.thread")
+
+    def send(target: str) -> int:
+        content = {"body": "x", "m.relates_to": {"rel_type": "m.thread", "event_id": target}}
+        return put_event(bob, room, "m.room.message", content).status
+
+    assert [send(target) for target in unseen] == [200, 200, 200]
+    assert send(seen) == 400

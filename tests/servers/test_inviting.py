@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from federation.remote.membership import INVITE_SECONDS
 from federation.rooms.invitations import LOOK_EVERY, PATIENCE
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
 from tests.helpers.network import Fate, Network
@@ -22,6 +23,7 @@ from tests.helpers.talk import (
     redact,
     refused,
     room_path,
+    say,
     set_state,
 )
 
@@ -182,6 +184,44 @@ def test_the_room_is_made_though_the_invited_cannot_be_reached(network: Network)
 
     assert members(alice, room_id) == {alice.user_id: "join"}
     assert refused(membership(alice, room_id, "invite", bob)) == (502, "M_UNKNOWN")
+
+
+def test_a_silent_server_keeps_who_invites_waiting_no_longer_than_people_wait(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+
+    inviting = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
+    network.clock.advance(INVITE_SECONDS - 1)
+    assert not inviting.done
+    network.clock.advance(1)
+
+    assert refused(inviting.answer) == (502, "M_UNKNOWN")
+    assert inviting.answer.json["error"].startswith(f"{bob.user_id} was not invited, since {SOUTH} did not answer")
+
+
+def test_a_server_that_could_not_be_reached_a_moment_ago_is_not_waited_for(network: Network) -> None:
+    alice, bob = pair(network)
+    network.start_sending()
+    shared, other = create(alice), create(alice)
+    ok(membership(alice, shared, "invite", bob))
+    join(bob, shared)
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    say(alice, shared, "is anybody there?")
+    for _ in range(7):
+        network.clock.advance(10)
+
+    assert refused(answer := membership(alice, other, "invite", bob)) == (502, "M_UNKNOWN")
+    assert answer.json["error"] == (
+        f"{bob.user_id} was not invited, since {SOUTH} could not be reached a moment ago: try again later"
+    )
+    making = alice.start("POST", f"{V3}/createRoom", {"invite": [bob.user_id]})
+    assert not making.done, "nobody would invite them again"
+
+    network.weather = lambda _: Fate.ARRIVES
+    say(bob, shared, "I am")
+    network.clock.advance(1)
+    ok(membership(alice, other, "invite", bob))
 
 
 def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:

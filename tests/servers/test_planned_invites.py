@@ -9,19 +9,23 @@ from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms import planned_invites
 from federation.rooms.invitations import Invitations
 from federation.rooms.planned_invites import LEASE_MS
+from storage.account_validity import AccountValidityStore
+from storage.accounts import AccountStore
 from storage.planned_invites import PlannedInviteStore
+from storage.transaction import WriteTransaction
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, knock_via, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok
 
-BOB, CAROL, DORA = f"@bob:{SOUTH}", f"@carol:{WEST}", "@dora:gone.example"
+VALIDITY = "account_validity: {enabled: true, period: 1w}\n"
+BOB, CAROL, DORA, EMIL = f"@bob:{SOUTH}", f"@carol:{WEST}", "@dora:gone.example", "@emil:gone.example"
 
 
-def people(network: Network) -> tuple[User, User, User]:
-    """Somebody on each of three servers."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+def people(network: Network, config: str = "") -> tuple[User, User, User]:
+    """Somebody on each of three servers; `config`: of the first."""
+    alice, bob = network.add(NORTH, config).register("alice"), network.add(SOUTH).register("bob")
     return alice, bob, network.add(WEST).register("carol")
 
 
@@ -31,12 +35,12 @@ def resume(alice: User) -> int:
     return alice.server.run(planned.do_resume(50))
 
 
-def make_slowly(network: Network, **further: Any) -> tuple[User, User, User, Pending]:
-    """Somebody makes a room and invites others into it, the second of whom is of a server that never answers; the third is invited a
-    minute later."""
-    alice, bob, carol = people(network)
+def make_slowly(network: Network, config: str = "", **further: Any) -> tuple[User, User, User, Pending]:
+    """Somebody makes a room and invites others into it, two of whom are of a server that never answers; who comes after them is
+    invited forty seconds later."""
+    alice, bob, carol = people(network, config)
     network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
-    body = {"invite": [BOB, DORA, CAROL], **further}
+    body = {"invite": [BOB, DORA, EMIL, CAROL], **further}
     return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
 
 
@@ -98,7 +102,8 @@ def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(network: Network, m
     alice.server = network.rebuild(NORTH)
     making = alice.start("POST", f"{V3}/createRoom", {"invite": [DORA]})
     assert (making.done, resume(alice)) == (False, 1)
-    network.clock.advance(61)
+    for _ in range(3):
+        network.clock.advance(21)
     assert list(rooms_in_sync(carol, "invite")) == [room_id]
 
 
@@ -118,10 +123,12 @@ def test_an_invite_that_fails_stands_in_no_others_way(network: Network, monkeypa
     alice, bob, carol = people(network)
     do_invite = Invitations.do_invite
 
-    async def fail(self: Invitations, room_id: RoomID, sender: UserID, target: UserID, content: Any) -> EventID:
+    async def fail(
+        self: Invitations, room_id: RoomID, sender: UserID, target: UserID, content: Any, **how: Any
+    ) -> EventID:
         if target == bob.user_id:
             raise ValueError("nobody has thought of that")
-        return await do_invite(self, room_id, sender, target, content)
+        return await do_invite(self, room_id, sender, target, content, **how)
 
     monkeypatch.setattr(Invitations, "do_invite", fail)
     with capturedLogs() as logs:
@@ -137,7 +144,8 @@ def test_who_knocks_before_their_planned_invite_is_sent_is_invited(network: Netw
     alice, bob, carol, _ = make_slowly(network, initial_state=[rules])
     (room_id,) = rooms_in_sync(bob, "invite")
     ok(knock_via(carol, room_id, NORTH))
-    network.clock.advance(61)
+    for _ in range(3):
+        network.clock.advance(21)
     assert members(alice, room_id)[carol.user_id] == "invite"
 
 
@@ -151,8 +159,43 @@ def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(network: Netw
         leave(alice, room_id)
     else:
         ok(membership(alice, room_id, "ban", carol))
-    network.clock.advance(61)
+    for _ in range(3):
+        network.clock.advance(21)
     assert members(bob, room_id).get(carol.user_id) == (None if gone == "inviter" else "ban")
     assert not is_known(carol, room_id)
     network.clock.advance(LEASE_MS / 1000)
     assert resume(alice) == 0
+
+
+@pytest.mark.parametrize("standing", ["locked", "suspended", "shadow_banned", "deactivated", "awaiting", "expired"])
+@pytest.mark.parametrize("end", [True, False])
+def test_who_may_do_nothing_any_more_invites_nobody(network: Network, standing: str, end: bool) -> None:
+    """`end`: it is so after a restart, and not only while the others are invited."""
+    alice, _, carol, making = make_slowly(network, VALIDITY)
+    network.clock.advance(21)
+    room_id = ok(making.answer)["room_id"]
+    if end:
+        alice.server = network.rebuild(NORTH, VALIDITY)
+    set_standing(alice, standing)
+    assert resume(alice) == end
+    for _ in range(3):
+        network.clock.advance(21)
+    assert not is_known(carol, room_id)
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0, "it is done with"
+
+
+def set_standing(user: User, standing: str) -> None:
+    accounts = AccountStore(user.server.app.database)
+
+    def write(txn: WriteTransaction) -> None:
+        if standing == "deactivated":
+            accounts.set_deactivated(txn, user.user_id, 1, erase=False)
+        elif standing == "awaiting":
+            accounts.set_awaiting(txn, user.user_id, 1)
+        elif standing == "expired":
+            AccountValidityStore(user.server.app.database, accounts).set_end(txn, user.user_id, 1)
+        else:
+            accounts.set_flags(txn, user.user_id, **{standing: True})
+
+    user.server.run(user.server.app.database.write("set_standing", write))

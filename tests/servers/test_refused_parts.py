@@ -14,6 +14,7 @@ from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
+from tests.helpers.talk import ok, room_path
 from tests.servers.test_refused_for_a_while import again, send, sending
 
 HOUR = 3600
@@ -301,3 +302,44 @@ async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) 
         send(room.alice, room.bob, number)
         pass_time(network, 60)
     assert figures(network)["given_up"] <= 3 + 6
+
+
+async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network: Network) -> None:
+    """It answers 500, as it may for many reasons: so it has time to mend, and what it may get later is not thrown away."""
+    room, since = await much(network)
+    reader = Reader(network, lambda body: holds(13)(body) or b'"w7"' in body, 500)
+    pass_time(network, 600)
+    assert len(set(reader.seen)) == 1, "the same again"
+    assert figures(network)["given_up"] == 0
+    pass_time(network, 3600)
+    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert words(room) == said(20), "which it has fetched"
+    assert figures(network)["given_up"] == 2
+    assert figures(network)["failing"] == 0
+    assert len(reader.seen) <= 50
+
+
+async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -> None:
+    """It takes what it need not keep, and empty transactions, for a day."""
+    room, since = await much(network)
+    reader = Reader(network, lambda body: b"m.direct_to_device" in body or b'"pdus":[]' not in body, 500)
+    for _ in range(48):
+        ok(room.alice.put(room_path(room.room_id, "typing", room.alice.user_id), {"typing": True, "timeout": 60_000}))
+        pass_time(network, 1800)
+    assert figures(network)["given_up"] == 0
+    assert len(reader.seen) <= 24 * 20
+    reader.refuses = lambda _: False
+    pass_time(network, 2 * HOUR)
+    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+
+
+async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_arrive(network: Network) -> None:
+    room, since = await much(network, messages=0, words=0)
+    Reader(network, holds(1), 500)
+    send(room.alice, room.bob, 1)
+    pass_time(network, 5 * HOUR)
+    assert figures(network)["given_up"] == 0
+    send(room.alice, room.bob, 2)
+    pass_time(network, 2 * HOUR)
+    assert numbers(room, since) == [2]
+    assert figures(network)["given_up"] == 1

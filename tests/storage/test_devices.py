@@ -1,8 +1,12 @@
 """Devices, and when the list of them changed."""
 
+import pytest
+
 from storage.database import Database
-from storage.devices import DeviceRow, DeviceSighting, DeviceStore
+from storage.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceStore
 from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
+from tests.helpers.plans import note_plans
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
@@ -63,3 +67,46 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 0
+
+
+async def test_addresses_are_forgotten_to_the_millisecond_and_the_oldest_first(database: Database) -> None:
+    store = DeviceStore(database)
+    times = [HOUR_MS - 1, HOUR_MS, HOUR_MS + 1, 3 * HOUR_MS]
+    for name, ts in zip("ABCD", times, strict=True):
+        device = (
+            DeviceRow(ALICE, name, "Phone", 1, ts, "::1", "agent") if name == "B" else DeviceRow(ALICE, name, None, 1)
+        )
+        await database.write("t", store.add_device, device)
+    sightings = [DeviceSighting(ALICE, name, ts, "::1", "agent") for name, ts in zip("ABCD", times, strict=True)]
+    await store.set_sightings([sightings[3], sightings[2], sightings[0]])
+
+    async def left() -> str:
+        return "".join(row.device_id for row in (await store.get_devices([ALICE]))[ALICE] if row.last_seen_ip)
+
+    assert await store.forget_addresses(HOUR_MS - 1, 10) == 0
+    assert await store.forget_addresses(HOUR_MS + 1, 1) == 1
+    assert await left() == "BCD"
+    assert await store.forget_addresses(HOUR_MS + 1, 10) == 1
+    assert await left() == "CD"
+    await store.set_sightings([DeviceSighting(ALICE, "C", 3 * HOUR_MS, "::1", "agent")])
+    assert await store.forget_addresses(3 * HOUR_MS, 10) == 0
+    assert await store.forget_addresses(4 * HOUR_MS, 10) == 2
+    assert await left() == ""
+
+
+async def test_looking_for_old_addresses_costs_what_there_is_of_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many devices there are that are used."""
+
+    def fill(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid, last_seen_ts, last_seen_ip, seen_hour)"
+            " VALUES (?, ?, 1, 1, ?, ?, '::1', ?)",
+            [(ALICE, f"D{number}", -number, number * HOUR_MS, number) for number in range(3000)],
+        )
+
+    await database.write("fill", fill)
+    plans = note_plans(database, monkeypatch)
+    await DeviceStore(database).forget_addresses(1, 5000)
+    assert any("devices_by_hour" in plan for plan in plans)

@@ -5,7 +5,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.engine import Connection, DatabaseUnavailable, Engine, UnsuitableDatabase
-from storage.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
-from tests.helpers.databases import PostgresTemplates
+from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
+from tests.helpers.databases import PostgresTemplates, database_before
 
 Values = dict[str, str | int | bytes | None]
 
@@ -138,32 +137,6 @@ def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: Postgre
     postgres_templates.drop(config)
 
 
-@contextmanager
-def database_before(engine: Engine, tmp_path: Path, version: int, upto: int | None = None) -> Iterator[Connection]:
-    """A writer upon the schema just before that version, which is brought up to that version at the end, or up to `upto`."""
-    folder = tmp_path / "until_then"
-    folder.mkdir()
-    for file in SCHEMA.glob("*.sql"):
-        if int(file.name[:4]) <= (upto or version):
-            (folder / file.name).write_bytes(file.read_bytes())
-    steps = [file for file in folder.glob("*.sql") if int(file.name[:4]) >= version]
-    latest = [file.rename(tmp_path / file.name) for file in steps]
-    migrate(engine, folder)
-    writer = engine.connect_writer()
-    writer.begin_migration()
-    writer.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
-        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)",
-        (),
-    )
-    yield writer
-    writer.commit({})
-    writer.close()
-    for file in latest:
-        file.rename(folder / file.name)
-    migrate(engine, folder)
-
-
 def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, tmp_path: Path) -> None:
     event = (
         "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
@@ -285,6 +258,15 @@ def test_who_said_something_in_which_thread_is_found(engine: Engine, tmp_path: P
         ("$a", 2, "@u:t", 1, 9, 5),
         ("$b", 1, "@u:t", 1, 9, 6),
     }
+
+
+def test_what_was_not_done_of_redactions_is_due(engine: Engine, tmp_path: Path) -> None:
+    with database_before(engine, tmp_path, 116) as writer:
+        for finished in (0, 1):
+            writer.execute(
+                "INSERT INTO related_redactions VALUES (?, '@', '*', 1, NULL, ?)", (f"${finished}", finished)
+            )
+    assert set(ask(engine, "SELECT target, due_ts FROM related_redactions")) == {("$0", 0), ("$1", None)}
 
 
 ODD_MEMBERS = [

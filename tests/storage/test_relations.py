@@ -32,6 +32,7 @@ async def test_children_are_found_by_their_parent(
     plans = note_plans(database, monkeypatch)
     page = await RelationStore(database).get_page(1, "$0", wanted, END, None, Direction.BACKWARDS, 3)
     assert page == [(Place(nid, nid), nid) for nid in (2000, 1950, 1900)]
+    assert await RelationStore(database).find_levels(1, "$0", wanted, 2000) == wanted.levels
     assert plans
     assert not [plan for plan in plans if "relations_by_thread" in plan]
 
@@ -62,3 +63,20 @@ async def test_pages_forwards_and_backwards(database: Database) -> None:
     assert await page(Wanted(levels=3), START, None, Direction.FORWARDS) == [1, 2, 3, 4, 6]
     assert await page(Wanted("m.thread", levels=3), END, None, Direction.BACKWARDS) == [6, 1]
     assert [nid for _, nid in await store.get_page(2, "$0", EVERYTHING, START, None, Direction.FORWARDS, 9)] == []
+
+
+async def test_how_far_children_of_children_are_not_too_many(database: Database) -> None:
+    rows = [child(1, "$0", "m.thread"), child(2, "$0", "m.reference")]
+    rows += [child(nid, "$1", "m.replace") for nid in range(10, 15)]
+    rows += [child(nid, "$10", "m.annotation") for nid in range(20, 30)]
+    await database.write("add", add_relations, rows)
+    store = RelationStore(database)
+
+    async def levels(most: int, wanted: Wanted) -> int:
+        return await store.find_levels(1, "$0", wanted, most)
+
+    deep = Wanted(levels=3)
+    assert [await levels(most, deep) for most in (1, 2, 6, 7, 16, 17)] == [1, 1, 1, 2, 2, 3]
+    assert await levels(17, Wanted(levels=2)) == 2
+    assert await levels(1, Wanted("m.thread", levels=3)) == 3
+    assert await store.find_levels(2, "$0", deep, 0) == 3, "nothing of another room"
