@@ -300,7 +300,8 @@ class JoinedRooms:
         if ignored:
             seen = without_ignored(seen, ignored)
         work.is_recounted = has_hidden_redaction(work.arrived, seen)
-        work.limited = stretch.limited or len(seen) > limit
+        seen, has_hole = after_holes(seen, work.arrived)
+        work.limited = stretch.limited or has_hole or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
 
     async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
@@ -479,6 +480,16 @@ def told_after_leaving(
         for event in arrived
         if (event.position or 0) <= until or (event.event.state_key is not None and event.event.key == key)
     ]
+
+
+def after_holes(seen: Sequence[Seen], arrived: Sequence[StoredEvent]) -> tuple[Sequence[Seen], bool]:
+    """Of what a reader sees of these arrivals that after which nothing is missing, and whether something is before it: a timeline has
+    no holes, and what they lack is found by reading back."""
+    for event in reversed(arrived):
+        if event.is_after_hole:
+            first = event.position or 0
+            return [each for each in seen if (each.event.position or 0) >= first], True
+    return seen, False
 
 
 def _end(work: RoomWork, span: Range) -> int:
