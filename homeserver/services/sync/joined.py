@@ -300,9 +300,9 @@ class JoinedRooms:
         if ignored:
             seen = without_ignored(seen, ignored)
         work.is_recounted = has_hidden_redaction(work.arrived, seen)
-        seen, has_hole = after_holes(seen, work.arrived)
-        work.limited = stretch.limited or has_hole or len(seen) > limit
-        work.shown = seen[-limit:] if limit else []
+        whole, has_hole = after_holes(seen, work.arrived)
+        work.limited = stretch.limited or has_hole or len(whole) > limit
+        work.shown = whole[-limit:] if limit else []
 
     async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
         """The summaries that may be others than the client knows."""
