@@ -4,6 +4,9 @@ fails has told its STORY_SEED, with which it draws the same ones."""
 
 from pathlib import Path
 
+import pytest
+
+from storage.database import PostgresConfig
 from tests.helpers.neighbours import two_neighbours
 from tests.helpers.real_server import RealServer
 from tests.helpers.stories import tell
@@ -20,7 +23,13 @@ def test_codes_shared_history_and_a_dehydrated_device(real_server: RealServer) -
     tell("encryption_more.mjs", [real_server.url, "js-more"], SECONDS)
 
 
-def test_two_servers_and_outages_between(tmp_path: Path) -> None:
-    with two_neighbours(tmp_path) as servers:
+@pytest.mark.parametrize("story", ["encryption", "encryption_more"])
+def test_all_of_it_while_the_server_is_killed_again_and_again(real_server: RealServer, story: str) -> None:
+    tell(f"{story}.mjs", [real_server.url, f"js-killed-{story}", "kills"], SECONDS, [{"kill": real_server.kill}])
+    real_server.wait_until_ready()
+
+
+def test_two_servers_and_outages_between(tmp_path: Path, postgresql: PostgresConfig) -> None:
+    with two_neighbours(tmp_path, second=postgresql) as servers:
         deeds = [{"kill": each.kill_and_start, "stop": each.kill, "start": each.start} for each in servers]
         tell("encryption_between.mjs", [*(each.url for each in servers), "js-between"], SECONDS, deeds)
