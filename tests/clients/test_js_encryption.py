@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import PostgresConfig
 from tests.helpers.neighbours import two_neighbours
 from tests.helpers.real_server import RealServer
 from tests.helpers.stories import tell
@@ -29,7 +28,7 @@ def test_all_of_it_while_the_server_is_killed_again_and_again(real_server: RealS
     real_server.wait_until_ready()
 
 
-def test_two_servers_and_outages_between(tmp_path: Path, postgresql: PostgresConfig) -> None:
-    with two_neighbours(tmp_path, second=postgresql) as servers:
+def test_two_servers_and_outages_between(tmp_path: Path) -> None:
+    with two_neighbours(tmp_path) as servers:
         deeds = [{"kill": each.kill_and_start, "stop": each.kill, "start": each.start} for each in servers]
         tell("encryption_between.mjs", [*(each.url for each in servers), "js-between"], SECONDS, deeds)

@@ -41,11 +41,14 @@ from homeserver.services.sync.room_state import (
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import has_hidden_redaction
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
+_is_after_hole: Final = EventFlag.AFTER_HOLE.__and__
+_flags: Final = attrgetter("flags")
 _event_nid: Final = attrgetter("event_nid")
 _arrivals: Final = attrgetter("arrivals")
 _leaves_state: Final = attrgetter("leaves_state")
@@ -485,11 +488,10 @@ def told_after_leaving(
 def after_holes(seen: Sequence[Seen], arrived: Sequence[StoredEvent]) -> tuple[Sequence[Seen], bool]:
     """Of what a reader sees of these arrivals that after which nothing is missing, and whether something is before it: a timeline has
     no holes, and what they lack is found by reading back."""
-    for event in reversed(arrived):
-        if event.is_after_hole:
-            first = event.position or 0
-            return [each for each in seen if (each.event.position or 0) >= first], True
-    return seen, False
+    if not any(map(_is_after_hole, map(_flags, arrived))):  # each event of each answer is asked
+        return seen, False
+    first = max(event.position or 0 for event in arrived if event.is_after_hole)
+    return [each for each in seen if (each.event.position or 0) >= first], True
 
 
 def _end(work: RoomWork, span: Range) -> int:

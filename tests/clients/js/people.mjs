@@ -10,6 +10,7 @@ import { cryptoApi, fetchAndNote, PATIENCE, sdk, until } from "./sdk.mjs";
 const PASSWORD = "correct horse";
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const MOST_KILLS = 12;
 export const undecryptable = [];
 export const clients = new Set();
 export const ENCRYPTION = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
@@ -44,12 +45,12 @@ export async function killServerAtRandom(milliseconds, server = 0) {
     await sleep(moment);
     await killServer(server);
 }
-// The server is killed at random moments from now on, whatever is done, until the function that this gives is called: that waits
-// until the server is there for good.
+// The server is killed at random moments from now on, whatever is done, a dozen times at most, until the function that this gives is
+// called: that waits until the server is there for good.
 export function killAgainAndAgain(url) {
     let isOver = false, kills = 0;
     const killing = (async () => {
-        while (!isOver) {
+        while (!isOver && kills < MOST_KILLS) {
             await killServerAtRandom(1000);
             kills++;
             while (!(await fetch(`${url}/_matrix/client/versions`).catch(() => null))?.ok) await sleep(50);
