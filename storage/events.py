@@ -43,6 +43,8 @@ class EventFlag:
     """A message whose content is gone for good, by its age or since an administrator said so: shown to nobody any more."""
     FORGOTTEN: Final = 4096
     """It was purged since nobody here remembered its room: its content may be had from other servers."""
+    AFTER_HOLE: Final = 8192
+    """Some of what it follows was not here when it came, and could not be had: who reads in the order of arrival misses that."""
 
 
 _STANDING = EventFlag.TIMELINE | EventFlag.PURGED

@@ -228,8 +228,11 @@ class Adoptions:
         effects = await self._write_members(room, entries)
         effects += await self._effects_of_absence(snapshot, entries, part)
         effects.append((join_id, state_effect(join.event, self._identity)))
+        known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
+        missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
+        flags = EventFlag.TIMELINE | (EventFlag.AFTER_HOLE if missing else 0)
         new = replace(
-            new_event(join.event, int(EventFlag.TIMELINE), [], ()),
+            new_event(join.event, flags, [], ()),
             effect=state_effect(join.event, self._identity),
             state_before=StateChange(root),
             placed_nid=join.nid,
@@ -242,8 +245,6 @@ class Adoptions:
             recount=True,
             partial_join=None if part is None else join.nid,
         )
-        known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
-        missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
         appended = await self._database.write(
             "enter_room",
             self._append,

@@ -176,6 +176,8 @@ class Placements:
             if not arrival.is_past and not arrival.redactions:
                 classification = await self.classify(snapshot, event, arrival.before)
                 flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
+        if arrival.missing and not arrival.is_past:
+            flags |= EventFlag.AFTER_HOLE
         if arrival.is_mended:
             flags |= EventFlag.MENDED
         return replace(

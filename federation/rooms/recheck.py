@@ -287,4 +287,4 @@ def _flags(stored: StoredEvent, verdict: Verdict) -> int:
     if verdict not in SHOWN:
         return EventFlag.REJECTED
     refused = stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED)
-    return EventFlag.TIMELINE if refused else stored.flags
+    return EventFlag.TIMELINE | (stored.flags & EventFlag.AFTER_HOLE) if refused else stored.flags

@@ -84,8 +84,8 @@ class StoredEvent:
         """Whether a reader is told nothing of it beside the event, but for children and transaction ids."""
         self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
         """Whether the room's current state was the same after its arrival as before."""
-        self.is_plain_message = self.is_plain and self.leaves_state and self.is_shown
-        """Whether who was in the room when it arrived sees it just as it is, and nothing else has changed with it."""
+        self.is_plain_message = self.is_plain and self.leaves_state and self.is_shown and not self.is_after_hole
+        """Whether who was in the room when it arrived sees it just as it is, nothing else has changed and nothing is missing before it."""
 
     def with_content_of(self, event: Event) -> "StoredEvent":
         """The same with another form of the event, for a reader who is not to get all of it."""
@@ -116,6 +116,11 @@ class StoredEvent:
     def is_shown(self) -> bool:
         """What readers may see: it stands in the timeline, and was not purged."""
         return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
+
+    @property
+    def is_after_hole(self) -> bool:
+        """Whether some of what it follows was not here when it came."""
+        return bool(self.flags & EventFlag.AFTER_HOLE)
 
     @property
     def is_purged(self) -> bool:

@@ -33,6 +33,8 @@ from storage.state_tree import StateTreeStore
 _STANDING: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
 _SHOWN: Final = frozenset({EventFlag.TIMELINE})
 """What `_STANDING` says of events that stand in the timeline and were not purged."""
+_STANDING_WHOLE: Final = (EventFlag.TIMELINE | EventFlag.PURGED | EventFlag.AFTER_HOLE).__and__
+"""It says the same of those of them before which nothing is missing."""
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
 _is_plain: Final = attrgetter("is_plain")
@@ -205,8 +207,8 @@ class Visibility:
 
 def plain_since(events: Sequence[StoredEvent]) -> int | None:
     """The first position of the events, if whoever has been in the room since before it sees all of them just as they are: nothing has
-    become of them."""
-    if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+    become of them, and nothing is missing between them."""
+    if not all(map(_is_plain, events)) or not _SHOWN.issuperset(map(_STANDING_WHOLE, map(_flags, events))):
         return None
     positions = list(map(_position, events))
     return None if None in positions else min(positions, default=None)

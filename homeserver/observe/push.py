@@ -83,7 +83,7 @@ class WaitingMetrics:
         )
         self._waiting = Gauge(
             "mahalla_to_device_waiting",
-            "Messages to devices that were not fetched yet, as last counted: of our users (local), or of others (remote)",
+            "Messages to devices not fetched yet, as last counted: of our users (local); of others the EDUs that carry them (remote)",
             labelnames=("where",),
             registry=registry,
         )

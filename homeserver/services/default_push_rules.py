@@ -21,6 +21,9 @@ ONLY_DEFAULT: Final = "postcontent"
 MASTER: Final = ".m.rule.master"
 """The one default rule that comes before a user's own."""
 
+DONT_EMAIL: Final = "org.matrix.msc4062.dont_email"
+"""The tweak of what only clients are told of."""
+
 
 class TheUser(Enum):
     """Stands in the default rules for the id of whoever's rules they are, where they are one set for everybody."""
@@ -81,7 +84,7 @@ def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
             # MSC4028: wakes clients for every encrypted event, once they have switched it on
             PushRule(
                 ".org.matrix.msc4028.encrypted_event",
-                ["notify", {"set_tweak": "org.matrix.msc4062.dont_email"}],
+                ["notify", {"set_tweak": DONT_EMAIL}],
                 enabled=False,
                 conditions=[_is("type", "m.room.encrypted")],
             ),

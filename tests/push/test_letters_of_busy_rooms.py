@@ -68,3 +68,21 @@ def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestSe
     assert plain.count("== Room") == MOST_ROOMS
     assert "Further rooms: 3" in plain
     assert "Further rooms: 3" in html
+
+
+def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
+    """MSC4028: who has it that every encrypted event wakes their clients gets no letters about those."""
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    rule = f"{V3}/pushrules/global/override/.org.matrix.msc4028.encrypted_event/enabled"
+    assert alice.put(rule, {"enabled": True}).status == 200
+    content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s"}
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
+    pass_time(server, 11 * MINUTE)
+    assert server.relay.letters == []
+    say(bob, room_id, "in the clear")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    plain, _ = texts(letter)
+    assert "in the clear" in plain
+    assert "Encrypted message" not in plain

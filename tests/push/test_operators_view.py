@@ -92,7 +92,8 @@ def test_metrics_count_pushers_and_messages_to_devices(server: TestServer, gatew
     set_pusher(alice)
     gateway.failure = 500
     say(bob, room_id, "x")
-    body = {"messages": {alice.user_id: {"*": {"hello": 1}}}}
+    far = {"@far:elsewhere.example": {"ONE": {"hello": 1}, "TWO": {"hello": 1}}}
+    body = {"messages": {alice.user_id: {"*": {"hello": 1}}, **far}}
     assert bob.put(f"{V3}/sendToDevice/org.example.hello/1", body).status == 200
     for _ in range(40):
         server.clock.advance(10)
@@ -101,7 +102,7 @@ def test_metrics_count_pushers_and_messages_to_devices(server: TestServer, gatew
     assert 'mahalla_pushers{kind="http",state="failing"} 1.0' in told
     assert 'mahalla_pushers{kind="email",state="well"} 0.0' in told
     assert 'mahalla_to_device_waiting{where="local"} 1.0' in told
-    assert 'mahalla_to_device_waiting{where="remote"} 0.0' in told
+    assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, "an EDU for a server that does not answer"
 
 
 def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway: Gateway) -> None:

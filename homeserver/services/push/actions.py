@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from homeserver.services.default_push_rules import Action
+from homeserver.services.default_push_rules import DONT_EMAIL, Action
 
 
 class Actions:
     """The actions of one rule, read once. Immutable, and shared by all users with the same rule."""
 
-    __slots__ = ("highlight", "notify", "raw", "sound", "tweaks")
+    __slots__ = ("highlight", "mails", "notify", "raw", "sound", "tweaks")
 
     def __init__(self, raw: Sequence[Action]) -> None:
         self.raw: Final = tuple(raw)
@@ -23,6 +23,8 @@ class Actions:
                 tweaks[action["set_tweak"]] = action.get("value", True if is_highlight else None)
         self.tweaks: Final[Mapping[str, Any]] = tweaks
         """By name; for push gateways."""
+        self.mails: Final = self.notify and DONT_EMAIL not in tweaks
+        """Whether letters tell of it, too."""
         self.highlight: Final = self.notify and tweaks.get("highlight") is True
         sound = tweaks.get("sound")
         self.sound: Final = sound if isinstance(sound, str) else None

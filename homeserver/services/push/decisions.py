@@ -99,9 +99,9 @@ class PushDecisions:
                 found[user] = actions
         return found
 
-    async def find_notifying(self, row: MembershipRow, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
-        """Those of the events of one room of which one of its members is to be told, as `get_actions` has it: at the cost of
-        one event, and an evaluation for each."""
+    async def find_mailed(self, row: MembershipRow, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Those of the events of one room of which one of its members is to be told by letters too, as `get_actions` has it: at the
+        cost of one event, and an evaluation for each."""
         user = UserID(row.user_id)
         ignored = await self._ignored.of_user(user)
         rule_set = (await self._rules.of_user(user)).rule_set
@@ -122,7 +122,7 @@ class PushDecisions:
             if rule_set.asks_for_threads:
                 occasion.thread_root = stored.thread_root
                 occasion.followers = (user,) if stored.thread_root in followed else ()
-            if rule_set.find(occasion, user, row.display_name).notify:
+            if rule_set.find(occasion, user, row.display_name).mails:
                 found.append(stored)
         return found
 

@@ -1,7 +1,8 @@
 """What somebody has missed: the rooms in which something waits that would have been pushed, and what that is.
 
 Found anew each time, from what is counted as unread: so nothing is kept for it, what was read meanwhile is not in it, and what was said
-besides, however much, hides nothing. What the rules of today would not push is left out.
+besides, however much, hides nothing. What the rules of today would not push is left out, and what they push for
+clients alone (MSC4028).
 """
 
 from collections.abc import Sequence
@@ -94,12 +95,12 @@ class MissedEvents:
         found: list[MissedRoom] = []
         for row in told_invites:
             own = await self._invited.find_own(room_ids[row.room_nid], row)
-            if own is not None and await self._decisions.find_notifying(row, [own]):
+            if own is not None and await self._decisions.find_mailed(row, [own]):
                 found.append(MissedRoom(row, room_ids[row.room_nid].room_id, [own], 0, own.event.origin_server_ts))
         stored = await self._events.get_events(each.event_nid for nid in told for each in waiting[nid])
         for room_nid in told:
             arrived = [stored[each.event_nid] for each in waiting[room_nid] if each.event_nid in stored]
-            pushed = await self._decisions.find_notifying(unread[room_nid], arrived)
+            pushed = await self._decisions.find_mailed(unread[room_nid], arrived)
             if pushed:
                 events = pushed[:MOST_EVENTS]
                 further = max(0, counts[room_nid].total.notifications - len(events))

@@ -416,7 +416,7 @@ class PushReading:
             return
         if pusher.kind == HTTP:
             self._deliveries.add(pusher, told, actions)
-        else:
+        elif actions.mails:
             await self._letters.note(pusher, told.room_nid)
 
     async def _take_receipt(self, receipt: NewReceipt) -> None:

@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.required_state import (
 )
 from homeserver.services.sliding_sync.room_entry import complete_entry, is_bumped, make_inside, trim
 from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
-from homeserver.services.sync.joined import told_after_leaving
+from homeserver.services.sync.joined import after_holes, told_after_leaving
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.unread import RoomUnread, has_hidden_redaction
 
@@ -186,6 +186,8 @@ class RoomEntries:
                 arrived = told_after_leaving(arrived, work.own, work.own.left_position)
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
             work.is_recounted = work.is_recounted or has_hidden_redaction(arrived, work.shown)
+            work.shown, has_hole = after_holes(work.shown, arrived)
+            work.limited = work.limited or has_hole
             work.newest = arrived[-1] if arrived else None
             if len(work.shown) > 1:
                 trim(work)

@@ -41,11 +41,14 @@ from homeserver.services.sync.room_state import (
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from homeserver.services.unread import has_hidden_redaction
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
+_is_after_hole: Final = EventFlag.AFTER_HOLE.__and__
+_flags: Final = attrgetter("flags")
 _event_nid: Final = attrgetter("event_nid")
 _arrivals: Final = attrgetter("arrivals")
 _leaves_state: Final = attrgetter("leaves_state")
@@ -300,8 +303,9 @@ class JoinedRooms:
         if ignored:
             seen = without_ignored(seen, ignored)
         work.is_recounted = has_hidden_redaction(work.arrived, seen)
-        work.limited = stretch.limited or len(seen) > limit
-        work.shown = seen[-limit:] if limit else []
+        whole, has_hole = after_holes(seen, work.arrived)
+        work.limited = stretch.limited or has_hole or len(whole) > limit
+        work.shown = whole[-limit:] if limit else []
 
     async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
         """The summaries that may be others than the client knows."""
@@ -479,6 +483,15 @@ def told_after_leaving(
         for event in arrived
         if (event.position or 0) <= until or (event.event.state_key is not None and event.event.key == key)
     ]
+
+
+def after_holes(seen: Sequence[Seen], arrived: Sequence[StoredEvent]) -> tuple[Sequence[Seen], bool]:
+    """Of what a reader sees of these arrivals that after which nothing is missing, and whether something is before it: a timeline has
+    no holes, and what they lack is found by reading back."""
+    if not any(map(_is_after_hole, map(_flags, arrived))):  # each event of each answer is asked
+        return seen, False
+    first = max(event.position or 0 for event in arrived if event.is_after_hole)
+    return [each for each in seen if (each.event.position or 0) >= first], True
 
 
 def _end(work: RoomWork, span: Range) -> int:

@@ -1,18 +1,19 @@
 // End-to-end encryption with matrix-js-sdk and its Rust crypto: three people, five devices, and a server that is killed.
 //
-// usage: node encryption.mjs SERVER_URL PREFIX
+// usage: node encryption.mjs SERVER_URL PREFIX [kills]
 //
 // PREFIX begins the names of the accounts. What it prints, and what it asks for: people.mjs. Ends with 0 when all went well.
 import assert from "node:assert/strict";
-import { sdk, until } from "./sdk.mjs";
+import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, killServer, killServerAtRandom, lay, passwordOf,
-    recover, say, statusFor, step, verifyByEmoji,
+    account, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, holdUp, kick, killAgainAndAgain, killServer,
+    killServerAtRandom, lay, passwordOf, readsAll, recover, removeDevice, say, statusFor, step, useUpKeys, verifyByEmoji,
 } from "./people.mjs";
 
-const [url, prefix] = process.argv.slice(2);
+const [url, prefix, kills] = process.argv.slice(2);
 
 const [alice, bob, carol] = await Promise.all(["alice", "bob", "carol"].map((name) => account(url, `${prefix}-${name}`)));
+const leaveInPeace = kills ? killAgainAndAgain(url) : () => {};
 
 step("cross-signing, secret storage and a backup");
 const keys = new Map();
@@ -69,26 +70,11 @@ await recover(alice2);
 await alice2.getCrypto().loadSessionBackupPrivateKeyFromSecretStorage();
 const restored = await alice2.getCrypto().restoreKeyBackup();
 assert.equal(restored.imported, restored.total);
-const timeline = new sdk.TimelineWindow(alice2, alice2.getRoom(roomId).getUnfilteredTimelineSet());
-await timeline.load(undefined, 10);
-while (timeline.canPaginate("b")) await timeline.paginate("b", 20);
-const hasEarly = () => timeline.getEvents().some((event) => event.getContent().body === early);
-await until(alice2, "the old messages", hasEarly);
-await eventually("every message to be readable", () => !timeline.getEvents().some((event) => event.isDecryptionFailure()));
+await readsAll(alice2, roomId, [early]);
 
 step("Carol is away, her one-time keys run out, and her fallback key does");
-let back;
-carol.line.open = new Promise((resolve) => { back = resolve; });
-const wish = { [carol.getUserId()]: { [carol.getDeviceId()]: "signed_curve25519" } };
-const given = new Set();
-for (let fallback = false; !fallback;) {
-    const answer = await bob.http.authedRequest("POST", "/keys/claim", undefined, { one_time_keys: wish });
-    const [key] = Object.values(answer.one_time_keys[carol.getUserId()][carol.getDeviceId()]);
-    assert.ok(!given.has(key.key), "a key was given twice");
-    given.add(key.key);
-    fallback = Boolean(key.fallback);
-}
-assert.ok(given.size > 10);
+const back = holdUp(carol);
+assert.ok((await useUpKeys(bob, carol)).size > 10);
 await eventually("Alice's second device to be known", async () => (await devicesOf(bob2, alice)).length === 2);
 const unread = [];
 for (const client of [alice2, bob2]) {
@@ -103,17 +89,18 @@ await eventually("new one-time keys", async () =>
 step("Bob's second device is removed: it gets no more keys");
 const before = await say(alice, roomId, "while Bob has two", [alice2, bob, bob2, carol]);
 lay(bob2);
-await passwordOf(bob)((auth) => bob.deleteDevice(bob2.getDeviceId(), auth ?? undefined));
+await removeDevice(bob, bob2.getDeviceId());
 await eventually("Alice to hear of that", async () => (await devicesOf(alice, bob)).length === 1);
 const between = await say(alice, roomId, "while Bob has one", [alice2, bob, carol]);
 assert.notEqual(between, before, "the session is another one than the removed device had");
 
 step("Carol is kicked");
-await alice.kick(roomId, carol.getUserId());
+await kick(alice, roomId, carol);
 await until(carol, "the kick", () => carol.getRoom(roomId)?.getMyMembership() === "leave");
 await until(alice, "Carol to be gone", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 2);
 const after = await say(alice, roomId, "without Carol", [alice2, bob]);
 assert.notEqual(after, between, "the session is another one than Carol had");
 await say(bob, roomId, "good night", [alice, alice2]);
 
+await leaveInPeace();
 end();

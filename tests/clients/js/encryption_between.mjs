@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, device, devicesOf, draw, ENCRYPTION, end, enter, eventually, killServerAtRandom, lay, passwordOf, read, recover,
-    say, startServer, statusFor, step, stopServer, verifyByEmoji,
+    account, bootstrap, device, devicesOf, draw, ENCRYPTION, end, enter, eventually, holdUp, kick, killServerAtRandom, lay, passwordOf,
+    read, readsAll, recover, removeDevice, say, startServer, statusFor, step, stopServer, useUpKeys, verifyByCode, verifyByEmoji,
 } from "./people.mjs";
 
 const [url, other, prefix] = process.argv.slice(2);
@@ -72,20 +72,44 @@ await say(alice2, roomId, "from a device that came while you were away", [alice,
 
 step("Bob's identity is made anew, and everybody sees that");
 await bob.getCrypto().bootstrapCrossSigning({ setupNewCrossSigning: true, authUploadDeviceSigningKeys: passwordOf(bob) });
+await bob.getCrypto().resetKeyBackup();
 for (const client of [alice, alice2]) {
     await eventually("Alice to see that Bob is not verified any more", async () =>
         (await client.getCrypto().getUserVerificationStatus(bob.getUserId())).needsUserApproval);
     await client.getCrypto().withdrawVerificationRequirement(bob.getUserId());
 }
+// whom his old identity had verified, his client believes nothing until he says that he knows of it
+await bob.getCrypto().withdrawVerificationRequirement(alice.getUserId());
 await say(bob, roomId, "it is still me", [alice, alice2, carol]);
 
-step("a second device of Bob's comes and is removed while the first server is away");
+step("a second device of Bob's is verified by a code, which Alice sees, and reads what is in the backup");
 const bob2 = await device(other, `${prefix}-bob`);
 await eventually("Alice to know it", async () => (await devicesOf(alice, bob)).length === 2);
+await eventually("Bob to know it", async () => (await devicesOf(bob, bob)).length === 2);
+await verifyByCode(bob, () => bob2.getCrypto().requestOwnUserVerification());
+await eventually("Alice to see that", async () => (await statusFor(alice, bob2))?.signedByOwner);
+await eventually("the key of the backup to be given to it", () => bob2.getCrypto().getSessionBackupPrivateKey());
+await eventually("all sessions of Bob's to be in the backup", async () => {
+    const known = (await bob.getCrypto().exportRoomKeys()).length;
+    return (await bob.http.authedRequest("GET", "/room_keys/version")).count === known;
+});
+const restored = await bob2.getCrypto().restoreKeyBackup();
+assert.equal(restored.imported, restored.total);
+await readsAll(bob2, roomId, missed.map(([, body]) => body));
+
+step("Carol is away, her one-time keys run out between the servers, and her fallback key does");
+const carolIsBack = holdUp(carol);
+assert.ok((await useUpKeys(bob, carol)).size > 10);
+const unread = (await bob2.sendTextMessage(roomId, "by a fallback key of another server's")).event_id;
+await read([alice, alice2, bob], roomId, unread, "by a fallback key of another server's");
+carolIsBack();
+await read([carol], roomId, unread, "by a fallback key of another server's");
+
+step("it is removed while the first server is away");
 const shared = await say(alice, roomId, "for both of you", [alice2, bob, bob2, carol]);
 await stopServer(FIRST);
 lay(bob2);
-await passwordOf(bob)((auth) => bob.deleteDevice(bob2.getDeviceId(), auth ?? undefined));
+await removeDevice(bob, bob2.getDeviceId());
 await startServer(FIRST);
 await say(bob, roomId, "it is lost", [alice, alice2, carol]);
 await eventually("Alice to hear of that", async () => (await devicesOf(alice, bob)).length === 1);
@@ -93,15 +117,16 @@ const between = await say(alice, roomId, "while Bob has one", [alice2, bob, caro
 assert.notEqual(between, shared, "the session is another one than the removed device had");
 
 step("Bob is kicked, and comes back");
-await alice.kick(roomId, bob.getUserId());
+await kick(alice, roomId, bob);
 await until(bob, "the kick", () => bob.getRoom(roomId)?.getMyMembership() === "leave");
 await until(alice, "Bob to be gone", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 2);
 const without = await say(alice, roomId, "without Bob", [alice2, carol]);
 assert.notEqual(without, between, "the session is another one than Bob had");
-// not by alice.invite(), which shares the past in a file: files of other servers cannot be had
-await alice.http.authedRequest("POST", `/rooms/${encodeURIComponent(roomId)}/invite`, undefined, { user_id: bob.getUserId() });
+// the SDK shares the past in a file, of which it tells the devices of who is invited
+await alice.invite(roomId, bob.getUserId());
 await enter(bob, roomId);
 await until(alice, "Bob in the room", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 3);
+await readsAll(bob, roomId, ["without Bob"]);
 await say(alice, roomId, "welcome back", [alice2, bob, carol]);
 await say(bob, roomId, "thank you", [alice, alice2, carol]);
 

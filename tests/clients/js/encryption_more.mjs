@@ -1,18 +1,20 @@
 // Codes that are scanned, history that is shared with whoever is invited, a device that wakes up with what was said while
 // nobody of its user's was there, and keys that are withheld: with matrix-js-sdk and its Rust crypto.
 //
-// usage: node encryption_more.mjs SERVER_URL PREFIX
+// usage: node encryption_more.mjs SERVER_URL PREFIX [kills]
 //
 // PREFIX begins the names of the accounts. What it prints: people.mjs. Ends with 0 when all went well.
 import assert from "node:assert/strict";
 import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, device, devicesOf, ENCRYPTION, end, enter, eventually, lay, read, recover, say, statusFor, step, verifyByCode,
+    account, bootstrap, device, devicesOf, ENCRYPTION, end, enter, eventually, killAgainAndAgain, lay, read, recover, say, statusFor, step,
+    verifyByCode,
 } from "./people.mjs";
 
-const [url, prefix] = process.argv.slice(2);
+const [url, prefix, kills] = process.argv.slice(2);
 
 const [alice, bob, carol] = await Promise.all(["alice", "bob", "carol"].map((name) => account(url, `${prefix}-${name}`)));
+const leaveInPeace = kills ? killAgainAndAgain(url) : () => {};
 const keys = new Map();
 for (const client of [alice, bob, carol]) keys.set(client, await bootstrap(client));
 
@@ -82,4 +84,5 @@ alice.getCrypto().globalBlacklistUnverifiedDevices = false;
 await alice.getCrypto().forceDiscardSession(roomId);
 await say(alice, roomId, "for all again", [alice2, bob2, carol]);
 
+await leaveInPeace();
 end();

@@ -10,6 +10,7 @@ import { cryptoApi, fetchAndNote, PATIENCE, sdk, until } from "./sdk.mjs";
 const PASSWORD = "correct horse";
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const MOST_KILLS = 12;
 export const undecryptable = [];
 export const clients = new Set();
 export const ENCRYPTION = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
@@ -43,6 +44,23 @@ export async function killServerAtRandom(milliseconds, server = 0) {
     step(`the kill comes after ${moment} ms`);
     await sleep(moment);
     await killServer(server);
+}
+// The server is killed at random moments from now on, whatever is done, a dozen times at most, until the function that this gives is
+// called: that waits until the server is there for good.
+export function killAgainAndAgain(url) {
+    let isOver = false, kills = 0;
+    const killing = (async () => {
+        while (!isOver && kills < MOST_KILLS) {
+            await killServerAtRandom(1000);
+            kills++;
+            while (!(await fetch(`${url}/_matrix/client/versions`).catch(() => null))?.ok) await sleep(50);
+        }
+    })();
+    return async () => {
+        isOver = true;
+        await killing;
+        assert.ok(kills > 1, `the server was killed ${kills} times only`);
+    };
 }
 export const stopServer = (server) => ask("stop", server);
 export const startServer = (server) => ask("start", server);
@@ -118,6 +136,23 @@ const confirmation = (client, session) => ({
     type: "m.login.password", session, password: PASSWORD, identifier: { type: "m.id.user", user: client.getUserId() },
 });
 
+// Does what cannot be done twice: where it was refused since it was done before, and the answer got lost, all is well.
+export async function doOnce(act, isDone) {
+    await act().catch(async (error) => {
+        if (!(await isDone())) throw error;
+    });
+}
+
+export const removeDevice = (client, deviceId) => doOnce(
+    () => passwordOf(client)((auth) => client.deleteDevice(deviceId, auth ?? undefined)),
+    async () => !(await client.getDevices()).devices.some((device) => device.device_id === deviceId),
+);
+
+export const kick = (client, roomId, user) => doOnce(
+    () => client.kick(roomId, user.getUserId()),
+    async () => (await client.getStateEvent(roomId, "m.room.member", user.getUserId())).membership === "leave",
+);
+
 // Cross-signing, secret storage and a backup; the recovery key.
 export async function bootstrap(client) {
     const crypto = client.getCrypto();
@@ -153,6 +188,37 @@ export async function read(readers, roomId, id, body) {
             () => decrypted(reader, roomId, id));
         assert.equal(event.getContent().body, body);
     }
+}
+
+// Waits until a device reads all of a room, back to its beginning, these messages among it.
+export async function readsAll(client, roomId, bodies) {
+    const timeline = new sdk.TimelineWindow(client, client.getRoom(roomId).getUnfilteredTimelineSet());
+    await timeline.load(undefined, 10);
+    while (timeline.canPaginate("b")) await timeline.paginate("b", 20);
+    const shown = () => timeline.getEvents().map((event) => event.getContent().body);
+    await eventually(`the old messages: ${bodies}`, () => bodies.every((body) => shown().includes(body)));
+    await eventually("every message to be readable", () => !timeline.getEvents().some((event) => event.isDecryptionFailure()));
+}
+
+// Answers to a client's /sync do not reach it any more, until the function that this gives is called.
+export function holdUp(client) {
+    let back;
+    client.line.open = new Promise((resolve) => { back = resolve; });
+    return back;
+}
+
+// Claims the one-time keys of a device until it is a fallback key that is given; all that were given.
+export async function useUpKeys(claimer, owner) {
+    const wish = { [owner.getUserId()]: { [owner.getDeviceId()]: "signed_curve25519" } };
+    const given = new Set();
+    for (let fallback = false; !fallback;) {
+        const answer = await claimer.http.authedRequest("POST", "/keys/claim", undefined, { one_time_keys: wish });
+        const [key] = Object.values(answer.one_time_keys[owner.getUserId()][owner.getDeviceId()]);
+        assert.ok(!given.has(key.key), "a key was given twice");
+        given.add(key.key);
+        fallback = Boolean(key.fallback);
+    }
+    return given;
 }
 
 // Sends a message, which all of the readers must be able to read; the session with which it was encrypted.

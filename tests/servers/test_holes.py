@@ -1,0 +1,114 @@
+"""What a server missed and could not fetch leaves a hole in what it knows of a room: who is told of what came after it is told that
+something lies before, and finds it by reading back."""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared
+from tests.helpers.federated import say as said_by
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import V3, create, leave, ok, say
+from tests.http.sliding import SlidingClient, a_list
+from tests.servers.test_gaps_of_forks import behind
+from tests.servers.test_missing_events import lie
+
+FEW = quote('{"room":{"timeline":{"limit":30}}}')
+
+
+def follow(user: User, since: str | None = None) -> Any:
+    return ok(user.get(f"{V3}/sync?filter={FEW}" + ("" if since is None else f"&since={since}")))
+
+
+def there_again(network: Network) -> tuple[User, User, str, str, list[str], SlidingClient]:
+    """Two people, a room, the second's token and client from before he left; what was said while no one of his server was in it; and
+    he has come again."""
+    alice, bob = network.add("north.example").register("alice"), network.add("south.example").register("bob")
+    network.start_sending()
+    room_id = create(alice, preset="public_chat")
+    join_from(network, bob, room_id)
+    early = say(alice, room_id, "early")
+    network.settle()
+    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=20)})
+    assert early in [event["event_id"] for event in client.sync()["rooms"][room_id]["timeline"]]
+    leave(bob, room_id)
+    network.settle()
+    since = str(follow(bob)["next_batch"])
+    missed = [say(alice, room_id, f"without you {number}") for number in range(3)]
+    network.settle()
+    join_from(network, bob, room_id)
+    return alice, bob, room_id, since, missed, client
+
+
+def join_from(network: Network, user: User, room_id: str) -> None:
+    ok(user.post(f"{V3}/join/{room_id}?via=north.example"))
+    network.settle()
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_who_comes_back_finds_what_was_said_meanwhile(network: Network, is_new: bool) -> None:
+    alice, bob, room_id, since, missed, _ = there_again(network)
+    answer = follow(bob, None if is_new else since)
+    timeline = answer["rooms"]["join"][room_id]["timeline"]
+    assert timeline["limited"]
+    assert [event["type"] for event in timeline["events"]] == ["m.room.member"]
+    assert {*missed} <= behind(bob, room_id, timeline["events"], timeline["prev_batch"])
+    following = say(alice, room_id, "welcome")
+    network.settle()
+    timeline = follow(bob, answer["next_batch"])["rooms"]["join"][room_id]["timeline"]
+    assert not timeline["limited"], "this follows upon what he has"
+    assert [event["event_id"] for event in timeline["events"]] == [following]
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_and_so_by_sliding_sync(network: Network, is_new: bool) -> None:
+    alice, bob, room_id, _, missed, client = there_again(network)
+    if is_new:
+        client = SlidingClient(bob, "new", lists={"all": a_list([0, 9], limit=20)})
+    room = client.sync()["rooms"][room_id]
+    assert room["limited"]
+    assert [event["type"] for event in room["timeline"]] == ["m.room.member"]
+    assert {*missed} <= behind(bob, room_id, room["timeline"], room["prev_batch"])
+    following = say(alice, room_id, "welcome")
+    network.settle()
+    room = client.sync()["rooms"][room_id]
+    assert "limited" not in room
+    assert [event["event_id"] for event in room["timeline"]] == [following]
+
+
+async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[str]]:
+    """A room of which the south missed messages that nobody would give it as it asked: it goes on from the state after them."""
+    room = await shared(network)
+    since = str(follow(room.bob)["next_batch"])
+    client = SlidingClient(room.bob, lists={"all": a_list([0, 9], limit=20)})
+    client.sync()
+    network.cut(NORTH, SOUTH)
+    said = [said_by(room.alice, room.room_id, name) for name in ("one", "two", "three")]
+    network.mend(NORTH, SOUTH)
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    await room.north.push(SOUTH, [await room.pdu(said[-1])])
+    network.liars.clear()
+    return room, since, client, list(said)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_a_gap_that_was_not_filled(network: Network, is_new: bool) -> None:
+    room, since, _, said = await bridged(network)
+    answer = follow(room.bob, None if is_new else since)
+    timeline = answer["rooms"]["join"][room.room_id]["timeline"]
+    assert timeline["limited"]
+    assert [event["event_id"] for event in timeline["events"]] == said[-1:]
+    assert {*said} <= behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_such_a_gap_by_sliding_sync(network: Network, is_new: bool) -> None:
+    room, _, client, said = await bridged(network)
+    if is_new:
+        client = SlidingClient(room.bob, "new", lists={"all": a_list([0, 9], limit=20)})
+    entry = client.sync()["rooms"][room.room_id]
+    assert entry["limited"]
+    assert [event["event_id"] for event in entry["timeline"]] == said[-1:]
+    assert {*said} <= behind(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
