@@ -66,7 +66,9 @@ def test_each_device_of_a_wildcard_counts(server: TestServer, alice: User, monke
                 "device_id": f"D{number}",
             },
         )
-    decoys = {bob.user_id: {**{f"none{number}": {} for number in range(20)}, "*": {"x": "y" * 3_000}}}
+    decoys: dict[str, dict[str, Any]] = {
+        bob.user_id: {**{f"none{number}": {} for number in range(20)}, "*": {"x": "y" * 3_000}}
+    }
     assert send(alice, 1, decoys).status == 200
     refused = send(alice, 2, to(bob, 10))
     assert (refused.status, refused.errcode) == LIMITED
