@@ -10,7 +10,7 @@ Laws:
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -116,32 +116,32 @@ class Database:
             self._idle.append(connection)
             self._observer.read_done(name, 0.0, self._clock() - started, txn.queries)
 
-    async def write(
+    def write(
         self, name: str, fn: Callable[Concatenate[WriteTransaction, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Queue a write for the next group commit; returns after it is durable. Raises what `fn` raised.
 
         Raises DatabaseUnavailable when the database could not do it; it may then have been done only if the connection
         was lost during the commit itself.
         """
-        result: T = await self._write(name, lambda txn: fn(txn, *args, **kwargs))
-        return result
+        return self._write(name, fn, args, kwargs)
 
-    async def write_changing(
+    def write_changing(
         self,
         name: str,
         fn: Callable[Concatenate[WriteTransaction, P], LastChange[T]],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """As `write`, for a function that ends with `WriteTransaction.change_at_last`; what comes of that."""
-        result: T = await self._write(name, lambda txn: fn(txn, *args, **kwargs))
-        return result
+        return self._write(name, fn, args, kwargs)
 
-    async def _write(self, name: str, fn: Callable[[WriteTransaction], Any]) -> Any:
+    async def _write(
+        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
-        write = QueuedWrite(name, fn, copy_context(), self._clock())
+        write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
         self._writer.add(write)
         result = await write.deferred
         if write.everywhere and self._wait_for_nodes is not None:

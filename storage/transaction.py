@@ -120,7 +120,8 @@ class WriteTransaction(Transaction):
 
     def __init__(self, connection: Connection, before: Mapping[str, int], counters: dict[str, int]) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
-        super().__init__(connection)
+        self._connection = connection
+        self.queries = 0
         self._before = before
         self._counters = counters
         self._looked_at: set[str] = set()
