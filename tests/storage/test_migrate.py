@@ -261,7 +261,7 @@ def test_who_said_something_in_which_thread_is_found(engine: Engine, tmp_path: P
 
 
 def test_what_was_not_done_of_redactions_is_due(engine: Engine, tmp_path: Path) -> None:
-    with database_before(engine, tmp_path, 116) as writer:
+    with database_before(engine, tmp_path, 117) as writer:
         for finished in (0, 1):
             writer.execute(
                 "INSERT INTO related_redactions VALUES (?, '@', '*', 1, NULL, ?)", (f"${finished}", finished)
