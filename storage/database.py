@@ -126,7 +126,7 @@ class Database:
         """
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
-        write = QueuedWrite(name, lambda txn: fn(txn, *args, **kwargs), copy_context(), self._clock())
+        write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
         self._writer.add(write)
         result: T = await write.deferred
         if write.everywhere and self._wait_for_nodes is not None:

@@ -147,7 +147,7 @@ class Streams:
 
     def publish(self, changes: Sequence[Change], head: int) -> None:
         """Tell the subscribers of a commit's changes; `head` is the highest position that the commit took."""
-        ordered = sorted(changes, key=_position)
+        ordered = sorted(changes, key=_position) if len(changes) > 1 else changes
         after, self._current = self._current, max(self._current, head)
         if after < self._current:
             for teller in self._tellers:

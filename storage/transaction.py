@@ -121,7 +121,8 @@ class WriteTransaction(Transaction):
         stretch: int | None = None,
     ) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
-        super().__init__(connection)
+        self._connection = connection
+        self.queries = 0
         self._before = before
         self._counters = counters
         self.looked_at: set[str] = set()

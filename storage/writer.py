@@ -22,10 +22,12 @@ Laws:
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -52,47 +54,31 @@ PAUSE = 0.1
 """Seconds before the second try, twice as many before the third: a restarting PostgreSQL is back in less."""
 
 
-class QueuedWrite:
+class QueuedWrite(msgspec.Struct):
     """A write that waits for its batch, and its result once there is one."""
 
-    __slots__ = (
-        "callbacks",
-        "changes",
-        "context",
-        "deferred",
-        "everywhere",
-        "failure",
-        "fn",
-        "looked_at",
-        "name",
-        "queries",
-        "queued",
-        "result",
-        "took",
-        "undoings",
-        "waited",
-    )
-
-    def __init__(self, name: str, fn: Callable[[WriteTransaction], Any], context: Context, queued: float) -> None:
-        self.name = name
-        self.fn = fn
-        self.context = context
-        self.queued = queued
-        self.deferred: Deferred[Any] = Deferred()
-        self.result: Any = None
-        self.failure: Failure | None = None
-        self.looked_at: set[str] = set()
-        self.undoings: list[Callable[[], None]] = []
-        self.changes: list[Change] = []
-        self.callbacks: list[Callable[[], None]] = []
-        self.everywhere = 0
-        self.queries = 0
-        self.waited = 0.0
-        self.took = 0.0
+    name: str
+    fn: Callable[..., Any]
+    """Called with the transaction, and then `args` and `kwargs`."""
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    context: Context
+    queued: float
+    deferred: Deferred[Any]
+    result: Any = None
+    failure: Failure | None = None
+    looked_at: Collection[str] = ()
+    undoings: Sequence[Callable[[], None]] = ()
+    changes: Sequence[Change] = ()
+    callbacks: Sequence[Callable[[], None]] = ()
+    everywhere: int = 0
+    queries: int = 0
+    waited: float = 0.0
+    took: float = 0.0
 
     def undo(self) -> None:
         """What it did is undone, as far as anybody knows."""
-        undoings, self.undoings = self.undoings, []
+        undoings, self.undoings = self.undoings, ()
         for callback in undoings:
             callback()
 
@@ -101,8 +87,7 @@ class QueuedWrite:
         self.undo()
         self.failure = Failure(error)
         self.result = None
-        self.changes = []
-        self.callbacks = []
+        self.changes = self.callbacks = ()
 
 
 class Writer:
@@ -164,7 +149,7 @@ class Writer:
         for attempt in range(1, TRIES + 1):
             committing = False
             try:
-                connection = self._connected()
+                connection = self._connection or self._connect()
                 before = connection.begin_write()
                 self._note_begin(before.get(POSITION, 0))
                 counters: dict[str, int] = {}
@@ -188,7 +173,7 @@ class Writer:
         ended = self._clock()
         began_at = before.get(POSITION, 0)
         self._left_at = head = counters.get(POSITION, began_at)
-        self._executor.deliver(lambda: self._publish(batch, began_at, head, ended - started, ended - committed))
+        self._executor.deliver(partial(self._publish, batch, began_at, head, ended - started, ended - committed))
 
     def _note_begin(self, position: int) -> None:
         """A batch begins there."""
@@ -236,7 +221,7 @@ class Writer:
         if not alone:
             connection.save()
         try:
-            write.result = write.context.run(write.fn, txn)
+            write.result = write.context.run(write.fn, txn, *write.args, **write.kwargs)
             if not connection.transaction_is_whole():
                 raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
             if not alone:
@@ -283,10 +268,9 @@ class Writer:
     def _transaction_is_open(self) -> bool:
         return self._connection is not None and self._connection.transaction_is_open()
 
-    def _connected(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect_writer()
-            self._left_at = None  # who knows whether it is the same server
+    def _connect(self) -> Connection:
+        self._connection = self._engine.connect_writer()
+        self._left_at = None  # who knows whether it is the same server
         return self._connection
 
     def _give_up_transaction(self, reason: Exception) -> None:
@@ -320,13 +304,15 @@ class Writer:
                 unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
                 unavailable.__cause__ = error
                 write.fail(unavailable)
-        self._executor.deliver(lambda: self._acknowledge(batch))
+        self._executor.deliver(partial(self._acknowledge, batch))
 
     # ------------------------------------------------------------------------------ from here on the reactor's thread
 
     def _publish(self, batch: list[QueuedWrite], began_at: int, head: int, took: float, committing: float) -> None:
         self._streams.advance_to(began_at)
-        self._streams.publish([change for write in batch for change in write.changes], head)
+        alone = len(batch) == 1
+        changes = batch[0].changes if alone else [change for write in batch for change in write.changes]
+        self._streams.publish(changes, head)
         for write in batch:
             for callback in write.callbacks:
                 try:

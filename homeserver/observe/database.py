@@ -45,11 +45,15 @@ class DatabaseMetrics(Collector):
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A read ran."""
-        self._note("read", name, waited, took, queries)
+        self._done.append(("read", name, waited, took, queries))
+        if took >= self._slow_seconds or len(self._done) >= COUNTED_AT_ONCE:
+            self._look_at_last()
 
     def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A write ran, and was committed or undone."""
-        self._note("write", name, waited, took, queries)
+        self._done.append(("write", name, waited, took, queries))
+        if took >= self._slow_seconds or len(self._done) >= COUNTED_AT_ONCE:
+            self._look_at_last()
 
     def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
         """A batch was committed."""
@@ -81,8 +85,9 @@ class DatabaseMetrics(Collector):
             "mahalla_database_writes_waiting", "Writes that waited when a batch was done", value=self._still_waiting
         )
 
-    def _note(self, kind: str, name: str, waited: float, took: float, queries: int) -> None:
-        self._done.append((kind, name, waited, took, queries))
+    def _look_at_last(self) -> None:
+        """It was slow, or there are so many."""
+        kind, name, waited, took, queries = self._done[-1]
         if len(self._done) >= COUNTED_AT_ONCE:
             self._count()
         if took >= self._slow_seconds:
