@@ -94,6 +94,7 @@ class Limit(Enum):
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     TO_DEVICE_STRANGERS = "rc_to_device_strangers"
+    TO_DEVICE_BYTES = "rc_to_device_bytes"
     PROFILE = "rc_profile"
     URL_PREVIEW = "rc_url_preview"
     HIERARCHY = "rc_hierarchy"

@@ -172,6 +172,12 @@ class Limits:
         100,
         "Servers with which a user shares no room, and to whose users' devices they send messages all the same.",
     )
+    rc_to_device_bytes: RateLimit = limit(
+        65536,
+        134217728,
+        "Bytes of messages to devices that one user sends, one for each device. The keys of one encrypted room go to 1,000 devices in"
+        " some 1.5 MB, and are sent anew after so many messages, or when somebody leaves.",
+    )
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
     rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")

@@ -34,10 +34,10 @@ from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
 from homeserver.http.exchange import Exchange, Transport, Waiting
-from homeserver.http.head import Head, find_token, without_server
+from homeserver.http.head import Head, find_token, is_twice, without_server
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
-from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_method
+from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_expectation, unknown_method
 
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
@@ -279,25 +279,25 @@ class MatrixChannel(Connection):
         if self._refused or parser is None:
             return
         uri, lines, size = self._uri, self._lines, self._head_bytes
-        self._in_head = False
-        self._head_bytes = self._body_bytes = 0
+        self._in_head, self._head_bytes, self._body_bytes = False, 0, 0
         if not 0 < size <= self._max_header_bytes:  # it came with what is before or after it
             size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
-        uri = uri if uri.startswith(b"/") else without_server(uri)
-        is_path = uri.startswith(b"/") or uri == b"*"
-        if not (is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
+        if not (is_path := uri.startswith(b"/")):
+            uri = without_server(uri)
+            is_path = uri.startswith(b"/") or uri == b"*"
+        version, last = parser.get_http_version(), dict(lines)
+        takes_chunks = version == "1.1"
+        has_host = (b"host" in last or not takes_chunks) and (len(last) == len(lines) or not is_twice(b"host", lines))
+        if not (is_path and has_host and uri.isascii() and version in VERSIONS):
             self._end(malformed())
             return
-        takes_chunks = parser.get_http_version() == "1.1"
-        last = dict(lines)
         method, keep_alive = parser.get_method().decode("ascii"), parser.should_keep_alive()
         head = Head(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
         self._heads, self._read_head = self._heads + 1, head
-        given = head.last.get(b"content-length")
-        length = None if given is None else int(given)
+        length = int(last[b"content-length"]) if b"content-length" in last else None
         if self._exchange is None and not self._waiting:
             self._reading = self._start(head, length)
         else:
@@ -400,7 +400,10 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if head.last.get(b"expect"):
+        if b"expect" in head.last and head.takes_chunks:  # HTTP/1.0 knows of none
+            if head.last[b"expect"].lower() != b"100-continue":
+                self._end(unknown_expectation())
+                return None
             self.send(CONTINUE)
         return exchange
 

@@ -38,6 +38,11 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         return [value for each, value in self.lines if each == name]
 
 
+def is_twice(name: bytes, lines: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a header came more than once."""
+    return sum(each == name for each, _ in lines) > 1
+
+
 def find_token(last: Mapping[bytes, bytes]) -> str | None:
     """The token in these headers, of which the last value of each counts. spec: client-server-api#using-access-tokens"""
     scheme, _, token = last.get(b"authorization", b"").partition(b" ")

@@ -74,8 +74,13 @@ def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = (), *, is_
 
 
 def malformed() -> bytes:
-    """The whole answer to what is not HTTP."""
+    """The whole answer to what is not HTTP; nor is what does not say once for which host it is (RFC 9112 section 3.2)."""
     return _last_answer(HTTPStatus.BAD_REQUEST, "M_UNKNOWN", "This is not a well-formed HTTP request")
+
+
+def unknown_expectation() -> bytes:
+    """The whole answer to one that expects what we do not know (RFC 9110 section 10.1.1)."""
+    return _last_answer(HTTPStatus.EXPECTATION_FAILED, "M_UNKNOWN", "Nothing may be expected but 100-continue")
 
 
 def too_long(most: int, *, is_address: bool) -> bytes:

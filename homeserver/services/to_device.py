@@ -1,7 +1,8 @@
 """Messages from device to device. spec: client-server-api#send-to-device-messaging
 
 A message may go to anybody; but a name of a server that somebody makes up costs this one a queue and many tries. So of servers with
-which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`).
+which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`). And what a user
+sends is kept for each device until that comes back, perhaps never: so it is so many bytes in time (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -42,6 +43,12 @@ LARGEST_RECEIVED: Final = 256 << 10
 """Bytes of one message from another server. Others may permit more than we do, and to carry a key is better than to lose it."""
 LARGEST_EDU: Final = 256 << 10
 """Bytes of contents, and characters of names, after which a further EDU begins."""
+MESSAGE_BYTES: Final = 200
+REQUEST_BYTES: Final = 1_000
+"""What keeping one message, and the note of one request, take beside the contents."""
+MOST_BYTES: Final = 64 << 20
+"""Of all copies of what goes to all devices of many users, in one request."""
+TOO_MUCH: Final = "So much for so many devices is more than one request may send"
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
 
@@ -88,7 +95,7 @@ class ToDevice:
 
         Raises InvalidParam; BadJson, NotJson for contents that nobody could read; TooLarge for a message of more than
         `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for users who may only read, and write to others than themselves: they
-        may still verify their own devices; LimitExceeded for who writes to too many servers with which they share no room.
+        may still verify their own devices; LimitExceeded for who writes to too many servers with which they share no room, or too much.
 
         spec: client-server-api#account-suspension
         """
@@ -103,6 +110,7 @@ class ToDevice:
         )
         now = self._now_ms()
         contents = check_contents([content for devices in messages.values() for content in devices.values()])
+        self._check_bytes(caller, _size_of(contents) + REQUEST_BYTES)
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
@@ -126,15 +134,22 @@ class ToDevice:
             there = self._store.get_recipients(txn, local, known)
             addressed = prepared if there is None else _for_devices(there, local, contents, largest)
             assert addressed is not None, "what is known holds"
+            if addressed[1] is not contents:  # it may be for all devices of somebody
+                copies.append(_size_of(addressed[1]))
+                if copies[0] > MOST_BYTES:
+                    raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
             return there
 
+        copies: list[int] = []
         try:
             there = await self._database.write("send_to_device", write)
         except AlreadySent:
             return
+        if copies and caller.rate_limited:
+            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=copies[0])
         if there is not None:
             self._devices.keep(there, changes)
 
@@ -187,6 +202,12 @@ class ToDevice:
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
         return strangers
+
+    def _check_bytes(self, caller: Requester, size: int) -> None:
+        """Count what is to be kept, where there is room for any: so what is asked for once may always be sent. Raises LimitExceeded."""
+        if caller.rate_limited:
+            self._limiter.check_only(Limit.TO_DEVICE_BYTES, caller.user_id)
+            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=size)
 
     def _count_strangers(self, caller: Requester, strangers: int) -> None:
         """Raises LimitExceeded."""
@@ -265,6 +286,11 @@ def _for_devices(
     if len(recipients) > MOST_MESSAGES:
         raise InvalidParam(TOO_MANY)
     return recipients, sent
+
+
+def _size_of(contents: Sequence[bytes]) -> int:
+    """What keeping these for a device each takes, about."""
+    return sum(map(len, contents)) + MESSAGE_BYTES * len(contents)
 
 
 def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:

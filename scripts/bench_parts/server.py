@@ -35,6 +35,7 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_claimed_keys": PLENTY,
     "rc_device_changes": PLENTY,
     "rc_to_device_strangers": PLENTY,
+    "rc_to_device_bytes": {"per_second": 1_000_000_000, "burst_count": 1_000_000_000},
     "rc_user_directory": PLENTY,
     "rc_receipts": PLENTY,
     "rc_typing": PLENTY,

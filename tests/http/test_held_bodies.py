@@ -146,7 +146,9 @@ def test_one_that_trickles_in_is_given_up() -> None:
 def test_one_that_is_refused_for_its_length_is_not_counted() -> None:
     world = World()
     connection = world.client.connect("10.0.0.1")
-    connection.send(b"PUT /send HTTP/1.1\r\nAuthorization: X-Matrix good\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.send(
+        b"PUT /send HTTP/1.1\r\nHost: x\r\nAuthorization: X-Matrix good\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     for _ in range(2 * LONG // PIECE):
         connection.send(b"8000\r\n" + b"x" * PIECE + b"\r\n")
     assert world.bodies.size == 2 * LONG - FREE_BYTES

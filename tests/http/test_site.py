@@ -156,7 +156,7 @@ def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> Non
     for _ in range(16):
         connection.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
     assert not connection.received()
-    connection.send(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    connection.send(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
     (answer,) = connection.answers()
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
 
@@ -164,7 +164,7 @@ def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> Non
 def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) -> None:
     def refused() -> Connection:
         connection = client.connect()
-        connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n" % OBJECT.encode())
+        connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" % OBJECT.encode())
         connection.send(b"x" * 1000)
         assert len(connection.answers()) == 1
         assert not connection.transport.disconnecting
@@ -180,22 +180,41 @@ def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) 
 
 def test_a_chunked_body_is_read_whole(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
+    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
     connection.send(b'5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n')
     assert connection.answers()[0].json == {"a": 1}
 
 
 def test_a_client_that_asks_first_is_told_to_go_on(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n" % OBJECT.encode())
+    connection.send(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n" % OBJECT.encode()
+    )
     assert connection.received() == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.send(b"{}")
     assert connection.answers()[0].status == 200
 
 
+def test_a_client_that_expects_something_else_is_told_that_it_cannot_be(client: Client) -> None:
+    """RFC 9110 section 10.1.1"""
+    connection = client.connect()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: %b\r\n\r\n"
+    connection.send(head % (OBJECT.encode(), b"200-ok"))
+    assert [(answer.status, answer.errcode) for answer in connection.answers()] == [(417, "M_UNKNOWN")]
+    connection = client.connect()
+    connection.send(head % (OBJECT.encode(), b"100-Continue") + b"{}")
+    assert connection.received().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+
+
+def test_http_1_0_knows_of_no_expectation(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n{}" % OBJECT.encode())
+    assert connection.received().startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_unknown_path_reads_no_large_body(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST /nowhere HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+    connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
     assert connection.answers()[0].errcode == "M_UNRECOGNIZED"
 
 
@@ -237,7 +256,9 @@ def test_requests_that_come_in_pieces_before_their_turn_are_answered(client: Cli
             connection.close()
 
 
-@pytest.mark.parametrize("head", [b"GET %s HTTP/1.0\r\n\r\n", b"GET %s HTTP/1.1\r\nConnection: close\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head", [b"GET %s HTTP/1.0\r\n\r\n", b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"]
+)
 def test_a_connection_ends_when_the_client_wants_it(client: Client, head: bytes) -> None:
     connection = client.connect()
     connection.send(head % WHO.encode())
@@ -254,12 +275,15 @@ def test_an_idle_connection_ends_but_a_long_poll_does_not(client: Client, bell: 
     assert poll.answer.json == {"text": "rung", "caller": "@alice:example.org"}
 
 
-HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nX-Slow: "
+HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nX-Slow: "
 
 
 @pytest.mark.parametrize(
     ("begin", "least", "most"),
-    [(HALF_A_HEAD, 60, 120), (b"POST %s HTTP/1.1\r\nContent-Length: 60000\r\n\r\n" % OBJECT.encode(), 300, 360)],
+    [
+        (HALF_A_HEAD, 60, 120),
+        (b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % OBJECT.encode(), 300, 360),
+    ],
 )
 def test_a_request_that_comes_in_drops_ends(client: Client, begin: bytes, least: int, most: int) -> None:
     connection = client.connect()
@@ -276,7 +300,7 @@ def test_a_request_that_comes_in_drops_ends(client: Client, begin: bytes, least:
 def test_a_long_body_may_take_its_time(client: Client) -> None:
     """As `held_bodies` allows it to."""
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode())
+    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode())
     for _ in range(10):
         client.clock.advance(29)
         connection.send(b"x" * 300_000)
@@ -302,18 +326,23 @@ MALFORMED = [
     b"nonsense\r\n\r\n",
     b"GET /\r\n\r\n",
     b"GET / HTTP/2.0\r\n\r\n",
-    b"GET ftp://chat.example/ HTTP/1.1\r\n\r\n",
-    b"GET /\xff HTTP/1.1\r\n\r\n",
-    b"G(T / HTTP/1.1\r\n\r\n",
-    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"GET ftp://chat.example/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"G(T / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon\r\nHost: x\r\n\r\n",
-    b"GET / HTTP/1.1\r\nBad Name: x\r\n\r\n",
-    b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
-    b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nBad Name: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\nHost: x\r\n\r\nabc",
-    b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
-    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nX-Host: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: y\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 ]
 
@@ -333,7 +362,7 @@ def test_a_whole_address_is_taken_for_its_path(client: Client, address: str, pat
 @pytest.mark.parametrize("data", MALFORMED)
 def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: bytes) -> None:
     connection = client.connect()
-    connection.send(data + b"GET /_matrix/client/v3/who HTTP/1.1\r\n\r\n")
+    connection.send(data + b"GET /_matrix/client/v3/who HTTP/1.1\r\nHost: x\r\n\r\n")
     (answer,) = connection.answers()
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN")
     assert answer.headers["connection"] == "close"
@@ -345,10 +374,10 @@ def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: b
 @pytest.mark.parametrize(
     ("data", "status"),
     [
-        (b"GET /?filter=" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /?filter=" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
         (b"GET /?filter=" + b"a" * 20_000, 414),
-        (b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 1000 + b"\r\n", 431),
     ],
 )
 def test_a_head_that_is_too_long_is_told_so(client: Client, data: bytes, status: int) -> None:

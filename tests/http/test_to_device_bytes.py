@@ -1,0 +1,89 @@
+"""How much one user may have kept for devices that may never come: bytes in time, whoever they are for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeserver.config.limits import Limits
+from homeserver.services import to_device
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.keys import V3, sync
+from tests.helpers.server import TestServer, User
+
+SLOW = "rc_to_device_bytes: {per_second: 1000, burst_count: 20000}\n"
+LIMITED = (429, "M_LIMIT_EXCEEDED")
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return TestServer(tmp_path, database, SLOW)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+def send(sender: User, txn_id: object, messages: dict[str, dict[str, Any]]) -> Answer:
+    return sender.put(f"{V3}/sendToDevice/m.test/{txn_id}", {"messages": messages})
+
+
+def to(user: User, size: int, device: str | None = None) -> dict[str, dict[str, Any]]:
+    return {user.user_id: {device or str(user.device_id): {"x": "y" * size}}}
+
+
+def test_who_sends_too_much_waits_and_others_do_not(server: TestServer, alice: User) -> None:
+    bob = server.register("bob")
+    since = sync(bob)["next_batch"]
+    assert send(alice, 1, to(bob, 9_000)).status == 200
+    assert send(alice, 2, to(bob, 15_000)).status == 200, "what is asked for once may be sent"
+    refused = send(alice, 3, to(bob, 10))
+    assert (refused.status, refused.errcode) == LIMITED
+    wait = refused.json["retry_after_ms"]
+    assert 5_000 < wait < 8_000
+    assert send(bob, 1, to(alice, 9_000)).status == 200
+    server.clock.advance((wait + 1) / 1000)
+    assert send(alice, 3, to(bob, 10)).status == 200
+    assert len(sync(bob, since)["to_device"]["events"]) == 3
+
+
+def test_a_request_that_was_sent_may_be_repeated(alice: User) -> None:
+    for _ in range(3):
+        assert send(alice, 1, to(alice, 5_000)).status == 200
+
+
+def test_each_device_of_a_wildcard_counts(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    bob = server.register("bob")
+    for number in range(9):
+        server.post(
+            f"{V3}/login",
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": "bob"},
+                "password": "wonderland",
+                "device_id": f"D{number}",
+            },
+        )
+    decoys: dict[str, dict[str, Any]] = {
+        bob.user_id: {**{f"none{number}": {} for number in range(20)}, "*": {"x": "y" * 3_000}}
+    }
+    assert send(alice, 1, decoys).status == 200
+    refused = send(alice, 2, to(bob, 10))
+    assert (refused.status, refused.errcode) == LIMITED
+    assert refused.json["retry_after_ms"] > 20_000
+    server.clock.advance(60)
+    monkeypatch.setattr(to_device, "MOST_BYTES", 30_000)
+    since = sync(bob)["next_batch"]
+    assert (send(alice, 3, to(bob, 3_000, "*")).errcode) == "M_TOO_LARGE"
+    assert sync(bob, since).get("to_device", {}).get("events", []) == []
+
+
+def test_keys_of_large_rooms_are_far_from_the_usual_limit() -> None:
+    """A room of 1,000 devices whose key is made anew every minute, and a hundred such rooms at once."""
+    usual = Limits().rc_to_device_bytes
+    keys_of_a_room = 1_000 * (1_100 + to_device.MESSAGE_BYTES) + to_device.REQUEST_BYTES
+    assert usual.per_second >= 2 * keys_of_a_room / 60
+    assert usual.burst_count >= 100 * keys_of_a_room
+    assert usual.per_second * 3600 + usual.burst_count < 400e6, "in an hour nobody fills the disk"
