@@ -7,7 +7,7 @@ from tests.helpers.federated import NORTH, SOUTH, say, set_state, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import create, leave, ok
+from tests.helpers.talk import create, join, leave, ok
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 from tests.servers.test_holes import join_from
 from tests.servers.test_missing_events import lie
@@ -64,3 +64,25 @@ async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> N
     upload(new, device_keys=identity_keys(new, 9)[1])
     network.settle()
     assert alice.user_id in changed(bob, since)[0]
+
+
+async def test_who_comes_and_goes_in_such_a_gap(network: Network) -> None:
+    room = await shared(network)
+    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+    carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))
+    join(carol, room.room_id)
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
+    since = sync(room.bob)["next_batch"]
+    network.cut(NORTH, SOUTH)
+    leave(carol, room.room_id)
+    join(dave, room.room_id)
+    say(room.alice, room.room_id, "unheard")
+    last = say(room.alice, room.room_id, "the last")
+    network.mend(NORTH, SOUTH)
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    await room.north.push(SOUTH, [await room.pdu(last)])
+    network.liars.clear()
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    lists: Any = sync(room.bob, since)["device_lists"]
+    assert lists["left"] == [carol.user_id]
+    assert lists["changed"] == [dave.user_id]
