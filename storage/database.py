@@ -136,9 +136,7 @@ class Database:
         """As `write`, for a function that ends with `WriteTransaction.change_at_last`; what comes of that."""
         return self._write(name, fn, args, kwargs)
 
-    async def _write(
-        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
+    async def _write(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
         write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
