@@ -275,7 +275,8 @@ class RecentChanges:
         self._messages.clear()
         for change in changes:
             self._add(change)
-        self._shrink()
+        while len(self._entries) + self._named > 2 * KEPT:
+            self._forget(self._entries[len(self._entries) // 2].position)
 
     def _add(self, change: Change) -> None:
         row, position, user_id = change.detail, change.position, change.user_id
@@ -316,10 +317,6 @@ class RecentChanges:
             self._entries.append(entry)
         else:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
-
-    def _shrink(self) -> None:
-        while len(self._entries) + self._named > 2 * KEPT:
-            self._forget(self._entries[len(self._entries) // 2].position)
 
     def _heed_others(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, what is new up to there is not known here, or not yet."""
