@@ -53,7 +53,7 @@ from storage.postgres_statements import (
     values_of,
 )
 from storage.postgres_values import BYTES, encode_rows
-from storage.prepared import Argument, Prepared
+from storage.prepared import NUMBERS, Argument, NumberArray, Prepared
 from storage.transaction import POSITION
 
 MIGRATION_LOCK = WRITE_LOCK + 1
@@ -340,13 +340,19 @@ class PostgresConnection:
 
     def _leave(self, sql: str, args: Sequence[Argument]) -> None:
         """Let a statement wait for the next one."""
-        self._waiting.append(self._cursor.mogrify(self._find(sql, args), args))
+        self._waiting.append(self._write(self._find(sql, args), args))
+
+    def _write(self, text: str, args: Sequence[Argument]) -> bytes:
+        """A statement with its arguments. Numbers stand for themselves: the driver looks long for what each is to be."""
+        if args and NUMBERS.issuperset(map(type, args)):
+            return (text % tuple([f"'{each}'" if type(each) is NumberArray else each for each in args])).encode()
+        return self._cursor.mogrify(text, args)
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
         text = self._find(sql, args)
         if self._waiting:
             # What waits is spent only once the text is complete: an argument that cannot be sent leaves it.
-            self._send(self._cursor.mogrify(text, args))
+            self._send(self._write(text, args))
         else:
             self._cursor.execute(text, args)
 

@@ -108,7 +108,7 @@ def arrays_of(types: Iterable[str]) -> str:
 
 
 def column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
-    return tuple("text" if isinstance(value, str) else "bigint" for value in row)
+    return tuple(["text" if isinstance(value, str) else "bigint" for value in row])
 
 
 def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:

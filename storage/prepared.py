@@ -31,6 +31,8 @@ class NumberArray(str):
     __slots__ = ()
 
 
+NUMBERS: Final = frozenset({int, NumberArray})
+
 Argument = SQLValue | list[SQLValue]
 
 MOST_PREPARED: Final = 200

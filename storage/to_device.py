@@ -20,7 +20,7 @@ Laws:
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, takewhile
 from operator import attrgetter, itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -64,7 +64,7 @@ Recipients = Mapping[str, Recipient]
 """The devices of a user, by their ids."""
 
 
-class KnownDevices(NamedTuple):
+class KnownDevices(msgspec.Struct, frozen=True, gc=False):
     """Devices of users, as they were known at some moment."""
 
     users: Mapping[str, Recipients]
@@ -160,7 +160,7 @@ class ToDeviceStore:
         first = txn.next_position(len(contents))
         new = NewMessages(first, opening, recipients, contents)
         users = tuple(dict.fromkeys(map(_user_id, recipients)))
-        txn.announce(Change(new.last, Topic.TO_DEVICE, user_ids=users, detail=new))
+        txn.announce(Change(first + len(contents) - 1, Topic.TO_DEVICE, user_ids=users, detail=new))
         nids = list(map(_nid, recipients))
         if len(contents) >= FEWEST_LOGGED and to_device_log.count_logged(txn) + len(contents) <= self._most_logged:
             to_device_log.append(txn, first, now_ms, opening, nids, contents)

@@ -109,6 +109,9 @@ class Limit(Enum):
     CLAIMED_BY_USER = "rc_claimed_keys"
     DEVICE_CHANGE = "rc_device_changes"
 
+    __hash__ = object.__hash__
+    """Each is itself alone. That of Enum is a function in Python, and limits are looked up with every request that counts."""
+
 
 PER_ADDRESS = frozenset(
     {

@@ -4,7 +4,7 @@ While a room's history is forked, its current state is not the state after its n
 fork. So whoever asks what differs between then and now asks here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from federation.protocol.events import StateKey
@@ -34,6 +34,14 @@ class CurrentStates:
             room_nid: events[newest[room_nid].event_nid].current_root if room_nid in newest else None
             for room_nid in positions
         }
+
+    async def having(self, room_nids: Collection[int], key: StateKey, position: int) -> set[int]:
+        """Those of the rooms in whose current state the entry was set at a position. Two reads."""
+        if not room_nids:
+            return set()
+        roots = await self.at(dict.fromkeys(room_nids, position))
+        states = await self._trees.get_entries_of_rooms([(nid, root, (key,), ()) for nid, root in roots.items()])
+        return {nid for nid, entries in zip(roots, states, strict=True) if entries}
 
     async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
         """Whether the user was in the room at a position."""

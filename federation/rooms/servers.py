@@ -38,6 +38,11 @@ class RoomServers:
         """What is remembered of a room; None if that is nothing."""
         return _NONE if self._is_alone else self._known.get(room_nid)
 
+    @property
+    def is_known_alone(self) -> bool:
+        """Whether it is known without a question that no other server is in any room."""
+        return self._is_alone is True
+
     async def is_alone(self) -> bool:
         """Whether no other server is in any room: then nothing is asked for a room, or a user. One query, or none."""
         while self._is_alone is None:

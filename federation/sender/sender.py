@@ -201,7 +201,7 @@ class Sender:
         if isinstance(row, MembershipRow):
             joins = row.is_local and row.membership == "join" and self._servers.peek(row.room_nid) != {}
             return joins or self._note_newcomer(row)
-        return True
+        return change.topic is not Topic.DEVICE or not self._servers.is_known_alone
 
     def _note_newcomer(self, row: MembershipRow) -> bool:
         """Whether a server may have come into a room where something has to be told to newcomers."""

@@ -48,6 +48,7 @@ _NOT_LET_IN: Final = (
 
 _ADMIN: Final = Auth.ADMIN
 _APPSERVICE: Final = Auth.APPSERVICE
+_UNLIMITED: Final = Limit.NONE
 """To ask the class for one is a call of a function, in Python 3.11."""
 
 
@@ -234,7 +235,7 @@ class Guard:
         limit = declaration.limit
         if caller is not None and caller.is_admin and self._limiter.has_rate(declaration.limit_of_admins):
             limit = declaration.limit_of_admins
-        if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
+        if limit is _UNLIMITED or (caller is not None and not caller.rate_limited):
             return
         key = address_key(client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
         self._limiter.check(limit, key, cost=declaration.cost)

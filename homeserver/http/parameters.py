@@ -126,7 +126,8 @@ class Binding(msgspec.Struct, frozen=True):
     """The types of services, and the special types where the request is to be filled in."""
     filled_in: tuple[tuple[int, object], ...]
     """Where among them such a type stands, and which."""
-    path_parameters: Mapping[str, _Parameter]
+    parsed_in_path: tuple[_Parameter, ...]
+    """Those parameters in paths that are more than text."""
     query: _QueryReader
     decode_body: Callable[[bytes], object] | None
     takes_file: bool
@@ -136,8 +137,10 @@ class Binding(msgspec.Struct, frozen=True):
         """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`, `MissingParam`."""
         arguments: dict[str, object] = {}
         if path_values:
-            for name, value in zip(path_names, path_values, strict=True):
-                arguments[name] = self.path_parameters[name].from_text(value)
+            arguments.update(zip(path_names, path_values, strict=True))
+            for parameter in self.parsed_in_path:
+                if parameter.name in arguments:
+                    arguments[parameter.name] = parameter.from_text(str(arguments[parameter.name]))
         if query:
             self.query.read(query, arguments)
         for parameter in self.query.required:
@@ -246,7 +249,7 @@ def bind(declaration: Endpoint) -> Binding:
     return Binding(
         positional=tuple(positional),
         filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
-        path_parameters=path_parameters,
+        parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # who asks as nobody brings what makes them somebody: codes, sessions, secrets of a browser
         query=_QueryReader(query_parameters, may_be_kept=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)),
         decode_body=decode_body,

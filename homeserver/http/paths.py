@@ -6,6 +6,7 @@ parameter. A slash at the end that no declaration has is forgiven.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -17,11 +18,15 @@ T = TypeVar("T")
 
 MAX_REMEMBERED: Final = 255
 REMEMBERED: Final = 512
+_PLAIN: Final = (ascii_letters + digits + "-._~").encode()
+"""What stands for itself in a path."""
 
 
 class _Node(msgspec.Struct, Generic[T]):
     literals: "dict[str, _Node[T]]" = msgspec.field(default_factory=dict)
     parameter: "_Node[T] | None" = None
+    beside: "dict[str, _Node[T]] | None" = None
+    """Of a parameter: the literals that come first in its place."""
     may_be_empty: bool = False
     leaf: T | None = None
 
@@ -59,6 +64,8 @@ class PathTable(Generic[T]):
         self._root: _Node[T] = _Node()
         self._whole: dict[bytes, _Node[T]] = {}
         """Paths without parameters, which are found at once as they stand."""
+        self._known: dict[bytes, tuple[T, list[str]]] = {}
+        """What was found of late where any text may come last, as a transaction id, by what is before that."""
 
     def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
         """The node of a declared path, made if need be; the caller sets its `leaf`."""
@@ -66,7 +73,7 @@ class PathTable(Generic[T]):
         for segment in path[1:].split("/"):
             if segment.startswith("{") and segment.endswith("}"):
                 if node.parameter is None:
-                    node.parameter = _Node()
+                    node.parameter = _Node(beside=node.literals)
                 node = node.parameter
                 node.may_be_empty = node.may_be_empty or segment[1:-1] in may_be_empty
             else:
@@ -80,20 +87,28 @@ class PathTable(Generic[T]):
         whole = self._whole.get(path)
         if whole is not None and whole.leaf is not None:
             return whole.leaf, []
+        before, _, last = path.rpartition(b"/")
+        known = self._known.get(before)
+        if known is not None and last and not last.translate(None, _PLAIN):
+            return known[0], [*known[1], last.decode()]
         if not path.startswith(b"/"):
             return None
         segments = split_path(path)
         values: list[str] = []
-        leaf = self._find_straight(segments, values)
-        if leaf is not None:
-            return leaf, values
+        node = self._find_straight(segments, values)
+        if node is not None and node.leaf is not None:
+            if node.beside == {} and len(before) <= MAX_REMEMBERED:
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[before] = node.leaf, values[:-1]
+            return node.leaf, values
         values = []
         leaf = _find(self._root, segments, 0, values)
         if leaf is None and len(segments) > 1 and not segments[-1]:
             leaf = _find(self._root, segments[:-1], 0, values)
         return None if leaf is None else (leaf, values)
 
-    def _find_straight(self, segments: list[str], values: list[str]) -> T | None:
+    def _find_straight(self, segments: list[str], values: list[str]) -> _Node[T] | None:
         """As `_find` finds most, without looking back: what it tries first."""
         node = self._root
         for segment in segments:
@@ -104,7 +119,7 @@ class PathTable(Generic[T]):
                     return None
                 values.append(segment)
             node = following
-        return node.leaf
+        return node
 
     def leaves(self) -> Iterator[T]:
         """Every leaf there is."""

@@ -63,11 +63,16 @@ class RateLimiter:
 
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the usual one."""
-        self._check(limit, key, cost, rate, counts=True)
+        self._take(limit, key, cost, cost, rate)
 
     def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
         """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it fails."""
-        self._check(limit, key, 1, rate, counts=False)
+        self._take(limit, key, 1, 0, rate)
+
+    def check_then_count(self, limit: Limit, key: str, cost: float) -> None:
+        """Raise `LimitExceeded` if an action would; else count it as so many, though it be more than there is room for: so it may
+        always be made, and the next one waits the longer."""
+        self._take(limit, key, 1, cost)
 
     @contextmanager
     def counting(self, limit: Limit, key: str) -> Iterator[None]:
@@ -92,9 +97,9 @@ class RateLimiter:
         """Count an attempt, in all of these buckets or in none, before it is known how it ends: whatever is under way counts.
         Unless it is said to have failed, all is given back at the end, whatever is raised. Raises LimitExceeded."""
         for limit, key, cost in counted:
-            self._check(limit, key, cost, None, counts=False)
+            self._take(limit, key, cost, 0)
         for limit, key, cost in counted:
-            self._check(limit, key, cost, None, counts=True)
+            self._take(limit, key, cost, cost)
         attempt = Attempt()
         try:
             yield attempt
@@ -105,31 +110,24 @@ class RateLimiter:
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count what has happened already, though it be more than there was room for: for what is known only then."""
-        rate = rate or self._rates.get(limit)
-        if rate is None:
-            return
-        now = self._clock.seconds()
-        buckets = self._full_at.setdefault(limit, {})
-        self._set(limit, key, max(buckets.get(key, now), now) + cost / rate.per_second, now)
+        self._take(limit, key, None, cost, rate)
 
-    def _check(self, limit: Limit, key: str, cost: float, rate: Rate | None, *, counts: bool) -> None:
+    def _take(self, limit: Limit, key: str, asked: float | None, taken: float, rate: Rate | None = None) -> None:
+        """Take so much, where there is room for what is asked. Else raises `LimitExceeded`; None: there always is."""
         rate = rate or self._rates.get(limit)
         if rate is None:
             return
         buckets = self._full_at.setdefault(limit, {})
         now = self._clock.seconds()
-        full_at = max(buckets.get(key, now), now) + cost / rate.per_second
-        wait = full_at - now - rate.burst_count / rate.per_second
-        if wait > 1e-9:
-            raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
-        if counts:
-            self._set(limit, key, full_at, now)
-
-    def _set(self, limit: Limit, key: str, full_at: float, now: float) -> None:
-        buckets = self._full_at[limit]
-        buckets[key] = full_at
-        if len(buckets) > self._max_buckets:
-            self._forget(limit, now)
+        full_at = max(buckets.get(key, now), now)
+        if asked is not None:
+            wait = full_at - now + (asked - rate.burst_count) / rate.per_second
+            if wait > 1e-9:
+                raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
+        if taken:
+            buckets[key] = full_at + taken / rate.per_second
+            if len(buckets) > self._max_buckets:
+                self._forget(limit, now)
 
     def give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         """What was counted is not to count after all."""

@@ -13,6 +13,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 
 import errno
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
 
@@ -471,13 +472,10 @@ class Site(ServerFactory):
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
             self.clock,
-            self._make_request,
+            partial(MatrixRequest, self),
             idle_timeout=self.options.idle_timeout,
             max_header_bytes=self.options.max_header_bytes,
         )
-
-    def _make_request(self, channel: MatrixChannel) -> MatrixRequest:
-        return MatrixRequest(self, channel)
 
     def find(self, method: str, path: bytes) -> Match:
         """The endpoint, if this listener serves it. Raises as `Router.find` does."""

@@ -12,7 +12,7 @@ spec: client-server-api#end-to-end-encryption
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -24,6 +24,7 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
+from homeserver.http.parameters import json_decoder
 from homeserver.http.rate_limits import RateLimiter
 from storage.cross_signing import KeySignature
 from storage.database import Database
@@ -56,32 +57,35 @@ LARGEST_IDENTITY: Final = 64 << 10
 """In bytes: what other servers take."""
 REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
 """How long an upload may be repeated without bringing back a key that was given out."""
+COUNTED_AT_ONCE: Final = 32
+"""Claims."""
 USUAL_ALGORITHM: Final = "signed_curve25519"
 SHOWN_USAGES: Final = ("master", "self_signing")
 """Of the keys of cross-signing, those that others see."""
 
 Key = str | dict[str, Any]
-_WithoutNumbers = dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
-"""Keys of the forms that clients use, by name: there is no need to look for a float in each."""
+_NONE: Final = msgspec.Raw(b"{}")
+_read_usual: Final = msgspec.json.Decoder(dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]).decode
+"""Keys of the forms that clients use, by name: there is no need to look for a float in each, nor how deep they nest."""
+_read: Final = json_decoder(dict[str, Key], may_be_empty=False)
 
 
 class KeyUpload(msgspec.Struct, frozen=True):
-    """The body of /keys/upload. `device_keys` is read twice: its form is checked, and it is kept as it came."""
+    """The body of /keys/upload. `device_keys` is read twice: its form is checked, and it is kept as it came. The others are not read
+    yet."""
 
     device_keys: dict[str, Any] | None = None
-    one_time_keys: Annotated[dict[str, Key], msgspec.Meta(max_length=MOST_ONE_TIME_KEYS)] = {}
-    fallback_keys: Annotated[dict[str, Key], msgspec.Meta(max_length=100)] = {}
-    unstable_fallback_keys: Annotated[dict[str, Key], msgspec.Meta(max_length=100)] = msgspec.field(
-        name="org.matrix.msc2732.fallback_keys", default_factory=dict
-    )
+    one_time_keys: msgspec.Raw = _NONE
+    fallback_keys: msgspec.Raw = _NONE
+    unstable_fallback_keys: msgspec.Raw = msgspec.field(name="org.matrix.msc2732.fallback_keys", default=_NONE)
 
 
 def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
-    """The keys of an upload for that device. Raises InvalidParam, BadJson."""
+    """The keys of an upload for that device. Raises InvalidParam, BadJson, NotJson."""
     identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
     if identity is not None and len(identity) > LARGEST_IDENTITY:
         raise InvalidParam(f"device_keys may have {LARGEST_IDENTITY} bytes")
-    fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
+    fallback = {**_named(upload.unstable_fallback_keys), **_named(upload.fallback_keys)}
     if len({algorithm for algorithm, _ in fallback}) != len(fallback):
         raise InvalidParam("A device has one fallback key an algorithm")
     return NewKeys(identity, _named(upload.one_time_keys), fallback)
@@ -137,6 +141,9 @@ class DeviceKeys:
         """By user and device."""
         self._heard_upto = 0
         """Up to where changes of anybody's keys were heard of."""
+        self._claims: list[tuple[int, KeysClaimed]] = []
+        """Claims that are still to be counted down, in order, with their positions: when somebody asks, or there are several, as each
+        touches what is known of many users. Whatever else becomes known of a device has those before it in it."""
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
         self._database = database
@@ -194,6 +201,8 @@ class DeviceKeys:
 
     def known_counts(self, user_id: str, device_id: str) -> KeyCounts | None:
         """The same as far as it is in memory."""
+        if self._claims:
+            self._count_claims()
         of_user = self._counts.get(user_id)
         known = None if of_user is None else of_user.get(device_id)
         if known is None:
@@ -207,7 +216,9 @@ class DeviceKeys:
                 self._heard_upto = max(self._heard_upto, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysClaimed):
-                    self._note_claims(detail, change.position)
+                    self._claims.append((change.position, detail))
+                    if len(self._claims) >= COUNTED_AT_ONCE:
+                        self._count_claims()
                 elif isinstance(detail, KeysLeft) and change.user_id is not None:
                     self._note(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
@@ -222,20 +233,23 @@ class DeviceKeys:
             self._counts.popitem(last=False)
         return known
 
-    def _note_claims(self, claimed: KeysClaimed, position: int) -> None:
+    def _count_claims(self) -> None:
         """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
         counts = self._counts
-        for user_id, device_id, algorithm in claimed.taken:
-            if user_id in counts:
-                known = counts[user_id].get(device_id)
-                if known is not None and known.upto < position:
-                    known.upto = position
-                    known.taken.append(algorithm)
+        for position, claimed in self._claims:
+            for user_id, device_id, algorithm in claimed.taken:
+                if user_id in counts:
+                    known = counts[user_id].get(device_id)
+                    if known is not None and known.upto < position:
+                        known.upto = position
+                        known.taken.append(algorithm)
+        self._claims.clear()
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""
         self._heard_upto = max(self._heard_upto, upto)
         self._counts.clear()
+        self._claims.clear()
 
 
 def present_keys(
@@ -266,14 +280,19 @@ def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
     return ShownKeys(msgspec.Raw(devices), cross_signing, size)
 
 
-def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
+def _named(written: msgspec.Raw) -> dict[tuple[str, str], bytes]:
+    """Keys by name, canonical JSON. Raises InvalidParam, BadJson, NotJson."""
+    if written == _NONE:
+        return {}
+    keys: Mapping[str, Key]
     try:
-        msgspec.convert(keys, _WithoutNumbers)
-        encode = encode_checked
-    except msgspec.ValidationError:
-        encode = encode_canonical
+        keys, encode = _read_usual(written), encode_checked
+    except ValueError:
+        keys, encode = _read(bytes(written)), encode_canonical
         for key in keys.values():
             check_readable(key, MAX_KEY_DEPTH)
+    if len(keys) > MOST_ONE_TIME_KEYS:
+        raise InvalidParam(f"An upload has at most {MOST_ONE_TIME_KEYS} keys of a kind")
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")

@@ -190,14 +190,22 @@ class DeviceLists:
     async def _newly_encrypted(
         self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> set[str]:
-        """The members of rooms where encryption was turned on."""
-        members: set[str] = set()
+        """The members of rooms where encryption was turned on, be it that this server has seen that or found it in the state."""
+        newly: set[int] = set()
+        by_state: set[int] = set()
         encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             event = await snapshot.state.get(ENCRYPTION)
-            if event is not None and event.position is not None and since < event.position <= upto:
-                members |= await self._present_at(nid, upto)
+            if event is not None and event.position is None:
+                by_state.add(nid)
+            elif event is not None and since < (event.position or 0) <= upto:
+                newly.add(nid)
+        by_state -= await self._states.having(by_state, ENCRYPTION, since)
+        newly |= await self._states.having(by_state, ENCRYPTION, upto)
+        members: set[str] = set()
+        for nid in newly:
+            members |= await self._present_at(nid, upto)
         return members
 
     async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:

@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from storage.events import EventRow
+from storage.events import EventFlag, EventRow
+from storage.partial_rooms import PartialRoom
 from storage.room_summaries import RoomSummaryStore
 from storage.streams import Change, Streams, Topic
 
@@ -16,7 +17,7 @@ class EncryptedRooms:
         self._capacity = capacity
         self._known: OrderedDict[int, bool] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.EVENT)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.COMPLETENESS)
         streams.watch(self._heed_others)
 
     async def among(self, room_nids: Iterable[int]) -> set[int]:
@@ -38,9 +39,19 @@ class EncryptedRooms:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow) and row.type == "m.room.encryption" and row.state_key == "":
-                self._changes_heard += 1
-                self._known[row.room_nid] = True
+            if isinstance(row, EventRow):
+                if row.type == "m.room.encryption" and row.state_key == "":
+                    self._changes_heard += 1
+                    self._known[row.room_nid] = True
+                elif row.flags & EventFlag.RESOLVED:
+                    self._doubt(row.room_nid)  # it may have come with the state, or by a fork
+            elif isinstance(row, PartialRoom):
+                self._doubt(row.room_nid)
+
+    def _doubt(self, room_nid: int) -> None:
+        self._changes_heard += 1
+        if not self._known.get(room_nid):
+            self._known.pop(room_nid, None)
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node may have turned encryption on."""

@@ -10,7 +10,7 @@ Laws:
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -51,7 +51,8 @@ LARGEST_OF_SERVER: Final = 8 << 20
 """Bytes of keys of another server's users in one answer, and `LARGEST_OF_USER` for each of them."""
 LARGEST_OF_USER: Final = 64 << 10
 """Several times what people with many devices have."""
-
+CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
+"""To ask the class for it is a call of a function, in Python 3.11."""
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -89,8 +90,7 @@ class EveryonesKeys:
         if keys > MOST_KEYS:
             raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
         if caller.rate_limited:
-            self._limiter.check_only(Limit.CLAIMED_BY_USER, caller.user_id)
-            self._limiter.count(Limit.CLAIMED_BY_USER, caller.user_id, cost=keys)
+            self._limiter.check_then_count(CLAIMED_BY_USER, caller.user_id, keys)
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
@@ -140,11 +140,9 @@ class EveryonesKeys:
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
-        local, others = self._of_ours(wanted) if len(wanted) <= SORTED_AT_ONCE else ({}, wanted)
-        by_server: dict[ServerName, dict[str, Mapping[str, str]]] = {}
-        if others:
-            of_ours, by_server = await self._split(others)
-            local |= of_ours
+        if max(len(wanted), sum(map(len, wanted.values()))) <= ASKED_AT_ONCE and self._are_ours(wanted):
+            return {"one_time_keys": await self._own_devices.do_claim(wanted), "failures": {}}
+        local, by_server = await self._split(wanted)
         claimed: dict[str, Any] = {}
         for piece in _weighed(local, len):
             claimed |= await self._own_devices.do_claim(piece)
@@ -153,13 +151,9 @@ class EveryonesKeys:
         by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
 
-    def _of_ours(self, wanted: Mapping[str, T]) -> tuple[dict[str, T], Mapping[str, T]]:
-        """Who is of this server (what is no user id among them: nothing is found of it), and the others."""
-        ours = self._identity.server_name
-        local = {user_id: what for user_id, what in wanted.items() if user_id.partition(":")[2] == ours}
-        if len(local) == len(wanted):
-            return local, {}
-        return local, {user_id: what for user_id, what in wanted.items() if user_id not in local}
+    def _are_ours(self, user_ids: Iterable[str]) -> bool:
+        """Whether all of them are of this server, or no user ids: nothing is found of such."""
+        return {user_id.partition(":")[2] for user_id in user_ids} <= {self._identity.server_name}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float

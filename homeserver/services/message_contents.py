@@ -35,13 +35,17 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
     """
     found: list[bytes] = []
     unlike: list[bytes] = []
-    before: msgspec.Raw | None = None
-    kept = b""
-    for content in contents:
-        if content != before:
-            before, kept = content, bytes(content)
-            unlike.append(kept)
-        found.append(kept)
+    if contents and contents.count(contents[0]) == len(contents):  # as is usual of what is not encrypted for each
+        unlike = [bytes(contents[0])]
+        found = unlike * len(contents)
+    else:
+        before: msgspec.Raw | None = None
+        kept = b""
+        for content in contents:
+            if content != before:
+                before, kept = content, bytes(content)
+                unlike.append(kept)
+            found.append(kept)
     if [content[0] for content in unlike].count(_OBJECT) < len(unlike):
         raise BadJson("The content of a message has to be an object")
     if _is_plain(b"".join(unlike)) and all(map(_is_shallow, unlike)):

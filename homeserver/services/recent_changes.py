@@ -222,7 +222,8 @@ class RecentChanges:
         return None if news is None else news.memberships
 
     def encryption_since(self, position: int) -> Set[int] | None:
-        """The rooms whose encryption was set by an event after the position; None as for `rooms_since`."""
+        """The rooms whose encryption was set by an event after the position, or may have been with what came by the state alone; None
+        as for `rooms_since`."""
         news = self._since(position)
         return None if news is None else news.encryption
 
@@ -274,7 +275,8 @@ class RecentChanges:
         self._messages.clear()
         for change in changes:
             self._add(change)
-        self._shrink()
+        while len(self._entries) + self._named > 2 * KEPT:
+            self._forget(self._entries[len(self._entries) // 2].position)
 
     def _add(self, change: Change) -> None:
         row, position, user_id = change.detail, change.position, change.user_id
@@ -284,15 +286,15 @@ class RecentChanges:
         elif isinstance(row, StickyRow):
             entry = _Entry(position, change.topic, row.room_nid)
         elif isinstance(row, EventRow):
-            is_message = row.state_key is None and not row.flags & EventFlag.RESOLVED
-            entry = _Entry(
-                position, Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message
-            )
+            is_resolved = bool(row.flags & EventFlag.RESOLVED)
+            is_message = row.state_key is None and not is_resolved
+            is_encryption = is_resolved or row.type == ENCRYPTION
+            entry = _Entry(position, Topic.EVENT, row.room_nid, is_encryption=is_encryption, is_message=is_message)
         elif isinstance(row, EventNews):
-            is_message = not row.is_state and not row.flags & EventFlag.RESOLVED
-            entry = _Entry(
-                position, Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION, is_message=is_message
-            )
+            is_resolved = bool(row.flags & EventFlag.RESOLVED)
+            is_message = not row.is_state and not is_resolved
+            is_encryption = is_resolved or row.type == ENCRYPTION
+            entry = _Entry(position, Topic.EVENT, row.room_nid, is_encryption=is_encryption, is_message=is_message)
         elif isinstance(row, ReceiptRow):
             reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
             entry = _Entry(position, Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
@@ -315,10 +317,6 @@ class RecentChanges:
             self._entries.append(entry)
         else:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
-
-    def _shrink(self) -> None:
-        while len(self._entries) + self._named > 2 * KEPT:
-            self._forget(self._entries[len(self._entries) // 2].position)
 
     def _heed_others(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, what is new up to there is not known here, or not yet."""

@@ -7,7 +7,7 @@ sends is kept for each device until that comes back, perhaps never: so it is so 
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from secrets import token_urlsafe
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -101,7 +101,7 @@ class ToDevice:
         """
         if len(type) > LONGEST_TYPE or len(txn_id) > LONGEST_TYPE:
             raise InvalidParam("The type or the transaction id is too long")
-        if any(user_id != caller.user_id for user_id in messages):
+        if not messages.keys() <= {caller.user_id}:
             caller.check_may_write()
         if caller.is_shadow_banned:
             messages = {user_id: devices for user_id, devices in messages.items() if user_id == caller.user_id}
@@ -262,12 +262,14 @@ def _for_devices(
 ) -> tuple[Sequence[Recipient], Sequence[bytes]]:
     """Messages to those devices that are there: who gets them, and the content for each. `contents` are those for the devices, in their
     order. More bytes than `largest` they may not have; what has is left out, or this raises TooLarge. Raises InvalidParam."""
-    too_large = [content for content in contents if len(content) > largest]
-    if too_large and not leave_out:
+    has_too_large = max(map(len, contents), default=0) > largest
+    if has_too_large and not leave_out:
         raise TooLarge(TOO_LARGE)
-    found = [there[user_id].get(device_id) for user_id, devices in devices_of.items() for device_id in devices]
-    if not too_large and all(found) and len(found) <= MOST_MESSAGES:
-        return cast(list[Recipient], found), contents
+    found: list[Any] = [
+        there[user_id].get(device_id) for user_id, devices in devices_of.items() for device_id in devices
+    ]
+    if not has_too_large and all(found) and len(found) <= MOST_MESSAGES:
+        return found, contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []
     coming = iter(contents)

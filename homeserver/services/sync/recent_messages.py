@@ -3,8 +3,9 @@
 They are in the database all the same, until the device has them or is gone. For the reactor thread.
 
 Laws:
-- To keep what was sent costs little, and nothing for each device where it is for many: for whom that is is found out when somebody
-  reads it. Else a reader looks at what is for their user, and makes events only of what an answer takes.
+- To keep what was sent costs little, and nothing for each device: for whom it is is found out when somebody reads, of several requests
+  together, as each touches what is known of all its users. Of what is for many each request is looked through by its readers; else a
+  reader looks at what is for their user. Events are made only of what an answer takes.
 - What a device has, or what was for a device that is gone, is below the device's floor, and never found again.
 """
 
@@ -23,6 +24,9 @@ MOST_MESSAGES: Final = 50_000
 MOST_FLOORS: Final = 50_000
 MANY: Final = 64
 """So many that were sent at once are found by their request; fewer are found by their users."""
+
+SORTED_AT_ONCE: Final = 32
+"""Requests that wait to be sorted by their users at most, so that no reader waits for long."""
 
 DeviceKey = tuple[str, str]
 """User and device."""
@@ -85,6 +89,8 @@ class RecentMessages:
         self._complete_from = streams.current()
         self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
         """What was sent a few at once, by the users who got it, in order."""
+        self._unsorted: list[NewMessages] = []
+        """What is still to be put there, in order."""
         self._many: deque[_Sent] = deque()
         self._order: deque[_Sent] = deque()
         self._number = 0
@@ -97,6 +103,8 @@ class RecentMessages:
         """Where all messages to the device after the position are, in order; None if that reaches further back than is kept."""
         if position < self._complete_from:
             return None
+        if self._unsorted:
+            self._sort()
         user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
         messages: list[Found] = []
@@ -141,16 +149,24 @@ class RecentMessages:
         sent = _Sent(news)
         number = len(news.contents)
         if number < MANY:
-            by_user = self._by_user
-            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
-                by_user[user_id].append((position, device_id, news))
+            self._unsorted.append(news)
+            if len(self._unsorted) >= SORTED_AT_ONCE:
+                self._sort()
         else:
             self._many.append(sent)
         self._order.append(sent)
         self._number += number
         self._bytes += sent.size
 
+    def _sort(self) -> None:
+        by_user = self._by_user
+        for news in self._unsorted:
+            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
+                by_user[user_id].append((position, device_id, news))
+        self._unsorted.clear()
+
     def _remove_oldest(self) -> None:
+        self._sort()
         sent = self._order.popleft()
         self._number -= len(sent.news.contents)
         self._bytes -= sent.size
@@ -170,6 +186,7 @@ class RecentMessages:
 
     def _clear(self, upto: int) -> None:
         self._by_user.clear()
+        self._unsorted.clear()
         self._many.clear()
         self._order.clear()
         self._floors.clear()

@@ -1,0 +1,88 @@
+"""Encryption that was turned on while a server could not see it: the event is known by the state alone, and from then on people's
+devices are told of as in any encrypted room."""
+
+from typing import Any
+
+from tests.helpers.federated import NORTH, SOUTH, say, set_state, shared
+from tests.helpers.keys import identity_keys, query, sync, upload
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import create, join, leave, ok
+from tests.servers.test_devices_between import ENCRYPTED, another_device
+from tests.servers.test_holes import join_from
+from tests.servers.test_missing_events import lie
+
+
+def changed(user: User, since: str) -> tuple[set[str], str]:
+    """Whose devices the client is told to have changed, and the next token."""
+    answer: Any = sync(user, since)
+    return set(answer.get("device_lists", {}).get("changed", ())), answer["next_batch"]
+
+
+async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
+    room = await shared(network)
+    upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
+    since = changed(room.bob, sync(room.bob)["next_batch"])[1]
+    network.cut(NORTH, SOUTH)
+    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+    say(room.alice, room.room_id, "unheard")
+    last = say(room.alice, room.room_id, "the last")
+    network.mend(NORTH, SOUTH)
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    await room.north.push(SOUTH, [await room.pdu(last)])
+    network.liars.clear()
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    told, since = changed(room.bob, since)
+    assert room.alice.user_id in told, "encryption is on now"
+    query(room.bob, room.alice)
+    told, since = changed(room.bob, since)
+    assert told == set(), "they are told once"
+    network.start_sending()
+    new = another_device(room.alice)
+    upload(new, device_keys=identity_keys(new, 9)[1])
+    network.settle()
+    assert room.alice.user_id in changed(room.bob, since)[0]
+
+
+async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> None:
+    alice, bob = network.add("north.example").register("alice"), network.add("south.example").register("bob")
+    network.start_sending()
+    room_id = create(alice, preset="public_chat")
+    join_from(network, bob, room_id)
+    upload(alice, device_keys=identity_keys(alice, 1)[1])
+    network.settle()
+    since = changed(bob, sync(bob)["next_batch"])[1]
+    leave(bob, room_id)
+    network.settle()
+    since = changed(bob, since)[1]
+    ok(alice.put(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.encryption/", ENCRYPTED))
+    join_from(network, bob, room_id)
+    told, since = changed(bob, since)
+    assert alice.user_id in told
+    query(bob, alice)
+    new = another_device(alice)
+    upload(new, device_keys=identity_keys(new, 9)[1])
+    network.settle()
+    assert alice.user_id in changed(bob, since)[0]
+
+
+async def test_who_comes_and_goes_in_such_a_gap(network: Network) -> None:
+    room = await shared(network)
+    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+    carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))
+    join(carol, room.room_id)
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
+    since = sync(room.bob)["next_batch"]
+    network.cut(NORTH, SOUTH)
+    leave(carol, room.room_id)
+    join(dave, room.room_id)
+    say(room.alice, room.room_id, "unheard")
+    last = say(room.alice, room.room_id, "the last")
+    network.mend(NORTH, SOUTH)
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    await room.north.push(SOUTH, [await room.pdu(last)])
+    network.liars.clear()
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    lists: Any = sync(room.bob, since)["device_lists"]
+    assert lists["left"] == [carol.user_id]
+    assert lists["changed"] == [dave.user_id]
