@@ -155,7 +155,7 @@ class DeviceStore:
 
     async def forget_addresses(self, before: int, limit: int) -> int:
         """Forget of up to `limit` devices that were seen last before then whence and with what; how many there were."""
-        rows = await self._database.read_quickly("find_old_addresses", _select_old_addresses, before, limit)
+        rows = await self._database.read("find_old_addresses", _select_old_addresses, before, limit)
         if rows:
             await self._database.write("forget_addresses", _forget_addresses, before, rows)
         return len(rows)

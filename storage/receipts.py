@@ -94,7 +94,7 @@ class ReceiptStore:
 def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
     """Whether a receipt of that thread may stand at an event that stands there.
 
-    A root is in the main timeline; a receipt of its own thread may stand there too: the thread was opened.
+    A root is in the main timeline; a receipt of its own thread may have been put there, too, by somebody whose server lets them.
     spec: client-server-api#threaded-read-receipts
     """
     if thread_id == MAIN_THREAD:

@@ -15,6 +15,8 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
 
+TOO_SOON: Final = 1e-5
+"""In seconds: whoever comes less early than that has waited as they were told, in milliseconds, and by times that are no more exact."""
 MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""
 
@@ -122,7 +124,7 @@ class RateLimiter:
         full_at = max(buckets.get(key, now), now)
         if asked is not None:
             wait = full_at - now + (asked - rate.burst_count) / rate.per_second
-            if wait > 1e-9:
+            if wait > TOO_SOON:
                 raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
         if taken:
             buckets[key] = full_at + taken / rate.per_second

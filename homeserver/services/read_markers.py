@@ -62,7 +62,8 @@ class ReadMarkers:
         room_nid = snapshot.room.room_nid
         if thread != UNTHREADED:
             for event_id, standing in (await find_standings(self._events, events.values())).items():
-                if not stands_in(thread, event_id, standing):
+                # a root is in the main timeline alone; of other servers' people we take such a receipt as it is
+                if thread == event_id or not stands_in(thread, event_id, standing):
                     raise InvalidParam("The event is not in that thread")
         now_ms, user_id = self._now_ms(), caller.user_id
         receipts = [

@@ -136,7 +136,7 @@ class ToDevice:
             assert addressed is not None, "what is known holds"
             if addressed[1] is not contents:  # it may be for all devices of somebody
                 copies.append(_size_of(addressed[1]))
-                if copies[0] > MOST_BYTES:
+                if copies[-1] > MOST_BYTES:
                     raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
@@ -149,7 +149,7 @@ class ToDevice:
         except AlreadySent:
             return
         if copies and caller.rate_limited:
-            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=copies[0])
+            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=copies[-1])
         if there is not None:
             self._devices.keep(there, changes)
 
@@ -206,8 +206,7 @@ class ToDevice:
     def _check_bytes(self, caller: Requester, size: int) -> None:
         """Count what is to be kept, where there is room for any: so what is asked for once may always be sent. Raises LimitExceeded."""
         if caller.rate_limited:
-            self._limiter.check_only(Limit.TO_DEVICE_BYTES, caller.user_id)
-            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=size)
+            self._limiter.check_then_count(Limit.TO_DEVICE_BYTES, caller.user_id, size)
 
     def _count_strangers(self, caller: Requester, strangers: int) -> None:
         """Raises LimitExceeded."""

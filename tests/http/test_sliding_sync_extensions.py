@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
+from tests.helpers.talk import ok, put_event, redact
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -199,14 +200,23 @@ def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> 
     assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
+def in_two_threads(user: User, room_id: str) -> tuple[str, str]:
+    """A thread's root, and an event that is in the thread and in the main timeline: a reply that was redacted."""
+    root = say(user, room_id, "root")
+    relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    reply = str(ok(put_event(user, room_id, "m.room.message", {"body": "reply", **relation}))["event_id"])
+    ok(redact(user, room_id, reply))
+    return root, reply
+
+
 def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
-    event_id = say(alice, room_id, "salom")
-    for body in ({"thread_id": "main"}, {}, {"thread_id": event_id}):
+    root, event_id = in_two_threads(alice, room_id)
+    for body in ({"thread_id": "main"}, {}, {"thread_id": root}):
         assert bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": ON})
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON})
     told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
     assert list(told[bob.user_id]) == ["ts"]
 
@@ -216,16 +226,17 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
 def test_of_two_threads_receipts_at_the_same_event_both_are_told(
     server: TestServer, reader: str, *, is_new: bool
 ) -> None:
-    """A root is read in the main timeline and in its thread: one event has room for one of these, and the next answer comes at once."""
+    """What was redacted is read in the main timeline and in its thread: one event has room for one of these, and the next answer comes at
+    once."""
     people = {name: server.register(name) for name in ("alice", "bob")}
     alice, user = people["alice"], people[reader]
     room_id = create(alice, preset="public_chat")
     act(people["bob"], room_id, "join")
-    event_id = say(alice, room_id, "root")
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": ON})
+    root, event_id = in_two_threads(alice, room_id)
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON})
     if not is_new:
         client.sync()
-    for thread_id in ("main", event_id):
+    for thread_id in ("main", root):
         body = {"thread_id": thread_id}
         assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
     threads = []
@@ -234,7 +245,7 @@ def test_of_two_threads_receipts_at_the_same_event_both_are_told(
         assert list(content) == [event_id]
         threads.append(content[event_id]["m.read"][user.user_id]["thread_id"])
         client.pos = answer["pos"]
-    assert threads == ["main", event_id]
+    assert threads == ["main", root]
     assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
