@@ -147,6 +147,11 @@ class Sender:
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
+    def fell_silent(self, server: ServerName) -> bool:
+        """Whether the server ceased to answer only a moment ago, and may just be starting again."""
+        destination = self._deliveries.peek(server)
+        return destination is not None and destination.fell_silent_at(self._now_ms())
+
     @property
     def is_sending(self) -> bool:
         """Whether this is the node that sends."""

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -53,6 +54,9 @@ RESYNC_PAUSE: Final = 60.0
 """Seconds after which a list is fetched again at once because of what its server tells; before that it is a job's."""
 MOST_ASKED: Final = 100
 """Servers that are asked at once for lists that are stale."""
+CLAIM_PAUSE: Final = 1.0
+"""Seconds after which a server that is not there is asked again for one-time keys."""
+GATEWAY_ERRORS: Final = frozenset({502, 503, 504})
 MAX_PREV_IDS: Final = 100
 MOST_SAID: Final = 10_000
 """Users of whom it is known what was said of their keys of cross-signing."""
@@ -129,12 +133,21 @@ class RemoteDevices:
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> Mapping[str, Any]:
-        """One-time keys of one server's users. Raises RemoteError, Forbidden."""
-        if self._sender.is_failing(server):
+        """One-time keys of one server's users. A server that is not there is asked again while there is time, unless it has been away for
+        longer: it may just be starting again, and who gets no key now cannot read what is sent. Raises RemoteError, Forbidden."""
+        if self._sender.is_failing(server) and not self._sender.fell_silent(server):
             raise _unreachable(server)
+        until = self._clock.seconds() + seconds
         failure: Exception | None = None
         try:
-            return await self._remote.claim(server, wanted, seconds)
+            while True:
+                left = until - self._clock.seconds()
+                try:
+                    return await self._remote.claim(server, wanted, left)
+                except RemoteError as error:
+                    if not _is_away(error) or until - self._clock.seconds() <= CLAIM_PAUSE:
+                        raise
+                await deferLater(self._clock, CLAIM_PAUSE)
         except (RemoteError, MatrixError) as error:
             failure = error
             raise
@@ -272,6 +285,11 @@ class RemoteDevices:
 
 def _unreachable(server: ServerName) -> RemoteError:
     return RemoteError(server, "it could not be reached lately", retryable=True)
+
+
+def _is_away(error: RemoteError) -> bool:
+    """Whether there was no answer, or one by what stands before the server."""
+    return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
 def _check_user(origin: ServerName, content: Mapping[str, Any]) -> str:
