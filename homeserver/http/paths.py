@@ -6,7 +6,6 @@ parameter. A slash at the end that no declaration has is forgiven.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from string import ascii_letters, digits
 from typing import Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -18,8 +17,6 @@ T = TypeVar("T")
 
 MAX_REMEMBERED: Final = 255
 REMEMBERED: Final = 512
-_PLAIN: Final = (ascii_letters + digits + "-._~").encode()
-"""What stands for itself in a path."""
 
 
 class _Node(msgspec.Struct, Generic[T]):
@@ -64,8 +61,6 @@ class PathTable(Generic[T]):
         self._root: _Node[T] = _Node()
         self._whole: dict[bytes, _Node[T]] = {}
         """Paths without parameters, which are found at once as they stand."""
-        self._known: dict[bytes, tuple[T, list[str]]] = {}
-        """What was found of late where any text may come last, as a transaction id, by what is before that."""
 
     def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
         """The node of a declared path, made if need be; the caller sets its `leaf`."""
@@ -82,31 +77,24 @@ class PathTable(Generic[T]):
             self._whole[path.encode()] = node
         return node
 
-    def find(self, path: bytes) -> tuple[T, list[str]] | None:
-        """The leaf at this path and the values of its parameters, in order. Raises `InvalidParam`."""
+    def find(self, path: bytes) -> tuple[T, list[str], bool] | None:
+        """The leaf at this path, the values of its parameters, in order, and whether any text may come last in its place. Raises
+        `InvalidParam`."""
         whole = self._whole.get(path)
         if whole is not None and whole.leaf is not None:
-            return whole.leaf, []
-        before, _, last = path.rpartition(b"/")
-        known = self._known.get(before)
-        if known is not None and last and not last.translate(None, _PLAIN):
-            return known[0], [*known[1], last.decode()]
+            return whole.leaf, [], False
         if not path.startswith(b"/"):
             return None
         segments = split_path(path)
         values: list[str] = []
         node = self._find_straight(segments, values)
         if node is not None and node.leaf is not None:
-            if node.beside == {} and len(before) <= MAX_REMEMBERED:
-                if len(self._known) >= REMEMBERED:
-                    self._known.clear()
-                self._known[before] = node.leaf, values[:-1]
-            return node.leaf, values
+            return node.leaf, values, node.beside == {}
         values = []
         leaf = _find(self._root, segments, 0, values)
         if leaf is None and len(segments) > 1 and not segments[-1]:
             leaf = _find(self._root, segments[:-1], 0, values)
-        return None if leaf is None else (leaf, values)
+        return None if leaf is None else (leaf, values, False)
 
     def _find_straight(self, segments: list[str], values: list[str]) -> _Node[T] | None:
         """As `_find` finds most, without looking back: what it tries first."""

@@ -7,6 +7,7 @@ answer.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
+from string import ascii_letters, digits
 from types import ModuleType
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -24,6 +25,11 @@ from homeserver.observe.access import AccessRecord
 _NONE: Final = Auth.NONE
 _SERVER: Final = Auth.SERVER
 """To ask the class for one is a call of a function, in Python 3.11."""
+LONGEST_REMEMBERED: Final = 512
+MOST_REMEMBERED: Final = 512
+"""Beginnings of paths, each of so many bytes at most."""
+PLAIN: Final = (ascii_letters + digits + "-._~").encode()
+"""What stands for itself in a path."""
 Handler = Callable[..., Awaitable[Any]]
 """A function that `@endpoint` has declared."""
 
@@ -88,6 +94,8 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
+        self._known: dict[tuple[str, bytes], Match] = {}
+        """Without the last value, where any text may stand there, as a transaction id: by the method and what is before it, of late."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)
@@ -111,17 +119,26 @@ class Router:
 
     def find(self, method: str, path: bytes) -> Match:
         """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`, `InvalidParam`."""
+        before, _, last = path.rpartition(b"/")
+        known = self._known.get((method, before))
+        if known is not None and last and not last.translate(None, PLAIN):
+            return Match(known.route, [*known.values, last.decode()], known.max_body)
         found = self._table.find(path)
         if found is None:
             raise Unrecognized
-        leaf, values = found
+        leaf, values, is_open = found
         route = leaf.get(method)
         if route is None and method == "HEAD":
             route = leaf.get("GET")
         if route is None:
             raise MethodRefused(sorted(leaf))
         limit = route.declaration.max_body
-        return Match(route, values, self._body_limits[limit] if isinstance(limit, BodyLimit) else limit)
+        max_body = self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
+        if is_open and len(before) <= LONGEST_REMEMBERED:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
+            self._known[method, before] = Match(route, values[:-1], max_body)
+        return Match(route, values, max_body)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
         """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized

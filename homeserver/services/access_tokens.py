@@ -132,7 +132,7 @@ class AccessTokens:
             if known is None:
                 return None
         owner = known.owner
-        if known.until <= self._clock.seconds() or not self._is_trusted():
+        if known.until <= self._clock.seconds() or (self._trusted_until != inf and not self._is_trusted()):
             return None
         if owner is not None and owner.device_id is not None:
             self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)

@@ -78,6 +78,20 @@ def test_some_are_exempt() -> None:
     assert {client.request("POST", MESSAGE, token="free").status for _ in range(10)} == {200}
 
 
+def test_what_may_always_be_made_once_makes_the_next_wait_for_all_of_it() -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock, {Limit.CLAIMED_BY_USER: Rate(2, 10)})
+    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 3)
+    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 27)
+    for seconds in (0, 10.4):
+        clock.advance(seconds)
+        with pytest.raises(LimitExceeded):
+            limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 0)
+    clock.advance(0.2)
+    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 0)
+    limiter.check_then_count(Limit.CLAIMED_BY_USER, "b", 1)
+
+
 def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
     limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 1)})
     for _ in range(5):

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from homeserver.services.sync import recent_messages
-from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages, read
+from homeserver.services.sync.recent_messages import MOST_BYTES, SORTED_AT_ONCE, RecentMessages, read
 from storage.streams import Change, Streams, Topic
 from storage.to_device import NewMessages
 
@@ -66,3 +66,24 @@ def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyP
         recent.forget(("@b:example.org", f"D{number}"), 10)
         found = recent.since(("@a:example.org", "D"), 10)
         assert found is None or [position for position, _, _ in found] == [11]
+
+
+def test_what_is_not_sorted_yet_is_found_and_goes_in_its_turn() -> None:
+    """A few at once, by many requests, while nobody reads: found in order, and the oldest gone first, as if each had been read at once."""
+    streams, others = Streams(), Streams()
+    lazy, eager = RecentMessages(streams, most_bytes=2500), RecentMessages(others, most_bytes=2500)
+    devices = [("@a:example.org", "D"), ("@a:example.org", "E"), ("@b:example.org", "D")]
+    position = 1
+    for number in range(5 * SORTED_AT_ONCE):
+        to = [(*device, 1) for device in devices[: 1 + number % 3]]
+        news = NewMessages(position, b"", to, [b"%d" % number * 10] * len(to))
+        position += len(to)
+        for each in (streams, others):
+            each.publish([Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], news.last)
+        assert eager.since(devices[0], news.last) == []
+        if number % 50 == 49:
+            for device in devices:
+                found = [lazy.since(device, after) for after in range(position)]
+                assert found == [eager.since(device, after) for after in range(position)]
+                assert any(found)
+                assert found[-1] == []

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,16 @@ def test_path_body_and_caller_reach_the_handler(client: Client) -> None:
 )
 def test_a_segment_is_decoded_once_and_stays_one(client: Client, segment: str, value: str) -> None:
     assert client.request("PUT", TAG + segment, token="alice").json["tag"] == value
+
+
+def test_what_comes_last_is_read_anew_each_time(client: Client) -> None:
+    """Though all before it is known: also what is not text as it stands, and what is missing."""
+    for segment in ("a", "b", "a%2Fb", "%F0%9F%92%A9", "c.d-e_f~", "b"):
+        assert client.request("PUT", TAG + segment, token="alice").json["tag"] == unquote(segment)
+    for path, status in ((TAG, 404), (TAG + "%FF", 400), (TAG + "a%00b", 400), (TAG + "a/b", 404)):
+        assert client.request("PUT", path, token="alice").status == status
+    assert client.request("DELETE", TAG + "a", token="alice").errcode == "M_UNRECOGNIZED"
+    assert client.request("PUT", TAG.replace("rooms/!r", "rooms/!s") + "a", token="alice").status == 200
 
 
 def test_encoded_literals_and_sigils_are_the_same_path(client: Client) -> None:
