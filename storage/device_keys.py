@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.claim_log import ClaimLog, read_marks
+from storage.claim_log import UNSETTLED, ClaimLog, read_marks
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -40,7 +40,7 @@ MOST_IDENTITY_BYTES: Final = 1 << 20
 
 _BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD, _CLAIM = range(7)
 """What a row says that a query finds among rows of other kinds."""
-_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims"
+_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims WHERE {UNSETTLED}"
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -101,8 +101,8 @@ class DeviceKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._ahead = KeysAhead()
-        self._log = ClaimLog()
+        # shared by all stores: one that knew of its own claims alone would give out again what another did
+        self._ahead, self._log = database.remembered.setdefault(DeviceKeyStore, (KeysAhead(), ClaimLog()))
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""

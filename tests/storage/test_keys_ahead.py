@@ -88,6 +88,11 @@ class Node:
         (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
         return names_of(given)
 
+    def count(self, device_id: str) -> int:
+        """How many keys the device has left, as it is told."""
+        ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
+        return counts.one_time.get(ALGORITHM, 0)
+
     def claim_together(self, *device_ids: str) -> list[list[str | None]]:
         """Twice, with a write between that fails, all of one batch."""
         claims = [self.store.do_claim(wishes_for(device_ids), 1000) for _ in range(2)]
@@ -205,6 +210,9 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                     assert node.claim_together(*what) == [wanted, again]
                     continue
                 assert node.claim(*what) == wanted
+        for device_id, names in left.items():
+            for each in nodes:
+                assert each.count(device_id) == len(names)
 
 
 @pytest.mark.usefixtures("short_runs")
@@ -222,6 +230,58 @@ def test_what_is_not_settled_is_bounded_over_restarts(
         numbers += claims
         run_coroutine(node.database.close(), None)
     assert numbers == [2] * 5
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_two_stores_of_a_process_give_out_no_key_twice(nodes: tuple[Node, Node]) -> None:
+    """What each of them does is no other process's: they are alone together."""
+    node, _ = nodes
+    node.upload("A", [f"k{number}" for number in range(20)])
+    stores = node.store, DeviceKeyStore(node.database)
+    given: list[str | None] = []
+    for number in range(20):
+        node.store = stores[number % 2]
+        given += node.claim("A")
+    assert given == [f"k{number}" for number in range(20)]
+
+
+def test_claims_of_very_many_keys_are_settled_too(nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More marks than one statement moves."""
+    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
+    node, other = nodes
+    devices = [f"D{number}" for number in range(2 * CLAIMED_AT_ONCE)]
+    for device_id in devices:
+        node.upload(device_id, ["a", "b", "c", "d"])
+    for name in "abc":
+        assert node.claim(*devices) == [name] * len(devices)
+    assert {node.count(device_id) for device_id in devices[::50]} == {1}
+    assert other.claim(*devices) == ["d"] * len(devices)
+    assert node.claim(*devices) == [None] * len(devices)
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_was_settled_is_not_looked_through_again(
+    postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have gone since."""
+    node = Node(postgresql, monkeypatch)
+    for _ in range(3):
+        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    node.upload("A", [f"k{number}" for number in range(41)])
+    assert node.claim("A") == ["k0"]
+    engine = node.database.engine
+    backup = engine.connect_reader()
+    backup.begin_snapshot()
+    assert len(backup.query("SELECT claim_nid FROM key_claims", ())) == 1
+    for number in range(1, 41):
+        assert node.claim("A") == [f"k{number}"]
+    reader = engine.connect_reader()
+    plan = "\n".join([line for (line,) in reader.query(f"EXPLAIN (ANALYZE) {claim_log.LOGGED}", ())])
+    assert "Index Cond: (claim_nid >" in plan
+    assert "Rows Removed" not in plan
+    for connection in (backup, reader):
+        connection.close()
+    run_coroutine(node.database.close(), None)
 
 
 def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: tuple[Node, Node]) -> None:
