@@ -4,7 +4,7 @@ How far a block is given out is otherwise what its mark says (`storage/one_time_
 by one; so claims gather here, and at times the log is *settled*: all marks are moved to where it says, each once, and its rows go.
 
 Laws:
-- Of a block, that number holds which is largest: that of its mark, or that in any row. So who reads marks reads the log, too.
+- Of a block, that number holds which is largest: that of its mark, or that in the latest row. So who reads marks reads the log, too.
 - A row is written only by who knows where the marks are, that is while no other process writes (`WriteTransaction.stretch`).
 - The log is bounded, and reading it costs the same however many claims there were: what comes before `settled_claims` is not looked at.
 """
@@ -22,11 +22,14 @@ MOST_MARKS: Final = 1000
 
 UNSETTLED: Final = "claim_nid > coalesce((SELECT upto FROM settled_claims), 0)"
 """Which rows of `key_claims` there can be: the index finds them, past those that went and that PostgreSQL has not yet cleared away."""
+IS_SETTLED: Final = f"(SELECT count(*) FROM key_claims WHERE {UNSETTLED}) = 0"
+"""Whether there is none; to find out if one EXISTS, PostgreSQL might begin to read the table."""
 LOGGED: Final = f"SELECT claim_nid, claimed_ts, marks FROM key_claims WHERE {UNSETTLED}"
 SETTLE: Final = (
     "UPDATE one_time_key_marks SET settled = ?, claimed_ts = ? WHERE block_nid = ? AND settled < ? RETURNING block_nid"
 )
 _mark = Struct(">qH")
+_number = Struct(">q")
 
 
 class ClaimLog:
@@ -76,9 +79,24 @@ class ClaimLog:
 
 def read_marks(rows: Iterable[Row]) -> dict[int, tuple[int, int]]:
     """Of rows of the log: how many of a block were given out, and when the latest was, by block."""
-    latest: dict[int, tuple[int, int]] = {}
-    for _, claimed_ts, marks in rows:
-        for block_nid, taken in _mark.iter_unpack(marks):
-            if block_nid not in latest or latest[block_nid][0] < taken:
-                latest[block_nid] = (taken, claimed_ts)
-    return latest
+    return {
+        block_nid: (taken, claimed_ts)
+        for _, claimed_ts, marks in sorted(rows)
+        for block_nid, taken in _mark.iter_unpack(marks)
+    }
+
+
+def find_marks(rows: Iterable[Row], block_nids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """As `read_marks`, of these blocks alone: where they are few, it takes a fraction of that."""
+    found: dict[int, tuple[int, int]] = {}
+    latest_first = sorted(rows, reverse=True)
+    for block_nid in block_nids:
+        packed = _number.pack(block_nid)
+        for _, claimed_ts, marks in latest_first:
+            at = marks.find(packed)
+            while at >= 0 and at % _mark.size:  # those bytes stand elsewhere too
+                at = marks.find(packed, at + 1)
+            if at >= 0:
+                found[block_nid] = (_mark.unpack_from(marks, at)[1], claimed_ts)
+                break
+    return found

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.claim_log import UNSETTLED, ClaimLog, read_marks
+from storage.claim_log import UNSETTLED, ClaimLog, find_marks
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -294,8 +294,8 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
 
 def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
     found: dict[int, list[Row]] = {kind: [] for kind in range(7)}
-    for kind, *row in rows:
-        found[kind].append(tuple(row))
+    for row in rows:
+        found[row[0]].append(row[1:])
     return found
 
 
@@ -304,7 +304,7 @@ def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
     blocks = [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
     if not found[_CLAIM]:
         return blocks
-    logged = read_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]])
+    logged = find_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]], [block.block_nid for block in blocks])
     for at, block in enumerate(blocks):
         taken, claimed_ts = logged.get(block.block_nid, (0, 0))
         if taken > block.taken:

@@ -1,8 +1,10 @@
 """One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
 whatever fails."""
 
+import struct
 import tracemalloc
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from random import Random
 from sys import getsizeof
 from typing import Any, TypeVar, cast
 
@@ -276,9 +278,10 @@ def test_what_was_settled_is_not_looked_through_again(
     for number in range(1, 41):
         assert node.claim("A") == [f"k{number}"]
     reader = engine.connect_reader()
-    plan = "\n".join([line for (line,) in reader.query(f"EXPLAIN (ANALYZE) {claim_log.LOGGED}", ())])
-    assert "Index Cond: (claim_nid >" in plan
-    assert "Rows Removed" not in plan
+    for sql in (claim_log.LOGGED, f"SELECT 1 WHERE {claim_log.IS_SETTLED}"):
+        plan = "\n".join([line for (line,) in reader.query(f"EXPLAIN (ANALYZE) {sql}", ())])
+        assert "Index Cond: (claim_nid >" in plan
+        assert "Rows Removed" not in plan
     for connection in (backup, reader):
         connection.close()
     run_coroutine(node.database.close(), None)
@@ -337,6 +340,29 @@ def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
         node.claim(*devices)
     monkeypatch.setattr(node.database, "write", write)
     assert node.claim(*devices) == [*[None] * CLAIMED_AT_ONCE, *devices[CLAIMED_AT_ONCE:]]
+
+
+numbers_of_blocks = st.sampled_from([0, 1, 2, 255, 256, 257, 511, 512, 1 << 16, 1 << 40])
+"""Such that the bytes of one stand across others, too."""
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.dictionaries(numbers_of_blocks, st.integers(0, 300), max_size=6), max_size=5),
+    st.sets(numbers_of_blocks),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_read_of_some_blocks_is_what_all_of_the_log_says_of_them(
+    claims: list[dict[int, int]], wanted: set[int], random: Random
+) -> None:
+    rows = [
+        (position, position * 10, b"".join([struct.pack(">qH", *mark) for mark in marks.items()]))
+        for position, marks in enumerate(claims)
+    ]
+    latest = {block: (taken, position * 10) for position, marks in enumerate(claims) for block, taken in marks.items()}
+    random.shuffle(rows)
+    assert claim_log.read_marks(rows) == latest
+    assert claim_log.find_marks(rows, wanted) == {block: latest[block] for block in wanted & latest.keys()}
 
 
 def make_transaction() -> WriteTransaction:
