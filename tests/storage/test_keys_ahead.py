@@ -73,11 +73,19 @@ class Node:
             run_coroutine(as_coroutine(each), None)
         return found
 
-    def upload(self, device_id: str, names: list[str], algorithm: str = ALGORITHM, *, fail: bool = False) -> None:
+    def upload(
+        self,
+        device_id: str,
+        names: list[str],
+        algorithm: str = ALGORITHM,
+        *,
+        identity: bytes | None = None,
+        fail: bool = False,
+    ) -> None:
         def put(txn: WriteTransaction) -> None:
             DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
             keys = {(algorithm, name): content(name) for name in names}
-            self.store.put_keys(txn, ALICE, device_id, NewKeys(None, keys, {}), 0)
+            self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
             if fail:
                 raise ZeroDivisionError
 
@@ -159,7 +167,9 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("upload"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 9)),
-        st.tuples(st.just("fail"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)),
+        st.tuples(
+            st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)
+        ),
         st.tuples(st.sampled_from(["remove", "write"]), st.integers(0, 1), st.sampled_from(DEVICES), st.just(4)),
         st.tuples(
             st.sampled_from(["claim", "lose", "fail claims", "together"]),
@@ -179,17 +189,22 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
     nodes: tuple[Node, Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
     left: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
+    have_identity: set[str] = set()
     for device_id in DEVICES:
         nodes[0].remove(device_id)
     number = 0
     for step, at, what, times in steps:
         node = nodes[at]
-        if step in ("upload", "fail"):
+        if step in ("upload", "fail", "begin anew"):
             names = [f"k{number + each}" for each in range(times)]
             number += times
             if step == "upload":
                 node.upload(what, names)
                 left[what] += names
+            elif step == "begin anew":
+                node.upload(what, names, identity=b'{"keys":{"ed25519:%b":"%d"}}' % (what.encode(), number))
+                left[what] = names if what in have_identity else left[what] + names
+                have_identity.add(what)
             else:
                 with pytest.raises(ZeroDivisionError):
                     node.upload(what, names, fail=True)
@@ -198,7 +213,8 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                 node.run(node.database.write("other", lambda txn: txn.next_position()))
         elif step == "remove":
             node.remove(what)
-            left[what].clear()
+            left[what] = []
+            have_identity.discard(what)
         else:
             for number_of_claim in range(times):
                 if step == "fail claims" and number_of_claim % 2:
