@@ -263,6 +263,18 @@ def test_two_stores_of_a_process_give_out_no_key_twice(nodes: tuple[Node, Node])
     assert given == [f"k{number}" for number in range(20)]
 
 
+@pytest.mark.usefixtures("short_runs")
+def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: tuple[Node, Node]) -> None:
+    node, other = nodes
+    other.upload("A", [f"k{number}" for number in range(5)])
+    for _ in range(3):
+        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], "the latter two are in the log"
+    node.fail_to_claim("A")  # it has to read what comes next, and settles before
+    assert node.claim("A") == ["k3"]
+    assert node.count("A") == 1
+
+
 def test_claims_of_very_many_keys_are_settled_too(nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """More marks than one statement moves."""
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)

@@ -260,6 +260,20 @@ def make_error(node: Stepped) -> type[Exception]:
     return error
 
 
+def test_a_new_connection_begins_a_new_stretch(nodes: tuple[Stepped, Stepped]) -> None:
+    """Who knows whether it leads to the same server: the position alone would not show that."""
+    here, there = nodes
+    look: Callable[[WriteTransaction], int | None] = lambda txn: txn.stretch  # noqa: E731
+    settle(here)
+    stretch = write(here, "alone", look)
+    assert stretch is not None
+    assert write(here, "still alone", look) == stretch
+    write(there, "end", lambda txn: txn.query(END_OTHERS))
+    assert write(here, "new", look) is None
+    settle(here)
+    assert write(here, "alone again", look) not in (None, stretch)
+
+
 def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> None:
     """Another node holds it for too long."""
     patient = PostgresConfig(postgresql.connect, write_lock_timeout=0.2)
