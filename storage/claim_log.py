@@ -1,11 +1,12 @@
-"""Claims of one-time keys as they came, a row each: how far blocks are given out that have not been settled in their marks.
+"""The log of claims of one-time keys: a row for each claim, which says how far the blocks are given out now that it took a key of.
 
-A row is a tenth of what marks cost that are moved one by one. It may be written only by who knows where the marks are, that is while nobody
-else writes (`WriteTransaction.stretch`); everybody reads it.
+How far a block is given out is otherwise what its mark says (`storage/one_time_keys.py`). A row costs a tenth of marks that are moved one
+by one; so claims gather here, and at times the log is *settled*: all marks are moved to where it says, each once, and its rows go.
 
 Laws:
-- Of a block, that number holds which is largest: in its mark, or in any row.
-- What lies here is bounded, so that who reads marks may read all of it.
+- Of a block, that number holds which is largest: that of its mark, or that in the latest row. So who reads marks reads the log, too.
+- A row is written only by who knows where the marks are, that is while no other process writes (`WriteTransaction.stretch`).
+- The log is bounded, and reading it costs the same however many claims there were: what comes before `settled_claims` is not looked at.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,16 @@ MOST_CLAIMS: Final = 64
 MOST_MARKS: Final = 1000
 """In all rows, but for those of one claim."""
 
-LOGGED: Final = "SELECT claim_nid, claimed_ts, marks FROM key_claims"
+UNSETTLED: Final = "claim_nid > coalesce((SELECT upto FROM settled_claims), 0)"
+"""Which rows of `key_claims` there can be: the index finds them, past those that went and that PostgreSQL has not yet cleared away."""
+IS_SETTLED: Final = f"(SELECT count(*) FROM key_claims WHERE {UNSETTLED}) = 0"
+"""Whether there is none; to find out if one EXISTS, PostgreSQL might begin to read the table."""
+LOGGED: Final = f"SELECT claim_nid, claimed_ts, marks FROM key_claims WHERE {UNSETTLED}"
 SETTLE: Final = (
     "UPDATE one_time_key_marks SET settled = ?, claimed_ts = ? WHERE block_nid = ? AND settled < ? RETURNING block_nid"
 )
 _mark = Struct(">qH")
+_number = Struct(">q")
 
 
 class ClaimLog:
@@ -36,8 +42,8 @@ class ClaimLog:
         """In which it is known what may be there at most."""
 
     def add(self, txn: WriteTransaction, position: int, now_ms: int, marks: Mapping[int, int]) -> None:
-        """Write down how many of these blocks are given out now; no query, but one or two where the log has become long, or it is not known
-        how long."""
+        """Write down how many keys of these blocks, by number, are given out now. Settles first where the log has become long, or where it
+        is not known how long it is; else no query."""
         if self._stretch != txn.stretch or self._claims >= MOST_CLAIMS or self._marks >= MOST_MARKS:
             self.settle(txn)
         self._claims += 1
@@ -48,8 +54,8 @@ class ClaimLog:
         )
 
     def settle(self, txn: WriteTransaction) -> None:
-        """Move the marks by what is in the log, and empty it. One query, and another if there is anything; none where it is known to be
-        empty."""
+        """Move the marks to where the log says, and empty it. One query, and a fixed number more if there is anything; none where it is
+        known to be empty."""
         if txn.stretch is not None and self._stretch == txn.stretch and not self._claims:
             return
         self._claims, self._marks, self._stretch = 0, 0, txn.stretch
@@ -58,7 +64,14 @@ class ClaimLog:
         if rows:
             latest = read_marks(rows)
             txn.change_each(SETTLE, (), [(taken, ts, block_nid, taken) for block_nid, (taken, ts) in latest.items()])
-            txn.execute_later("DELETE FROM key_claims WHERE claim_nid <= ?", (max(row[0] for row in rows),))
+            positions = [row[0] for row in rows]
+            txn.execute_later(
+                "DELETE FROM key_claims WHERE claim_nid BETWEEN ? AND ?", (min(positions), max(positions))
+            )
+            txn.execute_later(
+                "INSERT INTO settled_claims (id, upto) VALUES (0, ?) ON CONFLICT (id) DO UPDATE SET upto = excluded.upto",
+                (max(positions),),
+            )
 
     def _forget(self) -> None:
         self._stretch = None
@@ -66,9 +79,24 @@ class ClaimLog:
 
 def read_marks(rows: Iterable[Row]) -> dict[int, tuple[int, int]]:
     """Of rows of the log: how many of a block were given out, and when the latest was, by block."""
-    latest: dict[int, tuple[int, int]] = {}
-    for _, claimed_ts, marks in rows:
-        for block_nid, taken in _mark.iter_unpack(marks):
-            if block_nid not in latest or latest[block_nid][0] < taken:
-                latest[block_nid] = (taken, claimed_ts)
-    return latest
+    return {
+        block_nid: (taken, claimed_ts)
+        for _, claimed_ts, marks in sorted(rows)
+        for block_nid, taken in _mark.iter_unpack(marks)
+    }
+
+
+def find_marks(rows: Iterable[Row], block_nids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """As `read_marks`, of these blocks alone: where they are few, it takes a fraction of that."""
+    found: dict[int, tuple[int, int]] = {}
+    latest_first = sorted(rows, reverse=True)
+    for block_nid in block_nids:
+        packed = _number.pack(block_nid)
+        for _, claimed_ts, marks in latest_first:
+            at = marks.find(packed)
+            while at >= 0 and at % _mark.size:  # those bytes stand elsewhere too
+                at = marks.find(packed, at + 1)
+            if at >= 0:
+                found[block_nid] = (_mark.unpack_from(marks, at)[1], claimed_ts)
+                break
+    return found

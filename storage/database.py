@@ -68,6 +68,8 @@ class Database:
         already. `reactor`: reads what the head of the sequence is asked by, where the engine has something for that."""
         self.engine = engine
         self.streams = streams
+        self.remembered: dict[Any, Any] = {}
+        """What parts of storage remember from write to write, under keys of their own: one memory, whoever writes here."""
         self._readers = readers
         self._writer = Writer(engine, writer, streams, observer, clock)
         self._observer = observer

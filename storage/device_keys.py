@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.claim_log import ClaimLog, read_marks
+from storage.claim_log import UNSETTLED, ClaimLog, find_marks
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -40,7 +40,7 @@ MOST_IDENTITY_BYTES: Final = 1 << 20
 
 _BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD, _CLAIM = range(7)
 """What a row says that a query finds among rows of other kinds."""
-_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims"
+_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims WHERE {UNSETTLED}"
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -101,8 +101,8 @@ class DeviceKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._ahead = KeysAhead()
-        self._log = ClaimLog()
+        # shared by all stores: one that knew of its own claims alone would give out again what another did
+        self._ahead, self._log = database.remembered.setdefault(DeviceKeyStore, (KeysAhead(), ClaimLog()))
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         """What the device has left, and the position up to which all changes are in that: it may be ahead of the stream."""
@@ -294,8 +294,8 @@ def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standin
 
 def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
     found: dict[int, list[Row]] = {kind: [] for kind in range(7)}
-    for kind, *row in rows:
-        found[kind].append(tuple(row))
+    for row in rows:
+        found[row[0]].append(row[1:])
     return found
 
 
@@ -304,7 +304,7 @@ def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
     blocks = [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
     if not found[_CLAIM]:
         return blocks
-    logged = read_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]])
+    logged = find_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]], [block.block_nid for block in blocks])
     for at, block in enumerate(blocks):
         taken, claimed_ts = logged.get(block.block_nid, (0, 0))
         if taken > block.taken:

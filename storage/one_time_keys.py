@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from storage.claim_log import ClaimLog
+from storage.claim_log import IS_SETTLED, ClaimLog
 from storage.engine import Row
 from storage.keys_ahead import KeyRun, KeysAhead, W, note_marks
 from storage.transaction import Transaction, WriteTransaction
@@ -77,7 +77,7 @@ BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.bloc
 
 MOVE_MARK: Final = (
     "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid = ? AND settled < ?"
-    " AND NOT EXISTS (SELECT 1 FROM key_claims) RETURNING block_nid, settled"
+    f" AND {IS_SETTLED} RETURNING block_nid, settled"
 )
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])

@@ -128,8 +128,9 @@ class WriteTransaction(Transaction):
         self.looked_at: set[str] = set()
         """Counters: those that the write does not rest on may have changed since its begin."""
         self.stretch = stretch
-        """What this process learnt of the database in a write with the same number still holds: nobody else has put anything at a
-        position since. None: others write too."""
+        """The number of the stretch that this write is of: batches of this process between which no other has taken a position. So what it
+        learnt in a write of the same stretch still holds, if it changes with a position alone. None: the stretch is so short that
+        others are likely to be at work."""
         self.undoings: list[Callable[[], None]] = []
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
@@ -241,6 +242,6 @@ class WriteTransaction(Transaction):
         self.callbacks.append(callback)
 
     def when_undone(self, callback: Callable[[], None]) -> None:
-        """Run this on the writer's thread should this write be undone, or nobody know whether it is: to forget what it has made of what is
-        remembered there."""
+        """For a write that changes what is remembered beside the database: forget that, should the write be undone, or nobody know whether
+        it is. Runs on the writer's thread, before anything else is written."""
         self.undoings.append(callback)

@@ -1,8 +1,10 @@
 """One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
 whatever fails."""
 
+import struct
 import tracemalloc
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from random import Random
 from sys import getsizeof
 from typing import Any, TypeVar, cast
 
@@ -71,11 +73,19 @@ class Node:
             run_coroutine(as_coroutine(each), None)
         return found
 
-    def upload(self, device_id: str, names: list[str], algorithm: str = ALGORITHM, *, fail: bool = False) -> None:
+    def upload(
+        self,
+        device_id: str,
+        names: list[str],
+        algorithm: str = ALGORITHM,
+        *,
+        identity: bytes | None = None,
+        fail: bool = False,
+    ) -> None:
         def put(txn: WriteTransaction) -> None:
             DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
             keys = {(algorithm, name): content(name) for name in names}
-            self.store.put_keys(txn, ALICE, device_id, NewKeys(None, keys, {}), 0)
+            self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
             if fail:
                 raise ZeroDivisionError
 
@@ -87,6 +97,11 @@ class Node:
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
         (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
         return names_of(given)
+
+    def count(self, device_id: str) -> int:
+        """How many keys the device has left, as it is told."""
+        ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
+        return counts.one_time.get(ALGORITHM, 0)
 
     def claim_together(self, *device_ids: str) -> list[list[str | None]]:
         """Twice, with a write between that fails, all of one batch."""
@@ -152,7 +167,9 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("upload"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 9)),
-        st.tuples(st.just("fail"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)),
+        st.tuples(
+            st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)
+        ),
         st.tuples(st.sampled_from(["remove", "write"]), st.integers(0, 1), st.sampled_from(DEVICES), st.just(4)),
         st.tuples(
             st.sampled_from(["claim", "lose", "fail claims", "together"]),
@@ -172,17 +189,22 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
     nodes: tuple[Node, Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
     left: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
+    have_identity: set[str] = set()
     for device_id in DEVICES:
         nodes[0].remove(device_id)
     number = 0
     for step, at, what, times in steps:
         node = nodes[at]
-        if step in ("upload", "fail"):
+        if step in ("upload", "fail", "begin anew"):
             names = [f"k{number + each}" for each in range(times)]
             number += times
             if step == "upload":
                 node.upload(what, names)
                 left[what] += names
+            elif step == "begin anew":
+                node.upload(what, names, identity=b'{"keys":{"ed25519:%b":"%d"}}' % (what.encode(), number))
+                left[what] = names if what in have_identity else left[what] + names
+                have_identity.add(what)
             else:
                 with pytest.raises(ZeroDivisionError):
                     node.upload(what, names, fail=True)
@@ -191,7 +213,8 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                 node.run(node.database.write("other", lambda txn: txn.next_position()))
         elif step == "remove":
             node.remove(what)
-            left[what].clear()
+            left[what] = []
+            have_identity.discard(what)
         else:
             for number_of_claim in range(times):
                 if step == "fail claims" and number_of_claim % 2:
@@ -205,6 +228,9 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                     assert node.claim_together(*what) == [wanted, again]
                     continue
                 assert node.claim(*what) == wanted
+        for device_id, names in left.items():
+            for each in nodes:
+                assert each.count(device_id) == len(names)
 
 
 @pytest.mark.usefixtures("short_runs")
@@ -222,6 +248,71 @@ def test_what_is_not_settled_is_bounded_over_restarts(
         numbers += claims
         run_coroutine(node.database.close(), None)
     assert numbers == [2] * 5
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_two_stores_of_a_process_give_out_no_key_twice(nodes: tuple[Node, Node]) -> None:
+    """What each of them does is no other process's: they are alone together."""
+    node, _ = nodes
+    node.upload("A", [f"k{number}" for number in range(20)])
+    stores = node.store, DeviceKeyStore(node.database)
+    given: list[str | None] = []
+    for number in range(20):
+        node.store = stores[number % 2]
+        given += node.claim("A")
+    assert given == [f"k{number}" for number in range(20)]
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: tuple[Node, Node]) -> None:
+    node, other = nodes
+    other.upload("A", [f"k{number}" for number in range(5)])
+    for _ in range(3):
+        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], "the latter two are in the log"
+    node.fail_to_claim("A")  # it has to read what comes next, and settles before
+    assert node.claim("A") == ["k3"]
+    assert node.count("A") == 1
+
+
+def test_claims_of_very_many_keys_are_settled_too(nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More marks than one statement moves."""
+    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
+    node, other = nodes
+    devices = [f"D{number}" for number in range(2 * CLAIMED_AT_ONCE)]
+    for device_id in devices:
+        node.upload(device_id, ["a", "b", "c", "d"])
+    for name in "abc":
+        assert node.claim(*devices) == [name] * len(devices)
+    assert {node.count(device_id) for device_id in devices[::50]} == {1}
+    assert other.claim(*devices) == ["d"] * len(devices)
+    assert node.claim(*devices) == [None] * len(devices)
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_was_settled_is_not_looked_through_again(
+    postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have gone since."""
+    node = Node(postgresql, monkeypatch)
+    for _ in range(3):
+        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    node.upload("A", [f"k{number}" for number in range(41)])
+    assert node.claim("A") == ["k0"]
+    engine = node.database.engine
+    backup = engine.connect_reader()
+    backup.begin_snapshot()
+    assert len(backup.query("SELECT claim_nid FROM key_claims", ())) == 1
+    for number in range(1, 41):
+        assert node.claim("A") == [f"k{number}"]
+    reader = engine.connect_reader()
+    for sql in (claim_log.LOGGED, f"SELECT 1 WHERE {claim_log.IS_SETTLED}"):
+        plan = "\n".join([line for (line,) in reader.query(f"EXPLAIN (ANALYZE) {sql}", ())])
+        assert "Index Cond: (claim_nid >" in plan
+        assert "Rows Removed" not in plan
+    for connection in (backup, reader):
+        connection.close()
+    run_coroutine(node.database.close(), None)
 
 
 def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: tuple[Node, Node]) -> None:
@@ -277,6 +368,29 @@ def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
         node.claim(*devices)
     monkeypatch.setattr(node.database, "write", write)
     assert node.claim(*devices) == [*[None] * CLAIMED_AT_ONCE, *devices[CLAIMED_AT_ONCE:]]
+
+
+numbers_of_blocks = st.sampled_from([0, 1, 2, 255, 256, 257, 511, 512, 1 << 16, 1 << 40])
+"""Such that the bytes of one stand across others, too."""
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.dictionaries(numbers_of_blocks, st.integers(0, 300), max_size=6), max_size=5),
+    st.sets(numbers_of_blocks),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_read_of_some_blocks_is_what_all_of_the_log_says_of_them(
+    claims: list[dict[int, int]], wanted: set[int], random: Random
+) -> None:
+    rows = [
+        (position, position * 10, b"".join([struct.pack(">qH", *mark) for mark in marks.items()]))
+        for position, marks in enumerate(claims)
+    ]
+    latest = {block: (taken, position * 10) for position, marks in enumerate(claims) for block, taken in marks.items()}
+    random.shuffle(rows)
+    assert claim_log.read_marks(rows) == latest
+    assert claim_log.find_marks(rows, wanted) == {block: latest[block] for block in wanted & latest.keys()}
 
 
 def make_transaction() -> WriteTransaction:

@@ -10,6 +10,8 @@ from psycopg2 import DatabaseError
 from psycopg2.extensions import cursor
 
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.device_keys import DeviceKeyStore, NewKeys
+from storage.devices import DeviceRow, DeviceStore
 from storage.engine import OthersWrote
 from storage.postgres import STEADY, PostgresConnection, PostgresEngine
 from storage.streams import Change, Topic
@@ -133,6 +135,28 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
     assert len(node.names()) == 9 + 34
 
 
+def test_a_claim_of_keys_is_one_message_and_one_row(nodes: tuple[Stepped, Stepped]) -> None:
+    node, _ = nodes
+    store, devices = DeviceKeyStore(node.database), DeviceStore(node.database)
+    settle(node)
+
+    def upload(txn: WriteTransaction) -> None:
+        for name in ("A", "B"):
+            devices.add_device(txn, DeviceRow("@a:b", name, None, 0))
+            keys = {("curve", f"{name}{number}"): b"{}" for number in range(4)}
+            store.put_keys(txn, "@a:b", name, NewKeys(None, keys, {}), 0)
+
+    write(node, "upload", upload)
+    wishes = [("@a:b", name, "curve") for name in ("A", "B")]
+    for number in range(4):
+        CountingCursor.messages = 0
+        claimed = write(node, f"claim{number}", lambda txn: store.claim_keys(txn, wishes, 0))
+        assert claimed == {wish: b'"%b%d":{}' % (wish[1].encode(), number) for wish in wishes}
+        if number > 1:  # the first finds the log empty, and with the second its statement is prepared
+            assert CountingCursor.messages == 1
+            assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position; the row"
+
+
 def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:
     here, there = nodes
     for number in range(2 * STEADY):
@@ -234,6 +258,20 @@ def make_error(node: Stepped) -> type[Exception]:
     assert issubclass(error, Exception)
     assert error is not OthersWrote
     return error
+
+
+def test_a_new_connection_begins_a_new_stretch(nodes: tuple[Stepped, Stepped]) -> None:
+    """Who knows whether it leads to the same server: the position alone would not show that."""
+    here, there = nodes
+    look: Callable[[WriteTransaction], int | None] = lambda txn: txn.stretch  # noqa: E731
+    settle(here)
+    stretch = write(here, "alone", look)
+    assert stretch is not None
+    assert write(here, "still alone", look) == stretch
+    write(there, "end", lambda txn: txn.query(END_OTHERS))
+    assert write(here, "new", look) is None
+    settle(here)
+    assert write(here, "alone again", look) not in (None, stretch)
 
 
 def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> None:
