@@ -9,7 +9,7 @@ Laws:
 - The log is bounded, and reading it costs the same however many claims there were: what comes before `settled_claims` is not looked at.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Final
 
@@ -41,7 +41,7 @@ class ClaimLog:
         self._stretch: int | None = None
         """In which it is known what may be there at most."""
 
-    def add(self, txn: WriteTransaction, position: int, now_ms: int, marks: Mapping[int, int]) -> None:
+    def add(self, txn: WriteTransaction, position: int, now_ms: int, marks: Sequence[tuple[int, int]]) -> None:
         """Write down how many keys of these blocks, by number, are given out now. Settles first where the log has become long, or where it
         is not known how long it is; else no query."""
         if self._stretch != txn.stretch or self._claims >= MOST_CLAIMS or self._marks >= MOST_MARKS:
@@ -50,7 +50,7 @@ class ClaimLog:
         self._marks += len(marks)
         txn.execute_later(
             "INSERT INTO key_claims (claim_nid, claimed_ts, marks) VALUES (?, ?, ?)",
-            (position, now_ms, b"".join([_mark.pack(*mark) for mark in marks.items()])),
+            (position, now_ms, b"".join([_mark.pack(*mark) for mark in marks])),
         )
 
     def settle(self, txn: WriteTransaction) -> None:

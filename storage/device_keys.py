@@ -111,30 +111,36 @@ class DeviceKeyStore:
     async def do_claim(self, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
         """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where there is none. Where they are many, in
         several writes, so that those of others come in between; where one of these fails, what others gave out is not lost."""
-        claimed: dict[KeyOf, bytes] = {}
+        claimed: list[bytes | None] = []
         try:
             for at in range(0, len(wishes), CLAIMED_AT_ONCE):
-                claimed |= await self._database.write(
+                claimed += await self._database.write(
                     "claim_keys", self.claim_keys, wishes[at : at + CLAIMED_AT_ONCE], now_ms
                 )
         except DatabaseUnavailable:
-            if not claimed:
+            if not any(claimed):
                 raise
-        return list(map(claimed.get, wishes))
+            claimed += [None] * (len(wishes) - len(claimed))
+        return claimed
 
-    def claim_keys(self, txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int) -> dict[KeyOf, bytes]:
-        """The same in one write, for at most CLAIMED_AT_ONCE; those are missing of which there is none."""
+    def claim_keys(self, txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+        """The same in one write, for at most CLAIMED_AT_ONCE."""
         position = txn.next_position()
         keys = take_keys(txn, wishes, self._ahead, self._log, position, now_ms)
-        if keys:
-            _announce_claims(txn, position, list(keys))
-            if len(keys) == len(wishes):
-                return keys
-        by_fallback = _use_fallback_keys(txn, [wish for wish in wishes if wish not in keys])
+        if None not in keys:
+            _announce_claims(txn, position, wishes)
+            return keys
+        taken = [wish for wish, key in zip(wishes, keys, strict=True) if key is not None]
+        if taken:
+            _announce_claims(txn, position, taken)
+        rest = [at for at, key in enumerate(keys) if key is None]
+        by_fallback = _use_fallback_keys(txn, [wishes[at] for at in rest])
+        for at in rest:
+            keys[at] = by_fallback.get(wishes[at])
         if by_fallback:
             users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
             txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
-        return keys | by_fallback
+        return keys
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> None:
         """Publish identity keys that are others than before."""

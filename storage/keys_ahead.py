@@ -4,14 +4,13 @@ Laws:
 - What is here is committed, or of the write that runs and undone with it: so a number of a block stands for that block and no other.
 - How many of a block were given out is believed in the same stretch of writes alone (`WriteTransaction.stretch`); else the database
   decides (`storage/one_time_keys.py`), and what is here may be behind what other nodes gave out, or of a device that has gone.
-- What is here is bounded; what was not used for longest goes first.
+- What is here is bounded; of whom nothing came for longest goes first.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from sys import getsizeof
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -19,8 +18,6 @@ from storage.transaction import WriteTransaction
 
 KeyOf = tuple[str, str, str]
 """User, device, algorithm."""
-W = TypeVar("W", bound=KeyOf)
-"""Whose key is wanted."""
 
 MOST_BYTES: Final = 16 << 20
 BYTES_BESIDE: Final = 500
@@ -48,10 +45,9 @@ class KeyRun(msgspec.Struct, gc=False):
     def at(self, place: int) -> bytes:
         """`"ID":CONTENT` in JSON of the key that has so many before it in the block; empty where it is not among these, as nobody sees who
         does not let a database forget what it had committed."""
-        if not self.first <= place < self.end:
-            return b""
         start = (place - self.first) * self.width
-        return self.keys[start : start + self.width].rstrip(b" ")
+        end = start + self.width
+        return self.keys[start:end].rstrip(b" ") if start >= 0 and end <= len(self.keys) else b""
 
 
 class KeysAhead:
@@ -60,55 +56,54 @@ class KeysAhead:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._devices: OrderedDict[tuple[str, str], dict[str, KeyRun]] = OrderedDict()
+        self._users: dict[str, dict[str, dict[str, KeyRun]]] = {}
+        """By user, device and algorithm; users in the order in which something of theirs came."""
 
-    def get_all(self, wanted: Iterable[W]) -> dict[W, KeyRun]:
-        """What is known of these."""
-        devices = self._devices
-        found: dict[W, KeyRun] = {}
-        for of in wanted:
-            device = of[:2]
-            if device in devices:
-                devices.move_to_end(device)
-                run = devices[device].get(of[2])
-                if run is not None:
-                    found[of] = run
+    def get_all(self, wanted: Iterable[KeyOf]) -> list[KeyRun | None]:
+        """What is known of each of these."""
+        users = self._users
+        found: list[KeyRun | None] = []
+        for user_id, device_id, algorithm in wanted:
+            devices = users.get(user_id)
+            runs = None if devices is None else devices.get(device_id)
+            found.append(None if runs is None else runs.get(algorithm))
         return found
 
     def put(self, txn: WriteTransaction, of: KeyOf, run: KeyRun) -> None:
         """Know that from now on, unless the write is undone."""
         self.remove(of)
         txn.when_undone(partial(self.remove, of))
-        self._devices.setdefault(of[:2], {})[of[2]] = run
-        self._devices.move_to_end(of[:2])
+        user_id, device_id, algorithm = of
+        devices = self._users.pop(user_id, {})
+        self._users[user_id] = devices
+        devices.setdefault(device_id, {})[algorithm] = run
         self._bytes += _compute_bytes(of, run)
         while self._bytes > self._most_bytes:
-            self.forget(*next(iter(self._devices)))
+            oldest = next(iter(self._users))
+            for device_id in [*self._users[oldest]]:
+                self.forget(oldest, device_id)
 
     def forget(self, user_id: str, device_id: str) -> None:
         """Know nothing of a device."""
-        runs = self._devices.pop((user_id, device_id), {})
-        self._bytes -= sum([_compute_bytes((user_id, device_id, algorithm), run) for algorithm, run in runs.items()])
+        for algorithm in [*self._users.get(user_id, {}).get(device_id, ())]:
+            self.remove((user_id, device_id, algorithm))
 
     def remove(self, of: KeyOf) -> None:
         """Know nothing of that from now on."""
-        runs = self._devices.get(of[:2], {})
-        run = runs.pop(of[2], None)
+        user_id, device_id, algorithm = of
+        devices = self._users.get(user_id, {})
+        runs = devices.get(device_id, {})
+        run = runs.pop(algorithm, None)
         if run is not None:
             self._bytes -= _compute_bytes(of, run)
             if not runs:
-                del self._devices[of[:2]]
+                del devices[device_id]
+            if not devices:
+                del self._users[user_id]
 
 
-def note_marks(txn: WriteTransaction, marks: Mapping[int, int], runs: Iterable[KeyRun]) -> None:
-    """So many of their blocks are given out now, unless the write is undone."""
-    moved = [run for run in runs if run.block_nid in marks]
-    for run in moved:
-        run.taken, run.stretch = marks[run.block_nid], txn.stretch
-    txn.when_undone(partial(_forget_marks, moved))
-
-
-def _forget_marks(runs: Iterable[KeyRun]) -> None:
+def forget_marks(runs: Iterable[KeyRun]) -> None:
+    """How many of their blocks were given out is not known any more."""
     for run in runs:
         run.stretch = None
 

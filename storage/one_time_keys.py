@@ -22,6 +22,7 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from struct import Struct
 from typing import Final
@@ -30,7 +31,7 @@ import msgspec
 
 from storage.claim_log import IS_SETTLED, ClaimLog
 from storage.engine import Row
-from storage.keys_ahead import KeyRun, KeysAhead, W, note_marks
+from storage.keys_ahead import KeyOf, KeyRun, KeysAhead, forget_marks
 from storage.transaction import Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
@@ -123,54 +124,61 @@ def add_keys(
 
 
 def take_keys(
-    txn: WriteTransaction, wishes: Sequence[W], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
-) -> dict[W, bytes]:
+    txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
+) -> list[bytes | None]:
     """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of the claim. No query where all is known
     and nobody else writes; else one for what is known, which may be enough, and two or three for the rest."""
     known = ahead.get_all(wishes)
-    keys: dict[W, bytes] = {}
-    if txn.stretch is not None:
-        keys = _take_known(txn, known, log, position, now_ms)
-        if len(keys) == len(wishes):
-            return keys
-    if known and not keys:
+    keys: list[bytes | None]
+    if txn.stretch is None:
         keys = _move_marks(txn, known, now_ms)
-        if len(keys) == len(wishes):
-            return keys
-    return keys | _take_others(txn, [wish for wish in wishes if wish not in keys], ahead, log, now_ms)
-
-
-def _take_known(
-    txn: WriteTransaction, known: Mapping[W, KeyRun], log: ClaimLog, position: int, now_ms: int
-) -> dict[W, bytes]:
-    """The next keys of those of which all is known."""
-    stretch = txn.stretch
-    keys: dict[W, bytes] = {}
-    marks: dict[int, int] = {}
-    for wish, run in known.items():
-        if run.stretch == stretch and (key := run.at(run.taken)):
-            keys[wish] = key
-            marks[run.block_nid] = run.taken + 1
-    if marks:
-        log.add(txn, position, now_ms, marks)
-        note_marks(txn, marks, known.values())
+    else:
+        keys = _take_known(txn, known, log, position, now_ms) or _move_marks(txn, known, now_ms)
+    if None in keys:
+        rest = [at for at, key in enumerate(keys) if key is None]
+        others = _take_others(txn, [wishes[at] for at in rest], ahead, log, now_ms)
+        for at, key in zip(rest, others, strict=True):
+            keys[at] = key
     return keys
 
 
-def _move_marks(txn: WriteTransaction, known: Mapping[W, KeyRun], now_ms: int) -> dict[W, bytes]:
+def _take_known(
+    txn: WriteTransaction, known: Sequence[KeyRun | None], log: ClaimLog, position: int, now_ms: int
+) -> list[bytes | None]:
+    """The next keys of those of which all is known; nothing where that is none."""
+    stretch = txn.stretch
+    keys: list[bytes | None] = []
+    taken: list[KeyRun] = []
+    for run in known:
+        key = run.at(run.taken) if run is not None and run.stretch == stretch else None
+        keys.append(key or None)
+        if key and run is not None:
+            run.taken += 1
+            taken.append(run)
+    if not taken:
+        return []
+    txn.when_undone(partial(forget_marks, taken))
+    log.add(txn, position, now_ms, [(run.block_nid, run.taken) for run in taken])
+    return keys
+
+
+def _move_marks(txn: WriteTransaction, known: Sequence[KeyRun | None], now_ms: int) -> list[bytes | None]:
     """The next keys of those of which it is known what comes next, but not that it does. Those are missing of which something else has
-    become the next; all, where claims have not been settled."""
-    moved: dict[int, int] = dict(
-        txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in known.values()])
-    )
-    note_marks(txn, moved, known.values())
-    found = {wish: run.at(run.taken - 1) for wish, run in known.items() if run.block_nid in moved}
-    return {wish: key for wish, key in found.items() if key}
+    become the next; all, where claims have not been settled. No query where nothing is known."""
+    runs = [run for run in known if run is not None]
+    moved: dict[int, int] = {}
+    if runs:
+        moved = dict(txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in runs]))
+        txn.when_undone(partial(forget_marks, runs))
+    for run in runs:
+        if run.block_nid in moved:
+            run.taken, run.stretch = moved[run.block_nid], txn.stretch
+    return [run.at(run.taken - 1) or None if run is not None and run.block_nid in moved else None for run in known]
 
 
 def _take_others(
-    txn: WriteTransaction, wishes: Sequence[W], ahead: KeysAhead, log: ClaimLog, now_ms: int
-) -> dict[W, bytes]:
+    txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, now_ms: int
+) -> list[bytes | None]:
     """The next keys of those of which nothing is known, or what is no longer so."""
     log.settle(txn)
     found = txn.query_each_changing(
@@ -182,13 +190,15 @@ def _take_others(
         "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid IN {keys}",
         (now_ms,),
     )
-    keys: dict[W, bytes] = {}
+    keys: list[bytes | None] = []
     for wish, rows in zip(wishes, found, strict=True):
         ahead.remove(wish)
+        key = None
         for block_nid, taken, width, packed in rows:
             run = KeyRun(block_nid, taken, width, packed, taken + 1, txn.stretch)
-            keys[wish] = run.at(taken)
+            key = run.at(taken)
             ahead.put(txn, wish, run)
+        keys.append(key)
     return keys
 
 
