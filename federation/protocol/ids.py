@@ -27,6 +27,8 @@ KeyID = NewType("KeyID", str)
 """Algorithm and name of a key, such as `ed25519:a_xyz`. spec: appendices#signing-details"""
 
 MAX_ID_BYTES: Final = 255
+ALL_DEVICES: Final = "*"
+"""What stands for all devices of a user in messages to devices, so none is called that."""
 """Of every identifier with a sigil, sigil and domain included, in UTF-8. spec: appendices#identifier-grammar"""
 
 MAX_LABEL: Final = 63

@@ -16,7 +16,7 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MissingParam, NotFound
-from federation.protocol.ids import DeviceID, UserID, parse_device_id
+from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, parse_device_id
 from homeserver.services.device_keys import DeviceKeys, KeyUpload, parse_upload
 from homeserver.services.devices import check_device_name
 from homeserver.services.sessions import Sessions
@@ -81,6 +81,8 @@ class DehydratedDevices:
     async def do_set(self, caller: Requester, new: NewDehydratedDevice) -> None:
         """Keep a device in the place of the one before. Raises BadJson, InvalidParam, MissingParam, Forbidden."""
         user_id, device_id = caller.user_id, parse_device_id(new.device_id)
+        if device_id == ALL_DEVICES:
+            raise InvalidParam("No device can be called *, which stands for all of them")
         if new.device_keys is None:
             raise MissingParam("device_keys of the dehydrated device are missing")
         if not isinstance(new.device_data.get("algorithm"), str):

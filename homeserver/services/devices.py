@@ -53,10 +53,10 @@ class Devices:
 
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """None leaves the name. Raises `NotFound`, `InvalidParam`."""
-        await self.get_device(user_id, device_id)
+        device = await self.get_device(user_id, device_id)
         checked = check_device_name(name)
-        if checked is None:
-            return
+        if checked is None or checked == device.display_name:
+            return  # else all who share rooms would be told of a change
 
         def write(txn: WriteTransaction) -> bool:
             return self._devices.set_display_name(txn, user_id, device_id, checked)

@@ -22,8 +22,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import Forbidden, MatrixError, UnknownToken, UserLocked
-from federation.protocol.ids import DeviceID, UserID, domain_of
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, UnknownToken, UserLocked
+from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, domain_of
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.audit import Happened, note, note_refusal
 from homeserver.services.eras import check_era
@@ -187,7 +187,7 @@ class Sessions:
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
         """Write a prepared session; it takes the place of the one that the device had. Raises `Forbidden` for a device
         that would be named like a cross-signing key of its user (signatures of one would pass for the other's), or that is
-        the dehydrated one, and as `check_era`."""
+        the dehydrated one, `InvalidParam` for one that would be named as all of them are, and as `check_era`."""
         if session.era is not None:
             check_era(txn, session.user_id, session.era)
         _check_device_id(txn, session.user_id, session.device_id)
@@ -213,7 +213,7 @@ class Sessions:
         )
 
     async def do_add_device(self, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
-        """Make a device that nobody is signed in on; False where the user has it. Raises `Forbidden` as `add`."""
+        """Make a device that nobody is signed in on; False where the user has it. Raises `Forbidden`, `InvalidParam` as `add`."""
 
         def write(txn: WriteTransaction) -> bool:
             _check_device_id(txn, user_id, device_id)
@@ -445,6 +445,8 @@ def spent_key(user_id: str) -> str:
 
 
 def _check_device_id(txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
+    if device_id == ALL_DEVICES:
+        raise InvalidParam("No device can be called *, which stands for all of them")
     if has_cross_signing_key(txn, user_id, device_id):
         raise Forbidden("The device has the name of one of your cross-signing keys")
     dehydrated = select_dehydrated(txn, user_id)

@@ -16,7 +16,7 @@ from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, TooLarge
-from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
+from federation.protocol.ids import ALL_DEVICES, ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.remote.keys import is_device_id
 from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
@@ -28,7 +28,6 @@ from storage.sent_transactions import AlreadySent, SentTransaction, add_transact
 from storage.to_device import Recipient, Recipients, ToDeviceStore
 from storage.transaction import WriteTransaction
 
-ALL_DEVICES: Final = "*"
 MOST_MESSAGES: Final = 10_000
 """In one request, every device of a wildcard counted; to our users, and to others."""
 MOST_STRANGERS: Final = 100

@@ -244,3 +244,22 @@ def test_a_device_of_the_user_is_signed_in_beside_it(alice: User, bob: User) -> 
     assert bob.put(f"{V3}/sendToDevice/org.example/wild", body).status == 200
     assert numbers(alice.get(events(DEVICE)).json) == [1]
     assert numbers(sync(alice)["to_device"]) == [1]
+
+
+def test_no_device_is_called_as_all_of_them_are(server: TestServer) -> None:
+    """Messages to all devices would go to that one alone."""
+    alice = server.register("alice")
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+        "device_id": "*",
+    }
+    account = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+    for answer in (
+        server.post(f"{V3}/login", login),
+        server.post(f"{V3}/register", {**account, "device_id": "*"}),
+        alice.put(PATH, new_device(alice, "*")),
+    ):
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert server.post(f"{V3}/register", account).status == 200, "nothing was begun"

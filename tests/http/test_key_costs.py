@@ -75,6 +75,23 @@ def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
     assert not counter.queries
 
 
+def test_a_name_that_a_device_has_already_is_told_to_nobody(server: TestServer, counter: QueryCounter) -> None:
+    """Some clients say at each start what their device is called: else all who share rooms would ask for its keys."""
+    alice, bob = people(server, 2)
+    encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [encryption]}).json["room_id"]
+    assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
+    assert alice.put(f"{V3}/devices/{alice.device_id}", {"display_name": "Bot"}).status == 200
+    since = sync(bob)["next_batch"]
+    counter.clear()
+    assert alice.put(f"{V3}/devices/{alice.device_id}", {"display_name": "Bot"}).status == 200
+    assert dict(counter.queries) == {"get_device": 1}
+    answer = sync(bob, since)
+    assert answer["device_lists"]["changed"] == []
+    assert alice.put(f"{V3}/devices/{alice.device_id}", {"display_name": "Robot"}).status == 200
+    assert sync(bob, answer["next_batch"])["device_lists"]["changed"] == [alice.user_id]
+
+
 @pytest.mark.parametrize("number", [1, 40])
 def test_a_claim_is_one_statement(server: TestServer, counter: QueryCounter, number: int) -> None:
     asking = server.register("asking")

@@ -111,6 +111,7 @@ REFUSED = [
     ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:A urn:matrix:client:device:B"}, "invalid_scope"),
     ({"scope": 'urn:matrix:client:api:* urn:matrix:client:device:A"B'}, "invalid_scope"),
     ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:" + "A" * 300}, "invalid_scope"),
+    ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:*"}, "invalid_scope"),
     ({"prompt": "none"}, "interaction_required"),
 ]
 

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from federation.protocol.errors import MatrixError
-from federation.protocol.ids import DeviceID, parse_device_id
+from federation.protocol.ids import ALL_DEVICES, DeviceID, parse_device_id
 from homeserver.services.oauth.errors import OAuthError
 
 PREFIXES: Final = ("urn:matrix:client:", "urn:matrix:org.matrix.msc2967.client:")
@@ -52,4 +52,6 @@ def parse_scope(text: str) -> Scope:
         device_id = parse_device_id(devices.pop())
     except MatrixError as error:
         raise OAuthError("invalid_scope", error.text) from None
+    if device_id == ALL_DEVICES:
+        raise OAuthError("invalid_scope", "No device can be called *, which stands for all of them")
     return Scope(" ".join(granted), device_id)
