@@ -313,7 +313,8 @@ class Receiver:
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
         # while a part of the state is lacking, nothing is known of what was before our join
-        is_assumed = join is not None and (manner.past or manner.upon_gap or _follows(missing, join))
+        is_beside_join = join is not None and _follows(missing, join)
+        is_assumed = join is not None and (manner.past or manner.upon_gap or is_beside_join)
         has_gap = is_assumed and not has_state and bool(missing)
         is_past = manner.past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
@@ -367,6 +368,7 @@ class Receiver:
             manner.send_on,
             has_gap or (join is not None and bool(missing)),
             is_mended=join is None and before is not told,
+            is_after_hole=bool(missing) and not is_past and not is_beside_join,
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
