@@ -368,7 +368,7 @@ class Receiver:
             manner.send_on,
             has_gap or (join is not None and bool(missing)),
             is_mended=join is None and before is not told,
-            is_after_hole=bool(missing) and not is_past and not is_beside_join,
+            is_after_hole=not is_past and not is_beside_join and (bool(missing) or any(map(_hides_hole, prev))),
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
@@ -459,6 +459,11 @@ def _is_believed(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bo
     if in_part and cited.event.type == MEMBER:
         return True
     return noted.get(cited.event.event_id, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+
+
+def _hides_hole(stored: StoredEvent) -> bool:
+    """Whether something is missing before an event that nobody is shown."""
+    return stored.is_after_hole and not stored.in_timeline
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
