@@ -107,6 +107,10 @@ class DestinationStore:
         """A server could not be reached: note that, and what it has not been told."""
         await self._database.write("add_destination_failure", _add_failure, row, backlog)
 
+    async def get_failing_since(self, server: str) -> int | None:
+        """When the server ceased to answer; None where it did not."""
+        return await self._database.read_quickly("get_failing_since", _select_failing_since, server)
+
     async def note_heard(self, servers: Collection[str]) -> None:
         """These have spoken to a node that does not send: note it of those that could not be reached."""
         failing = await self._database.read_quickly("get_failing", _select_failing, servers)
@@ -156,6 +160,11 @@ class DestinationStore:
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
     rows = txn.query("SELECT server, failing_since_ts, tried_ts, pause_ms, error FROM destinations")
     return {row[0]: DestinationRow(*row) for row in rows}
+
+
+def _select_failing_since(txn: Transaction, server: str) -> int | None:
+    rows = txn.query("SELECT failing_since_ts FROM destinations WHERE server = ?", (server,))
+    return rows[0][0] if rows else None
 
 
 def _select_failing(txn: Transaction, servers: Collection[str]) -> list[str]:

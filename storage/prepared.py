@@ -107,8 +107,9 @@ class Prepared:
 
 @lru_cache(maxsize=4096)
 def with_places(sql: str) -> str:
-    """The statement with the driver's `%s` for arguments."""
-    return sql.replace("%", "%%").replace("?", "%s")
+    """The statement with the driver's `%s` for arguments. Before each is a space: a minus before a number that has one too would begin a
+    comment."""
+    return sql.replace("%", "%%").replace("?", " %s")
 
 
 def _type_of(value: Argument) -> str:

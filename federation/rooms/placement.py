@@ -65,6 +65,8 @@ class Arrival(msgspec.Struct, frozen=True):
     """The state before it is assumed: in a room with a part of its state."""
     is_mended: bool = False
     """The state before it has more than its past gives: what could be proved later only."""
+    is_after_hole: bool = False
+    """It is news, and something is missing between what was here and it."""
 
 
 class Placements:
@@ -176,7 +178,7 @@ class Placements:
             if not arrival.is_past and not arrival.redactions:
                 classification = await self.classify(snapshot, event, arrival.before)
                 flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
-        if arrival.missing and not arrival.is_past:
+        if arrival.is_after_hole:
             flags |= EventFlag.AFTER_HOLE
         if arrival.is_mended:
             flags |= EventFlag.MENDED

@@ -313,7 +313,8 @@ class Receiver:
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
         # while a part of the state is lacking, nothing is known of what was before our join
-        is_assumed = join is not None and (manner.past or manner.upon_gap or _follows(missing, join))
+        is_beside_join = join is not None and _follows(missing, join)
+        is_assumed = join is not None and (manner.past or manner.upon_gap or is_beside_join)
         has_gap = is_assumed and not has_state and bool(missing)
         is_past = manner.past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
@@ -367,6 +368,7 @@ class Receiver:
             manner.send_on,
             has_gap or (join is not None and bool(missing)),
             is_mended=join is None and before is not told,
+            is_after_hole=not is_past and not is_beside_join and (bool(missing) or any(map(_hides_hole, prev))),
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
@@ -457,6 +459,11 @@ def _is_believed(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bo
     if in_part and cited.event.type == MEMBER:
         return True
     return noted.get(cited.event.event_id, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+
+
+def _hides_hole(stored: StoredEvent) -> bool:
+    """Whether something is missing before an event that nobody is shown."""
+    return stored.is_after_hole and not stored.in_timeline
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:

@@ -21,7 +21,7 @@ MAX_EPHEMERAL: Final = 1000
 """Typing notices, receipts and presences in memory for a server, of each kind; then the oldest go."""
 
 SHORT_SILENCE_MS: Final = 20_000
-"""As long as a server takes to start again."""
+"""As long as a server takes to start again, at most."""
 LONGEST_SILENCE_MS: Final = 60_000
 """How long after a try that failed other requests to the server are not tried."""
 
@@ -122,10 +122,6 @@ class Destination(msgspec.Struct):
         if self.failing_since_ts is None or self.heard_ts > self.tried_ts:
             return False
         return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
-
-    def fell_silent_at(self, now_ms: int) -> bool:
-        """It has failed for so short a time that it may just be starting again."""
-        return self.failing_since_ts is not None and now_ms < self.failing_since_ts + SHORT_SILENCE_MS
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows; None if there is nothing."""

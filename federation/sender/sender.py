@@ -32,7 +32,7 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
-from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
+from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
 from storage.database import DatabaseUnavailable
 from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
 from storage.device_list_log import DeviceListLog
@@ -147,10 +147,14 @@ class Sender:
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
-    def fell_silent(self, server: ServerName) -> bool:
-        """Whether the server ceased to answer only a moment ago, and may just be starting again."""
-        destination = self._deliveries.peek(server)
-        return destination is not None and destination.fell_silent_at(self._now_ms())
+    async def is_away(self, server: ServerName) -> bool:
+        """Whether the server has not answered for longer than one takes to start again. One query, where another node sends."""
+        if self._has_lease:
+            destination = self._deliveries.peek(server)
+            since_ts = None if destination is None else destination.failing_since_ts
+        else:
+            since_ts = await self._store.get_failing_since(server)
+        return since_ts is not None and self._now_ms() >= since_ts + SHORT_SILENCE_MS
 
     @property
     def is_sending(self) -> bool:

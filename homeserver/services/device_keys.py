@@ -21,7 +21,7 @@ from federation.own_devices import present_key, signatures_by_target, with_signa
 from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import InvalidParam, UnknownToken
+from federation.protocol.errors import BadJson, InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
 from homeserver.http.parameters import json_decoder
@@ -85,10 +85,13 @@ def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
     identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
     if identity is not None and len(identity) > LARGEST_IDENTITY:
         raise InvalidParam(f"device_keys may have {LARGEST_IDENTITY} bytes")
-    fallback = {**_named(upload.unstable_fallback_keys), **_named(upload.fallback_keys)}
+    fallback = {
+        **_named("org.matrix.msc2732.fallback_keys", upload.unstable_fallback_keys),
+        **_named("fallback_keys", upload.fallback_keys),
+    }
     if len({algorithm for algorithm, _ in fallback}) != len(fallback):
         raise InvalidParam("A device has one fallback key an algorithm")
-    return NewKeys(identity, _named(upload.one_time_keys), fallback)
+    return NewKeys(identity, _named("one_time_keys", upload.one_time_keys), fallback)
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
@@ -280,19 +283,22 @@ def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
     return ShownKeys(msgspec.Raw(devices), cross_signing, size)
 
 
-def _named(written: msgspec.Raw) -> dict[tuple[str, str], bytes]:
-    """Keys by name, canonical JSON. Raises InvalidParam, BadJson, NotJson."""
+def _named(field: str, written: msgspec.Raw) -> dict[tuple[str, str], bytes]:
+    """The keys of a field by name, canonical JSON. Raises InvalidParam, BadJson, NotJson."""
     if written == _NONE:
         return {}
     keys: Mapping[str, Key]
     try:
         keys, encode = _read_usual(written), encode_checked
     except ValueError:
-        keys, encode = _read(bytes(written)), encode_canonical
+        try:
+            keys, encode = _read(bytes(written)), encode_canonical
+        except BadJson as error:
+            raise BadJson(f"{field}: {error.text}") from None
         for key in keys.values():
             check_readable(key, MAX_KEY_DEPTH)
     if len(keys) > MOST_ONE_TIME_KEYS:
-        raise InvalidParam(f"An upload has at most {MOST_ONE_TIME_KEYS} keys of a kind")
+        raise InvalidParam(f"{field}: an upload has at most {MOST_ONE_TIME_KEYS} keys of a kind")
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")

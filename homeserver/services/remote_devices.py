@@ -15,7 +15,7 @@ spec: server-server-api#device-management
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -133,9 +133,9 @@ class RemoteDevices:
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> Mapping[str, Any]:
-        """One-time keys of one server's users. A server that is not there is asked again while there is time, unless it has been away for
-        longer: it may just be starting again, and who gets no key now cannot read what is sent. Raises RemoteError, Forbidden."""
-        if self._sender.is_failing(server) and not self._sender.fell_silent(server):
+        """One-time keys of one server's users. A server that is not there is asked again while there is time, if it may just be starting
+        again: who gets no key now cannot read what is sent. Raises RemoteError, Forbidden."""
+        if self._sender.is_failing(server) and await self._sender.is_away(server):
             raise _unreachable(server)
         until = self._clock.seconds() + seconds
         failure: Exception | None = None
@@ -145,7 +145,8 @@ class RemoteDevices:
                 try:
                     return await self._remote.claim(server, wanted, left)
                 except RemoteError as error:
-                    if not _is_away(error) or until - self._clock.seconds() <= CLAIM_PAUSE:
+                    has_time = until - self._clock.seconds() > CLAIM_PAUSE
+                    if not (has_time and _is_silence(error) and await self._may_be_starting(server, wanted)):
                         raise
                 await deferLater(self._clock, CLAIM_PAUSE)
         except (RemoteError, MatrixError) as error:
@@ -153,6 +154,13 @@ class RemoteDevices:
             raise
         finally:
             self._note(server, failure)
+
+    async def _may_be_starting(self, server: ServerName, user_ids: Iterable[str]) -> bool:
+        """Whether a server that does not answer may do so in a moment. Of one with whose users ours share no room nobody knows that it is
+        there: it is not asked again and again for whoever names it."""
+        return not await self._sender.is_away(server) and bool(
+            await self._membership_store.get_users_with_ours(user_ids)
+        )
 
     async def shares_room(self, user_id: str) -> bool:
         """Whether one of our users is in a room with them."""
@@ -287,7 +295,7 @@ def _unreachable(server: ServerName) -> RemoteError:
     return RemoteError(server, "it could not be reached lately", retryable=True)
 
 
-def _is_away(error: RemoteError) -> bool:
+def _is_silence(error: RemoteError) -> bool:
     """Whether there was no answer, or one by what stands before the server."""
     return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 

@@ -122,6 +122,10 @@ class Network:
             server.app.federation_out.sender.start()
             server.app.federation.unproved.start()
 
+    def stop_sending(self) -> None:
+        """Servers that are built from now on tell the others nothing, as a node does not while another one sends."""
+        self._sends = False
+
     def start_completing(self) -> None:
         """Let all servers fetch what they lack of the state of rooms, as they do outside of tests; see `settle`."""
         self._completes = True

@@ -37,6 +37,12 @@ def test_what_are_no_keys_is_refused(server: TestServer, alice: User, field: str
     assert (answer.status, answer.errcode) == (400, errcode)
 
 
+@pytest.mark.parametrize("field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"])
+def test_it_is_said_where_something_of_another_form_is(alice: User, field: str) -> None:
+    answer = alice.post(f"{V3}/keys/upload", {field: {"a:b": 1}})
+    assert answer.json["error"].startswith(f"{field}: ")
+
+
 def test_a_key_may_have_what_is_unusual_in_it(alice: User, bob: User) -> None:
     key = {"key": "k", "b": [1, {"z": 2, "a": None}], "a": 3}
     upload(alice, one_time_keys={"signed_curve25519:a": key})

@@ -8,14 +8,12 @@ import pytest
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.requests import RefusedByRemote
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared
-from tests.helpers.http import Pending
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
-ALGORITHM = "signed_curve25519"
 CLAIM = "/_matrix/federation/v1/user/keys/claim"
 
 
@@ -191,45 +189,6 @@ async def test_a_server_that_does_not_answer_is_named(network: Network) -> None:
     answer = query(room.alice, room.alice, room.bob)
     assert answer["failures"].keys() == {SOUTH}
     assert answer["device_keys"].keys() == {room.alice.user_id}
-    claiming = begin_claim(room)
-    for _ in range(8):
-        network.clock.advance(1)
-    assert not claiming.done, "it may just be starting again"
-    network.clock.advance(2)
-    assert claiming.answer.json["failures"].keys() == {SOUTH}
-
-
-def begin_claim(room: Shared) -> Pending:
-    """Alice wants a key of Bob's, and waits ten seconds for it."""
-    return room.alice.start(
-        "POST", f"{V3}/keys/claim", {"one_time_keys": {room.bob.user_id: {room.bob.device_id: ALGORITHM}}}
-    )
-
-
-async def test_a_key_is_claimed_of_a_server_that_is_just_starting_again(network: Network) -> None:
-    room = await sending(network)
-    network.cut(NORTH, SOUTH)
-    say(room.alice, room.room_id, "is anybody there?")
-    network.settle()
-    network.clock.advance(3)  # what is to be sent there is tried again in two seconds
-    claiming = begin_claim(room)
-    network.clock.advance(1.5)
-    assert not claiming.done
-    network.mend(NORTH, SOUTH)
-    network.clock.advance(1)
-    assert claiming.answer.json["failures"] == {}
-    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
-
-
-async def test_nobody_waits_for_keys_of_a_server_that_is_away_for_long(network: Network) -> None:
-    room = await sending(network)
-    network.cut(NORTH, SOUTH)
-    say(room.alice, room.room_id, "is anybody there?")
-    for _ in range(8):
-        network.clock.advance(4)
-        network.settle()
-    answer = begin_claim(room).answer
-    assert answer.json["failures"].keys() == {SOUTH}
 
 
 async def test_users_with_whom_no_room_is_shared_are_asked_for_each_time(network: Network) -> None:

@@ -6,11 +6,14 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.federated import NORTH, SOUTH, Shared, shared
+from federation.protocol.ids import RoomID, UserID
+from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared
 from tests.helpers.federated import say as said_by
+from tests.helpers.handshakes import join_via
+from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, leave, ok, say
+from tests.helpers.talk import V3, create, join, leave, ok, room_path, say
 from tests.http.sliding import SlidingClient, a_list
 from tests.servers.test_gaps_of_forks import behind
 from tests.servers.test_missing_events import lie
@@ -112,3 +115,44 @@ async def test_such_a_gap_by_sliding_sync(network: Network, is_new: bool) -> Non
     assert entry["limited"]
     assert [event["event_id"] for event in entry["timeline"]] == said[-1:]
     assert {*said} <= behind(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
+
+
+async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network: Network) -> None:
+    """It lacks what the join lacks, and nothing is missing between the two. In a room that was entered with a part of its state."""
+    alice, bob, room_id = await large_room(network)
+    north = Side(alice.server)
+    meanwhile = [
+        await north.build_next(RoomID(room_id), UserID(alice.user_id), "m.room.message", {"body": body})
+        for body in ("before I saw you", "nor then")
+    ]
+    ok(join_via(bob, room_id, NORTH))
+    since = ""
+    for event in meanwhile:
+        await north.push(SOUTH, [event.pdu])
+        answer = lazily(bob, since)
+        timeline = answer["rooms"]["join"][room_id]["timeline"]
+        assert timeline["limited"] == (since == ""), "what was before the join is missing, and nothing else"
+        ids = [each["event_id"] for each in timeline["events"]]
+        assert ids[-1:] == [event.event_id]
+        assert len(ids) == (2 if since == "" else 1), "the join is told with what comes first"
+        since = answer["next_batch"]
+
+
+async def test_a_hole_before_what_nobody_is_shown(network: Network) -> None:
+    """Carol has been banned meanwhile, and nobody here sees what she said: what follows upon that is what comes after the hole."""
+    levels = {"users": {f"@alice:{NORTH}": 100, f"@bob:{SOUTH}": 100}}
+    room = await shared(network, power_level_content_override=levels)
+    carol = room.alice.server.register("carol")
+    join(carol, room.room_id)
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
+    ok(room.bob.post(room_path(room.room_id, "ban"), {"user_id": carol.user_id}))
+    since = follow(room.bob)["next_batch"]
+    said = [said_by(user, room.room_id, text) for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))]
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    for event_id in said[1:]:
+        await room.north.push(SOUTH, [await room.pdu(event_id)])
+    network.liars.clear()
+    timeline = follow(room.bob, since)["rooms"]["join"][room.room_id]["timeline"]
+    assert [event["event_id"] for event in timeline["events"]] == said[2:]
+    assert timeline["limited"]
+    assert said[0] in behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])

@@ -41,6 +41,7 @@ async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database)
     store = DestinationStore(database)
     row = DestinationRow(PEER, 10, 20, 5000, "down")
     await store.add_failure(row, Backlog({1: 100, 2: 200}, {ALICE: 150}))
+    assert [await store.get_failing_since(server) for server in (PEER, OTHER)] == [10, None]
     await store.add_backlogs({PEER: Backlog({1: 300, 3: 300}), OTHER: Backlog({1: 300})})
     assert await store.get_destinations() == {PEER: row}
     assert (await store.get_backlogs())[PEER] == Backlog({1: 100, 2: 200, 3: 300}, {ALICE: 150})
@@ -53,6 +54,7 @@ async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database)
 
     assert await store.get_backlogs() == {PEER: Backlog({2: 400, 3: 300}), OTHER: Backlog({1: 300})}
     assert (await store.get_destinations())[PEER] == DestinationRow(PEER, None, 30, 0, "down")
+    assert await store.get_failing_since(PEER) is None
 
 
 async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> None:

@@ -70,8 +70,8 @@ def test_what_is_to_be_planned_for_its_arguments_is_not_prepared() -> None:
     looked_for = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
     few = "DELETE FROM t WHERE a IN\n (SELECT a FROM t WHERE b < ? ORDER BY b LIMIT ?) RETURNING a"
     for _ in range(2):
-        assert run(prepared, looked_for, [1]) == ("", looked_for.replace("?", "%s"))
-        assert run(prepared, few, [1, 2]) == ("", few.replace("?", "%s"))
+        assert run(prepared, looked_for, [1]) == ("", looked_for.replace("?", " %s"))
+        assert run(prepared, few, [1, 2]) == ("", few.replace("?", " %s"))
     assert run(prepared, "DELETE FROM t WHERE a = ?", [1])[0].startswith("PREPARE")
 
 
@@ -205,3 +205,14 @@ async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database)
         assert found == [("it's",), ("d\\e",)]
         each = await postgres_database.read("read", lambda txn: txn.query_each("SELECT ?::text, ?::bigint", rows))
         assert each == [[row] for row in rows]
+
+
+@pytest.mark.parametrize("manner", ["", FOR_ITS_ARGUMENTS])
+async def test_numbers_are_what_they_are_behind_a_change_that_waits(database: Database, manner: str) -> None:
+    """A minus before one that has its own begins no comment."""
+
+    def ask(txn: WriteTransaction) -> object:
+        txn.execute_later("UPDATE jobs SET progress = ? WHERE name = ?", ("here", "nobody"))
+        return txn.query_one(f"{manner}SELECT 5-?, CAST(? AS BIGINT), ? IS NULL", (-1, -(2**63), 2**63 - 1))
+
+    assert await database.write("ask", ask) == (6, -(2**63), False)

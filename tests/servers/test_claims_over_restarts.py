@@ -1,0 +1,91 @@
+"""One-time keys of another server's users while that server does not answer: it may just be starting again, and whoever gets no key now
+cannot be read by the device. So it is asked again as long as the client waits; one that has been away for longer is not."""
+
+from federation.protocol.ids import ServerName
+from federation.sender.destination import LONGEST_SILENCE_MS
+from tests.helpers.federated import NORTH, SOUTH, Shared, say
+from tests.helpers.http import Pending
+from tests.helpers.keys import V3
+from tests.helpers.network import Network
+from tests.servers.test_devices_between import asked, sending
+
+ALGORITHM = "signed_curve25519"
+
+
+def begin_claim(room: Shared) -> Pending:
+    """Alice wants a key of Bob's, and waits ten seconds for it."""
+    return room.alice.start(
+        "POST", f"{V3}/keys/claim", {"one_time_keys": {room.bob.user_id: {room.bob.device_id: ALGORITHM}}}
+    )
+
+
+async def away(network: Network, seconds: int) -> Shared:
+    """The south is not there for so long."""
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    say(room.alice, room.room_id, "is anybody there?")
+    network.settle()
+    for _ in range(seconds):
+        network.clock.advance(1)
+    return room
+
+
+async def test_a_server_that_does_not_answer_is_named_in_the_end(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    claiming = begin_claim(room)
+    network.clock.advance(8)
+    assert not claiming.done, "it may just be starting again"
+    network.clock.advance(2)
+    assert claiming.answer.json["failures"].keys() == {SOUTH}
+
+
+async def test_a_key_is_claimed_of_a_server_that_is_just_starting_again(network: Network) -> None:
+    room = await away(network, 3)  # what is to be sent there is tried again in two seconds
+    claiming = begin_claim(room)
+    network.clock.advance(1.5)
+    assert not claiming.done
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(1)
+    assert claiming.answer.json["failures"] == {}
+    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+
+
+async def test_nobody_waits_for_keys_of_a_server_that_is_away_for_longer(network: Network) -> None:
+    room = await away(network, 32)
+    assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
+
+
+async def test_nor_when_it_was_not_tried_for_a_while(network: Network) -> None:
+    """The pauses between tries grow: in a long one it is asked, and once."""
+    room = await away(network, 90)
+    sender = room.north.server.app.federation_out.sender
+    for _ in range(LONGEST_SILENCE_MS // 1000):
+        network.clock.advance(1)
+    assert not sender.is_failing(ServerName(SOUTH))
+    assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
+    assert asked(network, SOUTH, "/user/keys/claim") == 1
+
+
+async def test_nor_at_a_node_that_does_not_send(network: Network) -> None:
+    """There it is known from the one that does."""
+    room = await away(network, 10)
+    network.stop_sending()
+    network.rebuild(NORTH)
+    room.alice.server = network.servers[NORTH]
+    claiming = begin_claim(room)
+    network.clock.advance(8)
+    assert not claiming.done, "it may just be starting again"
+    network.clock.advance(4)
+    assert claiming.answer.json["failures"].keys() == {SOUTH}
+    assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
+
+
+async def test_nor_for_people_whom_nobody_here_meets(network: Network) -> None:
+    """Else whoever names many servers would have each asked again and again."""
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    wanted = {f"@nobody:{server}": {"X": ALGORITHM} for server in (SOUTH, ServerName("nowhere.example"))}
+    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wanted})
+    assert answer.json["failures"].keys() == {SOUTH, "nowhere.example"}
+    assert asked(network, SOUTH, "/user/keys/claim") == 1
