@@ -34,6 +34,8 @@ MOST_OPENINGS = 200_000
 MAX_ERROR_CHARS = 500
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
 """For whoever is told to wait: where the other server does not say for how long, and the most that is passed on."""
+GATEWAY_ERRORS = frozenset({502, 503, 504})
+"""By proxies that have lost their server."""
 
 Query = Sequence[tuple[str, str]]
 T = TypeVar("T")
@@ -56,6 +58,11 @@ class RefusedByRemote(RemoteError):
         if not isinstance(wait, int) or isinstance(wait, bool):
             return FIRST_WAIT_MS
         return wait if 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
+
+
+def is_away(error: RemoteError) -> bool:
+    """Whether there was no answer, or one by what stands before the server."""
+    return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
 class Requests:

@@ -173,7 +173,7 @@ class Server:
         self._do(self.federation.edge.member_lists.start())
         self.accounts.last_seen.start()
         self.rooms.start()
-        self.people.first_rooms.start()
+        self.people.resume()
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()

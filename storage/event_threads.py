@@ -41,6 +41,9 @@ class Standing(msgspec.Struct, frozen=True):
     in_main: bool
     """In the main timeline. So is, beside its thread, what is in that only by what was redacted, or what it redacts: by the
     specification none of these relates to a thread, and to clients they belong where they have them."""
+    top: str | None = None
+    """Of one that is in no thread: what it relates to in the end, which may be the root of one. Clients show with a thread what was said of
+    its root, as they show the root."""
 
 
 class ThreadWalk:
@@ -48,6 +51,7 @@ class ThreadWalk:
 
     def __init__(self) -> None:
         self._root: str | None = None
+        self._top: str | None = None
         self._is_loose = False
         self._hops = 0
 
@@ -64,12 +68,14 @@ class ThreadWalk:
         if parent is None or self._hops == MOST_HOPS:
             return None
         self._hops += 1
+        self._top = parent
         return parent
 
     @property
     def standing(self) -> Standing:
         """What was found."""
-        return Standing(self._root, self._root is None or self._is_loose)
+        root = self._root
+        return Standing(root, root is None or self._is_loose, self._top if root is None else None)
 
 
 def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:

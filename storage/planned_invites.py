@@ -47,6 +47,10 @@ class PlannedInviteStore:
 
         return await self._database.write("take_planned_invites", write)
 
+    async def release(self) -> None:
+        """Nobody is at any of them."""
+        await self._database.write("release_planned_invites", _release)
+
     async def go_on(self, room_nid: int, done: str, following: str | None, held_until: int, until: int) -> bool:
         """That one is done, which was the caller's; the following one, if there is one, is theirs until then. False: it was not theirs
         any more, nor is what follows."""
@@ -87,6 +91,10 @@ def add_planned_invites(
             for turn, each in enumerate(invites)
         ],
     )
+
+
+def _release(txn: WriteTransaction) -> None:
+    txn.execute("UPDATE planned_invites SET due_ts = 0 WHERE due_ts < ?", (ITS_TURN_HAS_NOT_COME,))
 
 
 def _select_due(txn: Transaction, now: int, limit: int) -> list[int]:

@@ -94,12 +94,13 @@ class ReceiptStore:
 def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
     """Whether a receipt of that thread may stand at an event that stands there.
 
-    A root is in the main timeline; a receipt of its own thread may have been put there, too, by somebody whose server lets them.
+    A root is in the main timeline, and so is what relates to it in other ways; a receipt of its thread may have been put there, too, by
+    who sees it with the thread.
     spec: client-server-api#threaded-read-receipts
     """
     if thread_id == MAIN_THREAD:
         return standing.in_main
-    return thread_id in (UNTHREADED, event_id, standing.root)
+    return thread_id in (UNTHREADED, event_id, standing.root, standing.top)
 
 
 def threads_read_upto(receipts: Sequence[ReceiptRow]) -> int:

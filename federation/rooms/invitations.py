@@ -35,7 +35,7 @@ from federation.protocol.stripped_state import (
     stripped_state_keys,
 )
 from federation.remote.membership import MembershipRequests
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, is_away
 from federation.rooms.build import Chain, Classify
 from federation.rooms.candidates import explain
 from federation.rooms.check import SHOWN
@@ -201,18 +201,17 @@ class Invitations:
         """The invite as the server of who is invited has it. Raises MatrixError."""
         try:
             answer = await self._remote.invite(server, built, room_state)
-        except RefusedByRemote as error:
-            self._reach.heard_from(server)
-            if error.errcode == "M_NOT_FOUND":
-                raise NotFound(f"{server} knows of no user {target}") from error
-            raise explain([error]) from error
         except RemoteError as error:
-            if not error.retryable:
-                raise explain([error]) from error
-            self._reach.note_silence(server)
-            raise OtherServerFailed(
-                f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
-            ) from error
+            if is_away(error):
+                self._reach.note_silence(server)
+                raise OtherServerFailed(
+                    f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
+                ) from error
+            if isinstance(error, RefusedByRemote):
+                self._reach.heard_from(server)
+                if error.errcode == "M_NOT_FOUND":
+                    raise NotFound(f"{server} knows of no user {target}") from error
+            raise explain([error]) from error
         self._reach.heard_from(server)
         return answer
 

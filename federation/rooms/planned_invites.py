@@ -94,6 +94,14 @@ class PlannedInvites:
 
         await wait_at_most(wait(), INVITING_SECONDS, self._clock, self._note_failure)
 
+    def start(self) -> None:
+        """Go on at once with what was left when the server stopped: where there is no other node that may be at it."""
+        Deferred.fromCoroutine(self._resume_all()).addErrback(self._note_failure)
+
+    async def _resume_all(self) -> None:
+        await self._store.release()
+        await self.do_resume(MOST_LEFT)
+
     async def do_resume(self, limit: int) -> int:
         """Begin with those of up to `limit` rooms that somebody left; of how many."""
         free = min(limit, MOST_LEFT - len(self._going_on))

@@ -50,6 +50,9 @@ RETRIES_AT_ONCE: Final = 16
 GIVEN_UP_AT_ONCE: Final = 3
 """Parts that a destination refuses alone, with none between that it takes; from that one on each is followed by a pause, as if it did
 not answer."""
+BROKEN_GROWTH, GROWN_MOST = 4, 3
+"""Of a destination that breaks down at so many alone, and takes nothing in, so many times more are tried the next time: it may lack all of
+a room, or of a sender. After so many times that is all that a transaction holds."""
 MAX_ERROR_CHARS: Final = 500
 
 
@@ -272,6 +275,8 @@ class Deliveries:
                 await self._send_broken(destination, pending)
         except (RemoteError, MatrixError):
             destination.in_vain_on_its_word += is_on_its_word
+            if pending.broken and not pending.taken:
+                destination.breakdowns = (destination.breakdowns + 1) % (GROWN_MOST + 1)
             raise
 
     async def _send_part(self, destination: Destination, pending: Pending) -> None:
@@ -293,6 +298,7 @@ class Deliveries:
     def _note_taken(self, destination: Destination, pending: Pending, part: Transaction, refused: int) -> None:
         if destination.failing_since_ts is not None:
             pending.taken.update(kinds_of(part))
+        destination.breakdowns = 0
         self.counts.transactions += 1
         self.counts.events += len(part.pdus)
         self.counts.refused_events += refused
@@ -333,7 +339,8 @@ class Deliveries:
             pending.parts.extendleft(reversed(split(part, self._make_id)))
             return
         pending.broken.append(part)
-        if len(pending.broken) >= GIVEN_UP_AT_ONCE and not pending.taken:
+        most = GIVEN_UP_AT_ONCE * BROKEN_GROWTH**destination.breakdowns
+        if len(pending.broken) >= most and not pending.taken:
             raise error
 
     async def _send_broken(self, destination: Destination, pending: Pending) -> None:
@@ -369,8 +376,18 @@ class Deliveries:
 
     async def _note_success(self, destination: Destination, pending: Pending, *, is_reached: bool) -> None:
         """There is nothing left of what was pending. `is_reached`: the server has answered well."""
-        now = self._now_ms()
-        was_behind, was_failing = destination.is_behind, is_reached and destination.failing_since_ts is not None
+        was_failing = is_reached and destination.failing_since_ts is not None
+        await self._note_told(destination, pending, was_failing=was_failing)
+        if was_failing:
+            self.log.info("{server} can be reached again", server=destination.server)
+        if is_reached:
+            destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
+            destination.in_vain_on_its_word = 0
+        destination.pending = None
+
+    async def _note_told(self, destination: Destination, pending: Pending, *, was_failing: bool = False) -> None:
+        """The server has what was pending. `was_failing`: it can be reached again."""
+        now, was_behind = self._now_ms(), destination.is_behind
         # what was missed since goes on to be missed
         rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
         users = {user_id: destination.users.get(user_id) for user_id in pending.users}
@@ -385,12 +402,6 @@ class Deliveries:
 
         if was_behind or was_failing or pending.to_device_upto is not None:
             await self._database.write("transaction_sent", write)
-        if was_failing:
-            self.log.info("{server} can be reached again", server=destination.server)
-        if is_reached:
-            destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
-            destination.in_vain_on_its_word = 0
-        destination.pending = None
 
     async def _note_failure(self, destination: Destination, error: str) -> None:
         self.counts.failures += 1
@@ -411,6 +422,10 @@ class Deliveries:
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         pending = destination.pending
+        if pending is not None and pending.broken:  # of the kinds that it takes it gets what follows
+            told, left = pending.told_and_left()
+            await self._note_told(destination, told)
+            destination.pending = left
         if pending is not None and (pending.broken or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not pending.is_split)):
             destination.give_up_pending()
 

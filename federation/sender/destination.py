@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IDelayedCall
 
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction
+from federation.sender.refusals import is_to_device
 from storage.destinations import Backlog, ReceiptToSend
 
 MAX_QUEUED: Final = 2000
@@ -56,6 +58,22 @@ class Pending(msgspec.Struct, frozen=True):
         """It is being sent in parts."""
         return bool(self.parts) and self.parts[0] is not self.transaction
 
+    def told_and_left(self) -> "tuple[Pending, Pending]":
+        """What is done with, of events, messages to devices, and all else; and what is not, since some of the kind is left."""
+        left = (*self.parts, *self.broken)
+        edus = [edu for part in left for edu in part.edus]
+        told = left_over = replace(self)
+        for is_left, nothing in (
+            (any(part.pdus for part in left), {"rooms": {}}),
+            (any(map(is_to_device, edus)), {"to_device_upto": None}),
+            (not all(map(is_to_device, edus)), {"users": {}, "receipts": ()}),
+        ):
+            if is_left:
+                told = replace(told, **nothing)
+            else:
+                left_over = replace(left_over, **nothing)
+        return told, left_over
+
 
 class Destination(msgspec.Struct):
     """One server."""
@@ -89,6 +107,9 @@ class Destination(msgspec.Struct):
     """How often, since it failed, it was tried because it had spoken, and did not answer."""
     given_up: int = 0
     """How many parts of transactions it has refused alone, since it took the last one."""
+    breakdowns: int = 0
+    """In how many tries, one after the other, it broke down at each thing that was tried alone, and took nothing in; it begins anew after
+    one in which that was all there is."""
     pause_ms: int = 0
     error: str | None = None
 

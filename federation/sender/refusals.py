@@ -56,6 +56,11 @@ def kinds_of(transaction: Transaction) -> set[str]:
     return kinds
 
 
+def is_to_device(edu: bytes) -> bool:
+    """Whether it is a message to devices."""
+    return edu.endswith(_TO_DEVICE)
+
+
 def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:
     """Two transactions with the parts of one: to be sent one after the other, as whoever gets it takes them in one after the other.
 
@@ -63,9 +68,9 @@ def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transac
     """
     edus = transaction.edus
     parts = [
-        *((False, edu) for edu in edus if edu.endswith(_TO_DEVICE)),
+        *((False, edu) for edu in edus if is_to_device(edu)),
         *((True, pdu) for pdu in transaction.pdus),
-        *((False, edu) for edu in edus if not edu.endswith(_TO_DEVICE)),
+        *((False, edu) for edu in edus if not is_to_device(edu)),
     ]
     middle = len(parts) // 2
 

@@ -63,6 +63,8 @@ class PeopleParts:
         self._propagation = rooms.propagation
         self._guests = rooms.guests
         self._related_redactions = rooms.related_redactions
+        self._elsewhere = rooms.elsewhere
+        self._has_others = accounts.other_nodes is not None
         self._forgetting: Forgetting | None = None
         if config.rooms.forget_rooms_on_leave:
             self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
@@ -176,6 +178,13 @@ class PeopleParts:
             Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
             *([] if self._forgetting is None else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]),
         )
+
+    def resume(self) -> None:
+        """Go on with what was left when the server stopped. Where other nodes may be at it the jobs do, when their time is over."""
+        if not self._has_others:
+            self.first_rooms.start()
+            self._related_redactions.start()
+            self._elsewhere.planned_invites.start()
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:

@@ -497,4 +497,3 @@ class RoomParts:
         Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
             lambda failure: self.log.failure("it is not known which soft-failed events would be sticky", failure)
         )
-        self.related_redactions.start()

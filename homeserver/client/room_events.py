@@ -118,6 +118,7 @@ async def redact_event(
     auth=Auth.GUEST,
     limit=Limit.MESSAGE,
     max_body=128 * 1024,
+    while_suspended=True,
 )
 async def set_room_state(
     sending: RoomSending,
@@ -135,7 +136,7 @@ async def set_room_state(
     sticky: Sticky = None,
     attached: Attached = None,
 ) -> dict[str, str]:
-    """Set a state entry."""
+    """Set a state entry. A suspended user may leave by it."""
     presence.note_active(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:

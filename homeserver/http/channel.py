@@ -400,8 +400,8 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if b"expect" in head.last and head.takes_chunks:  # HTTP/1.0 knows of none
-            if head.last[b"expect"].lower() != b"100-continue":
+        if head.takes_chunks and (expected := head.last.get(b"expect")):  # HTTP/1.0 knows of none
+            if expected.lower() != b"100-continue":
                 self._end(unknown_expectation())
                 return None
             self.send(CONTINUE)

@@ -1,8 +1,9 @@
 """The rooms that every new account joins.
 
 That an account is to come into them is noted in the write that makes it, and taken away when it has been tried. Those that a server
-leaves that ends meanwhile are tried again, by it after its start or by another node after a while. A room that does not let somebody in
-is told to the operator, not to them; nor does one of servers that do not answer keep them waiting for their account.
+leaves that ends meanwhile are tried again, by it after its start where it is the only one, else by any node after a while. A room that
+does not let somebody in is told to the operator, not to them; nor does one of servers that do not answer keep them waiting for their
+account.
 """
 
 from collections.abc import Sequence
@@ -77,14 +78,14 @@ class FirstRooms:
         await self._database.write("remove_arriving_account", self._accounts.remove_arriving_account, user_id)
 
     def start(self) -> None:
-        """Let accounts join that had not yet when the server stopped."""
+        """Let accounts join that had not yet when the server stopped: where there is no other node that may be at them."""
         Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure("new accounts join the first rooms later", failure)
         )
 
     async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
-        """Let up to so many accounts join that somebody left; how many. `at_start`: all that have not joined, since whoever was at them
-        is likely to be who has just stopped."""
+        """Let up to so many accounts join that somebody left; how many. `at_start`: all that have not joined, as nobody is at
+        them."""
         now = self._now_ms()
         due_by = ALL_TIMES if at_start else now
         left = await self._accounts.take_arriving_accounts(due_by, now + LEASE_MS, limit)

@@ -105,7 +105,7 @@ class RelatedRedactions:
         streams.subscribe(self._hear, Topic.EVENT)
 
     def start(self) -> None:
-        """Go on with what was not done when the server stopped."""
+        """Go on with what was not done when the server stopped: where there is no other node that may be at it."""
         Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure("what relates to redacted events is redacted later", failure)
         )
@@ -130,7 +130,7 @@ class RelatedRedactions:
 
     async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
         """Go on with up to so many that failed for a while, or that somebody left; with how many. `at_start`: with all that are not
-        done, since who was at them is likely to be who has just stopped."""
+        done, as nobody is at them."""
         now = self._now_ms()
         notes = await self._store.take_due(ALL_TIMES if at_start else now, now + LEASE_MS, limit)
         for note in notes:

@@ -37,7 +37,7 @@ from federation.remote.keys import (
     put_cross_signing_key,
     put_device,
 )
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, is_away
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
 from storage.cross_signing import CrossSigningKey
@@ -56,7 +56,6 @@ MOST_ASKED: Final = 100
 """Servers that are asked at once for lists that are stale."""
 CLAIM_PAUSE: Final = 1.0
 """Seconds after which a server that is not there is asked again for one-time keys."""
-GATEWAY_ERRORS: Final = frozenset({502, 503, 504})
 MAX_PREV_IDS: Final = 100
 MOST_SAID: Final = 10_000
 """Users of whom it is known what was said of their keys of cross-signing."""
@@ -146,7 +145,7 @@ class RemoteDevices:
                     return await self._remote.claim(server, wanted, left)
                 except RemoteError as error:
                     has_time = until - self._clock.seconds() > CLAIM_PAUSE
-                    if not (has_time and _is_silence(error) and await self._may_be_starting(server, wanted)):
+                    if not (has_time and is_away(error) and await self._may_be_starting(server, wanted)):
                         raise
                 await deferLater(self._clock, CLAIM_PAUSE)
         except (RemoteError, MatrixError) as error:
@@ -293,11 +292,6 @@ class RemoteDevices:
 
 def _unreachable(server: ServerName) -> RemoteError:
     return RemoteError(server, "it could not be reached lately", retryable=True)
-
-
-def _is_silence(error: RemoteError) -> bool:
-    """Whether there was no answer, or one by what stands before the server."""
-    return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
 def _check_user(origin: ServerName, content: Mapping[str, Any]) -> str:

@@ -163,7 +163,15 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> EventID:
         """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound; with
-        `sent`, which names the request, AlreadySent."""
+        `sent`, which names the request, AlreadySent; UserSuspended and ConsentNotGiven for all but leaving a room.
+
+        spec: client-server-api#account-suspension
+        """
+        if caller.may_only_read:
+            if (type, state_key) != ("m.room.member", caller.user_id) or content.get("membership") != "leave":
+                caller.check_may_write()
+            # as it can be left by the endpoint for that
+            content = {name: content[name] for name in ("membership", "reason") if name in content}
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
         pretends = caller.is_shadow_banned

@@ -15,7 +15,7 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import InvalidParam, TooLarge
+from federation.protocol.errors import InvalidParam, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.ids import ALL_DEVICES, ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.remote.keys import is_device_id
 from federation.rooms.servers import RoomServers
@@ -109,7 +109,35 @@ class ToDevice:
         )
         now = self._now_ms()
         contents = check_contents([content for devices in messages.values() for content in devices.values()])
-        self._check_bytes(caller, _size_of(contents) + REQUEST_BYTES)
+        size = _size_of(contents) + REQUEST_BYTES
+        if caller.rate_limited:
+            try:
+                self._limiter.check_then_count(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+            except LimitExceeded:
+                if await self._was_sent(sent):
+                    return
+                raise
+        try:
+            copied = await self._send(caller, type, sent, messages, contents, now)
+        except (AlreadySent, MatrixError) as error:
+            if caller.rate_limited:  # what was kept, if anything, was counted then
+                self._limiter.give_back(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+            if isinstance(error, AlreadySent):
+                return
+            raise
+        if copied and caller.rate_limited:
+            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=copied)
+
+    async def _send(
+        self,
+        caller: Requester,
+        type: str,
+        sent: SentTransaction,
+        messages: Messages,
+        contents: Sequence[bytes],
+        now: int,
+    ) -> int:
+        """How many bytes went to all devices of somebody. Raises AlreadySent, MatrixError."""
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
@@ -124,8 +152,8 @@ class ToDevice:
         prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
         if outgoing and (strangers := await self._strangers(caller.user_id, {*map(ServerName, outgoing[0])})):
-            if await self._database.read_quickly("get_sent_response", select_response, sent) is not None:
-                return  # it was counted then
+            if await self._was_sent(sent):
+                raise AlreadySent(sent, ANSWER)
             self._count_strangers(caller, len(strangers))
 
         def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
@@ -143,14 +171,13 @@ class ToDevice:
             return there
 
         copies: list[int] = []
-        try:
-            there = await self._database.write("send_to_device", write)
-        except AlreadySent:
-            return
-        if copies and caller.rate_limited:
-            self._limiter.count(Limit.TO_DEVICE_BYTES, caller.user_id, cost=copies[-1])
+        there = await self._database.write("send_to_device", write)
         if there is not None:
             self._devices.keep(there, changes)
+        return copies[-1] if copies else 0
+
+    async def _was_sent(self, sent: SentTransaction) -> bool:
+        return await self._database.read_quickly("get_sent_response", select_response, sent) is not None
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
@@ -201,11 +228,6 @@ class ToDevice:
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
         return strangers
-
-    def _check_bytes(self, caller: Requester, size: int) -> None:
-        """Count what is to be kept, where there is room for any: so what is asked for once may always be sent. Raises LimitExceeded."""
-        if caller.rate_limited:
-            self._limiter.check_then_count(Limit.TO_DEVICE_BYTES, caller.user_id, size)
 
     def _count_strangers(self, caller: Requester, strangers: int) -> None:
         """Raises LimitExceeded."""

@@ -1,9 +1,12 @@
 """What suspended and locked users may still do. spec: client-server-api#account-suspension, #account-locking"""
 
+from typing import Any
+
 import pytest
 
 from storage.accounts import AccountStore
 from storage.database import Database
+from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
     V3,
@@ -73,6 +76,32 @@ async def test_a_suspended_user_reads_and_leaves(sqlite_database: Database, alic
     ok(membership(bob, room_id, "leave"))
     ok(membership(bob, room_id, "forget"))
     ok(bob.post(f"{V3}/logout"))
+
+
+async def test_a_suspended_user_leaves_by_a_state_event(sqlite_database: Database, alice: User, bob: User) -> None:
+    """As some clients do, and declines an invite so; and does nothing else by one."""
+    room_id, invited_to = create(alice, preset="public_chat"), create(alice, invite=[bob.user_id])
+    join(bob, room_id)
+    ok(put_state(alice, room_id, "m.room.power_levels", {"users": {bob.user_id: 99}}))
+    await set_standing(sqlite_database, bob, suspended=True)
+
+    def change(room_id: str, user: User, content: dict[str, Any]) -> Answer:
+        return put_state(bob, room_id, "m.room.member", content, user.user_id)
+
+    for answer in (
+        change(room_id, bob, {"membership": "join", "displayname": "x"}),
+        change(invited_to, bob, {"membership": "join"}),
+        change(room_id, bob, {"membership": "knock"}),
+        change(room_id, bob, {}),
+        change(room_id, alice, {"membership": "leave"}),
+        put_state(bob, room_id, "org.example", {"membership": "leave"}, bob.user_id),
+        put_state(bob, room_id, "m.room.member", {"membership": "leave"}),
+    ):
+        assert refused(answer) == SUSPENDED
+    for each in (room_id, invited_to):
+        ok(change(each, bob, {"membership": "leave", "reason": "so", "org.example": "what else they would say"}))
+        content = ok(alice.get(room_path(each, "state", "m.room.member", bob.user_id)))
+        assert content == {"membership": "leave", "reason": "so"}
 
 
 async def test_a_suspended_user_is_let_go_on_when_the_suspension_ends(sqlite_database: Database, alice: User) -> None:

@@ -64,6 +64,17 @@ async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(s
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
 
 
+@pytest.mark.parametrize("name", ["sqlite3", "psycopg2"])
+async def test_where_other_nodes_may_be_at_it_nothing_is_taken_from_them_at_the_start(
+    tmp_path: Path, sqlite_database: Database, name: str
+) -> None:
+    args = "{database: x}" if name == "sqlite3" else "{}"
+    server = TestServer(tmp_path, sqlite_database, f"database: {{name: {name}, args: {args}}}\n{CONFIG}")
+    carol, everyone = await left_over(server)
+    server.app.people.resume()
+    assert rooms_of(carol) == ({everyone} if name == "sqlite3" else set())
+
+
 async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(server: TestServer) -> None:
     carol, everyone = await left_over(server)
     server.app.start_jobs()

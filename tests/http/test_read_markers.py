@@ -110,6 +110,11 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     liked = ok(put_event(alice, room_id, "m.reaction", annotation))["event_id"]
     assert refused(mark(bob, room_id, "m.read", liked, thread_id="main")) == INVALID
     ok(mark(bob, room_id, "m.read", liked, thread_id=root))
+    annotation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": root, "key": "+1"}}
+    of_root = ok(put_event(alice, room_id, "m.reaction", annotation))["event_id"]
+    for thread_id in ("main", root):
+        ok(mark(alice, room_id, "m.read", of_root, thread_id=thread_id))
+    assert refused(mark(alice, room_id, "m.read", of_root, thread_id=reply)) == INVALID
     for event_id in (root, other):
         assert refused(mark(alice, room_id, "m.read", event_id, thread_id=event_id)) == INVALID, "it is in no thread"
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root

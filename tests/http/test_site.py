@@ -185,33 +185,6 @@ def test_a_chunked_body_is_read_whole(client: Client) -> None:
     assert connection.answers()[0].json == {"a": 1}
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(client: Client) -> None:
-    connection = client.connect()
-    connection.send(
-        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n" % OBJECT.encode()
-    )
-    assert connection.received() == b"HTTP/1.1 100 Continue\r\n\r\n"
-    connection.send(b"{}")
-    assert connection.answers()[0].status == 200
-
-
-def test_a_client_that_expects_something_else_is_told_that_it_cannot_be(client: Client) -> None:
-    """RFC 9110 section 10.1.1"""
-    connection = client.connect()
-    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: %b\r\n\r\n"
-    connection.send(head % (OBJECT.encode(), b"200-ok"))
-    assert [(answer.status, answer.errcode) for answer in connection.answers()] == [(417, "M_UNKNOWN")]
-    connection = client.connect()
-    connection.send(head % (OBJECT.encode(), b"100-Continue") + b"{}")
-    assert connection.received().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
-
-
-def test_http_1_0_knows_of_no_expectation(client: Client) -> None:
-    connection = client.connect()
-    connection.send(b"POST %s HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n{}" % OBJECT.encode())
-    assert connection.received().startswith(b"HTTP/1.1 200 ")
-
-
 def test_an_unknown_path_reads_no_large_body(client: Client) -> None:
     connection = client.connect()
     connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")

@@ -75,6 +75,7 @@ POST /_matrix/media_proxy/unstable/scan_encrypted
 MAY_SOME = """
 PUT /_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}
 PUT /_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}
+PUT /_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}
 PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
 """
 """What is their own: shown in test_account_standing and test_suspended_encryption."""
@@ -98,7 +99,6 @@ PUT /_matrix/client/v3/rooms/{room_id}/delayed_event/{event_type}/{txn_id}
 POST /_matrix/client/v3/rooms/{room_id}/invite
 POST /_matrix/client/v3/rooms/{room_id}/join
 POST /_matrix/client/v3/rooms/{room_id}/kick
-PUT /_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}
 PUT /_matrix/client/v3/rooms/{room_id}/typing/{user_id}
 POST /_matrix/client/v3/rooms/{room_id}/unban
 POST /_matrix/client/v3/rooms/{room_id}/upgrade

@@ -49,9 +49,19 @@ def test_who_sends_too_much_waits_and_others_do_not(server: TestServer, alice: U
     assert len(sync(bob, since)["to_device"]["events"]) == 3
 
 
-def test_a_request_that_was_sent_may_be_repeated(alice: User) -> None:
-    for _ in range(3):
-        assert send(alice, 1, to(alice, 5_000)).status == 200
+def test_a_request_that_was_sent_may_be_repeated_and_counts_once(alice: User) -> None:
+    for _ in range(5):
+        assert send(alice, 1, to(alice, 9_000)).status == 200
+    assert send(alice, 2, to(alice, 15_000)).status == 200
+    assert send(alice, 3, to(alice, 10)).errcode == "M_LIMIT_EXCEEDED"
+    for txn_id in (1, 2):
+        assert send(alice, txn_id, to(alice, 9_000)).status == 200, "it was sent before there was no room"
+
+
+def test_what_is_refused_does_not_count(alice: User) -> None:
+    for number in range(5):
+        assert send(alice, number, to(alice, 70_000)).errcode == "M_TOO_LARGE"
+    assert send(alice, 5, to(alice, 10)).status == 200
 
 
 def test_each_device_of_a_wildcard_counts(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
 from federation.rooms.invitations import LOOK_EVERY, PATIENCE
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
@@ -222,6 +224,35 @@ def test_a_server_that_could_not_be_reached_a_moment_ago_is_not_waited_for(netwo
     say(bob, shared, "I am")
     network.clock.advance(1)
     ok(membership(alice, other, "invite", bob))
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_that_has_lost_its_server_is_not_the_server(network: Network, status: int) -> None:
+    """What it answers to an invite is no word of the server: nothing is waited for, and nothing tried, on account of it."""
+    alice, bob = pair(network)
+    network.start_sending()
+    shared, other = create(alice), create(alice)
+    ok(membership(alice, shared, "invite", bob))
+    join(bob, shared)
+    asked: list[str] = []
+
+    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination != SOUTH:
+            return None
+        asked.append(request.method)
+        return WireAnswer(status, {}, b"")
+
+    network.liars.append(answer)
+    say(alice, shared, "is anybody there?")
+    while network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH)) or len(asked) < 5:
+        network.clock.advance(10)
+    asked.clear()
+    assert refused(membership(alice, other, "invite", bob)) == (502, "M_UNKNOWN")
+    assert len(asked) == 1
+    again = membership(alice, other, "invite", bob)
+    assert again.json["error"].endswith("could not be reached a moment ago: try again later")
+    network.clock.advance(10)
+    assert len(asked) == 1
 
 
 def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:

@@ -91,6 +91,23 @@ def test_a_restart_ends_no_invite_to_a_new_room(
     assert resume(alice) == 0, "that nobody answers is no reason to ask for ever"
 
 
+def test_where_no_other_node_can_be_at_them_they_are_sent_at_once_after_the_start(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob, carol, _ = make_slowly(network)
+    network.clock.advance(25)
+    (room_id,) = rooms_in_sync(bob, "invite")
+    monkeypatch.setattr(PlannedInviteStore, "give_back", nothing)
+    alice.server = network.rebuild(NORTH)
+    alice.server.app.rooms.elsewhere.planned_invites.start()
+    assert not is_known(carol, room_id), "each has its turn"
+    for _ in range(3):
+        network.clock.advance(21)
+    assert members(alice, room_id)[carol.user_id] == "invite"
+    network.clock.advance(LEASE_MS / 1000)
+    assert resume(alice) == 0
+
+
 async def nothing(*_: object) -> None:
     """What a server does that was killed."""
 

@@ -327,7 +327,7 @@ async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -
         ok(room.alice.put(room_path(room.room_id, "typing", room.alice.user_id), {"typing": True, "timeout": 60_000}))
         pass_time(network, 1800)
     assert figures(network)["given_up"] == 0
-    assert len(reader.seen) <= 24 * 20
+    assert len(reader.seen) <= 24 * 75, "twice as many as there are things, and seldom so many"
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR)
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
@@ -343,3 +343,32 @@ async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_ar
     pass_time(network, 2 * HOUR)
     assert numbers(room, since) == [2]
     assert figures(network)["given_up"] == 1
+
+
+@pytest.mark.parametrize("bad", [range(3), range(12), range(10, 14)])
+async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for_ever(
+    network: Network, bad: range
+) -> None:
+    """Such as all of one room that it cannot write to any more, from the oldest thing on that it lacks."""
+    room, since = await much(network, messages=50)
+    reader = Reader(network, holds(*bad), 500)
+    pass_time(network, 6 * HOUR)
+    assert numbers(room, since) == [number for number in range(50) if number not in bad]
+    assert words(room) == said(20)
+    assert figures(network)["given_up"] == len(bad)
+    assert len(reader.seen) <= 100
+
+
+async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(network: Network) -> None:
+    """However many there are; and the events when it can."""
+    room, since = await much(network, messages=90)
+    reader = Reader(network, lambda body: b'"pdus":[]' not in body, 500)
+    pass_time(network, 12 * HOUR)
+    assert numbers(room, since) == list(range(90))
+    assert figures(network)["given_up"] == 0
+    seen = len(reader.seen)
+    pass_time(network, 4 * HOUR)
+    assert not any(b"m.direct_to_device" in body for body in reader.seen[seen:]), "they are not sent again"
+    reader.refuses = lambda _: False
+    pass_time(network, 2 * HOUR)
+    assert words(room) == said(20)

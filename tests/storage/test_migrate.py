@@ -269,6 +269,21 @@ def test_what_was_not_done_of_redactions_is_due(engine: Engine, tmp_path: Path) 
     assert set(ask(engine, "SELECT target, due_ts FROM related_redactions")) == {("$0", 0), ("$1", None)}
 
 
+def test_devices_of_before_are_found_by_the_hour_in_which_they_were_seen(engine: Engine, tmp_path: Path) -> None:
+    hour = 3_600_000
+    with database_before(engine, tmp_path, 118) as writer:
+        for number, (ts, ip, agent) in enumerate(
+            [(5 * hour, "::1", None), (6 * hour - 1, None, "agent"), (5 * hour, None, None), (None, None, None)]
+        ):
+            writer.execute(
+                "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid, last_seen_ts, last_seen_ip,"
+                " last_seen_user_agent) VALUES ('@u:t', ?, 1, 1, ?, ?, ?, ?)",
+                (f"D{number}", number, ts, ip, agent),
+            )
+    found = ask(engine, "SELECT device_id, seen_hour FROM devices ORDER BY device_id")
+    assert found == [("D0", 5), ("D1", 5), ("D2", None), ("D3", None)]
+
+
 ODD_MEMBERS = [
     rb'"reason":"a\u0000b"',
     rb'"reason":"a\\u0000b\\"',
