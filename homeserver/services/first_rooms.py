@@ -88,8 +88,11 @@ class FirstRooms:
         them."""
         now = self._now_ms()
         due_by = ALL_TIMES if at_start else now
-        left = await self._accounts.take_arriving_accounts(due_by, now + LEASE_MS, limit)
-        for user_id in left:
+        until = now + LEASE_MS
+        left = await self._accounts.take_arriving_accounts(due_by, until, limit)
+        for number, user_id in enumerate(left):
+            if self._now_ms() >= until:  # others may be at those that are left
+                return number
             try:
                 await self._join_all(UserID(user_id))
             except DatabaseUnavailable:  # that befalls all of them

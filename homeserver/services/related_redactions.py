@@ -132,8 +132,11 @@ class RelatedRedactions:
         """Go on with up to so many that failed for a while, or that somebody left; with how many. `at_start`: with all that are not
         done, as nobody is at them."""
         now = self._now_ms()
-        notes = await self._store.take_due(ALL_TIMES if at_start else now, now + LEASE_MS, limit)
-        for note in notes:
+        until = now + LEASE_MS
+        notes = await self._store.take_due(ALL_TIMES if at_start else now, until, limit)
+        for number, note in enumerate(notes):
+            if self._now_ms() >= until:  # others may be at what is left
+                return number
             try:
                 await self._work(note)
             except DatabaseUnavailable:  # that befalls all of them

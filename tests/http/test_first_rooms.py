@@ -7,6 +7,7 @@ import pytest
 from homeserver.services.first_rooms import LEASE_MS
 from storage.accounts import AccountStore
 from storage.database import Database
+from storage.transaction import WriteTransaction
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import TestServer, User
@@ -85,6 +86,25 @@ async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(ser
         server.clock.advance(60)
     assert rooms_of(carol) == {everyone}
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
+
+
+async def test_whom_a_node_does_not_get_to_in_time_it_leaves_to_others(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carol, everyone = await left_over(server)
+    database, accounts = server.app.database, AccountStore(server.app.database)
+    await database.write("stopped", accounts.add_arriving_account, "@a:example.org", 0)
+    remove = AccountStore.remove_arriving_account
+
+    def slowly(self: AccountStore, txn: WriteTransaction, user_id: str) -> None:
+        server.clock.advance(LEASE_MS / 1000)
+        remove(self, txn, user_id)
+
+    monkeypatch.setattr(AccountStore, "remove_arriving_account", slowly)
+    assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 1
+    assert rooms_of(carol) == set()
+    assert await server.app.people.first_rooms.do_resume(50) == 1
+    assert rooms_of(carol) == {everyone}
 
 
 def test_servers_that_do_not_answer_keep_nobody_waiting_for_an_account(network: Network) -> None:

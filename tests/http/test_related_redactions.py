@@ -222,6 +222,26 @@ async def test_what_a_node_left_others_take_up_after_a_while(server: TestServer,
     assert [is_redacted(alice, room, child) for _, room, child in left] == [True, True, True]
 
 
+async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = await leave_three_undone(server, alice)
+    related, send = server.app.rooms.related_redactions, server.app.rooms.engine.send
+    by_others: list[int] = []
+
+    async def slowly(*args: Any, **more: Any) -> Any:
+        sent = await send(*args, **more)
+        monkeypatch.undo()
+        server.clock.advance(LEASE_MS / 1000)
+        by_others.append(await related.do_resume(50))
+        return sent
+
+    monkeypatch.setattr(server.app.rooms.engine, "send", slowly)
+    assert await related.do_resume(50, at_start=True) == 1
+    assert by_others == [3], "all of them, since it is not known whether the first one was done"
+    assert all(is_redacted(alice, room, child) for _, room, child in left)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
