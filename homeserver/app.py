@@ -30,7 +30,7 @@ from federation.rooms.candidates import Candidates
 from federation.rooms.remote_spaces import RemoteHierarchies
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
-from homeserver.assembly.administration import administration_of_users
+from homeserver.assembly.administration import administration_of_devices, administration_of_users
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
@@ -347,6 +347,7 @@ def build(
         config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
     )
     services: Sequence[object] = (
+        administration_of_devices(database, identity, accounts, people),
         administration_of_users(database, identity, accounts, rooms, people, upstream),
         *federation.edge.services,
         accounts.acting_services,

@@ -19,6 +19,7 @@ from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import chosen_media, destinations, federation_policy, register
 from homeserver.admin import consents as admin_consents
+from homeserver.admin import devices as admin_devices
 from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
@@ -123,6 +124,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_approvals,
     admin_audit,
     admin_consents,
+    admin_devices,
     admin_external_ids,
     admin_media,
     chosen_media,

@@ -86,6 +86,11 @@ class DeviceStore:
 
         return await self._database.read_quickly("get_device", read)
 
+    def get_ids_in(self, txn: Transaction, user_id: str, device_ids: Iterable[str]) -> set[str]:
+        """Which of these devices the user has; one query."""
+        sql = "SELECT device_id FROM devices WHERE user_id = ? AND device_id IN {keys}"
+        return {row[0] for row in txn.query_in(sql, device_ids, before=(user_id,))}
+
     async def get_changed_device_lists(self, user_ids: Iterable[str], since: int, upto: int) -> set[str]:
         """Those of the users whose list of devices changed after `since`, up to `upto`; one query."""
 

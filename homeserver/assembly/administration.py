@@ -5,6 +5,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.assembly.upstream import UpstreamParts
+from homeserver.services.device_administration import DeviceAdministration
 from homeserver.services.user_administration import UserAdministration
 from storage.database import Database
 from storage.user_lists import UserListStore
@@ -33,4 +34,20 @@ def administration_of_users(
         accounts.last_seen,
         accounts.policy_consents,
         rooms.unshown,
+    )
+
+
+def administration_of_devices(
+    database: Database, identity: ServerIdentity, accounts: AccountParts, people: PeopleParts
+) -> DeviceAdministration:
+    """Lists and changes of devices of accounts."""
+    return DeviceAdministration(
+        identity,
+        database,
+        accounts.device_store,
+        accounts.dehydrated_store,
+        people.accounts,
+        people.devices,
+        accounts.sessions,
+        accounts.last_seen,
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import DeviceID, UserID
@@ -168,8 +169,12 @@ class Audit:
         return await self._store.get_records(user_id, limit)
 
     async def get_records_for_owner(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
-        """The same without what they are not told."""
-        return [row for row in await self.get_records(user_id, limit) if row.event not in FOR_ADMINISTRATORS]
+        """The same without what they are not told: some events, and whence an administrator did something."""
+        return [
+            row if row.by_user in (None, user_id) else msgspec.structs.replace(row, address=None)
+            for row in await self.get_records(user_id, limit)
+            if row.event not in FOR_ADMINISTRATORS
+        ]
 
     async def do_sweep(self, limit: int) -> int:
         """Forget up to `limit` that have grown old; how many."""

@@ -213,13 +213,13 @@ class Sessions:
         )
 
     async def do_add_device(self, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
+        """As `add_device`, in a write of its own."""
+        return await self._database.write("add_device", self.add_device, user_id, device_id, name)
+
+    def add_device(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
         """Make a device that nobody is signed in on; False where the user has it. Raises `Forbidden`, `InvalidParam` as `add`."""
-
-        def write(txn: WriteTransaction) -> bool:
-            _check_device_id(txn, user_id, device_id)
-            return self._devices.add_device(txn, DeviceRow(user_id, device_id, name, self._now()))
-
-        return await self._database.write("add_device", write)
+        _check_device_id(txn, user_id, device_id)
+        return self._devices.add_device(txn, DeviceRow(user_id, device_id, name, self._now()))
 
     async def do_begin(self, session: NewSession) -> None:
         """Write a prepared session."""
@@ -390,10 +390,15 @@ class Sessions:
         await self._database.write("log_out_everywhere", self.remove_sessions, user_id, None, ip)
 
     def remove_devices(
-        self, txn: WriteTransaction, user_id: UserID, device_ids: Iterable[DeviceID], ip: str | None = None
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        device_ids: Iterable[DeviceID],
+        ip: str | None = None,
+        by: UserID | None = None,
     ) -> None:
         """Remove devices with their sessions and all that is kept for them; unknown ones are no error. `ip`: whence that is asked
-        for, where it is known."""
+        for, where it is known; `by`: the administrator who does."""
         gone = list(device_ids)
         if not gone:
             return
@@ -403,7 +408,7 @@ class Sessions:
         self._devices.remove_devices(txn, user_id, gone)
         self._accounts.set_account_changed(txn, user_id)
         for device_id in gone:
-            note(txn, user_id, Happened.SESSION_ENDED, self._now(), ip=ip, device_id=device_id)
+            note(txn, user_id, Happened.SESSION_ENDED, self._now(), ip=ip, device_id=device_id, by=by)
 
     def remove_sessions(
         self, txn: WriteTransaction, user_id: UserID, but: Requester | None = None, ip: str | None = None
@@ -448,10 +453,10 @@ def _check_device_id(txn: WriteTransaction, user_id: UserID, device_id: DeviceID
     if device_id == ALL_DEVICES:
         raise InvalidParam("No device can be called *, which stands for all of them")
     if has_cross_signing_key(txn, user_id, device_id):
-        raise Forbidden("The device has the name of one of your cross-signing keys")
+        raise Forbidden("The device has the name of a cross-signing key of its user")
     dehydrated = select_dehydrated(txn, user_id)
     if dehydrated is not None and dehydrated.device_id == device_id:
-        raise Forbidden("The device has the name of your dehydrated device")
+        raise Forbidden("The device has the name of the dehydrated device of its user")
 
 
 def _after(now: int, lifetime: int | None) -> int | None:

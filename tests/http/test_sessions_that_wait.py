@@ -50,12 +50,17 @@ def end(server: TestServer, alice: User, phone: User, how: str) -> None:
             assert phone.post(f"{V3}/logout").status == 200
         case "logout/all":
             assert alice.post(f"{V3}/logout/all").status == 200
+        case "an administrator":
+            root = server.register("root")
+            server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+            path = f"/_synapse/admin/v2/users/{phone.user_id}/devices/{phone.device_id}"
+            assert root.delete(path).status == 200
         case _:
             sign_in(server, alice, device_id=phone.device_id)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("how", ["logout", "logout/all", "the same device once more"])
+@pytest.mark.parametrize("how", ["logout", "logout/all", "an administrator", "the same device once more"])
 def test_a_long_poll_ends_with_its_session(server: TestServer, form: str, how: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)

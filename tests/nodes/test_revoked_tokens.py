@@ -16,7 +16,8 @@ from psycopg2.extensions import make_dsn
 
 from homeserver.nodes import TRUSTED
 from storage.database import PostgresConfig
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.programs import run_program
+from tests.helpers.running import SECONDS_TO_START, RunningServer, ServerFiles
 
 V3 = "/_matrix/client/v3"
 SLIDING = "/_matrix/client/v4/sync"
@@ -41,8 +42,8 @@ def whoami(server: RunningServer, token: str) -> Any:
 ENDED = (401, "M_UNKNOWN_TOKEN")
 
 
-def sign_in(server: RunningServer, password: str = "wonderland") -> str:
-    who = {"type": "m.id.user", "user": "alice"}
+def sign_in(server: RunningServer, password: str = "wonderland", name: str = "alice") -> str:
+    who = {"type": "m.id.user", "user": name}
     reply = server.request("POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password})
     assert reply.status == 200, reply.body
     return str(reply.json["access_token"])
@@ -64,6 +65,31 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[Runni
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
     assert median(took) < TRUSTED / 2, "the others answer, and are not waited out"
+
+
+def test_a_device_that_an_administrator_removes_is_signed_out_everywhere(
+    nodes: tuple[RunningServer, RunningServer], tmp_path: Path
+) -> None:
+    config = str(tmp_path / "node" / "homeserver.yaml")
+    arguments = ["create-user", "root", "--admin", "--password-file", "-", "-c", config]
+    made = run_program("homeserver", *arguments, given="wonderland\n", timeout=SECONDS_TO_START)
+    assert made.returncode == 0, made.stderr
+    nodes[0].register("alice")
+    root = sign_in(nodes[0], name="root")
+    path = "/_synapse/admin/v2/users/@alice:localhost"
+    for number in range(ROUNDS):
+        here, there = nodes[number % 2], nodes[1 - number % 2]
+        token, kept = sign_in(here), sign_in(there)
+        for server in nodes:
+            assert [whoami(server, each)[0] for each in (token, kept)] == [200, 200]
+        device = here.request("GET", f"{V3}/account/whoami", token=token).json["device_id"]
+        if number % 2:
+            removed = here.request("DELETE", f"{path}/devices/{device}", token=root)
+        else:
+            removed = here.request("POST", f"{path}/delete_devices", {"devices": [device]}, token=root)
+        assert removed.status == 200, removed.body
+        assert [whoami(server, token) for server in (there, here)] == [ENDED, ENDED]
+        assert [whoami(server, kept)[0] for server in nodes] == [200, 200]
 
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
