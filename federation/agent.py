@@ -15,7 +15,7 @@ from federation.outbound.request import REPEATABLE, encode_request, within
 from federation.outbound.tls import TlsTrust
 from federation.protocol.discovery import Route
 from federation.protocol.errors import AnswerTooLong, RemoteError
-from federation.protocol.ids import ServerName
+from federation.protocol.ids import ServerName, is_server_name
 from federation.routes import Routes
 from federation.wire import WireAnswer, WireRequest
 
@@ -41,6 +41,8 @@ class Agent:
         return WireAnswer(received.status, received.headers, received.body)
 
     async def _exchange(self, destination: ServerName, request: WireRequest) -> Received:
+        if not is_server_name(destination):  # identifiers in events may name such
+            raise OutboundError("no server can have this name", retryable=False)
         route = await self._routes.find(destination)
         encoded = encode_request(request.method, request.uri, route.host_header, request.headers, request.body)
 

@@ -80,8 +80,7 @@ class KeysAhead:
         self._bytes += _compute_bytes(of, run)
         while self._bytes > self._most_bytes:
             oldest = next(iter(self._users))
-            for device_id in [*self._users[oldest]]:
-                self.forget(oldest, device_id)
+            self.forget(oldest, next(iter(self._users[oldest])))
 
     def forget(self, user_id: str, device_id: str) -> None:
         """Know nothing of a device."""

@@ -131,4 +131,4 @@ def _within_bounds(seconds: float) -> float:
 
 def _has_fair_port(name: str) -> bool:
     port = name[len(host_of(name)) + 1 :]
-    return not port or 0 < int(port) < 65536
+    return not port or int(port) > 0

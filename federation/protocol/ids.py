@@ -4,6 +4,9 @@
 wrong. `is_…` answers the same question without an exception. `domain_of` and `localpart_of` take identifiers that were
 already checked.
 
+An event may name people of a server that there cannot be, with a port of more than 16 bits: the grammar has them, and all servers have to
+agree about an event. So `is_user_id` and `is_room_id` let them pass; who names them elsewhere is refused, and such a server is never asked.
+
 User ids come in two strengths: `parse_user_id` is for the ids that exist in the world, the historical ones among them;
 `parse_new_user_id` is for ids that this server is about to give out.
 
@@ -31,6 +34,8 @@ ALL_DEVICES: Final = "*"
 """What stands for all devices of a user in messages to devices, so none is called that."""
 """Of every identifier with a sigil, sigil and domain included, in UTF-8. spec: appendices#identifier-grammar"""
 
+MAX_PORT: Final = 65535
+
 MAX_LABEL: Final = 63
 """Of a part of a host name."""
 
@@ -49,31 +54,34 @@ _KEY_ID = re.compile(r"[a-z0-9_]+:[^\s:\"\\,=]+", re.ASCII)
 
 
 def is_server_name(text: str) -> bool:
-    """Whether it is a host name, an IPv4 or a bracketed IPv6 literal, with or without a port.
+    """Whether it is a host name, an IPv4 or a bracketed IPv6 literal, with or without a port, which has 16 bits.
 
     spec: appendices#server-name
     """
-    return len(text) <= MAX_ID_BYTES and _names_server(text)
+    return len(text) <= MAX_ID_BYTES and 0 <= _port_in(text) <= MAX_PORT
 
 
 @lru_cache(maxsize=1024)  # those of few servers come again and again
-def _names_server(text: str) -> bool:
+def _port_in(text: str) -> int:
+    """The port, of five digits at most, that a server's name says; 0 where it says none; -1: it is outside of the grammar."""
     match = _SERVER_NAME.fullmatch(text)
     if match is None:
-        return False
+        return -1
     if match["ipv6"] is not None:
-        return _is_ipv6(match["ipv6"])
-    return _DOTTED_QUAD.fullmatch(match["dns"]) is None or _is_ipv4(match["dns"])
+        is_host = _is_ipv6(match["ipv6"])
+    else:
+        is_host = _DOTTED_QUAD.fullmatch(match["dns"]) is None or _is_ipv4(match["dns"])
+    return int(match["port"] or 0) if is_host else -1
 
 
 def could_be_found(server: ServerName) -> bool:
-    """Whether there can be a server of that name on a network: a name in DNS has no empty or long label, and a port has
-    16 bits. Identifiers may name others.
+    """Whether there can be a server of that name on a network: a name in DNS has no empty or long label, and no port is 0.
+    Identifiers may name others.
 
     spec: RFC 1035, section 2.3.4
     """
     match = _SERVER_NAME.fullmatch(server)
-    if match is None or not 0 < int(match["port"] or 1) < 65536:
+    if match is None or not 0 < int(match["port"] or 1) <= MAX_PORT:
         return False
     labels = (match["dns"] or "ipv6").removesuffix(".").split(".")
     return all(0 < len(label) <= MAX_LABEL for label in labels)
@@ -143,8 +151,8 @@ def is_user_id(text: str) -> bool:
 
 
 def parse_user_id(text: str) -> UserID:
-    """A user id of anywhere, historical ones included. Raises `InvalidParam`."""
-    if not is_user_id(text):
+    """A user id of anywhere, historical ones included, of a server that there can be. Raises `InvalidParam`."""
+    if not is_user_id(text) or not is_server_name(domain_of(text)):
         raise InvalidParam(f"Not a valid user ID: {_shown(text)}")
     return UserID(text)
 
@@ -204,7 +212,7 @@ def parse_event_id(text: str) -> EventID:
 
 def is_room_alias(text: str) -> bool:
     """spec: appendices#room-aliases"""
-    return _has_localpart_and_domain(text, "#")
+    return _has_localpart_and_domain(text, "#") and is_server_name(domain_of(text))
 
 
 def parse_room_alias(text: str) -> RoomAlias:
@@ -264,7 +272,7 @@ def _has_localpart_and_domain(text: str, sigil: str) -> bool:
     if text[:1] != sigil or not _fits(text) or "\0" in text:
         return False
     _, separator, domain = text.partition(":")
-    return bool(separator) and is_server_name(domain)
+    return bool(separator) and _port_in(domain) >= 0
 
 
 def _fits(text: str) -> bool:

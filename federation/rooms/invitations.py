@@ -105,16 +105,16 @@ class InviteGate(Protocol):
 class Reach(Protocol):
     """What is known of whether other servers can be had: known to who sends them what happens."""
 
-    def is_failing(self, server: ServerName) -> bool:
-        """It could not be reached a moment ago."""
+    def would_wait_in_vain(self, server: ServerName) -> bool:
+        """It could not be reached a moment ago, or did not answer."""
         ...
 
     def heard_from(self, server: ServerName) -> None:
         """It has answered."""
         ...
 
-    def note_silence(self, server: ServerName) -> None:
-        """It has not answered."""
+    def note_silence(self, server: ServerName, asked_at: float) -> None:
+        """It has not answered what it was asked at that second of the clock."""
         ...
 
 
@@ -182,7 +182,7 @@ class Invitations:
         keys = stripped_state_keys(sender)
         state = await snapshot.state.load(keys)
         server = domain_of(target)
-        if not tries_failing and self._reach.is_failing(server):
+        if not tries_failing and self._reach.would_wait_in_vain(server):
             raise OtherServerFailed(
                 f"{target} was not invited, since {server} could not be reached a moment ago: try again later"
             )
@@ -199,11 +199,12 @@ class Invitations:
         self, server: ServerName, target: UserID, built: Event, room_state: Iterable[msgspec.Raw]
     ) -> Mapping[str, Any]:
         """The invite as the server of who is invited has it. Raises MatrixError."""
+        asked_at = self._clock.seconds()
         try:
             answer = await self._remote.invite(server, built, room_state)
         except RemoteError as error:
             if is_away(error):
-                self._reach.note_silence(server)
+                self._reach.note_silence(server, asked_at)
                 raise OtherServerFailed(
                     f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
                 ) from error

@@ -33,6 +33,7 @@ from federation.rooms.servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
+from federation.silences import Silences
 from storage.database import DatabaseUnavailable
 from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
 from storage.device_list_log import DeviceListLog
@@ -73,6 +74,7 @@ class Sender:
         deliveries: Deliveries,
         identity: ServerIdentity,
         policy: Policy,
+        silences: Silences,
         now_ms: Callable[[], int],
         *,
         holder: str,
@@ -91,6 +93,7 @@ class Sender:
         self._deliveries = deliveries
         self._identity = identity
         self._policy = policy
+        self._silences = silences
         self._now_ms = now_ms
         self._holder = holder
         self._is_alone = is_alone
@@ -126,6 +129,7 @@ class Sender:
 
     def heard_from(self, server: ServerName) -> None:
         """A server has proved that it is there."""
+        self._silences.heard_from(server)
         if self._has_lease:
             self._deliveries.heard_from(server)
         elif len(self._spoke_here) < MAX_HEARD:
@@ -143,12 +147,18 @@ class Sender:
             await self._store.note_heard(spoke)
 
     def is_failing(self, server: ServerName) -> bool:
-        """Whether the server could not be reached a moment ago, so that nobody should wait for it now."""
+        """Whether the server could not be reached a moment ago with what is to be sent there."""
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
+    def would_wait_in_vain(self, server: ServerName) -> bool:
+        """Whether the server could not be reached a moment ago, or somebody else waited for it, so that nobody should wait for it now."""
+        return self.is_failing(server) or self._silences.length(server) > 0
+
     async def is_away(self, server: ServerName) -> bool:
         """Whether the server has not answered for longer than one takes to start again. One query, where another node sends."""
+        if self._silences.length(server) * 1000 >= SHORT_SILENCE_MS:
+            return True
         if self._has_lease:
             destination = self._deliveries.peek(server)
             since_ts = None if destination is None else destination.failing_since_ts
@@ -165,8 +175,9 @@ class Sender:
         """The database has nothing of that server any more."""
         self._deliveries.forget(server)
 
-    def note_silence(self, server: ServerName) -> None:
-        """The server has not answered something else that we asked."""
+    def note_silence(self, server: ServerName, asked_at: float) -> None:
+        """The server has not answered something else that we asked, at that second of the clock."""
+        self._silences.note(server, asked_at)
         self._deliveries.note_silence(server)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
@@ -377,7 +388,7 @@ class Sender:
         """Servers speak to any node: that which sends hears of it from the others."""
         if self._has_lease:
             for server in await self._store.take_heard():
-                self._deliveries.heard_from(ServerName(server))
+                self.heard_from(ServerName(server))
         await self.pass_on()
 
     async def _take(self) -> None:

@@ -24,6 +24,7 @@ from federation.remote.server_keys import RemoteServerKeys
 from federation.requests import Requests
 from federation.signed_list import ListTrust, read_authorities
 from federation.signed_requests import SignedRequests
+from federation.silences import HearingWire, Silences
 from federation.wire import Wire
 from homeserver.config.limits import FederationLimits
 from homeserver.config.others import Federation
@@ -71,7 +72,8 @@ class EdgeParts:
             MemberListMetrics(registry),
             clock.seconds,
         )
-        self.requests = Requests(wire, identity, self.policy)
+        self.silences = Silences(clock)
+        self.requests = Requests(HearingWire(wire, self.silences), identity, self.policy)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
             store,

@@ -109,6 +109,7 @@ class FederationOutParts:
             self.deliveries,
             identity,
             federation.policy,
+            federation.edge.silences,
             now_ms,
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",

@@ -34,7 +34,7 @@ from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
 from homeserver.http.exchange import Exchange, Transport, Waiting
-from homeserver.http.head import Head, find_token, is_twice, without_server
+from homeserver.http.head import Head, find_token, tells_host, without_server
 from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_expectation, unknown_method
@@ -290,7 +290,7 @@ class MatrixChannel(Connection):
             is_path = uri.startswith(b"/") or uri == b"*"
         version, last = parser.get_http_version(), dict(lines)
         takes_chunks = version == "1.1"
-        has_host = (b"host" in last or not takes_chunks) and (len(last) == len(lines) or not is_twice(b"host", lines))
+        has_host = tells_host(lines, last, must=takes_chunks, may_be_empty=uri is not self._uri)
         if not (is_path and has_host and uri.isascii() and version in VERSIONS):
             self._end(malformed())
             return

@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from string import ascii_letters, digits
 from typing import Final
 
 import msgspec
 
 WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
+HOST: Final = re.compile(
+    rb"(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])(?::[0-9]*)?[ \t]*"
+)
+"""A host, maybe with a port (RFC 3986 section 3.2). A name has no comma, though it might: that is what two headers are made one with."""
 USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
 """What addresses consist of (RFC 3986); they may have more in them."""
 NOTHING: Final[Sequence[bytes]] = ()
@@ -38,9 +43,21 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         return [value for each, value in self.lines if each == name]
 
 
-def is_twice(name: bytes, lines: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether a header came more than once."""
-    return sum(each == name for each, _ in lines) > 1
+def tells_host(
+    lines: Sequence[tuple[bytes, bytes]], last: Mapping[bytes, bytes], *, must: bool, may_be_empty: bool
+) -> bool:
+    """Whether these headers tell for which host the request is, once, or, unless they `must`, not at all. `may_be_empty`: the target
+    of the request names the host, and maybe one that there cannot be in a header (RFC 9112 section 3.2)."""
+    host = last.get(b"host")
+    if host is None:
+        return not must
+    is_once = len(last) == len(lines) or sum(name == b"host" for name, _ in lines) == 1
+    return is_once and (_is_host(host) or (may_be_empty and not host.strip(b" \t")))
+
+
+@lru_cache(maxsize=64)  # there are few by which a server is called
+def _is_host(host: bytes) -> bool:
+    return HOST.fullmatch(host) is not None
 
 
 def find_token(last: Mapping[bytes, bytes]) -> str | None:

@@ -109,10 +109,11 @@ class RemoteDevices:
         ]
         if not missing:
             return {}, None
-        if self._sender.is_failing(server):
+        if self._sender.would_wait_in_vain(server):
             return {}, _unreachable(server)
         to_fetch = [user_id for user_id in missing if user_id in shared][:MOST_FETCHED_AT_ONCE]
         to_query = {user_id: wanted[user_id] for user_id in missing if user_id not in to_fetch}
+        asked_at = self._clock.seconds()
         fetches = [Deferred.fromCoroutine(self._fetch(user_id, seconds)) for user_id in to_fetch]
         failure: Exception | None = None
         answer: Mapping[str, UserKeys] = {}
@@ -126,7 +127,7 @@ class RemoteDevices:
                 await fetch
             except (RemoteError, MatrixError) as error:
                 failure = error
-        self._note(server, failure)
+        self._note(server, asked_at, failure)
         return answer, failure
 
     async def claim(
@@ -134,13 +135,14 @@ class RemoteDevices:
     ) -> Mapping[str, Any]:
         """One-time keys of one server's users. A server that is not there is asked again while there is time, if it may just be starting
         again: who gets no key now cannot read what is sent. Raises RemoteError, Forbidden."""
-        if self._sender.is_failing(server) and await self._sender.is_away(server):
+        if self._sender.would_wait_in_vain(server) and await self._sender.is_away(server):
             raise _unreachable(server)
         until = self._clock.seconds() + seconds
         failure: Exception | None = None
         try:
             while True:
-                left = until - self._clock.seconds()
+                asked_at = self._clock.seconds()
+                left = until - asked_at
                 try:
                     return await self._remote.claim(server, wanted, left)
                 except RemoteError as error:
@@ -152,7 +154,7 @@ class RemoteDevices:
             failure = error
             raise
         finally:
-            self._note(server, failure)
+            self._note(server, asked_at, failure)
 
     async def _may_be_starting(self, server: ServerName, user_ids: Iterable[str]) -> bool:
         """Whether a server that does not answer may do so in a moment. Of one with whose users ours share no room nobody knows that it is
@@ -260,12 +262,12 @@ class RemoteDevices:
             for done in waiting:
                 done.callback(None) if outcome is None else done.errback(outcome)
 
-    def _note(self, server: ServerName, failure: Exception | None) -> None:
-        """Let the sender know whether the server answers."""
+    def _note(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
+        """Let the sender know whether the server answers what it was asked then."""
         if failure is None:
             self._sender.heard_from(server)
         elif isinstance(failure, RemoteError) and not isinstance(failure, RefusedByRemote):
-            self._sender.note_silence(server)
+            self._sender.note_silence(server, asked_at)
 
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that; later if it has been done a moment ago."""
@@ -279,11 +281,12 @@ class RemoteDevices:
 
     async def _fetch_quietly(self, user_id: str) -> bool:
         """Whether there was an answer, be it a refusal."""
+        asked_at = self._clock.seconds()
         try:
             await self._fetch(user_id, RESYNC_SECONDS)
         except (RemoteError, MatrixError, DatabaseUnavailable) as error:
             self.log.info("the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error)
-            self._note(domain_of(user_id), error)
+            self._note(domain_of(user_id), asked_at, error)
             return isinstance(error, RefusedByRemote)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)

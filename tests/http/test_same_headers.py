@@ -32,6 +32,8 @@ BLOCKS = (
     b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     b"Host: x\r\nConnection: close\r\n\r\n",
     b"Host: x\r\nHost: y\r\n\r\n",
+    b"Host: x y\r\n\r\n",
+    b"Host:\r\n\r\n",
     b"\r\n",
     b"Host: x\nAuthorization: Bearer one\r\n\r\n",
     b"Host: x\r\nX: a\r\n b\r\n\r\n",

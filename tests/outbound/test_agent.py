@@ -52,6 +52,12 @@ async def test_an_address_with_a_port_is_taken_as_it_is(far: FarSide) -> None:
     assert host_of(far.requests[0]) == f"127.0.0.1:{port}"
 
 
+async def test_a_name_with_a_port_that_is_none_leads_nowhere(far: FarSide) -> None:
+    failure = await refused(far, "127.0.0.1:65536")
+    assert not failure.retryable
+    assert "no server can have this name" in str(failure)
+
+
 async def test_an_ipv6_address_without_a_port_leads_to_8448(far: FarSide) -> None:
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "::1", address="::1")
     assert (await ask(far, "[::1]")).status == 200

@@ -17,6 +17,8 @@ from federation.protocol.ids import (
     is_ip_literal,
     is_namespaced,
     is_opaque_id,
+    is_room_id,
+    is_user_id,
     localpart_of,
     parse_device_id,
     parse_event_id,
@@ -63,6 +65,8 @@ def test_server_names(text: str) -> None:
         "a_b.com",
         "example.com:",
         "example.com:123456",
+        "example.com:65536",
+        "[::1]:99999",
         "example.com:8a",
         "example.com:٣",
         "example.com:80:80",
@@ -96,7 +100,7 @@ def test_what_is_no_server_name(text: str) -> None:
         (".org", False),
         ("example.org.", True),
         ("example.com:0", False),
-        ("[::1]:65536", False),
+        ("example.com:65535", True),
     ],
 )
 def test_servers_that_could_be_found(server: str, *, can: bool) -> None:
@@ -145,6 +149,7 @@ def test_user_ids_of_the_world_and_of_history(text: str) -> None:
         "@a:b:c",
         f"@a{LONG}:example.com",
         "@\ud800:a.b",
+        "@a:b:65536",
         "@" + "я" * 125 + ":b.uz",
     ],
 )
@@ -156,6 +161,13 @@ def test_what_is_no_user_id(text: str) -> None:
 @pytest.mark.parametrize(("text", "compliant"), [("@a~B:x", True), ("@:x", False), ("@é:x", False), ("@a b:x", False)])
 def test_compliant_user_ids(text: str, compliant: bool) -> None:
     assert is_compliant_user_id(text) is compliant
+
+
+def test_of_a_server_that_there_cannot_be_events_may_speak() -> None:
+    """All servers have to agree about an event, and the grammar has five digits."""
+    assert is_user_id("@a:b:99999")
+    assert is_room_id("!a:b:99999")
+    assert not is_user_id("@a:b:100000")
 
 
 def test_new_users_get_ids_of_todays_grammar() -> None:
@@ -189,7 +201,7 @@ def test_other_identifiers(parse: Callable[[str], str], text: str) -> None:
     [
         (parse_room_id, ["", "!", "!opaque", "#a:b", "!a\0:b", "!" + HASH[:-1], "!" + HASH + "a", "!:", "!a:b c"]),
         (parse_event_id, ["", "$", "!a:b", "$" + "a" * 255, "$a\0", "$\udfff"]),
-        (parse_room_alias, ["", "#", "#a", "a:b", "#a:b:c", "#" + "a" * 253 + ":b", "#a\0:b"]),
+        (parse_room_alias, ["", "#", "#a", "a:b", "#a:b:c", "#" + "a" * 253 + ":b", "#a\0:b", "#a:b:99999"]),
         (parse_device_id, ["", "a" * 256, "a\0"]),
         (parse_key_id, ["", "ed25519", "ed25519:", ":a", "ed25519:a b", 'ed25519:a"', "ED:a", "a:" + "b" * 254]),
     ],

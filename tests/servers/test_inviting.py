@@ -267,6 +267,22 @@ def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
+def test_who_is_of_a_server_that_there_cannot_be_is_not_invited(network: Network) -> None:
+    """A port has 16 bits. spec: appendices#server-name"""
+    alice, _ = pair(network)
+    room_id = create(alice)
+    nobody = "@bob:localhost:65536"
+
+    for answer in (
+        alice.post(room_path(room_id, "invite"), {"user_id": nobody}),
+        alice.put(room_path(room_id, "state", "m.room.member", nobody), {"membership": "invite"}),
+        alice.post(f"{V3}/createRoom", {"invite": [nobody]}),
+    ):
+        assert refused(answer) == (400, "M_INVALID_PARAM")
+    assert members(alice, room_id) == {alice.user_id: "join"}
+    assert network.log == []
+
+
 def test_nobody_from_elsewhere_is_invited_into_a_room_that_does_not_federate(network: Network) -> None:
     alice, bob = pair(network)
     closed = {"creation_content": {"m.federate": False}}
