@@ -290,7 +290,7 @@ class MatrixChannel(Connection):
             is_path = uri.startswith(b"/") or uri == b"*"
         version, last = parser.get_http_version(), dict(lines)
         takes_chunks = version == "1.1"
-        has_host = tells_host(lines, last, must=takes_chunks, may_be_empty=uri is not self._uri)
+        has_host = tells_host(lines, last, must=takes_chunks)
         if not (is_path and has_host and uri.isascii() and version in VERSIONS):
             self._end(malformed())
             return

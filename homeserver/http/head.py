@@ -10,9 +10,11 @@ import msgspec
 
 WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
 HOST: Final = re.compile(
-    rb"(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])(?::[0-9]*)?[ \t]*"
+    rb"(?:(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])"
+    rb"(?::[0-9]*)?)?[ \t]*"
 )
-"""A host, maybe with a port (RFC 3986 section 3.2). A name has no comma, though it might: that is what two headers are made one with."""
+"""A host, maybe with a port (RFC 3986 section 3.2), or nothing, which whoever knows of none has to say (RFC 9112 section 3.2). A name has no
+comma, though it might: that is what two headers are made one with."""
 USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
 """What addresses consist of (RFC 3986); they may have more in them."""
 NOTHING: Final[Sequence[bytes]] = ()
@@ -43,16 +45,13 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         return [value for each, value in self.lines if each == name]
 
 
-def tells_host(
-    lines: Sequence[tuple[bytes, bytes]], last: Mapping[bytes, bytes], *, must: bool, may_be_empty: bool
-) -> bool:
-    """Whether these headers tell for which host the request is, once, or, unless they `must`, not at all. `may_be_empty`: the target
-    of the request names the host, and maybe one that there cannot be in a header (RFC 9112 section 3.2)."""
+def tells_host(lines: Sequence[tuple[bytes, bytes]], last: Mapping[bytes, bytes], *, must: bool) -> bool:
+    """Whether these headers tell for which host the request is, once, or, unless they `must`, not at all."""
     host = last.get(b"host")
     if host is None:
         return not must
     is_once = len(last) == len(lines) or sum(name == b"host" for name, _ in lines) == 1
-    return is_once and (_is_host(host) or (may_be_empty and not host.strip(b" \t")))
+    return is_once and _is_host(host)
 
 
 @lru_cache(maxsize=64)  # there are few by which a server is called

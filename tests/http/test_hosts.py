@@ -6,8 +6,6 @@ from tests.helpers.http import Client
 
 WHO = "/_matrix/client/v3/who"
 NO_HOSTS = [
-    b"",
-    b" ",
     b"a b",
     b"a,b",
     b"a/b",
@@ -25,12 +23,10 @@ NO_HOSTS = [
 ]
 MALFORMED = [
     *(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host for host in (*NO_HOSTS, "ä.example".encode())),
-    b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
     b"GET / HTTP/1.1\r\nX: y\r\nHost: a,b\r\nX: y\r\n\r\n",
     b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n",
     b"GET http://x/ HTTP/1.1\r\nHost: a b\r\n\r\n",
     b"GET http://x/ HTTP/1.1\r\nHost:\r\nHost:\r\n\r\n",
-    b"OPTIONS * HTTP/1.1\r\nHost:\r\n\r\n",
 ]
 HOSTS = [
     *("x", "chat.example:8448", "my_service:8008", "1.2.3.4", "[::1]:80", "[v1.a:b]"),
@@ -55,9 +51,9 @@ def test_what_is_a_host(client: Client, host: str) -> None:
     assert [answer.status for answer in connection.answers()] == [200, 200]
 
 
-def test_who_names_the_host_in_the_address_need_not_do_it_again(client: Client) -> None:
+def test_who_names_the_host_in_the_address_or_knows_of_none_need_not_say_it(client: Client) -> None:
     connection = client.connect()
     for _ in range(2):
         connection.send(f"GET http://chat.example{WHO} HTTP/1.1\r\nHost:\r\n\r\n".encode())
-    connection.send(f"GET {WHO} HTTP/1.1\r\nHost:\r\n\r\n".encode())
-    assert [answer.status for answer in connection.answers()] == [200, 200, 400]
+    connection.send(f"GET {WHO} HTTP/1.1\r\nHost: \r\n\r\n".encode())
+    assert [answer.status for answer in connection.answers()] == [200, 200, 200]
