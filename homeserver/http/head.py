@@ -13,8 +13,8 @@ HOST: Final = re.compile(
     rb"(?:(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])"
     rb"(?::[0-9]*)?)?[ \t]*"
 )
-"""A host, maybe with a port (RFC 3986 section 3.2), or nothing, which whoever knows of none has to say (RFC 9112 section 3.2). A name has no
-comma, though it might: that is what two headers are made one with."""
+"""A host, maybe with a port (RFC 3986 section 3.2), or nothing, which whoever knows of none has to say (RFC 9112 section 3.2). A name has
+no comma, though it might: that is what two headers are made one with."""
 USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
 """What addresses consist of (RFC 3986); they may have more in them."""
 NOTHING: Final[Sequence[bytes]] = ()
