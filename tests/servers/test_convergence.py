@@ -179,8 +179,15 @@ class Towns(RuleBasedStateMachine):
         for servers in self.there.values():
             servers.intersection_update(inside)
         for side in self.sides:
-            for event_id in await side.extremities(self.room_id):
-                self.there.setdefault(EventID(event_id), set(inside))
+            new = [EventID(event_id) for event_id in await side.extremities(self.room_id)]
+            while new:  # several may have come at once, of which only the last has nothing after it
+                event_id = new.pop()
+                if event_id in self.there:
+                    continue
+                self.there[event_id] = set(inside)
+                stored = await side.find(self.room_id, event_id)
+                if stored is not None:
+                    new += stored.event.prev_events
 
     def settle(self) -> None:
         self.network.settle()
