@@ -3,7 +3,7 @@ devices are told of as in any encrypted room."""
 
 from typing import Any
 
-from tests.helpers.federated import NORTH, SOUTH, say, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -19,12 +19,8 @@ def changed(user: User, since: str) -> tuple[set[str], str]:
     return set(answer.get("device_lists", {}).get("changed", ())), answer["next_batch"]
 
 
-async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
-    room = await shared(network)
-    upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
-    since = changed(room.bob, sync(room.bob)["next_batch"])[1]
-    network.cut(NORTH, SOUTH)
-    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+async def hear_the_last(network: Network, room: Shared) -> None:
+    """After a cut: of what was done at the other server meanwhile nothing but a last message comes, with the state there."""
     say(room.alice, room.room_id, "unheard")
     last = say(room.alice, room.room_id, "the last")
     network.mend(NORTH, SOUTH)
@@ -32,6 +28,15 @@ async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
     await room.north.push(SOUTH, [await room.pdu(last)])
     network.liars.clear()
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+
+
+async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
+    room = await shared(network)
+    upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
+    since = changed(room.bob, sync(room.bob)["next_batch"])[1]
+    network.cut(NORTH, SOUTH)
+    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+    await hear_the_last(network, room)
     told, since = changed(room.bob, since)
     assert room.alice.user_id in told, "encryption is on now"
     query(room.bob, room.alice)
@@ -76,13 +81,7 @@ async def test_who_comes_and_goes_in_such_a_gap(network: Network) -> None:
     network.cut(NORTH, SOUTH)
     leave(carol, room.room_id)
     join(dave, room.room_id)
-    say(room.alice, room.room_id, "unheard")
-    last = say(room.alice, room.room_id, "the last")
-    network.mend(NORTH, SOUTH)
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
-    await room.north.push(SOUTH, [await room.pdu(last)])
-    network.liars.clear()
-    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    await hear_the_last(network, room)
     lists: Any = sync(room.bob, since)["device_lists"]
     assert lists["left"] == [carol.user_id]
     assert lists["changed"] == [dave.user_id]
