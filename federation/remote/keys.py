@@ -75,7 +75,8 @@ class RemoteKeys:
         keys = UserKeys()
         for device in devices[:MAX_DEVICES]:
             if isinstance(device, dict):
-                put_device(keys, user_id, device.get("device_id"), device.get("keys"))
+                name = device.get("device_display_name")
+                put_device(keys, user_id, device.get("device_id"), device.get("keys"), name)
         for usage in USAGES:
             put_cross_signing_key(keys, user_id, usage, answer.get(f"{usage}_key"))
         return DeviceList(stream_id, keys)
@@ -126,8 +127,9 @@ def is_stream_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-def put_device(keys: UserKeys, user_id: str, device_id: object, content: object) -> None:
-    """Add a device, if it is one of that user, and one that can be kept beside the others."""
+def put_device(keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None) -> None:
+    """Add a device, if it is one of that user, and one that can be kept beside the others. `name`: as its user calls it, where that is
+    said beside the keys, and not in their `unsigned`."""
     if not isinstance(device_id, str) or not is_device_id(device_id) or not isinstance(content, dict):
         return
     try:
@@ -137,11 +139,9 @@ def put_device(keys: UserKeys, user_id: str, device_id: object, content: object)
     if len(encoded) <= MAX_KEYS_BYTES and keys.bytes_of_devices + len(encoded) <= MAX_LIST_BYTES:
         keys.devices[device_id] = encoded
         keys.bytes_of_devices += len(encoded)
-        name = (
-            content.get("unsigned", {}).get("device_display_name")
-            if isinstance(content.get("unsigned"), dict)
-            else None
-        )
+        unsigned = content.get("unsigned")
+        if name is None and isinstance(unsigned, dict):
+            name = unsigned.get("device_display_name")
         if isinstance(name, str):
             keys.names[device_id] = name[:MAX_DEVICE_ID].replace("\0", "")
 
