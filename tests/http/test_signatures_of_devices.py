@@ -37,6 +37,49 @@ def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
     assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]
 
 
+def signatures(shown: dict[str, Any]) -> dict[str, str]:
+    """Those of its owner."""
+    ((_, made),) = shown["signatures"].items()
+    return dict(made)
+
+
+@pytest.mark.parametrize("change", ["other keys", "other words", "other signatures"])
+def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, change: str) -> None:
+    """They go with it: one that comes with the new keys is not hidden by a former one, which nobody could check."""
+    alice, bob = server.register("alice"), server.register("bob")
+    old_key, old = identity_keys(alice, 1)
+    upload(alice, device_keys=old)
+    master, master_json = cross_signing_key(alice, "master", 2)
+    self_signing, self_json = cross_signing_key(alice, "self_signing", 3, by=master)
+    keys = {"master_key": master_json, "self_signing_key": self_json}
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    bare = {name: value for name, value in old.items() if name != "signatures"}
+    by_self = self_signing.sign(bare, alice)
+    signed = {alice.device_id: by_self, master.public: old_key.sign(master_json, alice)}
+    assert alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: signed}).json == {"failures": {}}
+    since = sync(alice)["next_batch"]
+
+    new = {
+        "other keys": identity_keys(alice, 4)[1],
+        "other words": old_key.sign({**bare, "dehydrated": False}, alice),
+        "other signatures": {**old, "signatures": {alice.user_id: {"ed25519:OTHER": "x"}}},
+    }[change]
+    for with_signature in (False, True):
+        upload(alice, device_keys=self_signing.sign(new, alice) if with_signature else new)
+        shown = query(bob, alice)
+        device = signatures(shown["device_keys"][alice.user_id][alice.device_id])
+        if change == "other signatures":
+            assert device[self_signing.key_id] == signatures(by_self)[self_signing.key_id]
+            assert device["ed25519:OTHER"] == "x"
+        elif with_signature:
+            assert device == signatures(self_signing.sign(new, alice))
+        else:
+            assert device == signatures(new)
+        by_device = shown["master_keys"][alice.user_id].get("signatures", {}).get(alice.user_id, {})
+        assert (old_key.key_id in by_device) == (change != "other keys")
+    assert sync(alice, since)["device_lists"]["changed"] == [alice.user_id]
+
+
 @pytest.mark.parametrize("replaced", ["the device that is signed", "the key that signs"])
 def test_keys_that_are_replaced_while_they_are_signed(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, replaced: str
