@@ -114,3 +114,32 @@ def test_keys_that_are_replaced_while_they_are_signed(
     assert answer.json["failures"].keys() == {alice.user_id}, answer.body
     shown = query(alice, alice)["device_keys"][alice.user_id][alice.device_id]
     assert self_signing.key_id not in shown["signatures"][alice.user_id]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_no_key_is_named_like_a_device_that_signs_in_meanwhile(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """spec: client-server-api#key-and-signature-security"""
+    alice = server.register("alice")
+    identifier = {"type": "m.id.user", "user": alice.user_id}
+    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    if not is_first:
+        _, former = cross_signing_key(alice, "master", 1)
+        assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": former}).status == 200
+    master, master_json = cross_signing_key(alice, "master", 2)
+    write = Database.write
+
+    async def meanwhile(self: Database, name: str, *args: Any) -> Any:
+        if name == "set_cross_signing_keys":
+            monkeypatch.undo()
+            assert server.post(f"{V3}/login", {**proof, "device_id": master.public}).status == 200
+        return await write(self, name, *args)
+
+    monkeypatch.setattr(Database, "write", meanwhile)
+    answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master_json, "auth": proof})
+    assert Database.write is write, "it came to writing"
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    shown = query(alice, alice).get("master_keys", {})
+    assert master_json not in shown.values()
+    assert bool(shown) != is_first
