@@ -1,0 +1,56 @@
+"""What a restored database forgets and asks for again; that others notice it is for `tests/servers/test_restored_backup.py`."""
+
+from storage.after_restore import LEAP, settle_restored
+from storage.database import Database, WriteTransaction
+from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
+from storage.device_list_log import DeviceListLog
+from storage.devices import DeviceRow, DeviceStore
+from storage.remote_devices import RemoteDeviceStore
+
+ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
+CURVE = "signed_curve25519"
+
+
+async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -> None:
+    devices, keys, remote = DeviceStore(database), DeviceKeyStore(database), RemoteDeviceStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id, device_id in ((ALICE, "PHONE"), (ALICE, "LAPTOP"), (BOB, "PHONE")):
+            devices.add_device(txn, DeviceRow(user_id, device_id, None, 1))
+        for device_id in ("PHONE", "LAPTOP"):
+            one_time = {(CURVE, f"{device_id}{n}"): b"{}" for n in range(250)}
+            keys.put_keys(txn, ALICE, device_id, NewKeys(b'{"keys":{}}', one_time, {(CURVE, "F"): b'"f"'}), 0)
+
+    await database.write("test", fill)
+    wish = (ALICE, "PHONE", CURVE)
+    assert await keys.do_claim([wish], 1) == [b'"PHONE0":{}']
+    await remote.set_list(CAROL, 7, (), (), 0)
+    head = await database.get_head()
+    settled = await database.write("test", settle_restored)
+    assert (settled.devices, settled.lists, settled.users) == (2, 1, 2)
+    changed = await database.get_head()
+    assert changed > head + LEAP
+    # another store: nothing is left in memory
+    database.remembered.clear()
+    anew = DeviceKeyStore(database)
+    assert await anew.do_claim([wish], 1) == [b'"F":"f"']
+    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({}, [], 1)
+    assert await remote.get_stale("", 10) == [CAROL]
+    assert await devices.get_all_changed_device_lists(head, changed) == {ALICE, BOB}
+    for user_id, named in ((ALICE, "LAPTOP"), (BOB, "PHONE")):
+        (change,) = await DeviceListLog(database).get_changes(user_id, head)
+        assert (change.device_id, change.stream_id) == (named, changed)
+        assert head < change.prev_id < changed, "of which nobody has heard"
+
+    def upload(txn: WriteTransaction) -> KeyCounts:
+        new = {(CURVE, "PHONE1"): b"{}", (CURVE, "NEW"): b"{}"}
+        return anew.put_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
+
+    assert (await database.write("test", upload)).one_time == {CURVE: 2}
+    claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
+    assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
+
+
+async def test_a_new_database_needs_nothing(database: Database) -> None:
+    settled = await database.write("test", settle_restored)
+    assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
