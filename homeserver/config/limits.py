@@ -165,7 +165,8 @@ class Limits:
     rc_device_changes: RateLimit = limit(
         0.2,
         100,
-        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names.",
+        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names,"
+        " dehydrated devices.",
     )
     rc_to_device_strangers: RateLimit = limit(
         0.01,
