@@ -95,6 +95,7 @@ class Limit(Enum):
     KEY_REQUEST = "rc_key_requests"
     TO_DEVICE_STRANGERS = "rc_to_device_strangers"
     TO_DEVICE_BYTES = "rc_to_device_bytes"
+    TO_DEVICE_BYTES_OF_SERVER = "rc_federation.to_device_bytes"
     PROFILE = "rc_profile"
     URL_PREVIEW = "rc_url_preview"
     HIERARCHY = "rc_hierarchy"

@@ -114,6 +114,12 @@ class FederationLimits:
         "One-time keys of encryption that one server claims. One request may claim 5,000; what it claims beyond what there is room"
         " for, it waits for before the next.",
     )
+    to_device_bytes: RateLimit = limit(
+        1048576,
+        4294967296,
+        "Bytes of messages to devices that one server sends, one for each device here that gets it. Beyond that its transactions are"
+        " refused, and it sends them again later. The keys of one encrypted room go to 10,000 devices in some 15 MB.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
