@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from storage.database import Database
+from storage.database import Database, Transaction
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -143,3 +143,36 @@ def test_no_key_is_named_like_a_device_that_signs_in_meanwhile(
     shown = query(alice, alice).get("master_keys", {})
     assert master_json not in shown.values()
     assert bool(shown) != is_first
+
+
+def test_an_account_that_ends_takes_its_keys_and_signatures_with_it(server: TestServer) -> None:
+    """Whom somebody has verified says whom they know."""
+    alice, bob = server.register("alice"), server.register("bob")
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
+    assert bob.post(f"{V3}/join/{room_id}").status == 200
+    for user, seed in ((alice, 1), (bob, 4)):
+        master, master_json = cross_signing_key(user, "master", seed)
+        _, signing_json = cross_signing_key(user, "user_signing", seed + 1, by=master)
+        keys = {"master_key": master_json, "user_signing_key": signing_json}
+        assert user.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    signers = {user: cross_signing_key(user, "user_signing", seed)[0] for user, seed in ((alice, 2), (bob, 5))}
+    masters = {user: cross_signing_key(user, "master", seed) for user, seed in ((alice, 1), (bob, 4))}
+    for user, other in ((alice, bob), (bob, alice)):
+        theirs, their_json = masters[other]
+        signed = {other.user_id: {theirs.public: signers[user].sign(their_json, user)}}
+        assert user.post(f"{V3}/keys/signatures/upload", signed).json == {"failures": {}}
+    since = sync(bob)["next_batch"]
+
+    identifier = {"type": "m.id.user", "user": alice.user_id}
+    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    assert alice.post(f"{V3}/account/deactivate", {"auth": proof}).status == 200
+    shown = query(bob, alice, bob)
+    assert shown["device_keys"] == {alice.user_id: {}, bob.user_id: {}}
+    assert shown["master_keys"].keys() == {bob.user_id}
+    assert alice.user_id in sync(bob, since)["device_lists"]["left"]
+
+    def read(txn: Transaction) -> list[Any]:
+        return txn.query("SELECT signer_user_id, target_user_id FROM key_signatures")
+
+    assert server.run(server.app.database.read("test", read)) == [(bob.user_id, alice.user_id)]
