@@ -315,10 +315,16 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     config = load(paths).config
     claim_storage(config)
 
-    async def settle(database: Database) -> Settled:
+    async def settle(database: Database) -> Settled | None:
+        if database.engine.name != "sqlite" and await database.get_nodes():
+            return None
         return await database.write("after_restore", settle_restored)
 
     settled = run_with_database(config, settle)
+    if settled is None:
+        raise click.ClickException(
+            "the server runs: stop all its processes first, since they remember what is to be forgotten"
+        )
     click.echo(f"{settled.devices} devices will publish new one-time keys,")
     click.echo(f"the devices of {settled.lists} users of other servers will be asked for again,")
     click.echo(f"and other servers will ask for those of {settled.users} users; start the server now.")

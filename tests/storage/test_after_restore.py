@@ -1,11 +1,16 @@
 """What a restored database forgets and asks for again; that others notice it is for `tests/servers/test_restored_backup.py`."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 from storage.after_restore import LEAP, settle_restored
-from storage.database import Database, WriteTransaction
+from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
 from storage.remote_devices import RemoteDeviceStore
+from tests.storage.test_copy import write_config
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
 CURVE = "signed_curve25519"
@@ -54,3 +59,17 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
 async def test_a_new_database_needs_nothing(database: Database) -> None:
     settled = await database.write("test", settle_restored)
     assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
+
+
+def test_the_command_wants_all_processes_stopped(postgresql: PostgresConfig, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "homeserver.yaml", postgresql)
+    node = make_engine(postgresql).connect_node()
+    assert node is not None
+    words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
+    refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    node.close()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: the server runs: stop all its processes first")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 devices will publish new one-time keys,")
