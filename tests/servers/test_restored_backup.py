@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -15,6 +16,7 @@ from tests.helpers.federated import NORTH, Shared
 from tests.helpers.keys import claim, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
+from tests.http.sliding import SlidingClient
 from tests.servers.test_devices_between import another_device, bodies, send, sending
 
 
@@ -144,3 +146,28 @@ async def test_a_client_of_before_the_restore_misses_nothing_after_it(
     for number in range(20, 40):
         send(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
     assert bodies(room.alice, since)[0] == [*range(20, 40)]
+
+
+async def test_a_connection_of_sliding_sync_begins_anew(
+    network: Network, tmp_path: Path, backups: list[Backup]
+) -> None:
+    """The number of its state may be another's by now; messages to devices have a token of their own, which is good."""
+    room = await sending(network)
+    backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
+    extensions: dict[str, Any] = {"to_device": {"enabled": True}, "e2ee": {"enabled": True}}
+    client = SlidingClient(room.alice, "encryption", extensions=extensions)
+    client.sync()
+    send(room.alice, 1, {room.alice.user_id: {room.alice.device_id: {"n": 1}}})
+    told = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in told["events"]] == [{"n": 1}]
+    extensions["to_device"]["since"] = told["next_batch"]
+    await restored(network, room, backups[0])
+    # as many states as there were
+    for name in ("one", "two", "three"):
+        SlidingClient(room.alice, name).sync()
+    send(room.alice, 2, {room.alice.user_id: {room.alice.device_id: {"n": 2}}})
+    refused = room.alice.post(client.path(), client.body)
+    assert (refused.status, refused.errcode) == (400, "M_UNKNOWN_POS")
+    client.pos = None
+    told = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in told["events"]] == [{"n": 2}]
