@@ -219,10 +219,10 @@ class DeviceKeyStore:
 
 def _remove_signatures_on(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
     """Remove the signatures on what these devices published: it is gone, or there is something else."""
-    txn.execute_many(
-        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?",
-        [(user_id, device_id) for device_id in device_ids],
-    )
+    for device_id in device_ids:
+        txn.execute_later(
+            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (user_id, device_id)
+        )
 
 
 def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
