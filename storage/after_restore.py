@@ -6,7 +6,8 @@ Laws:
   new ones once they see that there are none; until then fallback keys are given out, which they replace then.
 - Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
   and all of them by clients.
-- Connections of sliding sync begin anew: the numbers of their states would be given out again.
+- Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
+  which clients know with which key they encrypt: the next of each user is far beyond.
 
 For a database that no server has open.
 """
@@ -19,6 +20,8 @@ from storage.transaction import WriteTransaction
 
 LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
+BACKUPS: Final = 1000
+"""Numbers of backups, more than somebody uses in that time."""
 _GONE: Final = ("one_time_key_marks", "one_time_key_blocks", "key_claims", "sliding_connections")
 
 
@@ -49,4 +52,10 @@ def settle_restored(txn: WriteTransaction) -> Settled:
         (position, before),
     )
     txn.execute("UPDATE device_list_positions SET position = ?", (position,))
+    txn.execute(
+        "INSERT INTO key_backups (user_id, version, algorithm, auth_data, etag, key_count, deleted)"
+        " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
+        " FROM (SELECT DISTINCT user_id FROM devices) AS u",
+        (BACKUPS, b"{}"),
+    )
     return Settled(devices, lists, users)

@@ -4,11 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from storage.after_restore import LEAP, settle_restored
+from storage.after_restore import BACKUPS, LEAP, settle_restored
 from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
+from storage.key_backups import KeyBackupStore
 from storage.remote_devices import RemoteDeviceStore
 from tests.storage.test_copy import write_config
 
@@ -54,6 +55,26 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
     claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
+
+
+async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Database) -> None:
+    """Clients know by the number with which key they encrypt what goes into it."""
+    devices, backups = DeviceStore(database), KeyBackupStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id in (ALICE, BOB):
+            devices.add_device(txn, DeviceRow(user_id, "PHONE", None, 1))
+
+    await database.write("test", fill)
+    for _ in range(2):
+        await backups.add_backup(ALICE, "a", b"{}")
+    await database.write("test", settle_restored)
+    current = await backups.get_backup(ALICE, None)
+    assert current is not None
+    assert current.version == 2
+    assert await backups.get_backup(BOB, None) is None
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + BACKUPS
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + BACKUPS
 
 
 async def test_a_new_database_needs_nothing(database: Database) -> None:
