@@ -134,7 +134,7 @@ class FederationOutParts:
             identity.is_local,
         )
         self.everyones_keys = EveryonesKeys(
-            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity, limiter
+            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity, rooms.servers, limiter
         )
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)

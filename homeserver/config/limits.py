@@ -163,6 +163,11 @@ class Limits:
         100,
         "Requests for encryption keys by one user. A question for more than 1,000 people's counts once for each thousand.",
     )
+    rc_key_strangers: RateLimit = limit(
+        0.1,
+        200,
+        "Servers with which a user shares no room, and which are asked all the same for keys of their users.",
+    )
     rc_claimed_keys: RateLimit = limit(
         100,
         20000,
