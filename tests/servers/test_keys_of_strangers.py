@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from federation.remote.keys import CLAIM_BYTES, LIST_BYTES, QUERY_BYTES
+from federation.wire import WireAnswer
 from homeserver.services import everyones_keys
 from tests.helpers.federated import EAST, NORTH, SOUTH
 from tests.helpers.http import Pending
@@ -50,6 +53,36 @@ async def test_few_of_them_are_asked_at_once(network: Network, monkeypatch: pyte
     assert told["failures"].keys() == set(MADE_UP)
     (keys,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
     assert keys[room.bob.user_id].keys() == {room.bob.device_id}, "with whom a room is shared"
+
+
+@pytest.mark.parametrize("what", ["list", "query", "claim"])
+@pytest.mark.parametrize("is_too_long", [False, True])
+async def test_how_long_an_answer_may_be_depends_on_what_was_asked(
+    network: Network, what: str, is_too_long: bool
+) -> None:
+    """Many servers may answer at the same time."""
+    room = await sending(network)
+    other = room.bob if what == "list" else network.add(EAST).register("carol")
+    keys = {other.user_id: {other.device_id: identity_keys(other, 5)[1]}}
+    answers: dict[str, Any] = {
+        "list": {
+            "user_id": other.user_id,
+            "stream_id": 7,
+            "devices": [{"device_id": other.device_id, "keys": identity_keys(other, 5)[1]}],
+        },
+        "query": {"device_keys": keys},
+        "claim": {"one_time_keys": {other.user_id: {other.device_id: {"signed_curve25519:A": {"key": "A"}}}}},
+    }
+    most = {"list": LIST_BYTES, "query": QUERY_BYTES, "claim": CLAIM_BYTES}[what] + 100_000
+    body = msgspec.json.encode({**answers[what], "padding": "x" * (most if is_too_long else most // 2)})
+    words = ("/user/devices/", "/user/keys/")
+    network.liars.append(
+        lambda _, request: WireAnswer(200, {}, body) if any(word in request.uri for word in words) else None
+    )
+    told = answer(network, ask(room.alice, "claim" if what == "claim" else "query", [other], []))
+    assert bool(told["failures"]) == is_too_long
+    (found,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
+    assert bool(found.get(other.user_id)) != is_too_long
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
