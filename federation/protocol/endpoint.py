@@ -94,6 +94,7 @@ class Limit(Enum):
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     KEY_STRANGERS = "rc_key_strangers"
+    BACKUP_BYTES = "rc_key_backup_bytes"
     TO_DEVICE_STRANGERS = "rc_to_device_strangers"
     TO_DEVICE_BYTES = "rc_to_device_bytes"
     TO_DEVICE_BYTES_OF_SERVER = "rc_federation.to_device_bytes"

@@ -173,6 +173,11 @@ class Limits:
         20000,
         "One-time keys of encryption that one user claims. What a request claims beyond what there is room for, the next one waits for.",
     )
+    rc_key_backup_bytes: RateLimit = limit(
+        65536,
+        1073741824,
+        "Bytes of room keys that one user puts into backups. Those of 100,000 sessions are some 100 MB; a new backup gets all of them.",
+    )
     rc_device_changes: RateLimit = limit(
         0.2,
         100,
