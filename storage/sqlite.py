@@ -51,7 +51,6 @@ class SQLiteConfig(msgspec.Struct, frozen=True):
     """Seconds to wait for another process (a command-line tool) that writes."""
     cache_kib: int = 16384
     """Page cache of each connection, at most."""
-    mmap_bytes: int = 268_435_456
     synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
     """Less than FULL loses acknowledged writes when the power fails: for tests only."""
 
@@ -360,7 +359,8 @@ class SQLiteEngine:
                 error.args = (f"{error}: {reason}",)
             raise
         connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
-        connection.execute(f"PRAGMA mmap_size = {config.mmap_bytes}")
+        # a mapping is made anew, and its pages found anew, by the first read after each commit of another connection
+        connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection
