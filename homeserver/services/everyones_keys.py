@@ -13,6 +13,7 @@ spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_mat
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -59,6 +60,7 @@ MOST_STRANGERS: Final = 100
 CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
 """To ask the class for it is a call of a function, in Python 3.11."""
 
+_split = methodcaller("partition", ":")
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -162,7 +164,7 @@ class EveryonesKeys:
 
     def _are_ours(self, user_ids: Iterable[str]) -> bool:
         """Whether all of them are of this server, or no user ids: nothing is found of such."""
-        return {user_id.partition(":")[2] for user_id in user_ids} <= {self._identity.server_name}
+        return {server for _, _, server in map(_split, user_ids)} <= {self._identity.server_name}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
