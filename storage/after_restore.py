@@ -43,6 +43,7 @@ def settle_restored(txn: WriteTransaction) -> Settled:
     ((devices,),) = txn.query("SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d")
     for table in _GONE:
         txn.execute(f"DELETE FROM {table}")
+    txn.execute("UPDATE gathered_claims SET marks = NULL")
     txn.execute("UPDATE fallback_keys SET used = 1")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
     # a change that follows upon one of which nobody has heard makes other servers ask for the whole list

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from storage.after_restore import BACKUPS, LEAP, settle_restored
+from storage.claim_log import LOGGED, MOST_CLAIMS
 from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
@@ -29,11 +30,13 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
 
     await database.write("test", fill)
     wish = (ALICE, "PHONE", CURVE)
-    assert await keys.do_claim([wish], 1) == [b'"PHONE0":{}']
+    for number in range(MOST_CLAIMS + 20):  # more than lie in the log as rows of their own
+        assert await keys.do_claim([wish], 1) == [b'"PHONE%d":{}' % number]
     await remote.set_list(CAROL, 7, (), (), 0)
     head = await database.get_head()
     settled = await database.write("test", settle_restored)
     assert (settled.devices, settled.lists, settled.users) == (2, 1, 2)
+    assert await database.read("test", lambda txn: txn.query(LOGGED)) == [], "claims say nothing of what is gone"
     changed = await database.get_head()
     assert changed > head + LEAP
     # another store: nothing is left in memory
