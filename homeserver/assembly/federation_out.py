@@ -63,6 +63,7 @@ class FederationOutParts:
             rooms.published_keys,
             log,
             identity,
+            clock,
             now_ms,
             lambda origin: limiter.check_only(Limit.CLAIMED_KEYS, origin),
             lambda origin, keys: limiter.count(Limit.CLAIMED_KEYS, origin, cost=keys),
