@@ -2,8 +2,8 @@
 
 Laws:
 - No position is given out a second time: of what comes from now on everybody hears who was told of positions that are gone.
-- No one-time key is given out again: of those that are there some were, and nobody could read what is sent with them. Clients publish
-  new ones once they see that there are none; until then fallback keys are given out, which they replace then.
+- No one-time key is given out again: of those that are there some were, and nobody could read what is sent with them. Devices are told
+  that they have one left, and publish new ones; until then fallback keys are given out, which they replace then.
 - Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
   and all of them by clients.
 - Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
+from storage.one_time_keys import empty_blocks
 from storage.transaction import WriteTransaction
 
 LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
 BACKUPS: Final = 1000
 """Numbers of backups, more than somebody uses in that time."""
-_GONE: Final = ("one_time_key_marks", "one_time_key_blocks", "key_claims", "sliding_connections")
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -41,10 +41,9 @@ def settle_restored(txn: WriteTransaction) -> Settled:
     before = txn.next_position(LEAP + 1) + LEAP
     position = txn.next_position()
     ((devices,),) = txn.query("SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d")
-    for table in _GONE:
-        txn.execute(f"DELETE FROM {table}")
-    txn.execute("UPDATE gathered_claims SET marks = NULL")
+    empty_blocks(txn)
     txn.execute("UPDATE fallback_keys SET used = 1")
+    txn.execute("DELETE FROM sliding_connections")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
     # a change that follows upon one of which nobody has heard makes other servers ask for the whole list
     users = txn.execute(

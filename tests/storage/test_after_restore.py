@@ -43,7 +43,9 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     database.remembered.clear()
     anew = DeviceKeyStore(database)
     assert await anew.do_claim([wish], 1) == [b'"F":"f"']
-    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({}, [], 1)
+    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
+        "some clients take zero for unchanged"
+    )
     assert await remote.get_stale("", 10) == [CAROL]
     assert await devices.get_all_changed_device_lists(head, changed) == {ALICE, BOB}
     for user_id, named in ((ALICE, "LAPTOP"), (BOB, "PHONE")):
@@ -56,8 +58,19 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
         return anew.put_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
 
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
+    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
     claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
+    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
+    # again, with one device that has published keys since, and one that has not
+    for _ in range(2):
+        assert (await database.write("test", settle_restored)).devices == 2
+        database.remembered.clear()
+        anew = DeviceKeyStore(database)
+        for device_id in ("PHONE", "LAPTOP"):
+            assert (await anew.get_counts(ALICE, device_id))[0] == KeyCounts({CURVE: 1}, [], 1)
+            assert await anew.do_claim([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
+    assert (await database.write("test", upload)).one_time == {CURVE: 2}
 
 
 async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Database) -> None:
