@@ -46,7 +46,7 @@ MESSAGE_BYTES: Final = 200
 REQUEST_BYTES: Final = 1_000
 """What keeping one message, and the note of one request, take beside the contents."""
 MOST_BYTES: Final = 64 << 20
-"""Of all copies of what goes to all devices of many users, in one request."""
+"""Of all copies of what goes to all devices of many users, in one request, or one EDU."""
 TOO_MUCH: Final = "So much for so many devices is more than one request may send"
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
@@ -181,8 +181,9 @@ class ToDevice:
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
-        read, is left out. What is kept of a server's counts in bytes, for each device that gets it. Raises InvalidParam; LimitExceeded
-        where that was too much of late.
+        read, is left out. What is kept counts in bytes, for each device that gets it, as its sender's and the server's. Raises
+        InvalidParam; TooLarge where that was too much of the sender's, with which others of the server have nothing to do; LimitExceeded
+        where it was too much of the server's.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -205,6 +206,10 @@ class ToDevice:
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
+        try:
+            self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender)
+        except LimitExceeded:
+            raise TooLarge("The sender has sent too much of late") from None
         self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
@@ -213,10 +218,14 @@ class ToDevice:
             # what nobody gets needs no note, and a server may send as much of that as it likes
             if not recipients or not self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
                 return 0
+            size = _size_of(contents)
+            if size > MOST_BYTES:
+                raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, recipients, contents, now)
-            return _size_of(contents)
+            return size
 
         if kept := await self._database.write("receive_to_device", write):
+            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender, cost=kept)
             self._limiter.count(Limit.TO_DEVICE_BYTES_OF_SERVER, origin, cost=kept)
 
     async def do_sweep(self, limit: int) -> int:
