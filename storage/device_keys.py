@@ -10,7 +10,7 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -355,9 +355,9 @@ def _public_keys(identity: bytes) -> object:
     return msgspec.json.decode(identity)["keys"]
 
 
-def _signed_part(identity: bytes) -> dict[str, Any]:
-    """What a signature is of."""
-    return {name: value for name, value in msgspec.json.decode(identity).items() if name != "signatures"}
+def _signed_part(identity: bytes) -> bytes:
+    """What a signature is of: as bytes, since true and 1 are the same to Python."""
+    return msgspec.json.encode({k: v for k, v in msgspec.json.decode(identity).items() if k != "signatures"})
 
 
 def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:
