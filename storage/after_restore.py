@@ -7,7 +7,7 @@ Laws:
 - Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
   and all of them by clients.
 - Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
-  which clients know with which key they encrypt: the next of each user is far beyond.
+  which clients know with which key they encrypt, and of filters: the next of each user is far beyond.
 
 For a database that no server has open.
 """
@@ -21,8 +21,8 @@ from storage.transaction import WriteTransaction
 
 LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
-BACKUPS: Final = 1000
-"""Numbers of backups, more than somebody uses in that time."""
+NUMBERS: Final = 1000
+"""Of backups, and of filters, more than somebody uses in that time."""
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -56,6 +56,14 @@ def settle_restored(txn: WriteTransaction) -> Settled:
         "INSERT INTO key_backups (user_id, version, algorithm, auth_data, etag, key_count, deleted)"
         " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u",
-        (BACKUPS, b"{}"),
+        (NUMBERS, b"{}"),
+    )
+    # one for each user that nobody has uploaded, as it has no digest
+    txn.execute(
+        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        " SELECT u.user_id, ? + coalesce((SELECT max(f.filter_id) FROM filters AS f WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
+        " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"
+        " ON CONFLICT (user_id, digest) DO UPDATE SET filter_id = excluded.filter_id",
+        (NUMBERS, b""),
     )
     return Settled(devices, lists, users)

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from storage.after_restore import BACKUPS, LEAP, settle_restored
+from storage.after_restore import NUMBERS, LEAP, settle_restored
 from storage.claim_log import LOGGED, MOST_CLAIMS
 from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
+from storage.filters import FilterStore
 from storage.key_backups import KeyBackupStore
 from storage.remote_devices import RemoteDeviceStore
 from tests.storage.test_copy import write_config
@@ -89,8 +90,25 @@ async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Da
     assert current is not None
     assert current.version == 2
     assert await backups.get_backup(BOB, None) is None
-    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + BACKUPS
-    assert await backups.add_backup(BOB, "a", b"{}") == 1 + BACKUPS
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + NUMBERS
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + NUMBERS
+
+
+async def test_no_filter_has_the_number_of_one_that_is_gone(database: Database) -> None:
+    """Clients keep the number, and would get what another filter lets through."""
+    devices, filters = DeviceStore(database), FilterStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id in (ALICE, BOB):
+            devices.add_device(txn, DeviceRow(user_id, "PHONE", None, 1))
+
+    await database.write("test", fill)
+    assert [await filters.add_filter(ALICE, text, 1) for text in ("{}", '{"a":1}')] == [0, 1]
+    for number in (1, 2):
+        await database.write("test", settle_restored)
+        assert await filters.add_filter(ALICE, "{}", 1) == 0
+        assert await filters.add_filter(ALICE, '{"b":%d}' % number, 1) == 1 + number * (NUMBERS + 1)
+        assert await filters.add_filter(BOB, '{"b":%d}' % number, 1) == number * (NUMBERS + 1)
 
 
 async def test_a_new_database_needs_nothing(database: Database) -> None:
