@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from storage.after_restore import NUMBERS, LEAP, settle_restored
+from storage.after_restore import LEAP, NUMBERS, settle_restored
 from storage.claim_log import LOGGED, MOST_CLAIMS
 from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
@@ -107,8 +107,8 @@ async def test_no_filter_has_the_number_of_one_that_is_gone(database: Database) 
     for number in (1, 2):
         await database.write("test", settle_restored)
         assert await filters.add_filter(ALICE, "{}", 1) == 0
-        assert await filters.add_filter(ALICE, '{"b":%d}' % number, 1) == 1 + number * (NUMBERS + 1)
-        assert await filters.add_filter(BOB, '{"b":%d}' % number, 1) == number * (NUMBERS + 1)
+        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (NUMBERS + 1)
+        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (NUMBERS + 1)
 
 
 async def test_a_new_database_needs_nothing(database: Database) -> None:
