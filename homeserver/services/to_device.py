@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from typing import Any, Final
 
 import msgspec
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
@@ -51,6 +52,9 @@ TOO_MUCH: Final = "So much for so many devices is more than one request may send
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
 
+WARNED_EACH_MS: Final = 60_000
+"""How often at most it is logged that a user of another server sends too much."""
+
 Messages = Mapping[str, Mapping[str, msgspec.Raw]]
 """Contents by user and device, as they came."""
 
@@ -66,6 +70,8 @@ class DirectToDevice(msgspec.Struct, frozen=True):
 
 class ToDevice:
     """Sends messages to devices."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class ToDevice:
         self._devices = devices
         self._limiter = limiter
         self._now_ms = now_ms
+        self._warned_ms = 0
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
@@ -209,6 +216,12 @@ class ToDevice:
         try:
             self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender)
         except LimitExceeded:
+            if now >= self._warned_ms + WARNED_EACH_MS:
+                self._warned_ms = now
+                self._log.warn(
+                    "{sender} has sent so much to devices here that no more of it is taken in for now",
+                    sender=message.sender,
+                )
             raise TooLarge("The sender has sent too much of late") from None
         self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 

@@ -1,6 +1,7 @@
 """How much another server may leave here for devices: what is beyond that it keeps, and sends again later."""
 
 import pytest
+from twisted.logger import capturedLogs
 
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
@@ -64,9 +65,11 @@ async def test_who_sends_too_much_holds_up_nobody_else_of_their_server(network: 
     limits = "rc_federation: {to_device_bytes_of_user: {per_second: 1000, burst_count: 30000}}\n"
     room.north.server = room.alice.server = network.rebuild(NORTH, limits)
     _, since = bodies(room.alice)
-    for number in range(8):
-        send(room.bob, number, {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}})
-        network.settle()
+    with capturedLogs() as logged:
+        for number in range(8):
+            send(room.bob, number, {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}})
+            network.settle()
+    assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [room.bob.user_id]
     send(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
     network.settle()
     found, since = bodies(room.alice, since)
