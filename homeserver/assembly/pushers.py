@@ -20,10 +20,11 @@ from homeserver.services.pushers.details import NamesOfEvents
 from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.letters import Letters, NoLetters
 from homeserver.services.pushers.missed import MissedEvents
 from homeserver.services.pushers.pushers import Pushers
 from homeserver.services.pushers.readers import Readers
-from homeserver.services.pushers.reading import Letters, NoLetters, PushReading
+from homeserver.services.pushers.reading import PushReading
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
@@ -84,13 +85,14 @@ class PusherParts:
             clock,
             store,
             rooms.events,
+            rooms.memberships,
+            rooms.push_decisions,
             NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
             badges,
             Readers(clock, rooms.notifier),
             Gateways(clock, web, metrics),
             rooms.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,
-            rooms.lifetimes,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )

@@ -155,6 +155,48 @@ async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNod
     assert nodes.gateways[0].badges == [0]
 
 
+@pytest.mark.parametrize("how", ["accept", "ignore", "take_no_invites"])
+async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(nodes: PushingNodes, how: str) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    room_id = nodes.bob.post(f"{V3}/createRoom", {"preset": "private_chat", "invite": [nodes.alice.user_id]}).json[
+        "room_id"
+    ]
+    nodes.wait(5)
+    assert [push.notification["counts"] for push in nodes.gateways[0].taken] == [{"unread": 1}]
+    alice, bob_id = nodes.on(1, nodes.alice), nodes.bob.user_id
+    kept = f"{V3}/user/{alice.user_id}/account_data"
+    if how == "accept":
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    elif how == "ignore":
+        assert alice.put(f"{kept}/m.ignored_user_list", {"ignored_users": {bob_id: {}}}).status == 200
+    else:
+        content = {"ignored_users": [bob_id]}
+        assert alice.put(f"{kept}/org.matrix.msc4155.invite_permission_config", content).status == 200
+    nodes.wait(5)
+    assert nodes.gateways[0].badges == [0]
+
+
+async def test_what_was_told_is_not_what_this_node_told_before_another_did(nodes: PushingNodes) -> None:
+    """The first tells one, the second two; then the first is to tell one again."""
+    set_pusher(nodes.alice)
+    nodes.wait()
+    nodes.say(0, "one")
+    nodes.wait(5)
+    await nodes.servers[0].app.pushers.stop()
+    nodes.wait(12)
+    body = {"preset": "private_chat", "invite": [nodes.alice.user_id]}
+    invited = nodes.bob.post(f"{V3}/createRoom", body).json["room_id"]
+    nodes.wait(5)
+    nodes.servers[0].app.pushers.start()
+    await nodes.servers[1].app.pushers.stop()
+    nodes.wait(12)
+    assert nodes.alice.post(f"{V3}/rooms/{invited}/leave").status == 200
+    nodes.wait(5)
+    told = [[push.notification["counts"]["unread"] for push in gateway.taken] for gateway in nodes.gateways]
+    assert told == [[1, 1], [2]]
+
+
 async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: PushingNodes) -> None:
     event_id = nodes.say(0, "one")
     nodes.wait()
