@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import OutboundError, TooLong
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.notification import Names
@@ -260,6 +260,17 @@ def test_an_answer_that_is_none_is_a_failure(server: TestServer, gateway: Gatewa
     settle(server)
     assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 1
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_a_push_that_was_answered_at_length_is_tried_again(server: TestServer, gateway: Gateway) -> None:
+    """As by a proxy that says in many words that the gateway is away."""
+    _, bob, room_id = two(server)
+    gateway.failure = TooLong("its answer is too long")
+    event_id = say(bob, room_id, "x")
+    pass_time(server, 10)
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == [event_id]
 
 
 def test_an_address_that_is_not_contacted_is_not_tried_again(server: TestServer, gateway: Gateway) -> None:
