@@ -22,6 +22,7 @@ from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
 from homeserver.services.pushers.letters import Letters, NoLetters
 from homeserver.services.pushers.missed import MissedEvents
+from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import Pushers
 from homeserver.services.pushers.readers import Readers
 from homeserver.services.pushers.reading import PushReading
@@ -97,10 +98,15 @@ class PusherParts:
             jitter_seconds=push.jitter_delay / 1000,
         )
         metrics.read_from(self.deliveries.get_figures)
+        is_alone, others = database.engine.name == "sqlite", accounts.other_nodes
+
+        def get_node() -> int:
+            return 0 if others is None else others.node
+
         self.reading = PushReading(
             clock,
             database.streams,
-            LeaseStore(database, "push"),
+            NodeLease(LeaseStore(database, "push"), database, random(16).hex(), get_node, is_alone=is_alone),
             PushStream(database),
             store,
             accounts.store,
@@ -114,8 +120,7 @@ class PusherParts:
             self.deliveries,
             self._letters(config, clock, database, accounts, rooms, mail),
             rooms.now_ms,
-            holder=random(16).hex(),
-            is_alone=database.engine.name == "sqlite",
+            is_alone=is_alone,
         )
 
     def _letters(

@@ -1,12 +1,14 @@
 """Of several processes on one database one pushes, whoever writes; another takes over when it is gone."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.database import PostgresConfig
+from storage.engine import NodeCalls
 from storage.purging import Cause, PurgingStore
 from storage.transaction import WriteTransaction
 from tests.conftest import run_coroutine
@@ -135,6 +137,75 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
     nodes.wait()
     nodes.wait(45, nodes=(1,))
     assert nodes.texts() == [[], ["one"]]
+
+
+def hear(nodes: PushingNodes, number: int) -> NodeCalls:
+    """Let a node have a number among the nodes, as it has where it hears the others; and be seen by it, until what is returned is closed."""
+    calls = nodes.databases[number].engine.connect_node()
+    assert calls is not None
+    nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
+    nodes.wait(12, nodes=(number,))
+    return calls
+
+
+def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
+    """The node does nothing any more."""
+    pushers = nodes.servers[number].app.pushers
+    pushers.reading._round.stop()
+    pushers.reading._has_lease = False
+    pushers.deliveries.stop()
+    calls.close()
+    other = nodes.servers[1 - number]
+    while calls.node in other.run(other.app.database.get_nodes()):
+        time.sleep(0.01)
+
+
+async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: PushingNodes, tmp_path: Path) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    calls = hear(nodes, 0)
+    await nodes.servers[1].app.pushers.stop()
+    kill(nodes, 0, calls)
+    nodes.say(0, "one")
+    nodes.gateways[0].taken.clear()
+    text = "database: {name: psycopg2, args: {}}\n"
+    now = nodes.servers[0].clock.seconds()
+    again = TestServer(tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0])
+    again.app.pushers.start()
+    settle(again)
+    assert nodes.texts() == [["one"], []]
+
+
+async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_lives_is_not(
+    nodes: PushingNodes,
+) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    calls = hear(nodes, 0)
+    nodes.gateways[0].held = []
+    nodes.say(0, "one")
+    nodes.wait()
+    nodes.wait(20, nodes=(1,))
+    assert nodes.texts() == [[], []], "it lives, as far as one can see, and its lease has not ended"
+    nodes.wait(10, nodes=(0,))
+    kill(nodes, 0, calls)
+    nodes.wait(10, nodes=(1,))
+    assert nodes.texts() == [[], []], "it has a round to say under which number it goes on"
+    nodes.wait(10, nodes=(1,))
+    assert nodes.texts() == [[], ["one"]]
+
+
+async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    hear(nodes, 0).close()
+    nodes.wait(10, nodes=(1,))
+    calls = hear(nodes, 0)
+    nodes.wait(20)
+    nodes.say(0, "one")
+    nodes.wait()
+    assert nodes.texts() == [["one"], []]
+    calls.close()
 
 
 @pytest.mark.parametrize("how", ["leave", "redact", "purge"])

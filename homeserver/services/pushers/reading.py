@@ -29,13 +29,13 @@ from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.letters import Letters
+from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
 from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
-from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
@@ -71,7 +71,7 @@ class PushReading:
         self,
         clock: IReactorTime,
         streams: Streams,
-        lease: LeaseStore,
+        lease: NodeLease,
         stream: PushStream,
         store: PusherStore,
         accounts: AccountStore,
@@ -86,10 +86,9 @@ class PushReading:
         letters: Letters,
         now_ms: Callable[[], int],
         *,
-        holder: str,
         is_alone: bool,
     ) -> None:
-        """`holder` names this process among all on the database; `is_alone`: there can be no other."""
+        """`is_alone`: there can be no other node."""
         self._clock = clock
         self._streams = streams
         self._lease = lease
@@ -106,7 +105,6 @@ class PushReading:
         self._deliveries = deliveries
         self._letters = letters
         self._now_ms = now_ms
-        self._holder = holder
         self._is_alone = is_alone
         self._has_lease = False
         self._told = 0
@@ -159,7 +157,7 @@ class PushReading:
             await self._deliveries.note(all_standings=True)
             position = self._position()
             self._deliveries.stop()
-            await self._lease.renew(self._holder, 0, position)
+            await self._lease.renew(0, position)
 
     # --------------------------------------------------------------------------------------------------- the stream
 
@@ -424,7 +422,7 @@ class PushReading:
 
     async def _take_lease(self) -> None:
         now = self._now_ms()
-        lease = await self._lease.take(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
+        lease = await self._lease.take(now, now + LEASE_MS)
         if lease is None:
             return
         await self._roster.load()
@@ -448,7 +446,7 @@ class PushReading:
         position = self._position()
         if self._is_alone and position == self._told:
             return
-        if await self._lease.renew(self._holder, self._now_ms() + LEASE_MS, position):
+        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
             self._told = position
         else:
             self.log.warn("another node pushes now")
