@@ -140,7 +140,7 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
 
 
 def hear(nodes: PushingNodes, number: int) -> NodeCalls:
-    """Let a node have a number among the nodes, as it has where it hears the others; and be seen by it, until what is returned is closed."""
+    """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
