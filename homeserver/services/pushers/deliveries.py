@@ -37,7 +37,7 @@ from storage.pushers import PusherRow, PusherStore, Standing
 from storage.receipts import UNTHREADED
 
 MOST_WAITING: Final = 50
-"""Events for one pusher: the oldest are given up first."""
+"""Events for one pusher; see `Line.give_up_one`."""
 KEPT_MS: Final = 24 * 3600_000
 """For so long a push is tried."""
 FIRST_PAUSE_MS: Final = 5_000
@@ -162,7 +162,7 @@ class Deliveries:
         elif not rings(told, actions):
             line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
-            line.waiting.popleft()
+            line.give_up_one()
 
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
         """What the user has not read may have become another number, by what stands there in the stream."""

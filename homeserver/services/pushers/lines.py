@@ -106,6 +106,15 @@ class Line(msgspec.Struct, eq=False):
             at += 1
         self.waiting.insert(at, push)
 
+    def give_up_one(self) -> None:
+        """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than all that there is of a room,
+        and those that call their user last; of equal ones the oldest."""
+        newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
+        worths = [
+            (push.actions.highlight, newest[push.told.room_nid] == at, at) for at, push in enumerate(self.waiting)
+        ]
+        del self.waiting[min(worths)[-1]]
+
     def drop_read(self) -> None:
         """What was read meanwhile waits no longer."""
         if any(push.is_read for push in self.waiting):
