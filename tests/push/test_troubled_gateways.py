@@ -7,9 +7,9 @@ import pytest
 
 from federation.outbound.errors import OutboundError, TooLong
 from federation.protocol.ids import RoomID
+from homeserver.services.pushers.deliveries import MOST_WAITING
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.notification import Names
-from homeserver.services.pushers.deliveries import MOST_WAITING
 from storage.database import Database, DatabaseUnavailable
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle

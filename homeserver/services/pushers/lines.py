@@ -107,8 +107,8 @@ class Line(msgspec.Struct, eq=False):
         self.waiting.insert(at, push)
 
     def give_up_one(self) -> None:
-        """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than all that there is of a room,
-        and those that call their user last; of equal ones the oldest."""
+        """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and
+        those that call their user last; of equal ones the oldest."""
         newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
         worths = [
             (push.actions.highlight, newest[push.told.room_nid] == at, at) for at, push in enumerate(self.waiting)
