@@ -54,16 +54,17 @@ class OutgoingMailStore:
             sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
             txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(tells.event_nids))])
 
-    async def get_told(self, mail_nid: int) -> list[int] | None:
-        """The numbers of the events that a letter tells, if it tells any; None for a letter that waits no longer."""
+    async def get_told(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
+        """For which pusher a letter was written, None for another kind of letter, and the numbers of the events that it tells, if it tells
+        any; None for a letter that waits no longer."""
 
-        def read(txn: Transaction) -> list[int] | None:
+        def read(txn: Transaction) -> tuple[int | None, list[int]] | None:
             rows = txn.query(
-                "SELECT e.event_nid FROM outgoing_mail AS m LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid"
-                " WHERE m.mail_nid = ? ORDER BY e.event_nid",
+                "SELECT m.pusher_nid, e.event_nid FROM outgoing_mail AS m"
+                " LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid WHERE m.mail_nid = ? ORDER BY e.event_nid",
                 (mail_nid,),
             )
-            return [nid for (nid,) in rows if nid is not None] if rows else None
+            return (rows[0][0], [nid for _, nid in rows if nid is not None]) if rows else None
 
         return await self._database.read_quickly("get_told_events", read)
 

@@ -136,8 +136,6 @@ class PusherParts:
         email = config.mail.email
         if mail.outbox is None or not writes_letters(config):
             return NoLetters()
-        if rooms.lifetimes is not None:
-            mail.outbox.ask_of_events(rooms.lifetimes.show_all)
         missed = MissedEvents(
             database.streams,
             rooms.store,
@@ -157,7 +155,7 @@ class PusherParts:
             client_url=email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
-        return EmailDigests(
+        digests = EmailDigests(
             clock,
             database,
             accounts.pusher_store,
@@ -171,6 +169,8 @@ class PusherParts:
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )
+        mail.outbox.ask_of_missed(digests.is_missed)
+        return digests
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

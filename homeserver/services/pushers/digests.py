@@ -122,6 +122,15 @@ class EmailDigests:
             await self._store.set_due(noted)
             self._sleep_until(min(noted.values()))
 
+    async def is_missed(self, pusher_nid: int, event_nids: Sequence[int]) -> bool:
+        """Whether a letter that tells these events may still go out: its pusher is on, and its user has missed all of them."""
+        row = await self._store.get_pusher(pusher_nid)
+        if row is None:
+            return False
+        active = (await self._store.get_active([row.user_id])).get(row.user_id, ())
+        is_on = any(each.pusher_nid == pusher_nid for each in active)
+        return is_on and await self._missed.are_missed(UserID(row.user_id), event_nids)
+
     def start(self) -> None:
         """Write from now on, first what has become due meanwhile."""
         self._active = True

@@ -18,6 +18,7 @@ from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.unread import READ_TYPES, UnreadCounts
 from storage.memberships import MembershipRow
+from storage.push_outcomes import MAIN
 from storage.receipts import ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Streams
@@ -107,6 +108,22 @@ class MissedEvents:
                 since = min(event.event.origin_server_ts for event in pushed)
                 found.append(MissedRoom(unread[room_nid], room_ids[room_nid].room_id, events[::-1], further, since))
         return Missed(upto, found, len(newest) - len(told) + len(invites) - len(told_invites))
+
+    async def are_missed(self, user_id: UserID, event_nids: Sequence[int]) -> bool:
+        """Whether the user may be told of all of these events, and has read none of them. Three reads at most."""
+        stored = await self._events.get_events(event_nids)
+        rows = await self._memberships.of_user(user_id)
+        if len(stored) < len(set(event_nids)) or any(event.room_nid not in rows for event in stored.values()):
+            return False
+        own = {event.room_nid: rows[event.room_nid] for event in stored.values()}
+        marks = await self._unread.read_marks(user_id, [row for row in own.values() if row.membership == "join"])
+        for event in stored.values():
+            mark = marks.get(event.room_nid)
+            if mark is not None and (event.position or 0) <= mark.of(event.thread_root or MAIN):
+                return False
+            if not await self._decisions.concerns(event, own[event.room_nid]):
+                return False
+        return True
 
     async def was_in_room_since(self, user_id: UserID, room_nid: int, ts: int) -> bool:
         """Whether the user has read something in the room since then."""

@@ -1,0 +1,131 @@
+"""Letters that wait, as the mail server or the database is away: what becomes of them when that is over."""
+
+from collections.abc import Callable
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from homeserver.services.mail.relay import CannotDeliver
+from storage.database import Database, DatabaseUnavailable
+from storage.outgoing_mail import OutgoingMailRow
+from tests.helpers.federated import say
+from tests.helpers.gateway import settle
+from tests.helpers.server import TestServer, User
+from tests.push.test_letters import HOUR, MAIL, MINUTE, email_pusher, pass_time, reader, room_of, start, texts
+
+V3 = "/_matrix/client/v3"
+AWAY = CannotDeliver("no connection", for_good=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return start(tmp_path, database)
+
+
+def read(user: User, room_id: str, event_id: str) -> None:
+    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+
+
+def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:
+    assert email_pusher(alice, **{"org.matrix.msc3881.enabled": False}).status == 200
+
+
+def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
+    assert email_pusher(alice, kind=None).status == 200
+
+
+def leave(alice: User, _bob: User, room_id: RoomID) -> None:
+    assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
+
+
+def kick(alice: User, bob: User, room_id: RoomID) -> None:
+    assert bob.post(f"{V3}/rooms/{room_id}/kick", {"user_id": alice.user_id}).status == 200
+
+
+def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
+    path = f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list"
+    assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
+
+
+@pytest.mark.parametrize("how", [switch_off, remove, leave, kick, ignore])
+def test_a_letter_that_waits_is_not_sent_to_who_is_not_to_have_it_any_more(
+    server: TestServer, how: Callable[[User, User, RoomID], None]
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    server.relay.failure = AWAY
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 12 * MINUTE)
+    how(alice, bob, room_id)
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    assert server.relay.letters == []
+
+
+def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
+    server.relay.failure = AWAY
+    event_id = say(bob, room_id, "zanjabil")
+    say(bob, other, "cinnamon")
+    pass_time(server, 12 * MINUTE)
+    read(alice, room_id, event_id)
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    for text in texts(letter):
+        assert "cinnamon" in text
+        assert "zanjabil" not in text
+
+
+def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    server.relay.failure = AWAY
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 6 * HOUR, 10 * MINUTE)
+    server.relay.failure = None
+    pass_time(server, 2 * HOUR, 10 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "zanjabil" in texts(letter)[0]
+
+
+def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    outbox = server.app.mail.outbox
+    assert outbox is not None
+
+    async def fail(_now: int, _until: int, _limit: int) -> list[OutgoingMailRow]:
+        raise DatabaseUnavailable("it is restarted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox._store, "take_due", fail)
+        say(bob, room_of(alice, bob), "zanjabil")
+        pass_time(server, 12 * MINUTE)
+        assert server.relay.letters == []
+    pass_time(server, 2 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
+def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(tmp_path, database, MAIL)
+    alice, bob = reader(server), server.register("bob")
+    deliver, broken = server.relay.deliver, ["it"]
+
+    def fail_at_first(sender: str, recipient: str, message: bytes) -> None:
+        if broken:
+            raise ZeroDivisionError(broken.pop())
+        deliver(sender, recipient, message)
+
+    monkeypatch.setattr(server.relay, "deliver", fail_at_first)
+    say(bob, room_of(alice, bob), "zanjabil")
+    pass_time(server, 15 * MINUTE)
+    letters: list[tuple[str, EmailMessage]] = server.relay.letters
+    assert len(letters) == 1
+    settle(server)
