@@ -29,7 +29,7 @@ def read(user: User, room_id: str, event_id: str) -> None:
 
 
 def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:
-    assert email_pusher(alice, **{"org.matrix.msc3881.enabled": False}).status == 200
+    assert email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status == 200
 
 
 def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
