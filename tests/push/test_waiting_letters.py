@@ -92,6 +92,34 @@ def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServe
     assert "zanjabil" in texts(letter)[0]
 
 
+@pytest.mark.parametrize("for_good", [False, True])
+def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: bool) -> None:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+
+    def look() -> tuple[tuple[int, object], tuple[object, object]]:
+        [gateway] = root.get("/_mahalla/admin/v1/push_gateways").json["gateways"]
+        assert (gateway["gateway"], gateway["pushers"]) == ("e-mail", 1)
+        [pusher] = root.get(f"/_synapse/admin/v1/users/{alice.user_id}/pushers").json["pushers"]
+        assert pusher["failing_since_ts"] == gateway["failing_since_ts"]
+        return (gateway["failing"], gateway["success_ts"]), (pusher["error"], pusher["success_ts"])
+
+    assert look() == ((0, None), (None, None))
+    server.relay.failure = CannotDeliver("550 no such user", for_good=for_good)
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 12 * MINUTE)
+    assert look() == ((1, None), ("550 no such user", None))
+    server.relay.failure = None
+    say(bob, room_id, "cinnamon")
+    pass_time(server, 2 * HOUR, 10 * MINUTE)
+    assert server.relay.letters
+    (failing, sent), (error, success) = look()
+    assert (failing, error) == (0, None)
+    assert sent == success is not None
+
+
 def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ LEASE_MS: Final = 10 * 60_000
 """For so long a node that took letters has them for itself."""
 KEPT_MS: Final = 48 * 3600_000
 RETRY_SECONDS: Final = 60.0
+MAX_ERROR_CHARS: Final = 300
 LONGEST_SLEEP: Final = 3600.0
 """Seconds after which the queue is looked at in any case: another node may have left letters in it."""
 
@@ -149,19 +150,20 @@ class Outbox:
             await self._put_off(row, type(error).__name__, for_good=False)
         else:
             self._metrics.count("sent")
-            await self._store.remove_mail(row.mail_nid)
+            await self._store.note_sent(row.mail_nid, self._now())
 
     async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
         """It was not taken: it is tried again later, or given up."""
         if for_good or self._now() - row.created_ts > KEPT_MS:
             self._metrics.count("given_up")
             self._log.error("a letter was given up: {error}", error=error)
-            await self._store.remove_mail(row.mail_nid)
+            await self._store.give_up(row.mail_nid, self._now(), error[:MAX_ERROR_CHARS])
             return
         delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
         self._metrics.count("failed")
         self._log.warn("a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=error)
-        await self._store.set_due(row.mail_nid, self._now() + delay)
+        now = self._now()
+        await self._store.put_off(row.mail_nid, now + delay, now, error[:MAX_ERROR_CHARS])
 
     def _fail(self, failure: Failure) -> None:
         """The database is away, or it is a bug of ours: the queue is looked at again soon."""
