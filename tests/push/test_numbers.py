@@ -176,6 +176,23 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
     assert gateway.badges == [0], "an app that sets it anew each time it starts is not told the same again"
 
 
+def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 70)
+    set_pusher(alice, **{ENABLED: False})
+    read(alice, room_id, event_id)
+    pass_time(server)
+    later = crash(server, tmp_path, gateway)
+    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    set_pusher(User(later, session), **{ENABLED: True})
+    pass_time(later)
+    assert gateway.badges == [0]
+
+
 def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
     server: TestServer, gateway: Gateway
 ) -> None:

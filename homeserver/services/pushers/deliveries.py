@@ -185,9 +185,9 @@ class Deliveries:
         """These are the user's pushers now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
-            if nid in self._told_badges:
+            if nid in self._told_badges or (set_now and each.success_ts is not None):
                 self.set_badge_due(each, None)  # it may have been off while they read
-            elif set_now and each.success_ts is None:
+            elif set_now:
                 self._tell_badge(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
