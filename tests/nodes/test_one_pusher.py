@@ -226,6 +226,22 @@ async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNod
     assert nodes.gateways[0].badges == [0]
 
 
+async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_number(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    event_id = nodes.say(0, "one")
+    nodes.wait(70)
+    set_pusher(nodes.on(1, nodes.alice), **{"org.matrix.msc3881.enabled": False})
+    await nodes.servers[0].app.pushers.stop()
+    nodes.wait(12)
+    alice = nodes.on(0, nodes.alice)
+    assert alice.post(f"{V3}/rooms/{nodes.room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+    nodes.wait(5)
+    set_pusher(alice, **{"org.matrix.msc3881.enabled": True})
+    nodes.wait(5)
+    assert [gateway.badges for gateway in nodes.gateways] == [[], [0]]
+
+
 @pytest.mark.parametrize("how", ["accept", "ignore", "take_no_invites"])
 async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(nodes: PushingNodes, how: str) -> None:
     set_pusher(nodes.alice)

@@ -92,6 +92,16 @@ def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServe
     assert "zanjabil" in texts(letter)[0]
 
 
+def test_a_letter_is_given_up_after_two_days(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    server.relay.failure = AWAY
+    say(bob, room_of(alice, bob), "zanjabil")
+    pass_time(server, 52 * HOUR, HOUR)
+    server.relay.failure = None
+    pass_time(server, 24 * HOUR, HOUR)
+    assert server.relay.letters == []
+
+
 @pytest.mark.parametrize("for_good", [False, True])
 def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: bool) -> None:
     root = server.register("root")

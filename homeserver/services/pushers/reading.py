@@ -119,7 +119,7 @@ class PushReading:
         self._heard: list[Heard] = []
         self._changed_users: set[str] = set()
         self._set_now: set[str] = set()
-        """Those of them whose pushers were set while this process was told of it."""
+        """Those of them whose pushers were set while this process pushes."""
         self._refreshed: Set[str] = frozenset()
         """Users whose pushers are being read: they may come to have some."""
         self._renumbered: dict[str, int] = {}
@@ -288,7 +288,10 @@ class PushReading:
 
     async def _read_database(self) -> None:
         stretch = await self._stream.get_stretch(self._done, self._in_database, AT_ONCE)
-        self._changed_users |= await self._store.get_changed_users(self._done, stretch.upto)
+        changed = await self._store.get_changed_users(self._done, stretch.upto)
+        self._changed_users |= changed
+        if self._done > self._floor:
+            self._set_now |= changed  # by another node
         self._changed_users |= await self._accounts.get_changed_accounts(self._done, stretch.upto)
         if self._changed_users:
             await self._refresh()
