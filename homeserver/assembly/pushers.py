@@ -146,6 +146,7 @@ class PusherParts:
             rooms.ignored,
             rooms.push_decisions,
             rooms.invited,
+            rooms.aggregations,
         )
         texts = DigestTexts(
             rooms.membership_store,

@@ -218,7 +218,7 @@ class EmailDigests:
                 letter[room_nid] = EmailPause(now, first)
             else:
                 letter[room_nid] = EmailPause(now, min(before.pause_ms * GROWTH, LONGEST_PAUSE_MS))
-        told = [event.nid for room in missed.rooms for event in room.events if event.nid > 0]
+        told = [event.nid for room in missed.rooms for event in (*room.events, *room.edits.values()) if event.nid > 0]
         await self._write(row, missed.upto, None, letter, message, told)
 
     async def _write(
