@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.claim_log import UNSETTLED, ClaimLog, find_marks
+from storage.claim_log import LOGGED, ClaimLog, find_marks
 from storage.cross_signing import select_own_signatures
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -40,7 +40,7 @@ MOST_IDENTITY_BYTES: Final = 1 << 20
 
 _BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD, _CLAIM = range(7)
 """What a row says that a query finds among rows of other kinds."""
-_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM key_claims WHERE {UNSETTLED}"
+_CLAIMS: Final = f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM ({LOGGED}) AS logged"
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -165,7 +165,7 @@ class DeviceKeyStore:
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
-        standing, begins_anew = _select_standing(txn, user_id, device_id), False
+        standing, begins_anew = _select_standing(txn, user_id, device_id, self._log), False
         if keys.identity is not None and keys.identity != standing.identity:
             if standing.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
@@ -238,7 +238,8 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     )
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
-    return _counts(_count_left(_blocks(found)), {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
+    blocks = _blocks(found, _find_claims(found, [row[1] for row in found[_BLOCK]]))
+    return _counts(_count_left(blocks), {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
@@ -269,24 +270,27 @@ class _Standing(msgspec.Struct, frozen=True):
     """By algorithm, whether nobody has used it yet."""
 
 
-def _select_standing(txn: Transaction, user_id: str, device_id: str) -> _Standing:
-    rows = txn.query(
-        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
-        f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, key_id, content FROM fallback_keys"
-        " WHERE user_id = ? AND device_id = ?"
-        f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
-        " WHERE user_id = ? AND device_id = ?"
-        f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
-        " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
-        f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
-        " FROM device_keys WHERE user_id = ? AND device_id <> ?"
-        f" UNION ALL {_CLAIMS}",
-        (user_id, device_id) * 5,
-    )
-    found = _by_kind(rows)
+_STANDING: Final = (
+    f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+    f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, key_id, content FROM fallback_keys"
+    " WHERE user_id = ? AND device_id = ?"
+    f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
+    " WHERE user_id = ? AND device_id = ?"
+    f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
+    " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
+    f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
+    " FROM device_keys WHERE user_id = ? AND device_id <> ?"
+)
+_STANDING_AND_CLAIMS: Final = f"{_STANDING} UNION ALL {_CLAIMS}"
+
+
+def _select_standing(txn: WriteTransaction, user_id: str, device_id: str, log: ClaimLog) -> _Standing:
+    is_known = log.is_known(txn)
+    found = _by_kind(txn.query(_STANDING if is_known else _STANDING_AND_CLAIMS, (user_id, device_id) * 5))
     if not found[_DEVICE]:
         raise NoSuchDevice
-    blocks = _blocks(found)
+    block_nids = [row[1] for row in found[_BLOCK]]
+    blocks = _blocks(found, log.find_known(block_nids) if is_known else _find_claims(found, block_nids))
     return _Standing(
         found[_DEVICE][0][6],
         int(found[_OTHERS][0][1]),
@@ -305,12 +309,14 @@ def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return found
 
 
-def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
-    """The blocks as they are, whether all claims have been settled or not."""
+def _find_claims(found: Mapping[int, Sequence[Row]], block_nids: Sequence[int]) -> Mapping[int, tuple[int, int]]:
+    """What the log says of these blocks."""
+    return find_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]], block_nids) if found[_CLAIM] else {}
+
+
+def _blocks(found: Mapping[int, Sequence[Row]], logged: Mapping[int, tuple[int, int]]) -> list[KeyBlock]:
+    """The blocks as they are, with what the log says of them."""
     blocks = [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
-    if not found[_CLAIM]:
-        return blocks
-    logged = find_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]], [block.block_nid for block in blocks])
     for at, block in enumerate(blocks):
         taken, claimed_ts = logged.get(block.block_nid, (0, 0))
         if taken > block.taken:

@@ -42,12 +42,14 @@ class KeyRun(msgspec.Struct, gc=False):
         """How many of the block come before what is behind them."""
         return self.first + len(self.keys) // self.width
 
-    def at(self, place: int) -> bytes:
-        """`"ID":CONTENT` in JSON of the key that has so many before it in the block; empty where it is not among these, as nobody sees who
-        does not let a database forget what it had committed."""
-        start = (place - self.first) * self.width
+    def take(self) -> bytes:
+        """`"ID":CONTENT` in JSON of the key that comes next, which is given out now; empty where it is not among these."""
+        start = (self.taken - self.first) * self.width
         end = start + self.width
-        return self.keys[start:end].rstrip(b" ") if start >= 0 and end <= len(self.keys) else b""
+        if start < 0 or end > len(self.keys):
+            return b""
+        self.taken += 1
+        return self.keys[start:end].rstrip(b" ")
 
 
 class KeysAhead:
@@ -56,55 +58,48 @@ class KeysAhead:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._users: dict[str, dict[str, dict[str, KeyRun]]] = {}
-        """By user, device and algorithm; users in the order in which something of theirs came."""
+        self._runs: dict[KeyOf, KeyRun] = {}
+        """In the order in which they came."""
+        self._algorithms: dict[tuple[str, str], set[str]] = {}
+        """Of which something is known, by user and device."""
 
     def get_all(self, wanted: Iterable[KeyOf]) -> list[KeyRun | None]:
         """What is known of each of these."""
-        users = self._users
-        found: list[KeyRun | None] = []
-        for user_id, device_id, algorithm in wanted:
-            devices = users.get(user_id)
-            runs = None if devices is None else devices.get(device_id)
-            found.append(None if runs is None else runs.get(algorithm))
-        return found
+        return [*map(self._runs.get, wanted)]
 
     def put(self, txn: WriteTransaction, of: KeyOf, run: KeyRun) -> None:
         """Know that from now on, unless the write is undone."""
         self.remove(of)
         txn.when_undone(partial(self.remove, of))
         user_id, device_id, algorithm = of
-        devices = self._users.pop(user_id, {})
-        self._users[user_id] = devices
-        devices.setdefault(device_id, {})[algorithm] = run
+        self._runs[of] = run
+        self._algorithms.setdefault((user_id, device_id), set()).add(algorithm)
         self._bytes += _compute_bytes(of, run)
         while self._bytes > self._most_bytes:
-            oldest = next(iter(self._users))
-            self.forget(oldest, next(iter(self._users[oldest])))
+            self.remove(next(iter(self._runs)))
 
     def forget(self, user_id: str, device_id: str) -> None:
         """Know nothing of a device."""
-        for algorithm in [*self._users.get(user_id, {}).get(device_id, ())]:
+        for algorithm in [*self._algorithms.get((user_id, device_id), ())]:
             self.remove((user_id, device_id, algorithm))
 
     def remove(self, of: KeyOf) -> None:
         """Know nothing of that from now on."""
-        user_id, device_id, algorithm = of
-        devices = self._users.get(user_id, {})
-        runs = devices.get(device_id, {})
-        run = runs.pop(algorithm, None)
+        run = self._runs.pop(of, None)
         if run is not None:
             self._bytes -= _compute_bytes(of, run)
-            if not runs:
-                del devices[device_id]
-            if not devices:
-                del self._users[user_id]
+            user_id, device_id, algorithm = of
+            algorithms = self._algorithms[user_id, device_id]
+            algorithms.remove(algorithm)
+            if not algorithms:
+                del self._algorithms[user_id, device_id]
 
 
-def forget_marks(runs: Iterable[KeyRun]) -> None:
+def forget_marks(runs: Iterable[KeyRun | None]) -> None:
     """How many of their blocks were given out is not known any more."""
     for run in runs:
-        run.stretch = None
+        if run is not None:
+            run.stretch = None
 
 
 def _compute_bytes(of: KeyOf, run: KeyRun) -> int:

@@ -127,7 +127,7 @@ def take_keys(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
 ) -> list[bytes | None]:
     """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of the claim. No query where all is known
-    and nobody else writes; else one for what is known, which may be enough, and two or three for the rest."""
+    and nobody else writes; else one for what is known, which may be enough, and two to four for the rest."""
     known = ahead.get_all(wishes)
     keys: list[bytes | None]
     if txn.stretch is None:
@@ -148,17 +148,17 @@ def _take_known(
     """The next keys of those of which all is known; nothing where that is none."""
     stretch = txn.stretch
     keys: list[bytes | None] = []
-    taken: list[KeyRun] = []
+    marks: list[tuple[int, int]] = []
     for run in known:
-        key = run.at(run.taken) if run is not None and run.stretch == stretch else None
-        keys.append(key or None)
-        if key and run is not None:
-            run.taken += 1
-            taken.append(run)
-    if not taken:
+        if run is not None and run.stretch == stretch and (key := run.take()):
+            keys.append(key)
+            marks.append((run.block_nid, run.taken))
+        else:
+            keys.append(None)
+    if not marks:
         return []
-    txn.when_undone(partial(forget_marks, taken))
-    log.add(txn, position, now_ms, [(run.block_nid, run.taken) for run in taken])
+    txn.when_undone(partial(forget_marks, known))
+    log.add(txn, position, now_ms, marks)
     return keys
 
 
@@ -169,18 +169,18 @@ def _move_marks(txn: WriteTransaction, known: Sequence[KeyRun | None], now_ms: i
     moved: dict[int, int] = {}
     if runs:
         moved = dict(txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in runs]))
-        txn.when_undone(partial(forget_marks, runs))
+        txn.when_undone(partial(forget_marks, known))
     for run in runs:
         if run.block_nid in moved:
-            run.taken, run.stretch = moved[run.block_nid], txn.stretch
-    return [run.at(run.taken - 1) or None if run is not None and run.block_nid in moved else None for run in known]
+            run.taken, run.stretch = moved[run.block_nid] - 1, txn.stretch
+    return [run.take() or None if run is not None and run.block_nid in moved else None for run in known]
 
 
 def _take_others(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, now_ms: int
 ) -> list[bytes | None]:
     """The next keys of those of which nothing is known, or what is no longer so."""
-    log.settle(txn)
+    _settle_for(txn, wishes, log)
     found = txn.query_each_changing(
         "SELECT b.block_nid AS found_key, m.settled, b.width,"
         f" substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD})"
@@ -195,11 +195,22 @@ def _take_others(
         ahead.remove(wish)
         key = None
         for block_nid, taken, width, packed in rows:
-            run = KeyRun(block_nid, taken, width, packed, taken + 1, txn.stretch)
-            key = run.at(taken)
+            run = KeyRun(block_nid, taken, width, packed, taken, txn.stretch)
+            key = run.take()
             ahead.put(txn, wish, run)
         keys.append(key)
     return keys
+
+
+def _settle_for(txn: WriteTransaction, wishes: Sequence[KeyOf], log: ClaimLog) -> None:
+    """See to it that the marks of all blocks of these hold: where others write as well, those of all, as nothing may be in the log then."""
+    if txn.stretch is None:
+        log.settle(txn)
+    elif log.may_say(txn):
+        of_wishes = txn.query_each(
+            "SELECT block_nid FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ?", wishes
+        )
+        log.settle_some(txn, [block_nid for rows in of_wishes for (block_nid,) in rows])
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,11 @@ SAVE_COUNTERS = (
 
 LOG_PATIENCE: Final = 0.2
 """Seconds that the emptying of the log waits for readers: writers wait with it."""
+
+LOG_BYTES: Final = (1000 + 64) * (4096 + 24)
+"""As long the log becomes as a rule: with so many pages a commit moves them to the database, as SQLite has it, and the log is written from
+its beginning again."""
+_PIECE: Final = 4096
 
 _OUTAGES = frozenset(
     {
@@ -45,7 +51,6 @@ class SQLiteConfig(msgspec.Struct, frozen=True):
     """Seconds to wait for another process (a command-line tool) that writes."""
     cache_kib: int = 16384
     """Page cache of each connection, at most."""
-    mmap_bytes: int = 268_435_456
     synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
     """Less than FULL loses acknowledged writes when the power fails: for tests only."""
 
@@ -72,12 +77,32 @@ def _why_not_to_be_opened(path: Path) -> str | None:
     return None if os.access(path.parent, os.W_OK | os.X_OK) else f"this user may not write in {path.parent}"
 
 
+def _lengthen(log: Path) -> None:
+    """Give the log the length that it will have, if it has less, by zeros, which SQLite takes for no page.
+
+    spec: https://www.sqlite.org/fileformat2.html#wal_file_format
+
+    While a file grows, the file system looks for room at each sync, and notes durably where that is: of what a commit takes, a third.
+    Only within a write: then nobody else writes there. (Nor has SQLite a lock on the log itself, which would end as this file is closed.)
+    """
+    with suppress(OSError), log.open("r+b", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while (at := file.tell()) < LOG_BYTES:
+                # by pages of memory: of one long piece Linux keeps more together, and then looks through it at each write
+                file.write(bytes(_PIECE - at % _PIECE))
+        except OSError:
+            file.truncate(before)  # the disk is full: what is left of it is for others too
+
+
 class SQLiteConnection:
     """A connection to the file. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_counters", "_execute", "_version")
+    __slots__ = ("_connection", "_counters", "_execute", "_log", "_version")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, log: Path | None = None) -> None:
+        """`log`: to be lengthened before the first write."""
+        self._log = log
         self._connection = connection
         self._execute = connection.execute
         self._counters: dict[str, int] | None = None
@@ -169,6 +194,9 @@ class SQLiteConnection:
     def begin_write(self) -> Mapping[str, int]:
         self._execute("BEGIN IMMEDIATE")
         ((version,),) = self._execute("PRAGMA data_version").fetchall()
+        if self._log is not None:
+            _lengthen(self._log)
+            self._log = None
         if self._counters is None or version != self._version:
             self._counters = dict(self._execute("SELECT name, value FROM counters").fetchall())
             self._version = version
@@ -299,7 +327,9 @@ class SQLiteEngine:
         connection.execute("PRAGMA journal_size_limit = 67108864")
         # what is redacted or deleted does not stay readable in the file's free space
         connection.execute("PRAGMA secure_delete = ON")
-        return SQLiteConnection(connection)
+        # what is not synced costs the same wherever it is written
+        log = None if self._config.synchronous == "OFF" else Path(f"{os.path.realpath(self._config.path)}-wal")
+        return SQLiteConnection(connection, log)
 
     def _use_log(self, connection: sqlite3.Connection) -> None:
         """Write ahead to a log. The change to it, of a new file, does not wait for other processes by itself."""
@@ -329,7 +359,8 @@ class SQLiteEngine:
                 error.args = (f"{error}: {reason}",)
             raise
         connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
-        connection.execute(f"PRAGMA mmap_size = {config.mmap_bytes}")
+        # a mapping is made anew, and its pages found anew, by the first read after each commit of another connection
+        connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection

@@ -10,7 +10,7 @@ Laws:
 spec: client-server-api#end-to-end-encryption
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from storage.device_keys import (
     NoSuchDevice,
     TooManyIdentityKeys,
 )
+from storage.keys_ahead import KeyOf
 from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
@@ -57,8 +58,8 @@ LARGEST_IDENTITY: Final = 64 << 10
 """In bytes: what other servers take."""
 REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
 """How long an upload may be repeated without bringing back a key that was given out."""
-COUNTED_AT_ONCE: Final = 32
-"""Claims."""
+MOST_UNCOUNTED: Final = 2000
+"""Devices (for each algorithm) of which keys were given out that are still to be counted down: that takes 2 us for each."""
 USUAL_ALGORITHM: Final = "signed_curve25519"
 SHOWN_USAGES: Final = ("master", "self_signing")
 """Of the keys of cross-signing, those that others see."""
@@ -101,29 +102,19 @@ def with_zero(counts: KeyCounts) -> KeyCounts:
     return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
 
 
-class _Left:
+class _Left(msgspec.Struct):
     """What is known of a device."""
 
-    __slots__ = ("counts", "taken", "upto")
+    counts: KeyCounts
+    upto: int
+    """The position up to which all changes are in it."""
 
-    def __init__(self, counts: KeyCounts, upto: int) -> None:
-        self.counts = counts
-        self.upto = upto
-        """The position up to which all changes are in it."""
-        self.taken: list[str] = []
-        """Algorithms of keys that were given out and are still to be counted down: devices are asked for more often than they ask."""
-
-    def get(self) -> KeyCounts:
-        """What it has left."""
-        if self.taken:
-            left = dict(self.counts.one_time)
-            for algorithm in self.taken:
-                left[algorithm] -= 1
-            self.taken = []
-            self.counts = with_zero(
-                replace(self.counts, one_time={each: count for each, count in left.items() if count})
-            )
-        return self.counts
+    def count_down(self, taken: Mapping[str, int]) -> None:
+        """So many keys were given out, by algorithm."""
+        left = {algorithm: count - taken.get(algorithm, 0) for algorithm, count in self.counts.one_time.items()}
+        self.counts = with_zero(
+            replace(self.counts, one_time={algorithm: count for algorithm, count in left.items() if count})
+        )
 
 
 class DeviceKeys:
@@ -144,9 +135,11 @@ class DeviceKeys:
         """By user and device."""
         self._heard_upto = 0
         """Up to where changes of anybody's keys were heard of."""
-        self._claims: list[tuple[int, KeysClaimed]] = []
-        """Claims that are still to be counted down, in order, with their positions: when somebody asks, or there are several, as each
-        touches what is known of many users. Whatever else becomes known of a device has those before it in it."""
+        self._read_upto = 0
+        """Up to where what was read of a device may be ahead of what was heard of."""
+        self._taken: Counter[KeyOf] = Counter()
+        """How many keys were given out that are still to be counted down, where counts are known: devices are asked for more often than
+        they ask."""
         database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
         self._database = database
@@ -200,18 +193,20 @@ class DeviceKeys:
         counts, position = await self._keys.get_counts(user_id, device_id)
         if position < self._heard_upto:
             return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
+        self._read_upto = max(self._read_upto, position)
         return self._note(user_id, device_id, counts, position)
 
     def known_counts(self, user_id: str, device_id: str) -> KeyCounts | None:
         """The same as far as it is in memory."""
-        if self._claims:
-            self._count_claims()
-        of_user = self._counts.get(user_id)
-        known = None if of_user is None else of_user.get(device_id)
+        known = self._find(user_id, device_id)
         if known is None:
             return None
         self._counts.move_to_end(user_id)
-        return known.get() if known.taken else known.counts
+        if self._taken:
+            taken = self._pop_taken(user_id, device_id, known.counts)
+            if taken:
+                known.count_down(taken)
+        return known.counts
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -219,9 +214,7 @@ class DeviceKeys:
                 self._heard_upto = max(self._heard_upto, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysClaimed):
-                    self._claims.append((change.position, detail))
-                    if len(self._claims) >= COUNTED_AT_ONCE:
-                        self._count_claims()
+                    self._note_claim(change.position, detail.taken)
                 elif isinstance(detail, KeysLeft) and change.user_id is not None:
                     self._note(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
@@ -230,29 +223,46 @@ class DeviceKeys:
 
     def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
+        self._pop_taken(user_id, device_id, known)  # that is in it
         self._counts.setdefault(user_id, {})[device_id] = _Left(known, position)
         self._counts.move_to_end(user_id)
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
         return known
 
-    def _count_claims(self) -> None:
-        """Count down what is known; what is not stays unknown. What was read may have the claim in it already."""
-        counts = self._counts
-        for position, claimed in self._claims:
-            for user_id, device_id, algorithm in claimed.taken:
-                if user_id in counts:
-                    known = counts[user_id].get(device_id)
-                    if known is not None and known.upto < position:
-                        known.upto = position
-                        known.taken.append(algorithm)
-        self._claims.clear()
+    def _note_claim(self, position: int, taken: Sequence[KeyOf]) -> None:
+        if position <= self._read_upto:  # what was read of some may have it in it already
+            taken = [wish for wish in taken if self._is_behind(wish, position)]
+        self._taken.update(taken)
+        if len(self._taken) > MOST_UNCOUNTED:
+            for (user_id, device_id, algorithm), number in self._taken.items():
+                known = self._find(user_id, device_id)
+                if known is not None:
+                    known.count_down({algorithm: number})
+            self._taken.clear()
+
+    def _is_behind(self, wish: KeyOf, position: int) -> bool:
+        known = self._find(*wish[:2])
+        return known is not None and known.upto < position
+
+    def _find(self, user_id: str, device_id: str) -> _Left | None:
+        of_user = self._counts.get(user_id)
+        return None if of_user is None else of_user.get(device_id)
+
+    def _pop_taken(self, user_id: str, device_id: str, counts: KeyCounts) -> dict[str, int]:
+        """Of a device that has keys of these algorithms, how many were given out, by algorithm, that have not been counted down."""
+        taken: dict[str, int] = {}
+        for algorithm in counts.one_time:
+            number = self._taken.pop((user_id, device_id, algorithm), 0)
+            if number:
+                taken[algorithm] = number
+        return taken
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""
         self._heard_upto = max(self._heard_upto, upto)
         self._counts.clear()
-        self._claims.clear()
+        self._taken.clear()
 
 
 def present_keys(

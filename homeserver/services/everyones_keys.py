@@ -11,6 +11,7 @@ spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_mat
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -54,6 +55,7 @@ LARGEST_OF_USER: Final = 64 << 10
 CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
 """To ask the class for it is a call of a function, in Python 3.11."""
 
+_split = methodcaller("partition", ":")
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -153,7 +155,7 @@ class EveryonesKeys:
 
     def _are_ours(self, user_ids: Iterable[str]) -> bool:
         """Whether all of them are of this server, or no user ids: nothing is found of such."""
-        return {user_id.partition(":")[2] for user_id in user_ids} <= {self._identity.server_name}
+        return {server for _, _, server in map(_split, user_ids)} <= {self._identity.server_name}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float

@@ -108,7 +108,7 @@ def open_inline(
 
 def sqlite_config(path: Path) -> SQLiteConfig:
     """A file that need not survive a power cut."""
-    return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048, mmap_bytes=0)
+    return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048)
 
 
 @cache

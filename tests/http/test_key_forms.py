@@ -1,8 +1,12 @@
 """What clients may send as keys, and how many are left when many were given out."""
 
-import pytest
+from secrets import token_hex
 
-from homeserver.services.device_keys import COUNTED_AT_ONCE
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from homeserver.services import device_keys
 from tests.helpers.keys import V3, claim, one_time_keys, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -52,11 +56,49 @@ def test_a_key_may_have_what_is_unusual_in_it(alice: User, bob: User) -> None:
 def test_claims_are_counted_down_however_many_there_were_since_somebody_asked(alice: User, bob: User) -> None:
     upload(alice, one_time_keys=one_time_keys(*(f"a{number}" for number in range(90))))
     since = sync(alice)["next_batch"]
-    for claimed in (COUNTED_AT_ONCE + 3, 2):
+    for claimed in (35, 2):
         for _ in range(claimed):
             claim(bob, alice)
         left = sync(alice, since)["device_one_time_keys_count"]
-    assert left == {"signed_curve25519": 90 - COUNTED_AT_ONCE - 5}
+    assert left == {"signed_curve25519": 53}
     claim(bob, alice)
-    assert upload(alice, one_time_keys=one_time_keys("b")) == {"signed_curve25519": 90 - COUNTED_AT_ONCE - 5}
-    assert sync(alice, since)["device_one_time_keys_count"] == {"signed_curve25519": 90 - COUNTED_AT_ONCE - 5}
+    assert upload(alice, one_time_keys=one_time_keys("b")) == {"signed_curve25519": 53}
+    assert sync(alice, since)["device_one_time_keys_count"] == {"signed_curve25519": 53}
+
+
+claimed_or_asked = st.lists(
+    st.one_of(
+        st.tuples(st.just("claim"), st.lists(st.integers(0, 2), unique=True, min_size=1)),
+        st.tuples(st.sampled_from(["upload", "sync", "rename"]), st.just([0])),
+        st.tuples(st.sampled_from(["upload", "sync"]), st.just([1])),
+        st.tuples(st.sampled_from(["upload", "sync"]), st.just([2])),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(claimed_or_asked)
+def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[int]]]
+) -> None:
+    monkeypatch.setattr(device_keys, "MOST_UNCOUNTED", 1)
+    users = [server.register(f"u{token_hex(8)}") for _ in range(3)]
+    left = [0, 0, 0]
+    for step, whom in steps:
+        if step == "claim":
+            body = {"one_time_keys": {users[at].user_id: {users[at].device_id: "signed_curve25519"} for at in whom}}
+            given_out = users[0].post(f"{V3}/keys/claim", body).json["one_time_keys"]
+            assert given_out.keys() == {users[at].user_id for at in whom if left[at]}
+            left = [max(0, number - 1) if at in whom else number for at, number in enumerate(left)]
+        elif step == "upload":
+            left[whom[0]] += 2
+            told = upload(users[whom[0]], one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
+            assert told == {"signed_curve25519": left[whom[0]]}
+        elif step == "sync":
+            told = sync(users[whom[0]])["device_one_time_keys_count"]
+            assert told == {"signed_curve25519": left[whom[0]]}
+        else:
+            users[0].put(f"{V3}/devices/{users[0].device_id}", {"display_name": token_hex(8)})
+    for at, user in enumerate(users):
+        assert sync(user)["device_one_time_keys_count"] == {"signed_curve25519": left[at]}

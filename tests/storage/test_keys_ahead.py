@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from storage import claim_log, one_time_keys, postgres, writer
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, NewKeys
+from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import Connection
 from storage.keys_ahead import BYTES_BESIDE, KeyOf, KeyRun, KeysAhead
@@ -81,15 +81,19 @@ class Node:
         *,
         identity: bytes | None = None,
         fail: bool = False,
-    ) -> None:
-        def put(txn: WriteTransaction) -> None:
+    ) -> int:
+        """How many keys it is told to have."""
+
+        def put(txn: WriteTransaction) -> KeyCounts:
             DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
             keys = {(algorithm, name): content(name) for name in names}
-            self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
+            counts = self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
             if fail:
                 raise ZeroDivisionError
+            return counts
 
-        self.run(self.database.write("upload", put))
+        (counts,) = self.run(self.database.write("upload", put))
+        return counts.one_time.get(algorithm, 0)
 
     def remove(self, device_id: str) -> None:
         self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
@@ -156,12 +160,13 @@ def nodes(
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; and claims are
-    settled after three."""
+    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; claims are
+    gathered after three, and settled where they are of more than two blocks."""
     monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
     monkeypatch.setattr(postgres, "STEADY", 2)
     monkeypatch.setattr(claim_log, "MOST_CLAIMS", 3)
+    monkeypatch.setattr(claim_log, "MOST_GATHERED", 2)
 
 
 steps = st.lists(
@@ -189,9 +194,18 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
     nodes: tuple[Node, Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
     left: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
+    given: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
     have_identity: set[str] = set()
     for device_id in DEVICES:
         nodes[0].remove(device_id)
+
+    def take(device_ids: Sequence[str]) -> list[str | None]:
+        taken: list[str | None] = []
+        for device_id in device_ids:
+            given[device_id] += left[device_id][:1]
+            taken.append(left[device_id].pop(0) if left[device_id] else None)
+        return taken
+
     number = 0
     for step, at, what, times in steps:
         node = nodes[at]
@@ -199,11 +213,13 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             names = [f"k{number + each}" for each in range(times)]
             number += times
             if step == "upload":
-                node.upload(what, names)
                 left[what] += names
+                assert node.upload(what, [*given[what], *names]) == len(left[what]), "what was given out stays so"
             elif step == "begin anew":
                 node.upload(what, names, identity=b'{"keys":{"ed25519:%b":"%d"}}' % (what.encode(), number))
-                left[what] = names if what in have_identity else left[what] + names
+                if what in have_identity:
+                    left[what], given[what] = [], []
+                left[what] += names
                 have_identity.add(what)
             else:
                 with pytest.raises(ZeroDivisionError):
@@ -213,19 +229,18 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                 node.run(node.database.write("other", lambda txn: txn.next_position()))
         elif step == "remove":
             node.remove(what)
-            left[what] = []
+            left[what], given[what] = [], []
             have_identity.discard(what)
         else:
             for number_of_claim in range(times):
                 if step == "fail claims" and number_of_claim % 2:
                     node.fail_to_claim(*what)
-                wanted = [left[device_id].pop(0) if left[device_id] else None for device_id in what]
+                wanted = take(what)
                 if step == "lose" and number_of_claim % 3 == 2:
                     node.claim_and_lose(*what)
                     continue
                 if step == "together":
-                    again = [left[device_id].pop(0) if left[device_id] else None for device_id in what]
-                    assert node.claim_together(*what) == [wanted, again]
+                    assert node.claim_together(*what) == [wanted, take(what)]
                     continue
                 assert node.claim(*what) == wanted
         for device_id, names in left.items():
@@ -237,17 +252,18 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
 def test_what_is_not_settled_is_bounded_over_restarts(
     database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers: list[int] = []
-    for number in range(5):
+    found: list[int] = []
+    for number in range(7):
         node = Node(database_config, monkeypatch)
         for _ in range(3):
             node.run(node.database.write("other", lambda txn: txn.next_position()))
         node.upload(f"D{number}", ["a", "b", "c"])
         assert [node.claim(f"D{number}") for _ in range(2)] == [["a"], ["b"]]
-        ((claims,),) = node.run(node.database.read("count", lambda txn: txn.query("SELECT count(*) FROM key_claims")))
-        numbers += claims
+        (rows,) = node.run(node.database.read("read", lambda txn: txn.query(claim_log.LOGGED)))
+        found.append(len(claim_log.read_marks(rows)))
         run_coroutine(node.database.close(), None)
-    assert numbers == [2] * 5
+    assert max(found) == 3, "blocks: more are settled"
+    assert found[-1] < 3
 
 
 @pytest.mark.usefixtures("short_runs")
