@@ -199,7 +199,9 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
-        self.aggregations = aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored, childless)
+        self.aggregations = aggregations = Aggregations(
+            relation_store, self.events, self.memberships, visibility, ignored, childless
+        )
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )

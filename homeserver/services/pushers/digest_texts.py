@@ -105,9 +105,7 @@ class DigestTexts:
                 return name[:LONGEST_NAME] if isinstance(name, str) and name else None
         return None
 
-    def _text(
-        self, event: StoredEvent, edit: StoredEvent | None, _: Callable[[str], str], *, is_invite: bool
-    ) -> str:
+    def _text(self, event: StoredEvent, edit: StoredEvent | None, _: Callable[[str], str], *, is_invite: bool) -> str:
         content, type = event.event.content, event.event.type
         new_content = None if edit is None else edit.event.content.get("m.new_content")
         if isinstance(new_content, Mapping):
