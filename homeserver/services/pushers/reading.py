@@ -37,6 +37,7 @@ from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
 from storage.push_stream import HIDING, NewEvent, NewReceipt, PushStream
@@ -139,6 +140,7 @@ class PushReading:
             Topic.MEMBERSHIP,
             Topic.ACCOUNT_DATA,
             Topic.PURGED,
+            Topic.COMPLETENESS,
         )
         streams.watch(self._heed_others)
 
@@ -196,7 +198,8 @@ class PushReading:
                     self._renumber([row.user_id], change.position)
                 if row.membership == "invite" and is_outside(row) and self._may_have_pushers(row.user_id):
                     self._heard.append(row)
-            elif isinstance(row, PurgedMessages):
+            elif isinstance(row, PurgedMessages | PartialRoom):
+                # with all of its state a room may lose messages that were counted
                 self._renumber(self._badges.touch_room(row.room_nid), change.position)
             elif change.topic is Topic.ACCOUNT_DATA and change.user_id is not None and not change.room_id:
                 if change.detail in HIDING:
