@@ -199,9 +199,8 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
-        self.aggregations = aggregations = Aggregations(
-            relation_store, self.events, self.memberships, visibility, ignored, childless
-        )
+        aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored, childless)
+        self.aggregations = aggregations
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
