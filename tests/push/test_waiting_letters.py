@@ -1,7 +1,6 @@
 """Letters that wait, as the mail server or the database is away: what becomes of them when that is over."""
 
-from collections.abc import Callable
-from email.message import EmailMessage
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database, DatabaseUnavailable
 from storage.outgoing_mail import OutgoingMailRow
 from tests.helpers.federated import say
-from tests.helpers.gateway import settle
 from tests.helpers.server import TestServer, User
-from tests.push.test_letters import HOUR, MAIL, MINUTE, email_pusher, pass_time, reader, room_of, start, texts
+from tests.http.test_threepids import add
+from tests.push.test_letters import HOUR, MINUTE, email_pusher, pass_time, reader, room_of, start, texts
 
 V3 = "/_matrix/client/v3"
 AWAY = CannotDeliver("no connection", for_good=False)
@@ -149,21 +148,37 @@ def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
     assert len(server.relay.letters) == 1
 
 
+@pytest.mark.parametrize("where", ["relay", "look"])
 def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
-    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    server = start(tmp_path, database, MAIL)
     alice, bob = reader(server), server.register("bob")
-    deliver, broken = server.relay.deliver, ["it"]
+    carol = server.register("carol")
+    add(server, carol, "carol@example.com")
+    assert email_pusher(carol, "carol@example.com").status == 200
+    server.relay.letters.clear()
+    outbox = server.app.mail.outbox
+    assert outbox is not None
+    assert outbox._is_missed is not None
+    deliver, is_missed, pushers = server.relay.deliver, outbox._is_missed, list[int]()
 
-    def fail_at_first(sender: str, recipient: str, message: bytes) -> None:
-        if broken:
-            raise ZeroDivisionError(broken.pop())
+    def fail_for_alice(sender: str, recipient: str, message: bytes) -> None:
+        if recipient == "alice@example.com":
+            raise ZeroDivisionError
         deliver(sender, recipient, message)
 
-    monkeypatch.setattr(server.relay, "deliver", fail_at_first)
-    say(bob, room_of(alice, bob), "zanjabil")
+    async def fail_for_the_first(pusher_nid: int, event_nids: Sequence[int]) -> bool:
+        pushers.append(pusher_nid)
+        if pusher_nid == pushers[0]:
+            raise ZeroDivisionError
+        return await is_missed(pusher_nid, event_nids)
+
+    if where == "relay":
+        monkeypatch.setattr(server.relay, "deliver", fail_for_alice)
+    else:
+        monkeypatch.setattr(outbox, "_is_missed", fail_for_the_first)
+    room_id = room_of(alice, bob)
+    assert carol.post(f"{V3}/join/{room_id}").status == 200
+    say(bob, room_id, "zanjabil")
     pass_time(server, 15 * MINUTE)
-    letters: list[tuple[str, EmailMessage]] = server.relay.letters
-    assert len(letters) == 1
-    settle(server)
+    assert len(server.relay.letters) == 1

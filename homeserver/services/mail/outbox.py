@@ -134,23 +134,31 @@ class Outbox:
         return self._stopped
 
     async def _send(self, row: OutgoingMailRow) -> None:
-        told = await self._store.get_told(row.mail_nid)
-        if told is None:
-            return  # it was withdrawn since it was taken
-        pusher_nid, event_nids = told
-        if pusher_nid is not None and self._is_missed is not None and not await self._is_missed(pusher_nid, event_nids):
-            await self._store.withdraw_mail(row.mail_nid)
-            return
         try:
+            if not await self._is_to_go(row):
+                return
             await run_in(self._executor, lambda: self._relay.deliver(self._sender, row.recipient, row.message))
         except CannotDeliver as error:
             await self._put_off(row, str(error), for_good=error.for_good)
+        except DatabaseUnavailable:
+            raise
         except Exception as error:  # a bug of ours: it must not keep the letters of others from going
             self._log.failure("a letter could not be sent")
             await self._put_off(row, type(error).__name__, for_good=False)
         else:
             self._metrics.count("sent")
             await self._store.note_sent(row.mail_nid, self._now())
+
+    async def _is_to_go(self, row: OutgoingMailRow) -> bool:
+        """Whether what a letter tells is still to be told; if not, it is withdrawn."""
+        told = await self._store.get_told(row.mail_nid)
+        if told is None:
+            return False  # it was withdrawn since it was taken
+        pusher_nid, event_nids = told
+        if pusher_nid is None or self._is_missed is None or await self._is_missed(pusher_nid, event_nids):
+            return True
+        await self._store.withdraw_mail(row.mail_nid)
+        return False
 
     async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
         """It was not taken: it is tried again later, or given up."""
