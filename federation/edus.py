@@ -6,7 +6,8 @@ Laws for a handler:
 - It is awaited before the transaction is acknowledged, so what it has to keep it keeps durably before it returns; and it
   does not wait for other servers, which would hold up everything that its sender sends.
 - It can be given the same EDU again: a transaction that was not acknowledged is repeated.
-- Whatever is wrong with an EDU it raises as a MatrixError, or ignores. Either way the other EDUs go on.
+- Whatever is wrong with an EDU it raises as a MatrixError, or ignores. Either way the other EDUs go on. LimitExceeded ends the
+  transaction, which is repeated later: nothing of it is lost.
 - Room ACLs have been applied: of what is told of rooms, those are gone that deny the sender, or that it is not in.
 
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
@@ -17,7 +18,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import LimitExceeded, MatrixError
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.server_access import ServerAccess
 from storage.database import DatabaseUnavailable
@@ -49,7 +50,7 @@ class EduReceivers:
     async def receive(self, origin: ServerName, edus: AsyncIterable[object]) -> None:
         """Take in the EDUs of one transaction, in their order. What is malformed or of no known type is passed over.
 
-        Raises DatabaseUnavailable: then they have to be given again.
+        Raises DatabaseUnavailable, and LimitExceeded where the server sends too much: then they have to be given again.
         """
         left = MAX_ROOMS
         async for edu in edus:
@@ -71,6 +72,8 @@ class EduReceivers:
             allowed = await self._apply_acls(origin, edu_type, content)
             if allowed is not None:
                 await handler(origin, allowed)
+        except LimitExceeded:
+            raise
         except MatrixError as error:
             self._log.debug("EDU {type} of {origin} is not taken: {why}", type=edu_type, origin=origin, why=error.text)
         except DatabaseUnavailable:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
@@ -25,6 +27,8 @@ from storage.device_list_log import DeviceListLog
 
 MOST_USERS: Final = 5000
 """In one query or claim of another server."""
+SHOWN_AT_ONCE: Final = 200
+"""Users whose keys are put into an answer before others are served."""
 
 
 class OwnDevices:
@@ -36,6 +40,7 @@ class OwnDevices:
         published: KeysOfPeople,
         log: DeviceListLog,
         identity: ServerIdentity,
+        clock: IReactorTime,
         now_ms: Callable[[], int],
         check_claims: Callable[[ServerName], None],
         count_claims: Callable[[ServerName, int], None],
@@ -44,6 +49,7 @@ class OwnDevices:
         claims now."""
         self._keys = keys
         self._published = published
+        self._clock = clock
         self._now_ms = now_ms
         self._log = log
         self._identity = identity
@@ -82,19 +88,20 @@ class OwnDevices:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
         # as sets: there may be very many that are named, and of devices too
         local = {user_id: frozenset(devices) for user_id, devices in wanted.items() if self._identity.is_local(user_id)}
-        keys = await self._read(list(local))
-        return {
-            "device_keys": {
-                user_id: {
-                    device_id: content
-                    for device_id, content in keys.devices.get(user_id, {}).items()
-                    if not named or device_id in named
-                }
-                for user_id, named in local.items()
-            },
-            "master_keys": keys.cross_signing["master"],
-            "self_signing_keys": keys.cross_signing["self_signing"],
-        }
+        users = list(local)
+        found: dict[str, dict[str, msgspec.Raw]] = {}
+        master: dict[str, msgspec.Raw] = {}
+        self_signing: dict[str, msgspec.Raw] = {}
+        for start in range(0, len(users), SHOWN_AT_ONCE):
+            if start:
+                await deferLater(self._clock, 0)
+            keys = await self._read(users[start : start + SHOWN_AT_ONCE])
+            for user_id, devices in keys.devices.items():
+                named = local[user_id]
+                found[user_id] = {each: content for each, content in devices.items() if not named or each in named}
+            master |= keys.cross_signing["master"]
+            self_signing |= keys.cross_signing["self_signing"]
+        return {"device_keys": found, "master_keys": master, "self_signing_keys": self_signing}
 
     async def do_claim_for(
         self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]

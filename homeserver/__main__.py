@@ -57,6 +57,7 @@ from homeserver.process import begin_logging, calm_collector, on_hangup, pid_fil
 from homeserver.services.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
+from storage.after_restore import Settled, settle_restored
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine
@@ -304,6 +305,29 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
             await follow_rescan(store, clock, click.echo)
 
     run_with_database(config, rescan)
+
+
+@main.command("after-restore", short_help="Make a restored database fit for use.")
+@config_option
+def after_restore(paths: tuple[Path, ...]) -> None:
+    """Make a database that was restored from a backup fit for use, before the server is started: clients and other servers know what
+    came after the backup."""
+    config = load(paths).config
+    claim_storage(config)
+
+    async def settle(database: Database) -> Settled | None:
+        if database.engine.name != "sqlite" and await database.get_nodes():
+            return None
+        return await database.write("after_restore", settle_restored)
+
+    settled = run_with_database(config, settle)
+    if settled is None:
+        raise click.ClickException(
+            "the server runs: stop all its processes first, since they remember what is to be forgotten"
+        )
+    click.echo(f"{settled.devices} devices will publish new one-time keys,")
+    click.echo(f"the devices of {settled.lists} users of other servers will be asked for again,")
+    click.echo(f"and other servers will ask for those of {settled.users} users; start the server now.")
 
 
 @main.command("copy-database", short_help="Copy a database into an empty one.")

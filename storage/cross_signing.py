@@ -112,6 +112,16 @@ class CrossSigningStore:
             )
             txn.announce(Change(position, Topic.SIGNATURE, user_id=signer))
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove the keys of one user of ours, and what they have signed: whom they knew is nobody's business any more. What others have
+        signed of these keys is theirs."""
+        gone = txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ?", (user_id,))
+        gone += txn.execute("DELETE FROM key_signatures WHERE signer_user_id = ?", (user_id,))
+        txn.execute("DELETE FROM user_signature_positions WHERE signer_user_id = ?", (user_id,))
+        if gone:
+            announce_device_list(txn, user_id)
+            txn.announce(Change(txn.next_position(), Topic.SIGNATURE, user_id=user_id))
+
 
 def put_cross_signing_keys(
     txn: WriteTransaction, user_id: str, usages: Sequence[str], keys: Sequence[CrossSigningKey]

@@ -6,11 +6,11 @@ Laws:
 - Whoever hears of a change of what is left need not ask for it: the change says what it is.
 - A change of identity keys is a change of the user's list of devices.
 - A device that publishes other identity keys begins anew: its one-time and fallback keys were signed with those before, and whoever
-  claimed one could do nothing with it.
+  claimed one could do nothing with it. So it is with the signatures that were made of what it published, and with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -170,8 +170,11 @@ class DeviceKeyStore:
             if standing.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
+            if standing.identity is not None and _signed_part(standing.identity) != _signed_part(keys.identity):
+                _remove_signatures_on(txn, user_id, [device_id])
             if standing.identity is not None and _public_keys(standing.identity) != _public_keys(keys.identity):
                 self._remove_signed_keys(txn, user_id, device_id)
+                _remove_signatures_by(txn, user_id, [device_id])
                 begins_anew, standing = True, _Standing(keys.identity, standing.identity_bytes_of_others)
         added: dict[str, int] = {}
         if keys.one_time:
@@ -204,26 +207,39 @@ class DeviceKeyStore:
         for device_id in device_ids:
             self._remove_signed_keys(txn, user_id, device_id)
         txn.execute_many("DELETE FROM device_keys WHERE user_id = ? AND device_id = ?", rows)
-        txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
-        signers = {f"ed25519:{device_id}" for device_id in device_ids}
-        made = [
-            (user_id, signature.target_key, user_id, signature.signer_key_id)
-            for signature in select_own_signatures(txn, [user_id]).get(user_id, ())
-            if signature.signer_key_id in signers
-        ]
-        if made:
-            txn.execute_many(
-                "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
-                " AND signer_key_id = ?",
-                made,
-            )
-            announce_device_list(txn, user_id, [None])
+        _remove_signatures_on(txn, user_id, device_ids)
+        _remove_signatures_by(txn, user_id, device_ids)
 
     def _remove_signed_keys(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
         """Remove the one-time and fallback keys of a device."""
         self._ahead.forget(user_id, device_id)
         remove_keys(txn, user_id, device_id)
         txn.execute_later("DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
+
+
+def _remove_signatures_on(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+    """Remove the signatures on what these devices published: it is gone, or there is something else."""
+    for device_id in device_ids:
+        txn.execute_later(
+            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (user_id, device_id)
+        )
+
+
+def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+    """Remove what was signed with the keys of these devices, which nobody finds any more."""
+    signers = {f"ed25519:{device_id}" for device_id in device_ids}
+    made = [
+        (user_id, signature.target_key, user_id, signature.signer_key_id)
+        for signature in select_own_signatures(txn, [user_id]).get(user_id, ())
+        if signature.signer_key_id in signers
+    ]
+    if made:
+        txn.execute_many(
+            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
+            " AND signer_key_id = ?",
+            made,
+        )
+        announce_device_list(txn, user_id, [None])
 
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
@@ -335,6 +351,11 @@ def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
 def _public_keys(identity: bytes) -> object:
     """The keys themselves, whatever else is said of the device, and whoever signed that."""
     return msgspec.json.decode(identity)["keys"]
+
+
+def _signed_part(identity: bytes) -> dict[str, Any]:
+    """What a signature is of."""
+    return {name: value for name, value in msgspec.json.decode(identity).items() if name != "signatures"}
 
 
 def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:

@@ -31,6 +31,14 @@ MAX_DEVICE_ID: Final = 255
 MAX_KEYS_BYTES: Final = 64 << 10
 """Of one device, or one key."""
 MAX_ANSWER_BYTES: Final = 16 << 20
+LIST_BYTES: Final = 8 << 20
+"""Of a list: some people, who are programs, have thousands of devices."""
+QUERY_BYTES: Final = 4 << 20
+BYTES_OF_USER: Final = 64 << 10
+"""Of an answer to a question, and more for each user."""
+CLAIM_BYTES: Final = 1 << 20
+BYTES_OF_CLAIM: Final = 4 << 10
+"""Of an answer to a claim, and more for each key."""
 USAGES: Final = ("master", "self_signing")
 
 
@@ -64,7 +72,7 @@ class RemoteKeys:
         server = domain_of(user_id)
         path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
         try:
-            answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+            answer = await self._requests.get(server, path, seconds=seconds, max_bytes=LIST_BYTES)
         except RefusedByRemote as error:
             if (error.status, error.errcode) != (404, "M_NOT_FOUND"):
                 raise
@@ -75,7 +83,8 @@ class RemoteKeys:
         keys = UserKeys()
         for device in devices[:MAX_DEVICES]:
             if isinstance(device, dict):
-                put_device(keys, user_id, device.get("device_id"), device.get("keys"))
+                name = device.get("device_display_name")
+                put_device(keys, user_id, device.get("device_id"), device.get("keys"), name)
         for usage in USAGES:
             put_cross_signing_key(keys, user_id, usage, answer.get(f"{usage}_key"))
         return DeviceList(stream_id, keys)
@@ -84,7 +93,8 @@ class RemoteKeys:
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
     ) -> dict[str, UserKeys]:
         """The keys of users of one server, each with the devices asked for (none: all). Raises RemoteError, Forbidden."""
-        answer = await self._post(server, "/_matrix/federation/v1/user/keys/query", {"device_keys": wanted}, seconds)
+        path, most = "/_matrix/federation/v1/user/keys/query", QUERY_BYTES + BYTES_OF_USER * len(wanted)
+        answer = await self._post(server, path, {"device_keys": wanted}, seconds, most)
         found: dict[str, UserKeys] = {}
         for user_id, devices in _objects(answer.get("device_keys")):
             if user_id in wanted:
@@ -101,7 +111,11 @@ class RemoteKeys:
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
         """One-time keys by user, device and name, of those asked for. Raises RemoteError, Forbidden."""
-        answer = await self._post(server, "/_matrix/federation/v1/user/keys/claim", {"one_time_keys": wanted}, seconds)
+        path, most = (
+            "/_matrix/federation/v1/user/keys/claim",
+            CLAIM_BYTES + BYTES_OF_CLAIM * sum(map(len, wanted.values())),
+        )
+        answer = await self._post(server, path, {"one_time_keys": wanted}, seconds, most)
         claimed: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
         for user_id, devices in _objects(answer.get("one_time_keys")):
             for device_id, keys in _objects(devices):
@@ -114,8 +128,11 @@ class RemoteKeys:
                         claimed.setdefault(user_id, {})[device_id] = {name: msgspec.Raw(content)}
         return claimed
 
-    async def _post(self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        answer = await self._requests.post(server, path, body, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+    async def _post(
+        self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float, most: int
+    ) -> dict[str, Any]:
+        # many are asked at once: what is expected of each is what there has to be room for
+        answer = await self._requests.post(server, path, body, seconds=seconds, max_bytes=min(most, MAX_ANSWER_BYTES))
         if not isinstance(answer, dict):
             raise RemoteError(server, "the answer is no JSON object", retryable=False)
         return answer
@@ -126,8 +143,9 @@ def is_stream_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-def put_device(keys: UserKeys, user_id: str, device_id: object, content: object) -> None:
-    """Add a device, if it is one of that user, and one that can be kept beside the others."""
+def put_device(keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None) -> None:
+    """Add a device, if it is one of that user, and one that can be kept beside the others. `name`: as its user calls it, where that is
+    said beside the keys, and not in their `unsigned`."""
     if not isinstance(device_id, str) or not is_device_id(device_id) or not isinstance(content, dict):
         return
     try:
@@ -137,11 +155,9 @@ def put_device(keys: UserKeys, user_id: str, device_id: object, content: object)
     if len(encoded) <= MAX_KEYS_BYTES and keys.bytes_of_devices + len(encoded) <= MAX_LIST_BYTES:
         keys.devices[device_id] = encoded
         keys.bytes_of_devices += len(encoded)
-        name = (
-            content.get("unsigned", {}).get("device_display_name")
-            if isinstance(content.get("unsigned"), dict)
-            else None
-        )
+        unsigned = content.get("unsigned")
+        if name is None and isinstance(unsigned, dict):
+            name = unsigned.get("device_display_name")
         if isinstance(name, str):
             keys.names[device_id] = name[:MAX_DEVICE_ID].replace("\0", "")
 

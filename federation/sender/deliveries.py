@@ -110,8 +110,7 @@ class Deliveries:
         self._destinations: dict[ServerName, Destination] = {}
         self._lane = Lane(clock, MAX_CONCURRENT)
         self._lane_of_retries = Lane(clock, RETRIES_AT_ONCE)
-        self._run = 0
-        self._number = 0
+        self._run = self._begun_ms = self._number = 0
         self._active = False
         self.counts = Counts()
         policy.subscribe(self._heed_policy)
@@ -142,9 +141,9 @@ class Deliveries:
     def start(
         self, run: int, rows: Mapping[str, DestinationRow], backlogs: Mapping[str, Backlog], to_device: set[str]
     ) -> None:
-        """Go on from what the database knows. `run`: a number that was never given before."""
+        """Go on from what the database knows. `run`: a number that was never given before, as far as the database knows."""
         self._destinations = {}
-        self._run, self._number = run, 0
+        self._run, self._begun_ms, self._number = run, self._now_ms(), 0
         self._active = True
         for server, row in rows.items():
             if row.failing_since_ts is not None:
@@ -259,9 +258,10 @@ class Deliveries:
         return failure is None
 
     def _make_id(self) -> str:
-        """An id that no transaction has had."""
+        """An id that no transaction has had, not even one of which a database that was restored from a backup knows nothing: to whoever
+        got that, it would be the same transaction again, and what is in it would be lost. spec: server-server-api#transactions"""
         self._number += 1
-        return f"{self._run}.{self._number}"
+        return f"{self._run}.{self._begun_ms}.{self._number}"
 
     async def _send(self, destination: Destination, pending: Pending) -> None:
         """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be left alone for a while."""

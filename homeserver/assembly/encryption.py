@@ -50,7 +50,7 @@ class EncryptionParts:
             accounts.sessions,
             rooms.now_ms,
         )
-        self.backups = KeyBackups(KeyBackupStore(database))
+        self.backups = KeyBackups(KeyBackupStore(database), limiter)
         self.outgoing_store = OutgoingToDeviceStore(database)
         self.to_device = ToDevice(
             database,

@@ -63,6 +63,7 @@ class FederationOutParts:
             rooms.published_keys,
             log,
             identity,
+            clock,
             now_ms,
             lambda origin: limiter.check_only(Limit.CLAIMED_KEYS, origin),
             lambda origin, keys: limiter.count(Limit.CLAIMED_KEYS, origin, cost=keys),
@@ -134,7 +135,7 @@ class FederationOutParts:
             identity.is_local,
         )
         self.everyones_keys = EveryonesKeys(
-            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity, limiter
+            clock, self.own_devices, rooms.published_keys, self.remote_devices, identity, rooms.servers, limiter
         )
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)

@@ -91,6 +91,7 @@ class PeopleParts:
                 PushOutcomeStore(database),
                 accounts.validity_store,
                 KeyBackupStore(database),
+                rooms.cross_signing_store,
                 rooms.unshown_store,
             ],
             bindings=self.bindings,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from homeserver.services.dehydrated_devices import DehydratedDevices, NewDehydratedDevice, Page
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
@@ -15,7 +15,7 @@ PATHS = ("/_matrix/client/v1/dehydrated_device", UNSTABLE)
 EVENTS = "/{device_id}/events"
 
 
-@endpoint("PUT", *PATHS, auth=Auth.USER, max_body=1024 * 1024, while_suspended=True)
+@endpoint("PUT", *PATHS, auth=Auth.USER, limit=Limit.DEVICE_CHANGE, max_body=1024 * 1024, while_suspended=True)
 async def put_dehydrated_device(
     devices: DehydratedDevices, caller: Requester, *, body: NewDehydratedDevice
 ) -> dict[str, Any]:
@@ -31,7 +31,7 @@ async def get_dehydrated_device(devices: DehydratedDevices, caller: Requester) -
     return {"device_id": device.device_id, "device_data": msgspec.Raw(device.device_data)}
 
 
-@endpoint("DELETE", *PATHS, auth=Auth.USER, while_suspended=True)
+@endpoint("DELETE", *PATHS, auth=Auth.USER, limit=Limit.DEVICE_CHANGE, while_suspended=True)
 async def delete_dehydrated_device(devices: DehydratedDevices, caller: Requester) -> dict[str, Any]:
     """Remove it."""
     return {"device_id": await devices.do_remove(caller.user_id)}

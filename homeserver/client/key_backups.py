@@ -62,7 +62,7 @@ async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str)
 async def put_room_keys(backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str) -> dict[str, Any]:
     """Add keys of many rooms."""
     rooms = {room_id: room.sessions for room_id, room in body.rooms.items()}
-    return await backups.do_put_keys(caller.user_id, version, rooms)
+    return await backups.do_put_keys(caller, version, rooms)
 
 
 @endpoint("DELETE", *_paths("keys"), auth=Auth.USER, while_suspended=True)
@@ -82,7 +82,7 @@ async def put_room_keys_by_room_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, body: RoomKeys, version: str
 ) -> dict[str, Any]:
     """Add keys of a room."""
-    return await backups.do_put_keys(caller.user_id, version, {room_id: body.sessions})
+    return await backups.do_put_keys(caller, version, {room_id: body.sessions})
 
 
 @endpoint("DELETE", *_paths("keys/{room_id}"), auth=Auth.USER, while_suspended=True)
@@ -106,7 +106,7 @@ async def put_room_keys_by_session_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, body: SessionKey, version: str
 ) -> dict[str, Any]:
     """Add the key of a session."""
-    return await backups.do_put_keys(caller.user_id, version, {room_id: {session_id: body}})
+    return await backups.do_put_keys(caller, version, {room_id: {session_id: body}})
 
 
 @endpoint("DELETE", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, while_suspended=True)

@@ -37,7 +37,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
 async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
     """The keys of people's devices."""
     keys.check_asked(caller, len(body.device_keys))
-    return await keys.get_keys(caller.user_id, body.device_keys, body.timeout)
+    return await keys.get_keys(caller, body.device_keys, body.timeout)
 
 
 class KeyClaim(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ class KeyClaim(msgspec.Struct, frozen=True):
 async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""
     keys.check_claimed(caller, sum(map(len, body.one_time_keys.values())))
-    return await keys.do_claim(body.one_time_keys, body.timeout)
+    return await keys.do_claim(caller, body.one_time_keys, body.timeout)
 
 
 @endpoint("GET", *_paths("changes"), auth=Auth.GUEST)

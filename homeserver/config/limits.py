@@ -114,6 +114,12 @@ class FederationLimits:
         "One-time keys of encryption that one server claims. One request may claim 5,000; what it claims beyond what there is room"
         " for, it waits for before the next.",
     )
+    to_device_bytes: RateLimit = limit(
+        1048576,
+        4294967296,
+        "Bytes of messages to devices that one server sends, one for each device here that gets it. Beyond that its transactions are"
+        " refused, and it sends them again later. The keys of one encrypted room go to 10,000 devices in some 15 MB.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,15 +163,26 @@ class Limits:
         100,
         "Requests for encryption keys by one user. A question for more than 1,000 people's counts once for each thousand.",
     )
+    rc_key_strangers: RateLimit = limit(
+        0.1,
+        200,
+        "Servers with which a user shares no room, and which are asked all the same for keys of their users.",
+    )
     rc_claimed_keys: RateLimit = limit(
         100,
         20000,
         "One-time keys of encryption that one user claims. What a request claims beyond what there is room for, the next one waits for.",
     )
+    rc_key_backup_bytes: RateLimit = limit(
+        65536,
+        1073741824,
+        "Bytes of room keys that one user puts into backups. Those of 100,000 sessions are some 100 MB; a new backup gets all of them.",
+    )
     rc_device_changes: RateLimit = limit(
         0.2,
         100,
-        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names.",
+        "Changes of one user's devices of which all are told who share a room with them: keys of their identity, signatures, names,"
+        " dehydrated devices.",
     )
     rc_to_device_strangers: RateLimit = limit(
         0.01,

@@ -12,7 +12,7 @@ import msgspec
 from federation.protocol.device_keys import decode_ed25519, parse_cross_signing_key
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, InvalidSignature, MatrixError, MissingParam, NotFound
-from federation.protocol.ids import KeyID
+from federation.protocol.ids import KeyID, UserID
 from federation.protocol.signing import is_signed_by
 from federation.published_keys import KeysOfPeople
 from homeserver.services.accounts import Accounts
@@ -90,7 +90,6 @@ class CrossSigning:
         for usage in (SELF_SIGNING, USER_SIGNING):
             if usage in given:
                 _check_signed(given[usage], master)
-        await self._check_no_device(caller, given)
         changed = [key for usage, key in given.items() if usage not in present or present[usage] != key]
         if changed and await self._programs.is_program(caller):
             raise Forbidden(
@@ -100,7 +99,18 @@ class CrossSigning:
             return await self._replace(caller, present, changed, auth, address)
         if not changed:
             return True
-        return await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed)
+        return await self._database.write("set_cross_signing_keys", self._set_keys, caller.user_id, present, changed)
+
+    def _set_keys(
+        self, txn: WriteTransaction, user_id: UserID, present: Keys, changed: Sequence[CrossSigningKey]
+    ) -> bool:
+        """As `CrossSigningStore.set_keys`. Raises Forbidden.
+
+        spec: client-server-api#key-and-signature-security
+        """
+        if self._devices.get_ids_in(txn, user_id, [key.public_key for key in changed]):
+            raise Forbidden("One of the keys is named like one of your devices")
+        return self._store.set_keys(txn, present, changed)
 
     async def _replace(
         self,
@@ -122,7 +132,7 @@ class CrossSigning:
         def write(txn: WriteTransaction) -> bool:
             if era is not None:
                 check_era(txn, caller.user_id, era)
-            is_done = self._store.set_keys(txn, present, changed)
+            is_done = self._set_keys(txn, caller.user_id, present, changed)
             if is_done:
                 self._resets.end(txn, caller, address)
             return is_done
@@ -164,12 +174,6 @@ class CrossSigning:
             return True
 
         return failures if await self._database.write("add_key_signatures", write) else None
-
-    async def _check_no_device(self, caller: Requester, given: Keys) -> None:
-        devices = (await self._devices.get_devices([caller.user_id])).get(caller.user_id, [])
-        taken = {device.device_id for device in devices}
-        if any(key.public_key in taken for key in given.values()):
-            raise Forbidden("One of the keys is named like one of your devices")
 
 
 def _is_new(key: CrossSigningKey, present: Keys) -> bool:

@@ -67,8 +67,8 @@ class Devices:
     async def do_remove(
         self, caller: Requester, device_ids: Sequence[DeviceID], auth: AuthData | None, address: str
     ) -> None:
-        """Remove them with their sessions, once that is confirmed; an application service confirms nothing. Raises
-        `AuthenticationRequired`, `Forbidden`."""
+        """Remove them with their sessions, once that is confirmed; an application service confirms nothing. Of those that are not there
+        nobody is told: they may have gone by the same request, whose answer was lost. Raises `AuthenticationRequired`, `Forbidden`."""
         era = None
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
@@ -77,6 +77,8 @@ class Devices:
         def write(txn: WriteTransaction) -> None:
             if era is not None:
                 check_era(txn, caller.user_id, era)
-            self._sessions.remove_devices(txn, caller.user_id, device_ids, address)
+            there = self._devices.get_ids_in(txn, caller.user_id, device_ids)
+            gone = [device_id for device_id in dict.fromkeys(device_ids) if device_id in there]
+            self._sessions.remove_devices(txn, caller.user_id, gone, address)
 
         await self._database.write("remove_devices", write)

@@ -6,6 +6,8 @@ Laws:
 - What is no user id is somebody without keys: rooms have such members, whom other servers let in, and clients ask for all members.
 - Clients ask for all members of a room at once. That is done in pieces: others are served in between, other servers get requests of a
   size that they take, and the answer is bounded.
+- Names of servers are easily made up, and each costs this one a try. So of servers with which who asks shares no room few are asked for
+  one question, and a user has so many in time (`rc_key_strangers`); the others are named in `failures`.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
@@ -21,10 +23,11 @@ from twisted.internet.task import deferLater
 from federation.identity import ServerIdentity
 from federation.own_devices import OwnDevices
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import InvalidParam, MatrixError, RemoteError, TooLarge
+from federation.protocol.errors import InvalidParam, LimitExceeded, MatrixError, RemoteError, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.published_keys import KeysOfPeople, ShownKeys
 from federation.remote.keys import UserKeys
+from federation.rooms.servers import RoomServers
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.device_keys import present_keys
 from homeserver.services.remote_devices import RemoteDevices
@@ -52,6 +55,8 @@ LARGEST_OF_SERVER: Final = 8 << 20
 """Bytes of keys of another server's users in one answer, and `LARGEST_OF_USER` for each of them."""
 LARGEST_OF_USER: Final = 64 << 10
 """Several times what people with many devices have."""
+MOST_STRANGERS: Final = 100
+"""Servers with which who asks shares no room, for one question or claim."""
 CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
 """To ask the class for it is a call of a function, in Python 3.11."""
 
@@ -70,8 +75,10 @@ class EveryonesKeys:
         published: KeysOfPeople,
         remote: RemoteDevices,
         identity: ServerIdentity,
+        servers: RoomServers,
         limiter: RateLimiter,
     ) -> None:
+        self._servers = servers
         self._clock = clock
         self._own_devices = own_devices
         self._published = published
@@ -94,7 +101,7 @@ class EveryonesKeys:
         if caller.rate_limited:
             self._limiter.check_then_count(CLAIMED_BY_USER, caller.user_id, keys)
 
-    async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
+    async def get_keys(self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
@@ -102,7 +109,7 @@ class EveryonesKeys:
         for users in _pieces(whole, PRESENTED_AT_ONCE) if await self._published.is_current(whole) else ():
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            size += _show(answer, await self._published.get_shown(users, caller))
+            size += _show(answer, await self._published.get_shown(users, caller.user_id))
             _check_size(size)
         failures: Mapping[str, Any] = {}
         if len(answer["device_keys"]) < len(wanted):
@@ -111,17 +118,17 @@ class EveryonesKeys:
         return {**answer, "failures": failures}
 
     async def _add_keys(
-        self, answer: dict[str, Any], size: int, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int
+        self, answer: dict[str, Any], size: int, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int
     ) -> Mapping[str, Any]:
         """Put keys into an answer that has so many bytes of them; what failed, by server. Raises TooLarge."""
         local, by_server = await self._split(wanted)
-        asked, failures = await self._ask_all(by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
+        asked, failures = await self._ask_all(caller, by_server, timeout_ms, self._remote.get_keys, lambda _: 1)
         remote = [user_id for users in by_server.values() for user_id in users]
         room_left = {server: LARGEST_OF_SERVER + LARGEST_OF_USER * len(users) for server, users in by_server.items()}
         for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            published = await self._read(caller, [each for each in users if each in local], users, asked)
+            published = await self._read(caller.user_id, [each for each in users if each in local], users, asked)
             shown: dict[str, Sequence[str]] = {}
             for user_id in users:
                 of_user = _size_of(published, user_id)
@@ -136,11 +143,13 @@ class EveryonesKeys:
                 elif user_id in published.devices or server not in failures:
                     size, room_left[server] = size + of_user, room_left[server] - of_user
                     shown[user_id] = wanted[user_id]
-            for kind, keys in present_keys(published, caller, shown).items():
+            for kind, keys in present_keys(published, caller.user_id, shown).items():
                 answer.setdefault(kind, {}).update(keys)
         return failures
 
-    async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
+    async def do_claim(
+        self, caller: Requester, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int
+    ) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
         if max(len(wanted), sum(map(len, wanted.values()))) <= ASKED_AT_ONCE and self._are_ours(wanted):
             return {"one_time_keys": await self._own_devices.do_claim(wanted), "failures": {}}
@@ -150,7 +159,7 @@ class EveryonesKeys:
             claimed |= await self._own_devices.do_claim(piece)
         if not by_server:
             return {"one_time_keys": claimed, "failures": {}}
-        by_others, failures = await self._ask_all(by_server, timeout_ms, self._claim, len)
+        by_others, failures = await self._ask_all(caller, by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
 
     def _are_ours(self, user_ids: Iterable[str]) -> bool:
@@ -165,8 +174,26 @@ class EveryonesKeys:
         except (RemoteError, MatrixError) as error:
             return {}, error
 
+    async def _find_too_many(self, caller: Requester, servers: Iterable[ServerName]) -> set[ServerName]:
+        """Those of the servers that are not asked, as the caller shares a room with none of them and they are too many; the others
+        count."""
+        if not caller.rate_limited:
+            return set()
+        named = list(servers)
+        unknown = await self._servers.not_shared(caller.user_id, set(named)) if named else set[ServerName]()
+        strangers = [server for server in named if server in unknown]
+        if not strangers:
+            return set()
+        try:
+            self._limiter.check_only(Limit.KEY_STRANGERS, caller.user_id)
+        except LimitExceeded:
+            return set(strangers)
+        self._limiter.count(Limit.KEY_STRANGERS, caller.user_id, cost=min(len(strangers), MOST_STRANGERS))
+        return set(strangers[MOST_STRANGERS:])
+
     async def _ask_all(
         self,
+        caller: Requester,
         by_server: Mapping[ServerName, Mapping[str, T]],
         timeout_ms: int,
         ask: Callable[[ServerName, Mapping[str, T], float], Awaitable[tuple[Mapping[str, V], Exception | None]]],
@@ -176,7 +203,10 @@ class EveryonesKeys:
         and what failed, by server. `ask` raises nothing."""
         until = self._clock.seconds() + min(max(timeout_ms, SHORTEST_TIMEOUT_MS), LONGEST_TIMEOUT_MS) / 1000
         found: dict[str, V] = {}
-        failures: dict[str, dict[str, str]] = {}
+        too_many = await self._find_too_many(caller, by_server)
+        failures: dict[str, dict[str, str]] = {
+            server: {"error": "You ask too many servers with which you share no room"} for server in too_many
+        }
 
         async def ask_one(server: ServerName, users: Mapping[str, T]) -> None:
             for piece in _weighed(users, weigh):
@@ -189,7 +219,8 @@ class EveryonesKeys:
                 if failure is not None:
                     failures[server] = {"error": str(failure)}
 
-        await gatherResults([Deferred.fromCoroutine(ask_one(*each)) for each in by_server.items()])
+        asked = [(server, users) for server, users in by_server.items() if server not in too_many]
+        await gatherResults([Deferred.fromCoroutine(ask_one(*each)) for each in asked])
         return found, failures
 
     async def _read(

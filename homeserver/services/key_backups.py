@@ -9,8 +9,10 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from federation.protocol.answers import Pieces, Response
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge, WrongRoomKeysVersion
 from federation.protocol.ids import UserID, is_room_id
+from homeserver.http.rate_limits import RateLimiter
 from storage.key_backups import (
     BackedUpKey,
     BackupFull,
@@ -25,6 +27,8 @@ LARGEST_VERSION_DIGITS: Final = 18
 LONGEST_SESSION_ID: Final = 255
 LARGEST_KEY: Final = 64 << 10
 """Bytes of the data of one session: as much as an event may have."""
+KEY_BYTES: Final = 200
+"""What keeping the key of one session takes beside its data."""
 KEYS_AT_ONCE: Final = 200
 """That are read together, and leave as one piece of a long answer."""
 
@@ -63,8 +67,9 @@ class BackupDefinition(msgspec.Struct, frozen=True):
 class KeyBackups:
     """Keeps backups."""
 
-    def __init__(self, store: KeyBackupStore) -> None:
+    def __init__(self, store: KeyBackupStore, limiter: RateLimiter) -> None:
         self._store = store
+        self._limiter = limiter
 
     async def get_version(self, user_id: UserID, version: str | None) -> dict[str, Any]:
         """A version of the backup, by default the newest. Raises NotFound."""
@@ -162,11 +167,18 @@ class KeyBackups:
                 return
 
     async def do_put_keys(
-        self, user_id: UserID, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
+        self, caller: Requester, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
     ) -> dict[str, Any]:
-        """Add keys. Raises NotFound, WrongRoomKeysVersion, InvalidParam, TooLarge."""
+        """Add keys. What a user puts counts in bytes: a request is taken as long as there is room for any of it, and the next one waits
+        the longer. Raises NotFound, WrongRoomKeysVersion, InvalidParam, TooLarge, LimitExceeded."""
+        keys = list(_stored(rooms))
+        if caller.rate_limited:
+            self._limiter.check_only(Limit.BACKUP_BYTES, caller.user_id)
         with _translated():
-            backup = await self._store.put_keys(user_id, _number(version), list(_stored(rooms)))
+            backup = await self._store.put_keys(caller.user_id, _number(version), keys)
+        if caller.rate_limited:
+            size = sum([len(key.session_data) + KEY_BYTES for key in keys])
+            self._limiter.count(Limit.BACKUP_BYTES, caller.user_id, cost=size)
         return _state(backup)
 
     async def do_delete_keys(

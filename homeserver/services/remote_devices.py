@@ -183,7 +183,7 @@ class RemoteDevices:
                 await self._store.remove_unshared([user_id])
             return
         keys = UserKeys()
-        put_device(keys, user_id, device_id, content.get("keys"))
+        put_device(keys, user_id, device_id, content.get("keys"), content.get("device_display_name"))
         is_gone = content.get("deleted") is True or content.get("keys") is None
         device = None if is_gone or device_id not in keys.devices else _rows(user_id, keys)[0]
         is_clear = is_gone or device is not None

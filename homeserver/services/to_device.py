@@ -181,7 +181,8 @@ class ToDevice:
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
-        read, is left out. Raises InvalidParam.
+        read, is left out. What is kept of a server's counts in bytes, for each device that gets it. Raises InvalidParam; LimitExceeded
+        where that was too much of late.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -204,15 +205,19 @@ class ToDevice:
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
+        self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
-        def write(txn: WriteTransaction) -> None:
+        def write(txn: WriteTransaction) -> int:
             there = self._store.get_devices(txn, local)
             recipients, contents = _for_devices(there, local, sent, largest, leave_out=True)
             # what nobody gets needs no note, and a server may send as much of that as it likes
-            if recipients and self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
-                self._store.add_messages(txn, opening, recipients, contents, now)
+            if not recipients or not self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
+                return 0
+            self._store.add_messages(txn, opening, recipients, contents, now)
+            return _size_of(contents)
 
-        await self._database.write("receive_to_device", write)
+        if kept := await self._database.write("receive_to_device", write):
+            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_SERVER, origin, cost=kept)
 
     async def do_sweep(self, limit: int) -> int:
         """Remove some of the messages that nobody gets any more; how many."""

@@ -22,6 +22,7 @@ from homeserver.process import open_log
 from homeserver.services.scanning.rescans import follow_rescan
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
+from storage.sole_server import SoleServer
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.programs import run_program
@@ -233,6 +234,20 @@ def test_a_registration_token_says_what_it_waits_for(data: Path) -> None:
     made = run_command("create-registration-token", "-c", str(data / "homeserver.yaml"))
     assert made.returncode == 0
     assert "registration_requires_token" in made.stderr
+
+
+def test_a_restored_database_is_made_fit_while_no_server_has_it(data: Path) -> None:
+    words = ("after-restore", "-c", str(data / "homeserver.yaml"))
+    done = run_command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].endswith("start the server now.")
+    server = SoleServer.claim(SQLiteConfig(str(data / "homeserver.db")))
+    try:
+        refused = run_command(*words)
+    finally:
+        server.give_up()
+    assert refused.returncode == 1
+    assert "another server uses the SQLite file" in refused.stderr
 
 
 def test_a_rescan_wants_a_scanner(data: Path) -> None:

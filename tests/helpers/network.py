@@ -68,17 +68,23 @@ class Network:
         return self._build(folder, name, self._open_database(), further_config, fetch, web, follow)
 
     def rebuild(
-        self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing, key: SigningKey | None = None
+        self,
+        name: str,
+        further_config: str = "",
+        *,
+        fetch: Fetch = fetch_nothing,
+        key: SigningKey | None = None,
+        database: Database | None = None,
     ) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent. `key`: it signs with
-        another from now on."""
+        another from now on; `database`: upon this one, a copy of an older state."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
         self.servers[name].app.rooms.elsewhere.leaving.stop()
         self.servers[name].app.rooms.elsewhere.planned_invites.stop()
-        database = self.servers[name].app.database
-        silence(database.streams)
+        silence(self.servers[name].app.database.streams)
+        database = database or self.servers[name].app.database
         return self._build(self._folder / name, name, database, further_config, fetch, key=key)
 
     def _build(

@@ -1,10 +1,12 @@
 """Backups of room keys over HTTP."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from homeserver.services.key_backups import KEYS_AT_ONCE, LARGEST_KEY
+from storage.database import Database
 from storage.key_backups import MOST_BACKUPS, KeyBackupStore
 from tests.helpers.server import TestServer, User
 
@@ -136,6 +138,24 @@ def test_keys_go_into_the_newest_version_only(alice: User, version: str) -> None
     answer = alice.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key())
     assert (answer.status, answer.errcode) == (403, "M_WRONG_ROOM_KEYS_VERSION")
     assert answer.json["current_version"] == newest
+
+
+def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> None:
+    """Half a million keys of 64 KiB each would fill a disk."""
+    server = TestServer(tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    versions = {user: user.post(f"{KEYS}/version", DEFINITION).json["version"] for user in (alice, bob)}
+
+    def put(user: User, session: str, version: str = "") -> int:
+        body = {"sessions": {session: key(data="x" * 9_900)}}
+        return user.put(f"{KEYS}/keys/{ROOM}?version={version or versions[user]}", body).status
+
+    assert [put(alice, "none", "77") for _ in range(5)] == [404] * 5, "what is not kept does not count"
+    assert [put(alice, f"s{number}") for number in range(3)] == [200, 200, 429]
+    assert put(bob, "s") == 200
+    assert alice.get(f"{KEYS}/version").json["count"] == 2
+    server.clock.advance(5)
+    assert [put(alice, f"s{number}") for number in (2, 3)] == [200, 429]
 
 
 def test_changing_a_version(alice: User, version: str) -> None:

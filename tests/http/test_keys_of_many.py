@@ -2,9 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from federation.own_devices import SHOWN_AT_ONCE
 from homeserver.services.device_keys import present_keys
 from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
 from storage.database import Database
@@ -137,3 +140,16 @@ def test_claimed_keys_are_counted_however_many_a_request_claims(tmp_path: Path, 
     assert claim(bob, bob) is not None
     server.clock.advance(refused.json["retry_after_ms"] / 1000)
     assert claim(alice, bob) is not None
+
+
+def test_others_are_served_while_another_server_asks_for_very_many(server: TestServer) -> None:
+    alice = server.register("alice")
+    upload(alice, device_keys=identity_keys(alice)[1])
+    wanted: dict[str, list[str]] = {f"@u{number}:example.org": [] for number in range(2 * SHOWN_AT_ONCE)}
+    wanted[alice.user_id] = []
+    found: list[Any] = []
+    Deferred.fromCoroutine(server.app.federation_out.own_devices.get_keys(wanted)).addCallback(found.append)
+    assert found == []
+    server.clock.advance(0)
+    assert found[0]["device_keys"].keys() == wanted.keys()
+    assert list(found[0]["device_keys"][alice.user_id]) == [alice.device_id]

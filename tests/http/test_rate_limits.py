@@ -17,6 +17,8 @@ from tests.helpers.talk import create, ok, room_path, say
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
+from tests.http.test_dehydrated_devices import PATH as DEHYDRATED
+from tests.http.test_dehydrated_devices import new_device
 
 LOGIN = "/_matrix/client/v3/login"
 MESSAGE = "/_matrix/client/v3/message"
@@ -235,7 +237,7 @@ def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Dat
 
 
 def test_so_often_a_user_changes_what_all_are_told_of_their_devices(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_device_changes: {per_second: 0.1, burst_count: 4}\n")
+    server = TestServer(tmp_path, sqlite_database, "rc_device_changes: {per_second: 0.1, burst_count: 6}\n")
     alice = server.register("alice")
     (key, identity), (master_key, master) = identity_keys(alice), cross_signing_key(alice, "master", 2)
     device = f"{V3}/devices/{alice.device_id}"
@@ -248,9 +250,11 @@ def test_so_often_a_user_changes_what_all_are_told_of_their_devices(tmp_path: Pa
             f"{V3}/keys/signatures/upload",
             {alice.user_id: {master_key.public: key.sign(dict(master), alice)}},
         ),
+        ("PUT", DEHYDRATED, new_device(alice)),
+        ("DELETE", DEHYDRATED, {}),
     ]
-    assert [alice.start(*change).answer.status for change in changes] == [200] * 4
-    assert [alice.start(*change).answer.status for change in changes] == [429] * 4
+    assert [alice.start(*change).answer.status for change in changes] == [200] * 6
+    assert [alice.start(*change).answer.status for change in changes] == [429] * 6
     assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}, "nobody is told of these"
 
 

@@ -1,0 +1,62 @@
+"""What a database needs that was restored from a backup: others know what came after the backup, and it does not.
+
+Laws:
+- No position is given out a second time: of what comes from now on everybody hears who was told of positions that are gone.
+- No one-time key is given out again: of those that are there some were, and nobody could read what is sent with them. Clients publish
+  new ones once they see that there are none; until then fallback keys are given out, which they replace then.
+- Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
+  and all of them by clients.
+- Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
+  which clients know with which key they encrypt: the next of each user is far beyond.
+
+For a database that no server has open.
+"""
+
+from typing import Final
+
+import msgspec
+
+from storage.transaction import WriteTransaction
+
+LEAP: Final = 1_000_000_000
+"""Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
+BACKUPS: Final = 1000
+"""Numbers of backups, more than somebody uses in that time."""
+_GONE: Final = ("one_time_key_marks", "one_time_key_blocks", "key_claims", "sliding_connections")
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What is to be done again."""
+
+    devices: int
+    """Of so many devices the one-time keys are gone."""
+    lists: int
+    """Of so many users of other servers the devices are asked for."""
+    users: int
+    """Of so many users of ours other servers ask for the devices."""
+
+
+def settle_restored(txn: WriteTransaction) -> Settled:
+    """Make a restored database fit for use; a fixed number of statements."""
+    before = txn.next_position(LEAP + 1) + LEAP
+    position = txn.next_position()
+    ((devices,),) = txn.query("SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d")
+    for table in _GONE:
+        txn.execute(f"DELETE FROM {table}")
+    txn.execute("UPDATE gathered_claims SET marks = NULL")
+    txn.execute("UPDATE fallback_keys SET used = 1")
+    lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
+    # a change that follows upon one of which nobody has heard makes other servers ask for the whole list
+    users = txn.execute(
+        "INSERT INTO device_list_log (user_id, stream_id, prev_id, device_id)"
+        " SELECT user_id, ?, ?, min(device_id) FROM devices GROUP BY user_id",
+        (position, before),
+    )
+    txn.execute("UPDATE device_list_positions SET position = ?", (position,))
+    txn.execute(
+        "INSERT INTO key_backups (user_id, version, algorithm, auth_data, etag, key_count, deleted)"
+        " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
+        " FROM (SELECT DISTINCT user_id FROM devices) AS u",
+        (BACKUPS, b"{}"),
+    )
+    return Settled(devices, lists, users)

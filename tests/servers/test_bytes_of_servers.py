@@ -1,0 +1,57 @@
+"""How much another server may leave here for devices: what is beyond that it keeps, and sends again later."""
+
+import pytest
+
+from federation.protocol.ids import ServerName
+from federation.requests import RefusedByRemote
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt
+from tests.helpers.network import Network
+from tests.servers.test_devices_between import another_device, bodies, send, sending
+
+SLOW = "rc_federation: {to_device_bytes: {per_second: 1000, burst_count: 30000}}\n"
+LARGE = "x" * 8000
+
+
+async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> None:
+    """It counts for each device that gets it: a message to all devices of somebody is kept for each."""
+    room = await sending(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    await adopt(room.north, east, carol.user_id, room.room_id)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    second = another_device(room.alice)
+    (_, since), (_, seconds) = bodies(room.alice), bodies(second)
+    for number in range(4):
+        send(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        network.settle()
+    found, since = bodies(room.alice, since)
+    assert found == [0, 1], "each takes twice its size, and one that begins is taken whole"
+    edu = {"sender": carol.user_id, "type": "m.x", "message_id": "1", "messages": {room.alice.user_id: {"*": {"n": 9}}}}
+    await east.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
+    found, since = bodies(room.alice, since)
+    assert found == [9], "others do not notice"
+    for _ in range(4):
+        network.clock.advance(60)
+        network.settle()
+    assert bodies(room.alice, since)[0] == [2, 3]
+    assert bodies(second, seconds)[0] == [0, 1, 9, 2, 3]
+
+
+async def test_a_transaction_that_is_refused_so_is_taken_in_whole_later(network: Network) -> None:
+    room = await sending(network)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    _, since = bodies(room.alice)
+    edus = []
+    for number in range(5):
+        messages = {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}}
+        content = {"sender": room.bob.user_id, "type": "m.x", "message_id": str(number), "messages": messages}
+        edus.append({"edu_type": "m.direct_to_device", "content": content})
+    path, body = "/_matrix/federation/v1/send/large", {"origin": SOUTH, "origin_server_ts": 1, "pdus": [], "edus": edus}
+    requests = room.south.server.app.federation.requests
+    with pytest.raises(RefusedByRemote) as refused:
+        await requests.put(ServerName(NORTH), path, body)
+    assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")
+    assert refused.value.retry_after_ms
+    network.clock.advance(60)
+    await requests.put(ServerName(NORTH), path, body)
+    assert bodies(room.alice, since)[0] == [*range(5)]

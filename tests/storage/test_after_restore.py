@@ -1,0 +1,99 @@
+"""What a restored database forgets and asks for again; that others notice it is for `tests/servers/test_restored_backup.py`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from storage.after_restore import BACKUPS, LEAP, settle_restored
+from storage.claim_log import LOGGED, MOST_CLAIMS
+from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
+from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
+from storage.device_list_log import DeviceListLog
+from storage.devices import DeviceRow, DeviceStore
+from storage.key_backups import KeyBackupStore
+from storage.remote_devices import RemoteDeviceStore
+from tests.storage.test_copy import write_config
+
+ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
+CURVE = "signed_curve25519"
+
+
+async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -> None:
+    devices, keys, remote = DeviceStore(database), DeviceKeyStore(database), RemoteDeviceStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id, device_id in ((ALICE, "PHONE"), (ALICE, "LAPTOP"), (BOB, "PHONE")):
+            devices.add_device(txn, DeviceRow(user_id, device_id, None, 1))
+        for device_id in ("PHONE", "LAPTOP"):
+            one_time = {(CURVE, f"{device_id}{n}"): b"{}" for n in range(250)}
+            keys.put_keys(txn, ALICE, device_id, NewKeys(b'{"keys":{}}', one_time, {(CURVE, "F"): b'"f"'}), 0)
+
+    await database.write("test", fill)
+    wish = (ALICE, "PHONE", CURVE)
+    for number in range(MOST_CLAIMS + 20):  # more than lie in the log as rows of their own
+        assert await keys.do_claim([wish], 1) == [b'"PHONE%d":{}' % number]
+    await remote.set_list(CAROL, 7, (), (), 0)
+    head = await database.get_head()
+    settled = await database.write("test", settle_restored)
+    assert (settled.devices, settled.lists, settled.users) == (2, 1, 2)
+    assert await database.read("test", lambda txn: txn.query(LOGGED)) == [], "claims say nothing of what is gone"
+    changed = await database.get_head()
+    assert changed > head + LEAP
+    # another store: nothing is left in memory
+    database.remembered.clear()
+    anew = DeviceKeyStore(database)
+    assert await anew.do_claim([wish], 1) == [b'"F":"f"']
+    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({}, [], 1)
+    assert await remote.get_stale("", 10) == [CAROL]
+    assert await devices.get_all_changed_device_lists(head, changed) == {ALICE, BOB}
+    for user_id, named in ((ALICE, "LAPTOP"), (BOB, "PHONE")):
+        (change,) = await DeviceListLog(database).get_changes(user_id, head)
+        assert (change.device_id, change.stream_id) == (named, changed)
+        assert head < change.prev_id < changed, "of which nobody has heard"
+
+    def upload(txn: WriteTransaction) -> KeyCounts:
+        new = {(CURVE, "PHONE1"): b"{}", (CURVE, "NEW"): b"{}"}
+        return anew.put_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
+
+    assert (await database.write("test", upload)).one_time == {CURVE: 2}
+    claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
+    assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
+
+
+async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Database) -> None:
+    """Clients know by the number with which key they encrypt what goes into it."""
+    devices, backups = DeviceStore(database), KeyBackupStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id in (ALICE, BOB):
+            devices.add_device(txn, DeviceRow(user_id, "PHONE", None, 1))
+
+    await database.write("test", fill)
+    for _ in range(2):
+        await backups.add_backup(ALICE, "a", b"{}")
+    await database.write("test", settle_restored)
+    current = await backups.get_backup(ALICE, None)
+    assert current is not None
+    assert current.version == 2
+    assert await backups.get_backup(BOB, None) is None
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + BACKUPS
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + BACKUPS
+
+
+async def test_a_new_database_needs_nothing(database: Database) -> None:
+    settled = await database.write("test", settle_restored)
+    assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
+
+
+def test_the_command_wants_all_processes_stopped(postgresql: PostgresConfig, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "homeserver.yaml", postgresql)
+    node = make_engine(postgresql).connect_node()
+    assert node is not None
+    words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
+    refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    node.close()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: the server runs: stop all its processes first")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 devices will publish new one-time keys,")
