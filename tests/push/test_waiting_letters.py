@@ -7,12 +7,14 @@ import pytest
 
 from federation.protocol.ids import RoomID
 from homeserver.services.mail.relay import CannotDeliver
+from storage.after_restore import settle_restored
 from storage.database import Database, DatabaseUnavailable
 from storage.outgoing_mail import OutgoingMailRow
+from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import say
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
-from tests.push.test_letters import HOUR, MINUTE, email_pusher, pass_time, reader, room_of, start, texts
+from tests.push.test_letters import HOUR, MINUTE, email_pusher, link_in, pass_time, reader, room_of, start, texts
 
 V3 = "/_matrix/client/v3"
 AWAY = CannotDeliver("no connection", for_good=False)
@@ -182,3 +184,27 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
     say(bob, room_id, "zanjabil")
     pass_time(server, 15 * MINUTE)
     assert len(server.relay.letters) == 1
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
+    tmp_path: Path, sqlite_template: Path, settles: bool
+) -> None:
+    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody else. Without the command they would be
+    taken for her."""
+    folder = tmp_path / "of a backup"
+    folder.mkdir()
+    now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
+    alice, bob = reader(now), now.register("bob")
+    say(bob, room_of(alice, bob), "zanjabil")
+    pass_time(now, 12 * MINUTE)
+    link = link_in(now.relay.letters[0][1])
+    restored = open_inline(copy_sqlite(sqlite_template, folder))
+    later = start(tmp_path, restored)
+    if settles:
+        later.run(restored.write("after_restore", settle_restored))
+    carol = later.register("carol")
+    add(later, carol)
+    assert email_pusher(carol).status == 200
+    assert later.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 200
+    assert len(carol.get(f"{V3}/pushers").json["pushers"]) == settles
