@@ -200,6 +200,7 @@ class RoomParts:
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored, childless)
+        self.aggregations = aggregations
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
