@@ -146,6 +146,7 @@ def _take_known(
     txn: WriteTransaction, known: Sequence[KeyRun | None], log: ClaimLog, position: int, now_ms: int
 ) -> list[bytes | None]:
     """The next keys of those of which all is known; nothing where that is none."""
+    txn.when_undone(partial(forget_marks, known))
     stretch = txn.stretch
     keys: list[bytes | None] = []
     marks: list[tuple[int, int]] = []
@@ -157,7 +158,6 @@ def _take_known(
             keys.append(None)
     if not marks:
         return []
-    txn.when_undone(partial(forget_marks, known))
     log.add(txn, position, now_ms, marks)
     return keys
 
