@@ -8,12 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 
-from homeserver.http.rate_limits import RateLimiter
-from homeserver.services import device_keys
-from homeserver.services.device_keys import DeviceKeys
-from storage.database import Database
+from homeserver.services import key_counts
+from homeserver.services.key_counts import KeyCountsInMemory
 from storage.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
 from storage.keys_ahead import KeyOf
 from storage.streams import Change, Streams, Topic
@@ -25,7 +22,7 @@ Answer = tuple[KeyCounts, int]
 
 
 class Disk:
-    """What is committed; stands for the database and the store of keys."""
+    """What is committed; stands for the store of keys."""
 
     def __init__(self) -> None:
         self.streams = Streams()
@@ -85,12 +82,12 @@ class Disk:
 class Asking:
     """A device that asks how many keys it has left."""
 
-    def __init__(self, disk: Disk, keys: DeviceKeys, device: tuple[str, str]) -> None:
+    def __init__(self, disk: Disk, counts: KeyCountsInMemory, device: tuple[str, str]) -> None:
         self._disk = disk
         self._device = device
         self._from = disk.streams.current()
         self.answered = False
-        Deferred.fromCoroutine(keys.get_counts(*device)).addCallback(self._check)
+        Deferred.fromCoroutine(counts.get(*device)).addCallback(self._check)
 
     def _check(self, counts: KeyCounts) -> None:
         of_device = [each for each in self._disk.left.items() if each[0][:2] == self._device]
@@ -119,10 +116,9 @@ steps = st.lists(
 def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
     monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[KeyOf]]]
 ) -> None:
-    monkeypatch.setattr(device_keys, "MOST_UNCOUNTED", 2)
+    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 2)
     disk = Disk()
-    store = cast("DeviceKeyStore", disk)
-    keys = DeviceKeys(cast("Database", disk), store, RateLimiter(Clock(), {}), lambda: 0, capacity=2)
+    counts = KeyCountsInMemory(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
     asking: list[Asking] = []
     for step, of in [*steps, ("hear all", [])]:
         match step:
@@ -133,7 +129,7 @@ def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
             case "rename":
                 disk.commit({}, Topic.DEVICE, None, (of[0][0],))
             case "ask":
-                asking.append(Asking(disk, keys, of[0][:2]))
+                asking.append(Asking(disk, counts, of[0][:2]))
             case "answer first" | "answer last":
                 if disk.reading:
                     waiting, answer = disk.reading.pop(0 if step == "answer first" else -1)
@@ -148,7 +144,7 @@ def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
     assert all(each.answered for each in asking)
     for device in DEVICES:
         disk.reading.clear()
-        last = Asking(disk, keys, device)
+        last = Asking(disk, counts, device)
         for waiting, answer in disk.reading:
             waiting.callback(answer)
         assert last.answered

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services import device_keys
+from homeserver.services import key_counts
 from tests.helpers.keys import V3, claim, one_time_keys, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -82,7 +82,7 @@ claimed_or_asked = st.lists(
 def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[int]]]
 ) -> None:
-    monkeypatch.setattr(device_keys, "MOST_UNCOUNTED", 1)
+    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 1)
     users = [server.register(f"u{token_hex(8)}") for _ in range(3)]
     left = [0, 0, 0]
     for step, whom in steps:
