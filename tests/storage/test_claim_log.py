@@ -17,6 +17,7 @@ from storage import claim_log
 from storage.claim_log import LOGGED
 from storage.copy import copy_database
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.device_keys import NewKeys
 from storage.engine import Connection
 from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
 from tests.helpers.databases import PostgresTemplates, database_before
@@ -160,3 +161,49 @@ def test_a_log_that_is_copied_to_the_other_database_holds_there(
         assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
     assert node.claim("A", "B") == [None, None]
     node.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_them(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    for number in range(6):
+        node = Node(database_config, monkeypatch)
+        node.write(3)
+        devices = [f"{each}{number}" for each in "AB"]
+        for device_id in devices:
+            node.upload(device_id, ["a"])
+        assert node.claim(*devices) == ["a", "a"]
+        (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT marks FROM key_claims")))
+        node.close()
+        assert sum(len(marks) for (marks,) in rows) <= (claim_log.MOST_MARKS + len(devices) - 1) * 10, "bytes"
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("how", ["still known", "read by the claim", "read by the upload", "settled"])
+def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_written(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    names = [f"A{number}" for number in range(5)]
+
+    def put(txn: WriteTransaction) -> int:
+        keys = {(ALGORITHM, name): content(name) for name in (*names, "more")}
+        return node.store.put_keys(txn, ALICE, "A", NewKeys(None, keys, {}), 5).one_time[ALGORITHM]
+
+    node.upload("A", names)
+    node.write(3)
+    for ts in range(1, 6):
+        node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
+    assert count_logged(node) == 2, "what is gathered, and the last claim"
+    if how != "still known":
+        other.write(1)
+        node.write(0 if how == "settled" else 3)
+    if how in ("read by the claim", "settled"):
+        assert node.claim("Z") == [None], "it has to know what is in the log, or to settle it"
+    assert count_logged(node) == (0 if how == "settled" else 2)
+    for _ in range(2):
+        assert node.run(node.database.write("upload", put)) == [1], "all but one were given out no longer ago"
+    node.close()
+    other.close()
