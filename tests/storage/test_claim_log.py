@@ -164,20 +164,23 @@ def test_a_log_that_is_copied_to_the_other_database_holds_there(
 
 
 @pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("restarts", [True, False])
 def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_them(
-    database_config: Config, monkeypatch: pytest.MonkeyPatch
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, *, restarts: bool
 ) -> None:
     monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    node = Node(database_config, monkeypatch)
     for number in range(6):
-        node = Node(database_config, monkeypatch)
         node.write(3)
         devices = [f"{each}{number}" for each in "AB"]
         for device_id in devices:
             node.upload(device_id, ["a"])
         assert node.claim(*devices) == ["a", "a"]
         (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT marks FROM key_claims")))
-        node.close()
         assert sum(len(marks) for (marks,) in rows) <= (claim_log.MOST_MARKS + len(devices) - 1) * 10, "bytes"
+        if restarts:
+            node = node.restarted()
+    node.close()
 
 
 @pytest.mark.usefixtures("short_runs")
