@@ -184,6 +184,43 @@ def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_t
 
 
 @pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("number", [1, 12])
+def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploaded(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Of a device that adds a key whenever one was given out a claim has to read what comes next."""
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    devices = [f"D{each}" for each in range(number)]
+    for key in range(5 + number):
+        for device_id in devices:
+            node.upload(device_id, [f"{device_id} {key}"])
+    node.upload("many", [f"{key}" for key in range(5)])
+    node.upload("none", ["0"])
+    assert node.claim("many", "none") == ["0", "0"]
+
+    def cost(*device_ids: str) -> int:
+        node.counter.clear()
+        node.claim(*device_ids)
+        return node.counter.queries["claim_keys"]
+
+    for _ in range(2):  # the log is settled, and then empty
+        other.write(1)
+        last = cost("many", *devices)
+    assert last == 3, (
+        "to move the marks of those that are known, if the log is empty, and which comes next of the others"
+    )
+    node.write(3)
+    assert cost(*devices) == 3, "which was read before may be the next, and is not; what the log says is read once"
+    assert cost(*devices) == 1, "it is known that it is not"
+    node.upload("more", ["a"])
+    assert cost("more") == 1, "a row of the log"
+    node.claim("none")
+    assert cost("none") == 3, "whether the log says more of what is next; that; whether there is a fallback key"
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("how", ["still known", "read by the claim", "read by the upload", "settled"])
 def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_written(
     database_config: Config, monkeypatch: pytest.MonkeyPatch, how: str
@@ -210,3 +247,16 @@ def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_wri
         assert node.run(node.database.write("upload", put)) == [1], "all but one were given out no longer ago"
     node.close()
     other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_mark_that_an_undone_write_had_moved_is_not_where_it_was_then(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(database_config, monkeypatch)
+    node.upload("A", ["a", "b", "c"])
+    assert node.claim("A") == ["a"]
+    node.write(3)
+    node.fail_to_claim([(ALICE, "A", ALGORITHM)])
+    assert [node.claim("A") for _ in range(3)] == [["b"], ["c"], [None]]
+    node.close()

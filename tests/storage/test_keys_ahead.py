@@ -310,7 +310,7 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             if step == "alone":
                 node.write(3)
             for number_of_claim in range(times):
-                if step == "fail claims" and number_of_claim % 2:
+                if step == "fail claims" and number_of_claim % 2 == 0:
                     node.fail_to_claim(wishes)
                 wanted = take(what)
                 if step == "lose" and number_of_claim % 3 == 2:
@@ -444,6 +444,18 @@ def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: list[Node
     assert node.claim("A", algorithm=OTHER) == ["d"]
     assert node.claim("A", algorithm=OTHER) == [None]
     assert node.claim("A") == ["b"]
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_nothing_is_known_of_a_device_that_has_gone(nodes: list[Node]) -> None:
+    node, _ = nodes
+    node.write(3)
+    for algorithm in (ALGORITHM, OTHER):
+        node.upload("A", ["a", "b"], algorithm)
+        assert node.claim("A", algorithm=algorithm) == ["a"]
+    node.remove("A")
+    for algorithm in (ALGORITHM, OTHER):
+        assert node.claim("A", algorithm=algorithm) == [None]
 
 
 def test_younger_keys_are_not_taken_for_the_next(nodes: list[Node]) -> None:
