@@ -1,6 +1,7 @@
 """What is known in memory of the keys that devices have left, against a model: what is committed, heard of and read comes in any order
 that there can be, and a device is told what it had left at a moment no earlier than what was heard of when it asked."""
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import cast
 
@@ -27,7 +28,7 @@ class Disk:
     def __init__(self) -> None:
         self.streams = Streams()
         self.head = 0
-        self.left: dict[KeyOf, list[int]] = {owner: [0] for owner in OWNERS}
+        self.left: dict[KeyOf, list[int]] = {owner: [2] for owner in OWNERS}
         """How many at each position."""
         self.unheard: list[tuple[int, Change | None]] = []
         """Commits by position; None where another process made it."""
@@ -100,13 +101,14 @@ class Asking:
         self.answered = True
 
 
-owners = st.sampled_from(OWNERS)
+owners = st.sampled_from([*OWNERS, *OWNERS[-1:] * 3, *OWNERS[:1] * 3])
 steps = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["claim", "elsewhere"]), st.lists(owners, unique=True, min_size=1)),
-        st.tuples(st.sampled_from(["upload", "ask", "rename"]), owners.map(lambda owner: [owner])),
+        st.tuples(st.sampled_from(["upload", "ask", "ask at once", "rename"]), owners.map(lambda owner: [owner])),
         st.tuples(st.sampled_from(["hear", "hear all", "answer first", "answer last"]), st.just(list[KeyOf]())),
     ),
+    min_size=20,
     max_size=60,
 )
 
@@ -130,6 +132,12 @@ def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
                 disk.commit({}, Topic.DEVICE, None, (of[0][0],))
             case "ask":
                 asking.append(Asking(disk, counts, of[0][:2]))
+            case "ask at once":
+                before = len(disk.reading)
+                asking.append(Asking(disk, counts, of[0][:2]))
+                for waiting, answer in disk.reading[before:]:
+                    waiting.callback(answer)
+                del disk.reading[before:]
             case "answer first" | "answer last":
                 if disk.reading:
                     waiting, answer = disk.reading.pop(0 if step == "answer first" else -1)
@@ -148,3 +156,17 @@ def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
         for waiting, answer in disk.reading:
             waiting.callback(answer)
         assert last.answered
+
+
+def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
+    streams = Streams()
+    counts = KeyCountsInMemory(streams, cast("DeviceKeyStore", None), capacity=2)
+    tracemalloc.start()
+    try:
+        for number in range(1, 20_000):
+            taken = [(f"@u{number}-{each}:example.org", "DEVICE", ALGORITHM) for each in range(2)]
+            streams.publish([Change(number, Topic.KEY_COUNT, detail=KeysClaimed(taken))], number)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert counts.find("@u1-1:example.org", "DEVICE") is None
