@@ -103,6 +103,11 @@ class OtherNodes:
         self._waiting: list[_Waiting] = []
         notes.register(KIND, Written, self._hear_written)
 
+    @property
+    def node(self) -> int:
+        """The number of this node among those that hear one another; 0 while it does not hear them."""
+        return 0 if self._ear is None else self._ear.node
+
     def start(self, readers: IReactorFDSet | None = None) -> None:
         """Ask from now on. `readers`: where this node hears others call, and what it remembers is trusted only while it does."""
         self._readers = readers

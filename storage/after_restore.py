@@ -7,7 +7,8 @@ Laws:
 - Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
   and all of them by clients.
 - Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
-  which clients know with which key they encrypt, and of filters: the next of each user is far beyond.
+  which clients know with which key they encrypt, and of filters: the next of each user is far beyond. So is the next pusher: a link in a
+  letter of before ends no letters but those.
 
 For a database that no server has open.
 """
@@ -23,6 +24,8 @@ LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
 NUMBERS: Final = 1000
 """Of backups, and of filters, more than somebody uses in that time."""
+PUSHERS: Final = 1_000_000
+"""Numbers of pushers, more than are set in that time."""
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -40,6 +43,7 @@ def settle_restored(txn: WriteTransaction) -> Settled:
     """Make a restored database fit for use; a fixed number of statements."""
     before = txn.next_position(LEAP + 1) + LEAP
     position = txn.next_position()
+    txn.allocate("pusher", PUSHERS)
     ((devices,),) = txn.query("SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d")
     empty_blocks(txn)
     txn.execute("UPDATE fallback_keys SET used = 1")

@@ -20,7 +20,7 @@ KeyOf = tuple[str, str, str]
 """User, device, algorithm."""
 
 MOST_BYTES: Final = 16 << 20
-BYTES_BESIDE: Final = 500
+BYTES_BESIDE: Final = 700
 """What a run takes besides its keys and the names of whose they are, nearly."""
 
 

@@ -6,7 +6,7 @@ Up to the position of a lease nothing is left to do but what tables of that work
 import msgspec
 
 from storage.database import Database
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -25,19 +25,40 @@ class LeaseStore:
         self._database = database
         self._name = name
 
-    async def take(self, holder: str, now_ms: int, expires_ts: int, *, by_force: bool) -> Lease | None:
-        """Take it, where nobody has it; None where somebody has. `by_force`: whoever has it is gone.
+    async def take(
+        self, holder: str, now_ms: int, expires_ts: int, *, by_force: bool, instead_of: str | None = None
+    ) -> Lease | None:
+        """Take it, where nobody has it; None where somebody has. `by_force`: whoever has it is gone; `instead_of`: this one is.
 
         Taken for the first time it stands at the end of the sequence.
         """
-        return await self._database.write("take_lease", _take, self._name, holder, now_ms, expires_ts, by_force)
+        return await self._database.write(
+            "take_lease", _take, self._name, holder, now_ms, expires_ts, by_force, instead_of
+        )
 
-    async def renew(self, holder: str, expires_ts: int, position: int) -> bool:
-        """Note how far all is done, and go on; False: the lease is lost."""
-        return await self._database.write("renew_lease", _renew, self._name, holder, expires_ts, position)
+    async def renew(self, holder: str, expires_ts: int, position: int, *, name: str | None = None) -> bool:
+        """Note how far all is done, and go on, under another `name` if one is given; False: the lease is lost."""
+        return await self._database.write("renew_lease", _renew, self._name, holder, expires_ts, position, name)
+
+    async def get_holder(self) -> str | None:
+        """Who has it, or had it last."""
+        return await self._database.read_quickly("get_lease_holder", _select_holder, self._name)
 
 
-def _take(txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts: int, by_force: bool) -> Lease | None:
+def _select_holder(txn: Transaction, name: str) -> str | None:
+    row = txn.query_one("SELECT holder FROM leases WHERE name = ?", (name,))
+    return None if row is None else row[0]
+
+
+def _take(
+    txn: WriteTransaction,
+    name: str,
+    holder: str,
+    now_ms: int,
+    expires_ts: int,
+    by_force: bool,
+    instead_of: str | None,
+) -> Lease | None:
     row = txn.query_one("SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,))
     if row is None:
         position = txn.next_position()
@@ -46,7 +67,7 @@ def _take(txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts
             (name, holder, expires_ts, position),
         )
         return Lease(1, position)
-    if not by_force and row[0] != holder and row[1] > now_ms:
+    if not by_force and row[0] not in (holder, instead_of) and row[1] > now_ms:
         return None
     txn.execute(
         "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?", (holder, expires_ts, name)
@@ -54,6 +75,8 @@ def _take(txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts
     return Lease(row[2] + 1, row[3])
 
 
-def _renew(txn: WriteTransaction, name: str, holder: str, expires_ts: int, position: int) -> bool:
-    sql = "UPDATE leases SET expires_ts = ?, position = ? WHERE name = ? AND holder = ?"
-    return txn.execute(sql, (expires_ts, position, name, holder)) == 1
+def _renew(
+    txn: WriteTransaction, name: str, holder: str, expires_ts: int, position: int, new_holder: str | None
+) -> bool:
+    sql = "UPDATE leases SET expires_ts = ?, position = ?, holder = ? WHERE name = ? AND holder = ?"
+    return txn.execute(sql, (expires_ts, position, new_holder or holder, name, holder)) == 1

@@ -81,6 +81,11 @@ class KeyBlock(msgspec.Struct, frozen=True):
 BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.settled, m.claimed_ts, b.names"
 BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
+_OLDEST_LEFT: Final = (
+    f"FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.settled < b.number"
+    " AND b.width > 0 ORDER BY b.block_nid LIMIT 1"
+)
+"""Of a device and an algorithm, by the marks, the block that is given out now."""
 MOVE_MARK: Final = (
     "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid = ? AND settled < ?"
     f" AND {IS_SETTLED} RETURNING block_nid, settled"
@@ -132,8 +137,9 @@ def take_keys(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
 ) -> list[bytes | None]:
     """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of the claim. No query where all is known
-    and nobody else writes; else one for what is known, which may be enough, and two to four for the rest."""
+    and nobody else writes; else one for what is known, which may be enough, and two to five for the rest."""
     known = ahead.get_all(wishes)
+    txn.when_undone(partial(forget_marks, known))
     keys: list[bytes | None]
     if txn.stretch is None:
         keys = _move_marks(txn, known, now_ms)
@@ -162,19 +168,17 @@ def _take_known(
             keys.append(None)
     if not marks:
         return []
-    txn.when_undone(partial(forget_marks, known))
     log.add(txn, position, now_ms, marks)
     return keys
 
 
 def _move_marks(txn: WriteTransaction, known: Sequence[KeyRun | None], now_ms: int) -> list[bytes | None]:
     """The next keys of those of which it is known what comes next, but not that it does. Those are missing of which something else has
-    become the next; all, where claims have not been settled. No query where nothing is known."""
-    runs = [run for run in known if run is not None]
+    become the next; all, where claims have not been settled. No query where nothing is known, or none of it is left."""
+    runs = [run for run in known if run is not None and (run.stretch is None or run.stretch != txn.stretch)]
     moved: dict[int, int] = {}
     if runs:
         moved = dict(txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in runs]))
-        txn.when_undone(partial(forget_marks, known))
     for run in runs:
         if run.block_nid in moved:
             run.taken, run.stretch = moved[run.block_nid] - 1, txn.stretch
@@ -188,10 +192,7 @@ def _take_others(
     _settle_for(txn, wishes, log)
     found = txn.query_each_changing(
         "SELECT b.block_nid AS found_key, m.settled, b.width,"
-        f" substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD})"
-        f" FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.settled < b.number"
-        " AND b.width > 0"
-        " ORDER BY b.block_nid LIMIT 1",
+        f" substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD}) {_OLDEST_LEFT}",
         wishes,
         "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid IN {keys}",
         (now_ms,),
@@ -213,8 +214,11 @@ def _settle_for(txn: WriteTransaction, wishes: Sequence[KeyOf], log: ClaimLog) -
     if txn.stretch is None:
         log.settle(txn)
     elif log.may_say(txn):
+        oldest = txn.query_each(f"SELECT b.block_nid {_OLDEST_LEFT}", wishes)
+        # keys are given out from the oldest block on: if the log says nothing of that, it says nothing of what comes after it
+        behind = [wish for wish, rows in zip(wishes, oldest, strict=True) if log.find_known([nid for (nid,) in rows])]
         of_wishes = txn.query_each(
-            "SELECT block_nid FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ?", wishes
+            "SELECT block_nid FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ?", behind
         )
         log.settle_some(txn, [block_nid for rows in of_wishes for (block_nid,) in rows])
 

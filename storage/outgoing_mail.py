@@ -54,16 +54,17 @@ class OutgoingMailStore:
             sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
             txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(tells.event_nids))])
 
-    async def get_told(self, mail_nid: int) -> list[int] | None:
-        """The numbers of the events that a letter tells, if it tells any; None for a letter that waits no longer."""
+    async def get_told(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
+        """For which pusher a letter was written, None for another kind of letter, and the numbers of the events that it tells, if it tells
+        any; None for a letter that waits no longer."""
 
-        def read(txn: Transaction) -> list[int] | None:
+        def read(txn: Transaction) -> tuple[int | None, list[int]] | None:
             rows = txn.query(
-                "SELECT e.event_nid FROM outgoing_mail AS m LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid"
-                " WHERE m.mail_nid = ? ORDER BY e.event_nid",
+                "SELECT m.pusher_nid, e.event_nid FROM outgoing_mail AS m"
+                " LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid WHERE m.mail_nid = ? ORDER BY e.event_nid",
                 (mail_nid,),
             )
-            return [nid for (nid,) in rows if nid is not None] if rows else None
+            return (rows[0][0], [nid for _, nid in rows if nid is not None]) if rows else None
 
         return await self._database.read_quickly("get_told_events", read)
 
@@ -90,19 +91,35 @@ class OutgoingMailStore:
 
     async def set_due(self, mail_nid: int, next_ts: int) -> None:
         """Try a letter again then."""
+        await self._database.write("set_mail_due", _set_due, mail_nid, next_ts)
+
+    async def put_off(self, mail_nid: int, next_ts: int, now: int, error: str) -> None:
+        """A letter was not taken: try it again then. The pusher that it was written for fails."""
 
         def write(txn: WriteTransaction) -> None:
-            txn.execute("UPDATE outgoing_mail SET next_ts = ? WHERE mail_nid = ?", (next_ts, mail_nid))
+            _set_due(txn, mail_nid, next_ts)
+            _note_failure(txn, mail_nid, now, error)
 
-        await self._database.write("set_mail_due", write)
+        await self._database.write("put_off_mail", write)
 
-    async def remove_mail(self, mail_nid: int) -> None:
-        """A letter is sent, or given up."""
+    async def note_sent(self, mail_nid: int, now: int) -> None:
+        """A letter was taken."""
 
         def write(txn: WriteTransaction) -> None:
+            sql = f"UPDATE pushers SET failing_since_ts = NULL, tried_ts = ?, success_ts = ?, error = NULL WHERE {_PUSHER}"
+            txn.execute(sql, (now, now, mail_nid))
             _remove(txn, [mail_nid])
 
         await self._database.write("remove_mail", write)
+
+    async def give_up(self, mail_nid: int, now: int, error: str) -> None:
+        """A letter is sent to nobody. The pusher that it was written for fails."""
+
+        def write(txn: WriteTransaction) -> None:
+            _note_failure(txn, mail_nid, now, error)
+            _remove(txn, [mail_nid])
+
+        await self._database.write("give_up_mail", write)
 
     async def get_next_time(self) -> int | None:
         """When the next letter is due, if there is one."""
@@ -112,6 +129,20 @@ class OutgoingMailStore:
             return None if row is None else row[0]
 
         return await self._database.read_quickly("get_next_mail", read)
+
+
+_PUSHER = "pusher_nid = (SELECT pusher_nid FROM outgoing_mail WHERE mail_nid = ?)"
+
+
+def _set_due(txn: WriteTransaction, mail_nid: int, next_ts: int) -> None:
+    txn.execute("UPDATE outgoing_mail SET next_ts = ? WHERE mail_nid = ?", (next_ts, mail_nid))
+
+
+def _note_failure(txn: WriteTransaction, mail_nid: int, now: int, error: str) -> None:
+    sql = (
+        f"UPDATE pushers SET failing_since_ts = COALESCE(failing_since_ts, ?), tried_ts = ?, error = ? WHERE {_PUSHER}"
+    )
+    txn.execute(sql, (now, now, error, mail_nid))
 
 
 def withdraw_letters(txn: WriteTransaction, event_nids: Collection[int]) -> None:

@@ -44,8 +44,10 @@ class Stretch(msgspec.Struct, frozen=True):
     receipts: Sequence[NewReceipt]
     invites: Sequence[MembershipRow]
     """Of users of this server who have not answered them yet."""
-    departed: Sequence[str]
-    """Users of this server who are no longer in a room."""
+    moved: Sequence[str]
+    """Users of this server who came into a room, or are no longer in one."""
+    hiding: Sequence[str]
+    """Users who changed whom they want to hear of, in a later stretch, too."""
     taken_from: Sequence[int]
     """Rooms in which messages lost their content, in a later stretch, too."""
 
@@ -69,9 +71,22 @@ _RECEIPTS = [
 ]
 
 
-_DEPARTURES = (
-    "SELECT position, user_id FROM memberships WHERE membership IN ('leave', 'ban') AND is_local = 1"
+_MOVES = [
+    # each has an index of its own
+    f"SELECT position, user_id FROM memberships WHERE {kind} AND is_local = 1"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+    for kind in ("membership = 'join'", "membership IN ('leave', 'ban')")
+]
+HIDING = (
+    "m.ignored_user_list",
+    "m.invite_permission_config",
+    "org.matrix.msc4380.invite_permission_config",
+    "org.matrix.msc4155.invite_permission_config",
+)
+"""The types of account data that say whom a user wants to hear of, and whose invites they take."""
+_HIDING = (
+    "SELECT DISTINCT user_id FROM account_data WHERE room_id = ''"
+    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ?"
 )
 _TAKEN_FROM = (
     "SELECT room_nid FROM purged_messages WHERE position > ?"
@@ -99,15 +114,20 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
     invites = select_new_invites(txn, after, upto, limit)
     if len(invites) == limit:
         upto = invites[-1].position
-    departures = txn.query(_DEPARTURES, (after, upto, limit))
-    if len(departures) == limit:
-        upto = departures[-1][0]
+    moves: list[tuple[int, str]] = []
+    for sql in _MOVES:
+        moved = txn.query(sql, (after, upto, limit))
+        if len(moved) == limit:
+            upto = moved[-1][0]
+        moves += moved
+    hiding = txn.query(_HIDING, (after,))
     taken_from = txn.query(_TAKEN_FROM, (after, after))
     return Stretch(
         upto,
         [event for event in events if event.position <= upto],
         [receipt for receipt in receipts if receipt.position <= upto],
         [invite for invite in invites if invite.position <= upto],
-        [user_id for _, user_id in departures],
+        [user_id for _, user_id in moves],
+        [user_id for (user_id,) in hiding],
         [room_nid for (room_nid,) in taken_from],
     )

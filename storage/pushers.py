@@ -242,8 +242,6 @@ class PusherStore:
         sql = "DELETE FROM email_pauses WHERE pusher_nid = ? AND sent_ts < ?"
         txn.execute(sql, (pusher_nid, forget_before_ts))
         if letter:
-            sent = max(pause.sent_ts for pause in letter.values())
-            txn.execute("UPDATE pushers SET success_ts = ? WHERE pusher_nid = ?", (sent, pusher_nid))
             txn.execute_many(
                 "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (pusher_nid, room_nid)"

@@ -71,11 +71,6 @@ class Lifetimes:
         """Whether the event is still to be shown, as far as its age goes."""
         return not stored.is_expired(await self.oldest_shown(stored.room_nid))
 
-    async def show_all(self, nids: Sequence[int]) -> bool:
-        """Whether all the events with these numbers are still to be shown."""
-        events = await self._events.get_events(nids)
-        return all([await self.shows(stored) for stored in events.values()])
-
     async def _load(self) -> dict[int, int]:
         while self._said is None:
             heard = self._changes_heard

@@ -20,10 +20,12 @@ from homeserver.services.pushers.details import NamesOfEvents
 from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.letters import Letters, NoLetters
 from homeserver.services.pushers.missed import MissedEvents
+from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import Pushers
 from homeserver.services.pushers.readers import Readers
-from homeserver.services.pushers.reading import Letters, NoLetters, PushReading
+from homeserver.services.pushers.reading import PushReading
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
@@ -84,21 +86,27 @@ class PusherParts:
             clock,
             store,
             rooms.events,
+            rooms.memberships,
+            rooms.push_decisions,
             NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
             badges,
             Readers(clock, rooms.notifier),
             Gateways(clock, web, metrics),
             rooms.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,
-            rooms.lifetimes,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )
         metrics.read_from(self.deliveries.get_figures)
+        is_alone, others = database.engine.name == "sqlite", accounts.other_nodes
+
+        def get_node() -> int:
+            return 0 if others is None else others.node
+
         self.reading = PushReading(
             clock,
             database.streams,
-            LeaseStore(database, "push"),
+            NodeLease(LeaseStore(database, "push"), database, random(16).hex(), get_node, is_alone=is_alone),
             PushStream(database),
             store,
             accounts.store,
@@ -112,8 +120,7 @@ class PusherParts:
             self.deliveries,
             self._letters(config, clock, database, accounts, rooms, mail),
             rooms.now_ms,
-            holder=random(16).hex(),
-            is_alone=database.engine.name == "sqlite",
+            is_alone=is_alone,
         )
 
     def _letters(
@@ -129,8 +136,6 @@ class PusherParts:
         email = config.mail.email
         if mail.outbox is None or not writes_letters(config):
             return NoLetters()
-        if rooms.lifetimes is not None:
-            mail.outbox.ask_of_events(rooms.lifetimes.show_all)
         missed = MissedEvents(
             database.streams,
             rooms.store,
@@ -141,6 +146,7 @@ class PusherParts:
             rooms.ignored,
             rooms.push_decisions,
             rooms.invited,
+            rooms.aggregations,
         )
         texts = DigestTexts(
             rooms.membership_store,
@@ -150,7 +156,7 @@ class PusherParts:
             client_url=email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
-        return EmailDigests(
+        digests = EmailDigests(
             clock,
             database,
             accounts.pusher_store,
@@ -164,6 +170,8 @@ class PusherParts:
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )
+        mail.outbox.ask_of_missed(digests.is_missed)
+        return digests
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

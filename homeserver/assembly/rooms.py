@@ -50,6 +50,7 @@ from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
+from homeserver.services.key_counts import KeyCountsInMemory
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.plain_messages import PlainMessageReader
@@ -167,7 +168,6 @@ class RoomParts:
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock, accounts.access_tokens.check_again, accounts.others)
-
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
@@ -200,6 +200,7 @@ class RoomParts:
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored, childless)
+        self.aggregations = aggregations
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
@@ -360,9 +361,9 @@ class RoomParts:
         self.typing, self.presence = there.typing, there.presence
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        key_store = PublishedKeyStore(database)
-        self.published_keys = KeysOfPeople(key_store, streams, show_keys, capacity=sizes.devices)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, limiter, now_ms, capacity=sizes.users)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices)
+        key_counts = KeyCountsInMemory(streams, accounts.device_key_store, capacity=sizes.users)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, key_counts, limiter, now_ms)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -409,7 +410,7 @@ class RoomParts:
             DeviceNewsReader(
                 accounts.to_device_store,
                 RecentMessages(database.streams),
-                self.device_keys,
+                key_counts,
                 self.device_lists,
                 recent,
             ),

@@ -1,7 +1,6 @@
-"""Keys of devices: publishing them, asking for those of others, claiming one-time keys.
+"""Keys of devices: what clients may publish, and what of it others see.
 
 Laws:
-- A one-time key is given out once.
 - Keys are stored and given back as canonical JSON, so that signatures on them stay valid; what the server adds stands in
   `unsigned`, and signatures that came later beside the ones that came with the keys.
 - Of signatures a reader sees those of the key's owner and their own.
@@ -10,12 +9,10 @@ Laws:
 spec: client-server-api#end-to-end-encryption
 """
 
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
 from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
@@ -26,6 +23,7 @@ from federation.protocol.ids import UserID
 from federation.published_keys import ShownKeys
 from homeserver.http.parameters import json_decoder
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.key_counts import KeyCountsInMemory, with_zero
 from storage.cross_signing import KeySignature
 from storage.database import Database
 from storage.device_keys import (
@@ -33,16 +31,12 @@ from storage.device_keys import (
     DeviceKeysRow,
     DeviceKeyStore,
     KeyCounts,
-    KeysClaimed,
-    KeysLeft,
     NewKeys,
     NoSuchDevice,
     TooManyIdentityKeys,
 )
-from storage.keys_ahead import KeyOf
 from storage.one_time_keys import KeyExists
 from storage.published_keys import PublishedKeys
-from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
@@ -58,9 +52,6 @@ LARGEST_IDENTITY: Final = 64 << 10
 """In bytes: what other servers take."""
 REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
 """How long an upload may be repeated without bringing back a key that was given out."""
-MOST_UNCOUNTED: Final = 2000
-"""Devices (for each algorithm) of which keys were given out that are still to be counted down: that takes 2 us for each."""
-USUAL_ALGORITHM: Final = "signed_curve25519"
 SHOWN_USAGES: Final = ("master", "self_signing")
 """Of the keys of cross-signing, those that others see."""
 
@@ -95,55 +86,20 @@ def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
     return NewKeys(identity, _named("one_time_keys", upload.one_time_keys), fallback)
 
 
-def with_zero(counts: KeyCounts) -> KeyCounts:
-    """With the usual algorithm even where nothing is left of it: clients take what is missing for unchanged."""
-    if USUAL_ALGORITHM in counts.one_time:
-        return counts
-    return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
-
-
-class _Left(msgspec.Struct):
-    """What is known of a device."""
-
-    counts: KeyCounts
-    upto: int
-    """The position up to which all changes are in it."""
-
-    def count_down(self, taken: Mapping[str, int]) -> None:
-        """So many keys were given out, by algorithm."""
-        left = {algorithm: count - taken.get(algorithm, 0) for algorithm, count in self.counts.one_time.items()}
-        self.counts = with_zero(
-            replace(self.counts, one_time={algorithm: count for algorithm, count in left.items() if count})
-        )
-
-
 class DeviceKeys:
-    """Publishes, finds and claims keys."""
+    """Publishes keys."""
 
     def __init__(
         self,
         database: Database,
         keys: DeviceKeyStore,
+        counts: KeyCountsInMemory,
         limiter: RateLimiter,
         now_ms: Callable[[], int],
-        *,
-        capacity: int,
     ) -> None:
-        """`capacity`: of how many users' devices the counts are kept in memory."""
-        self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, _Left]] = OrderedDict()
-        """By user and device."""
-        self._heard_upto = 0
-        """Up to where changes of anybody's keys were heard of."""
-        self._read_upto = 0
-        """Up to where what was read of a device may be ahead of what was heard of."""
-        self._taken: Counter[KeyOf] = Counter()
-        """How many keys were given out that are still to be counted down, where counts are known: devices are asked for more often than
-        they ask."""
-        database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
-        database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
+        self._counts = counts
         self._limiter = limiter
         self._now_ms = now_ms
 
@@ -157,7 +113,7 @@ class DeviceKeys:
         user_id, device_id = caller.user_id, caller.device_id
         keys = parse_upload(user_id, device_id, upload)
         if keys.is_empty:
-            return (await self.get_counts(user_id, device_id)).one_time
+            return (await self._counts.get(user_id, device_id)).one_time
         if keys.identity is not None and caller.rate_limited:  # it is sent where it is another one, or was not answered
             self._limiter.check(Limit.DEVICE_CHANGE, user_id)
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
@@ -184,85 +140,6 @@ class DeviceKeys:
         if counts.fallback > MOST_FALLBACK_KEYS:
             raise InvalidParam(f"A device has fallback keys of at most {MOST_FALLBACK_KEYS} algorithms")
         return counts
-
-    async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
-        """What a device has left: on the path of every /sync, so from memory."""
-        known = self.known_counts(user_id, device_id)
-        if known is not None:
-            return known
-        counts, position = await self._keys.get_counts(user_id, device_id)
-        if position < self._heard_upto:
-            return with_zero(counts)  # it was true when it was asked for; what came meanwhile is not in it
-        self._read_upto = max(self._read_upto, position)
-        return self._note(user_id, device_id, counts, position)
-
-    def known_counts(self, user_id: str, device_id: str) -> KeyCounts | None:
-        """The same as far as it is in memory."""
-        known = self._find(user_id, device_id)
-        if known is None:
-            return None
-        self._counts.move_to_end(user_id)
-        if self._taken:
-            taken = self._pop_taken(user_id, device_id, known.counts)
-            if taken:
-                known.count_down(taken)
-        return known.counts
-
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.KEY_COUNT or change.topic is Topic.DEVICE:
-                self._heard_upto = max(self._heard_upto, change.position)
-                detail = change.detail
-                if isinstance(detail, KeysClaimed):
-                    self._note_claim(change.position, detail.taken)
-                elif isinstance(detail, KeysLeft) and change.user_id is not None:
-                    self._note(change.user_id, detail.device_id, detail.counts, change.position)
-                else:
-                    for user_id in change.user_ids if change.user_id is None else (change.user_id,):
-                        self._counts.pop(user_id, None)
-
-    def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
-        known = with_zero(counts)
-        self._pop_taken(user_id, device_id, known)  # that is in it
-        self._counts.setdefault(user_id, {})[device_id] = _Left(known, position)
-        self._counts.move_to_end(user_id)
-        if len(self._counts) > self._capacity:
-            self._counts.popitem(last=False)
-        return known
-
-    def _note_claim(self, position: int, taken: Sequence[KeyOf]) -> None:
-        if position <= self._read_upto:  # what was read of some may have it in it already
-            taken = [wish for wish in taken if self._is_behind(wish, position)]
-        self._taken.update(taken)
-        if len(self._taken) > MOST_UNCOUNTED:
-            for (user_id, device_id, algorithm), number in self._taken.items():
-                known = self._find(user_id, device_id)
-                if known is not None:
-                    known.count_down({algorithm: number})
-            self._taken.clear()
-
-    def _is_behind(self, wish: KeyOf, position: int) -> bool:
-        known = self._find(*wish[:2])
-        return known is not None and known.upto < position
-
-    def _find(self, user_id: str, device_id: str) -> _Left | None:
-        of_user = self._counts.get(user_id)
-        return None if of_user is None else of_user.get(device_id)
-
-    def _pop_taken(self, user_id: str, device_id: str, counts: KeyCounts) -> dict[str, int]:
-        """Of a device that has keys of these algorithms, how many were given out, by algorithm, that have not been counted down."""
-        taken: dict[str, int] = {}
-        for algorithm in counts.one_time:
-            number = self._taken.pop((user_id, device_id, algorithm), 0)
-            if number:
-                taken[algorithm] = number
-        return taken
-
-    def _heed_others(self, _after: int, upto: int) -> None:
-        """Another node may have given keys out."""
-        self._heard_upto = max(self._heard_upto, upto)
-        self._counts.clear()
-        self._taken.clear()
 
 
 def present_keys(

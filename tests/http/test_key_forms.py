@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services import device_keys
+from homeserver.services import key_counts
 from tests.helpers.keys import V3, claim, one_time_keys, sync, upload
 from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient
 
 
 @pytest.fixture
@@ -66,12 +67,11 @@ def test_claims_are_counted_down_however_many_there_were_since_somebody_asked(al
     assert sync(alice, since)["device_one_time_keys_count"] == {"signed_curve25519": 53}
 
 
+ASKS = ["sync", "sync on", "sliding sync"]
 claimed_or_asked = st.lists(
     st.one_of(
         st.tuples(st.just("claim"), st.lists(st.integers(0, 2), unique=True, min_size=1)),
-        st.tuples(st.sampled_from(["upload", "sync", "rename"]), st.just([0])),
-        st.tuples(st.sampled_from(["upload", "sync"]), st.just([1])),
-        st.tuples(st.sampled_from(["upload", "sync"]), st.just([2])),
+        st.tuples(st.sampled_from(["upload", "fallback", "rename", *ASKS]), st.integers(0, 2).map(lambda at: [at])),
     ),
     max_size=30,
 )
@@ -82,23 +82,36 @@ claimed_or_asked = st.lists(
 def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[int]]]
 ) -> None:
-    monkeypatch.setattr(device_keys, "MOST_UNCOUNTED", 1)
+    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 1)
     users = [server.register(f"u{token_hex(8)}") for _ in range(3)]
-    left = [0, 0, 0]
-    for step, whom in steps:
-        if step == "claim":
-            body = {"one_time_keys": {users[at].user_id: {users[at].device_id: "signed_curve25519"} for at in whom}}
-            given_out = users[0].post(f"{V3}/keys/claim", body).json["one_time_keys"]
-            assert given_out.keys() == {users[at].user_id for at in whom if left[at]}
-            left = [max(0, number - 1) if at in whom else number for at, number in enumerate(left)]
-        elif step == "upload":
-            left[whom[0]] += 2
-            told = upload(users[whom[0]], one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
-            assert told == {"signed_curve25519": left[whom[0]]}
-        elif step == "sync":
-            told = sync(users[whom[0]])["device_one_time_keys_count"]
-            assert told == {"signed_curve25519": left[whom[0]]}
-        else:
-            users[0].put(f"{V3}/devices/{users[0].device_id}", {"display_name": token_hex(8)})
-    for at, user in enumerate(users):
-        assert sync(user)["device_one_time_keys_count"] == {"signed_curve25519": left[at]}
+    sliding = [SlidingClient(user, extensions={"e2ee": {"enabled": True}}) for user in users]
+    since: list[str | None] = [None] * 3
+    left, unused = [0] * 3, [False] * 3
+    have_fallback: set[int] = set()
+    for step, whom in [*steps, *((asks, [at]) for asks in ASKS for at in range(3))]:
+        at, user = whom[0], users[whom[0]]
+        match step:
+            case "claim":
+                devices = {users[each].user_id: {users[each].device_id: "signed_curve25519"} for each in whom}
+                given_out = users[0].post(f"{V3}/keys/claim", {"one_time_keys": devices}).json["one_time_keys"]
+                assert given_out.keys() == {users[each].user_id for each in whom if left[each] or each in have_fallback}
+                unused = [each and not (at in whom and not left[at]) for at, each in enumerate(unused)]
+                left = [max(0, number - 1) if at in whom else number for at, number in enumerate(left)]
+            case "upload":
+                left[at] += 2
+                told = upload(user, one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
+                assert told == {"signed_curve25519": left[at]}
+            case "fallback":
+                have_fallback.add(at)
+                unused[at] = True
+                upload(user, fallback_keys=one_time_keys(token_hex(8)))
+            case "rename":
+                user.put(f"{V3}/devices/{user.device_id}", {"display_name": token_hex(8)})
+            case _:
+                if step == "sliding sync":
+                    told = sliding[at].sync()["extensions"]["e2ee"]
+                else:
+                    told = sync(user, since[at] if step == "sync on" else None)
+                    since[at] = told["next_batch"]
+                assert told["device_one_time_keys_count"] == {"signed_curve25519": left[at]}
+                assert told["device_unused_fallback_key_types"] == ["signed_curve25519"] * unused[at]

@@ -8,13 +8,12 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.device_keys import DeviceKeys, KeyUpload
+from homeserver.services.device_keys import KeyUpload
+from homeserver.services.key_counts import KeyCountsInMemory
 from storage.database import Database, SQLiteConfig
 from storage.device_keys import DeviceKeyStore, KeyCounts
 from storage.streams import Change
@@ -462,9 +461,9 @@ def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
         told.clear()
 
     store = ClaimedMeanwhile(database, claim)
-    keys = DeviceKeys(database, store, RateLimiter(Clock(), {}), lambda: 0, capacity=10)
+    counts = KeyCountsInMemory(database.streams, store, capacity=10)
     for left in (4, 3, 2):
-        assert server.run(keys.get_counts(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+        assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
     assert store.reads == 3
     server.run(other.close())
 
@@ -480,14 +479,14 @@ def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
     told: list[Change] = []
     meanwhile.streams.subscribe(told.extend)
     wish = (bob.user_id, bob.device_id, "signed_curve25519")
-    readers: list[DeviceKeys] = []
+    readers: list[KeyCountsInMemory] = []
     for left in (2, 1, 0):
         server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
-        readers.append(DeviceKeys(database, store, RateLimiter(Clock(), {}), lambda: 0, capacity=10))
-        counts = server.run(readers[-1].get_counts(bob.user_id, bob.device_id))
+        readers.append(KeyCountsInMemory(database.streams, store, capacity=10))
+        counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
         assert counts.one_time == {wish[2]: left}, "it has read, and not heard"
         database.streams.publish(told, told[-1].position)
         told.clear()
         for reader in readers:
-            assert server.run(reader.get_counts(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
     server.run(meanwhile.close())

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from homeserver.services.device_keys import USUAL_ALGORITHM
+from homeserver.services.key_counts import USUAL_ALGORITHM
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 

@@ -97,6 +97,29 @@ def test_an_invite_is_in_it_while_it_is_open(alice: User, bob: User) -> None:
     assert listed(bob) == []
 
 
+def test_an_invite_shows_nothing_of_what_comes_after_it(alice: User, bob: User) -> None:
+    """The server is in the room, and has all of it."""
+    room = rooms.create(alice, preset="private_chat")
+    rooms.say(alice, room, "before")
+    rooms.act(alice, room, "invite", bob)
+    rooms.say(alice, room, "after", more={"m.mentions": {"user_ids": [bob.user_id], "room": True}})
+    (invite,) = listed(bob)
+    assert invite["event"]["type"] == "m.room.member"
+
+
+def test_what_is_newest_in_a_room_need_not_be_what_tells(
+    alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few rooms are looked at with one query."""
+    monkeypatch.setattr("homeserver.services.push.notifications.ROOMS_AT_ONCE", 1)
+    places = [rooms.create(alice, bob) for _ in range(3)]
+    sent = [rooms.say(alice, place) for place in places]
+    for place in places[::-1]:
+        rooms.say(bob, place, "no news to bob")
+    assert [each["event"]["event_id"] for each in listed(bob, "?limit=1")] == sent[-1:]
+    assert [each["event"]["event_id"] for each in listed(bob, "?limit=2")] == sent[:0:-1]
+
+
 def test_it_says_what_was_decided_then(alice: User, bob: User, room: str) -> None:
     """Later rules do not change it."""
     called = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})

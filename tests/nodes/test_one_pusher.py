@@ -1,12 +1,14 @@
 """Of several processes on one database one pushes, whoever writes; another takes over when it is gone."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.database import PostgresConfig
+from storage.engine import NodeCalls
 from storage.purging import Cause, PurgingStore
 from storage.transaction import WriteTransaction
 from tests.conftest import run_coroutine
@@ -137,6 +139,75 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
     assert nodes.texts() == [[], ["one"]]
 
 
+def hear(nodes: PushingNodes, number: int) -> NodeCalls:
+    """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
+    calls = nodes.databases[number].engine.connect_node()
+    assert calls is not None
+    nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
+    nodes.wait(12, nodes=(number,))
+    return calls
+
+
+def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
+    """The node does nothing any more."""
+    pushers = nodes.servers[number].app.pushers
+    pushers.reading._round.stop()
+    pushers.reading._has_lease = False
+    pushers.deliveries.stop()
+    calls.close()
+    other = nodes.servers[1 - number]
+    while calls.node in other.run(other.app.database.get_nodes()):
+        time.sleep(0.01)
+
+
+async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: PushingNodes, tmp_path: Path) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    calls = hear(nodes, 0)
+    await nodes.servers[1].app.pushers.stop()
+    kill(nodes, 0, calls)
+    nodes.say(0, "one")
+    nodes.gateways[0].taken.clear()
+    text = "database: {name: psycopg2, args: {}}\n"
+    now = nodes.servers[0].clock.seconds()
+    again = TestServer(tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0])
+    again.app.pushers.start()
+    settle(again)
+    assert nodes.texts() == [["one"], []]
+
+
+async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_lives_is_not(
+    nodes: PushingNodes,
+) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    calls = hear(nodes, 0)
+    nodes.gateways[0].held = []
+    nodes.say(0, "one")
+    nodes.wait()
+    nodes.wait(20, nodes=(1,))
+    assert nodes.texts() == [[], []], "it lives, as far as one can see, and its lease has not ended"
+    nodes.wait(10, nodes=(0,))
+    kill(nodes, 0, calls)
+    nodes.wait(10, nodes=(1,))
+    assert nodes.texts() == [[], []], "it has a round to say under which number it goes on"
+    nodes.wait(10, nodes=(1,))
+    assert nodes.texts() == [[], ["one"]]
+
+
+async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    hear(nodes, 0).close()
+    nodes.wait(10, nodes=(1,))
+    calls = hear(nodes, 0)
+    nodes.wait(20)
+    nodes.say(0, "one")
+    nodes.wait()
+    assert nodes.texts() == [["one"], []]
+    calls.close()
+
+
 @pytest.mark.parametrize("how", ["leave", "redact", "purge"])
 async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNodes, how: str) -> None:
     set_pusher(nodes.alice)
@@ -153,6 +224,64 @@ async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNod
         purge(nodes.servers[1], event_id)
     nodes.wait(5)
     assert nodes.gateways[0].badges == [0]
+
+
+async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_number(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    event_id = nodes.say(0, "one")
+    nodes.wait(70)
+    set_pusher(nodes.on(1, nodes.alice), **{"org.matrix.msc3881.enabled": False})
+    await nodes.servers[0].app.pushers.stop()
+    nodes.wait(12)
+    alice = nodes.on(0, nodes.alice)
+    assert alice.post(f"{V3}/rooms/{nodes.room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+    nodes.wait(5)
+    set_pusher(alice, **{"org.matrix.msc3881.enabled": True})
+    nodes.wait(5)
+    assert [gateway.badges for gateway in nodes.gateways] == [[], [0]]
+
+
+@pytest.mark.parametrize("how", ["accept", "ignore", "take_no_invites"])
+async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(nodes: PushingNodes, how: str) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    room_id = nodes.bob.post(f"{V3}/createRoom", {"preset": "private_chat", "invite": [nodes.alice.user_id]}).json[
+        "room_id"
+    ]
+    nodes.wait(5)
+    assert [push.notification["counts"] for push in nodes.gateways[0].taken] == [{"unread": 1}]
+    alice, bob_id = nodes.on(1, nodes.alice), nodes.bob.user_id
+    kept = f"{V3}/user/{alice.user_id}/account_data"
+    if how == "accept":
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    elif how == "ignore":
+        assert alice.put(f"{kept}/m.ignored_user_list", {"ignored_users": {bob_id: {}}}).status == 200
+    else:
+        content = {"ignored_users": [bob_id]}
+        assert alice.put(f"{kept}/org.matrix.msc4155.invite_permission_config", content).status == 200
+    nodes.wait(5)
+    assert nodes.gateways[0].badges == [0]
+
+
+async def test_what_was_told_is_not_what_this_node_told_before_another_did(nodes: PushingNodes) -> None:
+    """The first tells one, the second two; then the first is to tell one again."""
+    set_pusher(nodes.alice)
+    nodes.wait()
+    nodes.say(0, "one")
+    nodes.wait(5)
+    await nodes.servers[0].app.pushers.stop()
+    nodes.wait(12)
+    body = {"preset": "private_chat", "invite": [nodes.alice.user_id]}
+    invited = nodes.bob.post(f"{V3}/createRoom", body).json["room_id"]
+    nodes.wait(5)
+    nodes.servers[0].app.pushers.start()
+    await nodes.servers[1].app.pushers.stop()
+    nodes.wait(12)
+    assert nodes.alice.post(f"{V3}/rooms/{invited}/leave").status == 200
+    nodes.wait(5)
+    told = [[push.notification["counts"]["unread"] for push in gateway.taken] for gateway in nodes.gateways]
+    assert told == [[1, 1], [2]]
 
 
 async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: PushingNodes) -> None:

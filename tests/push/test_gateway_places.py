@@ -16,6 +16,7 @@ from homeserver.services.pushers.gateways import (
     AT_ONCE,
     AT_ONCE_IN_ALL,
     AT_ONCE_TO_SLOW,
+    FIRST_PAUSE_MS,
     QUICK_SECONDS,
     SECONDS,
     Gateways,
@@ -130,4 +131,14 @@ def test_one_gateway_has_so_many_places(number: int) -> None:
     for _ in range(number):
         pushing.push("hangs.example")
     assert pushing.web.under_way.total() == min(number, AT_ONCE)
+    pushing.gateways.stop()
+
+
+def test_a_gateway_that_hung_is_tried_with_one_request() -> None:
+    pushing = Pushing(lambda _: True)
+    for _ in range(3 * AT_ONCE):
+        pushing.push("hangs.example")
+    assert pushing.web.under_way.total() == AT_ONCE
+    pushing.clock.pump([1.0] * int(SECONDS + FIRST_PAUSE_MS / 1000))
+    assert pushing.web.under_way.total() == 1
     pushing.gateways.stop()

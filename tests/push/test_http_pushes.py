@@ -7,6 +7,7 @@ import pytest
 
 from federation.outbound.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
+from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
 from storage.database import Database
 from tests.helpers.federated import create_room, say, set_state
 from tests.helpers.gateway import URL, Gateway, set_pusher, settle
@@ -143,6 +144,15 @@ def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(server: T
     [push] = gateway.taken
     assert push.notification["prio"] == "high"
     assert push.notification["type"] == "m.room.encrypted"
+    assert "content" not in push.notification
+
+
+def test_content_that_no_vendor_would_carry_stays_here(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    event_id = say(bob, room_id, "x" * MAX_CONTENT_BYTES)
+    settle(server)
+    [push] = gateway.taken
+    assert push.notification["event_id"] == event_id
     assert "content" not in push.notification
 
 

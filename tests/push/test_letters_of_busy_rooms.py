@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from homeserver.services.mail.relay import CannotDeliver
 from homeserver.services.pushers.missed import MOST_ROOMS
 from storage.database import Database
 from tests.helpers.federated import say
 from tests.helpers.gateway import settle
-from tests.helpers.server import TestServer
-from tests.push.test_letters import MINUTE, V3, pass_time, reader, room_of, start, texts
+from tests.helpers.server import TestServer, User
+from tests.push.test_letters import HOUR, MINUTE, V3, pass_time, reader, room_of, start, texts
 
 
 @pytest.fixture
@@ -86,3 +87,44 @@ def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
     plain, _ = texts(letter)
     assert "in the clear" in plain
     assert "Encrypted message" not in plain
+
+
+def edit(user: User, room_id: str, event_id: str, text: str) -> str:
+    content = {
+        "msgtype": "m.text",
+        "body": f"* {text}",
+        "m.new_content": {"msgtype": "m.text", "body": text},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
+    }
+    answer = user.put(f"{V3}/rooms/{room_id}/send/m.room.message/{text}", content)
+    assert answer.status == 200
+    return str(answer.json["event_id"])
+
+
+def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    event_id = say(bob, room_id, "my password is zanjabil")
+    edit(bob, room_id, event_id, "second")
+    edit(bob, room_id, event_id, "third")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    for text in texts(letter):
+        assert "third" in text
+        assert "second" not in text
+        assert "zanjabil" not in text
+
+
+def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    event_id = say(bob, room_id, "first")
+    taken_back = edit(bob, room_id, event_id, "zanjabil")
+    pass_time(server, 12 * MINUTE)
+    assert bob.put(f"{V3}/rooms/{room_id}/redact/{taken_back}/1", {}).status == 200
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "first" in texts(letter)[0]
+    assert "zanjabil" not in texts(letter)[0]

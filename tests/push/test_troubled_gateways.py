@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import OutboundError, TooLong
 from federation.protocol.ids import RoomID
+from homeserver.services.pushers.deliveries import MOST_WAITING
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.notification import Names
 from storage.database import Database, DatabaseUnavailable
@@ -262,6 +263,17 @@ def test_an_answer_that_is_none_is_a_failure(server: TestServer, gateway: Gatewa
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
+def test_a_push_that_was_answered_at_length_is_tried_again(server: TestServer, gateway: Gateway) -> None:
+    """As by a proxy that says in many words that the gateway is away."""
+    _, bob, room_id = two(server)
+    gateway.failure = TooLong("its answer is too long")
+    event_id = say(bob, room_id, "x")
+    pass_time(server, 10)
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == [event_id]
+
+
 def test_an_address_that_is_not_contacted_is_not_tried_again(server: TestServer, gateway: Gateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError("its address is one that this server does not contact", retryable=False)
@@ -415,3 +427,26 @@ def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: Gate
     pass_time(server, 3600, 60)
     assert gateway.events[-50:] == events[-50:]
     assert len(gateway.events) <= 51
+
+
+def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of_a_room_are_kept(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, busy = two(server)
+    quiet, calling = create_room(bob), create_room(bob)
+    for room_id in (quiet, calling):
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    gateway.failure = OutboundError("it is down")
+    content = {"msgtype": "m.text", "body": "Alice!", "m.mentions": {"user_ids": [alice.user_id]}}
+    called = bob.put(f"{V3}/rooms/{calling}/send/m.room.message/call", content).json["event_id"]
+    say(bob, calling, "and further")
+    said = [say(bob, quiet, str(number)) for number in range(2)]
+    further = [say(bob, busy, str(number)) for number in range(MOST_WAITING + 10)]
+    gateway.failure = None
+    pass_time(server, 700)
+    told = gateway.events
+    assert len(told) == MOST_WAITING
+    assert told[0] == called
+    assert said[1] in told
+    assert said[0] not in told
+    assert told[-1] == further[-1]

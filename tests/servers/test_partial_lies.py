@@ -13,6 +13,7 @@ from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.finding import found, index
+from tests.helpers.gateway import set_pusher
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
@@ -259,6 +260,33 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     assert not nothing.rejected
     assert not nothing.in_timeline
     await same_state(alice, bob, room_id)
+
+
+async def test_what_is_taken_back_is_in_no_number_of_an_app(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    south, pushers = Side(bob.server), bob.server.app.pushers
+    bob.server.app.incoming.completions.stop()
+    pushers.start()
+    ok(set_pusher(bob))
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    (our_join,) = await south.last(RoomID(room_id))
+    event, cited = await follow(wanda, room_id, our_join, "I am still here")
+    await south.federation.receiver.receive_outliers(RoomID(room_id), cited)
+    await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+    network.settle()
+    assert await pushers.deliveries._badges.get(bob.user_id) == 1
+
+    bob.server.app.incoming.completions.start()
+    complete(network)
+
+    assert messages(bob, room_id) == []
+    assert await pushers.deliveries._badges.get(bob.user_id) == 0
+    await pushers.stop()
 
 
 async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(network: Network) -> None:

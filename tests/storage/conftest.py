@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from storage import claim_log, one_time_keys, postgres, writer
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 
 
@@ -17,3 +18,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectS
 @pytest.fixture
 def bucket(running: RunningObjectStore) -> Bucket:
     return running.bucket()
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; claims are
+    gathered after three, and settled where they are of more than two blocks."""
+    monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
+    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
+    monkeypatch.setattr(postgres, "STEADY", 2)
+    monkeypatch.setattr(one_time_keys, "KEYS_A_BLOCK", 5)
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 3)
+    monkeypatch.setattr(claim_log, "MOST_MARKS", 5)
+    monkeypatch.setattr(claim_log, "MOST_GATHERED", 2)

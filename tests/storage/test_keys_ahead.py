@@ -1,24 +1,21 @@
 """One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
 whatever fails."""
 
-import struct
-import tracemalloc
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from random import Random
-from sys import getsizeof
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from storage import claim_log, one_time_keys, postgres, writer
+from storage import claim_log, writer
 from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
 from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
 from storage.devices import DeviceRow, DeviceStore
-from storage.engine import Connection
-from storage.keys_ahead import BYTES_BESIDE, KeyOf, KeyRun, KeysAhead
+from storage.engine import Connection, OthersWrote
+from storage.keys_ahead import KeyOf
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content, parse_named
@@ -27,28 +24,51 @@ T = TypeVar("T")
 
 OTHER = "other"
 DEVICES = ("A", "B", "C")
+OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
+"""Of the history: devices, each with an algorithm."""
+STATEMENTS = {
+    "query",
+    "query_in",
+    "query_each",
+    "query_each_changing",
+    "query_with",
+    "execute_later",
+    "execute_in_later",
+    "change_each",
+}
 
 
 class Losing:
-    """A connection that may be lost once it has committed."""
+    """A connection that may be lost once it has committed, and of which one statement may fail, or the commit."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.loses = False
+        self.fails_at = 0
+        """At the call of that number from now on; 0: none fails."""
+        self.failure: Exception = ZeroDivisionError()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
+        call = getattr(self._connection, name)
+        return partial(self._count, call) if self.fails_at and name in STATEMENTS else call
 
     def commit(self, *args: Any) -> None:
-        self._connection.commit(*args)
+        self._count(self._connection.commit, *args)
         if self.loses:
             raise DatabaseUnavailable("the connection was lost")
+
+    def _count(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.fails_at -= 1
+        if self.fails_at == 0:
+            raise self.failure
+        return call(*args)
 
 
 class Node:
     """A process, and what it asked of the database."""
 
     def __init__(self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._config, self._monkeypatch = config, monkeypatch
         self.counter = QueryCounter()
         self.writer = SteppedExecutor()
         self.database: Database = open_inline(config, self.counter, self.writer)
@@ -62,6 +82,14 @@ class Node:
             return self.connections[-1]
 
         monkeypatch.setattr(engine, "connect_writer", connect_losing)
+
+    def restarted(self) -> "Node":
+        """Another process in its place."""
+        self.close()
+        return Node(self._config, self._monkeypatch)
+
+    def close(self) -> None:
+        run_coroutine(self.database.close(), None)
 
     def run(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
         """What comes of them, whose writes are one batch."""
@@ -83,7 +111,18 @@ class Node:
         fail: bool = False,
     ) -> int:
         """How many keys it is told to have."""
+        (left,) = self.run(self.do_upload(device_id, names, algorithm, identity=identity, fail=fail))
+        return left
 
+    async def do_upload(
+        self,
+        device_id: str,
+        names: list[str],
+        algorithm: str = ALGORITHM,
+        *,
+        identity: bytes | None = None,
+        fail: bool = False,
+    ) -> int:
         def put(txn: WriteTransaction) -> KeyCounts:
             DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
             keys = {(algorithm, name): content(name) for name in names}
@@ -92,8 +131,13 @@ class Node:
                 raise ZeroDivisionError
             return counts
 
-        (counts,) = self.run(self.database.write("upload", put))
+        counts = await self.database.write("upload", put)
         return counts.one_time.get(algorithm, 0)
+
+    def write(self, times: int) -> None:
+        """Something else. After a few of these it believes to be alone."""
+        for _ in range(times):
+            self.run(self.database.write("other", lambda txn: txn.next_position()))
 
     def remove(self, device_id: str) -> None:
         self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
@@ -102,35 +146,52 @@ class Node:
         (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
         return names_of(given)
 
-    def count(self, device_id: str) -> int:
+    def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
         """How many keys the device has left, as it is told."""
         ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
-        return counts.one_time.get(ALGORITHM, 0)
+        return counts.one_time.get(algorithm, 0)
 
-    def claim_together(self, *device_ids: str) -> list[list[str | None]]:
+    def claim_together(self, wishes: Sequence[KeyOf]) -> list[list[str | None]]:
         """Twice, with a write between that fails, all of one batch."""
-        claims = [self.store.do_claim(wishes_for(device_ids), 1000) for _ in range(2)]
-        return list(map(names_of, self.run(claims[0], self.expect_failure(device_ids), claims[1])[::2]))
+        claims = [self.store.do_claim(wishes, 1000) for _ in range(2)]
+        return list(map(names_of, self.run(claims[0], self.expect_failure(wishes), claims[1])[::2]))
 
-    def fail_to_claim(self, *device_ids: str) -> None:
+    def fail_to_claim(self, wishes: Sequence[KeyOf]) -> None:
         """The write is undone."""
-        self.run(self.expect_failure(device_ids))
+        self.run(self.expect_failure(wishes))
 
-    async def expect_failure(self, device_ids: Sequence[str]) -> list[bytes | None]:
+    async def expect_failure(self, wishes: Sequence[KeyOf]) -> list[bytes | None]:
         def fail(txn: WriteTransaction) -> None:
-            self.store.claim_keys(txn, wishes_for(device_ids), 1000)
+            self.store.claim_keys(txn, wishes, 1000)
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             await self.database.write("fail", fail)
         return []
 
-    def claim_and_lose(self, *device_ids: str) -> None:
+    def claim_and_lose(self, wishes: Sequence[KeyOf]) -> None:
         """It is committed, and nobody knows."""
         self.run(self.database.write("connect", lambda _: None))
         self.connections[-1].loses = True
         with pytest.raises(DatabaseUnavailable):
-            self.claim(*device_ids)
+            self.run(self.store.do_claim(wishes, 1000))
+
+    def run_failing(self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+        """As `run`, while one statement fails; None of what came to nothing by that."""
+
+        async def attempt(coroutine: Coroutine[Any, Any, T]) -> T | None:
+            try:
+                return await coroutine
+            except (ZeroDivisionError, DatabaseUnavailable):
+                return None
+
+        if self.connections:
+            self.connections[-1].fails_at, self.connections[-1].failure = fails_at, failure
+        try:
+            return self.run(*map(attempt, coroutines))
+        finally:
+            for connection in self.connections:
+                connection.fails_at = 0
 
 
 async def as_coroutine(deferred: Deferred[Any]) -> None:
@@ -149,39 +210,28 @@ def names_of(given: Iterable[bytes | None]) -> list[str | None]:
 
 
 @pytest.fixture
-def nodes(
-    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Node, Node]]:
-    pair = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+def nodes(database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
+    pair = [Node(database_config, monkeypatch), Node(database_config, monkeypatch)]
     yield pair
     for node in pair:
-        run_coroutine(node.database.close(), None)
+        node.close()
 
 
-@pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; claims are
-    gathered after three, and settled where they are of more than two blocks."""
-    monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
-    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
-    monkeypatch.setattr(postgres, "STEADY", 2)
-    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 3)
-    monkeypatch.setattr(claim_log, "MOST_GATHERED", 2)
-
-
+owners = st.integers(0, len(OWNERS) - 1)
+some_owners = st.lists(owners, unique=True, min_size=1)
+failures = st.sampled_from([ZeroDivisionError(), OthersWrote(), DatabaseUnavailable("gone")])
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("upload"), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 9)),
+        st.tuples(st.just("upload"), st.integers(0, 1), owners, st.integers(1, 9)),
+        st.tuples(st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), owners, st.integers(1, 3)),
+        st.tuples(st.sampled_from(["remove", "write", "restart"]), st.integers(0, 1), owners, st.just(4)),
         st.tuples(
-            st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), st.sampled_from(DEVICES), st.integers(1, 3)
-        ),
-        st.tuples(st.sampled_from(["remove", "write"]), st.integers(0, 1), st.sampled_from(DEVICES), st.just(4)),
-        st.tuples(
-            st.sampled_from(["claim", "lose", "fail claims", "together"]),
+            st.sampled_from(["claim", "alone", "lose", "fail claims", "together"]),
             st.integers(0, 1),
-            st.lists(st.sampled_from(DEVICES), unique=True, min_size=1),
+            some_owners,
             st.integers(1, 12),
         ),
+        st.tuples(st.just("break"), st.integers(0, 1), st.tuples(some_owners, owners, failures), st.integers(1, 20)),
     ),
     max_size=40,
 )
@@ -191,61 +241,89 @@ steps = st.lists(
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_keys_are_given_out_in_order_and_once_at_whichever_node(
-    nodes: tuple[Node, Node], steps: list[tuple[str, int, Any, int]]
+    nodes: list[Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
-    left: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
-    given: dict[str, list[str]] = {device_id: [] for device_id in DEVICES}
+    left: list[list[str]] = [[] for _ in OWNERS]
+    given: list[list[str]] = [[] for _ in OWNERS]
     have_identity: set[str] = set()
-    for device_id in DEVICES:
+    for device_id, _ in OWNERS:
         nodes[0].remove(device_id)
 
-    def take(device_ids: Sequence[str]) -> list[str | None]:
+    def take(owners: Sequence[int]) -> list[str | None]:
         taken: list[str | None] = []
-        for device_id in device_ids:
-            given[device_id] += left[device_id][:1]
-            taken.append(left[device_id].pop(0) if left[device_id] else None)
+        for owner in owners:
+            given[owner] += left[owner][:1]
+            taken.append(left[owner].pop(0) if left[owner] else None)
         return taken
+
+    def forget(of: str) -> None:
+        for owner, (device_id, _) in enumerate(OWNERS):
+            if device_id == of:
+                left[owner], given[owner] = [], []
 
     number = 0
     for step, at, what, times in steps:
         node = nodes[at]
+        names = [f"k{number + each}" for each in range(times)]
+        number += times
         if step in ("upload", "fail", "begin anew"):
-            names = [f"k{number + each}" for each in range(times)]
-            number += times
+            device_id, algorithm = OWNERS[what]
             if step == "upload":
                 left[what] += names
-                assert node.upload(what, [*given[what], *names]) == len(left[what]), "what was given out stays so"
+                told = node.upload(device_id, [*given[what], *names], algorithm)
+                assert told == len(left[what]), "what was given out stays so"
             elif step == "begin anew":
-                node.upload(what, names, identity=b'{"keys":{"ed25519:%b":"%d"}}' % (what.encode(), number))
-                if what in have_identity:
-                    left[what], given[what] = [], []
+                identity = b'{"keys":{"ed25519:%b":"%d"}}' % (device_id.encode(), number)
+                node.upload(device_id, names, algorithm, identity=identity)
+                if device_id in have_identity:
+                    forget(device_id)
                 left[what] += names
-                have_identity.add(what)
+                have_identity.add(device_id)
             else:
                 with pytest.raises(ZeroDivisionError):
-                    node.upload(what, names, fail=True)
+                    node.upload(device_id, names, algorithm, fail=True)
         elif step == "write":
-            for _ in range(times):
-                node.run(node.database.write("other", lambda txn: txn.next_position()))
+            node.write(times)
         elif step == "remove":
-            node.remove(what)
-            left[what], given[what] = [], []
-            have_identity.discard(what)
+            device_id, _ = OWNERS[what]
+            node.remove(device_id)
+            forget(device_id)
+            have_identity.discard(device_id)
+        elif step == "restart":
+            nodes[at] = node.restarted()
+        elif step == "break":
+            claimed, owner, failure = what
+            device_id, algorithm = OWNERS[owner]
+            wishes = [(ALICE, *OWNERS[each]) for each in claimed]
+            claims = [node.store.do_claim(wishes, 1000) for _ in range(2)]
+            upload = node.do_upload(device_id, [*given[owner], *names], algorithm)
+            first, told, second = node.run_failing(times, failure, claims[0], upload, claims[1])
+            if first is not None:
+                assert names_of(first) == take(claimed)
+            if told is not None:
+                left[owner] += names
+                assert told == len(left[owner])
+            if second is not None:
+                assert names_of(second) == take(claimed)
         else:
+            wishes = [(ALICE, *OWNERS[each]) for each in what]
+            if step == "alone":
+                node.write(3)
             for number_of_claim in range(times):
-                if step == "fail claims" and number_of_claim % 2:
-                    node.fail_to_claim(*what)
+                if step == "fail claims" and number_of_claim % 2 == 0:
+                    node.fail_to_claim(wishes)
                 wanted = take(what)
                 if step == "lose" and number_of_claim % 3 == 2:
-                    node.claim_and_lose(*what)
+                    node.claim_and_lose(wishes)
                     continue
                 if step == "together":
-                    assert node.claim_together(*what) == [wanted, take(what)]
+                    assert node.claim_together(wishes) == [wanted, take(what)]
                     continue
-                assert node.claim(*what) == wanted
-        for device_id, names in left.items():
+                (answer,) = node.run(node.store.do_claim(wishes, 1000))
+                assert names_of(answer) == wanted
+        for owner, names_left in zip(OWNERS, left, strict=True):
             for each in nodes:
-                assert each.count(device_id) == len(names)
+                assert each.count(*owner) == len(names_left)
 
 
 @pytest.mark.usefixtures("short_runs")
@@ -255,19 +333,35 @@ def test_what_is_not_settled_is_bounded_over_restarts(
     found: list[int] = []
     for number in range(7):
         node = Node(database_config, monkeypatch)
-        for _ in range(3):
-            node.run(node.database.write("other", lambda txn: txn.next_position()))
+        node.write(3)
         node.upload(f"D{number}", ["a", "b", "c"])
         assert [node.claim(f"D{number}") for _ in range(2)] == [["a"], ["b"]]
         (rows,) = node.run(node.database.read("read", lambda txn: txn.query(claim_log.LOGGED)))
         found.append(len(claim_log.read_marks(rows)))
-        run_coroutine(node.database.close(), None)
+        (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT claim_nid FROM key_claims")))
+        assert len(rows) <= 3, "they go when they are gathered"
+        node.close()
     assert max(found) == 3, "blocks: more are settled"
     assert found[-1] < 3
 
 
 @pytest.mark.usefixtures("short_runs")
-def test_two_stores_of_a_process_give_out_no_key_twice(nodes: tuple[Node, Node]) -> None:
+def test_what_is_in_the_log_is_not_believed_once_another_node_was_alone(nodes: list[Node]) -> None:
+    for device_id in "AB":
+        nodes[0].upload(device_id, [f"{device_id}{number}" for number in range(20)])
+    for number in range(0, 20, 2):
+        node = nodes[number // 2 % 2]
+        node.write(3)
+        node.upload("C", [f"C{number}"])
+        assert node.claim("C") == [f"C{number}"], "known, and in the log"
+        for more in range(2):
+            assert node.claim("A", "B") == [f"A{number + more}", f"B{number + more}"]
+            assert node.count("A") == 19 - number - more
+    assert nodes[0].claim("A", "B") == [None, None]
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_two_stores_of_a_process_give_out_no_key_twice(nodes: list[Node]) -> None:
     """What each of them does is no other process's: they are alone together."""
     node, _ = nodes
     node.upload("A", [f"k{number}" for number in range(20)])
@@ -280,18 +374,17 @@ def test_two_stores_of_a_process_give_out_no_key_twice(nodes: tuple[Node, Node])
 
 
 @pytest.mark.usefixtures("short_runs")
-def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: tuple[Node, Node]) -> None:
+def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: list[Node]) -> None:
     node, other = nodes
     other.upload("A", [f"k{number}" for number in range(5)])
-    for _ in range(3):
-        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    node.write(3)
     assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], "the latter two are in the log"
-    node.fail_to_claim("A")  # it has to read what comes next, and settles before
+    node.fail_to_claim(wishes_for("A"))  # it has to read what comes next, and settles before
     assert node.claim("A") == ["k3"]
     assert node.count("A") == 1
 
 
-def test_claims_of_very_many_keys_are_settled_too(nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_of_very_many_keys_are_settled_too(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """More marks than one statement moves."""
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
     node, other = nodes
@@ -311,8 +404,7 @@ def test_what_was_settled_is_not_looked_through_again(
 ) -> None:
     """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have gone since."""
     node = Node(postgresql, monkeypatch)
-    for _ in range(3):
-        node.run(node.database.write("other", lambda txn: txn.next_position()))
+    node.write(3)
     node.upload("A", [f"k{number}" for number in range(41)])
     assert node.claim("A") == ["k0"]
     engine = node.database.engine
@@ -328,10 +420,10 @@ def test_what_was_settled_is_not_looked_through_again(
         assert "Rows Removed" not in plan
     for connection in (backup, reader):
         connection.close()
-    run_coroutine(node.database.close(), None)
+    node.close()
 
 
-def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: tuple[Node, Node]) -> None:
+def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: list[Node]) -> None:
     node, other = nodes
     for device_id in DEVICES:
         node.upload(device_id, [f"{device_id}{number}" for number in range(4)])
@@ -343,7 +435,7 @@ def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: tuple[Node,
     assert node.claim(*DEVICES) == [None] * len(DEVICES)
 
 
-def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: tuple[Node, Node]) -> None:
+def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: list[Node]) -> None:
     node, _ = nodes
     node.upload("A", ["a", "b"])
     node.upload("A", ["c", "d"], OTHER)
@@ -354,7 +446,19 @@ def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: tuple[Nod
     assert node.claim("A") == ["b"]
 
 
-def test_younger_keys_are_not_taken_for_the_next(nodes: tuple[Node, Node]) -> None:
+@pytest.mark.usefixtures("short_runs")
+def test_nothing_is_known_of_a_device_that_has_gone(nodes: list[Node]) -> None:
+    node, _ = nodes
+    node.write(3)
+    for algorithm in (ALGORITHM, OTHER):
+        node.upload("A", ["a", "b"], algorithm)
+        assert node.claim("A", algorithm=algorithm) == ["a"]
+    node.remove("A")
+    for algorithm in (ALGORITHM, OTHER):
+        assert node.claim("A", algorithm=algorithm) == [None]
+
+
+def test_younger_keys_are_not_taken_for_the_next(nodes: list[Node]) -> None:
     """An upload is known; the one before, at another node, has keys left."""
     node, other = nodes
     other.upload("A", ["a", "b"])
@@ -363,7 +467,7 @@ def test_younger_keys_are_not_taken_for_the_next(nodes: tuple[Node, Node]) -> No
 
 
 def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
-    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, other = nodes
     devices = [f"D{number:04}" for number in range(CLAIMED_AT_ONCE + 3)]
@@ -384,71 +488,3 @@ def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
         node.claim(*devices)
     monkeypatch.setattr(node.database, "write", write)
     assert node.claim(*devices) == [*[None] * CLAIMED_AT_ONCE, *devices[CLAIMED_AT_ONCE:]]
-
-
-numbers_of_blocks = st.sampled_from([0, 1, 2, 255, 256, 257, 511, 512, 1 << 16, 1 << 40])
-"""Such that the bytes of one stand across others, too."""
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.dictionaries(numbers_of_blocks, st.integers(0, 300), max_size=6), max_size=5),
-    st.sets(numbers_of_blocks),
-    st.randoms(use_true_random=False),
-)
-def test_what_is_read_of_some_blocks_is_what_all_of_the_log_says_of_them(
-    claims: list[dict[int, int]], wanted: set[int], random: Random
-) -> None:
-    rows = [
-        (position, position * 10, b"".join([struct.pack(">qH", *mark) for mark in marks.items()]))
-        for position, marks in enumerate(claims)
-    ]
-    latest = {block: (taken, position * 10) for position, marks in enumerate(claims) for block, taken in marks.items()}
-    random.shuffle(rows)
-    assert claim_log.read_marks(rows) == latest
-    assert claim_log.find_marks(rows, wanted) == {block: latest[block] for block in wanted & latest.keys()}
-
-
-def make_transaction() -> WriteTransaction:
-    """What asks nothing of a database."""
-    return WriteTransaction(cast("Connection", None), {}, {})
-
-
-def test_what_is_known_is_bounded_and_of_whom_nothing_came_for_longest_goes_first() -> None:
-    ahead, txn = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))), make_transaction()
-    run = KeyRun(1, 0, 5, b"12345" * 2)
-
-    def known() -> str:
-        return "".join(name for name in "abcdef" if ahead.get_all([(name, "", "")]) == [run])
-
-    for name in "abc":
-        ahead.put(txn, (name, "", ""), run)
-    assert known() == "abc"
-    ahead.put(txn, ("a", "", ""), run)
-    ahead.put(txn, ("d", "", ""), run)
-    assert known() == "acd"
-    ahead.remove(("a", "", ""))
-    ahead.put(txn, ("e", "", ""), run)
-    assert known() == "cde"
-    ahead.forget("c", "")
-    ahead.put(txn, ("f", "", ""), run)
-    assert known() == "def"
-    for undo in txn.undoings:
-        undo()
-    assert known() == ""
-
-
-def test_what_is_known_is_bounded_however_long_the_names_are() -> None:
-    most = 1 << 20
-    tracemalloc.start()
-    try:
-        ahead = KeysAhead(most)
-        for number in range(2 * most // (BYTES_BESIDE + 10)):
-            ahead.put(
-                make_transaction(),
-                (ALICE, f"{number}" + "\U0001f511" * 250, "\U0001f511" * 240 + f"{number}"),
-                KeyRun(number, 0, 5, b"12345" * 2),
-            )
-        assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
-    finally:
-        tracemalloc.stop()

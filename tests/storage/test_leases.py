@@ -23,3 +23,16 @@ async def test_the_lease_has_one_holder(database: Database) -> None:
     other = await LeaseStore(database, "push").take("a", 1000, 31_000, by_force=False)
     assert other is not None
     assert other.run == 1
+
+
+async def test_a_lease_is_taken_from_who_is_gone_and_from_nobody_else(database: Database) -> None:
+    lease = LeaseStore(database, "push")
+    assert await lease.get_holder() is None
+    assert await lease.take("a", 1000, 31_000, by_force=False) is not None
+    assert await lease.renew("a", 31_000, 5, name="b")
+    assert await lease.get_holder() == "b"
+    assert not await lease.renew("a", 31_000, 5)
+    assert await lease.take("c", 2000, 32_000, by_force=False, instead_of="a") is None
+    taken = await lease.take("c", 2000, 32_000, by_force=False, instead_of="b")
+    assert taken is not None
+    assert taken.position == 5

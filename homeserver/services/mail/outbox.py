@@ -3,7 +3,7 @@
 Laws:
 - A letter is queued in the write that it belongs to, and leaves the queue when the mail server has taken it: a restart loses none.
 - A letter that is not taken is tried again, later each time, for two days; what is refused for good is not.
-- What a letter tells is still to be told when it is sent: else it goes, and another is written of what is left.
+- What a letter tells is still to be told when it is sent, and not read yet: else it goes, and another is written of what is left.
 - One letter after the other: a mail server that hangs costs one thread.
 """
 
@@ -13,11 +13,13 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from homeserver.observe.metrics import MailMetrics
 from homeserver.services.languages import Language
 from homeserver.services.mail.letters import Letter, Letters, address_of
 from homeserver.services.mail.relay import CannotDeliver, Relay
+from storage.database import DatabaseUnavailable
 from storage.executors import Executor, run_in
 from storage.outgoing_mail import LetterOf, OutgoingMailRow, OutgoingMailStore
 from storage.transaction import WriteTransaction
@@ -28,12 +30,14 @@ LONGEST_DELAY_MS: Final = 2 * 3600_000
 LEASE_MS: Final = 10 * 60_000
 """For so long a node that took letters has them for itself."""
 KEPT_MS: Final = 48 * 3600_000
+RETRY_SECONDS: Final = 60.0
+MAX_ERROR_CHARS: Final = 300
 LONGEST_SLEEP: Final = 3600.0
 """Seconds after which the queue is looked at in any case: another node may have left letters in it."""
 
 
-AreShown = Callable[[Sequence[int]], Awaitable[bool]]
-"""Whether all the events with these numbers are still to be shown, as far as their age goes."""
+IsMissed = Callable[[int, Sequence[int]], Awaitable[bool]]
+"""Whether the pusher with this number is still to be written to, of all the events with these numbers."""
 
 
 class Outbox:
@@ -61,11 +65,11 @@ class Outbox:
         self._working: Deferred[None] | None = None
         self._again = False
         self._stopped = False
-        self._are_shown: AreShown | None = None
+        self._is_missed: IsMissed | None = None
 
-    def ask_of_events(self, are_shown: AreShown) -> None:
-        """From now on no letter goes out that tells of events which are shown to nobody any more."""
-        self._are_shown = are_shown
+    def ask_of_missed(self, is_missed: IsMissed) -> None:
+        """From now on no letter about what somebody missed goes out of which that is true no longer."""
+        self._is_missed = is_missed
 
     def add(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> None:
         """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no address."""
@@ -95,7 +99,7 @@ class Outbox:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._working = Deferred.fromCoroutine(self._work())
-        self._working.addErrback(lambda failure: self._log.failure("letters could not be sent", failure))
+        self._working.addErrback(self._fail)
         self._working.addBoth(lambda _: self._rest())
 
     async def stop(self) -> None:
@@ -130,27 +134,53 @@ class Outbox:
         return self._stopped
 
     async def _send(self, row: OutgoingMailRow) -> None:
-        told = await self._store.get_told(row.mail_nid)
-        if told is None:
-            return  # it was withdrawn since it was taken
-        if told and self._are_shown is not None and not await self._are_shown(told):
-            await self._store.withdraw_mail(row.mail_nid)
-            return
         try:
+            if not await self._is_to_go(row):
+                return
             await run_in(self._executor, lambda: self._relay.deliver(self._sender, row.recipient, row.message))
         except CannotDeliver as error:
-            if error.for_good or self._now() - row.created_ts > KEPT_MS:
-                self._metrics.count("given_up")
-                self._log.error("a letter was given up: {error}", error=str(error))
-                await self._store.remove_mail(row.mail_nid)
-                return
-            delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
-            self._metrics.count("failed")
-            self._log.warn("a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=str(error))
-            await self._store.set_due(row.mail_nid, self._now() + delay)
+            await self._put_off(row, str(error), for_good=error.for_good)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # a bug of ours: it must not keep the letters of others from going
+            self._log.failure("a letter could not be sent")
+            await self._put_off(row, type(error).__name__, for_good=False)
         else:
             self._metrics.count("sent")
-            await self._store.remove_mail(row.mail_nid)
+            await self._store.note_sent(row.mail_nid, self._now())
+
+    async def _is_to_go(self, row: OutgoingMailRow) -> bool:
+        """Whether what a letter tells is still to be told; if not, it is withdrawn."""
+        told = await self._store.get_told(row.mail_nid)
+        if told is None:
+            return False  # it was withdrawn since it was taken
+        pusher_nid, event_nids = told
+        if pusher_nid is None or self._is_missed is None or await self._is_missed(pusher_nid, event_nids):
+            return True
+        await self._store.withdraw_mail(row.mail_nid)
+        return False
+
+    async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
+        """It was not taken: it is tried again later, or given up."""
+        if for_good or self._now() - row.created_ts > KEPT_MS:
+            self._metrics.count("given_up")
+            self._log.error("a letter was given up: {error}", error=error)
+            await self._store.give_up(row.mail_nid, self._now(), error[:MAX_ERROR_CHARS])
+            return
+        delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
+        self._metrics.count("failed")
+        self._log.warn("a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=error)
+        now = self._now()
+        await self._store.put_off(row.mail_nid, now + delay, now, error[:MAX_ERROR_CHARS])
+
+    def _fail(self, failure: Failure) -> None:
+        """The database is away, or it is a bug of ours: the queue is looked at again soon."""
+        if failure.check(DatabaseUnavailable):
+            self._log.warn("letters are sent later: {error}", error=failure.value)
+        else:
+            self._log.failure("letters could not be sent", failure)
+        if not self._stopped:
+            self._timer = self._clock.callLater(RETRY_SECONDS, self.wake)
 
     def _rest(self) -> None:
         self._working = None

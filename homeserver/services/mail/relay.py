@@ -53,7 +53,7 @@ class SMTPRelay(msgspec.Struct, frozen=True):
             raise CannotDeliver(f"{code} {text!a}", for_good=500 <= code < 600) from error
         except smtplib.SMTPDataError as error:
             raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException, UnicodeError) as error:  # the library knows ASCII passwords alone
             # what ails the relay or our account there is no fault of the letter's: it waits until that is mended
             raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
 

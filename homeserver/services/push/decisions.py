@@ -103,16 +103,12 @@ class PushDecisions:
         """Those of the events of one room of which one of its members is to be told by letters too, as `get_actions` has it: at the
         cost of one event, and an evaluation for each."""
         user = UserID(row.user_id)
-        ignored = await self._ignored.of_user(user)
         rule_set = (await self._rules.of_user(user)).rule_set
         surroundings: tuple[int, PowerLevels | None] | None = None
         followed: Set[str] = frozenset()
         found: list[StoredEvent] = []
         for stored in events:
-            sender = stored.event.sender
-            if sender == user or sender in ignored:
-                continue
-            if not await self._is_news(stored) or not await self._concerns(stored, row):
+            if stored.event.sender == user or not await self.concerns(stored, row):
                 continue
             if surroundings is None:
                 surroundings = await self._surroundings_of(stored)
@@ -125,6 +121,13 @@ class PushDecisions:
             if rule_set.find(occasion, user, row.display_name).mails:
                 found.append(stored)
         return found
+
+    async def concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
+        """Whether an event may be told to somebody with this membership of its room, whatever their rules say: for who tells it later than
+        it was decided. No query where the room and whom they ignore are in memory."""
+        if stored.event.sender in await self._ignored.of_user(UserID(row.user_id)):
+            return False
+        return await self._is_news(stored) and await self._concerns(stored, row)
 
     async def occasion_of(self, stored: StoredEvent) -> Occasion:
         """The event as rules look at it, in its room of now; no query for a room that is in memory."""

@@ -3,7 +3,8 @@
 Laws:
 - Of a pusher one push is under way at a time, in the order of the stream; what is held, as its user is reading there, keeps back nothing
   that is not.
-- Nobody is told of what they have read meanwhile, of what was taken back, nor after a day.
+- Nobody is told of what they have read meanwhile, of what was taken back, of rooms that they have left, of whom they ignore by then,
+  nor after a day.
 - A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
   that nobody wants it (`rejected`). A push that its gateway refuses for what is in it holds up no other; where it refuses several
   on end, that is a failure like any other, but for those that were refused.
@@ -21,13 +22,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
-from federation.rooms.lifetimes import Lifetimes
+from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.push.actions import Actions
+from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
-from homeserver.services.pushers.lines import Line, Push
+from homeserver.services.pushers.lines import Line, Push, url_of
 from homeserver.services.pushers.notification import encode_badge, encode_event
 from homeserver.services.pushers.readers import WAIT_SECONDS, Readers, rings
 from storage.database import DatabaseUnavailable
@@ -35,7 +37,7 @@ from storage.pushers import PusherRow, PusherStore, Standing
 from storage.receipts import UNTHREADED
 
 MOST_WAITING: Final = 50
-"""Events for one pusher: the oldest are given up first."""
+"""Events for one pusher; see `Line.give_up_one`."""
 KEPT_MS: Final = 24 * 3600_000
 """For so long a push is tried."""
 FIRST_PAUSE_MS: Final = 5_000
@@ -53,10 +55,6 @@ class Draws(Protocol):
     def __call__(self) -> float:
         """In [0, 1)."""
         ...
-
-
-class _Data(msgspec.Struct):
-    url: str = ""
 
 
 class LineJob(msgspec.Struct, frozen=True):
@@ -81,13 +79,14 @@ class Deliveries:
         clock: IReactorTime,
         store: PusherStore,
         events: RoomEvents,
+        memberships: Memberships,
+        decisions: PushDecisions,
         names: NamesOfEvents,
         badges: Badges,
         readers: Readers,
         gateways: Gateways,
         now_ms: Callable[[], int],
         draw: Draws,
-        lifetimes: Lifetimes | None,
         *,
         with_content: bool,
         jitter_seconds: float,
@@ -96,13 +95,14 @@ class Deliveries:
         self._clock = clock
         self._store = store
         self._events = events
+        self._memberships = memberships
+        self._decisions = decisions
         self._names = names
         self._badges = badges
         self._readers = readers
         self._gateways = gateways
         self._now_ms = now_ms
         self._draw = draw
-        self._lifetimes = lifetimes
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
         self._lines: dict[int, Line] = {}
@@ -127,12 +127,13 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------- what is to be told
 
     def start(self, failing: Iterable[PusherRow]) -> None:
-        """Push from now on; these pushers failed when last tried."""
+        """Push from now on; these pushers failed when last tried: the number too may be another by now."""
         self._active = True
         for row in failing:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
             line.tried_ts, line.is_noted = row.tried_ts, True
+            line.badge_is_due = not row.no_counts
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
 
     def stop(self) -> None:
@@ -143,6 +144,7 @@ class Deliveries:
             _cancel(line)
         self._lines.clear()
         self._by_user.clear()
+        self._told_badges.clear()
         self._standings.clear()
         self._urgent.clear()
         self._touched.clear()
@@ -160,13 +162,15 @@ class Deliveries:
         elif not rings(told, actions):
             line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
-            line.waiting.popleft()
+            line.give_up_one()
 
-    def set_badge_due(self, row: PusherRow) -> None:
-        """What the user has not read may have become another number."""
+    def set_badge_due(self, row: PusherRow, position: int | None) -> None:
+        """What the user has not read may have become another number, by what stands there in the stream."""
         if not row.no_counts:
             line = self._touched[row.pusher_nid] = self._find(row)
             line.badge_is_due = True
+            if line.badge_since is None:
+                line.badge_since = position
 
     def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
         """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
@@ -181,7 +185,9 @@ class Deliveries:
         """These are the user's pushers now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
-            if set_now and each.success_ts is None and nid not in self._told_badges:
+            if nid in self._told_badges or (set_now and each.success_ts is not None):
+                self.set_badge_due(each, None)  # it may have been off while they read
+            elif set_now:
                 self._tell_badge(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
@@ -189,7 +195,7 @@ class Deliveries:
                 self._drop(line)
                 continue
             was_changed = row.data != line.row.data
-            line.row, line.url = row, _url_of(row)
+            line.row, line.url = row, url_of(row)
             if was_changed and line.under_way is None:  # it is tried at once, perhaps elsewhere
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
@@ -209,14 +215,16 @@ class Deliveries:
 
     def lowest(self) -> int | None:
         """The first position of which something is not told, where the database does not know that."""
-        firsts = (line.first for line in self._lines.values() if not line.is_noted)
+        firsts = (line.unfinished for line in self._lines.values() if not line.is_noted)
         return min((first for first in firsts if first is not None), default=None)
 
     async def note(self, *, all_standings: bool) -> None:
         """Write down how pushers stand: those that have begun or ceased to fail, or all that pushed."""
-        for line in self._lines.values():
-            if not line.is_noted and line.first is not None and self._gateways.is_failing(line.url):
-                # it waits for its gateway, perhaps for long
+        for line in list(self._lines.values()):
+            if line.is_noted or line.unfinished is None or not self._gateways.is_failing(line.url):
+                continue
+            # it waits for its gateway, perhaps for long
+            if line.first is not None or await self._has_other_number(line):
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()
                 line.error = line.error or "its gateway cannot be reached"
                 self._set_standing(line)
@@ -250,6 +258,8 @@ class Deliveries:
             self.log.failure("a push could not be made")
             line.under_way = None
         line.is_queued = False
+        if not line.badge_is_due:
+            line.badge_since = None
         if self._lines.get(line.row.pusher_nid) is line:
             self._wake(line)
 
@@ -264,6 +274,9 @@ class Deliveries:
         except DatabaseUnavailable:
             line.badge_is_due = line.badge_is_due or badge_is_due
             raise
+        if self._lines.get(row.pusher_nid) is not line:
+            line.under_way = None
+            return  # it was removed meanwhile
         if body is None or (push is not None and push.is_read):
             line.under_way = None
             # a push would have told the number too
@@ -324,16 +337,17 @@ class Deliveries:
         return None
 
     async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
-        told = push.told
+        told, user_id = push.told, UserID(row.user_id)
         if told.outside is None:
             stored = (await self._events.get_events([told.stored.nid])).get(told.stored.nid)
-            if stored is None or stored.redacted_by is not None:
-                return None
-            if self._lifetimes is not None and not await self._lifetimes.shows(stored):
+            if stored is None:
                 return None
             told.stored = stored
+        membership = (await self._memberships.of_user(user_id)).get(told.room_nid)
+        if membership is None or not await self._decisions.concerns(told.stored, membership):
+            return None
         names = await self._names.get(told)
-        unread = None if row.no_counts else await self._badges.get(UserID(row.user_id))
+        unread = None if row.no_counts else await self._badges.get(user_id)
         tweaks: Mapping[str, Any] = push.actions.tweaks
         with_content = self._with_content and not push.is_short
         encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=with_content)
@@ -346,6 +360,19 @@ class Deliveries:
         if self._told_badges.get(row.pusher_nid) == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
+
+    async def _has_other_number(self, line: Line) -> bool:
+        """Whether a number that is due is another than the app was told. If not, it is due no longer."""
+        nid, since = line.row.pusher_nid, line.badge_since
+        if line.badge_is_due:
+            line.badge_is_due, line.badge_since = False, None  # unless it becomes due once more while it is counted
+            is_other = True
+            try:
+                is_other = self._told_badges.get(nid) != await self._badges.get(UserID(line.row.user_id))
+            finally:
+                if is_other:
+                    line.badge_is_due, line.badge_since = True, since
+        return line.unfinished is not None
 
     def _succeed(self, line: Line, position: int) -> None:
         if line.failing_since_ts is not None:
@@ -392,7 +419,7 @@ class Deliveries:
     def _find(self, row: PusherRow) -> Line:
         line = self._lines.get(row.pusher_nid)
         if line is None:
-            line = self._lines[row.pusher_nid] = Line(row, _url_of(row))
+            line = self._lines[row.pusher_nid] = Line(row, url_of(row))
             self._by_user.setdefault(row.user_id, {})[row.pusher_nid] = line
         return line
 
@@ -443,11 +470,7 @@ class Deliveries:
 
     def _pause(self, line: Line, milliseconds: int) -> None:
         _cancel(line)
-        line.timer = self._clock.callLater(milliseconds / 1000, self._resume, line)
-
-    def _resume(self, line: Line) -> None:
-        if line.waiting or line.badge_is_due:
-            self._queue(line)
+        line.timer = self._clock.callLater(milliseconds / 1000, self._wake, line)
 
     def _drop(self, line: Line) -> None:
         _cancel(line)
@@ -463,10 +486,6 @@ class Deliveries:
 class _Body(msgspec.Struct, frozen=True):
     encoded: bytes
     unread: int | None
-
-
-def _url_of(row: PusherRow) -> str:
-    return msgspec.json.decode(row.data, type=_Data).url
 
 
 def _cancel(line: Line) -> None:

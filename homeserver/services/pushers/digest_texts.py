@@ -1,6 +1,7 @@
 """What a letter about what somebody missed says: names, texts and links, in the reader's language.
 
-Of an encrypted message it says that there is one. Where the operator wants no content told, it says how many there are.
+Of a message that was edited it says what it is now. Of an encrypted message it says that there is one. Where the operator wants no content
+told, it says how many there are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,7 @@ class DigestTexts:
             DigestMessage(
                 sender=_sender(event, names),
                 time=_time(event, zone),
-                text=self._text(event, _, is_invite=row.membership == "invite"),
+                text=self._text(event, room.edits.get(event.nid), _, is_invite=row.membership == "invite"),
                 link=self._link(room.room_id, None if row.membership == "invite" else event.event.event_id),
             )
             for event in room.events
@@ -104,8 +105,11 @@ class DigestTexts:
                 return name[:LONGEST_NAME] if isinstance(name, str) and name else None
         return None
 
-    def _text(self, event: StoredEvent, _: Callable[[str], str], *, is_invite: bool) -> str:
+    def _text(self, event: StoredEvent, edit: StoredEvent | None, _: Callable[[str], str], *, is_invite: bool) -> str:
         content, type = event.event.content, event.event.type
+        new_content = None if edit is None else edit.event.content.get("m.new_content")
+        if isinstance(new_content, Mapping):
+            content = new_content  # spec: client-server-api#applying-mnew_content
         if is_invite:
             return _("You are invited to this room.")
         if type == ENCRYPTED:

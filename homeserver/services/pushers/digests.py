@@ -122,6 +122,15 @@ class EmailDigests:
             await self._store.set_due(noted)
             self._sleep_until(min(noted.values()))
 
+    async def is_missed(self, pusher_nid: int, event_nids: Sequence[int]) -> bool:
+        """Whether a letter that tells these events may still go out: its pusher is on, and its user has missed all of them."""
+        row = await self._store.get_pusher(pusher_nid)
+        if row is None:
+            return False
+        active = (await self._store.get_active([row.user_id])).get(row.user_id, ())
+        is_on = any(each.pusher_nid == pusher_nid for each in active)
+        return is_on and await self._missed.are_missed(UserID(row.user_id), event_nids)
+
     def start(self) -> None:
         """Write from now on, first what has become due meanwhile."""
         self._active = True
@@ -209,7 +218,7 @@ class EmailDigests:
                 letter[room_nid] = EmailPause(now, first)
             else:
                 letter[room_nid] = EmailPause(now, min(before.pause_ms * GROWTH, LONGEST_PAUSE_MS))
-        told = [event.nid for room in missed.rooms for event in room.events if event.nid > 0]
+        told = [event.nid for room in missed.rooms for event in (*room.events, *room.edits.values()) if event.nid > 0]
         await self._write(row, missed.upto, None, letter, message, told)
 
     async def _write(

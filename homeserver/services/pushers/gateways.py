@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import OutboundError, TooLong
 from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.pushers import place_of
 
@@ -195,6 +195,8 @@ class Gateways:
             answer = await self._web.request(
                 "POST", url, _HEADERS, body, seconds=SECONDS, max_bytes=MAX_ANSWER_BYTES, redirects=0
             )
+        except TooLong as error:  # so may be the page of whoever stands before a gateway that is away
+            raise PushFailed(str(error)) from error
         except OutboundError as error:
             raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
         if not 200 <= answer.status < 300:

@@ -14,6 +14,10 @@ from homeserver.services.pushers.details import Told
 from storage.pushers import PusherRow
 
 
+class _Data(msgspec.Struct):
+    url: str = ""
+
+
 class Push(msgspec.Struct, eq=False):
     """An event that one pusher is to tell."""
 
@@ -37,6 +41,8 @@ class Line(msgspec.Struct, eq=False):
     last_position: int = 0
     """Of the last event that was added."""
     badge_is_due: bool = False
+    badge_since: int | None = None
+    """The position of what made it due, as long as it is, or is under way; None: it will not be read again."""
     is_queued: bool = False
     """It waits for its turn at the gateway, or something is under way."""
     turn: int = 0
@@ -61,6 +67,12 @@ class Line(msgspec.Struct, eq=False):
             return waiting
         under_way = self.under_way.told.position
         return under_way if waiting is None else min(under_way, waiting)
+
+    @property
+    def unfinished(self) -> int | None:
+        """The position of the first thing of which it does not know yet: an event, or what changed the number."""
+        first, since = self.first, self.badge_since
+        return since if first is None else first if since is None else min(first, since)
 
     @property
     def has_ready(self) -> bool:
@@ -94,7 +106,21 @@ class Line(msgspec.Struct, eq=False):
             at += 1
         self.waiting.insert(at, push)
 
+    def give_up_one(self) -> None:
+        """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and
+        those that call their user last; of equal ones the oldest."""
+        newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
+        worths = [
+            (push.actions.highlight, newest[push.told.room_nid] == at, at) for at, push in enumerate(self.waiting)
+        ]
+        del self.waiting[min(worths)[-1]]
+
     def drop_read(self) -> None:
         """What was read meanwhile waits no longer."""
         if any(push.is_read for push in self.waiting):
             self.waiting = deque(push for push in self.waiting if not push.is_read)
+
+
+def url_of(row: PusherRow) -> str:
+    """The address of the gateway."""
+    return msgspec.json.decode(row.data, type=_Data).url

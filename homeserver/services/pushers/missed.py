@@ -5,7 +5,7 @@ besides, however much, hides nothing. What the rules of today would not push is 
 clients alone (MSC4028).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -13,11 +13,13 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from homeserver.services.aggregations import Aggregations
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.unread import READ_TYPES, UnreadCounts
 from storage.memberships import MembershipRow
+from storage.push_outcomes import MAIN
 from storage.receipts import ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Streams
@@ -40,6 +42,8 @@ class MissedRoom(msgspec.Struct, frozen=True):
     """How many more there are besides."""
     waits_since: int
     """When the oldest of those that were looked at was sent, in milliseconds since 1970."""
+    edits: Mapping[int, StoredEvent] = {}
+    """By the number of an event what its sender made of it since."""
 
 
 class Missed(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ class MissedEvents:
         ignored: IgnoredUsers,
         decisions: PushDecisions,
         invited: InvitedRooms,
+        aggregations: Aggregations,
     ) -> None:
         self._streams = streams
         self._rooms = rooms
@@ -75,6 +80,7 @@ class MissedEvents:
         self._ignored = ignored
         self._decisions = decisions
         self._invited = invited
+        self._aggregations = aggregations
 
     async def get(self, user_id: UserID, after: int) -> Missed:
         """What the user has missed of what arrived after a position. Two statements or three for each room with something unread,
@@ -98,15 +104,36 @@ class MissedEvents:
             if own is not None and await self._decisions.find_mailed(row, [own]):
                 found.append(MissedRoom(row, room_ids[row.room_nid].room_id, [own], 0, own.event.origin_server_ts))
         stored = await self._events.get_events(each.event_nid for nid in told for each in waiting[nid])
+        pushed: dict[int, Sequence[StoredEvent]] = {}
         for room_nid in told:
             arrived = [stored[each.event_nid] for each in waiting[room_nid] if each.event_nid in stored]
-            pushed = await self._decisions.find_mailed(unread[room_nid], arrived)
-            if pushed:
-                events = pushed[:MOST_EVENTS]
-                further = max(0, counts[room_nid].total.notifications - len(events))
-                since = min(event.event.origin_server_ts for event in pushed)
-                found.append(MissedRoom(unread[room_nid], room_ids[room_nid].room_id, events[::-1], further, since))
+            pushed[room_nid] = await self._decisions.find_mailed(unread[room_nid], arrived)
+        quoted = {room_nid: events[MOST_EVENTS - 1 :: -1] for room_nid, events in pushed.items() if events}
+        related = await self._aggregations.load(user_id, [event for events in quoted.values() for event in events])
+        edits = {nid: each.edit.event for nid, each in related.items() if each.edit is not None}
+        for room_nid, events in quoted.items():
+            further = max(0, counts[room_nid].total.notifications - len(events))
+            since = min(event.event.origin_server_ts for event in pushed[room_nid])
+            own_edits = {event.nid: edits[event.nid] for event in events if event.nid in edits}
+            room_id = room_ids[room_nid].room_id
+            found.append(MissedRoom(unread[room_nid], room_id, events, further, since, own_edits))
         return Missed(upto, found, len(newest) - len(told) + len(invites) - len(told_invites))
+
+    async def are_missed(self, user_id: UserID, event_nids: Sequence[int]) -> bool:
+        """Whether the user may be told of all of these events, and has read none of them. Three reads at most."""
+        stored = await self._events.get_events(event_nids)
+        rows = await self._memberships.of_user(user_id)
+        if len(stored) < len(set(event_nids)) or any(event.room_nid not in rows for event in stored.values()):
+            return False
+        own = {event.room_nid: rows[event.room_nid] for event in stored.values()}
+        marks = await self._unread.read_marks(user_id, [row for row in own.values() if row.membership == "join"])
+        for event in stored.values():
+            mark = marks.get(event.room_nid)
+            if mark is not None and (event.position or 0) <= mark.of(event.thread_root or MAIN):
+                return False
+            if not await self._decisions.concerns(event, own[event.room_nid]):
+                return False
+        return True
 
     async def was_in_room_since(self, user_id: UserID, room_nid: int, ts: int) -> bool:
         """Whether the user has read something in the room since then."""

@@ -201,8 +201,11 @@ class Pushers:
             # a session that switches the pusher of another one does not make it its own
             row = replace(row, device_id=old.device_id)
         row = replace(row, pusher_nid=old.pusher_nid)
-        if (old.kind, old.enabled) != (row.kind, row.enabled):
+        if old.kind != row.kind:
             self._store.set_pusher(txn, _begun(txn, row))
+        elif old.enabled != row.enabled:
+            # what it was told before it was off its app shows still
+            self._store.set_pusher(txn, _begun(txn, replace(row, success_ts=old.success_ts)))
         elif old.data != row.data:
             self._store.set_pusher(txn, replace(row, position=old.position, due_ts=old.due_ts))
         else:

@@ -12,7 +12,7 @@ spec: client-server-api#push-notifications
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Final, Protocol
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -23,23 +23,24 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships, is_outside
 from federation.rooms.room_events import RoomEvents
-from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
+from homeserver.services.pushers.letters import Letters
+from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
 from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
-from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
-from storage.push_stream import NewEvent, NewReceipt, PushStream
+from storage.push_stream import HIDING, NewEvent, NewReceipt, PushStream
 from storage.pushers import PusherRow, PusherStore
 from storage.receipts import UNTHREADED, ReceiptRow
 from storage.rooms import RoomStore
@@ -54,53 +55,12 @@ AT_ONCE: Final = 500
 """Events that are read from the database at once."""
 MOST_BEHIND: Final = 200_000
 """So many positions before the lease's are read again for pushers that fail. What is older is given up: all others wait."""
+MOVED: Final = frozenset({"join", "leave", "ban"})
+"""By coming an invite is answered, which counts too."""
 MOST_HEARD: Final = 20_000
 """Of what was heard and not come to yet; the rest is read from the database."""
 
 Heard = NewEvent | NewReceipt | MembershipRow
-
-
-class Letters(Protocol):
-    """Who writes to people by e-mail of what they miss."""
-
-    async def note(self, pusher: PusherRow, room_nid: int) -> None:
-        """There is something that this pusher is to tell."""
-        ...
-
-    def note_reading(self, user_id: str, room_nid: int) -> None:
-        """The user has read something in a room."""
-        ...
-
-    async def flush(self) -> None:
-        """What was noted is durable when this returns."""
-        ...
-
-    def start(self) -> None:
-        """Write from now on."""
-        ...
-
-    def stop(self) -> None:
-        """Write no more."""
-        ...
-
-
-class NoLetters:
-    """Of a server that writes none: pushers by e-mail, from when it did, wait."""
-
-    async def note(self, pusher: PusherRow, room_nid: int) -> None:
-        """Nobody is told."""
-
-    def note_reading(self, user_id: str, room_nid: int) -> None:
-        """Nobody waits for that."""
-
-    async def flush(self) -> None:
-        """Nothing was noted."""
-
-    def start(self) -> None:
-        """Nothing is written."""
-
-    def stop(self) -> None:
-        """Nothing was written."""
 
 
 class PushReading:
@@ -112,7 +72,7 @@ class PushReading:
         self,
         clock: IReactorTime,
         streams: Streams,
-        lease: LeaseStore,
+        lease: NodeLease,
         stream: PushStream,
         store: PusherStore,
         accounts: AccountStore,
@@ -127,10 +87,9 @@ class PushReading:
         letters: Letters,
         now_ms: Callable[[], int],
         *,
-        holder: str,
         is_alone: bool,
     ) -> None:
-        """`holder` names this process among all on the database; `is_alone`: there can be no other."""
+        """`is_alone`: there can be no other node."""
         self._clock = clock
         self._streams = streams
         self._lease = lease
@@ -147,7 +106,6 @@ class PushReading:
         self._deliveries = deliveries
         self._letters = letters
         self._now_ms = now_ms
-        self._holder = holder
         self._is_alone = is_alone
         self._has_lease = False
         self._told = 0
@@ -162,11 +120,12 @@ class PushReading:
         self._heard: list[Heard] = []
         self._changed_users: set[str] = set()
         self._set_now: set[str] = set()
-        """Those of them whose pushers were set while this process was told of it."""
+        """Those of them whose pushers were set while this process pushes."""
         self._refreshed: Set[str] = frozenset()
         """Users whose pushers are being read: they may come to have some."""
-        self._renumbered: set[str] = set()
-        """Users whose number may be another, though nobody wrote or read: something was taken away, or they left a room."""
+        self._renumbered: dict[str, int] = {}
+        """Users whose number may be another, though nobody wrote or read: something was taken away, or they came into a room or left one.
+        With the position from which on that stands in the stream."""
         self._scheduled = False
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
@@ -181,6 +140,7 @@ class PushReading:
             Topic.MEMBERSHIP,
             Topic.ACCOUNT_DATA,
             Topic.PURGED,
+            Topic.COMPLETENESS,
         )
         streams.watch(self._heed_others)
 
@@ -199,7 +159,7 @@ class PushReading:
             await self._deliveries.note(all_standings=True)
             position = self._position()
             self._deliveries.stop()
-            await self._lease.renew(self._holder, 0, position)
+            await self._lease.renew(0, position)
 
     # --------------------------------------------------------------------------------------------------- the stream
 
@@ -234,16 +194,16 @@ class PushReading:
                     )
             elif isinstance(row, MembershipRow):
                 self._badges.touch(row.user_id, row.room_nid)
-                if row.membership in ("leave", "ban") and self._may_have_pushers(row.user_id):
-                    self._renumber([row.user_id])
+                if row.membership in MOVED and self._may_have_pushers(row.user_id):
+                    self._renumber([row.user_id], change.position)
                 if row.membership == "invite" and is_outside(row) and self._may_have_pushers(row.user_id):
                     self._heard.append(row)
-            elif isinstance(row, PurgedMessages):
-                self._renumber(self._badges.touch_room(row.room_nid))
+            elif isinstance(row, PurgedMessages | PartialRoom):
+                # with all of its state a room may lose messages that were counted
+                self._renumber(self._badges.touch_room(row.room_nid), change.position)
             elif change.topic is Topic.ACCOUNT_DATA and change.user_id is not None and not change.room_id:
-                self._badges.forget(change.user_id)  # their rules, or whom they ignore
-                if change.detail == IGNORED_USERS and self._may_have_pushers(change.user_id):
-                    self._renumber([change.user_id])
+                if change.detail in HIDING:
+                    self._renumber_everywhere([change.user_id], change.position)
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self._in_database = max(self._in_database, change.position)
                 self._schedule()
@@ -252,10 +212,18 @@ class PushReading:
         if len(self._heard) > MOST_HEARD:
             self._forget_heard()
 
-    def _renumber(self, user_ids: Iterable[str]) -> None:
-        self._renumbered.update(user_ids)
+    def _renumber(self, user_ids: Iterable[str], position: int) -> None:
+        for user_id in user_ids:
+            self._renumbered.setdefault(user_id, position)
         if self._renumbered:
             self._schedule()
+
+    def _renumber_everywhere(self, user_ids: Iterable[str], position: int) -> None:
+        """What they have not read may be more or less in any room."""
+        for user_id in user_ids:
+            self._badges.forget(user_id)
+            if self._may_have_pushers(user_id):
+                self._renumber([user_id], position)
 
     def _may_anybody_have_pushers(self) -> bool:
         return bool(self._roster.users or self._changed_users or self._refreshed)
@@ -291,7 +259,7 @@ class PushReading:
                 if self._changed_users:
                     await self._refresh()
                 while self._renumbered:
-                    await self._tell_badge(self._renumbered.pop(), self._streams.current())
+                    await self._tell_badge(*self._renumbered.popitem())
                 if self._done < self._in_database:
                     await self._read_database()
                 else:
@@ -312,6 +280,8 @@ class PushReading:
         self._refreshed = users
         try:
             for user_id, rows in (await self._roster.refresh(users)).items():
+                if not rows:
+                    self._badges.forget(user_id)  # what they read from here on is not heard of
                 self._deliveries.change(user_id, rows, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
@@ -321,15 +291,20 @@ class PushReading:
 
     async def _read_database(self) -> None:
         stretch = await self._stream.get_stretch(self._done, self._in_database, AT_ONCE)
-        self._changed_users |= await self._store.get_changed_users(self._done, stretch.upto)
+        changed = await self._store.get_changed_users(self._done, stretch.upto)
+        self._changed_users |= changed
+        if self._done > self._floor:
+            self._set_now |= changed  # by another node
         self._changed_users |= await self._accounts.get_changed_accounts(self._done, stretch.upto)
         if self._changed_users:
             await self._refresh()
         heard: list[Heard] = [*stretch.events, *stretch.receipts, *filter(is_outside, stretch.invites)]
         await self._take(sorted(heard, key=lambda each: each.position))
+        since = max(self._done, self._floor) + 1
         for room_nid in stretch.taken_from:
-            self._renumber(self._badges.touch_room(room_nid))
-        self._renumber(user_id for user_id in stretch.departed if self._may_have_pushers(user_id))
+            self._renumber(self._badges.touch_room(room_nid), since)
+        self._renumber((user_id for user_id in stretch.moved if self._may_have_pushers(user_id)), since)
+        self._renumber_everywhere(stretch.hiding, since)
         self._done = stretch.upto
 
     async def _read_memory(self) -> None:
@@ -390,7 +365,7 @@ class PushReading:
         if position > self._floor:
             for pusher in (await self._roster.get([user_id]))[user_id]:
                 if pusher.kind == HTTP:
-                    self._deliveries.set_badge_due(pusher)
+                    self._deliveries.set_badge_due(pusher, position)
 
     async def _take_invite(self, row: MembershipRow) -> None:
         """Into a room that this server is not in."""
@@ -453,7 +428,7 @@ class PushReading:
 
     async def _take_lease(self) -> None:
         now = self._now_ms()
-        lease = await self._lease.take(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
+        lease = await self._lease.take(now, now + LEASE_MS)
         if lease is None:
             return
         await self._roster.load()
@@ -477,7 +452,7 @@ class PushReading:
         position = self._position()
         if self._is_alone and position == self._told:
             return
-        if await self._lease.renew(self._holder, self._now_ms() + LEASE_MS, position):
+        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
             self._told = position
         else:
             self.log.warn("another node pushes now")

@@ -17,8 +17,8 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
+from homeserver.services.key_counts import KeyCountsInMemory
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sync.recent_messages import Found, RecentMessages, read
 from homeserver.services.sync.request import Range, SyncRequest
@@ -72,13 +72,13 @@ class DeviceNewsReader:
         self,
         to_device: ToDeviceStore,
         messages: RecentMessages,
-        keys: DeviceKeys,
+        counts: KeyCountsInMemory,
         lists: DeviceLists,
         recent: RecentChanges,
     ) -> None:
         self._to_device = to_device
         self._messages = messages
-        self._keys = keys
+        self._counts = counts
         self._lists = lists
         self._recent = recent
         # up to where nothing is kept any more for a device, as far as this node knows; true for a later device of its id, too
@@ -126,7 +126,7 @@ class DeviceNewsReader:
         caller = request.caller
         if caller.device_id is None:
             return DeviceNews()
-        counts = await self._keys.get_counts(caller.user_id, caller.device_id)
+        counts = await self._counts.get(caller.user_id, caller.device_id)
         if request.since is None:
             return DeviceNews(messages, counts=counts)
         lists = await self._lists.get_changes(caller.user_id, span.since, span.upto)
@@ -148,11 +148,11 @@ class DeviceNewsReader:
 
     async def get_counts(self, caller: Requester) -> KeyCounts:
         """What keys the device has left."""
-        return NO_KEYS if caller.device_id is None else await self._keys.get_counts(caller.user_id, caller.device_id)
+        return NO_KEYS if caller.device_id is None else await self._counts.get(caller.user_id, caller.device_id)
 
     def known_counts(self, caller: Requester) -> KeyCounts | None:
         """The same as far as it is in memory."""
-        return NO_KEYS if caller.device_id is None else self._keys.known_counts(caller.user_id, caller.device_id)
+        return NO_KEYS if caller.device_id is None else self._counts.find(caller.user_id, caller.device_id)
 
     async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
         """For who has heard of everything: only what keys the device has left."""
@@ -169,7 +169,7 @@ class DeviceNewsReader:
             elif await self._to_device.get_messages(*key, 0, position, 1):
                 await self._to_device.remove_messages(*key, position)
             self._note_clean(key, position)
-        return DeviceNews(counts=await self._keys.get_counts(*key))
+        return DeviceNews(counts=await self._counts.get(*key))
 
     async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> int:
         """The device has those of the messages up to that position; how many these are."""

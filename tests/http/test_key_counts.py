@@ -1,0 +1,172 @@
+"""What is known in memory of the keys that devices have left, against a model: what is committed, heard of and read comes in any order
+that there can be, and a device is told what it had left at a moment no earlier than what was heard of when it asked."""
+
+import tracemalloc
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from homeserver.services import key_counts
+from homeserver.services.key_counts import KeyCountsInMemory
+from storage.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
+from storage.keys_ahead import KeyOf
+from storage.streams import Change, Streams, Topic
+
+ALGORITHM = "signed_curve25519"
+DEVICES = (("@a", "1"), ("@a", "2"), ("@b", "1"), ("@c", "1"))
+OWNERS = (*((*device, ALGORITHM) for device in DEVICES), ("@b", "1", "other"))
+Answer = tuple[KeyCounts, int]
+
+
+class Disk:
+    """What is committed; stands for the store of keys."""
+
+    def __init__(self) -> None:
+        self.streams = Streams()
+        self.head = 0
+        self.left: dict[KeyOf, list[int]] = {owner: [2] for owner in OWNERS}
+        """How many at each position."""
+        self.unheard: list[tuple[int, Change | None]] = []
+        """Commits by position; None where another process made it."""
+        self.reading: list[tuple[Deferred[Answer], Answer]] = []
+
+    async def get_counts(self, user_id: str, device_id: str) -> Answer:
+        answer: Deferred[Answer] = Deferred()
+        counts = {
+            algorithm: left[-1]
+            for (user, device, algorithm), left in self.left.items()
+            if (user, device) == (user_id, device_id) and left[-1]
+        }
+        self.reading.append((answer, (KeyCounts(counts, ()), self.head)))
+        return await answer
+
+    def commit(self, changed: Mapping[KeyOf, int], topic: Topic, detail: object, users: tuple[str, ...]) -> None:
+        self.head += 1
+        for owner, left in self.left.items():
+            left.append(changed.get(owner, left[-1]))
+        user_id = users[0] if isinstance(detail, KeysLeft) or detail is None else None
+        self.unheard.append((self.head, Change(self.head, topic, user_id=user_id, detail=detail, user_ids=users)))
+
+    def claim(self, owners: list[KeyOf], *, elsewhere: bool) -> None:
+        taken = [owner for owner in owners if self.left[owner][-1]]
+        after = {owner: self.left[owner][-1] - 1 for owner in taken}
+        self.commit(after, Topic.KEY_COUNT, KeysClaimed(taken), tuple(user for user, _, _ in taken))
+        if elsewhere:
+            self.unheard[-1] = (self.head, None)
+
+    def upload(self, owner: KeyOf) -> None:
+        after = {owner: self.left[owner][-1] + 2}
+        user_id, device_id, _ = owner
+        counts = {
+            each[2]: after.get(each, left[-1])
+            for each, left in self.left.items()
+            if each[:2] == owner[:2] and after.get(each, left[-1])
+        }
+        self.commit(after, Topic.KEY_COUNT, KeysLeft(device_id, KeyCounts(counts, ())), (user_id,))
+
+    def hear(self) -> None:
+        """Of the next commit of this process, and those of others before it; or of what others did."""
+        position, change = self.unheard.pop(0)
+        while change is None and self.unheard:
+            position, change = self.unheard.pop(0)
+        if change is None:
+            self.streams.advance_to(position)
+        else:
+            self.streams.advance_to(position - 1)
+            self.streams.publish([change], position)
+
+
+class Asking:
+    """A device that asks how many keys it has left."""
+
+    def __init__(self, disk: Disk, counts: KeyCountsInMemory, device: tuple[str, str]) -> None:
+        self._disk = disk
+        self._device = device
+        self._from = disk.streams.current()
+        self.answered = False
+        Deferred.fromCoroutine(counts.get(*device)).addCallback(self._check)
+
+    def _check(self, counts: KeyCounts) -> None:
+        of_device = [each for each in self._disk.left.items() if each[0][:2] == self._device]
+        were = [
+            {algorithm: left[position] for (_, _, algorithm), left in of_device if left[position]}
+            for position in range(self._from, self._disk.head + 1)
+        ]
+        assert {ALGORITHM: 0, **counts.one_time} in [{ALGORITHM: 0, **each} for each in were]
+        assert ALGORITHM in counts.one_time
+        self.answered = True
+
+
+owners = st.sampled_from([*OWNERS, *OWNERS[-1:] * 3, *OWNERS[:1] * 3])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["claim", "elsewhere"]), st.lists(owners, unique=True, min_size=1)),
+        st.tuples(st.sampled_from(["upload", "ask", "ask at once", "rename"]), owners.map(lambda owner: [owner])),
+        st.tuples(st.sampled_from(["hear", "hear all", "answer first", "answer last"]), st.just(list[KeyOf]())),
+    ),
+    min_size=20,
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[KeyOf]]]
+) -> None:
+    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 2)
+    disk = Disk()
+    counts = KeyCountsInMemory(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
+    asking: list[Asking] = []
+    for step, of in [*steps, ("hear all", [])]:
+        match step:
+            case "claim" | "elsewhere":
+                disk.claim(of, elsewhere=step == "elsewhere")
+            case "upload":
+                disk.upload(of[0])
+            case "rename":
+                disk.commit({}, Topic.DEVICE, None, (of[0][0],))
+            case "ask":
+                asking.append(Asking(disk, counts, of[0][:2]))
+            case "ask at once":
+                before = len(disk.reading)
+                asking.append(Asking(disk, counts, of[0][:2]))
+                for waiting, answer in disk.reading[before:]:
+                    waiting.callback(answer)
+                del disk.reading[before:]
+            case "answer first" | "answer last":
+                if disk.reading:
+                    waiting, answer = disk.reading.pop(0 if step == "answer first" else -1)
+                    waiting.callback(answer)
+            case _:
+                while disk.unheard:
+                    disk.hear()
+                    if step == "hear":
+                        break
+    for waiting, answer in disk.reading:
+        waiting.callback(answer)
+    assert all(each.answered for each in asking)
+    for device in DEVICES:
+        disk.reading.clear()
+        last = Asking(disk, counts, device)
+        for waiting, answer in disk.reading:
+            waiting.callback(answer)
+        assert last.answered
+
+
+def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
+    streams = Streams()
+    counts = KeyCountsInMemory(streams, cast("DeviceKeyStore", None), capacity=2)
+    tracemalloc.start()
+    try:
+        for number in range(1, 20_000):
+            taken = [(f"@u{number}-{each}:example.org", "DEVICE", ALGORITHM) for each in range(2)]
+            streams.publish([Change(number, Topic.KEY_COUNT, detail=KeysClaimed(taken))], number)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert counts.find("@u1-1:example.org", "DEVICE") is None

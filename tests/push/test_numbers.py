@@ -1,0 +1,276 @@
+"""The number on an app's icon, whatever makes it another: what the last push says is how much is not read, and nobody has to wait for a
+message to see it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from federation.outbound.errors import OutboundError
+from federation.protocol.ids import RoomID, UserID
+from homeserver.services.ignored_users import IGNORED_USERS
+from homeserver.services.invite_permissions import CONFIG
+from storage.database import Database
+from storage.push_stream import HIDING
+from tests.helpers.federated import create_room, say
+from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.server import START, TestServer, User
+
+V3 = "/_matrix/client/v3"
+ENABLED = "org.matrix.msc3881.enabled"
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+    return start(tmp_path, database, gateway)
+
+
+def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
+    server = TestServer(folder, database, seed=seed, now=now, web=gateway)
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+def crash(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
+    """The server anew upon the database as it stands; the old one does nothing any more."""
+    old = server.app
+    old.pushers.reading._round.stop()
+    old.pushers.deliveries.stop()
+    return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + 31)
+
+
+def pass_time(server: TestServer, seconds: int = 5) -> None:
+    settle(server)
+    for _ in range(seconds):
+        server.clock.advance(1)
+        settle(server)
+
+
+def two(server: TestServer) -> tuple[User, User]:
+    """Alice, who has a pusher, and Bob."""
+    alice, bob = server.register("alice"), server.register("bob")
+    assert set_pusher(alice).status == 200
+    settle(server)
+    return alice, bob
+
+
+def shared(alice: User, bob: User) -> RoomID:
+    room_id = create_room(bob)
+    assert alice.post(f"{V3}/join/{room_id}").status == 200
+    return room_id
+
+
+def invited(alice: User, bob: User) -> RoomID:
+    room_id = create_room(bob, preset="private_chat")
+    assert bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id}).status == 200
+    return room_id
+
+
+def read(user: User, room_id: str, event_id: str) -> None:
+    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+
+
+def keep(user: User, type: str, content: object) -> None:
+    assert user.put(f"{V3}/user/{user.user_id}/account_data/{type}", content).status == 200
+
+
+def accept(alice: User, _bob: User, room_id: RoomID) -> None:
+    assert alice.post(f"{V3}/join/{room_id}").status == 200
+
+
+def decline(alice: User, _bob: User, room_id: RoomID) -> None:
+    assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
+
+
+def withdraw(alice: User, bob: User, room_id: RoomID) -> None:
+    assert bob.post(f"{V3}/rooms/{room_id}/kick", {"user_id": alice.user_id}).status == 200
+
+
+def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
+    keep(alice, IGNORED_USERS, {"ignored_users": {bob.user_id: {}}})
+
+
+def take_no_invites(alice: User, bob: User, _room_id: RoomID) -> None:
+    keep(alice, "org.matrix.msc4155.invite_permission_config", {"ignored_users": [bob.user_id]})
+
+
+@pytest.mark.parametrize("how", [accept, decline, withdraw, ignore, take_no_invites])
+def test_an_invite_counts_until_it_is_answered(
+    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+) -> None:
+    alice, bob = two(server)
+    room_id = invited(alice, bob)
+    pass_time(server)
+    assert [push.notification["counts"] for push in gateway.taken] == [{"unread": 1}]
+    how(alice, bob, room_id)
+    pass_time(server)
+    assert gateway.badges == [0]
+
+
+@pytest.mark.parametrize("how", [withdraw, ignore, take_no_invites])
+def test_an_invite_that_is_none_any_more_is_not_pushed(
+    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+) -> None:
+    alice, bob = two(server)
+    gateway.failure = 503
+    room_id = invited(alice, bob)
+    pass_time(server)
+    how(alice, bob, room_id)
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == []
+
+
+@pytest.mark.parametrize("how", [decline, withdraw, ignore])
+def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_to_hear(
+    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    gateway.failure = 503
+    say(bob, room_id, "hello")
+    pass_time(server)
+    how(alice, bob, room_id)
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == []
+
+
+def test_what_waited_while_they_left_and_came_back_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    gateway.failure = 503
+    say(bob, room_id, "before")
+    pass_time(server)
+    decline(alice, bob, room_id)
+    accept(alice, bob, room_id)
+    after = say(bob, room_id, "after")
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == [after]
+
+
+def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    set_pusher(alice, **{ENABLED: False})
+    read(alice, room_id, event_id)
+    pass_time(server)
+    assert gateway.badges == []
+    set_pusher(alice, **{ENABLED: True})
+    pass_time(server)
+    assert gateway.badges == [0]
+    set_pusher(alice)
+    pass_time(server)
+    assert gateway.badges == [0], "an app that sets it anew each time it starts is not told the same again"
+
+
+def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 70)
+    set_pusher(alice, **{ENABLED: False})
+    read(alice, room_id, event_id)
+    pass_time(server)
+    later = crash(server, tmp_path, gateway)
+    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    set_pusher(User(later, session), **{ENABLED: True})
+    pass_time(later)
+    assert gateway.badges == [0]
+
+
+def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob = two(server)
+    first, second = shared(alice, bob), shared(alice, bob)
+    event_id = say(bob, first, "hello")
+    pass_time(server)
+    remove = {"kind": None, "app_id": "org.example.app", "pushkey": "key"}
+    assert alice.post(f"{V3}/pushers/set", remove).status == 200
+    read(alice, first, event_id)
+    pass_time(server)
+    set_pusher(alice, "new")
+    say(bob, second, "hello")
+    pass_time(server)
+    assert [push.notification["counts"] for push in gateway.taken] == [{"unread": 1}] * 2
+
+
+@pytest.mark.parametrize("how", ["crash", "stop"])
+@pytest.mark.parametrize("is_down", [True, False])
+def test_a_number_that_could_not_be_told_is_told_after_a_restart(
+    server: TestServer, gateway: Gateway, tmp_path: Path, how: str, is_down: bool
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    gateway.failure = OutboundError("it is down") if is_down else None
+    read(alice, room_id, event_id)
+    pass_time(server, 60 if is_down else 1)
+    if how == "stop":
+        server.run(server.app.pushers.stop())
+    gateway.failure = None
+    assert gateway.badges == []
+    if how == "stop":
+        later = start(tmp_path, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
+    else:
+        later = crash(server, tmp_path, gateway)
+    pass_time(later, 60)
+    assert gateway.badges == [0]
+    assert gateway.events == [event_id]
+
+
+def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
+    server: TestServer, gateway: Gateway
+) -> None:
+    """Bob writes, so that he has read; his telephone shows nothing, and is to show nothing."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    set_pusher(bob, "bob")
+    settle(server)
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "hello")
+    pass_time(server, 30)
+    failing = {row.pushkey for row in server.run(server.app.accounts.pusher_store.get_failing())}
+    assert failing == {"key"}
+
+
+def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    badges, gate = server.app.pushers.deliveries._badges, Deferred[None]()
+    count = badges.get
+
+    async def count_slowly(user_id: UserID) -> int:
+        await gate
+        return await count(user_id)
+
+    monkeypatch.setattr(badges, "get", count_slowly)
+    say(bob, room_id, "hello")
+    settle(server)
+    assert alice.post(f"{V3}/logout").status == 200
+    settle(server)
+    gate.callback(None)
+    pass_time(server)
+    assert gateway.asked == []
+
+
+def test_who_hides_whom_is_read_by_what_the_services_know() -> None:
+    assert set(HIDING) == {IGNORED_USERS, *CONFIG}

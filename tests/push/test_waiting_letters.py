@@ -1,0 +1,210 @@
+"""Letters that wait, as the mail server or the database is away: what becomes of them when that is over."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from homeserver.services.mail.relay import CannotDeliver
+from storage.after_restore import settle_restored
+from storage.database import Database, DatabaseUnavailable
+from storage.outgoing_mail import OutgoingMailRow
+from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.federated import say
+from tests.helpers.server import TestServer, User
+from tests.http.test_threepids import add
+from tests.push.test_letters import HOUR, MINUTE, email_pusher, link_in, pass_time, reader, room_of, start, texts
+
+V3 = "/_matrix/client/v3"
+AWAY = CannotDeliver("no connection", for_good=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return start(tmp_path, database)
+
+
+def read(user: User, room_id: str, event_id: str) -> None:
+    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+
+
+def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:
+    assert email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status == 200
+
+
+def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
+    assert email_pusher(alice, kind=None).status == 200
+
+
+def leave(alice: User, _bob: User, room_id: RoomID) -> None:
+    assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
+
+
+def kick(alice: User, bob: User, room_id: RoomID) -> None:
+    assert bob.post(f"{V3}/rooms/{room_id}/kick", {"user_id": alice.user_id}).status == 200
+
+
+def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
+    path = f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list"
+    assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
+
+
+@pytest.mark.parametrize("how", [switch_off, remove, leave, kick, ignore])
+def test_a_letter_that_waits_is_not_sent_to_who_is_not_to_have_it_any_more(
+    server: TestServer, how: Callable[[User, User, RoomID], None]
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    server.relay.failure = AWAY
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 12 * MINUTE)
+    how(alice, bob, room_id)
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    assert server.relay.letters == []
+
+
+def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
+    server.relay.failure = AWAY
+    event_id = say(bob, room_id, "zanjabil")
+    say(bob, other, "cinnamon")
+    pass_time(server, 12 * MINUTE)
+    read(alice, room_id, event_id)
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    for text in texts(letter):
+        assert "cinnamon" in text
+        assert "zanjabil" not in text
+
+
+def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    server.relay.failure = AWAY
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 6 * HOUR, 10 * MINUTE)
+    server.relay.failure = None
+    pass_time(server, 2 * HOUR, 10 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "zanjabil" in texts(letter)[0]
+
+
+def test_a_letter_is_given_up_after_two_days(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    server.relay.failure = AWAY
+    say(bob, room_of(alice, bob), "zanjabil")
+    pass_time(server, 52 * HOUR, HOUR)
+    server.relay.failure = None
+    pass_time(server, 24 * HOUR, HOUR)
+    assert server.relay.letters == []
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: bool) -> None:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+
+    def look() -> tuple[tuple[int, object], tuple[object, object]]:
+        [gateway] = root.get("/_mahalla/admin/v1/push_gateways").json["gateways"]
+        assert (gateway["gateway"], gateway["pushers"]) == ("e-mail", 1)
+        [pusher] = root.get(f"/_synapse/admin/v1/users/{alice.user_id}/pushers").json["pushers"]
+        assert pusher["failing_since_ts"] == gateway["failing_since_ts"]
+        return (gateway["failing"], gateway["success_ts"]), (pusher["error"], pusher["success_ts"])
+
+    assert look() == ((0, None), (None, None))
+    server.relay.failure = CannotDeliver("550 no such user", for_good=for_good)
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 12 * MINUTE)
+    assert look() == ((1, None), ("550 no such user", None))
+    server.relay.failure = None
+    say(bob, room_id, "cinnamon")
+    pass_time(server, 2 * HOUR, 10 * MINUTE)
+    assert server.relay.letters
+    (failing, sent), (error, success) = look()
+    assert (failing, error) == (0, None)
+    assert sent == success is not None
+
+
+def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    outbox = server.app.mail.outbox
+    assert outbox is not None
+
+    async def fail(_now: int, _until: int, _limit: int) -> list[OutgoingMailRow]:
+        raise DatabaseUnavailable("it is restarted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox._store, "take_due", fail)
+        say(bob, room_of(alice, bob), "zanjabil")
+        pass_time(server, 12 * MINUTE)
+        assert server.relay.letters == []
+    pass_time(server, 2 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
+@pytest.mark.parametrize("where", ["relay", "look"])
+def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    carol = server.register("carol")
+    add(server, carol, "carol@example.com")
+    assert email_pusher(carol, "carol@example.com").status == 200
+    server.relay.letters.clear()
+    outbox = server.app.mail.outbox
+    assert outbox is not None
+    assert outbox._is_missed is not None
+    deliver, is_missed, pushers = server.relay.deliver, outbox._is_missed, list[int]()
+
+    def fail_for_alice(sender: str, recipient: str, message: bytes) -> None:
+        if recipient == "alice@example.com":
+            raise ZeroDivisionError
+        deliver(sender, recipient, message)
+
+    async def fail_for_the_first(pusher_nid: int, event_nids: Sequence[int]) -> bool:
+        pushers.append(pusher_nid)
+        if pusher_nid == pushers[0]:
+            raise ZeroDivisionError
+        return await is_missed(pusher_nid, event_nids)
+
+    if where == "relay":
+        monkeypatch.setattr(server.relay, "deliver", fail_for_alice)
+    else:
+        monkeypatch.setattr(outbox, "_is_missed", fail_for_the_first)
+    room_id = room_of(alice, bob)
+    assert carol.post(f"{V3}/join/{room_id}").status == 200
+    say(bob, room_id, "zanjabil")
+    pass_time(server, 15 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
+    tmp_path: Path, sqlite_template: Path, settles: bool
+) -> None:
+    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody else. Without the command they would be
+    taken for her."""
+    folder = tmp_path / "of a backup"
+    folder.mkdir()
+    now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
+    alice, bob = reader(now), now.register("bob")
+    say(bob, room_of(alice, bob), "zanjabil")
+    pass_time(now, 12 * MINUTE)
+    link = link_in(now.relay.letters[0][1])
+    restored = open_inline(copy_sqlite(sqlite_template, folder))
+    later = start(tmp_path, restored)
+    if settles:
+        later.run(restored.write("after_restore", settle_restored))
+    carol = later.register("carol")
+    add(later, carol)
+    assert email_pusher(carol).status == 200
+    assert later.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 200
+    assert len(carol.get(f"{V3}/pushers").json["pushers"]) == settles

@@ -1,0 +1,264 @@
+"""The log of claims of one-time keys, and what is known of the keys that come next, by themselves; and what an upgrade and a copy of the
+database make of them."""
+
+import json
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from sys import getsizeof
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import claim_log
+from storage.claim_log import LOGGED
+from storage.copy import copy_database
+from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.device_keys import NewKeys
+from storage.engine import Connection
+from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
+from tests.helpers.databases import PostgresTemplates, database_before
+from tests.storage.test_keys_ahead import Node
+from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content
+
+Config = SQLiteConfig | PostgresConfig
+
+
+numbers_of_blocks = st.sampled_from([0, 1, 2, 255, 256, 257, 511, 512, 1 << 16, 1 << 40])
+"""Such that the bytes of one stand across others, too."""
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.dictionaries(numbers_of_blocks, st.integers(0, 300), max_size=6), max_size=5),
+    st.sets(numbers_of_blocks),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_read_of_some_blocks_is_what_all_of_the_log_says_of_them(
+    claims: list[dict[int, int]], wanted: set[int], random: Random
+) -> None:
+    rows = [
+        (position, position * 10, b"".join([struct.pack(">qH", *mark) for mark in marks.items()]))
+        for position, marks in enumerate(claims)
+    ]
+    latest = {block: (taken, position * 10) for position, marks in enumerate(claims) for block, taken in marks.items()}
+    random.shuffle(rows)
+    assert claim_log.read_marks(rows) == latest
+    assert claim_log.find_marks(rows, wanted) == {block: latest[block] for block in wanted & latest.keys()}
+
+
+def make_transaction() -> WriteTransaction:
+    """What asks nothing of a database."""
+    return WriteTransaction(cast("Connection", None), {}, {})
+
+
+def test_what_is_known_is_bounded_and_of_whom_nothing_came_for_longest_goes_first() -> None:
+    ahead, txn = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))), make_transaction()
+    run = KeyRun(1, 0, 5, b"12345" * 2)
+
+    def known() -> str:
+        return "".join(name for name in "abcdef" if ahead.get_all([(name, "", "")]) == [run])
+
+    for name in "abc":
+        ahead.put(txn, (name, "", ""), run)
+    assert known() == "abc"
+    ahead.put(txn, ("a", "", ""), run)
+    ahead.put(txn, ("d", "", ""), run)
+    assert known() == "acd"
+    ahead.remove(("a", "", ""))
+    ahead.put(txn, ("e", "", ""), run)
+    assert known() == "cde"
+    ahead.forget("c", "")
+    ahead.put(txn, ("f", "", ""), run)
+    assert known() == "def"
+    for undo in txn.undoings:
+        undo()
+    assert known() == ""
+
+
+@pytest.mark.parametrize("more", ["", "\U0001f511" * 240])
+def test_what_is_known_is_bounded_however_long_the_names_are(more: str) -> None:
+    most = 1 << 20
+    tracemalloc.start()
+    try:
+        ahead = KeysAhead(most)
+        for number in range(2 * most // (BYTES_BESIDE + 10)):
+            ahead.put(
+                make_transaction(),
+                (f"{ALICE}{number}", f"{number}{more}", f"{more}{number}"),
+                KeyRun(number, 0, 5, b"12345" * 2),
+            )
+        assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
+    finally:
+        tracemalloc.stop()
+
+
+def count_logged(node: Node) -> int:
+    """Rows of the log."""
+    (rows,) = node.run(node.database.read("read", lambda txn: txn.query(LOGGED)))
+    return len(rows)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def not_yet(request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates) -> Iterator[Config]:
+    """A database without any table."""
+    if request.param == "sqlite":
+        yield SQLiteConfig(str(tmp_path / "homeserver.db"))
+    else:
+        config = postgres_templates.create(empty=True)
+        yield config
+        postgres_templates.drop(config)
+
+
+def test_what_lay_in_the_log_before_claims_were_gathered_holds(
+    not_yet: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database_before(make_engine(not_yet), tmp_path, 119) as writer:
+        for block_nid, (device_id, settled) in enumerate([("A", 1), ("B", 0), ("C", 2)], 1):
+            names = [f"{device_id}{number}" for number in range(5)]
+            slots = [b'"%b":%b' % (name.encode(), content("")) for name in names]
+            writer.execute(
+                "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
+                " VALUES (?, ?, ?, ?, 5, ?, ?, ?)",
+                (ALICE, device_id, ALGORITHM, block_nid, len(slots[0]), json.dumps(names), b"".join(slots)),
+            )
+            writer.execute("INSERT INTO one_time_key_marks VALUES (?, 7, ?)", (block_nid, settled))
+        for position, marks in [(8, {1: 2, 2: 1}), (9, {1: 3})]:
+            packed = b"".join([struct.pack(">qH", *mark) for mark in marks.items()])
+            writer.execute("INSERT INTO key_claims VALUES (?, 7, ?)", (position, packed))
+        writer.execute("INSERT INTO settled_claims VALUES (0, 7)", ())
+        writer.execute("INSERT INTO counters VALUES ('position', 9), ('one_time_key', 3)", ())
+    node = Node(not_yet, monkeypatch)
+    assert count_logged(node) == 2
+    assert [node.count(device_id) for device_id in "ABC"] == [2, 4, 3]
+    (given,) = node.run(node.store.do_claim([(ALICE, device_id, ALGORITHM) for device_id in "ABC"], 1000))
+    assert [key and key.partition(b":")[0] for key in given] == [b'"A3"', b'"B1"', b'"C2"']
+    assert [node.count(device_id) for device_id in "ABC"] == [1, 3, 2]
+    node.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("to_postgres", [True, False])
+def test_a_log_that_is_copied_to_the_other_database_holds_there(
+    sqlite: SQLiteConfig, postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch, *, to_postgres: bool
+) -> None:
+    source, target = (sqlite, postgresql) if to_postgres else (postgresql, sqlite)
+    node = Node(source, monkeypatch)
+    for device_id in "AB":
+        node.upload(device_id, [f"{device_id}{number}" for number in range(10)])
+    node.write(3)
+    for number in range(5):
+        assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
+    assert count_logged(node) == 2, "what is gathered, and a claim"
+    node.close()
+    copy_database(make_engine(source), make_engine(target), lambda _: None)
+    node = Node(target, monkeypatch)
+    assert count_logged(node) == 2
+    assert [node.count(device_id) for device_id in "AB"] == [5, 5]
+    for number in range(5, 10):
+        assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
+    assert node.claim("A", "B") == [None, None]
+    node.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("restarts", [True, False])
+def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_them(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, *, restarts: bool
+) -> None:
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    node = Node(database_config, monkeypatch)
+    for number in range(6):
+        node.write(3)
+        devices = [f"{each}{number}" for each in "AB"]
+        for device_id in devices:
+            node.upload(device_id, ["a"])
+        assert node.claim(*devices) == ["a", "a"]
+        (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT marks FROM key_claims")))
+        assert sum(len(marks) for (marks,) in rows) <= (claim_log.MOST_MARKS + len(devices) - 1) * 10, "bytes"
+        if restarts:
+            node = node.restarted()
+    node.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("number", [1, 12])
+def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploaded(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Of a device that adds a key whenever one was given out a claim has to read what comes next."""
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    devices = [f"D{each}" for each in range(number)]
+    for key in range(5 + number):
+        for device_id in devices:
+            node.upload(device_id, [f"{device_id} {key}"])
+    node.upload("many", [f"{key}" for key in range(5)])
+    node.upload("none", ["0"])
+    assert node.claim("many", "none") == ["0", "0"]
+
+    def cost(*device_ids: str) -> int:
+        node.counter.clear()
+        node.claim(*device_ids)
+        return node.counter.queries["claim_keys"]
+
+    for _ in range(2):  # the log is settled, and then empty
+        other.write(1)
+        last = cost("many", *devices)
+    assert last == 3, (
+        "to move the marks of those that are known, if the log is empty, and which comes next of the others"
+    )
+    node.write(3)
+    assert cost(*devices) == 3, "which was read before may be the next, and is not; what the log says is read once"
+    assert cost(*devices) == 1, "it is known that it is not"
+    node.upload("more", ["a"])
+    assert cost("more") == 1, "a row of the log"
+    node.claim("none")
+    assert cost("none") == 3, "whether the log says more of what is next; that; whether there is a fallback key"
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("how", ["still known", "read by the claim", "read by the upload", "settled"])
+def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_written(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    names = [f"A{number}" for number in range(5)]
+
+    def put(txn: WriteTransaction) -> int:
+        keys = {(ALGORITHM, name): content(name) for name in (*names, "more")}
+        return node.store.put_keys(txn, ALICE, "A", NewKeys(None, keys, {}), 5).one_time[ALGORITHM]
+
+    node.upload("A", names)
+    node.write(3)
+    for ts in range(1, 6):
+        node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
+    assert count_logged(node) == 2, "what is gathered, and the last claim"
+    if how != "still known":
+        other.write(1)
+        node.write(0 if how == "settled" else 3)
+    if how in ("read by the claim", "settled"):
+        assert node.claim("Z") == [None], "it has to know what is in the log, or to settle it"
+    assert count_logged(node) == (0 if how == "settled" else 2)
+    for _ in range(2):
+        assert node.run(node.database.write("upload", put)) == [1], "all but one were given out no longer ago"
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_mark_that_an_undone_write_had_moved_is_not_where_it_was_then(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(database_config, monkeypatch)
+    node.upload("A", ["a", "b", "c"])
+    assert node.claim("A") == ["a"]
+    node.write(3)
+    node.fail_to_claim([(ALICE, "A", ALGORITHM)])
+    assert [node.claim("A") for _ in range(3)] == [["b"], ["c"], [None]]
+    node.close()
