@@ -60,7 +60,7 @@ from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
 from storage.after_restore import Settled, settle_restored
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
-from storage.database import Database, make_engine
+from storage.database import Database, SQLiteConfig, make_engine
 from storage.engine import DatabaseUnavailable
 from storage.executors import InlineExecutor, ThreadExecutor
 
@@ -313,6 +313,9 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     """Make a database that was restored from a backup fit for use, before the server is started: clients and other servers know what
     came after the backup."""
     config = load(paths).config
+    where = database_config_of(config.storage.database, config.folder)
+    if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
+        raise click.ClickException(f"there is no database {where.path}: put the backup there first")
     claim_storage(config)
 
     async def settle(database: Database) -> Settled | None:

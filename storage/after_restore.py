@@ -2,13 +2,13 @@
 
 Laws:
 - No position is given out a second time: of what comes from now on everybody hears who was told of positions that are gone.
-- No one-time key is given out again: of those that are there some were, and nobody could read what is sent with them. Clients publish
-  new ones once they see that there are none; until then fallback keys are given out, which they replace then.
+- No one-time key is given out again: of those that are there some were, and nobody could read what is sent with them. Devices are told
+  that they have one left, and publish new ones; until then fallback keys are given out, which they replace then.
 - Lists of devices that may have changed are looked at anew: those that are kept of other servers' users, ours by other servers,
   and all of them by clients.
 - Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
-  which clients know with which key they encrypt: the next of each user is far beyond. So is the next pusher: a link in a letter of before
-  ends no letters but those.
+  which clients know with which key they encrypt, and of filters: the next of each user is far beyond. So is the next pusher: a link in a
+  letter of before ends no letters but those.
 
 For a database that no server has open.
 """
@@ -17,15 +17,15 @@ from typing import Final
 
 import msgspec
 
+from storage.one_time_keys import empty_blocks
 from storage.transaction import WriteTransaction
 
 LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
-BACKUPS: Final = 1000
-"""Numbers of backups, more than somebody uses in that time."""
+NUMBERS: Final = 1000
+"""Of backups, and of filters, more than somebody uses in that time."""
 PUSHERS: Final = 1_000_000
 """Numbers of pushers, more than are set in that time."""
-_GONE: Final = ("one_time_key_marks", "one_time_key_blocks", "key_claims", "sliding_connections")
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -45,10 +45,9 @@ def settle_restored(txn: WriteTransaction) -> Settled:
     position = txn.next_position()
     txn.allocate("pusher", PUSHERS)
     ((devices,),) = txn.query("SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d")
-    for table in _GONE:
-        txn.execute(f"DELETE FROM {table}")
-    txn.execute("UPDATE gathered_claims SET marks = NULL")
+    empty_blocks(txn)
     txn.execute("UPDATE fallback_keys SET used = 1")
+    txn.execute("DELETE FROM sliding_connections")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
     # a change that follows upon one of which nobody has heard makes other servers ask for the whole list
     users = txn.execute(
@@ -61,6 +60,14 @@ def settle_restored(txn: WriteTransaction) -> Settled:
         "INSERT INTO key_backups (user_id, version, algorithm, auth_data, etag, key_count, deleted)"
         " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u",
-        (BACKUPS, b"{}"),
+        (NUMBERS, b"{}"),
+    )
+    # one for each user that nobody has uploaded, as it has no digest
+    txn.execute(
+        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        " SELECT u.user_id, ? + coalesce((SELECT max(f.filter_id) FROM filters AS f WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
+        " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"
+        " ON CONFLICT (user_id, digest) DO UPDATE SET filter_id = excluded.filter_id",
+        (NUMBERS, b""),
     )
     return Settled(devices, lists, users)

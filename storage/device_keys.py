@@ -10,7 +10,7 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -255,7 +255,8 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
     blocks = _blocks(found, _find_claims(found, [row[1] for row in found[_BLOCK]]))
-    return _counts(_count_left(blocks), {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
+    told = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
+    return _counts(told, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
@@ -344,7 +345,8 @@ def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
     """How many keys can be given out, by algorithm."""
     left: dict[str, int] = {}
     for block in blocks:
-        left[block.algorithm] = left.get(block.algorithm, 0) + block.left
+        if block.left:
+            left[block.algorithm] = left.get(block.algorithm, 0) + block.left
     return left
 
 
@@ -353,9 +355,9 @@ def _public_keys(identity: bytes) -> object:
     return msgspec.json.decode(identity)["keys"]
 
 
-def _signed_part(identity: bytes) -> dict[str, Any]:
-    """What a signature is of."""
-    return {name: value for name, value in msgspec.json.decode(identity).items() if name != "signatures"}
+def _signed_part(identity: bytes) -> bytes:
+    """What a signature is of: as bytes, since true and 1 are the same to Python."""
+    return msgspec.json.encode({k: v for k, v in msgspec.json.decode(identity).items() if k != "signatures"})
 
 
 def _counts(one_time: Mapping[str, int], added: Mapping[str, int], fallback: Mapping[str, bool]) -> KeyCounts:

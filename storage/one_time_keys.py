@@ -68,9 +68,14 @@ class KeyBlock(msgspec.Struct, frozen=True):
     """Their ids, a JSON array."""
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it has no keys, and only says that the device is to publish some (`empty_blocks`)."""
+        return self.names == "[]"
+
+    @property
     def left(self) -> int:
         """How many can be given out."""
-        return self.number - self.taken
+        return 0 if self.is_empty else self.number - self.taken
 
 
 BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.settled, m.claimed_ts, b.names"
@@ -78,7 +83,7 @@ BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.bloc
 
 _OLDEST_LEFT: Final = (
     f"FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.settled < b.number"
-    " ORDER BY b.block_nid LIMIT 1"
+    " AND b.width > 0 ORDER BY b.block_nid LIMIT 1"
 )
 """Of a device and an algorithm, by the marks, the block that is given out now."""
 MOVE_MARK: Final = (
@@ -231,6 +236,23 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
         txn.execute_later(sql, (user_id, device_id))
 
 
+def empty_blocks(txn: WriteTransaction) -> None:
+    """Take all keys away, and leave each device that has published some a block without any: so it counts as one that has a key, until
+    it publishes others. One that is told of none might not do that: some clients take zero for unchanged."""
+    txn.execute(
+        "DELETE FROM one_time_key_blocks WHERE EXISTS (SELECT 1 FROM one_time_key_blocks AS o"
+        " WHERE o.user_id = one_time_key_blocks.user_id AND o.device_id = one_time_key_blocks.device_id"
+        " AND o.algorithm = one_time_key_blocks.algorithm AND o.block_nid < one_time_key_blocks.block_nid)"
+    )
+    txn.execute("UPDATE one_time_key_blocks SET number = 1, width = 0, names = '[]', keys = ?", (b"",))
+    for table in ("one_time_key_marks", "key_claims"):
+        txn.execute(f"DELETE FROM {table}")
+    txn.execute("UPDATE gathered_claims SET marks = NULL")
+    txn.execute(
+        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, settled) SELECT block_nid, 0, 0 FROM one_time_key_blocks"
+    )
+
+
 def _without(
     keys: Mapping[KeyName, bytes], digests: Collection[bytes], standing: Mapping[KeyName, Sequence[tuple[bytes, bool]]]
 ) -> dict[KeyName, bytes]:
@@ -334,8 +356,8 @@ def _remember(
 ) -> None:
     """Put digests in the place of what is used up, and forget what was given out before then, and beyond so many the oldest."""
     kept = sorted(each for each in (*remembered, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
-    if just_used:
-        used_up = [block.block_nid for block in blocks if block.left == 0]
+    used_up = [block.block_nid for block in blocks if block.left == 0]
+    if used_up:
         txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(
             "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND block_nid IN {keys}",

@@ -27,6 +27,10 @@ class SoleServer(msgspec.Struct, frozen=True):
     def claim(cls, config: SQLiteConfig) -> Self:
         """Raises DatabaseInUse; OSError where there is no such folder, or no right to write there."""
         descriptor = os.open(f"{config.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.geteuid() == 0 and os.path.exists(config.path):
+            # as SQLite does with its files: else a command that root ran would leave the server, another user, without the lock
+            owner = os.stat(config.path)
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:

@@ -310,6 +310,7 @@ class SQLiteEngine:
 
     def backup_before_migration(self, version: int) -> str | None:
         copy = Path(f"{self._config.path}.before-schema-{version}")
+        copy.touch(mode=0o600)
         connection = self._connect_writer()
         try:
             connection.backup_to(copy)

@@ -98,6 +98,7 @@ class Limit(Enum):
     TO_DEVICE_STRANGERS = "rc_to_device_strangers"
     TO_DEVICE_BYTES = "rc_to_device_bytes"
     TO_DEVICE_BYTES_OF_SERVER = "rc_federation.to_device_bytes"
+    TO_DEVICE_BYTES_OF_REMOTE_USER = "rc_federation.to_device_bytes_of_user"
     PROFILE = "rc_profile"
     URL_PREVIEW = "rc_url_preview"
     HIERARCHY = "rc_hierarchy"

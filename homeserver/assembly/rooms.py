@@ -168,7 +168,6 @@ class RoomParts:
         self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock, accounts.access_tokens.check_again, accounts.others)
-
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
         self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)

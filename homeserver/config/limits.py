@@ -120,6 +120,12 @@ class FederationLimits:
         "Bytes of messages to devices that one server sends, one for each device here that gets it. Beyond that its transactions are"
         " refused, and it sends them again later. The keys of one encrypted room go to 10,000 devices in some 15 MB.",
     )
+    to_device_bytes_of_user: RateLimit = limit(
+        131072,
+        536870912,
+        "Bytes of messages to devices that one user of another server sends, counted so. What is beyond that is not taken in: to refuse"
+        " the transactions would hold up all others of that server.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLar
 from federation.protocol.ids import UserID, is_room_id
 from homeserver.http.rate_limits import RateLimiter
 from storage.key_backups import (
+    PUT_AT_ONCE,
     BackedUpKey,
     BackupFull,
     BackupRow,
@@ -172,13 +173,16 @@ class KeyBackups:
         """Add keys. What a user puts counts in bytes: a request is taken as long as there is room for any of it, and the next one waits
         the longer. Raises NotFound, WrongRoomKeysVersion, InvalidParam, TooLarge, LimitExceeded."""
         keys = list(_stored(rooms))
+        size = sum([len(key.session_data) + KEY_BYTES for key in keys])
         if caller.rate_limited:
-            self._limiter.check_only(Limit.BACKUP_BYTES, caller.user_id)
-        with _translated():
-            backup = await self._store.put_keys(caller.user_id, _number(version), keys)
-        if caller.rate_limited:
-            size = sum([len(key.session_data) + KEY_BYTES for key in keys])
-            self._limiter.count(Limit.BACKUP_BYTES, caller.user_id, cost=size)
+            self._limiter.check_then_count(Limit.BACKUP_BYTES, caller.user_id, size)
+        try:
+            with _translated():
+                backup = await self._store.put_keys(caller.user_id, _number(version), keys)
+        except Exception:
+            if caller.rate_limited and len(keys) <= PUT_AT_ONCE:  # of more some may be kept
+                self._limiter.give_back(Limit.BACKUP_BYTES, caller.user_id, size)
+            raise
         return _state(backup)
 
     async def do_delete_keys(

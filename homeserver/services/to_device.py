@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from typing import Any, Final
 
 import msgspec
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
@@ -46,10 +47,13 @@ MESSAGE_BYTES: Final = 200
 REQUEST_BYTES: Final = 1_000
 """What keeping one message, and the note of one request, take beside the contents."""
 MOST_BYTES: Final = 64 << 20
-"""Of all copies of what goes to all devices of many users, in one request."""
+"""Of all copies of what goes to all devices of many users, in one request, or one EDU."""
 TOO_MUCH: Final = "So much for so many devices is more than one request may send"
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
 """How long messages that came from other servers are known again."""
+
+WARNED_EACH_MS: Final = 60_000
+"""How often at most it is logged that a user of another server sends too much."""
 
 Messages = Mapping[str, Mapping[str, msgspec.Raw]]
 """Contents by user and device, as they came."""
@@ -66,6 +70,8 @@ class DirectToDevice(msgspec.Struct, frozen=True):
 
 class ToDevice:
     """Sends messages to devices."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class ToDevice:
         self._devices = devices
         self._limiter = limiter
         self._now_ms = now_ms
+        self._warned_ms = 0
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
@@ -181,8 +188,9 @@ class ToDevice:
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
         """Messages of a user of another server: m.direct_to_device, each taken once; what is too large, or not everybody could
-        read, is left out. What is kept of a server's counts in bytes, for each device that gets it. Raises InvalidParam; LimitExceeded
-        where that was too much of late.
+        read, is left out. What is kept counts in bytes, for each device that gets it, as its sender's and the server's. Raises
+        InvalidParam; TooLarge where that was too much of the sender's, with which others of the server have nothing to do; LimitExceeded
+        where it was too much of the server's.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -205,6 +213,16 @@ class ToDevice:
         opening = _opening(message.sender, message.type)
         largest = LARGEST_RECEIVED - len(opening) - 1
         now = self._now_ms()
+        try:
+            self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender)
+        except LimitExceeded:
+            if now >= self._warned_ms + WARNED_EACH_MS:
+                self._warned_ms = now
+                self._log.warn(
+                    "{sender} has sent so much to devices here that no more of it is taken in for now",
+                    sender=message.sender,
+                )
+            raise TooLarge("The sender has sent too much of late") from None
         self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
@@ -213,10 +231,14 @@ class ToDevice:
             # what nobody gets needs no note, and a server may send as much of that as it likes
             if not recipients or not self._outgoing.add_received(txn, origin, message.sender, message.message_id, now):
                 return 0
+            size = _size_of(contents)
+            if size > MOST_BYTES:
+                raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, recipients, contents, now)
-            return _size_of(contents)
+            return size
 
         if kept := await self._database.write("receive_to_device", write):
+            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender, cost=kept)
             self._limiter.count(Limit.TO_DEVICE_BYTES_OF_SERVER, origin, cost=kept)
 
     async def do_sweep(self, limit: int) -> int:

@@ -2,14 +2,16 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from storage.database import DatabaseConfig, SQLiteConfig
+from storage.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.mail_servers import mail_server
 from tests.helpers.real_server import RealServer, running_server
+from tests.helpers.restorable import Restorable
 from tests.helpers.visitor import Letters
 
 CHROMIUM = shutil.which("chromium")
@@ -31,6 +33,23 @@ def real_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             yield server
     finally:
         templates.drop(config)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Restorable]:
+    """A server of its own for each test."""
+    folder = tmp_path / "server"
+    templates: PostgresTemplates | None = None
+    used: PostgresConfig | None = None
+    if request.param == "postgresql":
+        templates = request.getfixturevalue("postgres_templates")
+        used = templates.create()
+    with running_server(folder, used or SQLiteConfig(str(folder / "homeserver.db"))) as server:
+        made = Restorable(server, folder, templates, used)
+        yield made
+    made.close()
+    if templates is not None and used is not None:
+        templates.drop(used)
 
 
 @pytest.fixture(scope="module")

@@ -29,32 +29,32 @@ async def _encryption(server: RealServer, folder: Path) -> None:
         person(server, "secret-alice", folder, encrypts=True) as alice,
         person(server, "secret-bob", folder, encrypts=True) as bob,
     ):
-        recovery_keys = [await _enable_recovery(each) for each in (alice, bob)]
-        room_id = await _room(alice, bob)
+        recovery_keys = [await enable_recovery(each) for each in (alice, bob)]
+        room_id = await encrypted_room(alice, bob)
         ours, theirs = await alice.timeline(room_id), await bob.timeline(room_id)
-        said = await _talk([ours, theirs], "first")
+        said = await talk([ours, theirs], "first")
         server.kill()
         server.wait_until_ready()
-        said += await _talk([ours, theirs], "after the power failure")
+        said += await talk([ours, theirs], "after the power failure")
         for each in (alice, bob):
             await each.client.encryption().wait_for_backup_upload_steady_state(None)
         async with (
             person(server, "secret-alice", folder / "second", new=False, encrypts=True) as alice2,
             person(server, "secret-bob", folder / "second", new=False, encrypts=True) as bob2,
         ):
-            await _recover(alice2, recovery_keys[0])
+            await recover(alice2, recovery_keys[0])
             await _verify(bob2, bob)
             seen = [await alice2.timeline(room_id), await bob2.timeline(room_id)]
             for timeline in seen:
                 await _reads(timeline, said)
-            await _talk([ours, theirs, *seen], "on four devices")
+            await talk([ours, theirs, *seen], "on four devices")
             await _reset_identity(alice)
-            await _talk([ours, theirs, *seen], "with a new identity")
+            await talk([ours, theirs, *seen], "with a new identity")
             for timeline in (ours, theirs, *seen):
                 assert unreadable(timeline) == []
 
 
-async def _enable_recovery(one: Person) -> str:
+async def enable_recovery(one: Person) -> str:
     encryption = one.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
     await _is(encryption, sdk.VerificationState.VERIFIED)  # the first device is its own witness
@@ -64,7 +64,7 @@ async def _enable_recovery(one: Person) -> str:
     return str(key)
 
 
-async def _room(alice: Person, bob: Person) -> str:
+async def encrypted_room(alice: Person, bob: Person) -> str:
     wish = sdk.CreateRoomParameters(
         name="Sir",
         is_encrypted=True,
@@ -80,7 +80,7 @@ async def _room(alice: Person, bob: Person) -> str:
     return room_id
 
 
-async def _talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
+async def talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
     """Each says something, which all read; what was said."""
     said = [f"{text} {number}" for number in range(len(timelines))]
     for speaker, words in zip(timelines, said, strict=True):
@@ -90,7 +90,7 @@ async def _talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
     return said
 
 
-async def _recover(device: Person, key: str) -> None:
+async def recover(device: Person, key: str) -> None:
     encryption = device.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
     await _is(encryption, sdk.VerificationState.UNVERIFIED)

@@ -238,6 +238,11 @@ def test_a_registration_token_says_what_it_waits_for(data: Path) -> None:
 
 def test_a_restored_database_is_made_fit_while_no_server_has_it(data: Path) -> None:
     words = ("after-restore", "-c", str(data / "homeserver.yaml"))
+    absent = run_command(*words)
+    assert absent.returncode == 1
+    assert f"there is no database {data / 'homeserver.db'}: put the backup there first" in absent.stderr
+    assert not [*data.glob("homeserver.db*")]
+    (data / "homeserver.db").touch()
     done = run_command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].endswith("start the server now.")

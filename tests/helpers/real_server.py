@@ -56,6 +56,11 @@ class RealServer:
                 time.sleep(0.05)
         raise AssertionError("the server did not start in time\n" + self.log())
 
+    def start(self) -> None:
+        """Once more, after its end."""
+        self._process = self._spawn()
+        self.wait_until_ready()
+
     def end(self) -> int:
         """End it as an operator does; its exit code."""
         self._process.send_signal(signal.SIGTERM)

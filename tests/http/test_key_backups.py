@@ -158,6 +158,28 @@ def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> No
     assert [put(alice, f"s{number}") for number in (2, 3)] == [200, 429]
 
 
+def test_what_is_kept_of_a_request_that_is_refused_counts(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of very many keys some are written before it turns out that there is no room for all."""
+    monkeypatch.setattr("storage.key_backups.PUT_AT_ONCE", 2)
+    monkeypatch.setattr("homeserver.services.key_backups.PUT_AT_ONCE", 2)
+    monkeypatch.setattr(KeyBackupStore.__init__, "__kwdefaults__", {"most_keys": 2})
+    server = TestServer(tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n")
+    alice = server.register("alice")
+    version = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
+
+    def put(*sessions: str) -> int:
+        body = {"sessions": {session: key(data="x" * 9_900) for session in sessions}}
+        return alice.put(f"{KEYS}/keys/{ROOM}?version={version}", body).status
+
+    assert put("a", "b", "c") == 413
+    assert alice.get(f"{KEYS}/version").json["count"] == 2
+    assert put("d") == 429
+    server.clock.advance(30)
+    assert [put("e"), put("f"), put("g")] == [413] * 3, "of these nothing was kept"
+
+
 def test_changing_a_version(alice: User, version: str) -> None:
     changed = {**DEFINITION, "auth_data": {"public_key": "def"}}
     assert alice.put(f"{KEYS}/version/{version}", {**changed, "version": version}).status == 200

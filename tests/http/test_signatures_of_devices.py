@@ -43,17 +43,18 @@ def signatures(shown: dict[str, Any]) -> dict[str, str]:
     return dict(made)
 
 
-@pytest.mark.parametrize("change", ["other keys", "other words", "other signatures"])
+@pytest.mark.parametrize("change", ["other keys", "other words", "a number for true", "other signatures"])
 def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, change: str) -> None:
     """They go with it: one that comes with the new keys is not hidden by a former one, which nobody could check."""
     alice, bob = server.register("alice"), server.register("bob")
     old_key, old = identity_keys(alice, 1)
+    bare = {**{name: value for name, value in old.items() if name != "signatures"}, "org.example.words": True}
+    old = old_key.sign(bare, alice)
     upload(alice, device_keys=old)
     master, master_json = cross_signing_key(alice, "master", 2)
     self_signing, self_json = cross_signing_key(alice, "self_signing", 3, by=master)
     keys = {"master_key": master_json, "self_signing_key": self_json}
     assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
-    bare = {name: value for name, value in old.items() if name != "signatures"}
     by_self = self_signing.sign(bare, alice)
     signed = {alice.device_id: by_self, master.public: old_key.sign(master_json, alice)}
     assert alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: signed}).json == {"failures": {}}
@@ -62,6 +63,7 @@ def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, cha
     new = {
         "other keys": identity_keys(alice, 4)[1],
         "other words": old_key.sign({**bare, "dehydrated": False}, alice),
+        "a number for true": old_key.sign({**bare, "org.example.words": 1}, alice),
         "other signatures": {**old, "signatures": {alice.user_id: {"ed25519:OTHER": "x"}}},
     }[change]
     for with_signature in (False, True):

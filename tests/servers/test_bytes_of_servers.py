@@ -1,9 +1,11 @@
 """How much another server may leave here for devices: what is beyond that it keeps, and sends again later."""
 
 import pytest
+from twisted.logger import capturedLogs
 
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
+from homeserver.services import to_device
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt
 from tests.helpers.network import Network
 from tests.servers.test_devices_between import another_device, bodies, send, sending
@@ -55,3 +57,40 @@ async def test_a_transaction_that_is_refused_so_is_taken_in_whole_later(network:
     network.clock.advance(60)
     await requests.put(ServerName(NORTH), path, body)
     assert bodies(room.alice, since)[0] == [*range(5)]
+
+
+async def test_who_sends_too_much_holds_up_nobody_else_of_their_server(network: Network) -> None:
+    room = await sending(network)
+    dora = room.south.server.register("dora")
+    limits = "rc_federation: {to_device_bytes_of_user: {per_second: 1000, burst_count: 30000}}\n"
+    room.north.server = room.alice.server = network.rebuild(NORTH, limits)
+    _, since = bodies(room.alice)
+    with capturedLogs() as logged:
+        for number in range(8):
+            send(room.bob, number, {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}})
+            network.settle()
+    assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [room.bob.user_id]
+    send(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
+    network.settle()
+    found, since = bodies(room.alice, since)
+    assert found == [0, 1, 2, 3, 9], "one that begins is taken whole"
+    network.clock.advance(10)
+    send(room.bob, 10, {room.alice.user_id: {room.alice.device_id: {"n": 10}}})
+    network.settle()
+    assert bodies(room.alice, since)[0] == [10]
+
+
+async def test_copies_of_one_message_are_bounded_as_those_of_our_users(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_device, "MOST_BYTES", 20_000)
+    room = await sending(network)
+    others = [another_device(room.alice) for _ in range(2)]
+    _, since = bodies(room.alice)
+    for number, to in enumerate(["*", room.alice.device_id], 1):
+        content = {"n": number, "padding": LARGE}
+        messages = {room.alice.user_id: {to: content}}
+        edu = {"sender": room.bob.user_id, "type": "m.x", "message_id": str(number), "messages": messages}
+        await room.south.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
+    assert bodies(room.alice, since)[0] == [2]
+    assert [bodies(other)[0] for other in others] == [[], []]

@@ -98,7 +98,7 @@ async def test_nobody_gets_a_key_that_was_given_out_before(
     await restored(network, room, backups[0])
     assert claim(room.bob, room.alice) == fallback
     answer = sync(room.alice)
-    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 0}
+    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 1}, "some clients take zero for unchanged"
     assert answer["device_unused_fallback_key_types"] == []
     upload(room.alice, one_time_keys=one_time_keys("F", "G"))
     after = [claim(room.bob, room.alice) for _ in range(3)]

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from storage.after_restore import BACKUPS, LEAP, settle_restored
+from storage.after_restore import LEAP, NUMBERS, settle_restored
 from storage.claim_log import LOGGED, MOST_CLAIMS
 from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
+from storage.filters import FilterStore
 from storage.key_backups import KeyBackupStore
 from storage.remote_devices import RemoteDeviceStore
 from tests.storage.test_copy import write_config
@@ -43,7 +44,9 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     database.remembered.clear()
     anew = DeviceKeyStore(database)
     assert await anew.do_claim([wish], 1) == [b'"F":"f"']
-    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({}, [], 1)
+    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
+        "some clients take zero for unchanged"
+    )
     assert await remote.get_stale("", 10) == [CAROL]
     assert await devices.get_all_changed_device_lists(head, changed) == {ALICE, BOB}
     for user_id, named in ((ALICE, "LAPTOP"), (BOB, "PHONE")):
@@ -56,8 +59,19 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
         return anew.put_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
 
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
+    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
     claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
+    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
+    # again, with one device that has published keys since, and one that has not
+    for _ in range(2):
+        assert (await database.write("test", settle_restored)).devices == 2
+        database.remembered.clear()
+        anew = DeviceKeyStore(database)
+        for device_id in ("PHONE", "LAPTOP"):
+            assert (await anew.get_counts(ALICE, device_id))[0] == KeyCounts({CURVE: 1}, [], 1)
+            assert await anew.do_claim([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
+    assert (await database.write("test", upload)).one_time == {CURVE: 2}
 
 
 async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Database) -> None:
@@ -76,8 +90,25 @@ async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Da
     assert current is not None
     assert current.version == 2
     assert await backups.get_backup(BOB, None) is None
-    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + BACKUPS
-    assert await backups.add_backup(BOB, "a", b"{}") == 1 + BACKUPS
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + NUMBERS
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + NUMBERS
+
+
+async def test_no_filter_has_the_number_of_one_that_is_gone(database: Database) -> None:
+    """Clients keep the number, and would get what another filter lets through."""
+    devices, filters = DeviceStore(database), FilterStore(database)
+
+    def fill(txn: WriteTransaction) -> None:
+        for user_id in (ALICE, BOB):
+            devices.add_device(txn, DeviceRow(user_id, "PHONE", None, 1))
+
+    await database.write("test", fill)
+    assert [await filters.add_filter(ALICE, text, 1) for text in ("{}", '{"a":1}')] == [0, 1]
+    for number in (1, 2):
+        await database.write("test", settle_restored)
+        assert await filters.add_filter(ALICE, "{}", 1) == 0
+        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (NUMBERS + 1)
+        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (NUMBERS + 1)
 
 
 async def test_a_new_database_needs_nothing(database: Database) -> None:

@@ -1,6 +1,7 @@
 """The log of claims of one-time keys, and what is known of the keys that come next, by themselves; and what an upgrade and a copy of the
 database make of them."""
 
+import json
 import struct
 import tracemalloc
 from collections.abc import Iterator
@@ -118,11 +119,12 @@ def test_what_lay_in_the_log_before_claims_were_gathered_holds(
 ) -> None:
     with database_before(make_engine(not_yet), tmp_path, 119) as writer:
         for block_nid, (device_id, settled) in enumerate([("A", 1), ("B", 0), ("C", 2)], 1):
-            slots = [b'"%b%d":%b' % (device_id.encode(), number, content("")) for number in range(5)]
+            names = [f"{device_id}{number}" for number in range(5)]
+            slots = [b'"%b":%b' % (name.encode(), content("")) for name in names]
             writer.execute(
                 "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
-                " VALUES (?, ?, ?, ?, 5, ?, '[]', ?)",
-                (ALICE, device_id, ALGORITHM, block_nid, len(slots[0]), b"".join(slots)),
+                " VALUES (?, ?, ?, ?, 5, ?, ?, ?)",
+                (ALICE, device_id, ALGORITHM, block_nid, len(slots[0]), json.dumps(names), b"".join(slots)),
             )
             writer.execute("INSERT INTO one_time_key_marks VALUES (?, 7, ?)", (block_nid, settled))
         for position, marks in [(8, {1: 2, 2: 1}), (9, {1: 3})]:

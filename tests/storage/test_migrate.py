@@ -124,6 +124,7 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
         path.write_text(text)
     migrate(engine, schema)
     (copy,) = copies.glob("*.before-*")
+    assert copy.stat().st_mode & 0o777 == 0o600, "all that people said is in it"
     before = sqlite3.connect(copy)
     assert before.execute("SELECT MAX(version) FROM schema_version").fetchall() == [(1,)]
     assert before.execute("SELECT COUNT(*) FROM things").fetchall() == [(1,)]

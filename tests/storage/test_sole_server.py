@@ -1,5 +1,6 @@
 """One server at a time on an SQLite file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,17 @@ def test_without_a_folder_there_is_no_lock(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SoleServer.claim(SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")))
     assert not issubclass(DatabaseInUse, OSError)
+
+
+def test_the_lock_that_root_makes_is_the_server_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator runs `after-restore` as root, and the server as another user begins after that."""
+    path = tmp_path / "homeserver.db"
+    path.touch()
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda _, user, group: given.append((user, group)))
+    SoleServer.claim(SQLiteConfig(str(path))).give_up()
+    assert given == [(path.stat().st_uid, path.stat().st_gid)]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    SoleServer.claim(SQLiteConfig(str(path))).give_up()
+    assert len(given) == 1

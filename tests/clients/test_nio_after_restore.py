@@ -1,0 +1,71 @@
+"""matrix-nio with encryption, whose server is restored from a backup while the client is ahead of it: it goes on, and all is readable."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import nio
+import pytest
+
+from tests.clients.test_nio import expect
+from tests.clients.test_nio_encryption import ENCRYPTION, device, register, say, sync, texts
+from tests.helpers.restorable import Restorable
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_client_goes_on_after_a_restore(restorable: Restorable, tmp_path: Path, times: int) -> None:
+    for name in ("alice", "bob", "second", "carol"):
+        (tmp_path / name).mkdir()
+    asyncio.run(_story(restorable, tmp_path, times))
+
+
+async def _story(restorable: Restorable, folder: Path, times: int) -> None:
+    server = restorable.server
+    for name in ("alice", "bob", "carol"):
+        await register(server, name)
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(device(server, folder / "alice", "alice"))
+        bob = await stack.enter_async_context(device(server, folder / "bob", "bob"))
+        created = await alice.room_create(invite=[bob.user_id], initial_state=[ENCRYPTION])
+        room_id = expect(created, nio.RoomCreateResponse).room_id
+        expect(await bob.join(room_id), nio.JoinResponse)
+        for client in (alice, bob, alice, bob):
+            await sync(client)
+        await say(alice, room_id, "salom")
+        assert await texts(bob) == ["salom"]
+        await asyncio.to_thread(restorable.back_up)
+
+        # of this nothing is left: keys that were claimed, steps of ratchets, and positions that clients have seen
+        second = await stack.enter_async_context(device(server, folder / "second", "bob"))
+        for client in (alice, bob, second):
+            await sync(client)
+        for number in range(5):
+            alice.invalidate_outbound_session(room_id)
+            await say(alice, room_id, f"lost {number}")
+            await sync(second)
+            assert (await texts(bob))[-1] == f"lost {number}"
+            await sync(alice)
+        await asyncio.to_thread(restorable.restore, times)
+
+        for client in (alice, bob, alice, bob):
+            assert await texts(client) == []
+        await say(alice, room_id, "with the session of before")
+        assert await texts(bob) == ["with the session of before"]
+        alice.invalidate_outbound_session(room_id)
+        await say(alice, room_id, "with a new one")
+        assert await texts(bob) == ["with a new one"]
+        await say(bob, room_id, "and back")
+        assert (await texts(alice))[-1:] == ["and back"]
+
+        carol = await stack.enter_async_context(device(server, folder / "carol", "carol"))
+        expect(await alice.room_invite(room_id, carol.user_id), nio.RoomInviteResponse)
+        expect(await carol.join(room_id), nio.JoinResponse)
+        for client in (alice, bob, carol):
+            await sync(client)
+        await say(carol, room_id, "with keys that are claimed now")
+        assert (await texts(alice))[-1:] == ["with keys that are claimed now"]
+        assert (await texts(bob))[-1:] == ["with keys that are claimed now"]
+        alice.invalidate_outbound_session(room_id)
+        await say(alice, room_id, "to all")
+        assert (await texts(carol))[-1:] == ["to all"]
+        assert "Traceback" not in server.log()
