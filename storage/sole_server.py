@@ -26,7 +26,9 @@ class SoleServer(msgspec.Struct, frozen=True):
     @classmethod
     def claim(cls, config: SQLiteConfig) -> Self:
         """Raises DatabaseInUse; OSError where there is no such folder, or no right to write there."""
-        descriptor = os.open(f"{config.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # no link: whoever may write in the folder could have root give them any file
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(f"{config.path}-lock", flags, 0o600)
         if os.geteuid() == 0 and os.path.exists(config.path):
             # as SQLite does with its files: else a command that root ran would leave the server, another user, without the lock
             owner = os.stat(config.path)

@@ -64,3 +64,12 @@ def test_the_lock_that_root_makes_is_the_server_s(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     SoleServer.claim(SQLiteConfig(str(path))).give_up()
     assert len(given) == 1
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    """As root it gives the file to the database's owner, who could have put the link there."""
+    other = tmp_path / "other"
+    other.touch()
+    (tmp_path / "homeserver.db-lock").symlink_to(other)
+    with pytest.raises(OSError):
+        SoleServer.claim(SQLiteConfig(str(tmp_path / "homeserver.db")))
