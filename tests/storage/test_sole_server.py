@@ -71,5 +71,5 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.touch()
     (tmp_path / "homeserver.db-lock").symlink_to(other)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic links"):
         SoleServer.claim(SQLiteConfig(str(tmp_path / "homeserver.db")))
