@@ -40,13 +40,13 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 def find_sqlite_damage(txn: Transaction) -> str | None:
-    """What is wrong with the file, as SQLite says it; None: nothing. Reads all of it.
+    """What is wrong with the file, in a line of SQLite's; None: nothing. Reads all of it.
 
     A log that was left beside the file that is gone (after a kill, or a power failure) is taken for one of the file that was put
     there, and its pages lie among those of the backup. spec: https://www.sqlite.org/howtocorrupt.html (1.4)
     """
     ((found,),) = txn.query("PRAGMA quick_check(1)")
-    return None if found == "ok" else str(found)
+    return None if found == "ok" else str(found).splitlines()[-1]
 
 
 def settle_restored(txn: WriteTransaction) -> Settled:

@@ -126,7 +126,7 @@ def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
     log.write_bytes(left)
     refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 1
-    assert f"the SQLite file {path} is damaged (" in refused.stderr
+    assert refused.stderr.startswith(f"Error: the SQLite file {path} is damaged (Tree ")
     for file in (log, index):
         file.unlink(missing_ok=True)
     shutil.copy(backup, path)
