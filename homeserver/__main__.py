@@ -57,7 +57,7 @@ from homeserver.process import begin_logging, calm_collector, on_hangup, pid_fil
 from homeserver.services.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
-from storage.after_restore import Settled, settle_restored
+from storage.after_restore import Settled, find_sqlite_damage, settle_restored
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, SQLiteConfig, make_engine
@@ -319,7 +319,13 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     claim_storage(config)
 
     async def settle(database: Database) -> Settled | None:
-        if database.engine.name != "sqlite" and await database.get_nodes():
+        if database.engine.name == "sqlite":
+            if damage := await database.read("find_damage", find_sqlite_damage):
+                raise click.ClickException(
+                    f"{database.engine.where} is damaged ({damage}); where a file with -wal at its end lay there from before, that is why: "
+                    "remove it and the one with -shm, and copy the backup there once more"
+                )
+        elif await database.get_nodes():
             return None
         return await database.write("after_restore", settle_restored)
 

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from storage.one_time_keys import empty_blocks
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 LEAP: Final = 1_000_000_000
 """Positions, more than are taken between a backup and the end of what it is of: a hundred a second for four months."""
@@ -37,6 +37,16 @@ class Settled(msgspec.Struct, frozen=True):
     """Of so many users of other servers the devices are asked for."""
     users: int
     """Of so many users of ours other servers ask for the devices."""
+
+
+def find_sqlite_damage(txn: Transaction) -> str | None:
+    """What is wrong with the file, in a line of SQLite's; None: nothing. Reads all of it.
+
+    A log that was left beside the file that is gone (after a kill, or a power failure) is taken for one of the file that was put
+    there, and its pages lie among those of the backup. spec: https://www.sqlite.org/howtocorrupt.html (1.4)
+    """
+    ((found,),) = txn.query("PRAGMA quick_check(1)")
+    return None if found == "ok" else str(found).splitlines()[-1]
 
 
 def settle_restored(txn: WriteTransaction) -> Settled:

@@ -139,12 +139,12 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
     assert nodes.texts() == [[], ["one"]]
 
 
-def hear(nodes: PushingNodes, number: int) -> NodeCalls:
+def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
     """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
-    nodes.wait(12, nodes=(number,))
+    nodes.wait(seconds, nodes=(number,))
     return calls
 
 
@@ -192,6 +192,18 @@ async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_l
     nodes.wait(10, nodes=(1,))
     assert nodes.texts() == [[], []], "it has a round to say under which number it goes on"
     nodes.wait(10, nodes=(1,))
+    assert nodes.texts() == [[], ["one"]]
+
+
+async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes: PushingNodes) -> None:
+    """It had no number yet when it took the lease."""
+    calls = hear(nodes, 0, seconds=1)
+    set_pusher(nodes.alice)
+    nodes.gateways[0].held = []
+    nodes.say(0, "one")
+    nodes.wait()
+    kill(nodes, 0, calls)
+    nodes.wait(20, nodes=(1,))
     assert nodes.texts() == [[], ["one"]]
 
 

@@ -1,12 +1,15 @@
 """What a restored database forgets and asks for again; that others notice it is for `tests/servers/test_restored_backup.py`."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from storage.after_restore import LEAP, NUMBERS, settle_restored
 from storage.claim_log import LOGGED, MOST_CLAIMS
-from storage.database import Database, PostgresConfig, WriteTransaction, make_engine
+from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
 from storage.device_list_log import DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
@@ -128,3 +131,35 @@ def test_the_command_wants_all_processes_stopped(postgresql: PostgresConfig, tmp
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0 devices will publish new one-time keys,")
+
+
+def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
+    sqlite: SQLiteConfig, tmp_path: Path
+) -> None:
+    """A power failure leaves it: its pages are taken for newer ones of the file that is put there."""
+    path, backup = Path(sqlite.path), tmp_path / "backup.db"
+    log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
+    config = write_config(tmp_path, "homeserver.yaml", sqlite)
+    words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as server:
+        server.execute("PRAGMA journal_mode = WAL")
+        server.execute("CREATE TABLE said (text)")
+        server.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copy(path, backup)
+        for where in ("that went to the file", "that is in the log alone"):
+            server.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            server.execute("BEGIN")
+            server.executemany("INSERT INTO said (text) VALUES (?)", ((f"{n} {where}" * 20,) for n in range(1000)))
+            server.execute("COMMIT")
+        left = log.read_bytes()
+    index.unlink(missing_ok=True)
+    shutil.copy(backup, path)
+    log.write_bytes(left)
+    refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Error: the SQLite file {path} is damaged (Tree ")
+    for file in (log, index):
+        file.unlink(missing_ok=True)
+    shutil.copy(backup, path)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
