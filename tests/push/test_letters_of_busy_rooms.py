@@ -115,6 +115,22 @@ def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) ->
         assert "zanjabil" not in text
 
 
+def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    thread = {"rel_type": "m.thread", "event_id": say(bob, room_id, "root")}
+    content = {"msgtype": "m.text", "body": "zanjabil", "m.relates_to": thread}
+    event_id = bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content).json["event_id"]
+    edit(bob, room_id, event_id, "corrected")
+    last = say(bob, room_id, "last")
+    receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private/{last}"
+    assert alice.post(receipt, {"thread_id": "main"}).status == 200
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "corrected" in texts(letter)[0]
+    assert "zanjabil" not in texts(letter)[0]
+
+
 def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
