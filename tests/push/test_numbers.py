@@ -250,6 +250,73 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     assert failing == {"key"}
 
 
+def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
+    alice, bob = two(server)
+    room_id, mallory = shared(alice, bob), server.register("mallory")
+    set_pusher(mallory, "slow")
+    invited(mallory, bob)
+    pass_time(server)
+    told: list[str] = []
+    for number in range(8):
+        keep(mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}})
+        told.append(say(bob, room_id, "hello"))
+        settle(server)
+        gateway.release()
+        gateway.held = []
+        pass_time(server, 3)
+    assert gateway.badges == [0, 1, 0, 1, 0, 1, 0], "and the last is under way"
+    pass_time(server, 7)
+    gateway.release()
+    later = crash(server, tmp_path, gateway)
+    pass_time(later)
+    assert set(gateway.events) >= set(told)
+    assert len(gateway.events) - len(set(gateway.events)) <= 1, "but what was told while the last number is under way"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_number_that_is_counted_as_its_turn_comes_is_told(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it becomes another meanwhile."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 2)
+    set_pusher(bob, "bob")
+    gateway.failure = OutboundError("it is down")
+    other = shared(bob, alice)
+    say(alice, other, "hello")
+    pass_time(server, 2)
+    read(alice, room_id, event_id)
+    deliveries = server.app.pushers.deliveries
+    badges, gate = deliveries._badges, Deferred[None]()
+    count = badges.get
+
+    async def count_slowly(user_id: UserID) -> int:
+        number = await count(user_id)
+        await gate
+        return number
+
+    pass_time(server, 3)
+    monkeypatch.setattr(badges, "get", count_slowly)
+    noted = Deferred.fromCoroutine(deliveries.note(all_standings=False))
+    assert not noted.called
+    monkeypatch.setattr(badges, "get", count)
+    gateway.failure = None
+    if later:
+        say(bob, room_id, "hello")
+    else:
+        pass_time(server, 60)
+    gate.callback(None)
+    assert noted.called
+    pass_time(server, 60)
+    told = [push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"]
+    assert told[-1] == (1 if later else 0)
+
+
 def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,8 @@ GROWTH: Final = 3
 BADGE_SECONDS: Final = 2.0
 """For so long a change of the badge waits for further ones: who reads sends several receipts."""
 BADGES_REMEMBERED: Final = 100_000
+MOST_COUNTED: Final = 500
+"""Numbers that are counted in one round to see whether they wait for a gateway that cannot be reached."""
 MAX_ERROR_CHARS: Final = 300
 
 
@@ -133,7 +135,8 @@ class Deliveries:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
             line.tried_ts, line.is_noted = row.tried_ts, True
-            line.badge_is_due = not row.no_counts
+            if not row.no_counts:
+                line.set_badge_due(None)
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
 
     def stop(self) -> None:
@@ -168,9 +171,7 @@ class Deliveries:
         """What the user has not read may have become another number, by what stands there in the stream."""
         if not row.no_counts:
             line = self._touched[row.pusher_nid] = self._find(row)
-            line.badge_is_due = True
-            if line.badge_since is None:
-                line.badge_since = position
+            line.set_badge_due(position)
 
     def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
         """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
@@ -182,7 +183,7 @@ class Deliveries:
                     push.is_read = True
 
     def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
-        """These are the user's pushers now; `set_now`: what was never pushed to among them is new, and shows no number."""
+        """These are the user's pushers to apps now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
             if nid in self._told_badges or (set_now and each.success_ts is not None):
@@ -196,7 +197,8 @@ class Deliveries:
                 continue
             was_changed = row.data != line.row.data
             line.row, line.url = row, url_of(row)
-            if was_changed and line.under_way is None:  # it is tried at once, perhaps elsewhere
+            is_telling = line.under_way is not None or line.badge_under_way is not None
+            if was_changed and not is_telling:  # it is tried at once, perhaps elsewhere
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
                 _cancel(line)
@@ -220,9 +222,13 @@ class Deliveries:
 
     async def note(self, *, all_standings: bool) -> None:
         """Write down how pushers stand: those that have begun or ceased to fail, or all that pushed."""
+        counted = 0
         for line in list(self._lines.values()):
             if line.is_noted or line.unfinished is None or not self._gateways.is_failing(line.url):
                 continue
+            counted += line.first is None
+            if counted > MOST_COUNTED:
+                break  # the rest waits for the next round: the lease is to be renewed in time
             # it waits for its gateway, perhaps for long
             if line.first is not None or await self._has_other_number(line):
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()
@@ -257,9 +263,7 @@ class Deliveries:
         except Exception:  # a bug of ours: the push is given up, the next one is tried
             self.log.failure("a push could not be made")
             line.under_way = None
-        line.is_queued = False
-        if not line.badge_is_due:
-            line.badge_since = None
+        line.is_queued, line.badge_under_way = False, None
         if self._lines.get(line.row.pusher_nid) is line:
             self._wake(line)
 
@@ -268,33 +272,29 @@ class Deliveries:
         push = line.under_way = self._take(line)
         if push is None and line.waiting:
             return  # all is held: the number is told with it, or when it was read
-        badge_is_due, line.badge_is_due = line.badge_is_due, False
-        try:
-            body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
-        except DatabaseUnavailable:
-            line.badge_is_due = line.badge_is_due or badge_is_due
-            raise
+        line.take_badge()
+        body = await (self._body_of(row, push) if push is not None else self._badge_of(line))
         if self._lines.get(row.pusher_nid) is not line:
             line.under_way = None
             return  # it was removed meanwhile
         if body is None or (push is not None and push.is_read):
             line.under_way = None
-            # a push would have told the number too
-            line.badge_is_due = line.badge_is_due or (badge_is_due and push is not None)
+            if push is not None:
+                line.put_back_badge()  # the push would have told the number too
             return
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
             if error.refused and push is not None and not push.is_short:
                 push.is_short = True
-                self._send_again(line, push, badge_is_due)
+                self._send_again(line, push)
             else:
-                self._fail(line, push, error, badge_is_due)
+                self._fail(line, push, error)
             return
         if (
             not accepted and line.row.data != row.data
         ):  # it was set anew, and the old gateway does not speak for the new one
-            self._send_again(line, push, badge_is_due)
+            self._send_again(line, push)
             return
         line.under_way = None
         if not accepted:
@@ -306,16 +306,17 @@ class Deliveries:
             self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, row.position if push is None else push.told.position)
 
-    def _send_again(self, line: Line, push: Push | None, badge_is_due: bool) -> None:
+    def _send_again(self, line: Line, push: Push | None) -> None:
         """In another form, or elsewhere: it is still the first."""
         line.under_way = None
-        line.badge_is_due = line.badge_is_due or badge_is_due
+        line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
 
     def _put_off(self, line: Line) -> None:
         """The database was away: what was to be sent is kept, and tried again soon."""
         push, line.under_way = line.under_way, None
+        line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
             self._pause(line, FIRST_PAUSE_MS)
@@ -353,8 +354,9 @@ class Deliveries:
         encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=with_content)
         return _Body(encoded, unread)
 
-    async def _badge_of(self, row: PusherRow, is_due: bool) -> "_Body | None":
-        if not is_due or row.no_counts:
+    async def _badge_of(self, line: Line) -> "_Body | None":
+        row = line.row
+        if line.badge_under_way is None or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
         if self._told_badges.get(row.pusher_nid) == unread:
@@ -363,15 +365,11 @@ class Deliveries:
 
     async def _has_other_number(self, line: Line) -> bool:
         """Whether a number that is due is another than the app was told. If not, it is due no longer."""
-        nid, since = line.row.pusher_nid, line.badge_since
-        if line.badge_is_due:
-            line.badge_is_due, line.badge_since = False, None  # unless it becomes due once more while it is counted
-            is_other = True
-            try:
-                is_other = self._told_badges.get(nid) != await self._badges.get(UserID(line.row.user_id))
-            finally:
-                if is_other:
-                    line.badge_is_due, line.badge_since = True, since
+        due = line.badge
+        if due is not None:
+            told = self._told_badges.get(line.row.pusher_nid)
+            if told == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
+                line.badge = None  # else it has become due once more while it was counted
         return line.unfinished is not None
 
     def _succeed(self, line: Line, position: int) -> None:
@@ -385,13 +383,14 @@ class Deliveries:
         now = self._now_ms()
         self._standings[line.row.pusher_nid] = Standing(position, line.failing_since_ts, now, 0, now, None)
 
-    def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
+    def _fail(self, line: Line, push: Push | None, error: PushFailed) -> None:
         now = self._now_ms()
         line.under_way = None
         is_over = error.for_good or error.refused
         if push is not None and not push.is_read and not is_over:
             line.put_back(push)
-        line.badge_is_due = line.badge_is_due or (badge_is_due and not is_over)
+        if not is_over:
+            line.put_back_badge()
         line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
@@ -431,7 +430,7 @@ class Deliveries:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
         elif line.waiting:
             pass  # held, until it is read or let go
-        elif line.badge_is_due:
+        elif line.badge is not None:
             line.waits_for_badge = True
             self._after(line, BADGE_SECONDS)
         elif line.failing_since_ts is None or line.error is None:
@@ -475,7 +474,7 @@ class Deliveries:
     def _drop(self, line: Line) -> None:
         _cancel(line)
         line.waiting.clear()
-        line.badge_is_due = False
+        line.badge = None
         self._lines.pop(line.row.pusher_nid, None)
         of_user = self._by_user.get(line.row.user_id, {})
         of_user.pop(line.row.pusher_nid, None)

@@ -259,7 +259,7 @@ class PushReading:
                 if self._changed_users:
                     await self._refresh()
                 while self._renumbered:
-                    await self._tell_badge(*self._renumbered.popitem())
+                    await self._tell_renumbered(*self._renumbered.popitem())
                 if self._done < self._in_database:
                     await self._read_database()
                 else:
@@ -282,7 +282,8 @@ class PushReading:
             for user_id, rows in (await self._roster.refresh(users)).items():
                 if not rows:
                     self._badges.forget(user_id)  # what they read from here on is not heard of
-                self._deliveries.change(user_id, rows, set_now=user_id in set_now)
+                to_apps = [row for row in rows if row.kind == HTTP]
+                self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
             raise
@@ -367,6 +368,13 @@ class PushReading:
                 if pusher.kind == HTTP:
                     self._deliveries.set_badge_due(pusher, position)
 
+    async def _tell_renumbered(self, user_id: str, position: int) -> None:
+        try:
+            await self._tell_badge(user_id, position)
+        except DatabaseUnavailable:
+            self._renumber([user_id], position)
+            raise
+
     async def _take_invite(self, row: MembershipRow) -> None:
         """Into a room that this server is not in."""
         if row.user_id not in (self._roster.users if row.position > self._floor else self._behind):
@@ -445,7 +453,7 @@ class PushReading:
         self._schedule()
 
     async def _renew(self) -> None:
-        if self._done < self._in_database or self._heard or self._changed_users:
+        if self._done < self._in_database or self._heard or self._changed_users or self._renumbered:
             self._schedule()  # what failed is tried again
         self._rounds += 1
         await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
@@ -464,5 +472,7 @@ class PushReading:
         """Up to where all is told or noted."""
         if not self._heard and not self._scheduled and self._done >= self._in_database:
             self._done = max(self._done, self._streams.current())  # nothing of what came since concerns anybody
-        lowest = self._deliveries.lowest()
-        return max(self._told, self._done if lowest is None else min(self._done, lowest - 1))
+        firsts = [*self._renumbered.values()]
+        if (lowest := self._deliveries.lowest()) is not None:
+            firsts.append(lowest)
+        return max(self._told, min(self._done, min(firsts, default=self._done + 1) - 1))
