@@ -29,7 +29,6 @@ from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.letters import Letters
-from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
@@ -37,6 +36,7 @@ from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
+from storage.node_lease import NodeLease
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
@@ -86,10 +86,7 @@ class PushReading:
         deliveries: Deliveries,
         letters: Letters,
         now_ms: Callable[[], int],
-        *,
-        is_alone: bool,
     ) -> None:
-        """`is_alone`: there can be no other node."""
         self._clock = clock
         self._streams = streams
         self._lease = lease
@@ -106,7 +103,6 @@ class PushReading:
         self._deliveries = deliveries
         self._letters = letters
         self._now_ms = now_ms
-        self._is_alone = is_alone
         self._has_lease = False
         self._told = 0
         """What the database knows of how far all is told."""
@@ -458,7 +454,7 @@ class PushReading:
         self._rounds += 1
         await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
         position = self._position()
-        if self._is_alone and position == self._told:
+        if self._lease.is_alone and position == self._told:
             return
         if await self._lease.renew(self._now_ms() + LEASE_MS, position):
             self._told = position
