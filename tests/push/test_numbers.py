@@ -12,7 +12,7 @@ from federation.protocol.ids import RoomID, UserID
 from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.invite_permissions import CONFIG
 from storage.database import Database
-from storage.push_stream import HIDING
+from storage.push_stream import HIDING, PushStream, Stretch
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import START, TestServer, User
@@ -248,6 +248,29 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     pass_time(server, 30)
     failing = {row.pushkey for row in server.run(server.app.accounts.pusher_store.get_failing())}
     assert failing == {"key"}
+
+
+def test_what_waits_is_told_though_the_number_could_be_told_before_it_was_read_again(
+    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is long, and the server is killed once more before it is read up to where others were told."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    gateway.failure = 503
+    told = [say(bob, room_id, text) for text in ("one", "two")]
+    pass_time(server, 31)
+    gateway.failure = None
+
+    async def take_long(*_: object) -> Stretch:
+        return await Deferred()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PushStream, "get_stretch", take_long)
+        long = crash(server, tmp_path, gateway)
+        pass_time(long, 60)
+    again = crash(long, tmp_path, gateway)
+    pass_time(again, 60)
+    assert gateway.events == told
 
 
 def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(

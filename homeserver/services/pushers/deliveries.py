@@ -115,6 +115,8 @@ class Deliveries:
         """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
         self._touched: dict[int, Line] = {}
         self._active = False
+        self.is_behind = False
+        """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
 
     def get_figures(self) -> Mapping[str, int]:
         """What waits, for metrics."""
@@ -129,22 +131,28 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------- what is to be told
 
     def start(self, failing: Iterable[PusherRow]) -> None:
-        """Push from now on; these pushers failed when last tried: the number too may be another by now."""
-        self._active = True
+        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`."""
+        self._active = self.is_behind = True
         for row in failing:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
             line.tried_ts, line.is_noted = row.tried_ts, True
-            if not row.no_counts:
-                line.set_badge_due(None)
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
+
+    def catch_up(self) -> None:
+        """All is read that pushers miss which failed. Their number too may be another by now."""
+        self.is_behind = False
+        for line in self._lines.values():
+            if line.is_noted:
+                self.set_badge_due(line.row, None)
+            self._touched[line.row.pusher_nid] = line
 
     def stop(self) -> None:
         """Push nothing more; forget what waits."""
         self._active = False
         self._gateways.stop()
         for line in self._lines.values():
-            _cancel(line)
+            line.cancel()
         self._lines.clear()
         self._by_user.clear()
         self._told_badges.clear()
@@ -201,7 +209,7 @@ class Deliveries:
             if was_changed and not is_telling:  # it is tried at once, perhaps elsewhere
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
-                _cancel(line)
+                line.cancel()
                 self._touched[nid] = line
                 if line.is_noted:
                     self._set_standing(line)
@@ -304,7 +312,7 @@ class Deliveries:
             return
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
-        self._succeed(line, row.position if push is None else push.told.position)
+        self._succeed(line, max(row.position, line.last_position) if push is None else push.told.position)
 
     def _send_again(self, line: Line, push: Push | None) -> None:
         """In another form, or elsewhere: it is still the first."""
@@ -375,7 +383,8 @@ class Deliveries:
     def _succeed(self, line: Line, position: int) -> None:
         if line.failing_since_ts is not None:
             self._urgent.add(line.row.pusher_nid)
-        if not (line.is_noted and line.waiting):  # else what waits is known by this pusher's position alone
+        # what waits, or is still to be read, may be known by this pusher's position alone
+        if not (line.is_noted and (line.waiting or self.is_behind)):
             line.failing_since_ts, line.is_noted = None, False
         line.pause_ms, line.refusals, line.error = 0, 0, None
         if line.first is not None:  # it is held, perhaps, and older
@@ -424,7 +433,7 @@ class Deliveries:
 
     def _wake(self, line: Line) -> None:
         line.drop_read()
-        if not self._active or line.is_queued or self._is_held_back(line):
+        if not self._active or line.is_queued or line.is_held_back():
             return
         if line.has_ready:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
@@ -433,7 +442,7 @@ class Deliveries:
         elif line.badge is not None:
             line.waits_for_badge = True
             self._after(line, BADGE_SECONDS)
-        elif line.failing_since_ts is None or line.error is None:
+        elif not self.is_behind and (line.failing_since_ts is None or line.error is None):
             if line.failing_since_ts is not None:  # it was behind, and the rest was read elsewhere
                 line.failing_since_ts = None
                 self._set_standing(line)
@@ -447,15 +456,6 @@ class Deliveries:
                 self._readers.give_up(line.row.user_id, push.told)
             self._wake(line)
 
-    def _is_held_back(self, line: Line) -> bool:
-        """Whether a timer of the line is to be waited for."""
-        if line.timer is None or not line.timer.active():
-            return False
-        if line.waits_for_badge and line.has_ready:
-            line.timer.cancel()
-            return False
-        return True
-
     def _after(self, line: Line, seconds: float) -> None:
         if seconds:
             line.timer = self._clock.callLater(seconds, self._queue, line)
@@ -468,11 +468,11 @@ class Deliveries:
         self._gateways.add(line.url, LineJob(self, line, line.turn))
 
     def _pause(self, line: Line, milliseconds: int) -> None:
-        _cancel(line)
+        line.cancel()
         line.timer = self._clock.callLater(milliseconds / 1000, self._wake, line)
 
     def _drop(self, line: Line) -> None:
-        _cancel(line)
+        line.cancel()
         line.waiting.clear()
         line.badge = None
         self._lines.pop(line.row.pusher_nid, None)
@@ -485,8 +485,3 @@ class Deliveries:
 class _Body(msgspec.Struct, frozen=True):
     encoded: bytes
     unread: int | None
-
-
-def _cancel(line: Line) -> None:
-    if line.timer is not None and line.timer.active():
-        line.timer.cancel()

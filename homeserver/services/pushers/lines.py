@@ -142,6 +142,17 @@ class Line(msgspec.Struct, eq=False):
                     del self.waiting[at]
                     return
 
+    def cancel(self) -> None:
+        """Wait for no timer any more."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+
+    def is_held_back(self) -> bool:
+        """Whether a timer is to be waited for; that of the badge is not, where an event is ready."""
+        if self.waits_for_badge and self.has_ready:
+            self.cancel()
+        return self.timer is not None and self.timer.active()
+
     def drop_read(self) -> None:
         """What was read meanwhile waits no longer."""
         if any(push.is_read for push in self.waiting):

@@ -237,7 +237,7 @@ class PushReading:
     def _forget_heard(self) -> None:
         """Read it from the database instead."""
         self._heard.clear()
-        self._in_database = self._streams.current()
+        self._in_database = max(self._floor, self._streams.current())
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -250,11 +250,17 @@ class PushReading:
     async def _turn(self) -> None:
         try:
             while self._has_lease and (
-                self._changed_users or self._renumbered or self._done < self._in_database or self._heard
+                self._changed_users
+                or self._renumbered
+                or self._done < self._in_database
+                or self._heard
+                or self._deliveries.is_behind
             ):
                 if self._changed_users:
                     await self._refresh()
-                while self._renumbered:
+                if self._deliveries.is_behind and self._done >= self._floor:
+                    self._deliveries.catch_up()
+                while self._renumbered and not self._deliveries.is_behind:
                     await self._tell_renumbered(*self._renumbered.popitem())
                 if self._done < self._in_database:
                     await self._read_database()
