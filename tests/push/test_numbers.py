@@ -13,6 +13,7 @@ from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.invite_permissions import CONFIG
 from storage.database import Database
 from storage.push_stream import HIDING, PushStream, Stretch
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import START, TestServer, User
@@ -271,6 +272,19 @@ def test_what_waits_is_told_though_the_number_could_be_told_before_it_was_read_a
     again = crash(long, tmp_path, gateway)
     pass_time(again, 60)
     assert gateway.events == told
+
+
+def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
+    alice, bob = two(server)
+    for _ in range(3):
+        say(bob, shared(alice, bob), "hello")
+    pass_time(server)
+    assert alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}).status == 200
+    counter.clear()
+    pass_time(server)
+    assert counter.reads["get_push_counts"] == 0
 
 
 def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(

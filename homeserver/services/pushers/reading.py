@@ -190,7 +190,8 @@ class PushReading:
                     )
             elif isinstance(row, MembershipRow):
                 self._badges.touch(row.user_id, row.room_nid)
-                if row.membership in MOVED and self._may_have_pushers(row.user_id):
+                has_moved = row.membership in MOVED and not row.is_further_join
+                if has_moved and self._may_have_pushers(row.user_id):
                     self._renumber([row.user_id], change.position)
                 if row.membership == "invite" and is_outside(row) and self._may_have_pushers(row.user_id):
                     self._heard.append(row)
