@@ -11,7 +11,9 @@ from federation.outbound.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.invite_permissions import CONFIG
-from storage.database import Database
+from homeserver.services.pushers import deliveries as deliveries_module
+from homeserver.services.pushers import reading as reading_module
+from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import HIDING, PushStream, Stretch
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
@@ -177,6 +179,57 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
     assert gateway.badges == [0], "an app that sets it anew each time it starts is not told the same again"
 
 
+def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_number(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 70)
+    set_pusher(alice, **{ENABLED: False})
+    later = crash(server, tmp_path, gateway)
+    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    alice = User(later, session)
+    read(alice, room_id, event_id)
+    pass_time(later)
+
+    async def be_away(*_: object) -> None:
+        raise DatabaseUnavailable("it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(later.app.pushers.reading._roster, "refresh", be_away)
+        set_pusher(alice, **{ENABLED: True})
+        settle(later)
+    pass_time(later, 15)
+    assert gateway.badges == [0]
+
+
+def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id, other = shared(alice, bob), shared(bob, alice)
+    for user in (alice, bob):
+        for key in range(3):
+            assert set_pusher(user, f"{user.user_id}{key}").status == 200
+    events = say(bob, room_id, "hello"), say(alice, other, "hello")
+    pass_time(server)
+    gateway.failure = OutboundError("it is down")
+    read(alice, room_id, events[0])
+    pass_time(server, 3)
+    read(bob, other, events[1])
+    settle(server)
+    deliveries = server.app.pushers.deliveries
+    monkeypatch.setattr(deliveries_module, "MOST_COUNTED", 1)
+    waiting = [line for line in deliveries._lines.values() if not line.is_noted]
+    assert len(waiting) > 3
+    noted = []
+    for _ in waiting:
+        server.run(deliveries.note(all_standings=False))
+        noted.append(sum(line.is_noted for line in deliveries._lines.values()))
+    assert noted[0] < noted[-1] == len(deliveries._lines)
+
+
 def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
     server: TestServer, gateway: Gateway, tmp_path: Path
 ) -> None:
@@ -251,8 +304,9 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     assert failing == {"key"}
 
 
-def test_what_waits_is_told_though_the_number_could_be_told_before_it_was_read_again(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stretches", [0, 1])
+def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
+    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretches: int
 ) -> None:
     """The stream is long, and the server is killed once more before it is read up to where others were told."""
     alice, bob = two(server)
@@ -262,13 +316,18 @@ def test_what_waits_is_told_though_the_number_could_be_told_before_it_was_read_a
     pass_time(server, 31)
     gateway.failure = None
 
-    async def take_long(*_: object) -> Stretch:
-        return await Deferred()
+    get, asked = PushStream.get_stretch, []
+
+    async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> Stretch:
+        asked.append(after)
+        return await (get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]())
 
     with monkeypatch.context() as patched:
         patched.setattr(PushStream, "get_stretch", take_long)
+        patched.setattr(reading_module, "AT_ONCE", 1)
         long = crash(server, tmp_path, gateway)
         pass_time(long, 60)
+        assert gateway.events == told[:stretches]
     again = crash(long, tmp_path, gateway)
     pass_time(again, 60)
     assert gateway.events == told
@@ -285,6 +344,22 @@ def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_te
     counter.clear()
     pass_time(server)
     assert counter.reads["get_push_counts"] == 0
+
+
+def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    gateway.held = []
+    read(alice, room_id, event_id)
+    pass_time(server, 12)
+    later = crash(server, tmp_path, gateway)
+    gateway.held = None
+    pass_time(later)
+    assert gateway.badges == [0]
 
 
 def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(

@@ -236,7 +236,7 @@ class Deliveries:
                 continue
             counted += line.first is None
             if counted > MOST_COUNTED:
-                break  # the rest waits for the next round: the lease is to be renewed in time
+                continue  # it waits for the next round: the lease is to be renewed in time
             # it waits for its gateway, perhaps for long
             if line.first is not None or await self._has_other_number(line):
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()

@@ -35,7 +35,7 @@ class Due(msgspec.Struct, eq=False, frozen=True):
     """That the number may be another than the app was told."""
 
     since: int | None
-    """The position of what made it so; None: it will not be read again."""
+    """The position of what made it so last: who reads that again tells it for all before. None: it will not be read again."""
 
 
 class Line(msgspec.Struct, eq=False):
@@ -51,7 +51,7 @@ class Line(msgspec.Struct, eq=False):
     badge: Due | None = None
     """The number is to be told."""
     badge_under_way: Due | None = None
-    """It is being told. What makes it due meanwhile is another thing: else who reads on and on would never be done."""
+    """It is being told."""
     is_queued: bool = False
     """It waits for its turn at the gateway, or something is under way."""
     turn: int = 0
@@ -120,7 +120,8 @@ class Line(msgspec.Struct, eq=False):
 
     def set_badge_due(self, since: int | None) -> None:
         """The number may have become another, by what stands there in the stream."""
-        self.badge = Due(since if self.badge is None or self.badge.since is None else self.badge.since)
+        before = None if self.badge is None else self.badge.since
+        self.badge = Due(before if since is None else since)
 
     def take_badge(self) -> None:
         """The number is told now."""
@@ -128,9 +129,11 @@ class Line(msgspec.Struct, eq=False):
 
     def put_back_badge(self) -> None:
         """If it was to be told, it was not, and is to be told later."""
-        due, self.badge_under_way = self.badge_under_way, None
+        newer, due, self.badge_under_way = self.badge, self.badge_under_way, None
         if due is not None:
-            self.badge = due if self.badge is None or due.since is not None else self.badge
+            self.badge = due
+            if newer is not None:
+                self.set_badge_due(newer.since)
 
     def give_up_one(self) -> None:
         """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and

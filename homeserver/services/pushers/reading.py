@@ -261,7 +261,7 @@ class PushReading:
                     await self._refresh()
                 if self._deliveries.is_behind and self._done >= self._floor:
                     self._deliveries.catch_up()
-                while self._renumbered and not self._deliveries.is_behind:
+                while self._renumbered:
                     await self._tell_renumbered(*self._renumbered.popitem())
                 if self._done < self._in_database:
                     await self._read_database()
@@ -289,6 +289,7 @@ class PushReading:
                 self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
+            self._set_now |= set_now
             raise
         finally:
             self._refreshed = frozenset()
