@@ -289,6 +289,23 @@ def test_a_number_that_could_not_be_told_is_told_after_a_restart(
     assert gateway.events == [event_id]
 
 
+@pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
+def test_what_was_told_is_not_told_again_where_only_a_number_waits(
+    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int
+) -> None:
+    alice, bob = two(server)
+    first, second = shared(alice, bob), shared(alice, bob)
+    told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
+    pass_time(server)
+    gateway.failure = failure
+    read(alice, second, told[-1])
+    pass_time(server, 30)
+    gateway.failure = None
+    pass_time(crash(server, tmp_path, gateway), 60)
+    assert gateway.events == told
+    assert gateway.badges == [1]
+
+
 def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     server: TestServer, gateway: Gateway
 ) -> None:

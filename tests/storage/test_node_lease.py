@@ -22,3 +22,19 @@ async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Datab
     assert await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False) is not None
     assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is not None
     assert await LeaseStore(postgres_database, "push").get_holder() == "b@7"
+
+
+async def test_a_lease_is_taken_from_nobody_but_who_is_gone(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node has taken it just before."""
+    store = LeaseStore(postgres_database, "push")
+    assert await store.take("a@5", 1000, 31_000, by_force=False) is not None
+
+    async def get_nodes() -> set[int]:
+        await store.take("c@6", 2000, 32_000, by_force=False, instead_of="a@5")
+        return {6, 7}
+
+    monkeypatch.setattr(postgres_database, "get_nodes", get_nodes)
+    assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is None
+    assert await store.get_holder() == "c@6"

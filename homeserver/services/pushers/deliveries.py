@@ -416,7 +416,8 @@ class Deliveries:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
-        position = max(line.row.position, line.last_position) if first is None else first - 1
+        told = line.last_position if last is None else max(line.last_position, last.position)
+        position = max(line.row.position, told) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
