@@ -11,10 +11,8 @@ from federation.outbound.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.invite_permissions import CONFIG
-from homeserver.services.pushers import deliveries as deliveries_module
-from homeserver.services.pushers import reading as reading_module
 from storage.database import Database, DatabaseUnavailable
-from storage.push_stream import HIDING, PushStream, Stretch
+from storage.push_stream import HIDING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -204,32 +202,6 @@ def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_numb
     assert gateway.badges == [0]
 
 
-def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alice, bob = two(server)
-    room_id, other = shared(alice, bob), shared(bob, alice)
-    for user in (alice, bob):
-        for key in range(3):
-            assert set_pusher(user, f"{user.user_id}{key}").status == 200
-    events = say(bob, room_id, "hello"), say(alice, other, "hello")
-    pass_time(server)
-    gateway.failure = OutboundError("it is down")
-    read(alice, room_id, events[0])
-    pass_time(server, 3)
-    read(bob, other, events[1])
-    settle(server)
-    deliveries = server.app.pushers.deliveries
-    monkeypatch.setattr(deliveries_module, "MOST_COUNTED", 1)
-    waiting = [line for line in deliveries._lines.values() if not line.is_noted]
-    assert len(waiting) > 3
-    noted = []
-    for _ in waiting:
-        server.run(deliveries.note(all_standings=False))
-        noted.append(sum(line.is_noted for line in deliveries._lines.values()))
-    assert noted[0] < noted[-1] == len(deliveries._lines)
-
-
 def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
     server: TestServer, gateway: Gateway, tmp_path: Path
 ) -> None:
@@ -289,23 +261,6 @@ def test_a_number_that_could_not_be_told_is_told_after_a_restart(
     assert gateway.events == [event_id]
 
 
-@pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
-def test_what_was_told_is_not_told_again_where_only_a_number_waits(
-    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int
-) -> None:
-    alice, bob = two(server)
-    first, second = shared(alice, bob), shared(alice, bob)
-    told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
-    pass_time(server)
-    gateway.failure = failure
-    read(alice, second, told[-1])
-    pass_time(server, 30)
-    gateway.failure = None
-    pass_time(crash(server, tmp_path, gateway), 60)
-    assert gateway.events == told
-    assert gateway.badges == [1]
-
-
 def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     server: TestServer, gateway: Gateway
 ) -> None:
@@ -321,35 +276,6 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     assert failing == {"key"}
 
 
-@pytest.mark.parametrize("stretches", [0, 1])
-def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretches: int
-) -> None:
-    """The stream is long, and the server is killed once more before it is read up to where others were told."""
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
-    gateway.failure = 503
-    told = [say(bob, room_id, text) for text in ("one", "two")]
-    pass_time(server, 31)
-    gateway.failure = None
-
-    get, asked = PushStream.get_stretch, []
-
-    async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> Stretch:
-        asked.append(after)
-        return await (get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]())
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PushStream, "get_stretch", take_long)
-        patched.setattr(reading_module, "AT_ONCE", 1)
-        long = crash(server, tmp_path, gateway)
-        pass_time(long, 60)
-        assert gateway.events == told[:stretches]
-    again = crash(long, tmp_path, gateway)
-    pass_time(again, 60)
-    assert gateway.events == told
-
-
 def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_template: Path) -> None:
     counter = QueryCounter()
     server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
@@ -361,90 +287,6 @@ def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_te
     counter.clear()
     pass_time(server)
     assert counter.reads["get_push_counts"] == 0
-
-
-def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
-    server: TestServer, gateway: Gateway, tmp_path: Path
-) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
-    event_id = say(bob, room_id, "hello")
-    pass_time(server)
-    gateway.held = []
-    read(alice, room_id, event_id)
-    pass_time(server, 12)
-    later = crash(server, tmp_path, gateway)
-    gateway.held = None
-    pass_time(later)
-    assert gateway.badges == [0]
-
-
-def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
-    server: TestServer, gateway: Gateway, tmp_path: Path
-) -> None:
-    """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
-    alice, bob = two(server)
-    room_id, mallory = shared(alice, bob), server.register("mallory")
-    set_pusher(mallory, "slow")
-    invited(mallory, bob)
-    pass_time(server)
-    told: list[str] = []
-    for number in range(8):
-        keep(mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}})
-        told.append(say(bob, room_id, "hello"))
-        settle(server)
-        gateway.release()
-        gateway.held = []
-        pass_time(server, 3)
-    assert gateway.badges == [0, 1, 0, 1, 0, 1, 0], "and the last is under way"
-    pass_time(server, 7)
-    gateway.release()
-    later = crash(server, tmp_path, gateway)
-    pass_time(later)
-    assert set(gateway.events) >= set(told)
-    assert len(gateway.events) - len(set(gateway.events)) <= 1, "but what was told while the last number is under way"
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_a_number_that_is_counted_as_its_turn_comes_is_told(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
-) -> None:
-    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it becomes another meanwhile."""
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
-    event_id = say(bob, room_id, "hello")
-    pass_time(server, 2)
-    set_pusher(bob, "bob")
-    gateway.failure = OutboundError("it is down")
-    other = shared(bob, alice)
-    say(alice, other, "hello")
-    pass_time(server, 2)
-    read(alice, room_id, event_id)
-    deliveries = server.app.pushers.deliveries
-    badges, gate = deliveries._badges, Deferred[None]()
-    count = badges.get
-
-    async def count_slowly(user_id: UserID) -> int:
-        number = await count(user_id)
-        await gate
-        return number
-
-    pass_time(server, 3)
-    monkeypatch.setattr(badges, "get", count_slowly)
-    noted: list[None] = []
-    Deferred.fromCoroutine(deliveries.note(all_standings=False)).addCallback(noted.append)
-    assert noted == []
-    monkeypatch.setattr(badges, "get", count)
-    gateway.failure = None
-    if later:
-        say(bob, room_id, "hello")
-    else:
-        pass_time(server, 60)
-    gate.callback(None)
-    assert noted == [None]
-    pass_time(server, 60)
-    told = [push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"]
-    assert told[-1] == (1 if later else 0)
 
 
 def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(

@@ -312,7 +312,7 @@ class Deliveries:
             return
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
-        self._succeed(line, max(row.position, line.last_position) if push is None else push.told.position)
+        self._succeed(line, self._told_upto(line) if push is None else push.told.position)
 
     def _send_again(self, line: Line, push: Push | None) -> None:
         """In another form, or elsewhere: it is still the first."""
@@ -412,12 +412,16 @@ class Deliveries:
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 
+    def _told_upto(self, line: Line) -> int:
+        """Up to where it was told all that concerns it, if nothing waits. What is not noted yet counts, too."""
+        last = self._standings.get(line.row.pusher_nid)
+        return max(line.row.position, line.last_position, 0 if last is None else last.position)
+
     def _set_standing(self, line: Line) -> None:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
-        told = line.last_position if last is None else max(line.last_position, last.position)
-        position = max(line.row.position, told) if first is None else first - 1
+        position = self._told_upto(line) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
