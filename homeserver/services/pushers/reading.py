@@ -289,7 +289,6 @@ class PushReading:
                 self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
-            self._set_now |= set_now
             raise
         finally:
             self._refreshed = frozenset()
