@@ -228,3 +228,22 @@ def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a
     pass_time(server)
     assert gateway.taken[-1].url.startswith("https://other.example.com/")
     assert len(gateway.events) == 2
+
+
+def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    """It is noted how far all is told in just these seconds, and then the server is killed."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 9)
+    read(alice, room_id, event_id)
+    settle(server)
+    assert set_pusher(alice).status == 200
+    reading = server.app.pushers.reading
+    rounds = reading._rounds
+    pass_time(server, 1)
+    assert reading._rounds == rounds + 1
+    pass_time(crash(server, tmp_path, gateway))
+    assert gateway.badges == [0]
