@@ -37,7 +37,7 @@ class LeaseStore:
         )
 
     async def renew(self, holder: str, expires_ts: int, position: int, *, name: str | None = None) -> bool:
-        """Note how far all is done, and go on, under another `name` if one is given; False: the lease is lost."""
+        """Note how far all is done, and go on, under another `name` if one is given, or has been, unheard; False: the lease is lost."""
         return await self._database.write("renew_lease", _renew, self._name, holder, expires_ts, position, name)
 
     async def get_holder(self) -> str | None:
@@ -78,5 +78,6 @@ def _take(
 def _renew(
     txn: WriteTransaction, name: str, holder: str, expires_ts: int, position: int, new_holder: str | None
 ) -> bool:
-    sql = "UPDATE leases SET expires_ts = ?, position = ?, holder = ? WHERE name = ? AND holder = ?"
-    return txn.execute(sql, (expires_ts, position, new_holder or holder, name, holder)) == 1
+    new_holder = new_holder or holder
+    sql = "UPDATE leases SET expires_ts = ?, position = ?, holder = ? WHERE name = ? AND holder IN (?, ?)"
+    return txn.execute(sql, (expires_ts, position, new_holder, name, holder, new_holder)) == 1

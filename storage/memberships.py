@@ -41,6 +41,11 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
         """Whether the user is, or ever was, in the room."""
         return self.membership == "join" or self.left_position is not None
 
+    @property
+    def is_further_join(self) -> bool:
+        """Whether the user was in the room already, as when their name changes."""
+        return self.joined_position is not None and self.joined_position < self.position
+
 
 FORGET_LEFT: Final = "forget_left_rooms"
 """The job's note: the position up to which what was left is forgotten."""

@@ -75,7 +75,10 @@ _MOVES = [
     # each has an index of its own
     f"SELECT position, user_id FROM memberships WHERE {kind} AND is_local = 1"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?"
-    for kind in ("membership = 'join'", "membership IN ('leave', 'ban')")
+    for kind in (
+        "membership = 'join' AND (joined_position IS NULL OR joined_position = position)",
+        "membership IN ('leave', 'ban')",
+    )
 ]
 HIDING = (
     "m.ignored_user_list",

@@ -38,8 +38,8 @@ from storage.database import DatabaseUnavailable
 from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
-from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
+from storage.node_lease import NodeLease
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
@@ -64,7 +64,7 @@ class Sender:
         self,
         clock: IReactorTime,
         streams: Streams,
-        lease: LeaseStore,
+        lease: NodeLease,
         store: DestinationStore,
         to_device: OutgoingToDeviceStore,
         device_log: DeviceListLog,
@@ -76,11 +76,7 @@ class Sender:
         policy: Policy,
         silences: Silences,
         now_ms: Callable[[], int],
-        *,
-        holder: str,
-        is_alone: bool,
     ) -> None:
-        """`holder` names this process among all on the database; `is_alone`: there can be no other."""
         self._clock = clock
         self._streams = streams
         self._lease = lease
@@ -95,8 +91,6 @@ class Sender:
         self._policy = policy
         self._silences = silences
         self._now_ms = now_ms
-        self._holder = holder
-        self._is_alone = is_alone
         self._has_lease = False
         self._told = 0
         """What the database knows of how far all is told."""
@@ -124,7 +118,7 @@ class Sender:
             await self._rounds_end  # with the one that is under way: it may just be taking the lease
         if self._has_lease:
             self._deliveries.stop()
-            await self._lease.renew(self._holder, 0, self._position())
+            await self._lease.renew(0, self._position())
             self._has_lease = False
 
     def heard_from(self, server: ServerName) -> None:
@@ -377,7 +371,7 @@ class Sender:
                 await self._renew()
             else:
                 await self._take()
-            if not self._is_alone:
+            if not self._lease.is_alone:
                 await self._tell_each_other()
         except DatabaseUnavailable as error:
             self.log.warn("the lease of the sender could not be renewed: {error}", error=error)
@@ -393,7 +387,7 @@ class Sender:
 
     async def _take(self) -> None:
         now = self._now_ms()
-        lease = await self._lease.take(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
+        lease = await self._lease.take(now, now + LEASE_MS)
         if lease is None:
             return
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
@@ -408,9 +402,9 @@ class Sender:
         if self._heard:
             self._schedule()  # what failed is tried again
         position = self._position()
-        if self._is_alone and position == self._told:
+        if self._lease.is_alone and position == self._told:
             return
-        if await self._lease.renew(self._holder, self._now_ms() + LEASE_MS, position):
+        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
             self._told = position
         else:
             self.log.warn("another node sends to other servers now")

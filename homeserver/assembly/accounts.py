@@ -307,6 +307,10 @@ class AccountParts:
             secret=config.registration.registration_shared_secret,
         )
 
+    def get_node(self) -> int:
+        """The number of this process among those that hear one another; 0 while it does not hear them, or is alone."""
+        return 0 if self.other_nodes is None else self.other_nodes.node
+
 
 def _reset_page(config: Config) -> str:
     return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"

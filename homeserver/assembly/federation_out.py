@@ -34,7 +34,7 @@ from storage.destinations import LEASE, DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.early_receipts import EarlyReceiptStore
 from storage.forgotten_destinations import ForgottenDestinationStore
-from storage.leases import LeaseStore
+from storage.node_lease import NodeLease
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServerStore
 
@@ -100,7 +100,7 @@ class FederationOutParts:
         self.sender = Sender(
             clock,
             database.streams,
-            LeaseStore(database, LEASE),
+            NodeLease(database, LEASE, random(16).hex(), accounts.get_node),
             store,
             outgoing,
             log,
@@ -112,8 +112,6 @@ class FederationOutParts:
             federation.policy,
             federation.edge.silences,
             now_ms,
-            holder=random(16).hex(),
-            is_alone=database.engine.name == "sqlite",
         )
         self.greetings = Greetings(federation.policy, RoomServerStore(database), transactions, clock)
         self.destinations = Destinations(

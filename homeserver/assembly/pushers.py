@@ -22,7 +22,6 @@ from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
 from homeserver.services.pushers.letters import Letters, NoLetters
 from homeserver.services.pushers.missed import MissedEvents
-from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import Pushers
 from homeserver.services.pushers.readers import Readers
 from homeserver.services.pushers.reading import PushReading
@@ -30,7 +29,7 @@ from homeserver.services.pushers.roster import Roster
 from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
 from storage.database import Database
-from storage.leases import LeaseStore
+from storage.node_lease import NodeLease
 from storage.old_outcomes import OldOutcomeStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.push_stream import PushStream
@@ -98,15 +97,10 @@ class PusherParts:
             jitter_seconds=push.jitter_delay / 1000,
         )
         metrics.read_from(self.deliveries.get_figures)
-        is_alone, others = database.engine.name == "sqlite", accounts.other_nodes
-
-        def get_node() -> int:
-            return 0 if others is None else others.node
-
         self.reading = PushReading(
             clock,
             database.streams,
-            NodeLease(LeaseStore(database, "push"), database, random(16).hex(), get_node, is_alone=is_alone),
+            NodeLease(database, "push", random(16).hex(), accounts.get_node),
             PushStream(database),
             store,
             accounts.store,
@@ -120,7 +114,6 @@ class PusherParts:
             self.deliveries,
             self._letters(config, clock, database, accounts, rooms, mail),
             rooms.now_ms,
-            is_alone=is_alone,
         )
 
     def _letters(

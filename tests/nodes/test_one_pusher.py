@@ -2,14 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from storage.database import PostgresConfig
+from storage.database import DatabaseUnavailable, PostgresConfig
 from storage.engine import NodeCalls
 from storage.purging import Cause, PurgingStore
+from storage.pushers import PusherRow
 from storage.transaction import WriteTransaction
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
@@ -273,6 +274,28 @@ async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(
         content = {"ignored_users": [bob_id]}
         assert alice.put(f"{kept}/org.matrix.msc4155.invite_permission_config", content).status == 200
     nodes.wait(5)
+    assert nodes.gateways[0].badges == [0]
+
+
+async def test_a_number_that_is_another_by_the_other_node_is_told_when_the_database_is_back(
+    nodes: PushingNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    body = {"preset": "private_chat", "invite": [nodes.alice.user_id]}
+    room_id = nodes.bob.post(f"{V3}/createRoom", body).json["room_id"]
+    nodes.wait(5)
+    reading = nodes.servers[0].app.pushers.reading
+
+    async def be_away(_user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
+        raise DatabaseUnavailable("it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading._roster, "get", be_away)
+        assert nodes.on(1, nodes.alice).post(f"{V3}/rooms/{room_id}/leave").status == 200
+        nodes.wait(12)
+        assert reading._position() < nodes.databases[0].streams.current()
+    nodes.wait(15)
     assert nodes.gateways[0].badges == [0]
 
 

@@ -1,11 +1,13 @@
 """Of several processes on one database one sends to other servers, whoever writes; another takes over when it is gone."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.database import PostgresConfig
+from storage.engine import NodeCalls
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
@@ -90,3 +92,72 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingN
     assert nodes.wires[0].texts(PEER) == []
     nodes.wait(30)
     assert nodes.wires[0].texts(PEER) == ["one"]
+
+
+def hear(nodes: SendingNodes, number: int) -> NodeCalls:
+    """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
+    calls = nodes.databases[number].engine.connect_node()
+    assert calls is not None
+    nodes.servers[number].app.federation_out.sender._lease._get_node = lambda: calls.node
+    nodes.wait(12)
+    return calls
+
+
+def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
+    """The node sends nothing any more."""
+    sender = nodes.servers[number].app.federation_out.sender
+    sender._round.stop()
+    sender._has_lease = False
+    sender._deliveries.stop()
+    calls.close()
+    other = nodes.servers[1 - number]
+    while calls.node in other.run(other.app.database.get_nodes()):
+        time.sleep(0.01)
+
+
+async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: SendingNodes, tmp_path: Path) -> None:
+    await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
+    nodes.wait()
+    calls = hear(nodes, 0)
+    await nodes.servers[1].app.federation_out.sender.stop()
+    kill(nodes, 0, calls)
+    nodes.say(0, "one")
+    text = "database: {name: psycopg2, args: {}}\n"
+    now = nodes.servers[0].clock.seconds()
+    again = TestServer(tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0])
+    again.app.federation_out.sender.start()
+    settle(again)
+    assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
+
+
+async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_lives_is_not(
+    nodes: SendingNodes,
+) -> None:
+    await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
+    nodes.wait()
+    calls = hear(nodes, 0)
+    nodes.wait(30)
+    nodes.say(1, "one")
+    nodes.wait(12)
+    assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
+    kill(nodes, 0, calls)
+    nodes.say(1, "two")
+    nodes.wait(10)
+    assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []], (
+        "it has a round to say under which number it goes on"
+    )
+    nodes.wait(10)
+    assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], ["two"]]
+
+
+async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: SendingNodes) -> None:
+    await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
+    nodes.wait()
+    hear(nodes, 0).close()
+    nodes.wait(9)
+    calls = hear(nodes, 0)
+    nodes.wait(20)
+    nodes.say(0, "one")
+    nodes.wait()
+    assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
+    calls.close()

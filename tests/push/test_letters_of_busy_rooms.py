@@ -89,8 +89,9 @@ def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
     assert "Encrypted message" not in plain
 
 
-def edit(user: User, room_id: str, event_id: str, text: str) -> str:
+def edit(user: User, room_id: str, event_id: str, text: str, **further: object) -> str:
     content = {
+        **further,
         "msgtype": "m.text",
         "body": f"* {text}",
         "m.new_content": {"msgtype": "m.text", "body": text},
@@ -113,6 +114,39 @@ def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) ->
         assert "third" in text
         assert "second" not in text
         assert "zanjabil" not in text
+
+
+def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    thread = {"rel_type": "m.thread", "event_id": say(bob, room_id, "root")}
+    content = {"msgtype": "m.text", "body": "zanjabil", "m.relates_to": thread}
+    event_id = bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content).json["event_id"]
+    edit(bob, room_id, event_id, "corrected")
+    last = say(bob, room_id, "last")
+    receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private/{last}"
+    assert alice.post(receipt, {"thread_id": "main"}).status == 200
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "corrected" in texts(letter)[0]
+    assert "zanjabil" not in texts(letter)[0]
+
+
+def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    first = say(bob, room_id, "first")
+    receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private"
+    assert alice.post(f"{receipt}/{first}", {}).status == 200
+    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    calling = edit(bob, room_id, first, "alice", **{"m.mentions": {"user_ids": [alice.user_id]}})
+    pass_time(server, 12 * MINUTE)
+    [pusher] = server.run(server.app.accounts.pusher_store.get_pushers([alice.user_id]))[alice.user_id]
+    assert pusher.error == "no connection", "a letter waits"
+    assert alice.post(f"{receipt}/{calling}", {}).status == 200
+    server.relay.failure = None
+    pass_time(server, 4 * HOUR, 10 * MINUTE)
+    assert server.relay.letters == []
 
 
 def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:

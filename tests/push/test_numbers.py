@@ -11,8 +11,9 @@ from federation.outbound.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.invite_permissions import CONFIG
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import HIDING
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import START, TestServer, User
@@ -176,6 +177,31 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
     assert gateway.badges == [0], "an app that sets it anew each time it starts is not told the same again"
 
 
+def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_number(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 70)
+    set_pusher(alice, **{ENABLED: False})
+    later = crash(server, tmp_path, gateway)
+    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    alice = User(later, session)
+    read(alice, room_id, event_id)
+    pass_time(later)
+
+    async def be_away(*_: object) -> None:
+        raise DatabaseUnavailable("it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(later.app.pushers.reading._roster, "refresh", be_away)
+        set_pusher(alice, **{ENABLED: True})
+        settle(later)
+    pass_time(later, 15)
+    assert gateway.badges == [0]
+
+
 def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
     server: TestServer, gateway: Gateway, tmp_path: Path
 ) -> None:
@@ -248,6 +274,19 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     pass_time(server, 30)
     failing = {row.pushkey for row in server.run(server.app.accounts.pusher_store.get_failing())}
     assert failing == {"key"}
+
+
+def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
+    alice, bob = two(server)
+    for _ in range(3):
+        say(bob, shared(alice, bob), "hello")
+    pass_time(server)
+    assert alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}).status == 200
+    counter.clear()
+    pass_time(server)
+    assert counter.reads["get_push_counts"] == 0
 
 
 def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(

@@ -7,6 +7,7 @@ import pytest
 
 from federation.outbound.errors import OutboundError, TooLong
 from federation.protocol.ids import RoomID
+from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers.deliveries import MOST_WAITING
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.notification import Names
@@ -450,3 +451,26 @@ def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of
     assert said[1] in told
     assert said[0] not in told
     assert told[-1] == further[-1]
+
+
+def test_what_calls_somebody_is_kept_rather_than_the_last_word_of_its_room(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries_module, "MOST_WAITING", 3)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create_room(bob) for _ in range(3)]
+    for room_id in rooms:
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    gateway.failure = 503
+    mention = {"msgtype": "m.text", "body": "alice", "m.mentions": {"user_ids": [alice.user_id]}}
+    calling = bob.put(f"{V3}/rooms/{rooms[0]}/send/m.room.message/1", mention).json["event_id"]
+    settle(server)
+    _, *kept = [say(bob, room_id, "hello") for room_id in rooms]
+    settle(server)
+    gateway.failure = None
+    for _ in range(60):
+        server.clock.advance(1)
+        settle(server)
+    assert gateway.events == [calling, *kept]

@@ -12,6 +12,7 @@ from storage.database import Database, DatabaseUnavailable
 from storage.outgoing_mail import OutgoingMailRow
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import say
+from tests.helpers.gateway import Gateway
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
 from tests.push.test_letters import HOUR, MINUTE, email_pusher, link_in, pass_time, reader, room_of, start, texts
@@ -27,6 +28,18 @@ def server(tmp_path: Path, database: Database) -> TestServer:
 
 def read(user: User, room_id: str, event_id: str) -> None:
     assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+
+
+def test_a_pusher_by_email_is_no_app_that_shows_a_number(tmp_path: Path, database: Database) -> None:
+    gateway = Gateway()
+    server = start(tmp_path, database, web=gateway)
+    alice, bob = reader(server), server.register("bob")
+    say(bob, room_of(alice, bob), "hello")
+    pass_time(server, 12 * MINUTE)
+    assert len(server.relay.letters) == 1
+    assert email_pusher(alice, data={"url": "https://mallory.example.com/"}).status == 200
+    pass_time(server, 2 * MINUTE)
+    assert gateway.asked == []
 
 
 def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:

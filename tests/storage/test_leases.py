@@ -25,6 +25,14 @@ async def test_the_lease_has_one_holder(database: Database) -> None:
     assert other.run == 1
 
 
+async def test_a_lease_is_renewed_by_who_did_not_hear_that_it_was(database: Database) -> None:
+    lease = LeaseStore(database, "push")
+    assert await lease.take("a", 1000, 31_000, by_force=False) is not None
+    assert await lease.renew("a", 31_000, 5, name="b")
+    assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke as it was renewed"
+    assert not await lease.renew("a", 41_000, 6, name="c")
+
+
 async def test_a_lease_is_taken_from_who_is_gone_and_from_nobody_else(database: Database) -> None:
     lease = LeaseStore(database, "push")
     assert await lease.get_holder() is None

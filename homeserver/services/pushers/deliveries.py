@@ -46,6 +46,8 @@ GROWTH: Final = 3
 BADGE_SECONDS: Final = 2.0
 """For so long a change of the badge waits for further ones: who reads sends several receipts."""
 BADGES_REMEMBERED: Final = 100_000
+MOST_COUNTED: Final = 500
+"""Numbers that are counted in one round to see whether they wait for a gateway that cannot be reached."""
 MAX_ERROR_CHARS: Final = 300
 
 
@@ -113,6 +115,8 @@ class Deliveries:
         """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
         self._touched: dict[int, Line] = {}
         self._active = False
+        self.is_behind = False
+        """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
 
     def get_figures(self) -> Mapping[str, int]:
         """What waits, for metrics."""
@@ -127,21 +131,28 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------- what is to be told
 
     def start(self, failing: Iterable[PusherRow]) -> None:
-        """Push from now on; these pushers failed when last tried: the number too may be another by now."""
-        self._active = True
+        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`."""
+        self._active = self.is_behind = True
         for row in failing:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
             line.tried_ts, line.is_noted = row.tried_ts, True
-            line.badge_is_due = not row.no_counts
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
+
+    def catch_up(self) -> None:
+        """All is read that pushers miss which failed. Their number too may be another by now."""
+        self.is_behind = False
+        for line in self._lines.values():
+            if line.is_noted:
+                self.set_badge_due(line.row, None)
+            self._touched[line.row.pusher_nid] = line
 
     def stop(self) -> None:
         """Push nothing more; forget what waits."""
         self._active = False
         self._gateways.stop()
         for line in self._lines.values():
-            _cancel(line)
+            line.cancel()
         self._lines.clear()
         self._by_user.clear()
         self._told_badges.clear()
@@ -168,9 +179,7 @@ class Deliveries:
         """What the user has not read may have become another number, by what stands there in the stream."""
         if not row.no_counts:
             line = self._touched[row.pusher_nid] = self._find(row)
-            line.badge_is_due = True
-            if line.badge_since is None:
-                line.badge_since = position
+            line.set_badge_due(position)
 
     def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
         """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
@@ -182,7 +191,7 @@ class Deliveries:
                     push.is_read = True
 
     def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
-        """These are the user's pushers now; `set_now`: what was never pushed to among them is new, and shows no number."""
+        """These are the user's pushers to apps now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
             if nid in self._told_badges or (set_now and each.success_ts is not None):
@@ -196,10 +205,11 @@ class Deliveries:
                 continue
             was_changed = row.data != line.row.data
             line.row, line.url = row, url_of(row)
-            if was_changed and line.under_way is None:  # it is tried at once, perhaps elsewhere
+            is_telling = line.under_way is not None or line.badge_under_way is not None
+            if was_changed and not is_telling:  # it is tried at once, perhaps elsewhere
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
-                _cancel(line)
+                line.cancel()
                 self._touched[nid] = line
                 if line.is_noted:
                     self._set_standing(line)
@@ -220,9 +230,13 @@ class Deliveries:
 
     async def note(self, *, all_standings: bool) -> None:
         """Write down how pushers stand: those that have begun or ceased to fail, or all that pushed."""
+        counted = 0
         for line in list(self._lines.values()):
             if line.is_noted or line.unfinished is None or not self._gateways.is_failing(line.url):
                 continue
+            counted += line.first is None
+            if counted > MOST_COUNTED:
+                continue  # it waits for the next round: the lease is to be renewed in time
             # it waits for its gateway, perhaps for long
             if line.first is not None or await self._has_other_number(line):
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()
@@ -257,9 +271,7 @@ class Deliveries:
         except Exception:  # a bug of ours: the push is given up, the next one is tried
             self.log.failure("a push could not be made")
             line.under_way = None
-        line.is_queued = False
-        if not line.badge_is_due:
-            line.badge_since = None
+        line.is_queued, line.badge_under_way = False, None
         if self._lines.get(line.row.pusher_nid) is line:
             self._wake(line)
 
@@ -268,33 +280,29 @@ class Deliveries:
         push = line.under_way = self._take(line)
         if push is None and line.waiting:
             return  # all is held: the number is told with it, or when it was read
-        badge_is_due, line.badge_is_due = line.badge_is_due, False
-        try:
-            body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
-        except DatabaseUnavailable:
-            line.badge_is_due = line.badge_is_due or badge_is_due
-            raise
+        line.take_badge()
+        body = await (self._body_of(row, push) if push is not None else self._badge_of(line))
         if self._lines.get(row.pusher_nid) is not line:
             line.under_way = None
             return  # it was removed meanwhile
         if body is None or (push is not None and push.is_read):
             line.under_way = None
-            # a push would have told the number too
-            line.badge_is_due = line.badge_is_due or (badge_is_due and push is not None)
+            if push is not None:
+                line.put_back_badge()  # the push would have told the number too
             return
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
             if error.refused and push is not None and not push.is_short:
                 push.is_short = True
-                self._send_again(line, push, badge_is_due)
+                self._send_again(line, push)
             else:
-                self._fail(line, push, error, badge_is_due)
+                self._fail(line, push, error)
             return
         if (
             not accepted and line.row.data != row.data
         ):  # it was set anew, and the old gateway does not speak for the new one
-            self._send_again(line, push, badge_is_due)
+            self._send_again(line, push)
             return
         line.under_way = None
         if not accepted:
@@ -304,18 +312,19 @@ class Deliveries:
             return
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
-        self._succeed(line, row.position if push is None else push.told.position)
+        self._succeed(line, self._told_upto(line) if push is None else push.told.position)
 
-    def _send_again(self, line: Line, push: Push | None, badge_is_due: bool) -> None:
+    def _send_again(self, line: Line, push: Push | None) -> None:
         """In another form, or elsewhere: it is still the first."""
         line.under_way = None
-        line.badge_is_due = line.badge_is_due or badge_is_due
+        line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
 
     def _put_off(self, line: Line) -> None:
         """The database was away: what was to be sent is kept, and tried again soon."""
         push, line.under_way = line.under_way, None
+        line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
             self._pause(line, FIRST_PAUSE_MS)
@@ -353,8 +362,9 @@ class Deliveries:
         encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=with_content)
         return _Body(encoded, unread)
 
-    async def _badge_of(self, row: PusherRow, is_due: bool) -> "_Body | None":
-        if not is_due or row.no_counts:
+    async def _badge_of(self, line: Line) -> "_Body | None":
+        row = line.row
+        if line.badge_under_way is None or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
         if self._told_badges.get(row.pusher_nid) == unread:
@@ -363,21 +373,18 @@ class Deliveries:
 
     async def _has_other_number(self, line: Line) -> bool:
         """Whether a number that is due is another than the app was told. If not, it is due no longer."""
-        nid, since = line.row.pusher_nid, line.badge_since
-        if line.badge_is_due:
-            line.badge_is_due, line.badge_since = False, None  # unless it becomes due once more while it is counted
-            is_other = True
-            try:
-                is_other = self._told_badges.get(nid) != await self._badges.get(UserID(line.row.user_id))
-            finally:
-                if is_other:
-                    line.badge_is_due, line.badge_since = True, since
+        due = line.badge
+        if due is not None:
+            told = self._told_badges.get(line.row.pusher_nid)
+            if told == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
+                line.badge = None  # else it has become due once more while it was counted
         return line.unfinished is not None
 
     def _succeed(self, line: Line, position: int) -> None:
         if line.failing_since_ts is not None:
             self._urgent.add(line.row.pusher_nid)
-        if not (line.is_noted and line.waiting):  # else what waits is known by this pusher's position alone
+        # what waits, or is still to be read, may be known by this pusher's position alone
+        if not (line.is_noted and (line.waiting or self.is_behind)):
             line.failing_since_ts, line.is_noted = None, False
         line.pause_ms, line.refusals, line.error = 0, 0, None
         if line.first is not None:  # it is held, perhaps, and older
@@ -385,13 +392,14 @@ class Deliveries:
         now = self._now_ms()
         self._standings[line.row.pusher_nid] = Standing(position, line.failing_since_ts, now, 0, now, None)
 
-    def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
+    def _fail(self, line: Line, push: Push | None, error: PushFailed) -> None:
         now = self._now_ms()
         line.under_way = None
         is_over = error.for_good or error.refused
         if push is not None and not push.is_read and not is_over:
             line.put_back(push)
-        line.badge_is_due = line.badge_is_due or (badge_is_due and not is_over)
+        if not is_over:
+            line.put_back_badge()
         line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
@@ -404,11 +412,16 @@ class Deliveries:
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 
+    def _told_upto(self, line: Line) -> int:
+        """Up to where it was told all that concerns it, if nothing waits. What is not noted yet counts, too."""
+        last = self._standings.get(line.row.pusher_nid)
+        return max(line.row.position, line.last_position, 0 if last is None else last.position)
+
     def _set_standing(self, line: Line) -> None:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
-        position = max(line.row.position, line.last_position) if first is None else first - 1
+        position = self._told_upto(line) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
@@ -425,16 +438,16 @@ class Deliveries:
 
     def _wake(self, line: Line) -> None:
         line.drop_read()
-        if not self._active or line.is_queued or self._is_held_back(line):
+        if not self._active or line.is_queued or line.is_held_back():
             return
         if line.has_ready:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
         elif line.waiting:
             pass  # held, until it is read or let go
-        elif line.badge_is_due:
+        elif line.badge is not None:
             line.waits_for_badge = True
             self._after(line, BADGE_SECONDS)
-        elif line.failing_since_ts is None or line.error is None:
+        elif not self.is_behind and (line.failing_since_ts is None or line.error is None):
             if line.failing_since_ts is not None:  # it was behind, and the rest was read elsewhere
                 line.failing_since_ts = None
                 self._set_standing(line)
@@ -448,15 +461,6 @@ class Deliveries:
                 self._readers.give_up(line.row.user_id, push.told)
             self._wake(line)
 
-    def _is_held_back(self, line: Line) -> bool:
-        """Whether a timer of the line is to be waited for."""
-        if line.timer is None or not line.timer.active():
-            return False
-        if line.waits_for_badge and line.has_ready:
-            line.timer.cancel()
-            return False
-        return True
-
     def _after(self, line: Line, seconds: float) -> None:
         if seconds:
             line.timer = self._clock.callLater(seconds, self._queue, line)
@@ -469,13 +473,13 @@ class Deliveries:
         self._gateways.add(line.url, LineJob(self, line, line.turn))
 
     def _pause(self, line: Line, milliseconds: int) -> None:
-        _cancel(line)
+        line.cancel()
         line.timer = self._clock.callLater(milliseconds / 1000, self._wake, line)
 
     def _drop(self, line: Line) -> None:
-        _cancel(line)
+        line.cancel()
         line.waiting.clear()
-        line.badge_is_due = False
+        line.badge = None
         self._lines.pop(line.row.pusher_nid, None)
         of_user = self._by_user.get(line.row.user_id, {})
         of_user.pop(line.row.pusher_nid, None)
@@ -486,8 +490,3 @@ class Deliveries:
 class _Body(msgspec.Struct, frozen=True):
     encoded: bytes
     unread: int | None
-
-
-def _cancel(line: Line) -> None:
-    if line.timer is not None and line.timer.active():
-        line.timer.cancel()

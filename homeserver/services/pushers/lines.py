@@ -5,6 +5,7 @@ told yet is never lost out of sight: `first` is the lowest position of all, held
 """
 
 from collections import deque
+from itertools import product
 
 import msgspec
 from twisted.internet.interfaces import IDelayedCall
@@ -30,6 +31,13 @@ class Push(msgspec.Struct, eq=False):
     """It goes without what was said, as its gateway refused it with that."""
 
 
+class Due(msgspec.Struct, eq=False, frozen=True):
+    """That the number may be another than the app was told."""
+
+    since: int | None
+    """The position of what made it so last: who reads that again tells it for all before. None: it will not be read again."""
+
+
 class Line(msgspec.Struct, eq=False):
     """What waits for one pusher. Exists while something does, or while the pusher fails."""
 
@@ -40,9 +48,10 @@ class Line(msgspec.Struct, eq=False):
     under_way: Push | None = None
     last_position: int = 0
     """Of the last event that was added."""
-    badge_is_due: bool = False
-    badge_since: int | None = None
-    """The position of what made it due, as long as it is, or is under way; None: it will not be read again."""
+    badge: Due | None = None
+    """The number is to be told."""
+    badge_under_way: Due | None = None
+    """It is being told."""
     is_queued: bool = False
     """It waits for its turn at the gateway, or something is under way."""
     turn: int = 0
@@ -71,8 +80,11 @@ class Line(msgspec.Struct, eq=False):
     @property
     def unfinished(self) -> int | None:
         """The position of the first thing of which it does not know yet: an event, or what changed the number."""
-        first, since = self.first, self.badge_since
-        return since if first is None else first if since is None else min(first, since)
+        dues = (self.badge, self.badge_under_way)
+        found = [due.since for due in dues if due is not None and due.since is not None]
+        if self.first is not None:
+            found.append(self.first)
+        return min(found, default=None)
 
     @property
     def has_ready(self) -> bool:
@@ -106,14 +118,43 @@ class Line(msgspec.Struct, eq=False):
             at += 1
         self.waiting.insert(at, push)
 
+    def set_badge_due(self, since: int | None) -> None:
+        """The number may have become another, by what stands there in the stream."""
+        before = None if self.badge is None else self.badge.since
+        self.badge = Due(before if since is None else since)
+
+    def take_badge(self) -> None:
+        """The number is told now."""
+        self.badge_under_way, self.badge = self.badge, None
+
+    def put_back_badge(self) -> None:
+        """If it was to be told, it was not, and is to be told later."""
+        newer, due, self.badge_under_way = self.badge, self.badge_under_way, None
+        if due is not None:
+            self.badge = due
+            if newer is not None:
+                self.set_badge_due(newer.since)
+
     def give_up_one(self) -> None:
         """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and
         those that call their user last; of equal ones the oldest."""
         newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
-        worths = [
-            (push.actions.highlight, newest[push.told.room_nid] == at, at) for at, push in enumerate(self.waiting)
-        ]
-        del self.waiting[min(worths)[-1]]
+        for calls, is_newest in product((False, True), repeat=2):
+            for at, push in enumerate(self.waiting):
+                if push.actions.highlight is calls and (newest[push.told.room_nid] == at) is is_newest:
+                    del self.waiting[at]
+                    return
+
+    def cancel(self) -> None:
+        """Wait for no timer any more."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+
+    def is_held_back(self) -> bool:
+        """Whether a timer is to be waited for; that of the badge is not, where an event is ready."""
+        if self.waits_for_badge and self.has_ready:
+            self.cancel()
+        return self.timer is not None and self.timer.active()
 
     def drop_read(self) -> None:
         """What was read meanwhile waits no longer."""

@@ -12,6 +12,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.aggregations import Aggregations
 from homeserver.services.ignored_users import IgnoredUsers
@@ -21,6 +22,7 @@ from homeserver.services.unread import READ_TYPES, UnreadCounts
 from storage.memberships import MembershipRow
 from storage.push_outcomes import MAIN
 from storage.receipts import ReceiptStore
+from storage.relations import REPLACE
 from storage.rooms import RoomStore
 from storage.streams import Streams
 
@@ -127,7 +129,11 @@ class MissedEvents:
             return False
         own = {event.room_nid: rows[event.room_nid] for event in stored.values()}
         marks = await self._unread.read_marks(user_id, [row for row in own.values() if row.membership == "join"])
+        told = {event.event.event_id for event in stored.values()}
         for event in stored.values():
+            relation = read_relation(event.event)
+            if relation is not None and relation.rel_type == REPLACE and relation.target in told:
+                continue  # it is told with what it corrects, and goes with that; it notifies nobody, and is in no thread
             mark = marks.get(event.room_nid)
             if mark is not None and (event.position or 0) <= mark.of(event.thread_root or MAIN):
                 return False

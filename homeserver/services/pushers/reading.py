@@ -29,7 +29,6 @@ from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.letters import Letters
-from homeserver.services.pushers.node_lease import NodeLease
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
@@ -37,6 +36,7 @@ from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
+from storage.node_lease import NodeLease
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
@@ -89,10 +89,7 @@ class PushReading:
         deliveries: Deliveries,
         letters: Letters,
         now_ms: Callable[[], int],
-        *,
-        is_alone: bool,
     ) -> None:
-        """`is_alone`: there can be no other node."""
         self._clock = clock
         self._streams = streams
         self._lease = lease
@@ -109,7 +106,6 @@ class PushReading:
         self._deliveries = deliveries
         self._letters = letters
         self._now_ms = now_ms
-        self._is_alone = is_alone
         self._has_lease = False
         self._told = 0
         """What the database knows of how far all is told."""
@@ -197,7 +193,8 @@ class PushReading:
                     )
             elif isinstance(row, MembershipRow):
                 self._badges.touch(row.user_id, row.room_nid)
-                if row.membership in MOVED and self._may_have_pushers(row.user_id):
+                has_moved = row.membership in MOVED and not row.is_further_join
+                if has_moved and self._may_have_pushers(row.user_id):
                     self._renumber([row.user_id], change.position)
                 if row.membership == "invite" and is_outside(row) and self._may_have_pushers(row.user_id):
                     self._heard.append(row)
@@ -244,7 +241,7 @@ class PushReading:
     def _forget_heard(self) -> None:
         """Read it from the database instead."""
         self._heard.clear()
-        self._in_database = self._streams.current()
+        self._in_database = max(self._floor, self._streams.current())
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -257,12 +254,18 @@ class PushReading:
     async def _turn(self) -> None:
         try:
             while self._has_lease and (
-                self._changed_users or self._renumbered or self._done < self._in_database or self._heard
+                self._changed_users
+                or self._renumbered
+                or self._done < self._in_database
+                or self._heard
+                or self._deliveries.is_behind
             ):
                 if self._changed_users:
                     await self._refresh()
+                if self._deliveries.is_behind and self._done >= self._floor:
+                    self._deliveries.catch_up()
                 while self._renumbered:
-                    await self._tell_badge(*self._renumbered.popitem())
+                    await self._tell_renumbered(*self._renumbered.popitem())
                 if self._done < self._in_database:
                     await self._read_database()
                 else:
@@ -285,7 +288,8 @@ class PushReading:
             for user_id, rows in (await self._roster.refresh(users)).items():
                 if not rows:
                     self._badges.forget(user_id)  # what they read from here on is not heard of
-                self._deliveries.change(user_id, rows, set_now=user_id in set_now)
+                to_apps = [row for row in rows if row.kind == HTTP]
+                self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
             raise
@@ -370,6 +374,13 @@ class PushReading:
                 if pusher.kind == HTTP:
                     self._deliveries.set_badge_due(pusher, position)
 
+    async def _tell_renumbered(self, user_id: str, position: int) -> None:
+        try:
+            await self._tell_badge(user_id, position)
+        except DatabaseUnavailable:
+            self._renumber([user_id], position)
+            raise
+
     async def _take_invite(self, row: MembershipRow) -> None:
         """Into a room that this server is not in."""
         if row.user_id not in (self._roster.users if row.position > self._floor else self._behind):
@@ -450,12 +461,12 @@ class PushReading:
 
     async def _renew(self) -> None:
         self._round.interval = ROUND_SECONDS
-        if self._done < self._in_database or self._heard or self._changed_users:
+        if self._done < self._in_database or self._heard or self._changed_users or self._renumbered:
             self._schedule()  # what failed is tried again
         self._rounds += 1
         await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
         position = self._position()
-        if self._is_alone and position == self._told:
+        if self._lease.is_alone and position == self._told:
             return
         if await self._lease.renew(self._now_ms() + LEASE_MS, position):
             self._told = position
@@ -469,5 +480,7 @@ class PushReading:
         """Up to where all is told or noted."""
         if not self._heard and not self._scheduled and self._done >= self._in_database:
             self._done = max(self._done, self._streams.current())  # nothing of what came since concerns anybody
-        lowest = self._deliveries.lowest()
-        return max(self._told, self._done if lowest is None else min(self._done, lowest - 1))
+        firsts = [*self._renumbered.values()]
+        if (lowest := self._deliveries.lowest()) is not None:
+            firsts.append(lowest)
+        return max(self._told, min(self._done, min(firsts, default=self._done + 1) - 1))

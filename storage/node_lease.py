@@ -1,13 +1,16 @@
-"""The lease of the pushers, as a node takes and keeps it.
+"""The lease of a kind of work, as a node takes and keeps it.
 
 A lease ends by its time; where its holder is seen to be gone, nobody waits for that. The name of a holder bears the number that it has
-among the nodes, and each node that lives holds a lock of its number (`storage/node_calls.py`).
+among the nodes, and each node that lives holds a lock of its number (`node_calls.py`). On SQLite, which is for one node, nobody else can
+have it.
 
 Laws:
 - Who starts takes at once the lease of a holder that is gone: a server that was killed and comes back goes on without a pause.
 - Who has been there takes it where the holder was gone a round before as well: where all connections broke, the holder has time to say
   its new number.
 - A holder whose number is not known is gone when its time is over.
+- Who is replaced though it lives hears of it as it renews: until then, a round, both may work. So it is where a node starts just as all
+  connections broke, or where clocks differ. What the work does twice then must do no harm.
 """
 
 from collections.abc import Callable
@@ -22,16 +25,15 @@ _SEPARATOR: Final = "@"
 class NodeLease:
     """The lease. For the reactor thread."""
 
-    def __init__(
-        self, store: LeaseStore, database: Database, process: str, get_node: Callable[[], int], *, is_alone: bool
-    ) -> None:
-        """`process` names this process among all on the database; `get_node`: its number among the nodes that hear one another, 0 where it
-        has none. `is_alone`: there can be no other."""
-        self._store = store
+    def __init__(self, database: Database, name: str, process: str, get_node: Callable[[], int]) -> None:
+        """`name` of the work; `process` names this process among all on the database; `get_node`: its number among the nodes that hear
+        one another, 0 where it has none."""
+        self._store = LeaseStore(database, name)
         self._database = database
         self._process = process
         self._get_node = get_node
-        self._is_alone = is_alone
+        self.is_alone = database.engine.name == "sqlite"
+        """There can be no other node."""
         self._holder = process
         """The name under which it was taken or renewed last."""
         self._gone: str | None = None
@@ -41,7 +43,7 @@ class NodeLease:
     async def take(self, now_ms: int, expires_ts: int) -> Lease | None:
         """Take it, where nobody has it who lives; None where somebody has."""
         name = self._name()
-        lease = await self._store.take(name, now_ms, expires_ts, by_force=self._is_alone)
+        lease = await self._store.take(name, now_ms, expires_ts, by_force=self.is_alone)
         if lease is None:
             gone, before, is_first = await self._find_gone(), self._gone, self._is_first
             self._gone = gone

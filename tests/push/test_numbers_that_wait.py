@@ -1,0 +1,249 @@
+"""Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and what was told is not told again."""
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from federation.outbound.errors import OutboundError
+from federation.protocol.ids import UserID
+from homeserver.services.ignored_users import IGNORED_USERS
+from homeserver.services.pushers import deliveries as deliveries_module
+from homeserver.services.pushers import reading as reading_module
+from storage.database import Database, DatabaseUnavailable
+from storage.push_stream import PushStream, Stretch
+from tests.helpers.federated import say
+from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.server import TestServer
+from tests.push.test_numbers import crash, decline, invited, keep, pass_time, read, shared, start, two
+
+V3 = "/_matrix/client/v3"
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+    return start(tmp_path, database, gateway)
+
+
+def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id, other = shared(alice, bob), shared(bob, alice)
+    for user in (alice, bob):
+        for key in range(3):
+            assert set_pusher(user, f"{user.user_id}{key}").status == 200
+    events = say(bob, room_id, "hello"), say(alice, other, "hello")
+    pass_time(server)
+    gateway.failure = OutboundError("it is down")
+    read(alice, room_id, events[0])
+    pass_time(server, 3)
+    read(bob, other, events[1])
+    settle(server)
+    deliveries = server.app.pushers.deliveries
+    monkeypatch.setattr(deliveries_module, "MOST_COUNTED", 1)
+    waiting = [line for line in deliveries._lines.values() if not line.is_noted]
+    assert len(waiting) > 3
+    noted = []
+    for _ in waiting:
+        server.run(deliveries.note(all_standings=False))
+        noted.append(sum(line.is_noted for line in deliveries._lines.values()))
+    assert noted[0] < noted[-1] == len(deliveries._lines)
+
+
+@pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
+def test_what_was_told_is_not_told_again_where_only_a_number_waits(
+    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int
+) -> None:
+    alice, bob = two(server)
+    first, second = shared(alice, bob), shared(alice, bob)
+    told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
+    pass_time(server)
+    third = invited(alice, bob)
+    pass_time(server)
+    decline(alice, bob, third)
+    pass_time(server)
+    gateway.failure = failure
+    read(alice, second, told[-1])
+    pass_time(server, 30)
+    gateway.failure = None
+    pass_time(crash(server, tmp_path, gateway), 60)
+    assert [event_id for event_id in gateway.events if event_id in told] == told
+    assert gateway.badges == [2, 1]
+
+
+@pytest.mark.parametrize("stretches", [0, 1])
+def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
+    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretches: int
+) -> None:
+    """The stream is long, and the server is killed once more before it is read up to where others were told."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    gateway.failure = 503
+    told = [say(bob, room_id, text) for text in ("one", "two")]
+    pass_time(server, 31)
+    gateway.failure = None
+
+    get, asked = PushStream.get_stretch, []
+
+    async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> Stretch:
+        asked.append(after)
+        return await (get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PushStream, "get_stretch", take_long)
+        patched.setattr(reading_module, "AT_ONCE", 1)
+        long = crash(server, tmp_path, gateway)
+        pass_time(long, 60)
+        assert gateway.events == told[:stretches]
+    again = crash(long, tmp_path, gateway)
+    pass_time(again, 60)
+    assert gateway.events == told
+
+
+def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    gateway.held = []
+    read(alice, room_id, event_id)
+    pass_time(server, 12)
+    later = crash(server, tmp_path, gateway)
+    gateway.held = None
+    pass_time(later)
+    assert gateway.badges == [0]
+
+
+def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
+    alice, bob = two(server)
+    room_id, mallory = shared(alice, bob), server.register("mallory")
+    set_pusher(mallory, "slow")
+    invited(mallory, bob)
+    pass_time(server)
+    told: list[str] = []
+    for number in range(8):
+        keep(mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}})
+        told.append(say(bob, room_id, "hello"))
+        settle(server)
+        gateway.release()
+        gateway.held = []
+        pass_time(server, 3)
+    assert gateway.badges == [0, 1, 0, 1, 0, 1, 0], "and the last is under way"
+    pass_time(server, 7)
+    gateway.release()
+    later = crash(server, tmp_path, gateway)
+    pass_time(later)
+    assert set(gateway.events) >= set(told)
+    assert len(gateway.events) - len(set(gateway.events)) <= 1, "but what was told while the last number is under way"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_number_that_is_counted_as_its_turn_comes_is_told(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it becomes another meanwhile."""
+    alice, bob = two(server)
+    room_id, other = shared(alice, bob), shared(bob, alice)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 2)
+    set_pusher(bob, "bob")
+    gateway.failure = OutboundError("it is down")
+    own = say(alice, other, "hello")
+    pass_time(server, 2)
+    read(alice, other if later else room_id, own if later else event_id)
+    deliveries = server.app.pushers.deliveries
+    badges, gate = deliveries._badges, Deferred[None]()
+    count = badges.get
+
+    async def count_slowly(user_id: UserID) -> int:
+        number = await count(user_id)
+        await gate
+        return number
+
+    pass_time(server, 3)
+    monkeypatch.setattr(badges, "get", count_slowly)
+    noted: list[None] = []
+    Deferred.fromCoroutine(deliveries.note(all_standings=False)).addCallback(noted.append)
+    assert noted == []
+    monkeypatch.setattr(badges, "get", count)
+    if later:
+        read(alice, room_id, event_id)
+        settle(server)
+    else:
+        gateway.failure = None
+        pass_time(server, 60)
+    gate.callback(None)
+    assert noted == [None]
+    gateway.failure = None
+    pass_time(server, 60)
+    told = [push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"]
+    assert told == [1, 0]
+
+
+def test_a_number_that_is_counted_as_the_database_goes_away_is_told_later(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+
+    async def be_away(_user_id: UserID) -> int:
+        raise DatabaseUnavailable("it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.app.pushers.deliveries._badges, "get", be_away)
+        read(alice, room_id, event_id)
+        pass_time(server)
+    pass_time(server)
+    assert gateway.badges == [0]
+
+
+def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a_time(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    gateway.held = held = list[Deferred[None]]()
+    read(alice, room_id, event_id)
+    pass_time(server, 3)
+    assert set_pusher(alice, data={"url": "https://other.example.com/_matrix/push/v1/notify"}).status == 200
+    say(bob, room_id, "hello")
+    pass_time(server, 3)
+    assert len(held) == 1
+    gateway.release()
+    pass_time(server)
+    assert gateway.taken[-1].url.startswith("https://other.example.com/")
+    assert len(gateway.events) == 2
+
+
+def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    """It is noted how far all is told in just these seconds, and then the server is killed."""
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 9)
+    read(alice, room_id, event_id)
+    settle(server)
+    assert set_pusher(alice).status == 200
+    reading = server.app.pushers.reading
+    rounds = reading._rounds
+    pass_time(server, 1)
+    assert reading._rounds == rounds + 1
+    pass_time(crash(server, tmp_path, gateway))
+    assert gateway.badges == [0]

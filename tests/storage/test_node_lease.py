@@ -1,0 +1,40 @@
+"""A lease as a node takes it: at once from one that is seen to be gone."""
+
+import pytest
+
+from storage.database import Database
+from storage.leases import LeaseStore
+from storage.node_lease import NodeLease
+
+
+@pytest.mark.parametrize("holder", ["1234", "a@0", "a@", "a@b", "a@-1"])
+async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
+    postgres_database: Database, holder: str
+) -> None:
+    assert await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, by_force=False) is not None
+    lease = NodeLease(postgres_database, "push", "b", lambda: 7)
+    for now in (2000, 12_000, 22_000):
+        assert await lease.take(now, now + 30_000) is None
+    assert await lease.take(32_000, 62_000) is not None
+
+
+async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Database) -> None:
+    assert await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False) is not None
+    assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is not None
+    assert await LeaseStore(postgres_database, "push").get_holder() == "b@7"
+
+
+async def test_a_lease_is_taken_from_nobody_but_who_is_gone(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node has taken it just before."""
+    store = LeaseStore(postgres_database, "push")
+    assert await store.take("a@5", 1000, 31_000, by_force=False) is not None
+
+    async def get_nodes() -> set[int]:
+        await store.take("c@6", 2000, 32_000, by_force=False, instead_of="a@5")
+        return {6, 7}
+
+    monkeypatch.setattr(postgres_database, "get_nodes", get_nodes)
+    assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is None
+    assert await store.get_holder() == "c@6"
