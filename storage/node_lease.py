@@ -19,6 +19,9 @@ from typing import Final
 from storage.database import Database
 from storage.leases import Lease, LeaseStore
 
+FIRST_RENEWAL_SECONDS: Final = 0.5
+"""After so long a lease that was taken is to be renewed first: at its start a process has no number yet among the nodes, by which others see
+that it is gone."""
 _SEPARATOR: Final = "@"
 
 

@@ -39,7 +39,7 @@ from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
-from storage.node_lease import NodeLease
+from storage.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
@@ -394,11 +394,13 @@ class Sender:
         waiting = await self._to_device.get_servers(0, self._streams.current())
         self._told = self._dispatched = lease.position
         self._has_lease = True
+        self._round.interval = FIRST_RENEWAL_SECONDS
         self._deliveries.start(lease.run, rows, backlogs, waiting)
         self._heard |= TOPICS
         self._schedule()
 
     async def _renew(self) -> None:
+        self._round.interval = ROUND_SECONDS
         if self._heard:
             self._schedule()  # what failed is tried again
         position = self._position()

@@ -94,12 +94,12 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingN
     assert nodes.wires[0].texts(PEER) == ["one"]
 
 
-def hear(nodes: SendingNodes, number: int) -> NodeCalls:
+def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
     """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.federation_out.sender._lease._get_node = lambda: calls.node
-    nodes.wait(12)
+    nodes.wait(seconds)
     return calls
 
 
@@ -148,6 +148,15 @@ async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_l
     )
     nodes.wait(10)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], ["two"]]
+
+
+async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes: SendingNodes) -> None:
+    """It had no number yet when it took the lease."""
+    await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
+    kill(nodes, 0, hear(nodes, 0, seconds=1))
+    nodes.say(1, "one")
+    nodes.wait(20)
+    assert [wire.texts(PEER) for wire in nodes.wires] == [[], ["one"]]
 
 
 async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: SendingNodes) -> None:

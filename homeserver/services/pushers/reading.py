@@ -36,7 +36,7 @@ from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
-from storage.node_lease import NodeLease
+from storage.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
 from storage.partial_rooms import PartialRoom
 from storage.purging import PurgedMessages
 from storage.push_outcomes import MAIN
@@ -49,9 +49,6 @@ from storage.streams import Change, Streams, Topic
 LEASE_MS: Final = 30_000
 ROUND_SECONDS: Final = 10.0
 """How often the lease is renewed, and noted how far all is told."""
-FIRST_ROUND_SECONDS: Final = 0.5
-"""After so long a lease that was taken is renewed first: at its start a process has no number yet among the nodes, by which others see that
-it is gone."""
 ROUNDS_TO_NOTE_ALL: Final = 6
 """How many rounds pass until it is noted how pushers stand that push without trouble."""
 AT_ONCE: Final = 500
@@ -453,7 +450,7 @@ class PushReading:
         self._done = max(min(self._done, lease.position), lease.position - MOST_BEHIND)
         self._badges.forget_all()
         self._has_lease = True
-        self._round.interval = FIRST_ROUND_SECONDS
+        self._round.interval = FIRST_RENEWAL_SECONDS
         self._forget_heard()
         self._deliveries.start(failing)
         self._letters.start()
