@@ -20,8 +20,8 @@ from storage.database import Database
 from storage.leases import Lease, LeaseStore
 
 FIRST_RENEWAL_SECONDS: Final = 0.5
-"""After so long a lease that was taken is to be renewed first: at its start a process has no number yet among the nodes, by which others see
-that it is gone."""
+"""After so long a lease that was taken is to be renewed first: at its start a process has no number yet among the nodes, by which others
+see that it is gone."""
 _SEPARATOR: Final = "@"
 
 
