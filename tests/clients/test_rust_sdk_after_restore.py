@@ -10,10 +10,8 @@ pytest.importorskip(
     "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
 )
 
-import matrix_sdk_python as sdk
-
-from tests.clients.rust_sdk import person, until
-from tests.clients.test_rust_sdk_encryption import enable_recovery, encrypted_room, talk, unreadable
+from tests.clients.rust_sdk import person
+from tests.clients.test_rust_sdk_encryption import enable_recovery, encrypted_room, recover, talk, unreadable
 from tests.helpers.restorable import Restorable
 
 
@@ -38,11 +36,7 @@ async def _story(restorable: Restorable, folder: Path) -> None:
         restorable.restore(1)
         await talk(timelines, "after the restore")
         async with person(server, "alice", folder / "second", new=False, encrypts=True) as alice2:
-            encryption = alice2.client.encryption()
-            await encryption.wait_for_e2ee_initialization_tasks()
-            await encryption.recover(key)
-            # that the device is verified it finds out in its own time: see the story without a restore
-            await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
+            await recover(alice2, key)
             timelines.append(await alice2.timeline(room_id))
             await talk(timelines, "on a device that came then")
             for timeline in timelines:
