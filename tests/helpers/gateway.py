@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,8 +10,9 @@ from twisted.internet.defer import Deferred
 
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
+from storage.database import Database
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import START, TestServer, User
 
 URL = "https://push.example.com/_matrix/push/v1/notify"
 
@@ -118,3 +120,19 @@ def settle(server: TestServer) -> None:
     """Let happen what is to happen at once."""
     for _ in range(20):
         server.clock.advance(0)
+
+
+def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
+    """A server that pushes to the gateway."""
+    server = TestServer(folder, database, seed=seed, now=now, web=gateway)
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
+    """The server anew, so much later, upon the database as it stands; the old one does nothing any more."""
+    old = server.app
+    old.pushers.reading._round.stop()
+    old.pushers.deliveries.stop()
+    return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + seconds + 31)

@@ -15,8 +15,8 @@ from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import HIDING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 ENABLED = "org.matrix.msc3881.enabled"
@@ -30,21 +30,6 @@ def gateway() -> Gateway:
 @pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
     return start(tmp_path, database, gateway)
-
-
-def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
-    server = TestServer(folder, database, seed=seed, now=now, web=gateway)
-    server.app.pushers.start()
-    settle(server)
-    return server
-
-
-def crash(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
-    """The server anew upon the database as it stands; the old one does nothing any more."""
-    old = server.app
-    old.pushers.reading._round.stop()
-    old.pushers.deliveries.stop()
-    return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
 def pass_time(server: TestServer, seconds: int = 5) -> None:

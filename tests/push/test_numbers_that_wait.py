@@ -13,9 +13,9 @@ from homeserver.services.pushers import reading as reading_module
 from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import PushStream, Stretch
 from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer
-from tests.push.test_numbers import crash, decline, invited, keep, pass_time, read, shared, start, two
+from tests.push.test_numbers import decline, invited, keep, pass_time, read, shared, two
 
 V3 = "/_matrix/client/v3"
 

@@ -8,9 +8,9 @@ from federation.outbound.errors import OutboundError
 from homeserver.services.pushers.readers import LATELY_SECONDS, WAIT_SECONDS
 from storage.database import Database
 from tests.helpers.databases import silence
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.http import Pending
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, token
 
 V3 = "/_matrix/client/v3"
@@ -66,13 +66,6 @@ class Story:
         now = self.server.clock.seconds() + 1
         self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
         self.phone, self.bob, self.desk = (again(self.server, user) for user in (self.phone, self.bob, self.desk))
-
-
-def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
-    server = TestServer(folder, database, seed=seed, now=now, web=gateway)
-    server.app.pushers.start()
-    settle(server)
-    return server
 
 
 def log_in(server: TestServer, user: User) -> User:
