@@ -176,7 +176,7 @@ def run(paths: tuple[Path, ...]) -> None:
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
-    database = open_storage(loaded.config, reactor, observer)
+    database = open_storage(loaded.config, reactor, observer, poll_without_names(reactor))
     try:
         server = build(
             loaded.config,
@@ -220,7 +220,6 @@ def run(paths: tuple[Path, ...]) -> None:
 
     calm_collector()
     use_large_pages()
-    poll_without_names(reactor)
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)

@@ -3,13 +3,19 @@
 With each event Twisted makes a context that names the connection, for what is logged meanwhile. Nothing here asks for that name, and
 to make it is a twentieth of a small request or more. Between two events Twisted looks for all else that may be due; here it is asked only
 where something is. What comes of an event, and what becomes of one that fails, is Twisted's.
+
+Besides it tells when there is a lull: when what came together was read, and what came while it was read. Who has something to begin that
+many requests share waits for that, as the writer of the database does with a batch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
+
+from storage.executors import InLull, call_at_once
 
 LONGEST_WAIT: Final = 2_147_483
 """Seconds: so many milliseconds are what epoll_wait(2) takes."""
@@ -22,19 +28,27 @@ else:
     _KINDS = (EPollReactor,)
 
 
-def poll_without_names(reactor: ReactorBase) -> None:
-    """Let this reactor make no such context any more. Another than that of Linux stays as it is."""
-    if isinstance(reactor, _KINDS):
-        reactor.doIteration = partial(_poll, reactor, Logger())  # type: ignore[method-assign]
+def poll_without_names(reactor: ReactorBase) -> InLull:
+    """Let this reactor make no such context any more; what calls functions in the next lull. Another reactor than that of Linux stays as it
+    is, and has none: they are called at once."""
+    if not isinstance(reactor, _KINDS):
+        return call_at_once
+    for_lull: list[Callable[[], None]] = []
+    reactor.doIteration = partial(_poll, reactor, for_lull, Logger())  # type: ignore[method-assign]
+    return for_lull.append
 
 
-def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
-    """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes."""
+def _poll(reactor: "EPollReactor", for_lull: list[Callable[[], None]], log: Logger, timeout: float | None) -> None:
+    """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes.
+
+    There is a lull after one more look, whatever that finds: so what waits for it is never kept from its turn.
+    """
     readable = reactor._POLL_IN
     wait = -1 if timeout is None else timeout
     while True:
+        waiting = len(for_lull)
         try:
-            events = reactor._poller.poll(wait, len(reactor._selectables))
+            events = reactor._poller.poll(0 if waiting else wait, len(reactor._selectables))
         except InterruptedError:
             return
         for descriptor, event in events:
@@ -55,6 +69,14 @@ def _poll(reactor: "EPollReactor", log: Logger, timeout: float | None) -> None:
                     Exception
                 ):  # it failed in hearing that its connection is lost: others have their turn all the same
                     log.failure("A connection could not be told that it is lost")
+        if waiting:
+            due = for_lull[:waiting]
+            del for_lull[:waiting]
+            for function in due:
+                try:
+                    function()
+                except Exception:
+                    log.failure("What was to be done in a lull failed")
         if reactor.threadCallQueue or reactor._newTimedCalls or reactor._justStopped or not reactor._started:
             return
         calls = reactor._pendingTimedCalls

@@ -29,7 +29,7 @@ from homeserver.services.passwords import HashingThreads
 from homeserver.services.policies import policies_of
 from storage.database import Database, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
-from storage.executors import ThreadExecutor
+from storage.executors import InLull, ThreadExecutor, call_at_once
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
 from storage.postgres import PostgresConfig
@@ -121,10 +121,12 @@ def claim_storage(config: Config) -> None:
             raise click.ClickException(f"cannot open the database: {error}") from error
 
 
-def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:
+def open_storage(
+    config: Config, reactor: ReactorBase, observer: Observer | None = None, in_lull: InLull = call_at_once
+) -> Database:
     """The database, migrated; the end of the command where that fails."""
     try:
-        return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
+        return open_database(database_config_of(config.storage.database, config.folder), reactor, observer, in_lull)
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 

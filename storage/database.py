@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from storage.engine import Connection, DatabaseUnavailable, Engine, HeadLine, NodeCalls, Row, SQLValue
-from storage.executors import Executor, ThreadExecutor
+from storage.executors import Executor, InLull, ThreadExecutor, call_at_once
 from storage.head import Head
 from storage.migrate import migrate
 from storage.node_calls import select_nodes, tell_heard, tell_notes
@@ -63,15 +63,17 @@ class Database:
         clock: Callable[[], float] = time.perf_counter,
         open_readers: Iterable[Connection] = (),
         reactor: ReactorBase | None = None,
+        in_lull: InLull = call_at_once,
     ) -> None:
         """`writer` has to be an executor that runs one job at a time; `open_readers`: connections for reading that there are
-        already. `reactor`: reads what the head of the sequence is asked by, where the engine has something for that."""
+        already. `reactor`: reads what the head of the sequence is asked by, where the engine has something for that. `in_lull`: when
+        the writer begins, should it have been idle."""
         self.engine = engine
         self.streams = streams
         self.remembered: dict[Any, Any] = {}
         """What parts of storage remember from write to write, under keys of their own: one memory, whoever writes here."""
         self._readers = readers
-        self._writer = Writer(engine, writer, streams, observer, clock)
+        self._writer = Writer(engine, writer, streams, observer, clock, in_lull=in_lull)
         self._observer = observer
         self._clock = clock
         self._idle = deque(open_readers)
@@ -320,7 +322,9 @@ def make_engine(config: DatabaseConfig) -> SQLiteEngine | PostgresEngine:
     return SQLiteEngine(config) if isinstance(config, SQLiteConfig) else PostgresEngine(config)
 
 
-def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None) -> Database:
+def open_database(
+    config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None, in_lull: InLull = call_at_once
+) -> Database:
     """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
 
     Raises what `storage.migrate.migrate` raises: errors whose text tells the operator what to do.
@@ -335,4 +339,5 @@ def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observ
         observer or SilentObserver(),
         open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
         reactor=reactor,
+        in_lull=in_lull,
     )

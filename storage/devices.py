@@ -128,7 +128,7 @@ class DeviceStore:
             ),
         )
         if added:
-            txn.raise_counter(DEVICES_CHANGED, announce_device_list(txn, device.user_id))
+            txn.note_position(DEVICES_CHANGED, announce_device_list(txn, device.user_id))
         return bool(added)
 
     def set_display_name(self, txn: WriteTransaction, user_id: str, device_id: str, name: str) -> bool:
@@ -171,7 +171,7 @@ class DeviceStore:
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
             gone = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
-            txn.raise_counter(DEVICES_CHANGED, gone)
+            txn.note_position(DEVICES_CHANGED, gone)
 
 
 def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:

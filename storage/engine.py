@@ -87,6 +87,9 @@ class Connection(Protocol):
         """`rows` is not empty and not longer than LARGEST_CHUNK; a column has text, or whole numbers."""
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
+    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> int | None:
+        """As `execute`, where one row will most likely be changed. None: what comes of it is found out later, and raised if no row is."""
+
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         """One statement, whose result nobody needs, after those before and before those that come."""
 
@@ -122,8 +125,9 @@ class Connection(Protocol):
     def save(self) -> None:
         """Set the savepoint to which `undo` goes back."""
 
-    def keep(self) -> None:
-        """Forget the savepoint, keep what was done since. Raises what a statement raises that had waited until now."""
+    def keep(self, *, checked: bool) -> None:
+        """Forget the savepoint, keep what was done since. Where it is to be checked, that raises what a statement raises that has waited
+        until now; else what follows may."""
 
     def undo(self) -> None:
         """Undo what was done since the savepoint."""

@@ -20,6 +20,9 @@ from zope.interface import implementer
 
 T = TypeVar("T")
 
+InLull = Callable[[Callable[[], None]], None]
+"""Calls a function once what has come to this process by now was read; on the reactor's thread, from there."""
+
 
 class Executor(Protocol):
     """Runs jobs, and brings what comes of them back."""
@@ -32,6 +35,11 @@ class Executor(Protocol):
 
     def close(self) -> Deferred[None]:
         """Fires when all that was submitted is done and delivered, or when waiting longer makes no sense."""
+
+
+def call_at_once(function: Callable[[], None]) -> None:
+    """For who knows of no lulls."""
+    function()
 
 
 async def run_in(executor: Executor, work: Callable[[], T]) -> T:

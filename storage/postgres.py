@@ -50,6 +50,7 @@ from storage.postgres_statements import (
     for_each,
     for_each_changing,
     for_keys,
+    must_change,
     values_of,
 )
 from storage.postgres_values import BYTES, encode_rows
@@ -109,7 +110,7 @@ class PostgresConnection:
         self._info = opened.info
         # Statements of whose results nothing is needed: they travel with the next one.
         self._waiting: list[bytes] = []
-        # Where among them the savepoint is set, if it is there.
+        # Where among them the savepoint is to be set, if any of what comes then is sent before it is kept.
         self._saved_at: int | None = None
         self._prepared = Prepared()
         # Counters as they were when this connection last saw or wrote them, and how often nobody had written in between.
@@ -162,6 +163,9 @@ class PostgresConnection:
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         self._run(sql, adapt(args))
         return self._cursor.rowcount
+
+    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> None:
+        self._leave(must_change(sql), adapt(args))
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._leave(sql, adapt(args))
@@ -239,16 +243,12 @@ class PostgresConnection:
 
     def save(self) -> None:
         self._saved_at = len(self._waiting)
-        self._waiting.append(b"SAVEPOINT one")
 
-    def keep(self) -> None:
-        if self._saved_at is not None and self._saved_at == len(self._waiting) - 1:
-            self._waiting.pop()  # nothing was done in it
-        else:
-            is_done = not self._waiting
+    def keep(self, *, checked: bool) -> None:
+        if checked and self._saved_at is not None and len(self._waiting) > self._saved_at:
+            self._flush()
+        if self._saved_at is None:
             self._waiting.append(b"RELEASE SAVEPOINT one")
-            if not is_done:
-                self._flush()  # what fails in it has to fail now
         self._saved_at = None
 
     def undo(self) -> None:
@@ -316,11 +316,8 @@ class PostgresConnection:
         if before is None or after is None:
             self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters()
             self._leave_counters(counters)
-        elif looked_at is not None and {POSITION, *looked_at} == {POSITION}:
-            self._waiting[0] = b"EXECUTE lock_and_move (%d, %d)" % (before, after)
         else:
-            self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_and_move (%d, %d)" % (self._sum_of_counters(), after)
-            self._leave_counters({name: value for name, value in counters.items() if name != POSITION})
+            self._waiting[0] = self._lock_and_move(before, after, counters, looked_at)
         try:
             self._send(self._waiting.pop())
         except psycopg2.Error as error:
@@ -329,6 +326,22 @@ class PostgresConnection:
             self._begins = is_there and error.pgcode is not None
             raise
         self._counters.update(counters)
+
+    def _lock_and_move(
+        self, before: int, after: int, counters: Mapping[str, int], looked_at: Collection[str] | None
+    ) -> bytes:
+        """What begins a transaction in which the position moves so, if it rests on nothing that others have changed; what saves other
+        counters is left for its end, where that is not the same statement."""
+        others = None if looked_at is None else {*looked_at, *counters} - {POSITION}
+        if others == set():
+            return b"EXECUTE lock_and_move (%d, %d)" % (before, after)
+        if others is not None and len(others) == 1 and others <= self._counters.keys():
+            (name,) = others
+            was = self._counters[name]
+            moved = (before, after, name, was, counters.get(name, was))
+            return self._cursor.mogrify("EXECUTE lock_and_move_two (%s, %s, %s, %s, %s)", moved)
+        self._leave_counters({name: value for name, value in counters.items() if name != POSITION})
+        return b"EXECUTE take_lock; EXECUTE check_and_move (%d, %d)" % (self._sum_of_counters(), after)
 
     def _sum_of_counters(self) -> int:
         return sum(self._counters.values()) + len(self._counters)
@@ -350,7 +363,7 @@ class PostgresConnection:
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
         text = self._find(sql, args)
-        if self._waiting:
+        if self._waiting or self._saved_at is not None:
             # What waits is spent only once the text is complete: an argument that cannot be sent leaves it.
             self._send(self._write(text, args))
         else:
@@ -358,6 +371,8 @@ class PostgresConnection:
 
     def _send(self, last: bytes, copied: bytes | None = None) -> None:
         """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote."""
+        if self._saved_at is not None:
+            self._waiting.insert(self._saved_at, b"SAVEPOINT one")
         message = b"; ".join((*self._waiting, last))
         begins = self._begins
         self._forget()

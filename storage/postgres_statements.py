@@ -21,6 +21,10 @@ PREPARE_WRITES = (
     " AND 1 / ((SELECT coalesce(sum(value + 1), 0) FROM counters) = $1)::int = 1; "
     f"PREPARE lock_and_move (bigint, bigint) AS UPDATE counters SET value = $2 WHERE name = '{POSITION}'"
     f" AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL AND 1 / (value = $1)::int = 1; "
+    "PREPARE lock_and_move_two (bigint, bigint, text, bigint, bigint) AS"
+    " UPDATE counters SET value = CASE WHEN name = $3 THEN $5 ELSE $2 END"
+    f" WHERE name IN ('{POSITION}', $3) AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL"
+    " AND 1 / (value = CASE WHEN name = $3 THEN $4 ELSE $1 END)::int = 1; "
     "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
     "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
 )
@@ -28,13 +32,16 @@ PREPARE_WRITES = (
 
 A counter only grows, and none goes, so none has changed or come while the sum is the same; else that is a division by zero. What is checked
 has to have been committed while the lock was waited for. So what looks at all counters comes in a statement after that with the lock, while
-`lock_and_move` looks at the one row that it changes: of that, having waited, the server looks at the latest version (READ COMMITTED).
+`lock_and_move` looks at the one row that it changes: of that, having waited, the server looks at the latest version (READ COMMITTED). So
+does `lock_and_move_two`, of another counter besides.
 """
 
 NOT_TEXT = "\U0010ffff"
 """Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
 
 _VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
+
+_UNLESS_THERE = " ON CONFLICT DO NOTHING"
 
 _KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
 
@@ -101,6 +108,15 @@ def _for_all(sql: str, before: int, types: tuple[str, ...]) -> str:
     names = ", ".join(f"a{at}" for at in range(len(types)))
     change, where, rest = each.partition(" WHERE ")
     return f"{change} FROM unnest({arrays_of(types)}) AS wanted ({names}){where}{rest}"
+
+
+@lru_cache(maxsize=64)
+def must_change(sql: str) -> str:
+    """A statement that raises where this one would change no row."""
+    insert = sql.removesuffix(_UNLESS_THERE)
+    if insert != sql:
+        return insert
+    return f"WITH changed AS ({sql} RETURNING 1) SELECT sqrt(count(*) - 1) FROM changed"
 
 
 def arrays_of(types: Iterable[str]) -> str:

@@ -159,7 +159,7 @@ def select_head(txn: Transaction, room_nid: int) -> Head:
 
 def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
     """Replace the head if it still has the expected version; whether it had."""
-    changed = txn.execute(
+    return txn.change_one(
         "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
         " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
         (
@@ -174,7 +174,6 @@ def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head:
             expected_version,
         ),
     )
-    return changed == 1
 
 
 def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:

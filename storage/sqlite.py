@@ -157,6 +157,9 @@ class SQLiteConnection:
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         return self._execute(sql, args).rowcount
 
+    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> int:
+        return self.execute(sql, args)
+
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._execute(sql, args)
 
@@ -209,7 +212,7 @@ class SQLiteConnection:
     def save(self) -> None:
         self._execute("SAVEPOINT one")
 
-    def keep(self) -> None:
+    def keep(self, *, checked: bool) -> None:  # nothing waits
         self._execute("RELEASE one")
 
     def undo(self) -> None:

@@ -15,6 +15,25 @@ POSITION = "position"
 """The counter that is the one sequence."""
 
 
+class Latest:
+    """The latest names of those that came, each once."""
+
+    __slots__ = ("_most", "_names")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._names: dict[bytes, None] = {}
+
+    def add(self, name: bytes) -> bool:
+        """Whether it was not among them; from now on it is."""
+        if name in self._names:
+            return False
+        self._names[name] = None
+        if len(self._names) > self._most:
+            del self._names[next(iter(self._names))]
+        return True
+
+
 class Transaction:
     """What a read may do."""
 
@@ -104,6 +123,8 @@ class WriteTransaction(Transaction):
     __slots__ = (
         "_before",
         "_counters",
+        "_trusts",
+        "assumed",
         "callbacks",
         "changes",
         "everywhere",
@@ -119,12 +140,17 @@ class WriteTransaction(Transaction):
         before: Mapping[str, int],
         counters: dict[str, int],
         stretch: int | None = None,
+        trusts: Latest | None = None,
     ) -> None:
-        """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds."""
+        """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds. `trusts`: the
+        names of rows that came lately; None where nothing may be taken for granted."""
         self._connection = connection
         self.queries = 0
         self._before = before
         self._counters = counters
+        self._trusts = trusts
+        self.assumed = False
+        """Whether anything was taken for granted."""
         self.looked_at: set[str] = set()
         """Counters: those that the write does not rest on may have changed since its begin."""
         self.stretch = stretch
@@ -152,6 +178,23 @@ class WriteTransaction(Transaction):
         """
         self.queries += 1
         self._connection.execute_later(sql, args)
+
+    def change_one(self, sql: str, args: Sequence[SQLValue], name: bytes = b"") -> bool:
+        """Run one statement that will most likely change one row, and whether it did: an `UPDATE … WHERE …`, or an `INSERT … ON CONFLICT
+        DO NOTHING` of a row that may have a name.
+
+        PostgreSQL gets it as with `execute_later`, and it is taken for granted that it did, but for a row that came lately. If it did not,
+        the write is undone, and run again: then that is asked for.
+        """
+        self.queries += 1
+        if self._trusts is not None and (not name or self._trusts.add(name)):
+            changed = self._connection.execute_trusting(sql, args)
+            if changed is None:
+                self.assumed = True
+                return True
+        else:
+            changed = self._connection.execute(sql, args)
+        return changed == 1
 
     def query_each_changing(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue] = ()
@@ -223,10 +266,15 @@ class WriteTransaction(Transaction):
         value = self._counters.get(name)
         return self._before.get(name, 0) if value is None else value
 
-    def raise_counter(self, name: str, value: int) -> None:
-        """Let a named counter be that, if it was less: nothing else may take numbers of it."""
-        if value > self.counter(name):
-            self._counters[name] = value
+    def note_position(self, name: str, position: int) -> None:
+        """Keep a position that this write has taken under a name: nothing else may take numbers of that counter."""
+        self._counters[name] = position
+
+    def find_position(self, name: str) -> int:
+        """What was noted last under that name, as `counter` says it; 0: nothing. Who changes it takes a position, and it is enough to rest on
+        that."""
+        value = self._counters.get(name)
+        return self._before.get(name, 0) if value is None else value
 
     def announce(self, change: Change) -> None:
         """Publish this change to the readers of streams once this write is committed."""

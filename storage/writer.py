@@ -1,18 +1,21 @@
 """The one writer: many callers' writes in one transaction.
 
 Writes queue up while a batch runs; the next batch takes all that wait. So the fsync of a commit is shared by as many
-writes as came in the meantime, and an idle server still commits a lone write at once.
+writes as came in the meantime, and by those of requests that came together; an idle server still commits a lone write at once.
 
 Laws:
 - A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
   alone.
+- Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
+  message. So does what is taken for granted (`WriteTransaction.change_one`). Where any of it is refused, the batch is run again without
+  such trust: each write's statements are sent for themselves, and nothing is taken for granted.
 - A write is acknowledged after the commit, on the reactor's thread, after the streams and the write's own callbacks
   have been told. All that a batch has to tell costs one wake-up of the reactor.
 - A batch that fails as a whole before its commit is run again where that makes sense; when a commit fails, nothing is
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
 - Between begin and commit no other node writes: positions are committed in their order.
-- What a batch is told of counters holds (where a write is alone and asks nothing: of those that it looked at), or the batch is run
+- What a batch is told of counters holds (where none of its writes asks anything: of those that they looked at), or the batch is run
   again: PostgreSQL may find only at its first statement, or with the commit, that other nodes have written (`OthersWrote`). A function that
   fails before its first statement has failed by what it knew without the database.
 - A batch finds the position where this process left it, or a new stretch begins (`WriteTransaction.stretch`). Whatever undoes a write, or
@@ -33,10 +36,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from storage.engine import Connection, DatabaseUnavailable, Engine, OthersWrote
-from storage.executors import Executor
+from storage.executors import Executor, InLull, call_at_once
 from storage.observer import Observer
 from storage.streams import Change, Streams
-from storage.transaction import POSITION, WriteTransaction
+from storage.transaction import POSITION, Latest, WriteTransaction
 
 MOST_WRITES = 256
 """How many writes a batch takes at most."""
@@ -49,6 +52,10 @@ TRIES = 3
 
 LONG_ENOUGH = 8
 """Batches in a row before which nobody else had written: then it is likely to stay so for some."""
+
+MOST_LATEST = 20_000
+"""Names of rows that came lately: those of requests, which clients repeat within minutes. To find so that a row is there is an error to
+PostgreSQL, and its log has statements that failed."""
 
 PAUSE = 0.1
 """Seconds before the second try, twice as many before the third: a restarting PostgreSQL is back in less."""
@@ -72,6 +79,7 @@ class QueuedWrite(msgspec.Struct):
     changes: Sequence[Change] = ()
     callbacks: Sequence[Callable[[], None]] = ()
     everywhere: int = 0
+    assumed: bool = False
     queries: int = 0
     waited: float = 0.0
     took: float = 0.0
@@ -90,6 +98,10 @@ class QueuedWrite(msgspec.Struct):
         self.changes = self.callbacks = ()
 
 
+class _Refused(Exception):
+    """What was sent in good faith was refused."""
+
+
 class Writer:
     """Runs queued writes in batches, on an executor with a single thread."""
 
@@ -103,16 +115,22 @@ class Writer:
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
         pause: Callable[[float], None] = time.sleep,
+        in_lull: InLull = call_at_once,
     ) -> None:
+        """`in_lull`: when a first batch begins."""
         self._engine = engine
         self._executor = executor
         self._streams = streams
         self._observer = observer
         self._clock = clock
         self._pause = pause
+        self._in_lull = in_lull
         self._waiting: deque[QueuedWrite] = deque()
         self._lock = threading.Lock()
         self._busy = False
+        # Whether it waits for a lull to begin.
+        self._begins = False
+        self._latest = Latest(MOST_LATEST)
         self._connection: Connection | None = None
         # The position as the latest batch left it, the number of the stretch, and how many batches it has.
         self._left_at: int | None = None
@@ -126,12 +144,19 @@ class Writer:
             if self._busy:
                 return
             self._busy = True
-        self._executor.submit(self._run)
+        self._begins = True
+        self._in_lull(self._begin)
 
     def close(self) -> Deferred[None]:
         """Run what still waits, then let go of the database."""
+        self._begin()
         self._executor.submit(self._disconnect)
         return self._executor.close()
+
+    def _begin(self) -> None:
+        if self._begins:
+            self._begins = False
+            self._executor.submit(self._run)
 
     # ------------------------------------------------------------------------------- from here on the writer's thread
 
@@ -146,26 +171,31 @@ class Writer:
     def _run_batch(self) -> None:
         started = self._clock()
         batch: list[QueuedWrite] = []
-        for attempt in range(1, TRIES + 1):
+        attempt, trusting = 1, True
+        while True:
             committing = False
             try:
                 connection = self._connection or self._connect()
                 before = connection.begin_write()
                 self._note_begin(before.get(POSITION, 0))
                 counters: dict[str, int] = {}
-                self._run_writes(connection, before, counters, batch, started)
+                self._run_writes(connection, before, counters, batch, started, trusting)
                 committed = self._clock()
                 committing = True
-                if not connection.transaction_is_open() or not self._commit(connection, counters, batch):
+                if not connection.transaction_is_open() or not self._commit(connection, counters, batch, trusting):
                     counters = {}  # the only write was undone
             except Exception as error:
                 for write in batch:
                     write.undo()
                 is_undone = not committing or isinstance(error, OthersWrote) or self._transaction_is_open()
                 self._give_up_transaction(error)
+                if isinstance(error, _Refused):
+                    trusting = False
+                    continue
                 if is_undone and attempt < TRIES and self._may_succeed(error):
                     if not isinstance(error, OthersWrote):
                         self._pause(PAUSE * attempt)
+                    attempt += 1
                     continue
                 self._fail(batch, error)
                 return
@@ -190,17 +220,18 @@ class Writer:
         counters: dict[str, int],
         batch: list[QueuedWrite],
         started: float,
+        trusting: bool,
     ) -> None:
         """Fill the batch with what waits, running each; or, when it is filled already, run it again."""
         if batch:
             for write in batch:
-                self._run_write(connection, before, counters, write, alone=len(batch) == 1)
+                self._run_write(connection, before, counters, write, len(batch) == 1, trusting)
             return
         while self._waiting and len(batch) < MOST_WRITES and (not batch or self._clock() - started < LONGEST_BATCH):
             write = self._waiting.popleft()
             batch.append(write)
             alone = len(batch) == 1 and not self._waiting
-            self._run_write(connection, before, counters, write, alone)
+            self._run_write(connection, before, counters, write, alone, trusting)
             if alone:
                 return
 
@@ -211,12 +242,15 @@ class Writer:
         counters: dict[str, int],
         write: QueuedWrite,
         alone: bool,
+        trusting: bool,
     ) -> None:
         """Run one write. Raises only what ends the whole transaction."""
         began = self._clock()
         write.failure = None
         write.waited = began - write.queued
-        txn = WriteTransaction(connection, before, counters, self._stretch if self._batches >= LONG_ENOUGH else None)
+        stretch = self._stretch if self._batches >= LONG_ENOUGH else None
+        trusts = self._latest if trusting and stretch is not None else None
+        txn = WriteTransaction(connection, before, counters, stretch, trusts)
         write.undoings, write.looked_at = txn.undoings, txn.looked_at
         if not alone:
             connection.save()
@@ -225,11 +259,13 @@ class Writer:
             if not connection.transaction_is_whole():
                 raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
             if not alone:
-                connection.keep()
+                connection.keep(checked=not trusting)
         except BaseException as error:
             # Whatever it is, the caller gets it; the writer's thread goes on.
             if not connection.transaction_is_open() or (isinstance(error, Exception) and self._may_succeed(error)):
                 raise
+            if trusting and (txn.assumed or not alone) and not connection.transaction_is_whole():
+                raise _Refused from error
             if isinstance(error, Exception) and self._engine.is_outage(error):
                 unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
                 unavailable.__cause__ = error
@@ -244,17 +280,24 @@ class Writer:
             write.changes = txn.changes
             write.callbacks = txn.callbacks
             write.everywhere = txn.everywhere
-        write.queries = txn.queries
+        write.queries, write.assumed = txn.queries, txn.assumed
         write.took = self._clock() - began
 
-    def _commit(self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite]) -> bool:
+    def _commit(
+        self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite], trusting: bool
+    ) -> bool:
         """Commit; False where the only write had left a statement for now that breaks a rule, and is undone. Raises what else goes
         wrong."""
         try:
-            connection.commit(counters, batch[0].looked_at if len(batch) == 1 else None)
+            connection.commit(counters, {name for write in batch for name in write.looked_at})
         except self._engine.errors as error:
-            is_own = len(batch) == 1 and connection.transaction_is_open()
-            if not is_own or self._engine.is_worth_retrying(error) or self._engine.is_outage(error):
+            is_there = connection.transaction_is_open()
+            is_lasting = not self._engine.is_worth_retrying(error) and not self._engine.is_outage(error)
+            if not is_there or not is_lasting:
+                raise
+            if trusting and (len(batch) > 1 or batch[0].assumed):
+                raise _Refused from error
+            if len(batch) > 1:
                 raise
             batch[0].fail(error)
             connection.rollback()
@@ -278,7 +321,7 @@ class Writer:
         if self._connection is not None:
             try:
                 self._connection.rollback()
-                if isinstance(reason, OthersWrote):
+                if isinstance(reason, OthersWrote | _Refused):
                     return
             except self._engine.errors as error:
                 self._log.warn("The writer's connection was lost: {error}", error=error)

@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine import Connection, Engine
-from storage.executors import Executor, InlineExecutor
+from storage.executors import Executor, InlineExecutor, InLull, call_at_once
 from storage.migrate import SCHEMA, migrate
 from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresEngine
@@ -90,6 +90,7 @@ def open_inline(
     writer: Executor | None = None,
     clock: Callable[[], float] = time.perf_counter,
     readers: Executor | None = None,
+    in_lull: InLull = call_at_once,
 ) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there already."""
     engine = make_engine(config)
@@ -103,6 +104,7 @@ def open_inline(
         observer or SilentObserver(),
         clock,
         open_readers=[connection],
+        in_lull=in_lull,
     )
 
 

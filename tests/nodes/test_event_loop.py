@@ -148,3 +148,53 @@ def test_other_reactors_stay_as_they_are() -> None:
     before = reactor.doIteration
     poll_without_names(reactor)
     assert reactor.doIteration == before
+
+
+def test_a_lull_is_when_what_came_was_read_and_what_came_meanwhile(pairs: Pairs) -> None:
+    reactor = EPollReactor()
+    in_lull = poll_without_names(reactor)
+    done: list[str] = []
+    first, second, third = [Reader(reactor, pair) for pair in pairs]
+
+    def fail() -> None:
+        done.append("fails")
+        raise ValueError
+
+    def read_first() -> None:
+        done.append(first.here.recv(1000).decode())
+        in_lull(fail)
+        in_lull(lambda: done.append("lull"))
+        second.there.send(b"second")
+
+    def read_second() -> None:
+        done.append(second.here.recv(1000).decode())
+        third.there.send(b"third")
+        in_lull(lambda: done.append("next lull"))
+
+    def read_third() -> None:
+        done.append(third.here.recv(1000).decode())
+        reactor.callLater(0.01, reactor.stop)
+
+    first.doRead, second.doRead, third.doRead = read_first, read_second, read_third  # type: ignore[method-assign]
+    reactor.callWhenRunning(first.there.send, b"first")
+    with capturedLogs() as logs:
+        reactor.run(installSignalHandlers=False)
+    assert done == ["first", "second", "fails", "lull", "third", "next lull"]
+    assert [log["log_failure"].type for log in logs if "log_failure" in log] == [ValueError]
+    reactor.removeAll()
+    reactor._poller.close()
+
+
+def test_without_anything_to_read_there_is_a_lull_at_once(reactor: EPollReactor) -> None:
+    in_lull = poll_without_names(reactor)
+    reactor.callLater(0, in_lull, reactor.stop)
+    reactor.callLater(10, reactor.stop)
+    began = reactor.seconds()
+    reactor.run(installSignalHandlers=False)
+    assert reactor.seconds() - began < 5
+
+
+def test_where_there_are_no_lulls_all_is_done_at_once() -> None:
+    done: list[str] = []
+    poll_without_names(SelectReactor())(lambda: done.append("done"))
+    assert done == ["done"]

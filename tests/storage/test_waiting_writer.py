@@ -17,7 +17,18 @@ __all__ = ["nodes"]
 
 
 @pytest.mark.parametrize("moved", ["position", "room"])
-@pytest.mark.parametrize("what", ["last", "last, resting on rooms", "later, resting on rooms", "later", "nothing"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "last",
+        "last, resting on rooms",
+        "later, resting on rooms",
+        "later, moving rooms",
+        "later, moving rooms and more",
+        "later",
+        "nothing",
+    ],
+)
 def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str, moved: str
 ) -> None:
@@ -30,6 +41,10 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
 
     def fn(txn: WriteTransaction) -> Any:
         tries.append(txn.counter("room") if "rooms" in what else 0)
+        if "moving" in what:
+            txn.allocate("room")
+        if "more" in what:
+            txn.allocate("device")
         if what == "nothing":
             return txn.next_position()
         return (put_later("new") if what.startswith("later") else move("job", "here", "there"))(txn)
@@ -49,7 +64,7 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     assert tries[-1] == ("rooms" in what) * (1 + (moved == "room"))
     assert here.results["new"] == head + 1 + (moved == "position")
     assert here.database.streams.current() == here.results["new"]
-    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 2 + (moved == "room")
+    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 2 + (moved == "room") + ("moving" in what)
     assert write(here, "next", put("next")) == here.database.streams.current()
     watch.close()
     holder.close()

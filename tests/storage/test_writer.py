@@ -11,7 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
+from storage.postgres import STEADY
 from storage.streams import Change, Topic
+from storage.writer import LONG_ENOUGH
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
@@ -89,6 +91,19 @@ def put_later(name: str) -> Callable[[WriteTransaction], None]:
     return fn
 
 
+def put_surely(name: str, said_by: str) -> Callable[[WriteTransaction], None]:
+    """It is taken for granted that nothing of the name is there."""
+
+    def fn(txn: WriteTransaction) -> None:
+        sql = "INSERT INTO jobs (name, progress) VALUES (?, '') ON CONFLICT DO NOTHING"
+        positions = [txn.next_position() for _ in range(2)]
+        if txn.change_one(sql, (name,)):
+            for position in positions:
+                txn.announce(Change(position, Topic.PROFILE, user_id=said_by))
+
+    return fn
+
+
 def put_many(name: str, further: int) -> Callable[[WriteTransaction], None]:
     """Likewise, with so many further rows that go again."""
 
@@ -118,6 +133,23 @@ def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
     assert stepped.names() == list("abcdefgh")
 
 
+def test_a_batch_begins_in_a_lull_with_all_that_came_together(database_config: SQLiteConfig | PostgresConfig) -> None:
+    """And before all where the database is closed."""
+    lulls: list[Callable[[], None]] = []
+    observer = QueryCounter()
+    database = open_inline(database_config, observer, in_lull=lulls.append)
+    results: list[object] = []
+    for name in "ab":
+        Deferred.fromCoroutine(database.write(name, put(name))).addBoth(results.append)
+    assert (len(lulls), results) == (1, [])
+    lulls.pop()()
+    assert (observer.batches, results) == ([2], [1, 2])
+    Deferred.fromCoroutine(database.write("c", put("c"))).addBoth(results.append)
+    run_coroutine(database.close(), None)
+    lulls.pop()()
+    assert (observer.batches, results) == ([2, 1], [1, 2, 3])
+
+
 def test_a_batch_is_bounded(stepped: Stepped) -> None:
     for number in range(300):
         stepped.queue(f"{number:03}", put(f"{number:03}"))
@@ -136,13 +168,18 @@ OUTCOMES = [
     "breaks",
     "breaks later",
     "breaks many",
+    "good surely",
+    "is there",
     "idle",
 ]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9))
-def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]) -> None:
+@given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9), steady=st.booleans())
+def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str], *, steady: bool) -> None:
+    for _ in range(LONG_ENOUGH + STEADY if steady else 0):
+        stepped.queue("settles", lambda txn: txn.next_position())
+        stepped.step()
     stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     stepped.queue("first", put("the first"))
     stepped.step()
@@ -168,6 +205,11 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
                 stepped.queue(name, put_many("the first", number))
             case "breaks":
                 stepped.queue(name, twice)
+            case "good surely":
+                stepped.queue(name, put_surely(name, name))
+            case "is there":
+                stepped.queue(name, put_surely("the first", name))
+                expected[name] = None
             case "breaks later":
                 stepped.queue(name, put_later("the first"))
             case _:
