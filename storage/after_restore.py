@@ -9,6 +9,8 @@ Laws:
 - Connections of sliding sync begin anew: the numbers of their states would be given out again. So would those of backups of room keys, by
   which clients know with which key they encrypt, and of filters: the next of each user is far beyond. So is the next pusher: a link in a
   letter of before ends no letters but those.
+- Backups of room keys keep their numbers, though keys are missing in them: a client for which the number changes reads nothing more from
+  its backup until its owner enters the recovery key (docs/adr/0038).
 
 For a database that no server has open.
 """

@@ -46,7 +46,7 @@ async def _encryption(server: RealServer, folder: Path) -> None:
             await _verify(bob2, bob)
             seen = [await alice2.timeline(room_id), await bob2.timeline(room_id)]
             for timeline in seen:
-                await _reads(timeline, said)
+                await reads(timeline, said)
             await talk([ours, theirs, *seen], "on four devices")
             await _reset_identity(alice)
             await talk([ours, theirs, *seen], "with a new identity")
@@ -159,7 +159,7 @@ async def _verify(new: Person, old: Person) -> None:
     await until("the secrets", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
 
 
-async def _reads(timeline: FollowedTimeline, said: list[str]) -> None:
+async def reads(timeline: FollowedTimeline, said: list[str]) -> None:
     """What was said before the device came: its keys are in the backup. The engine begins a timeline anew when its first
     /sync comes in later than the timeline was opened."""
 

@@ -1,4 +1,4 @@
-"""Stories that tests/clients/js tell with matrix-js-sdk: run, with a server killed, stopped or started where the story asks for it."""
+"""Stories that tests/clients/js tell with matrix-js-sdk: run, with what is done to a server where the story asks for it."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ Deed = Callable[[], object]
 
 
 def tell(name: str, arguments: Sequence[str], seconds: float, deeds: Sequence[Mapping[str, Deed]] = ()) -> None:
-    """Run a story to its good end. `deeds`: by server, what to do when it asks for `kill`, `stop` or `start`."""
+    """Run a story to its good end. `deeds`: by server, what to do when it asks for that: `kill`, `stop`, …"""
     assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     command = [str(NODE), str(SCRIPTS / name), *arguments]
     with subprocess.Popen(

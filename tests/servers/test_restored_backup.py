@@ -19,6 +19,8 @@ from tests.helpers.server import TestServer
 from tests.http.sliding import SlidingClient
 from tests.servers.test_devices_between import another_device, bodies, send, sending
 
+ROOM_KEYS = "/_matrix/client/v3/room_keys"
+
 
 class Backup:
     """A copy of the database of a server, made while that runs."""
@@ -146,6 +148,30 @@ async def test_a_client_of_before_the_restore_misses_nothing_after_it(
     for number in range(20, 40):
         send(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
     assert bodies(room.alice, since)[0] == [*range(20, 40)]
+
+
+async def test_a_backup_of_room_keys_goes_on_under_its_number(
+    network: Network, tmp_path: Path, backups: list[Backup]
+) -> None:
+    """Clients keep the number with the key to it: under another one they would read nothing of it, and some would put nothing in."""
+    alice = (await sending(network)).alice
+    definition = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "abc"}}
+    version = alice.post(f"{ROOM_KEYS}/version", definition).json["version"]
+
+    def put(session: str) -> dict[str, Any]:
+        key = {"first_message_index": 0, "forwarded_count": 0, "is_verified": False, "session_data": {"of": session}}
+        answer = alice.put(f"{ROOM_KEYS}/keys/!room:north.test/{session}?version={version}", key)
+        assert answer.status == 200, answer.body
+        return key
+
+    kept = put("kept")
+    backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
+    put("lost")
+    alice.server = backups[0].restore()
+    assert alice.get(f"{ROOM_KEYS}/version").json == {**definition, "version": version, "etag": "1", "count": 1}
+    later = put("later")
+    found = alice.get(f"{ROOM_KEYS}/keys/!room:north.test?version={version}").json
+    assert found == {"sessions": {"kept": kept, "later": later}}
 
 
 async def test_a_connection_of_sliding_sync_begins_anew(

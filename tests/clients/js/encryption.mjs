@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, holdUp, kick, killAgainAndAgain, killServer,
-    killServerAtRandom, lay, passwordOf, readsAll, recover, removeDevice, say, statusFor, step, useUpKeys, verifyByEmoji,
+    account, allBackedUp, bootstrap, decrypted, device, devicesOf, ENCRYPTION, end, enter, eventually, holdUp, kick, killAgainAndAgain,
+    killServer, killServerAtRandom, lay, passwordOf, readsAll, recover, removeDevice, say, statusFor, step, useUpKeys, verifyByEmoji,
 } from "./people.mjs";
 
 const [url, prefix, kills] = process.argv.slice(2);
@@ -61,10 +61,7 @@ await eventually("the secrets to be given to it", async () =>
     && (await bob2.getCrypto().getSessionBackupPrivateKey()));
 
 step("a second device of Alice's, which has nothing but the recovery key");
-await eventually("all sessions of Alice's to be in the backup", async () => {
-    const known = (await alice.getCrypto().exportRoomKeys()).length;
-    return (await alice.http.authedRequest("GET", "/room_keys/version")).count === known;
-});
+await allBackedUp(alice);
 const alice2 = await device(url, `${prefix}-alice`, keys.get(alice).privateKey);
 await recover(alice2);
 await alice2.getCrypto().loadSessionBackupPrivateKeyFromSecretStorage();

@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { until } from "./sdk.mjs";
 import {
-    account, bootstrap, device, devicesOf, draw, ENCRYPTION, end, enter, eventually, holdUp, kick, killServerAtRandom, lay, passwordOf,
-    read, readsAll, recover, removeDevice, say, startServer, statusFor, step, stopServer, useUpKeys, verifyByCode, verifyByEmoji,
+    account, allBackedUp, bootstrap, device, devicesOf, draw, ENCRYPTION, end, enter, eventually, holdUp, kick, killServerAtRandom, lay,
+    passwordOf, read, readsAll, recover, removeDevice, say, startServer, statusFor, step, stopServer, useUpKeys, verifyByCode, verifyByEmoji,
 } from "./people.mjs";
 
 const [url, other, prefix] = process.argv.slice(2);
@@ -89,10 +89,7 @@ await eventually("Bob to know it", async () => (await devicesOf(bob, bob)).lengt
 await verifyByCode(bob, () => bob2.getCrypto().requestOwnUserVerification());
 await eventually("Alice to see that", async () => (await statusFor(alice, bob2))?.signedByOwner);
 await eventually("the key of the backup to be given to it", () => bob2.getCrypto().getSessionBackupPrivateKey());
-await eventually("all sessions of Bob's to be in the backup", async () => {
-    const known = (await bob.getCrypto().exportRoomKeys()).length;
-    return (await bob.http.authedRequest("GET", "/room_keys/version")).count === known;
-});
+await allBackedUp(bob);
 const restored = await bob2.getCrypto().restoreKeyBackup();
 assert.equal(restored.imported, restored.total);
 await readsAll(bob2, roomId, missed.map(([, body]) => body));

@@ -1,7 +1,8 @@
 // People with matrix-js-sdk and its Rust crypto, for the stories about encryption: their devices, what they say, whom they verify.
 //
-// A story prints every request as story.mjs does. A line {"ask": "kill" | "stop" | "start", "server": NUMBER} is for who runs
-// it, who answers by a line on stdin once it is done: the server was killed and is starting again, is gone, or is starting.
+// A story prints every request as story.mjs does. A line {"ask": "kill" | "stop" | "start" | "back_up" | "restore", "server": NUMBER}
+// is for who runs it, who answers by a line on stdin once it is done: the server was killed and is starting again, is gone, or is
+// starting; its database was backed up, or was restored from that.
 import { randomInt } from "node:crypto";
 import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
@@ -64,6 +65,8 @@ export function killAgainAndAgain(url) {
 }
 export const stopServer = (server) => ask("stop", server);
 export const startServer = (server) => ask("start", server);
+export const backUpServer = (server = 0) => ask("back_up", server);
+export const restoreServer = (server = 0) => ask("restore", server);
 
 // As a client on a bad network: what got no answer is sent again, and answers to /sync can be held up.
 function patient(line) {
@@ -174,6 +177,12 @@ export async function recover(client) {
     await client.getCrypto().bootstrapCrossSigning({});
     await eventually("it to have signed itself", async () => (await statusFor(client, client))?.crossSigningVerified);
 }
+
+// Waits until the backup has the keys of all sessions that a device knows.
+export const allBackedUp = (client) => eventually(`all sessions of ${client.getUserId()} to be in the backup`, async () => {
+    const known = (await client.getCrypto().exportRoomKeys()).length;
+    return (await client.http.authedRequest("GET", "/room_keys/version")).count === known;
+});
 
 export const decrypted = (client, roomId, eventId) => {
     const event = client.getRoom(roomId)?.findEventById(eventId);
