@@ -277,6 +277,17 @@ def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[st
     return {event_id: sorted(kinds.get("m.read", ())) for event_id, kinds in content.items()}
 
 
+def published_keys(somebody: Person) -> dict[str, Any]:
+    """The keys of their device, with the signatures on them, as the server gives them to everybody; empty: it has none."""
+    user_id, device_id = somebody.user_id, str(somebody.client.device_id())
+    path = f"{somebody.client.homeserver().rstrip('/')}/_matrix/client/v3/keys/query"
+    headers = {"Authorization": f"Bearer {somebody.client.session().access_token}"}
+    request = Request(path, json.dumps({"device_keys": {user_id: [device_id]}}).encode(), headers, method="POST")
+    with urlopen(request, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)["device_keys"][user_id].get(device_id, {})
+    return found
+
+
 def register(server: RealServer, name: str) -> None:
     """A new account: the engine signs in, and leaves registration to others."""
     body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}

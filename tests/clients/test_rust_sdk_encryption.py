@@ -16,7 +16,7 @@ pytest.importorskip(
 
 import matrix_sdk_python as sdk
 
-from tests.clients.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, asked, person, until
+from tests.clients.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, asked, person, published_keys, until
 from tests.helpers.real_server import RealServer
 
 
@@ -91,10 +91,18 @@ async def talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
 
 
 async def recover(device: Person, key: str) -> None:
+    """As somebody does who types the recovery key on a new device, which takes longer than to publish its keys.
+
+    The engine (0.18.0 of its bindings) does not wait for that: it signs the device in any case. Where the signature comes first, the server
+    has nothing that could be signed and says so (`failures` of the answer), which the engine does not read: the device stays unverified.
+    """
     encryption = device.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
     await _is(encryption, sdk.VerificationState.UNVERIFIED)
+    await until("the keys of the device at the server", lambda: published_keys(device))
     await encryption.recover(key)
+    made = published_keys(device)["signatures"][device.user_id]
+    assert len(made) == 2, f"the server took no signature of the account on the device: there are {sorted(made)}"
     await _is(encryption, sdk.VerificationState.VERIFIED)
     await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
 
