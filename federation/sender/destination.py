@@ -111,6 +111,8 @@ class Destination(msgspec.Struct):
     """In how many tries, one after the other, it broke down at each thing that was tried alone, and took nothing in; it begins anew after
     one in which that was all there is."""
     pause_ms: int = 0
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or none."""
     error: str | None = None
 
     @property
@@ -139,8 +141,8 @@ class Destination(msgspec.Struct):
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached a moment ago, and has not spoken to us since."""
-        if self.failing_since_ts is None or self.heard_ts > self.tried_ts:
+        """It could not be reached a moment ago, and has not spoken to us since. One that asked us to wait could be reached."""
+        if self.failing_since_ts is None or self.heard_ts > self.tried_ts or self.asked_until_ts:
             return False
         return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
 
