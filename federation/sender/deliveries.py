@@ -33,6 +33,7 @@ from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
 from federation.sender.refusals import describe, is_alone, is_of_content, is_to_device, kinds_of, split
+from federation.silences import PATIENCE
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -193,11 +194,11 @@ class Deliveries:
         if destination is not None:
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
 
-    def note_silence(self, server: ServerName) -> None:
-        """The server has not answered something else that we asked."""
+    def note_silence(self, server: ServerName, seconds: float) -> None:
+        """The server has not answered something else that we asked, which took so long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
-            destination.tried_ts = self._now_ms()
+            destination.tried_ts, destination.is_silent = self._now_ms(), seconds >= PATIENCE
 
     def forget(self, server: ServerName) -> None:
         """The database has nothing of that server any more, so there is nothing to try. What only memory knows, stays."""
@@ -429,6 +430,7 @@ class Deliveries:
         wait_ms = max(pause_ms, asked_ms)
         row = DestinationRow(destination.server, destination.failing_since_ts, now, wait_ms, destination.error)
         was_heard = destination.heard_ts >= destination.tried_ts
+        destination.is_silent = now - destination.tried_ts >= PATIENCE * 1000
         self._pause(destination, pause_ms)
         if was_heard:  # it came back while it was tried in vain, and may have no more to say for long
             self._try_in(destination, _soonest_retry(destination) - now)
