@@ -15,6 +15,7 @@ import msgspec
 
 from federation.identity import ServerIdentity
 from federation.outbound.request import TakeBody
+from federation.outbound.retry_after import read_retry_after
 from federation.policy import Policy
 from federation.protocol.canonical_json import MAX_DEPTH, check_text_depth, count_openings, encode_canonical
 from federation.protocol.dense_json import has_too_many_values, without_deep
@@ -44,20 +45,37 @@ T = TypeVar("T")
 class RefusedByRemote(RemoteError):
     """The other server answered with an error: its HTTP status, errcode and text (all untrusted)."""
 
-    def __init__(self, destination: str, status: int, errcode: str, text: str, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        destination: str,
+        status: int,
+        errcode: str,
+        text: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+    ) -> None:
         super().__init__(destination, f"{status} {errcode}: {text}", retryable=status >= 500 or status == 429)
         self.status = status
         self.errcode = errcode
         self.text = text
         self.body = body
+        self._headers = headers
 
     @property
     def retry_after_ms(self) -> int:
         """After so long it may be asked again, where it said 429."""
-        wait = self.body.get("retry_after_ms")
+        return self.told_wait_ms or FIRST_WAIT_MS
+
+    @property
+    def told_wait_ms(self) -> int:
+        """How long it says itself that one should wait, but never more than `LONGEST_WAIT_MS`; 0 where it does not say.
+
+        spec: client-server-api#rate-limiting
+        """
+        wait = read_retry_after(self._headers) or self.body.get("retry_after_ms")
         if not isinstance(wait, int) or isinstance(wait, bool):
-            return FIRST_WAIT_MS
-        return wait if 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
+            return 0
+        return min(max(wait, 0), LONGEST_WAIT_MS)
 
 
 def is_away(error: RemoteError) -> bool:
@@ -296,4 +314,5 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
         errcode[:MAX_ERROR_CHARS] if isinstance(errcode, str) else "M_UNKNOWN",
         text[:MAX_ERROR_CHARS] if isinstance(text, str) else "no reason given",
         value,
+        answer.headers,
     )

@@ -113,6 +113,10 @@ class MembershipStore:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
 
+    async def get_invited_by_ours(self, user_id: str, others: Iterable[str]) -> set[str]:
+        """Those of the others whom somebody of this server has invited to a room that the user is joined to."""
+        return await self._database.read_quickly("get_invited_by_ours", _select_invited, user_id, list(others))
+
     async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
         """Those of the rooms that somebody of this server is joined to."""
         return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
@@ -341,6 +345,19 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
     for other, room_nid in rows:
         found.setdefault(other, []).append(room_nid)
     return found
+
+
+def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[str]:
+    rows = txn.query_in(
+        "SELECT DISTINCT theirs.user_id FROM memberships AS theirs"
+        " JOIN memberships AS mine ON mine.room_nid = theirs.room_nid AND mine.user_id = ? AND mine.membership = 'join'"
+        " JOIN memberships AS inviter ON inviter.room_nid = theirs.room_nid AND inviter.user_id = theirs.sender"
+        " AND inviter.is_local = 1"
+        " WHERE theirs.user_id IN {keys} AND theirs.membership = 'invite'",
+        others,
+        before=(user_id,),
+    )
+    return {user_id for (user_id,) in rows}
 
 
 def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:

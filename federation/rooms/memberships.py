@@ -91,6 +91,10 @@ class Memberships:
             found |= {(pair[0], unknown[pair]) for pair in await self._store.get_joined(list(unknown))}
         return found
 
+    async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
+        """Those of the others who are invited, by somebody of this server, to a room that the user is in. One query."""
+        return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
+
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.MEMBERSHIP:

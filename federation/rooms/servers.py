@@ -100,14 +100,21 @@ class RoomServers:
         rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
         return {server for servers in rooms.values() for server in servers}
 
-    async def not_shared(self, user_id: UserID, servers: Set[ServerName]) -> set[ServerName]:
-        """Those of the servers that share no room with one of our users."""
+    async def find_strangers(self, user_id: UserID, servers: Set[ServerName], users: Iterable[str]) -> set[ServerName]:
+        """Those of the servers that share no room with one of our users, and of whom none of these users is invited to one.
+
+        Who is invited may read a room, so that their keys are needed before they are in it. Invites by others than ours do not count:
+        nobody knows whether there are such servers, where an invite of ours is signed by that of whoever is invited.
+        """
         rows = await self._memberships.of_user(user_id)
         strangers = set(servers)
         for in_room in (await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])).values():
             if not strangers:
                 break
             strangers = {server for server in strangers if server not in in_room}
+        if strangers:
+            theirs = [UserID(each) for each in users if _server_of(each) in strangers]
+            strangers -= {_server_of(each) for each in await self._memberships.find_invited(user_id, theirs)}
         return strangers
 
     def _hear(self, changes: Sequence[Change]) -> None:
@@ -139,3 +146,8 @@ class RoomServers:
 def longest_in(servers: Servers) -> list[ServerName]:
     """The servers, who has been there for longest first: the likeliest to answer for the room."""
     return sorted(servers, key=lambda server: servers[server])
+
+
+def _server_of(user_id: str) -> ServerName:
+    """As a name that may be none: clients write what they like."""
+    return ServerName(user_id.partition(":")[2])

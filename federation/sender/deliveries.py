@@ -4,6 +4,9 @@ A destination that does not answer is tried again after a pause that grows, to a
 sends something, it is back, and is tried at once; later, if it has spoken so before and was tried in vain. Such tries have a lane
 of their own (`lanes.py`), so that destinations which do not answer keep none waiting that do.
 
+One that answers 429 is there, and says when to come again: it is not tried before that, though it speaks to us, nor sooner than after
+our own pause; and after the longest of our pauses at the latest. spec: client-server-api#rate-limiting
+
 A transaction that its destination refuses for what is in it is sent in ever smaller parts (`refusals.py`), and what is refused alone is
 given up, once an empty one has been taken right after it: who refuses that too refuses everything, as a proxy may that has lost its
 server, and is one that does not answer.
@@ -29,7 +32,8 @@ from federation.requests import RefusedByRemote
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
-from federation.sender.refusals import describe, is_alone, is_of_content, kinds_of, split
+from federation.sender.refusals import describe, is_alone, is_of_content, is_to_device, kinds_of, split
+from federation.silences import PATIENCE
 from storage.database import Database, DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -182,19 +186,19 @@ class Deliveries:
             self._lane.hurry(server)
             self._lane_of_retries.hurry(server)
         if destination.failing_since_ts is not None and not destination.is_running:
-            self._try_in(destination, destination.tried_ts + _soonest_retry(destination) - now)
+            self._try_in(destination, _soonest_retry(destination) - now)
 
     def forget_vain_words(self, server: ServerName) -> None:
-        """The next word of the server is believed as its first was."""
+        """The next word of the server is believed as its first was, though it has asked us to wait."""
         destination = self._destinations.get(server)
         if destination is not None:
-            destination.in_vain_on_its_word = 0
+            destination.in_vain_on_its_word = destination.asked_until_ts = 0
 
-    def note_silence(self, server: ServerName) -> None:
-        """The server has not answered something else that we asked."""
+    def note_silence(self, server: ServerName, seconds: float) -> None:
+        """The server has not answered something else that we asked, which took so long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
-            destination.tried_ts = self._now_ms()
+            destination.tried_ts, destination.is_silent = self._now_ms(), seconds >= PATIENCE
 
     def forget(self, server: ServerName) -> None:
         """The database has nothing of that server any more, so there is nothing to try. What only memory knows, stays."""
@@ -244,13 +248,13 @@ class Deliveries:
         if pending is None:
             return False
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
-        failure = None
+        failure: RemoteError | MatrixError | None = None
         if pending.parts or pending.broken:
             lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
             try:
                 await lane.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
-                failure = str(error)
+                failure = error
         if not pending.parts and not pending.broken:
             await self._note_success(destination, pending, is_reached=is_sent and failure is None)
         if failure is not None:
@@ -289,6 +293,8 @@ class Deliveries:
             elif error.status == HTTPStatus.INTERNAL_SERVER_ERROR and destination.pause_ms >= self._patience_ms:
                 await self._heed_breakdown(destination, pending, error)
             else:
+                if _asked_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
+                    self._halve(pending)  # it may have room for some messages to devices by then, and not for all
                 raise
             return
         pending.parts.popleft()
@@ -298,6 +304,8 @@ class Deliveries:
     def _note_taken(self, destination: Destination, pending: Pending, part: Transaction, refused: int) -> None:
         if destination.failing_since_ts is not None:
             pending.taken.update(kinds_of(part))
+        if destination.asked_until_ts:
+            destination.pause_ms = 0
         destination.breakdowns = 0
         self.counts.transactions += 1
         self.counts.events += len(part.pdus)
@@ -310,13 +318,19 @@ class Deliveries:
         if is_alone(part) or not pending.is_split:
             # whoever refuses this too does not speak of what is in the part
             await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
-        pending.parts.popleft()
-        if not is_alone(part):
-            pending.parts.extendleft(reversed(split(part, self._make_id)))
+        if self._halve(pending):
             return
+        pending.parts.popleft()
         self._give_up(destination, part, error)
         if destination.given_up >= GIVEN_UP_AT_ONCE:
             raise error
+
+    def _halve(self, pending: Pending) -> bool:
+        """Send the next part in halves from now on; False where it is one thing."""
+        if is_alone(pending.parts[0]):
+            return False
+        pending.parts.extendleft(reversed(split(pending.parts.popleft(), self._make_id)))
+        return True
 
     def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
         destination.given_up += 1
@@ -331,14 +345,11 @@ class Deliveries:
     async def _heed_breakdown(self, destination: Destination, pending: Pending, error: RefusedByRemote) -> None:
         """It breaks down again and again: from now on the next part is sent in halves, or after all others if it is one thing. Raises
         RemoteError, MatrixError where that seems to be of no use."""
-        part = pending.parts[0]
         if not pending.is_split:
             await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
-        pending.parts.popleft()
-        if not is_alone(part):
-            pending.parts.extendleft(reversed(split(part, self._make_id)))
+        if self._halve(pending):
             return
-        pending.broken.append(part)
+        pending.broken.append(pending.parts.popleft())
         most = GIVEN_UP_AT_ONCE * BROKEN_GROWTH**destination.breakdowns
         if len(pending.broken) >= most and not pending.taken:
             raise error
@@ -382,7 +393,7 @@ class Deliveries:
             self.log.info("{server} can be reached again", server=destination.server)
         if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
-            destination.in_vain_on_its_word = 0
+            destination.in_vain_on_its_word = destination.asked_until_ts = 0
         destination.pending = None
 
     async def _note_told(self, destination: Destination, pending: Pending, *, was_failing: bool = False) -> None:
@@ -403,9 +414,11 @@ class Deliveries:
         if was_behind or was_failing or pending.to_device_upto is not None:
             await self._database.write("transaction_sent", write)
 
-    async def _note_failure(self, destination: Destination, error: str) -> None:
+    async def _note_failure(self, destination: Destination, failure: RemoteError | MatrixError) -> None:
         self.counts.failures += 1
-        now = self._now_ms()
+        now, error = self._now_ms(), str(failure)
+        asked_ms = min(_asked_ms(failure), self._pauses.longest_ms)
+        destination.asked_until_ts = now + asked_ms if asked_ms else 0
         if destination.failing_since_ts is None:
             destination.failing_since_ts = now
             self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
@@ -414,11 +427,13 @@ class Deliveries:
         pause_ms = self._pauses.after(destination.pause_ms)
         # before anything is waited for: what comes from now on goes to the backlog
         backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
-        row = DestinationRow(destination.server, destination.failing_since_ts, now, pause_ms, destination.error)
+        wait_ms = max(pause_ms, asked_ms)
+        row = DestinationRow(destination.server, destination.failing_since_ts, now, wait_ms, destination.error)
         was_heard = destination.heard_ts >= destination.tried_ts
+        destination.is_silent = now - destination.tried_ts >= PATIENCE * 1000
         self._pause(destination, pause_ms)
         if was_heard:  # it came back while it was tried in vain, and may have no more to say for long
-            self._try_in(destination, _soonest_retry(destination))
+            self._try_in(destination, _soonest_retry(destination) - now)
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         pending = destination.pending
@@ -434,7 +449,8 @@ class Deliveries:
         self._try_later(destination)
 
     def _try_later(self, destination: Destination) -> None:
-        self._try_in(destination, destination.tried_ts + destination.pause_ms - self._now_ms())
+        due_ts = max(destination.tried_ts + destination.pause_ms, destination.asked_until_ts)
+        self._try_in(destination, due_ts - self._now_ms())
 
     def _try_in(self, destination: Destination, milliseconds: int) -> None:
         if self._active:
@@ -447,9 +463,17 @@ class Deliveries:
 
 
 def _soonest_retry(destination: Destination) -> int:
-    """How many milliseconds after the last try it is tried again when it is heard from."""
+    """When it is tried again if it is heard from."""
     grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
-    return min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
+    pause_ms = min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
+    return max(destination.tried_ts + pause_ms, destination.asked_until_ts)
+
+
+def _asked_ms(failure: RemoteError | MatrixError) -> int:
+    """How long the server asks us to wait; 0 where it does not."""
+    if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return failure.retry_after_ms
+    return 0
 
 
 def _cancel_retry(destination: Destination) -> None:

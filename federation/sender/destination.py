@@ -25,7 +25,9 @@ MAX_EPHEMERAL: Final = 1000
 SHORT_SILENCE_MS: Final = 20_000
 """As long as a server takes to start again, at most."""
 LONGEST_SILENCE_MS: Final = 60_000
-"""How long after a try that failed other requests to the server are not tried."""
+"""How long after a try that was waited for in vain other requests to the server are not tried."""
+LONGEST_ABSENCE_MS: Final = 5_000
+"""The same, after one that failed at once: who tries again loses no time, and a server that is started again may be back."""
 
 
 class QueuedEvent(msgspec.Struct, frozen=True):
@@ -101,6 +103,8 @@ class Destination(msgspec.Struct):
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
     tried_ts: int = 0
+    is_silent: bool = False
+    """The last try that failed took as long as people wait."""
     heard_ts: int = -1
     """When it last spoke to us."""
     in_vain_on_its_word: int = 0
@@ -111,6 +115,8 @@ class Destination(msgspec.Struct):
     """In how many tries, one after the other, it broke down at each thing that was tried alone, and took nothing in; it begins anew after
     one in which that was all there is."""
     pause_ms: int = 0
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or none."""
     error: str | None = None
 
     @property
@@ -139,10 +145,10 @@ class Destination(msgspec.Struct):
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached a moment ago, and has not spoken to us since."""
-        if self.failing_since_ts is None or self.heard_ts > self.tried_ts:
+        """It could not be reached a moment ago, and has not spoken to us since. One that asked us to wait could be reached."""
+        if self.failing_since_ts is None or self.heard_ts > self.tried_ts or self.asked_until_ts:
             return False
-        return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
+        return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS if self.is_silent else LONGEST_ABSENCE_MS)
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows; None if there is nothing."""

@@ -172,7 +172,7 @@ class Sender:
     def note_silence(self, server: ServerName, asked_at: float) -> None:
         """The server has not answered something else that we asked, at that second of the clock."""
         self._silences.note(server, asked_at)
-        self._deliveries.note_silence(server)
+        self._deliveries.note_silence(server, self._clock.seconds() - asked_at)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Tell the other servers in a room something that is soon out of date; the latest under a key is told.

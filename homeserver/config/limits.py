@@ -172,7 +172,8 @@ class Limits:
     rc_key_strangers: RateLimit = limit(
         0.1,
         200,
-        "Servers with which a user shares no room, and which are asked all the same for keys of their users.",
+        "Servers with which a user shares no room, and which are asked all the same for keys of their users. People whom somebody of this"
+        " server has invited to a room of the user do not count.",
     )
     rc_claimed_keys: RateLimit = limit(
         100,
@@ -193,7 +194,8 @@ class Limits:
     rc_to_device_strangers: RateLimit = limit(
         0.01,
         100,
-        "Servers with which a user shares no room, and to whose users' devices they send messages all the same.",
+        "Servers with which a user shares no room, and to whose users' devices they send messages all the same. People whom somebody of"
+        " this server has invited to a room of the user do not count.",
     )
     rc_to_device_bytes: RateLimit = limit(
         65536,

@@ -6,8 +6,9 @@ Laws:
 - What is no user id is somebody without keys: rooms have such members, whom other servers let in, and clients ask for all members.
 - Clients ask for all members of a room at once. That is done in pieces: others are served in between, other servers get requests of a
   size that they take, and the answer is bounded.
-- Names of servers are easily made up, and each costs this one a try. So of servers with which who asks shares no room few are asked for
-  one question, and a user has so many in time (`rc_key_strangers`); the others are named in `failures`.
+- Names of servers are easily made up, and each costs this one a try. So of servers with which who asks shares no room, and of whose users
+  none is invited to one by somebody here, few are asked for one question, and a user has so many in time (`rc_key_strangers`); the others
+  are named in `failures`.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
@@ -174,14 +175,16 @@ class EveryonesKeys:
         except (RemoteError, MatrixError) as error:
             return {}, error
 
-    async def _find_too_many(self, caller: Requester, servers: Iterable[ServerName]) -> set[ServerName]:
+    async def _find_too_many(
+        self, caller: Requester, by_server: Mapping[ServerName, Mapping[str, Any]]
+    ) -> set[ServerName]:
         """Those of the servers that are not asked, as the caller shares a room with none of them and they are too many; the others
         count."""
-        if not caller.rate_limited:
+        if not caller.rate_limited or not by_server:
             return set()
-        named = list(servers)
-        unknown = await self._servers.not_shared(caller.user_id, set(named)) if named else set[ServerName]()
-        strangers = [server for server in named if server in unknown]
+        users = (user_id for of_server in by_server.values() for user_id in of_server)
+        unknown = await self._servers.find_strangers(caller.user_id, by_server.keys(), users)
+        strangers = [server for server in by_server if server in unknown]
         if not strangers:
             return set()
         try:

@@ -17,6 +17,7 @@ spec: server-server-api#device-management
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -211,7 +212,7 @@ class RemoteDevices:
 
     async def do_resync(self, limit: int) -> int:
         """Begin to fetch some stale lists of servers that can be reached; at how many was looked. Each server is asked for its users one
-        after another, until it does not answer, and waits for no other."""
+        after another, until it does not answer or asks us to wait, and waits for no other."""
         users = await self._store.get_stale(self._resynced_upto, limit)
         self._resynced_upto = users[-1] if len(users) == limit else ""
         by_server: dict[ServerName, list[str]] = {}
@@ -280,14 +281,14 @@ class RemoteDevices:
         self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
 
     async def _fetch_quietly(self, user_id: str) -> bool:
-        """Whether there was an answer, be it a refusal."""
+        """Whether the server may be asked for the next: there was an answer, be it a refusal, that does not ask us to wait."""
         asked_at = self._clock.seconds()
         try:
             await self._fetch(user_id, RESYNC_SECONDS)
         except (RemoteError, MatrixError, DatabaseUnavailable) as error:
             self.log.info("the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error)
             self._note(domain_of(user_id), asked_at, error)
-            return isinstance(error, RefusedByRemote)
+            return isinstance(error, RefusedByRemote) and error.status != HTTPStatus.TOO_MANY_REQUESTS
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True

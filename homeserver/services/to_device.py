@@ -1,8 +1,9 @@
 """Messages from device to device. spec: client-server-api#send-to-device-messaging
 
 A message may go to anybody; but a name of a server that somebody makes up costs this one a queue and many tries. So of servers with
-which the sender shares no room a request may name a few, and a user so many in time (`rc_to_device_strangers`). And what a user
-sends is kept for each device until that comes back, perhaps never: so it is so many bytes in time (`rc_to_device_bytes`).
+which the sender shares no room, and of whose users none is invited to one by somebody here, a request may name a few, and a user so many
+in time (`rc_to_device_strangers`). And what a user sends is kept for each device until that comes back, perhaps never: so it is so many
+bytes in time (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -158,7 +159,7 @@ class ToDevice:
         largest = LARGEST_MESSAGE - len(opening) - 1
         prepared = None if known is None else _for_devices(known.users, local, contents, largest)
         outgoing = self._for_others(caller.user_id, type, others) if others else ()
-        if outgoing and (strangers := await self._strangers(caller.user_id, {*map(ServerName, outgoing[0])})):
+        if outgoing and (strangers := await self._strangers(caller.user_id, outgoing[0], others)):
             if await self._was_sent(sent):
                 raise AlreadySent(sent, ANSWER)
             self._count_strangers(caller, len(strangers))
@@ -249,9 +250,9 @@ class ToDevice:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
-    async def _strangers(self, user_id: UserID, servers: set[ServerName]) -> Collection[ServerName]:
-        """Those with which the sender shares no room. Raises InvalidParam."""
-        strangers = await self._servers.not_shared(user_id, servers)
+    async def _strangers(self, sender: UserID, servers: Iterable[str], users: Iterable[str]) -> Collection[ServerName]:
+        """Those with which the sender shares no room, and of whom none of these users is invited to one. Raises InvalidParam."""
+        strangers = await self._servers.find_strangers(sender, {*map(ServerName, servers)}, users)
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(f"One request may send to at most {MOST_STRANGERS} servers with which you share no room")
         return strangers

@@ -3,6 +3,8 @@
 spec: server-server-api#device-management
 """
 
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
 from storage.remote_devices import RemoteDeviceStore
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared
 from tests.helpers.keys import V3, identity_keys, query, upload
@@ -68,3 +70,20 @@ async def test_a_server_that_does_not_answer_holds_up_its_own_users_alone(networ
     await devices.do_resync(10)
     network.settle()
     assert await stale(room) == []
+
+
+async def test_a_server_that_asks_us_to_wait_is_not_asked_for_the_next(network: Network) -> None:
+    room, carol, _ = await with_stale_lists(network)
+    asked_for: list[str] = []
+
+    def refuse(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination != SOUTH or "/user/devices/" not in request.uri:
+            return None
+        asked_for.append(request.uri)
+        return WireAnswer(429, {"retry-after": "30"}, b'{"errcode":"M_LIMIT_EXCEEDED"}')
+
+    network.liars.append(refuse)
+    await room.north.server.app.federation_out.remote_devices.do_resync(10)
+    network.settle()
+    assert len(asked_for) == 1
+    assert carol.user_id not in await stale(room), "others are"

@@ -1,10 +1,14 @@
 """What several of these tests need."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from storage import claim_log, one_time_keys, postgres, writer
+from storage.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.engine import Engine
+from tests.helpers.databases import PostgresTemplates
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 
 
@@ -18,6 +22,26 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectS
 @pytest.fixture
 def bucket(running: RunningObjectStore) -> Bucket:
     return running.bucket()
+
+
+@pytest.fixture
+def empty_postgres(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
+    """A database without a schema."""
+    config = postgres_templates.create(empty=True)
+    yield config
+    postgres_templates.drop(config)
+
+
+@pytest.fixture
+def empty_sqlite(tmp_path: Path) -> SQLiteConfig:
+    """A database without a schema."""
+    return SQLiteConfig(str(tmp_path / "homeserver.db"))
+
+
+@pytest.fixture(params=["empty_sqlite", "empty_postgres"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Of a database without a schema, of each kind."""
+    return make_engine(request.getfixturevalue(request.param))
 
 
 @pytest.fixture

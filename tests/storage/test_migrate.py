@@ -4,7 +4,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,23 +18,6 @@ from tests.helpers.databases import PostgresTemplates, database_before
 Values = dict[str, str | int | bytes | None]
 
 COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
-
-
-@pytest.fixture
-def empty_postgres(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
-    config = postgres_templates.create(empty=True)
-    yield config
-    postgres_templates.drop(config)
-
-
-@pytest.fixture
-def empty_sqlite(tmp_path: Path) -> SQLiteConfig:
-    return SQLiteConfig(str(tmp_path / "homeserver.db"))
-
-
-@pytest.fixture(params=["empty_sqlite", "empty_postgres"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    return make_engine(request.getfixturevalue(request.param))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError, TooLong
+from federation.outbound.retry_after import read_retry_after
 from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.pushers import place_of
 
@@ -40,7 +41,6 @@ MAX_ANSWER_BYTES: Final = 64 * 1024
 FIRST_PAUSE_MS: Final = 5_000
 LONGEST_PAUSE_MS: Final = 10 * 60_000
 GROWTH: Final = 2
-MAX_WAIT_DIGITS: Final = 9
 REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
@@ -203,7 +203,7 @@ class Gateways:
             raise PushFailed(
                 f"it answered {answer.status}",
                 refused=answer.status in REFUSALS,
-                wait_ms=_wait_of(answer),
+                wait_ms=read_retry_after(answer.headers),
             )
         try:
             rejected = msgspec.json.decode(answer.body, type=_Answer).rejected if answer.body else []
@@ -292,10 +292,3 @@ class Gateways:
                 other = line.popleft()
                 other.in_line = False
                 self._pump(other)
-
-
-def _wait_of(answer: WebAnswer) -> int:
-    """How long `Retry-After` asks to wait, in milliseconds, where it is a number of seconds."""
-    text = answer.headers.get("retry-after", "")
-    is_number = text.isascii() and text.isdecimal() and len(text) <= MAX_WAIT_DIGITS
-    return int(text) * 1000 if is_number else 0

@@ -1,0 +1,136 @@
+"""A server that asks to be left alone for a while (429) is sent nothing meanwhile, and is taken for one that is there.
+
+spec: client-server-api#rate-limiting
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.federated import NORTH, SOUTH, say, texts
+from tests.helpers.keys import claim, query
+from tests.helpers.network import Network
+from tests.helpers.recording_wire import SEND
+from tests.servers.test_bytes_of_servers import LARGE, SLOW
+from tests.servers.test_devices_between import another_device, bodies, send, sending
+from tests.servers.test_sending import DESTINATIONS, make_admin
+
+
+class Busy:
+    """The south, where it has too much to do with transactions."""
+
+    def __init__(self, network: Network, headers: Mapping[str, str], body: Mapping[str, Any]) -> None:
+        self.is_busy = True
+        self.tries: list[float] = []
+        """After how many seconds each transaction came."""
+        self._answer = WireAnswer(429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body}))
+        self._network = network
+        self._begun = network.clock.seconds()
+        network.liars.append(self._refuse)
+
+    def _refuse(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination != SOUTH or not request.uri.startswith(SEND):
+            return None
+        self.tries.append(self._network.clock.seconds() - self._begun)
+        return self._answer if self.is_busy else None
+
+    def pass_time(self, seconds: int) -> None:
+        self._network.settle()
+        for _ in range(seconds):
+            self._network.clock.advance(1)
+            self._network.settle()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "tries"),
+    [
+        ({"retry-after": "60"}, {}, [0, 60, 120, 180, 315]),
+        ({}, {"retry_after_ms": 60_000}, [0, 60, 120, 180, 315]),
+        ({"retry-after": "60"}, {"retry_after_ms": 1000}, [0, 60, 120, 180, 315]),
+        ({"retry-after": "1"}, {}, [0, 5, 20, 65, 200]),
+        ({"retry-after": "-1"}, {"retry_after_ms": "soon"}, [0, 5, 20, 65, 200]),
+        ({"retry-after": "999999999"}, {}, [0, 3600]),
+        ({}, {"retry_after_ms": 1 << 60}, [0, 3600]),
+    ],
+    ids=["header", "body", "header before body", "too soon", "malformed", "too late", "too late in the body"],
+)
+async def test_it_is_left_alone_as_long_as_it_asks(
+    network: Network, headers: Mapping[str, str], body: Mapping[str, Any], tries: list[float]
+) -> None:
+    """And as long as our own pauses are, but no longer than the longest of these."""
+    room = await sending(network)
+    busy = Busy(network, headers, body)
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(int(tries[-1]) + 1)
+    assert busy.tries == tries
+
+    busy.is_busy = False
+    busy.pass_time(3600)
+    assert texts(room.bob, room.room_id)[0] == "salom"
+
+
+async def test_what_it_says_itself_makes_it_be_tried_no_sooner(network: Network) -> None:
+    room = await sending(network)
+    busy = Busy(network, {"retry-after": "60"}, {})
+    say(room.alice, room.room_id, "salom")
+    for _ in range(5):
+        busy.pass_time(10)
+        say(room.bob, room.room_id, "alik")
+    assert busy.tries == [0]
+    busy.is_busy = False
+    busy.pass_time(12)
+    assert busy.tries == [0, 60]
+    assert "salom" in texts(room.bob, room.room_id)
+
+
+async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
+    """However long it is that it takes no transactions: whose keys cannot be had cannot read what is sent."""
+    room = await sending(network)
+    busy = Busy(network, {"retry-after": "600"}, {})
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(40)
+    assert query(room.alice, room.bob)["failures"] == {}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert claim(room.alice, room.bob)
+    assert busy.tries == [0]
+
+
+async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
+    room = await sending(network)
+    root = make_admin(room.north.server)
+    busy = Busy(network, {"retry-after": "600"}, {})
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(10)
+    assert root.get(f"{DESTINATIONS}/{SOUTH}").json["retry_interval"] == 600_000
+    busy.is_busy = False
+    assert root.post(f"{DESTINATIONS}/{SOUTH}/reset_connection", {}).status == 200
+    busy.pass_time(1)
+    assert texts(room.bob, room.room_id)[0] == "salom"
+
+
+async def test_two_of_us_come_to_terms(network: Network) -> None:
+    """What is beyond the bound of the other server waits as long as that says, and comes in order with what was said in rooms."""
+    room = await sending(network)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    second = another_device(room.alice)
+    network.settle()
+    (_, since), (_, seconds) = bodies(room.alice), bodies(second)
+    transactions = len(sent(network))
+    for number in range(20):
+        send(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        say(room.bob, room.room_id, f"w{number}")
+        network.settle()
+    for _ in range(320):  # twenty messages of sixteen seconds each
+        network.clock.advance(1)
+        network.settle()
+    assert bodies(room.alice, since)[0] == bodies(second, seconds)[0] == [*range(20)]
+    assert texts(room.alice, room.room_id)[:20] == [f"w{number}" for number in reversed(range(20))]
+    assert len(sent(network)) - transactions <= 40, "two a message"
+
+
+def sent(network: Network) -> list[str]:
+    return [uri for _, to, _, uri in network.log if to == NORTH and uri.startswith(SEND)]

@@ -1,0 +1,108 @@
+"""Keys of another server's users while that server cannot be reached, and just after: what is kept of them is answered, and a server that
+is back is asked, though it has nothing to say itself and what waits for it is tried again much later."""
+
+import pytest
+
+from federation.wire import WireAnswer
+from tests.helpers.federated import NORTH, SOUTH, Shared, say
+from tests.helpers.keys import claim, identity_keys, query, upload
+from tests.helpers.network import Fate, Network
+from tests.servers.test_devices_between import another_device, asked, sending
+
+BACK = 25
+"""Seconds after which the south is back; the next try is at 65."""
+
+
+def go_away(network: Network, how: str) -> None:
+    """At once it is seen that the south is not there, by whoever tries, or a proxy says so."""
+    if how == "cut":
+        network.cut(NORTH, SOUTH)
+    else:
+        away = WireAnswer(502, {}, b"Bad Gateway")
+        network.liars.append(lambda destination, _: away if destination == SOUTH else None)
+
+
+def come_back(network: Network) -> None:
+    network.mend(NORTH, SOUTH)
+    network.liars.clear()
+
+
+def pass_time(network: Network, seconds: int) -> None:
+    for _ in range(seconds):
+        network.clock.advance(1)
+        network.settle()
+
+
+async def outage(network: Network, how: str) -> Shared:
+    """The south was away, and has been back for twenty seconds."""
+    room = await sending(network)
+    go_away(network, how)
+    say(room.alice, room.room_id, "is anybody there?")
+    network.settle()
+    pass_time(network, BACK)
+    come_back(network)
+    pass_time(network, 20)
+    return room
+
+
+@pytest.mark.parametrize("how", ["cut", "proxy"])
+async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str) -> None:
+    """Of people whom nobody here asked for before."""
+    room = await outage(network, how)
+    assert asked(network, SOUTH, "/user/devices/") == 0
+    found = query(room.alice, room.bob)
+    assert (found["failures"], found["device_keys"][room.bob.user_id].keys()) == ({}, {room.bob.device_id})
+
+
+@pytest.mark.parametrize("how", ["cut", "proxy"])
+async def test_and_one_time_keys(network: Network, how: str) -> None:
+    room = await outage(network, how)
+    assert claim(room.alice, room.bob)
+
+
+async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
+    """As what it is, where nothing was missed; else beside the failure."""
+    room = await sending(network)
+    known = query(room.alice, room.bob)
+    go_away(network, "cut")
+    say(room.alice, room.room_id, "is anybody there?")
+    network.settle()
+    assert query(room.alice, room.bob) == known
+
+    database = room.north.server.app.database
+    await database.write("test", lambda txn: txn.execute("UPDATE remote_device_lists SET is_stale = 1"))
+    stale = query(room.alice, room.bob)
+    assert stale["failures"].keys() == {SOUTH}
+    assert stale["device_keys"] == known["device_keys"]
+
+    second = another_device(room.bob)
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    come_back(network)
+    pass_time(network, 5)
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id, second.device_id}
+
+
+async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_seconds(network: Network) -> None:
+    room = await sending(network)
+    go_away(network, "cut")
+    say(room.alice, room.room_id, "is anybody there?")
+    network.settle()
+    before = asked(network, SOUTH, "/user/devices/")
+    for _ in range(60):
+        pass_time(network, 1)
+        assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
+    assert asked(network, SOUTH, "/user/devices/") - before <= 12
+
+
+async def test_one_that_was_waited_for_in_vain_is_left_alone_for_longer(network: Network) -> None:
+    """Whoever asks would wait as long."""
+    room = await sending(network)
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    say(room.alice, room.room_id, "is anybody there?")
+    network.settle()
+    pass_time(network, 60 + 5 + 60)  # two tries, of a minute each; the next one is in fifteen seconds
+    before = asked(network, SOUTH, "/user/devices/")
+    for _ in range(14):
+        assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
+        pass_time(network, 1)
+    assert asked(network, SOUTH, "/user/devices/") == before

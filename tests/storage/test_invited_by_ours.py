@@ -1,0 +1,33 @@
+"""Who is invited, by somebody of this server, to a room that a user is in."""
+
+from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.transaction import WriteTransaction
+
+ALICE, DORA, EVE = "@alice:here.example", "@dora:here.example", "@eve:elsewhere.example"
+GUESTS = [f"@guest{number}:elsewhere.example" for number in range(5)]
+
+
+async def test_who_is_invited_by_ours(database: Database) -> None:
+    members = [
+        (1, ALICE, "join", ALICE, 1),
+        (1, DORA, "leave", DORA, 1),
+        (1, EVE, "join", EVE, 0),
+        (1, GUESTS[0], "invite", ALICE, 0),
+        (1, GUESTS[1], "invite", DORA, 0),  # who has left since
+        (1, GUESTS[2], "invite", EVE, 0),
+        (1, GUESTS[3], "leave", ALICE, 0),
+        (2, ALICE, "leave", ALICE, 1),
+        (2, DORA, "join", DORA, 1),
+        (2, GUESTS[4], "invite", DORA, 0),
+    ]
+
+    def write(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO memberships (room_nid, user_id, membership, sender, is_local, event_nid, position)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(*member, number, number) for number, member in enumerate(members)],
+        )
+
+    await database.write("put", write)
+    assert await MembershipStore(database).get_invited_by_ours(ALICE, GUESTS) == {*GUESTS[:2]}
