@@ -5,14 +5,19 @@ told yet is never lost out of sight: `first` is the lowest position of all, held
 """
 
 from collections import deque
-from itertools import product
+from collections.abc import Callable
+from itertools import islice, product
+from typing import Final
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.details import Told
 from storage.pushers import PusherRow
+
+WOKEN_AT_ONCE: Final = 200
+"""Lines that begin to send in one go: then others have the reactor."""
 
 
 class _Data(msgspec.Struct):
@@ -160,6 +165,42 @@ class Line(msgspec.Struct, eq=False):
         """What was read meanwhile waits no longer."""
         if any(push.is_read for push in self.waiting):
             self.waiting = deque(push for push in self.waiting if not push.is_read)
+
+
+class TouchedLines:
+    """Lines to which something was added. For the reactor thread."""
+
+    def __init__(self, clock: IReactorTime, wake: Callable[[Line], None]) -> None:
+        """`wake` lets a line send, if it still is one."""
+        self._clock = clock
+        self._wake = wake
+        self._touched: dict[int, Line] = {}
+        self._woken: dict[int, Line] = {}
+        """Those whose turn it is."""
+        self._is_waking = False
+
+    def add(self, line: Line) -> None:
+        """Wake it with the next ones."""
+        self._touched[line.row.pusher_nid] = line
+
+    def wake(self) -> None:
+        """Let them send: where they are many, in pieces."""
+        self._woken |= self._touched
+        self._touched.clear()
+        if not self._is_waking:
+            self._wake_some()
+
+    def clear(self) -> None:
+        """Wake none of them."""
+        self._touched.clear()
+        self._woken.clear()
+
+    def _wake_some(self) -> None:
+        for nid in list(islice(self._woken, WOKEN_AT_ONCE)):
+            self._wake(self._woken.pop(nid))
+        self._is_waking = bool(self._woken)
+        if self._is_waking:
+            self._clock.callLater(0, self._wake_some)
 
 
 def url_of(row: PusherRow) -> str:
