@@ -97,7 +97,8 @@ class Line(msgspec.Struct, eq=False):
         return any(not push.is_held for push in self.waiting)
 
     def take(self, oldest_ms: int) -> Push | None:
-        """The next push that is still to be told, and not held. What was read, or queued before a time, goes."""
+        """The next push that is still to be told, and not held. What was read, or queued before a time, goes; of the latter the number
+        is told at least."""
         at = 0
         while at < len(self.waiting):
             push = self.waiting[at]
@@ -108,6 +109,8 @@ class Line(msgspec.Struct, eq=False):
             del self.waiting[at]
             if not is_over:
                 return push
+            if not push.is_read:
+                self.set_badge_due(None)
         return None
 
     def let_go(self, told: Told) -> None:
@@ -142,7 +145,8 @@ class Line(msgspec.Struct, eq=False):
 
     def give_up_one(self) -> None:
         """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and
-        those that call their user last; of equal ones the oldest."""
+        those that call their user last; of equal ones the oldest. The number is told in any case: the others may be taken back."""
+        self.set_badge_due(None)
         newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
         for calls, is_newest in product((False, True), repeat=2):
             for at, push in enumerate(self.waiting):
