@@ -135,6 +135,7 @@ class PushReading:
             Topic.PUSHER,
             Topic.ACCOUNT,
             Topic.EVENT,
+            Topic.REDACTED,
             Topic.RECEIPT,
             Topic.MEMBERSHIP,
             Topic.ACCOUNT_DATA,
@@ -165,6 +166,7 @@ class PushReading:
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._has_lease:
             return
+        news = {change.position for change in changes if change.topic is Topic.EVENT}
         for change in changes:
             row, heard = change.detail, len(self._heard)
             if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
@@ -201,6 +203,9 @@ class PushReading:
             elif isinstance(row, PurgedMessages | PartialRoom):
                 # with all of its state a room may lose messages that were counted
                 self._renumber(self._badges.touch_room(row.room_nid), change.position)
+            elif change.topic is Topic.REDACTED:
+                if change.position not in news:  # by what was read back from the past: in which room is not known here
+                    self._badges.doubt_all()
             elif change.topic is Topic.ACCOUNT_DATA and change.user_id is not None and not change.room_id:
                 if change.detail in HIDING:
                     self._renumber_everywhere([change.user_id], change.position)
