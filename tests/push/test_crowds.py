@@ -1,4 +1,5 @@
-"""Rooms with many who have pushers: they are told in pieces, and whoever else waits for the server has their turn between."""
+"""Rooms with many who have pushers, or rules of their own: they are looked at in pieces, and whoever else waits for the server has their
+turn between."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import RoomID
+from homeserver.services.push import own_rules as own_rules_module
+from homeserver.services.push import room_rules as room_rules_module
+from homeserver.services.push.own_rules import UserRules
+from homeserver.services.push.room_rules import RoomRules, RuleClass
+from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.pushers import lines as lines_module
 from homeserver.services.pushers import reading as reading_module
 from storage.database import Database
@@ -14,6 +20,7 @@ from storage.pushers import PusherRow
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
 
 V3 = "/_matrix/client/v3"
 AT_ONCE = 3
@@ -87,3 +94,44 @@ def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
     server.clock.advance(2)
     settle(server)
     assert gateway.badges == [0] * CROWD
+
+
+def test_rules_of_a_crowd_are_compiled_in_pieces(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a start, when the first message comes."""
+    before = TestServer(tmp_path, database)
+    people = [before.register(f"user{number}") for number in range(CROWD)]
+    room_id = create_room(people[0])
+    for number, user in enumerate(people):
+        assert user.post(f"{V3}/join/{room_id}").status == 200
+        word = {"actions": ["notify"], "pattern": f"word{number}"}
+        assert user.put(f"{V3}/pushrules/global/content/own", word).status == 200
+    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(room_rules_module, "CLASSIFIED_AT_ONCE", AT_ONCE)
+    compiled, classified = list[bytes | None](), list[UserRules]()
+    compile, classify = RuleCompiler.compile, RoomRules.classify
+
+    def note_compiled(compiler: RuleCompiler, kept: bytes | None) -> RuleSet:
+        compiled.append(kept)
+        return compile(compiler, kept)
+
+    def note_classified(rules: RoomRules, own: UserRules, room_id: RoomID) -> RuleClass | None:
+        classified.append(own)
+        return classify(rules, own, room_id)
+
+    monkeypatch.setattr(RuleCompiler, "compile", note_compiled)
+    monkeypatch.setattr(RoomRules, "classify", note_classified)
+    server = TestServer(tmp_path, database, seed=2, now=before.clock.seconds())
+    compiled.clear()
+    writer = User(server, {"user_id": people[0].user_id, "access_token": people[0].token, "device_id": "A"})
+    content = {"msgtype": "m.text", "body": f"word{CROWD - 1}"}
+    sent = writer.start("PUT", f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
+    by_turns = [len(compiled), *by_turn(server, lambda: len(compiled) + len(classified))]
+    assert sent.done
+    assert sent.answer.status == 200
+    assert (len(compiled), len(classified)) == (CROWD, CROWD)
+    assert max(by_turns) <= 2 * AT_ONCE
+    reader = User(server, {"user_id": people[-1].user_id, "access_token": people[-1].token, "device_id": "B"})
+    counts = sync(reader)["rooms"]["join"][room_id]["unread_notifications"]
+    assert counts == {"notification_count": 1, "highlight_count": 0}
