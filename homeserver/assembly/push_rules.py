@@ -43,5 +43,5 @@ class PushParts:
         room_rules = RoomRules(clock, attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED)
         self.threads = ThreadSubscriptionStore(database)
         self.outcomes = Outcomes(
-            identity, compiler, self.rules, room_rules, memberships, membership_store, events, self.threads
+            clock, identity, compiler, self.rules, room_rules, memberships, membership_store, events, self.threads
         )

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import RoomID
+from homeserver.services.push import outcomes as outcomes_module
 from homeserver.services.push import own_rules as own_rules_module
 from homeserver.services.push import room_rules as room_rules_module
+from homeserver.services.push.actions import Actions
+from homeserver.services.push.conditions import NOBODY
+from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import UserRules
 from homeserver.services.push.room_rules import RoomRules, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
@@ -96,7 +100,7 @@ def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
     assert gateway.badges == [0] * CROWD
 
 
-def test_rules_of_a_crowd_are_compiled_in_pieces(
+def test_rules_of_a_crowd_are_compiled_and_asked_in_pieces(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a start, when the first message comes."""
@@ -109,8 +113,9 @@ def test_rules_of_a_crowd_are_compiled_in_pieces(
         assert user.put(f"{V3}/pushrules/global/content/own", word).status == 200
     monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(room_rules_module, "CLASSIFIED_AT_ONCE", AT_ONCE)
-    compiled, classified = list[bytes | None](), list[UserRules]()
-    compile, classify = RuleCompiler.compile, RoomRules.classify
+    monkeypatch.setattr(outcomes_module, "JUDGED_AT_ONCE", AT_ONCE)
+    compiled, classified, asked = list[bytes | None](), list[UserRules](), set[RuleSet]()
+    compile, classify, find = RuleCompiler.compile, RoomRules.classify, RuleSet.find
 
     def note_compiled(compiler: RuleCompiler, kept: bytes | None) -> RuleSet:
         compiled.append(kept)
@@ -120,6 +125,11 @@ def test_rules_of_a_crowd_are_compiled_in_pieces(
         classified.append(own)
         return classify(rules, own, room_id)
 
+    def note_asked(rules: RuleSet, occasion: Occasion, user_id: str = NOBODY, name: str | None = None) -> Actions:
+        asked.add(rules)
+        return find(rules, occasion, user_id, name)
+
+    monkeypatch.setattr(RuleSet, "find", note_asked)
     monkeypatch.setattr(RuleCompiler, "compile", note_compiled)
     monkeypatch.setattr(RoomRules, "classify", note_classified)
     server = TestServer(tmp_path, database, seed=2, now=before.clock.seconds())
@@ -127,11 +137,11 @@ def test_rules_of_a_crowd_are_compiled_in_pieces(
     writer = User(server, {"user_id": people[0].user_id, "access_token": people[0].token, "device_id": "A"})
     content = {"msgtype": "m.text", "body": f"word{CROWD - 1}"}
     sent = writer.start("PUT", f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
-    by_turns = [len(compiled), *by_turn(server, lambda: len(compiled) + len(classified))]
+    done_by_turns = [len(compiled), *by_turn(server, lambda: len(compiled) + len(classified) + len(asked))]
     assert sent.done
     assert sent.answer.status == 200
-    assert (len(compiled), len(classified)) == (CROWD, CROWD)
-    assert max(by_turns) <= 2 * AT_ONCE
+    assert (len(compiled), len(classified), len(asked)) == (CROWD, CROWD, CROWD + 1), "and the default rules"
+    assert max(done_by_turns) <= 2 * AT_ONCE
     reader = User(server, {"user_id": people[-1].user_id, "access_token": people[-1].token, "device_id": "B"})
     counts = sync(reader)["rooms"]["join"][room_id]["unread_notifications"]
     assert counts == {"notification_count": 1, "highlight_count": 0}
