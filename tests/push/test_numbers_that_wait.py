@@ -1,5 +1,6 @@
 """Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and what was told is not told again."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers import reading as reading_module
 from homeserver.services.pushers.deliveries import MOST_WAITING
+from homeserver.services.pushers.roster import Roster
 from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import PushStream, Stretch
+from storage.pushers import PusherRow
 from tests.helpers.federated import say
 from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer
@@ -307,3 +310,25 @@ def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
     pass_time(server, 60)
     assert gateway.events == []
     assert gateway.badges == [1]
+
+
+def test_a_number_that_cannot_be_told_by_a_fault_of_ours_keeps_nobody_from_hearing_of_what_follows(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id, carol = shared(alice, bob), server.register("carol")
+    assert set_pusher(carol, "carol").status == 200
+    pass_time(server)
+    get = Roster.get
+
+    async def fail(roster: Roster, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
+        if carol.user_id in (users := list(user_ids)):
+            raise ValueError("a fault")
+        return await get(roster, users)
+
+    monkeypatch.setattr(Roster, "get", fail)
+    decline(carol, bob, invited(carol, bob))
+    settle(server)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    assert gateway.events == [event_id]

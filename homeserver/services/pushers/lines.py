@@ -200,11 +200,12 @@ class TouchedLines:
         self._woken.clear()
 
     def _wake_some(self) -> None:
-        for nid in list(islice(self._woken, WOKEN_AT_ONCE)):
-            self._wake(self._woken.pop(nid))
+        some = [self._woken.pop(nid) for nid in list(islice(self._woken, WOKEN_AT_ONCE))]
         self._is_waking = bool(self._woken)
         if self._is_waking:
             self._clock.callLater(0, self._wake_some)
+        for line in some:
+            self._wake(line)
 
 
 def url_of(row: PusherRow) -> str:

@@ -381,7 +381,12 @@ class PushReading:
         """Each stays among them until it is told: the position of the lease is below what made it another."""
         while self._has_lease and self._renumbered:
             some = dict(islice(self._renumbered.items(), TOLD_AT_ONCE))
-            await self._tell_badges(some)
+            try:
+                await self._tell_badges(some)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # a bug of ours: it must not keep everybody from hearing of what follows
+                self.log.failure("numbers that may be others are told to nobody")
             for user_id in some:
                 del self._renumbered[user_id]
             if self._renumbered:
