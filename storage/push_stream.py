@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from storage.database import Database
+from storage.database import Database, Row
 from storage.events import EventFlag
 from storage.memberships import MembershipRow, select_new_invites
 from storage.transaction import Transaction
@@ -47,9 +47,9 @@ class Stretch(msgspec.Struct, frozen=True):
     moved: Sequence[str]
     """Users of this server who came into a room, or are no longer in one."""
     hiding: Sequence[str]
-    """Users who changed whom they want to hear of, in a later stretch, too."""
+    """Users who changed whom they want to hear of."""
     taken_from: Sequence[int]
-    """Rooms in which messages lost their content, in a later stretch, too."""
+    """Rooms in which messages lost their content."""
 
 
 class PushStream:
@@ -59,7 +59,7 @@ class PushStream:
         self._database = database
 
     async def get_stretch(self, after: int, upto: int, limit: int) -> Stretch:
-        """The next stretch after a position, with at most so many events, receipts and invites."""
+        """The next stretch after a position, with at most so many rows of each kind."""
         return await self._database.read("get_stretch_to_push", _select, after, upto, limit)
 
 
@@ -88,49 +88,43 @@ HIDING = (
 )
 """The types of account data that say whom a user wants to hear of, and whose invites they take."""
 _HIDING = (
-    "SELECT DISTINCT user_id FROM account_data WHERE room_id = ''"
-    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ?"
+    "SELECT position, user_id FROM account_data WHERE room_id = ''"
+    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ? ORDER BY position LIMIT ?"
 )
-_TAKEN_FROM = (
-    "SELECT room_nid FROM purged_messages WHERE position > ?"
-    " UNION SELECT room_nid FROM events WHERE position > ? AND type = 'm.room.redaction'"
+_TAKEN_FROM = [
+    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+    "SELECT position, room_nid FROM events WHERE type = 'm.room.redaction'"
+    " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+]
+_EVENTS = (
+    "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
+    f" WHERE position > ? AND position <= ? AND (flags & {_SOMETHING}) <> 0 ORDER BY position LIMIT ?"
 )
 
 
 def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
-    events = [
-        NewEvent(*row)
-        for row in txn.query(
-            "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
-            f" WHERE position > ? AND position <= ? AND (flags & {_SOMETHING}) <> 0 ORDER BY position LIMIT ?",
-            (after, upto, limit),
-        )
-    ]
-    if len(events) == limit:
-        upto = events[-1].position
-    receipts: list[NewReceipt] = []
-    for sql in _RECEIPTS:
-        found = [NewReceipt(*row) for row in txn.query(sql, (after, upto, limit))]
-        if len(found) == limit:
-            upto = found[-1].position
-        receipts += found
+    def find(*questions: str) -> list[Row]:
+        """What stands up to where the answer to each of these is whole; the stretch ends there."""
+        nonlocal upto
+        rows: list[Row] = []
+        for sql in questions:
+            found = txn.query(sql, (after, upto, limit))
+            if len(found) == limit:
+                upto = found[-1][0]
+            rows += found
+        return rows
+
+    events, receipts = find(_EVENTS), find(*_RECEIPTS)
     invites = select_new_invites(txn, after, upto, limit)
     if len(invites) == limit:
         upto = invites[-1].position
-    moves: list[tuple[int, str]] = []
-    for sql in _MOVES:
-        moved = txn.query(sql, (after, upto, limit))
-        if len(moved) == limit:
-            upto = moved[-1][0]
-        moves += moved
-    hiding = txn.query(_HIDING, (after,))
-    taken_from = txn.query(_TAKEN_FROM, (after, after))
+    moved, hiding, taken_from = find(*_MOVES), find(_HIDING), find(*_TAKEN_FROM)
     return Stretch(
         upto,
-        [event for event in events if event.position <= upto],
-        [receipt for receipt in receipts if receipt.position <= upto],
+        [NewEvent(*row) for row in events if row[0] <= upto],
+        [NewReceipt(*row) for row in receipts if row[0] <= upto],
         [invite for invite in invites if invite.position <= upto],
-        [user_id for _, user_id in moves],
-        [user_id for (user_id,) in hiding],
-        [room_nid for (room_nid,) in taken_from],
+        [user_id for position, user_id in moved if position <= upto],
+        [user_id for position, user_id in hiding if position <= upto],
+        [room_nid for position, room_nid in taken_from if position <= upto],
     )

@@ -244,7 +244,8 @@ class Connection(Protocol):
             self.ready.errback(error)
 
     def _too_long(self) -> OutboundError:
-        return TooLong(f"its answer is longer than {self._max_bytes} bytes")
+        assert self._parser is not None
+        return TooLong(f"its answer is longer than {self._max_bytes} bytes", self._parser.get_status_code())
 
 
 def _explain(reason: Failure, something_came: bool) -> OutboundError:

@@ -10,10 +10,11 @@ class OutboundError(Exception):
 
 
 class TooLong(OutboundError):
-    """The answer is longer than was to be read."""
+    """The answer, which has this status, is longer than was to be read."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, status: int) -> None:
         super().__init__(text, retryable=False)
+        self.status = status
 
 
 class ConnectionGone(OutboundError):

@@ -1,5 +1,7 @@
 """Puts together what push rules are evaluated with."""
 
+from twisted.internet.interfaces import IReactorTime
+
 from federation.identity import ServerIdentity
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
@@ -24,6 +26,7 @@ class PushParts:
 
     def __init__(
         self,
+        clock: IReactorTime,
         database: Database,
         identity: ServerIdentity,
         account_data: AccountDataStore,
@@ -36,9 +39,9 @@ class PushParts:
         compiler = RuleCompiler()
         self.outcome_store = PushOutcomeStore(database)
         self.changes = RuleChanges(account_data, attention)
-        self.rules = OwnRules(attention, compiler, streams, capacity=USERS_CACHED)
-        room_rules = RoomRules(attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED)
+        self.rules = OwnRules(clock, attention, compiler, streams, capacity=USERS_CACHED)
+        room_rules = RoomRules(clock, attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED)
         self.threads = ThreadSubscriptionStore(database)
         self.outcomes = Outcomes(
-            identity, compiler, self.rules, room_rules, memberships, membership_store, events, self.threads
+            clock, identity, compiler, self.rules, room_rules, memberships, membership_store, events, self.threads
         )

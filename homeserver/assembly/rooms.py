@@ -159,7 +159,7 @@ class RoomParts:
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
         recent = RecentChanges(streams, accounts.others)
         past = PastMemberships(self.events)
-        push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
+        push = PushParts(clock, database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
         self.unread = unread = UnreadCounts(
             push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts

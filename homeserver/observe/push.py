@@ -12,6 +12,9 @@ from homeserver.observe.histogram import PlainHistogram
 MOST_GATEWAYS: Final = 30
 """That are told apart; the rest are `other`."""
 OTHER: Final = "other"
+SENT: Final = "sent"
+REJECTED: Final = "rejected"
+UNREADABLE: Final = "unreadable"
 _BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 QUEUES: Final[Mapping[str, str]] = {
     "waiting": "Pushes that wait for their turn, or for a gateway that cannot be reached",
@@ -35,11 +38,11 @@ class PushMetrics(Collector):
         """`read` gives what waits, by the names above."""
         self._read = read
 
-    def sent(self, gateway: str, *, rejected: bool, seconds: float) -> None:
-        """A gateway has answered; `rejected`: that nobody wants the push any more."""
+    def sent(self, gateway: str, outcome: str, seconds: float) -> None:
+        """A gateway has taken a push; `outcome`: one of those below."""
         if len(self._gateways) < MOST_GATEWAYS:
             self._gateways.add(gateway)
-        self._count(gateway, "rejected" if rejected else "sent")
+        self._count(gateway, outcome)
         self._seconds.observe(seconds)
 
     def failed(self, gateway: str) -> None:
@@ -54,7 +57,8 @@ class PushMetrics(Collector):
         """What Prometheus reads."""
         pushes = CounterMetricFamily(
             "mahalla_pushes",
-            "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is removed), failed",
+            "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is removed), unreadable (sent, and answered with"
+            " what is no answer of a push gateway), failed",
             labels=("gateway", "outcome"),
         )
         for key, count in self._pushes.items():

@@ -1,13 +1,16 @@
 """Counts of unread messages that change without any news in the room are told all the same, to other clients and as badges."""
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import EventID, RoomID
 from storage.database import Database
+from storage.redactions import Redaction, redact_event
+from storage.transaction import WriteTransaction
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.keys import V3, sync
@@ -135,6 +138,25 @@ def test_the_badge_goes_with_what_was_unread(
     else:
         assert bob.put(f"{V3}/rooms/{room_id}/redact/{quote(event_id)}/1", {}).status == 200
     assert badge(server, gateway) == 0
+
+
+def test_what_is_taken_away_by_a_redaction_of_the_past_is_in_no_number_that_is_told_later(
+    server: TestServer, alice: User, bob: User, gateway: Gateway
+) -> None:
+    """As one that fell into a hole, and is read back when somebody scrolls there."""
+    room_id, other = shared(alice, bob), create_room(bob)
+    assert alice.post(f"{V3}/join/{other}").status == 200
+    event_id = say(bob, room_id, "unread")
+    assert badge(server, gateway) == 1
+    stored = server.run(server.app.rooms.events.get_anywhere([EventID(event_id)]))[EventID(event_id)]
+    bare = json.dumps({**stored.event.pdu, "content": {}}).encode()
+
+    def redact(txn: WriteTransaction) -> None:
+        redact_event(txn, stored.room_nid, stored.nid, None, Redaction(stored.nid, bare, None))
+
+    server.run(server.app.database.write("redact", redact))
+    say(bob, other, "new")
+    assert badge(server, gateway) == 1
 
 
 def test_what_somebody_takes_away_whom_one_ignores_counts_no_more(

@@ -1,5 +1,6 @@
 """Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a password."""
 
+import hmac
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.smtp import AuthResult, Envelope
+from msgspec.structs import replace
 
 from homeserver.services.mail.relay import CannotDeliver, SMTPRelay
 from tests.helpers.certificates import Authority
@@ -20,6 +22,7 @@ LETTER["Subject"] = "Подтверждение"
 LETTER["From"] = "noreply@example.org"
 LETTER["To"] = "alice@example.com"
 LETTER.set_content("Oʻzbekiston\n.\nend")
+USER, PASSWORD = "xabarchi-oʻzbek", "maxfiy soʻz пароль"
 SENDER, RECIPIENT = "noreply@example.org", "alice@example.com"
 
 
@@ -59,8 +62,8 @@ def start(mailbox: Mailbox) -> Iterator[Start]:
     """Starts a mail server on a free port of the loopback, and stops it in the end."""
     with ExitStack() as started:
 
-        def start_one(**options: Any) -> int:
-            return started.enter_context(mail_server(mailbox, **options))
+        def start_one(handler: Mailbox = mailbox, **options: Any) -> int:
+            return started.enter_context(mail_server(handler, **options))
 
         yield start_one
 
@@ -123,10 +126,44 @@ def test_signing_in_at_the_mail_server(start: Start, mailbox: Mailbox, context: 
     port = start(tls_context=context, authenticator=authenticate, auth_required=True)
     deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password="secret", tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
-    for wrong in ("wrong", "xato soʻz"):
+    for wrong in ("wrong", "xato soʻz", ""):
         with pytest.raises(CannotDeliver) as refused:
             deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password=wrong, tls_name="localhost"))
         assert not refused.value.for_good
+
+
+class Challenging(Mailbox):
+    """Signs people in by a challenge, as it does for its one user."""
+
+    async def auth_CRAM__MD5(self, server: Any, _arguments: Any) -> AuthResult:
+        answer = await server.challenge_auth(b"<1@mail.example.org>")
+        digest = hmac.new(PASSWORD.encode(), b"<1@mail.example.org>", "md5").hexdigest()
+        return AuthResult(success=answer == f"{USER} {digest}".encode(), handled=False)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+@pytest.mark.parametrize("tls_at_once", [False, True])
+def test_a_name_and_a_password_beyond_ascii(
+    start: Start, context: ssl.SSLContext, mechanism: str, tls_at_once: bool
+) -> None:
+    mailbox, asked = Challenging(), list[str]()
+
+    def check(_server: Any, _session: Any, _envelope: Any, asked_for: str, data: Any) -> AuthResult:
+        asked.append(asked_for)
+        return AuthResult(success=(data.login, data.password) == (USER.encode(), PASSWORD.encode()), handled=False)
+
+    others = {"PLAIN", "LOGIN", "CRAM-MD5"} - {mechanism}
+    offered = {"auth_exclude_mechanism": others, "authenticator": check}
+    if tls_at_once:
+        port = start(mailbox, ssl_context=context, auth_require_tls=False, **offered)
+    else:
+        port = start(mailbox, tls_context=context, **offered)
+    relay = SMTPRelay("127.0.0.1", port, USER, PASSWORD, tls_at_once=tls_at_once, tls_name="localhost")
+    deliver(relay)
+    assert len(mailbox.envelopes) == 1
+    assert asked == ([] if mechanism == "CRAM-MD5" else [mechanism])
+    with pytest.raises(CannotDeliver, match="535"):
+        deliver(replace(relay, password=PASSWORD + "ʼ"))
 
 
 @pytest.mark.parametrize(("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)])

@@ -1,8 +1,10 @@
 """Asking what is no Matrix server: plain HTTP too, redirects, and the addresses that are never contacted."""
 
+import gzip
+
 import pytest
 
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import OutboundError, TooLong
 from federation.outbound.tls import TlsTrust
 from tests.helpers.far_side import FarSide, ok
 
@@ -31,6 +33,17 @@ async def test_an_authority_in_the_environment_is_one_of_the_system(
         await far.client(trust=TlsTrust()).request("GET", url)
     monkeypatch.setenv("SSL_CERT_FILE", str(far.authority.path))
     assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("said", ["length", "packed"])
+async def test_of_an_answer_that_is_too_long_the_status_is_known(far: FarSide, status: int, said: str) -> None:
+    """Also where it is only when it is unpacked that it turns out to be."""
+    answer = ok(bytes(20_000)) if said == "length" else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
+    port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
+    with pytest.raises(TooLong, match="longer than 10000") as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
+    assert caught.value.status == status
 
 
 async def test_redirects_are_followed_as_far_as_is_allowed(far: FarSide) -> None:

@@ -1,5 +1,6 @@
 """Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and what was told is not told again."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from federation.protocol.ids import UserID
 from homeserver.services.ignored_users import IGNORED_USERS
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers import reading as reading_module
+from homeserver.services.pushers.deliveries import MOST_WAITING
+from homeserver.services.pushers.roster import Roster
 from storage.database import Database, DatabaseUnavailable
 from storage.push_stream import PushStream, Stretch
+from storage.pushers import PusherRow
 from tests.helpers.federated import say
 from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer
@@ -247,3 +251,84 @@ def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
     assert reading._rounds == rounds + 1
     pass_time(crash(server, tmp_path, gateway))
     assert gateway.badges == [0]
+
+
+@pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
+def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_number(
+    server: TestServer, gateway: Gateway, failure: OutboundError | int
+) -> None:
+    alice, bob = two(server)
+    rooms = [shared(alice, bob) for _ in range(4)]
+    gateway.failure = failure
+    events = [say(bob, room_id, str(number)) for room_id in rooms for number in range(MOST_WAITING // 2)]
+    pass_time(server, 60)
+    gateway.failure = None
+    pass_time(server, 3600)
+    assert len(gateway.events) == MOST_WAITING
+    assert gateway.events[-1] == events[-1]
+    assert {push.notification["counts"]["unread"] for push in gateway.taken} == {len(rooms)}
+
+
+@pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_who_missed_all_of_a_day_is_told_the_number(
+    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int, is_restarted: bool
+) -> None:
+    """What is older is pushed no more."""
+    alice, bob = two(server)
+    rooms = [shared(alice, bob) for _ in range(2)]
+    pass_time(server)
+    say(bob, rooms[0], "hello")
+    pass_time(server)
+    gateway.failure = failure
+    say(bob, rooms[1], "hello")
+    for _ in range(25 * 6):
+        server.clock.advance(600)
+        settle(server)
+    if is_restarted:
+        server = crash(server, tmp_path, gateway)
+    gateway.failure = None
+    pass_time(server, 3600)
+    assert len(gateway.events) == 1
+    assert gateway.badges == [2]
+
+
+def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries_module, "MOST_WAITING", 1)
+    alice, bob = two(server)
+    rooms = [shared(alice, bob) for _ in range(2)]
+    pass_time(server)
+    gateway.failure = 503
+    say(bob, rooms[0], "hello")
+    settle(server)
+    last = say(bob, rooms[1], "hello")
+    settle(server)
+    assert bob.put(f"{V3}/rooms/{rooms[1]}/redact/{last}/1", {}).status == 200
+    gateway.failure = None
+    pass_time(server, 60)
+    assert gateway.events == []
+    assert gateway.badges == [1]
+
+
+def test_a_number_that_cannot_be_told_by_a_fault_of_ours_keeps_nobody_from_hearing_of_what_follows(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = two(server)
+    room_id, carol = shared(alice, bob), server.register("carol")
+    assert set_pusher(carol, "carol").status == 200
+    pass_time(server)
+    get = Roster.get
+
+    async def fail(roster: Roster, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
+        if carol.user_id in (users := list(user_ids)):
+            raise ValueError("a fault")
+        return await get(roster, users)
+
+    monkeypatch.setattr(Roster, "get", fail)
+    decline(carol, bob, invited(carol, bob))
+    settle(server)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server)
+    assert gateway.events == [event_id]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from twisted.logger import capturedLogs
 
 from federation.protocol.ids import RoomID
 from storage.database import Database
@@ -71,6 +72,28 @@ def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(server: TestServer,
     assert 'mahalla_pushes_total{gateway="https://other.example.com:8443",outcome="sent"} 1.0' in told
     assert "mahalla_push_waiting 0.0" in told
     assert "mahalla_push_gateways_failing 0.0" in told
+
+
+def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, room_id = two(server)
+    set_pusher(alice)
+    settle(server)
+    gateway.answer = lambda _: b"OK"
+    with capturedLogs() as logged:
+        for number in range(3):
+            say(bob, room_id, str(number))
+            settle(server)
+        told = [event for event in logged if "no answer of one" in event["log_format"]]
+        assert [event["place"] for event in told] == ["https://push.example.com"]
+        server.clock.advance(24 * 3600)
+        settle(server)
+        say(bob, room_id, "a day later")
+        settle(server)
+        assert len([event for event in logged if "no answer of one" in event["log_format"]]) == 2
+    line = 'mahalla_pushes_total{gateway="https://push.example.com",outcome="unreadable"} 4.0'
+    assert line in metrics(server)
 
 
 def test_the_names_of_gateways_in_metrics_are_bounded(server: TestServer, gateway: Gateway) -> None:

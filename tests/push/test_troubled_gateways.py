@@ -232,7 +232,8 @@ def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"not json",
+        b"OK",
+        b"<html>",
         b"[]",
         b'{"rejected": 1}',
         b'{"rejected": [1]}',
@@ -240,19 +241,31 @@ def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
         b'{"more":' + b"[" * 20_000,
     ],
 )
-def test_an_answer_that_is_none_is_a_failure(server: TestServer, gateway: Gateway, answer: bytes) -> None:
+def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
+    server: TestServer, gateway: Gateway, answer: bytes
+) -> None:
     alice, bob, room_id = two(server)
     gateway.answer = lambda _: answer
-    say(bob, room_id, "x")
-    settle(server)
-    assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 1
+    events = [say(bob, room_id, "x"), say(bob, room_id, "y")]
+    pass_time(server, 3600, 60)
+    assert gateway.events == events
+    assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
-def test_a_push_that_was_answered_at_length_is_tried_again(server: TestServer, gateway: Gateway) -> None:
+def test_a_success_that_is_too_long_to_be_read_is_one(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = TooLong("its answer is too long", 200)
+    event_id = say(bob, room_id, "x")
+    pass_time(server, 3600, 60)
+    assert [each.notification["event_id"] for each in gateway.asked] == [event_id]
+
+
+@pytest.mark.parametrize("status", [404, 502])
+def test_a_push_that_was_refused_at_length_is_tried_again(server: TestServer, gateway: Gateway, status: int) -> None:
     """As by a proxy that says in many words that the gateway is away."""
     _, bob, room_id = two(server)
-    gateway.failure = TooLong("its answer is too long")
+    gateway.failure = TooLong("its answer is too long", status)
     event_id = say(bob, room_id, "x")
     pass_time(server, 10)
     gateway.failure = None

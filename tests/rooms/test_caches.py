@@ -6,6 +6,7 @@ from typing import TypeVar
 import pytest
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
@@ -206,7 +207,7 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(attention, RuleCompiler(), streams, capacity=10)
+    rules = OwnRules(Clock(), attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
 
     def count() -> "Deferred[Unread]":
@@ -237,7 +238,7 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(attention, RuleCompiler(), streams, capacity=10)
+    rules = OwnRules(Clock(), attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
     first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})

@@ -2,7 +2,8 @@
 
 import smtplib
 import ssl
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -46,21 +47,21 @@ class SMTPRelay(msgspec.Struct, frozen=True):
         try:
             with self._connect() as connection:
                 if self.user is not None:
-                    connection.login(self.user, self.password or "")
+                    connection.login(_InUtf8(self.user), _InUtf8(self.password or ""))
                 connection.sendmail(sender, [recipient], message)
         except smtplib.SMTPRecipientsRefused as error:
             code, text = error.recipients[recipient]
             raise CannotDeliver(f"{code} {text!a}", for_good=500 <= code < 600) from error
         except smtplib.SMTPDataError as error:
             raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
-        except (OSError, smtplib.SMTPException, UnicodeError) as error:  # the library knows ASCII passwords alone
+        except (OSError, smtplib.SMTPException, UnicodeError) as error:
             # what ails the relay or our account there is no fault of the letter's: it waits until that is mended
             raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
 
-    def _connect(self) -> smtplib.SMTP:
+    def _connect(self) -> "_Connection":
         if self.tls_at_once:
             return _TLSConnection(self)
-        connection = _Connection(self.host, self.port, timeout=SECONDS)
+        connection = _PlainConnection(self.host, self.port, timeout=SECONDS)
         try:
             connection.ehlo()
             if connection.has_extn("starttls") and self.tls_offered:
@@ -75,7 +76,29 @@ class SMTPRelay(msgspec.Struct, frozen=True):
         return connection
 
 
+class _InUtf8(str):
+    """A name or a password, which the library means to be ASCII. spec: RFC 4616 section 2"""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode("utf-8", errors)
+
+
 class _Connection(smtplib.SMTP):
+    """Signs in with names and passwords beyond ASCII, too."""
+
+    def auth(
+        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
+    ) -> tuple[int, bytes]:
+        def answer(challenge: bytes | None = None) -> Any:
+            text = authobject(challenge)
+            return None if text is None else _InUtf8(text)
+
+        return super().auth(mechanism, answer, initial_response_ok=initial_response_ok)
+
+
+class _PlainConnection(_Connection):
     """Expects another name in the certificate where the configuration says so."""
 
     tls_name: str | None = None
@@ -86,7 +109,7 @@ class _Connection(smtplib.SMTP):
         return super().starttls(context=context)
 
 
-class _TLSConnection(smtplib.SMTP_SSL):
+class _TLSConnection(_Connection, smtplib.SMTP_SSL):
     """TLS from the first byte, with the name that is expected."""
 
     def __init__(self, relay: SMTPRelay) -> None:

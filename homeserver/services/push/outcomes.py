@@ -11,6 +11,10 @@ spec: client-server-api#server-behaviour-13, client-server-api#push-rules
 """
 
 from collections.abc import Collection, Mapping, Set
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
@@ -30,12 +34,16 @@ from storage.push_attention import ALL
 from storage.push_outcomes import HIGHLIGHTED, NOTIFIES, flags_outcome
 from storage.thread_subscriptions import ThreadSubscriptionStore
 
+JUDGED_AT_ONCE: Final = 1000
+"""Classes of rules that are asked in one go, some microseconds for each: then others have the reactor."""
+
 
 class Outcomes:
     """Classifies events. For the reactor thread."""
 
     def __init__(
         self,
+        clock: IReactorTime,
         identity: ServerIdentity,
         compiler: RuleCompiler,
         rules: OwnRules,
@@ -45,6 +53,7 @@ class Outcomes:
         events: RoomEvents,
         threads: ThreadSubscriptionStore,
     ) -> None:
+        self._clock = clock
         self._identity = identity
         self._default = RuleClass(compiler.default, ALL)
         self._rules = rules
@@ -70,7 +79,12 @@ class Outcomes:
                     followers = occasion.followers = await self._threads.get_followers(event.room_id, thread)
                 room = await self._room_rules.of_room(around.room_nid, event.room_id)
         outcomes: dict[str, int] = {}
-        for each, members in room.members.items():
+        classes: Collection[tuple[RuleClass, Set[UserID]]] = room.members.items()
+        if len(classes) > JUDGED_AT_ONCE:  # they may be others when it goes on
+            classes = [(each, frozenset(members)) for each, members in classes]
+        for at, (each, members) in enumerate(classes, 1):
+            if at % JUDGED_AT_ONCE == 0 and at < len(classes):
+                await deferLater(self._clock, 0)
             if followers and each.rules.asks_for_threads:
                 singly |= members & followers
             if each.rules.asks_for_names:

@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from federation.protocol.ids import UserID
 from homeserver.services.push.kept_rules import PUSH_RULES
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from storage.push_attention import AttentionHistory, PushAttentionStore
 from storage.streams import Change, Streams, Topic
+
+READ_AT_ONCE: Final = 25
+"""Users whose rules are read and compiled in one go: half a millisecond for each, and more where they have many."""
 
 
 class UserRules(msgspec.Struct, frozen=True):
@@ -28,6 +33,7 @@ class OwnRules:
 
     def __init__(
         self,
+        clock: IReactorTime,
         attention: PushAttentionStore,
         compiler: RuleCompiler,
         streams: Streams,
@@ -35,6 +41,7 @@ class OwnRules:
         capacity: int,
     ) -> None:
         """`capacity`: how many users' are kept."""
+        self._clock = clock
         self._streams = streams
         self._attention = attention
         self._compiler = compiler
@@ -58,7 +65,8 @@ class OwnRules:
         return self._known.get(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """These users': one query for all that is not known."""
+        """These users', each as they were since this was asked: a query for each `READ_AT_ONCE` that are not known, with the reactor served
+        between."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []
         for user_id in user_ids:
@@ -68,20 +76,27 @@ class OwnRules:
             else:
                 self._known.move_to_end(user_id)
                 found[user_id] = known
-        while missing:
+        for at in range(0, len(missing), READ_AT_ONCE):
+            if at:
+                await deferLater(self._clock, 0)
+            found |= await self._read(missing[at : at + READ_AT_ONCE])
+        return found
+
+    async def _read(self, user_ids: Sequence[UserID]) -> dict[UserID, UserRules]:
+        while True:
             heard = self._changes_heard
-            kept = await self._attention.get_rules(missing)
-            if heard != self._changes_heard:
-                continue
-            for user_id in missing:
-                rules = self._default
-                if user_id in kept:
-                    content, history = kept[user_id]
-                    rules = UserRules(self._compiler.compile(content), history)
-                found[user_id] = self._known[user_id] = rules
-            while len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-            break
+            kept = await self._attention.get_rules(user_ids)
+            if heard == self._changes_heard:
+                break
+        found: dict[UserID, UserRules] = {}
+        for user_id in user_ids:
+            rules = self._default
+            if user_id in kept:
+                content, history = kept[user_id]
+                rules = UserRules(self._compiler.compile(content), history)
+            found[user_id] = self._known[user_id] = rules
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
         return found
 
     def _hear(self, changes: Sequence[Change]) -> None:

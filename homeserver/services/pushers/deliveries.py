@@ -29,7 +29,7 @@ from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
-from homeserver.services.pushers.lines import Line, Push, url_of
+from homeserver.services.pushers.lines import Line, Push, TouchedLines, url_of
 from homeserver.services.pushers.notification import encode_badge, encode_event
 from homeserver.services.pushers.readers import WAIT_SECONDS, Readers, rings
 from storage.database import DatabaseUnavailable
@@ -113,7 +113,7 @@ class Deliveries:
         self._standings: dict[int, Standing] = {}
         self._urgent: set[int] = set()
         """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
-        self._touched: dict[int, Line] = {}
+        self._touched = TouchedLines(clock, self._wake)
         self._active = False
         self.is_behind = False
         """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
@@ -145,7 +145,7 @@ class Deliveries:
         for line in self._lines.values():
             if line.is_noted:
                 self.set_badge_due(line.row, None)
-            self._touched[line.row.pusher_nid] = line
+            self._touched.add(line)
 
     def stop(self) -> None:
         """Push nothing more; forget what waits."""
@@ -162,7 +162,8 @@ class Deliveries:
 
     def add(self, row: PusherRow, told: Told, actions: Actions) -> None:
         """Tell an event, once `wake_touched` is called: when it is known what has been read meanwhile."""
-        line = self._touched[row.pusher_nid] = self._find(row)
+        line = self._find(row)
+        self._touched.add(line)
         if told.position <= line.last_position:
             return  # this stretch of the stream is read a second time, since something failed
         line.last_position = told.position
@@ -178,7 +179,8 @@ class Deliveries:
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
         """What the user has not read may have become another number, by what stands there in the stream."""
         if not row.no_counts:
-            line = self._touched[row.pusher_nid] = self._find(row)
+            line = self._find(row)
+            self._touched.add(line)
             line.set_badge_due(position)
 
     def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
@@ -210,16 +212,13 @@ class Deliveries:
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
                 line.cancel()
-                self._touched[nid] = line
+                self._touched.add(line)
                 if line.is_noted:
                     self._set_standing(line)
 
     def wake_touched(self) -> None:
         """Let those lines send to which something was added."""
-        touched, self._touched = self._touched, {}
-        for line in touched.values():
-            if self._lines.get(line.row.pusher_nid) is line:
-                self._wake(line)
+        self._touched.wake()
 
     # --------------------------------------------------------------------------------------------------- the lease
 
@@ -272,8 +271,7 @@ class Deliveries:
             self.log.failure("a push could not be made")
             line.under_way = None
         line.is_queued, line.badge_under_way = False, None
-        if self._lines.get(line.row.pusher_nid) is line:
-            self._wake(line)
+        self._wake(line)
 
     async def _send_next(self, line: Line) -> None:
         row = line.row
@@ -437,8 +435,10 @@ class Deliveries:
         return line
 
     def _wake(self, line: Line) -> None:
+        if not self._active or self._lines.get(line.row.pusher_nid) is not line:
+            return
         line.drop_read()
-        if not self._active or line.is_queued or line.is_held_back():
+        if line.is_queued or line.is_held_back():
             return
         if line.has_ready:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)

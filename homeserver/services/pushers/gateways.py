@@ -7,6 +7,8 @@ Laws:
   answer find a place.
 - A gateway that cannot be reached is tried with one request at a time, after a pause that grows; all that goes there
   waits for that one. What a gateway answers concerns the one pusher it was asked for.
+- What was answered with success was taken, whatever else the answer says: else a telephone would ring for it again and again. Where it
+  cannot be read it rejects nothing.
 
 spec: push-gateway-api#homeserver-behaviour
 """
@@ -24,7 +26,7 @@ from twisted.logger import Logger
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError, TooLong
 from federation.outbound.retry_after import read_retry_after
-from homeserver.observe.push import PushMetrics
+from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
 
 AT_ONCE: Final = 8
@@ -41,6 +43,9 @@ MAX_ANSWER_BYTES: Final = 64 * 1024
 FIRST_PAUSE_MS: Final = 5_000
 LONGEST_PAUSE_MS: Final = 10 * 60_000
 GROWTH: Final = 2
+UNREADABLE_SECONDS: Final = 24 * 3600.0
+"""So often it is logged of a gateway that its answers cannot be read."""
+UNREADABLE_REMEMBERED: Final = 1000
 REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
@@ -135,6 +140,8 @@ class Gateways:
         self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
         self._busy = {True: 0, False: 0}
         self._watch: IDelayedCall | None = None
+        self._unreadable: OrderedDict[str, float] = OrderedDict()
+        """When it was last logged of these that their answers cannot be read."""
 
     def add(self, url: str, job: Job) -> None:
         """Let it send when its turn comes."""
@@ -174,7 +181,7 @@ class Gateways:
         if gateway is not None:
             gateway.asked.append(started)
         try:
-            accepted = await self._ask(url, pushkey, body)
+            answer = await self._ask(url, body)
         except PushFailed as error:
             self._metrics.failed(place)
             if error.unreachable:
@@ -187,29 +194,46 @@ class Gateways:
                 gateway.asked.remove(started)
                 self._note_speed(gateway, self._clock.seconds() - started <= QUICK_SECONDS)
         self._note_answer(place)
-        self._metrics.sent(place, rejected=not accepted, seconds=self._clock.seconds() - started)
-        return accepted
+        is_rejected = answer is not None and pushkey in answer.rejected
+        outcome = UNREADABLE if answer is None else REJECTED if is_rejected else SENT
+        self._metrics.sent(place, outcome, self._clock.seconds() - started)
+        if answer is None:
+            self._note_unreadable(place)
+        return not is_rejected
 
-    async def _ask(self, url: str, pushkey: str, body: bytes) -> bool:
+    async def _ask(self, url: str, body: bytes) -> _Answer | None:
+        """What is answered to a push that was taken; None where that cannot be read. Raises `PushFailed`."""
         try:
             answer = await self._web.request(
                 "POST", url, _HEADERS, body, seconds=SECONDS, max_bytes=MAX_ANSWER_BYTES, redirects=0
             )
-        except TooLong as error:  # so may be the page of whoever stands before a gateway that is away
-            raise PushFailed(str(error)) from error
+        except TooLong as error:
+            if _is_success(error.status):
+                return None
+            # so may be the page of whoever stands before a gateway that is away
+            raise PushFailed(f"it answered {error.status}", refused=error.status in REFUSALS) from error
         except OutboundError as error:
             raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
-        if not 200 <= answer.status < 300:
+        if not _is_success(answer.status):
             raise PushFailed(
                 f"it answered {answer.status}",
                 refused=answer.status in REFUSALS,
                 wait_ms=read_retry_after(answer.headers),
             )
         try:
-            rejected = msgspec.json.decode(answer.body, type=_Answer).rejected if answer.body else []
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise PushFailed("its answer is none of a push gateway") from error
-        return pushkey not in rejected
+            return msgspec.json.decode(answer.body, type=_Answer) if answer.body else _Answer()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def _note_unreadable(self, place: str) -> None:
+        now = self._clock.seconds()
+        if now - self._unreadable.get(place, -UNREADABLE_SECONDS) < UNREADABLE_SECONDS:
+            return
+        self.log.warn("the push gateway {place} takes pushes, and answers with what is no answer of one", place=place)
+        self._unreadable[place] = now
+        self._unreadable.move_to_end(place)
+        if len(self._unreadable) > UNREADABLE_REMEMBERED:
+            self._unreadable.popitem(last=False)
 
     def _note_silence(self, place: str) -> None:
         gateway = self._gateways.get(place)
@@ -292,3 +316,7 @@ class Gateways:
                 other = line.popleft()
                 other.in_line = False
                 self._pump(other)
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300

@@ -5,14 +5,19 @@ told yet is never lost out of sight: `first` is the lowest position of all, held
 """
 
 from collections import deque
-from itertools import product
+from collections.abc import Callable
+from itertools import islice, product
+from typing import Final
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.details import Told
 from storage.pushers import PusherRow
+
+WOKEN_AT_ONCE: Final = 200
+"""Lines that begin to send in one go: then others have the reactor."""
 
 
 class _Data(msgspec.Struct):
@@ -92,7 +97,8 @@ class Line(msgspec.Struct, eq=False):
         return any(not push.is_held for push in self.waiting)
 
     def take(self, oldest_ms: int) -> Push | None:
-        """The next push that is still to be told, and not held. What was read, or queued before a time, goes."""
+        """The next push that is still to be told, and not held. What was read, or queued before a time, goes; of the latter the number
+        is told at least."""
         at = 0
         while at < len(self.waiting):
             push = self.waiting[at]
@@ -103,6 +109,8 @@ class Line(msgspec.Struct, eq=False):
             del self.waiting[at]
             if not is_over:
                 return push
+            if not push.is_read:
+                self.set_badge_due(None)
         return None
 
     def let_go(self, told: Told) -> None:
@@ -137,7 +145,8 @@ class Line(msgspec.Struct, eq=False):
 
     def give_up_one(self) -> None:
         """Too many wait: the one goes that is missed least. Rather one of a room of which a later one tells than the last of a room, and
-        those that call their user last; of equal ones the oldest."""
+        those that call their user last; of equal ones the oldest. The number is told in any case: the others may be taken back."""
+        self.set_badge_due(None)
         newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
         for calls, is_newest in product((False, True), repeat=2):
             for at, push in enumerate(self.waiting):
@@ -160,6 +169,43 @@ class Line(msgspec.Struct, eq=False):
         """What was read meanwhile waits no longer."""
         if any(push.is_read for push in self.waiting):
             self.waiting = deque(push for push in self.waiting if not push.is_read)
+
+
+class TouchedLines:
+    """Lines to which something was added. For the reactor thread."""
+
+    def __init__(self, clock: IReactorTime, wake: Callable[[Line], None]) -> None:
+        """`wake` lets a line send, if it still is one."""
+        self._clock = clock
+        self._wake = wake
+        self._touched: dict[int, Line] = {}
+        self._woken: dict[int, Line] = {}
+        """Those whose turn it is."""
+        self._is_waking = False
+
+    def add(self, line: Line) -> None:
+        """Wake it with the next ones."""
+        self._touched[line.row.pusher_nid] = line
+
+    def wake(self) -> None:
+        """Let them send: where they are many, in pieces."""
+        self._woken |= self._touched
+        self._touched.clear()
+        if not self._is_waking:
+            self._wake_some()
+
+    def clear(self) -> None:
+        """Wake none of them."""
+        self._touched.clear()
+        self._woken.clear()
+
+    def _wake_some(self) -> None:
+        some = [self._woken.pop(nid) for nid in list(islice(self._woken, WOKEN_AT_ONCE))]
+        self._is_waking = bool(self._woken)
+        if self._is_waking:
+            self._clock.callLater(0, self._wake_some)
+        for line in some:
+            self._wake(line)
 
 
 def url_of(row: PusherRow) -> str:

@@ -5,18 +5,19 @@ Laws:
   restart, is nothing special. Up to the lease's position all is told, or noted with its pusher.
 - One node pushes at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
 - An event that notifies nobody costs nothing (its flags say so), nor does one in a room where nobody has a pusher; any
-  other is decided once for all who have.
+  other is decided for all who have, where they are many in pieces: others have the reactor between.
 - The stream is read from memory; from the database only after a start, and what other nodes wrote.
 
 spec: client-server-api#push-notifications
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from itertools import islice
 from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
@@ -53,6 +54,8 @@ ROUNDS_TO_NOTE_ALL: Final = 6
 """How many rounds pass until it is noted how pushers stand that push without trouble."""
 AT_ONCE: Final = 500
 """Events that are read from the database at once."""
+TOLD_AT_ONCE: Final = 200
+"""Users of a room who are told in one go: then others have the reactor."""
 MOST_BEHIND: Final = 200_000
 """So many positions before the lease's are read again for pushers that fail. What is older is given up: all others wait."""
 MOVED: Final = frozenset({"join", "leave", "ban"})
@@ -132,6 +135,7 @@ class PushReading:
             Topic.PUSHER,
             Topic.ACCOUNT,
             Topic.EVENT,
+            Topic.REDACTED,
             Topic.RECEIPT,
             Topic.MEMBERSHIP,
             Topic.ACCOUNT_DATA,
@@ -162,6 +166,7 @@ class PushReading:
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._has_lease:
             return
+        news = {change.position for change in changes if change.topic is Topic.EVENT}
         for change in changes:
             row, heard = change.detail, len(self._heard)
             if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
@@ -198,6 +203,9 @@ class PushReading:
             elif isinstance(row, PurgedMessages | PartialRoom):
                 # with all of its state a room may lose messages that were counted
                 self._renumber(self._badges.touch_room(row.room_nid), change.position)
+            elif change.topic is Topic.REDACTED:
+                if change.position not in news:  # by what was read back from the past: in which room is not known here
+                    self._badges.doubt_all()
             elif change.topic is Topic.ACCOUNT_DATA and change.user_id is not None and not change.room_id:
                 if change.detail in HIDING:
                     self._renumber_everywhere([change.user_id], change.position)
@@ -261,8 +269,7 @@ class PushReading:
                     await self._refresh()
                 if self._deliveries.is_behind and self._done >= self._floor:
                     self._deliveries.catch_up()
-                while self._renumbered:
-                    await self._tell_renumbered(*self._renumbered.popitem())
+                await self._tell_renumbered()
                 if self._done < self._in_database:
                     await self._read_database()
                 else:
@@ -334,8 +341,7 @@ class PushReading:
 
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
-            for user_id in self._badges.touch_room(event.room_nid):
-                await self._tell_badge(user_id, event.position)
+            self._renumber(self._badges.touch_room(event.room_nid), event.position)
         if not event.flags & COUNTED:
             return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
@@ -363,20 +369,28 @@ class PushReading:
         """Who writes has read, up to their message, the thread that it stands in."""
         self._badges.touch(event.sender, event.room_nid)
         self._deliveries.mark_read(event.sender, event.room_nid, event.thread_root, event.position, everything=False)
-        await self._tell_badge(event.sender, event.position)
+        await self._tell_badges({event.sender: event.position})
 
-    async def _tell_badge(self, user_id: str, position: int) -> None:
-        if position > self._floor:
-            for pusher in (await self._roster.get([user_id]))[user_id]:
-                if pusher.kind == HTTP:
-                    self._deliveries.set_badge_due(pusher, position)
+    async def _tell_badges(self, positions: Mapping[str, int]) -> None:
+        for user_id, pushers in (await self._roster.get(positions)).items():
+            for pusher in pushers:
+                if pusher.kind == HTTP and positions[user_id] > self._floor:
+                    self._deliveries.set_badge_due(pusher, positions[user_id])
 
-    async def _tell_renumbered(self, user_id: str, position: int) -> None:
-        try:
-            await self._tell_badge(user_id, position)
-        except DatabaseUnavailable:
-            self._renumber([user_id], position)
-            raise
+    async def _tell_renumbered(self) -> None:
+        """Each stays among them until it is told: the position of the lease is below what made it another."""
+        while self._has_lease and self._renumbered:
+            some = dict(islice(self._renumbered.items(), TOLD_AT_ONCE))
+            try:
+                await self._tell_badges(some)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # a bug of ours: it must not keep everybody from hearing of what follows
+                self.log.failure("numbers that may be others are told to nobody")
+            for user_id in some:
+                del self._renumbered[user_id]
+            if self._renumbered:
+                await deferLater(self._clock, 0)
 
     async def _take_invite(self, row: MembershipRow) -> None:
         """Into a room that this server is not in."""
@@ -388,13 +402,15 @@ class PushReading:
             told = Told(stored, row.position, row.room_nid, None, self._now_ms(), outside=row)
             await self._tell(told, {UserID(row.user_id)})
 
-    async def _tell(self, told: Told, user_ids: Set[UserID]) -> None:
-        decided = await self._decisions.get_actions(told.stored, user_ids)
-        if not decided:
-            return
-        for user_id, pushers in (await self._roster.get(decided)).items():
-            for pusher in pushers:
-                await self._tell_pusher(pusher, told, decided[UserID(user_id)])
+    async def _tell(self, told: Told, user_ids: Iterable[UserID]) -> None:
+        left = iter(user_ids)
+        while self._has_lease and (some := list(islice(left, TOLD_AT_ONCE))):
+            decided = await self._decisions.get_actions(told.stored, some)
+            for user_id, pushers in (await self._roster.get(decided)).items():
+                for pusher in pushers:
+                    await self._tell_pusher(pusher, told, decided[UserID(user_id)])
+            if len(some) == TOLD_AT_ONCE:
+                await deferLater(self._clock, 0)
 
     async def _tell_pusher(self, pusher: PusherRow, told: Told, actions: Actions) -> None:
         was_well = pusher.failing_since_ts is None
@@ -418,7 +434,7 @@ class PushReading:
                 receipt.event_position,
                 everything=receipt.thread_id == UNTHREADED,
             )
-        await self._tell_badge(receipt.user_id, receipt.position)
+        await self._tell_badges({receipt.user_id: receipt.position})
 
     # ---------------------------------------------------------------------------------------------------- the lease
 

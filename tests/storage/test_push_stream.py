@@ -1,0 +1,51 @@
+"""The stream in stretches, for who pushes: each is bounded in all that it may hold, and together they leave out nothing."""
+
+from storage.account_data import AccountDataStore
+from storage.database import Database
+from storage.push_stream import HIDING, PushStream, Stretch
+from storage.transaction import WriteTransaction
+
+LIMIT = 3
+MANY = 10
+
+
+async def stretches(database: Database) -> list[Stretch]:
+    stream, found, done = PushStream(database), list[Stretch](), 0
+    while done < database.streams.current():
+        found.append(await stream.get_stretch(done, database.streams.current(), LIMIT))
+        assert found[-1].upto > done
+        done = found[-1].upto
+    return found
+
+
+async def test_who_hides_others_is_told_a_few_at_a_time(database: Database) -> None:
+    users = [f"@{number}:example.org" for number in range(MANY)]
+    data = AccountDataStore(database)
+
+    def write(txn: WriteTransaction) -> None:
+        for number, user_id in enumerate(users):
+            data.set_entry(txn, user_id, None, HIDING[number % len(HIDING)], b"{}")
+
+    await database.write("put", write)
+    found = await stretches(database)
+    assert max(len(each.hiding) for each in found) == LIMIT
+    assert [user_id for each in found for user_id in each.hiding] == users
+
+
+async def test_rooms_that_lost_messages_are_told_a_few_at_a_time(database: Database) -> None:
+    def write(txn: WriteTransaction) -> None:
+        for room_nid in range(1, MANY + 1):
+            txn.execute(
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, origin_server_ts, flags, type, sender,"
+                " pdu) VALUES (?, ?, ?, ?, 1, 1, 0, 'm.room.redaction', '@a:example.org', ?)",
+                (room_nid, f"${room_nid}", room_nid, txn.next_position(), b"{}"),
+            )
+            txn.execute(
+                "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, 1, 'purge', 1, ?)",
+                (room_nid + MANY, txn.next_position()),
+            )
+
+    await database.write("put", write)
+    found = await stretches(database)
+    assert max(len(each.taken_from) for each in found) <= 2 * LIMIT
+    assert sorted(room_nid for each in found for room_nid in each.taken_from) == list(range(1, 2 * MANY + 1))
