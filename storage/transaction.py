@@ -271,7 +271,7 @@ class WriteTransaction(Transaction):
         self._counters[name] = position
 
     def find_position(self, name: str) -> int:
-        """What was noted last under that name, as `counter` says it; 0: nothing. Who changes it takes a position, on which one rests then."""
+        """What was noted last under that name, as `counter` says it. Who changes it takes a position, so one rests on that."""
         value = self._counters.get(name)
         return self._before.get(name, 0) if value is None else value
 
