@@ -2,8 +2,9 @@
 
 Laws:
 - What is here is committed, or of the write that runs and undone with it: so a number of a block stands for that block and no other.
-- How many of a block were given out is believed in the same stretch of writes alone (`WriteTransaction.stretch`); else the database
-  decides (`storage/one_time_keys.py`), and what is here may be behind what other nodes gave out, or of a device that has gone.
+- How many of a block were given out, and who has no key left, is believed in the same stretch of writes alone
+  (`WriteTransaction.stretch`); else the database decides (`storage/one_time_keys.py`), and what is here may be behind what other nodes gave
+  out, or of a device that has gone.
 - What is here is bounded; of whom nothing came for longest goes first.
 """
 
@@ -20,6 +21,7 @@ KeyOf = tuple[str, str, str]
 """User, device, algorithm."""
 
 MOST_BYTES: Final = 16 << 20
+MOST_WITHOUT: Final = 10_000
 BYTES_BESIDE: Final = 700
 """What a run takes besides its keys and the names of whose they are, nearly."""
 
@@ -62,14 +64,30 @@ class KeysAhead:
         """In the order in which they came."""
         self._algorithms: dict[tuple[str, str], set[str]] = {}
         """Of which something is known, by user and device."""
+        self._without: dict[KeyOf, int] = {}
+        """Of which no key is left, and the stretch in which that is so."""
 
     def get_all(self, wanted: Iterable[KeyOf]) -> list[KeyRun | None]:
         """What is known of each of these."""
         return [*map(self._runs.get, wanted)]
 
+    def have_none(self, txn: WriteTransaction, of: KeyOf) -> bool:
+        """Whether it is known that none is left."""
+        return txn.stretch is not None and self._without.get(of) == txn.stretch
+
+    def note_none(self, txn: WriteTransaction, of: KeyOf) -> None:
+        """Know that none is left, unless the write is undone. Of a device that is away, and has its fallback key alone, all ask again and
+        again."""
+        if txn.stretch is not None:
+            txn.when_undone(partial(self._forget_none, of))
+            self._without[of] = txn.stretch
+            if len(self._without) > MOST_WITHOUT:
+                del self._without[next(iter(self._without))]
+
     def put(self, txn: WriteTransaction, of: KeyOf, run: KeyRun) -> None:
         """Know that from now on, unless the write is undone."""
         self.remove(of)
+        self._forget_none(of)
         txn.when_undone(partial(self.remove, of))
         user_id, device_id, algorithm = of
         self._runs[of] = run
@@ -77,6 +95,9 @@ class KeysAhead:
         self._bytes += _compute_bytes(of, run)
         while self._bytes > self._most_bytes:
             self.remove(next(iter(self._runs)))
+
+    def _forget_none(self, of: KeyOf) -> None:
+        self._without.pop(of, None)
 
     def forget(self, user_id: str, device_id: str) -> None:
         """Know nothing of a device."""

@@ -146,7 +146,7 @@ def take_keys(
     else:
         keys = _take_known(txn, known, log, position, now_ms) or _move_marks(txn, known, now_ms)
     if None in keys:
-        rest = [at for at, key in enumerate(keys) if key is None]
+        rest = [at for at, key in enumerate(keys) if key is None and not ahead.have_none(txn, wishes[at])]
         others = _take_others(txn, [wishes[at] for at in rest], ahead, log, now_ms)
         for at, key in zip(rest, others, strict=True):
             keys[at] = key
@@ -189,6 +189,8 @@ def _take_others(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, now_ms: int
 ) -> list[bytes | None]:
     """The next keys of those of which nothing is known, or what is no longer so."""
+    if not wishes:
+        return []
     _settle_for(txn, wishes, log)
     found = txn.query_each_changing(
         "SELECT b.block_nid AS found_key, m.settled, b.width,"
@@ -205,6 +207,8 @@ def _take_others(
             run = KeyRun(block_nid, taken, width, packed, taken, txn.stretch)
             key = run.take()
             ahead.put(txn, wish, run)
+        if key is None:
+            ahead.note_none(txn, wish)
         keys.append(key)
     return keys
 
