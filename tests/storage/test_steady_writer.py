@@ -6,20 +6,19 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from psycopg2 import DatabaseError
 from psycopg2.extensions import cursor
 
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, WriteTransaction, make_engine
 from storage.device_keys import DeviceKeyStore, NewKeys
 from storage.devices import DeviceRow, DeviceStore
 from storage.engine import OthersWrote
 from storage.postgres import STEADY, PostgresConnection, PostgresEngine
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
 from storage.streams import Change, Topic
-from storage.writer import LONG_ENOUGH
 from tests.conftest import run_coroutine
-from tests.storage.test_writer import Stepped, put
+from tests.storage.test_writer import Stepped, put, stepped
+
+__all__ = ["stepped"]
 
 END_OTHERS: Final = (
     "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
@@ -29,7 +28,6 @@ REFUSE: Final = """CREATE FUNCTION refuse_once() RETURNS boolean LANGUAGE plpgsq
     IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'WHICH'; END IF;
     RETURN TRUE; END $$"""
 INSERT: Final = "INSERT INTO jobs (name, progress) VALUES (?, ?)"
-INSERT_ONE: Final = f"{INSERT} ON CONFLICT DO NOTHING"
 MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ?"
 
 
@@ -164,93 +162,6 @@ def test_a_claim_of_keys_is_one_message_and_one_row(nodes: tuple[Stepped, Steppe
         if number > 1:  # the first finds the log empty, and with the second its statement is prepared
             assert CountingCursor.messages == 1
             assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position; the row"
-
-
-def test_many_writes_that_ask_nothing_are_one_message(nodes: tuple[Stepped, Stepped]) -> None:
-    node, _ = nodes
-    settle(node)
-    for number in range(3):
-        CountingCursor.messages = 0
-        for each in range(4):
-            node.queue(f"{number}.{each}", put_later(f"{number}.{each}"))
-        node.queue(f"fails{number}", fail_later)
-        head = node.database.streams.current()
-        node.step()
-        assert [node.results[f"{number}.{each}"] for each in range(4)] == [*range(head + 1, head + 5)]
-        assert node.results[f"fails{number}"] is ValueError
-    assert CountingCursor.messages == 1
-    assert CountingCursor.last.count(b"EXECUTE") == 5, "the lock with the position; the rows"
-    node.queue("later", put_later("later"))
-    node.queue("asks", put("asks"))
-    node.step()
-    assert len(node.names()) == 14
-
-
-def fail_later(txn: WriteTransaction) -> None:
-    put_later("undone")(txn)
-    raise ValueError
-
-
-@pytest.mark.parametrize("company", [False, True], ids=["alone", "among others"])
-@pytest.mark.parametrize("sql", [INSERT_ONE, MOVE], ids=["insert", "update"])
-def test_what_is_taken_for_granted_is_asked_where_it_is_not_so(stepped: Stepped, sql: str, *, company: bool) -> None:
-    """On PostgreSQL as on SQLite, which always knows."""
-    settle(stepped, LONG_ENOUGH + 1)
-    write(stepped, "there", put_later("there"))
-    tries: list[str] = []
-    undone: list[str] = []
-
-    def change(name: str) -> Callable[[WriteTransaction], bool]:
-        def fn(txn: WriteTransaction) -> bool:
-            tries.append(name)
-            txn.when_undone(lambda: undone.append(name))
-            position = txn.next_position()
-            args = (name, "here") if sql == INSERT_ONE else ("moved", name, "here")
-            is_changed = txn.change_one(sql, args, name.encode())
-            if is_changed:
-                txn.announce(Change(position, Topic.PROFILE, user_id=name))
-            return is_changed
-
-        return fn
-
-    trusts = stepped.database.engine.name == "postgres"
-    hit, miss = ("new", "there") if sql == INSERT_ONE else ("there", "new")
-    heard: list[str | None] = []
-    stepped.database.streams.subscribe(lambda told: heard.extend([change.user_id for change in told]))
-    for name, is_changed, runs in ((hit, True, 1), (miss, False, 2 if trusts else 1), (miss, False, 1)):
-        tries.clear()
-        undone.clear()
-        if company:
-            stepped.queue("before", move("nobody", "here", "there"))
-            stepped.queue("after", lambda txn: txn.next_position())
-        stepped.queue("one", change(name))
-        stepped.step()
-        assert stepped.results["one"] is is_changed
-        assert (len(tries), len(undone)) == (runs, runs - 1), "what came lately is asked for at once"
-    assert [user for user in heard if user in (hit, miss)] == [hit]
-    assert stepped.names() == (["new", "there"] if sql == INSERT_ONE else ["there"])
-
-
-def test_a_request_that_was_repeated_is_found_to_be_by_whichever_process(nodes: tuple[Stepped, Stepped]) -> None:
-    """Each message of a client notes its request, and that costs no question."""
-    here, there = nodes
-    request = SentTransaction("@a:b", "A", "PUT /send", "1")
-    settle(here)
-
-    def note(named: SentTransaction) -> Callable[[WriteTransaction], int]:
-        def fn(txn: WriteTransaction) -> int:
-            add_transaction(txn, named, None, b'{"one":1}', 0)
-            return txn.next_position()
-
-        return fn
-
-    for number in range(3):
-        CountingCursor.messages = 0
-        assert isinstance(write(here, f"first{number}", note(replace(request, txn_id=f"{number}"))), int)
-    assert CountingCursor.messages == 1
-    settle(there)
-    for node in (here, there, there):
-        assert write(node, "again", note(request)) is AlreadySent
 
 
 def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:
@@ -517,13 +428,6 @@ def test_changes_tell_what_they_changed(stepped: Stepped) -> None:
     changing = f"{MOVE} RETURNING name"
     fn: Callable[[WriteTransaction], Any] = lambda txn: txn.change_each(changing, ("home",), rows)  # noqa: E731
     assert write(stepped, "each", fn) == [("a",)]
-
-
-@pytest.fixture
-def stepped(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Stepped]:
-    stepped = Stepped(database_config)
-    yield stepped
-    run_coroutine(stepped.database.close(), None)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
