@@ -271,6 +271,7 @@ class Deliveries:
         """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be left alone for a while."""
         is_on_its_word = destination.failing_since_ts is not None and destination.heard_ts >= destination.tried_ts
         destination.tried_ts = self._now_ms()
+        pending.taken.clear()  # what was taken long ago says nothing of what it breaks down at now
         self._policy.check_destination(destination.server)
         try:
             while pending.parts and self._active:

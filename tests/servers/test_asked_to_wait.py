@@ -99,6 +99,43 @@ async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
     assert busy.tries == [0]
 
 
+async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network: Network) -> None:
+    """As one whose disk is full: what it took before does not show that it is what is left at which it breaks down."""
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    network.cut(NORTH, SOUTH)
+    for number in range(30):
+        send(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    room_left, is_broken = 20, False
+
+    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        nonlocal room_left
+        if destination != SOUTH or not request.uri.startswith(SEND):
+            return None
+        edus = len(msgspec.json.decode(request.body)["edus"])
+        if is_broken:
+            return WireAnswer(500, {}, b"{}") if edus else None
+        if edus > room_left:
+            return WireAnswer(429, {"retry-after": "60"}, b"{}")
+        room_left -= edus
+        return None
+
+    network.liars.append(answer)
+    for _ in range(8):
+        network.clock.advance(30)
+    taken, since = bodies(room.bob, since)
+    assert 0 < len(taken) < 30
+    is_broken = True
+    for _ in range(24):
+        network.clock.advance(1800)
+    network.liars.clear()
+    network.clock.advance(3600)
+    network.settle()
+    assert [*taken, *bodies(room.bob, since)[0]] == [*range(30)]
+
+
 async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
     room = await sending(network)
     root = make_admin(room.north.server)
