@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> None:
     if unknown:
         parser.error(f"there is no scenario {', '.join(unknown)}; see --list")
     if options.list:
+        widest = max(map(len, SCENARIOS))
         for name, scenario in SCENARIOS.items():
-            sys.stdout.write(f"{name:16}{scenario.__doc__}\n")
+            sys.stdout.write(f"{name:{widest}}  {scenario.__doc__}\n")
         return
     if options.compare:
         old, new = (report.read(path) for path in options.compare)
