@@ -121,6 +121,7 @@ def _about(options: argparse.Namespace) -> dict[str, str]:
         "Python": platform.python_version(),
         "msgspec": msgspec.__version__,
         "cores": str(os.cpu_count()),
+        "load before": f"{os.getloadavg()[0]:.1f}",
     }
 
 
