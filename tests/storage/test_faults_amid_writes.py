@@ -40,7 +40,7 @@ FAULTS: Final = [*CODES, "lost before", "lost after", "others"]
 PASSING: Final = {"conflict", "others"}
 """What nobody hears of who writes."""
 
-GOOD: Final = ["asks", "later", "later asked", "many", "copies", "surely", "counts", "remembers"]
+GOOD: Final = ["asks", "later", "later asked", "many", "copies", "surely", "counts"]
 BAD: Final = [
     "raises",
     "raises asked",
@@ -136,6 +136,8 @@ def make_write(kind: str, name: str, memory: set[str], version: str) -> Callable
     """A write of that kind: what it keeps has its name. `version`: where the head was read."""
 
     def fn(txn: WriteTransaction) -> str:
+        memory.add(name)
+        txn.when_undone(lambda: memory.discard(name))
         position = txn.next_position()
         match kind:
             case "asks" | "raises asked":
@@ -159,10 +161,6 @@ def make_write(kind: str, name: str, memory: set[str], version: str) -> Callable
                 assert txn.change_one(INSERT_ONE, (name,), name.encode())
             case "counts":
                 txn.execute_later(COUNT)
-                txn.execute_later(INSERT, (name,))
-            case "remembers":
-                memory.add(name)
-                txn.when_undone(lambda: memory.discard(name))
                 txn.execute_later(INSERT, (name,))
             case "same":
                 if not txn.change_one(INSERT_ONE, ("same",), b"same"):
