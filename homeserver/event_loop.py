@@ -4,8 +4,8 @@ With each event Twisted makes a context that names the connection, for what is l
 to make it is a twentieth of a small request or more. Between two events Twisted looks for all else that may be due; here it is asked only
 where something is. What comes of an event, and what becomes of one that fails, is Twisted's.
 
-Besides it tells when there is a lull: when what came together was read, and what came while it was read. Who has something to begin that
-many requests share waits for that, as the writer of the database does with a batch.
+Besides it tells when there is a lull: when what came together was read, and, if that was not much, what came while it was read. Who has
+something to begin that many requests share waits for that, as the writer of the database does with a batch.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from twisted.logger import Logger
 
 from storage.executors import InLull, call_at_once
 
+MANY: Final = 4
+"""Events that came together, after which nobody waits for more."""
 LONGEST_WAIT: Final = 2_147_483
 """Seconds: so many milliseconds are what epoll_wait(2) takes."""
 
@@ -41,7 +43,7 @@ def poll_without_names(reactor: ReactorBase) -> InLull:
 def _poll(reactor: "EPollReactor", for_lull: list[Callable[[], None]], log: Logger, timeout: float | None) -> None:
     """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes.
 
-    There is a lull after one more look, whatever that finds: so what waits for it is never kept from its turn.
+    There is a lull after one more look at the latest, whatever that finds: so what waits for it is never kept from its turn.
     """
     readable = reactor._POLL_IN
     wait = -1 if timeout is None else timeout
@@ -69,6 +71,8 @@ def _poll(reactor: "EPollReactor", for_lull: list[Callable[[], None]], log: Logg
                     Exception
                 ):  # it failed in hearing that its connection is lost: others have their turn all the same
                     log.failure("A connection could not be told that it is lost")
+        if len(events) >= MANY:
+            waiting = len(for_lull)
         if waiting:
             due = for_lull[:waiting]
             del for_lull[:waiting]

@@ -122,15 +122,16 @@ class Connection(Protocol):
     def begin_migration(self) -> None:
         """Begin a transaction, once no other process migrates."""
 
-    def save(self) -> None:
+    def save(self, *, checked: bool) -> None:
         """Set the savepoint to which `undo` goes back."""
 
     def keep(self, *, checked: bool) -> None:
-        """Forget the savepoint, keep what was done since. Where it is to be checked, that raises what a statement raises that has waited
-        until now; else what follows may."""
+        """Forget the savepoint, keep what was done since. Where it is to be checked, as `save` was told, that raises what a statement
+        raises that has waited until now; else what follows may."""
 
     def undo(self) -> None:
-        """Undo what was done since the savepoint."""
+        """Undo what was done since the savepoint. Where a statement was refused that was not to be checked, nobody knows whose it was: then
+        all has to be undone."""
 
     def call_nodes(self, position: int) -> None:
         """With the commit, call the other nodes to take in what is written up to that position, where there may be others."""
@@ -144,6 +145,9 @@ class Connection(Protocol):
     def rollback(self) -> None: ...
     def end(self) -> None:
         """Leave a snapshot."""
+
+    def is_trusting(self) -> bool:
+        """Whether it is still to be found out what comes of anything that was left to `execute_trusting`."""
 
     def transaction_is_whole(self) -> bool:
         """False once an error has spoilt the transaction, or the part of it after the savepoint."""

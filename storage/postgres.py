@@ -100,6 +100,7 @@ class PostgresConnection:
         "_saved_at",
         "_socket",
         "_steady",
+        "_trusts",
         "_waiting",
         "_writes",
     )
@@ -108,8 +109,9 @@ class PostgresConnection:
         self._connection = opened
         self._cursor = opened.cursor()
         self._info = opened.info
-        # Statements of whose results nothing is needed: they travel with the next one.
+        # Statements of whose results nothing is needed: they travel with the next one. And whether any fails where it changes nothing.
         self._waiting: list[bytes] = []
+        self._trusts = False
         # Where among them the savepoint is to be set, if any of what comes then is sent before it is kept.
         self._saved_at: int | None = None
         self._prepared = Prepared()
@@ -166,6 +168,7 @@ class PostgresConnection:
 
     def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._leave(must_change(sql), adapt(args))
+        self._trusts = True
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._leave(sql, adapt(args))
@@ -241,11 +244,13 @@ class PostgresConnection:
             f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
         )
 
-    def save(self) -> None:
-        self._saved_at = len(self._waiting)
+    def save(self, *, checked: bool) -> None:
+        self._saved_at = None if checked else len(self._waiting)
+        if checked:  # by itself: where a message fails before any of it is done, that is to be there, and not that of another write
+            self._send(b"SAVEPOINT one")
 
     def keep(self, *, checked: bool) -> None:
-        if checked and self._saved_at is not None and len(self._waiting) > self._saved_at:
+        if checked:
             self._flush()
         if self._saved_at is None:
             self._waiting.append(b"RELEASE SAVEPOINT one")
@@ -276,6 +281,9 @@ class PostgresConnection:
 
     def rollback(self) -> None:
         self.end()  # where the server knows of no transaction, it would warn in its log
+
+    def is_trusting(self) -> bool:
+        return self._trusts
 
     def transaction_is_whole(self) -> bool:
         return self._connection.closed == 0 and (
@@ -390,7 +398,7 @@ class PostgresConnection:
     def _forget(self) -> None:
         self._waiting.clear()
         self._saved_at = None
-        self._begins = False
+        self._trusts = self._begins = False
 
     def _flush(self) -> None:
         if self._waiting:

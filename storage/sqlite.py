@@ -209,10 +209,10 @@ class SQLiteConnection:
         self._counters = None
         self._execute("BEGIN IMMEDIATE")
 
-    def save(self) -> None:
+    def save(self, *, checked: bool) -> None:  # nothing waits
         self._execute("SAVEPOINT one")
 
-    def keep(self, *, checked: bool) -> None:  # nothing waits
+    def keep(self, *, checked: bool) -> None:
         self._execute("RELEASE one")
 
     def undo(self) -> None:
@@ -232,6 +232,9 @@ class SQLiteConnection:
     def rollback(self) -> None:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
+
+    def is_trusting(self) -> bool:
+        return False
 
     def transaction_is_whole(self) -> bool:
         return self._connection.in_transaction

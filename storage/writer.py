@@ -7,13 +7,14 @@ Laws:
 - A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
   alone.
 - Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
-  message. So does what is taken for granted (`WriteTransaction.change_one`). Where any of it is refused, the batch is run again without
-  such trust: each write's statements are sent for themselves, and nothing is taken for granted.
+  message. So does what is taken for granted (`WriteTransaction.change_one`). Where any of it is refused, or a write fails before that is
+  known, the batch is run again without such trust: each write's statements are sent for themselves, and nothing is taken for granted.
 - A write is acknowledged after the commit, on the reactor's thread, after the streams and the write's own callbacks
   have been told. All that a batch has to tell costs one wake-up of the reactor.
 - A batch that fails as a whole before its commit is run again where that makes sense; when a commit fails, nothing is
   known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
   it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
+- Of a batch that fails, a write that had failed by itself has failed with it: it may have met what another of these had done.
 - Between begin and commit no other node writes: positions are committed in their order.
 - What a batch is told of counters holds (where none of its writes asks anything: of those that they looked at), or the batch is run
   again: PostgreSQL may find only at its first statement, or with the commit, that other nodes have written (`OthersWrote`). A function that
@@ -253,7 +254,7 @@ class Writer:
         txn = WriteTransaction(connection, before, counters, stretch, trusts)
         write.undoings, write.looked_at = txn.undoings, txn.looked_at
         if not alone:
-            connection.save()
+            connection.save(checked=not trusting)
         try:
             write.result = write.context.run(write.fn, txn, *write.args, **write.kwargs)
             if not connection.transaction_is_whole():
@@ -264,7 +265,8 @@ class Writer:
             # Whatever it is, the caller gets it; the writer's thread goes on.
             if not connection.transaction_is_open() or (isinstance(error, Exception) and self._may_succeed(error)):
                 raise
-            if trusting and (txn.assumed or not alone) and not connection.transaction_is_whole():
+            is_spoilt = trusting and (txn.assumed or not alone) and not connection.transaction_is_whole()
+            if is_spoilt or (txn.assumed and connection.is_trusting()):
                 raise _Refused from error
             if isinstance(error, Exception) and self._engine.is_outage(error):
                 unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
@@ -343,10 +345,9 @@ class Writer:
                 batch.append(self._waiting.popleft())
         self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)
         for write in batch:
-            if write.failure is None:
-                unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
-                unavailable.__cause__ = error
-                write.fail(unavailable)
+            unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
+            unavailable.__cause__ = error
+            write.fail(unavailable)
         self._executor.deliver(partial(self._acknowledge, batch))
 
     # ------------------------------------------------------------------------------ from here on the reactor's thread

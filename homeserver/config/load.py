@@ -144,7 +144,7 @@ def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, 
     if any(group is None for group in groups.values()):
         return None, notices
     config = Config(**groups, folder=reading.folder)
-    return config, notices + _in_part(config)
+    return config, notices + _in_part(config) + _alone(config)
 
 
 def _judge_unknown(reading: Reading) -> list[Problem]:
@@ -185,6 +185,26 @@ def _in_part(config: Config) -> list[Problem]:
         "acts in part: application services sign in and act for their users, but no transactions are sent to them yet"
     )
     return [Problem(("app_service_config_files",), text)]
+
+
+def _alone(config: Config) -> list[Problem]:
+    """Options that say what is wanted, where another one that it takes is missing."""
+    notices = []
+    if config.mail.email.enable_notifs and config.mail.email.smtp_host is None:
+        notices.append(
+            Problem(("email", "enable_notifs"), "has no effect without `email.smtp_host`: this server sends no letters")
+        )
+    shows_figures = [
+        listener.type == "metrics" or any("metrics" in resource.names for resource in listener.resources)
+        for listener in config.network.listeners
+    ]
+    if config.observation.enable_metrics and not any(shows_figures):
+        text = "has no effect without a listener that shows figures: one of `type: metrics`, or with the resource `metrics`"
+        notices.append(Problem(("enable_metrics",), text))
+    if not config.observation.enable_metrics:
+        text = "shows no figures without `enable_metrics: true`"
+        notices.extend(Problem(("listeners", at), text) for at, shows in enumerate(shows_figures) if shows)
+    return notices
 
 
 def options_without_effect() -> set[Place]:

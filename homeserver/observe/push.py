@@ -81,13 +81,13 @@ class WaitingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pushers = Gauge(
             "mahalla_pushers",
-            "Pushers that are enabled, as last counted, by kind (http, email) and by how they stand (well, failing)",
+            "Pushers that are enabled, counted every five minutes, by kind (http, email) and by how they stand (well, failing)",
             labelnames=("kind", "state"),
             registry=registry,
         )
         self._waiting = Gauge(
             "mahalla_to_device_waiting",
-            "Messages to devices not fetched yet, as last counted: of our users (local); of others the EDUs that carry them (remote)",
+            "Messages to devices not fetched yet, counted every five minutes: of our users (local); of others their EDUs (remote)",
             labelnames=("where",),
             registry=registry,
         )

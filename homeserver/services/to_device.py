@@ -164,25 +164,24 @@ class ToDevice:
                 raise AlreadySent(sent, ANSWER)
             self._count_strangers(caller, len(strangers))
 
-        def write(txn: WriteTransaction) -> Mapping[str, Recipients] | None:
+        def write(txn: WriteTransaction) -> tuple[Mapping[str, Recipients] | None, int]:
             add_transaction(txn, sent, None, ANSWER, now)
             there = self._store.get_recipients(txn, local, known)
             addressed = prepared if there is None else _for_devices(there, local, contents, largest)
             assert addressed is not None, "what is known holds"
-            if addressed[1] is not contents:  # it may be for all devices of somebody
-                copies.append(_size_of(addressed[1]))
-                if copies[-1] > MOST_BYTES:
-                    raise TooLarge(TOO_MUCH)
+            # what is another list may be for all devices of somebody
+            copied = 0 if addressed[1] is contents else _size_of(addressed[1])
+            if copied > MOST_BYTES:
+                raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
-            return there
+            return there, copied
 
-        copies: list[int] = []
-        there = await self._database.write("send_to_device", write)
+        there, copied = await self._database.write("send_to_device", write)
         if there is not None:
             self._devices.keep(there, changes)
-        return copies[-1] if copies else 0
+        return copied
 
     async def _was_sent(self, sent: SentTransaction) -> bool:
         return await self._database.read_quickly("get_sent_response", select_response, sent) is not None

@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> None:
     if unknown:
         parser.error(f"there is no scenario {', '.join(unknown)}; see --list")
     if options.list:
+        widest = max(map(len, SCENARIOS))
         for name, scenario in SCENARIOS.items():
-            sys.stdout.write(f"{name:16}{scenario.__doc__}\n")
+            sys.stdout.write(f"{name:{widest}}  {scenario.__doc__}\n")
         return
     if options.compare:
         old, new = (report.read(path) for path in options.compare)
@@ -120,6 +121,7 @@ def _about(options: argparse.Namespace) -> dict[str, str]:
         "Python": platform.python_version(),
         "msgspec": msgspec.__version__,
         "cores": str(os.cpu_count()),
+        "load before": f"{os.getloadavg()[0]:.1f}",
     }
 
 

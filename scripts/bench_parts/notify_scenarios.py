@@ -16,8 +16,9 @@ def send_among(number: int) -> Scenario:
     """The scenario for a room with so many members."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
-        room = await bench.world.crowd(bench.world.part_of(number))
-        await _send(bench, figures, scenario.__name__, room)
+        members = bench.world.part_of(number)
+        room = await bench.world.crowd(members)
+        await _send(bench, figures, scenario.__name__, room, members)
 
     return named(scenario, f"send_among_{number}", f"A message in a room of {number:,} local members.")
 
@@ -48,7 +49,7 @@ def send_among_own_rules(number: int) -> Scenario:
             await link.request("PUT", f"{V3}/pushrules/global/{path}", rule, user.token)
 
         await world.run(put, len(wanted), at_once=4)
-        await _send(bench, figures, scenario.__name__, room)
+        await _send(bench, figures, scenario.__name__, room, members)
 
     return named(
         scenario,
@@ -57,11 +58,12 @@ def send_among_own_rules(number: int) -> Scenario:
     )
 
 
-async def _send(bench: Bench, figures: Figures, name: str, room: str) -> None:
+async def _send(bench: Bench, figures: Figures, name: str, room: str, members: int) -> None:
     world = bench.world
     (sender,) = await world.people(1)
     await world.run(lambda _, link: world.client.send(link, sender, room), 5, at_once=1)
     async with bench.meter.measure(name, figures) as run:
+        run.notes["members in the room"] = members
         await world.run(
             lambda _, link: world.client.send(link, sender, room), world.sizes.sends // 5, at_once=1, run=run
         )

@@ -57,6 +57,10 @@ def show(report: Report) -> str:
         lines.extend(f"- {name}: {_short(value)} {what}" for what, value in each.notes.items())
     if any(each.generator_share > 0.7 for each in report.figures.values()):
         lines.append("- * the generator was busy: the rate and the latencies may be its own")
+    if report.about.get("sizes") == "quick":
+        lines.append(
+            "- with --quick there are fewer people, rooms and devices than the scenarios' names and descriptions say"
+        )
     lines.extend(f"- {name} FAILED: {text}" for name, text in report.failures.items())
     for name, each in report.figures.items():
         if each.profile:

@@ -312,6 +312,23 @@ def test_options_that_nothing_acts_on_yet_are_told(folder: Folder) -> None:
     assert notice == "homeserver.yaml:2: redis: has no effect: not implemented here yet"
 
 
+def test_what_has_no_effect_alone_is_told(folder: Folder) -> None:
+    base = "server_name: a.b\npublic_baseurl: https://a.b/\n"
+    (notice,) = folder.notices(base + "email: {enable_notifs: true}")
+    assert notice.startswith("homeserver.yaml:3: email.enable_notifs: has no effect without `email.smtp_host`")
+    assert folder.notices(base + "email: {enable_notifs: true, smtp_host: mail.a.b}") == []
+    (notice,) = folder.notices(base + "enable_metrics: true")
+    assert notice.startswith("homeserver.yaml:3: enable_metrics: has no effect without a listener that shows figures")
+
+
+@pytest.mark.parametrize("shown", ["type: metrics", "resources: [{names: [client]}, {names: [metrics]}]"])
+def test_a_listener_for_figures_has_some_where_they_are_counted(folder: Folder, shown: str) -> None:
+    base = f"server_name: a.b\nlisteners:\n  - {{port: 8008}}\n  - {{port: 9000, {shown}}}\n"
+    (notice,) = folder.notices(base)
+    assert notice == "homeserver.yaml:4: listeners[1]: shows no figures without `enable_metrics: true`"
+    assert folder.notices(base + "enable_metrics: true") == []
+
+
 def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
     ours = {spell_place(place) for kind in GROUPS.values() for place, _kind, _declared in each_option(kind)}
     assert not ours & set(synapse_keys())

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -12,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.event_loop import poll_without_names
+from homeserver.event_loop import MANY, poll_without_names
 
 Pairs = list[tuple[socket.socket, socket.socket]]
 
@@ -183,6 +184,31 @@ def test_a_lull_is_when_what_came_was_read_and_what_came_meanwhile(pairs: Pairs)
     assert [log["log_failure"].type for log in logs if "log_failure" in log] == [ValueError]
     reactor.removeAll()
     reactor._poller.close()
+
+
+def test_after_many_that_came_together_nobody_waits_for_more() -> None:
+    reactor = EPollReactor()
+    in_lull = poll_without_names(reactor)
+    done: list[str] = []
+    several = [socket.socketpair() for _ in range(MANY + 1)]
+    readers = [Reader(reactor, pair) for pair in several]
+
+    def read(reader: Reader) -> None:
+        done.append(reader.here.recv(1000).decode())
+        if len(done) == 1:
+            in_lull(lambda: done.append("lull"))
+        readers[-1].there.send(b"late")
+
+    for reader in readers:
+        reader.doRead = partial(read, reader)  # type: ignore[method-assign]
+    for reader in readers[:-1]:
+        reader.there.send(b"early")
+    reactor.iterate(10)
+    assert done == ["early"] * MANY + ["lull"]
+    reactor.removeAll()
+    reactor._poller.close()
+    for end in chain.from_iterable(several):
+        end.close()
 
 
 def test_without_anything_to_read_there_is_a_lull_at_once(reactor: EPollReactor) -> None:

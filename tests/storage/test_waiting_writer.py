@@ -17,6 +17,7 @@ __all__ = ["nodes"]
 
 
 @pytest.mark.parametrize("moved", ["position", "room"])
+@pytest.mark.parametrize("unwanted", ["seqscan", "indexscan"])
 @pytest.mark.parametrize(
     "what",
     [
@@ -30,9 +31,11 @@ __all__ = ["nodes"]
     ],
 )
 def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
-    nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str, moved: str
+    nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str, moved: str, unwanted: str
 ) -> None:
+    """By whatever plan the server finds the counters."""
     here, _ = nodes
+    write(here, "plan", lambda txn: txn.query(f"SELECT set_config('enable_{unwanted}', 'off', false)"))
     settle(here)
     write(here, "mine", lambda txn: txn.allocate("room"))
     write(here, "job", put_later("job"))

@@ -6,9 +6,10 @@ from anywhere: nobody learns who reads it, and a logo comes with it.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP
+from email.policy import EmailPolicy
 from email.utils import format_datetime, make_msgid
 from typing import Final
 
@@ -21,7 +22,26 @@ from homeserver.services.languages import Language
 LOGO: Final = "logo@letter"
 """By what a letter names the picture that comes with it."""
 SHOWN_IN_LETTERS: Final = ("image/png", "image/jpeg", "image/gif")
-LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
+
+
+class _Lines(EmailPolicy):
+    """How headers become lines, where the library's own way does not do: of a link that is too long for a line it makes encoded
+    words, which are no link to a mail client, and some subjects it begins with an empty line.
+    """
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        match name:
+            case "List-Unsubscribe":
+                return f"{name}: {value}{self.linesep}".encode()
+            case "Subject":
+                subject = Header(value, maxlinelen=self.max_line_length, header_name=name)
+                return f"{name}: {subject.encode(linesep=self.linesep)}{self.linesep}".encode()
+            case _:
+                return super().fold_binary(name, value)
+
+
+LINES: Final = _Lines(linesep="\r\n", max_line_length=75, cte_type="7bit")
+"""75: an encoded word has no more characters, a line of an encoded text 76. spec: RFC 2047 section 2, RFC 2045 section 6.7"""
 
 
 class Letter(msgspec.Struct, frozen=True):
