@@ -293,13 +293,11 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
         raise RemoteError(destination, "the answer holds more values than any that is read at once", retryable=False)
     try:
         value = _decode(answer.body, form if is_good else Any)
-    except msgspec.ValidationError as error:
-        raise RemoteError(
-            destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
-        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
         if is_good:
-            raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
+            is_json = isinstance(error, msgspec.ValidationError)
+            reason = f"the answer has another form: {error}" if is_json else "the answer is no JSON"
+            raise RemoteError(destination, reason[:MAX_ERROR_CHARS], retryable=False) from error
         value = {}
     if is_good:
         if form is Any and not isinstance(value, dict | list):

@@ -13,7 +13,8 @@ Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", 
 
 _STANDINGS: Final = (
     "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
-    " CASE WHEN failing_since_ts IS NULL THEN 0 ELSE pause_ms END,"
+    " CASE WHEN failing_since_ts IS NULL THEN 0 WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
+    " ELSE pause_ms END,"
     " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END FROM destinations"
 )
 """The beginning of a `DestinationSummary`."""

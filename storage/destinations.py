@@ -7,6 +7,7 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Final
 
 import msgspec
@@ -20,6 +21,13 @@ LEASE: Final = "federation"
 _TO_SEND = int(EventFlag.TO_SEND)
 
 
+class Word(IntEnum):
+    """Who says that a server is there which could not be reached; the greater is believed more."""
+
+    ITS_OWN = 1
+    OF_AN_OPERATOR = 2
+
+
 class DestinationRow(msgspec.Struct, frozen=True):
     """A server, and how it stands. Times are milliseconds since 1970."""
 
@@ -28,6 +36,8 @@ class DestinationRow(msgspec.Struct, frozen=True):
     tried_ts: int
     pause_ms: int
     error: str | None
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or none."""
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -108,17 +118,17 @@ class DestinationStore:
         await self._database.write("add_destination_failure", _add_failure, row, backlog)
 
     async def get_failing_since(self, server: str) -> int | None:
-        """When the server ceased to answer; None where it did not."""
+        """When the server ceased to answer; None where it did not, or has asked us to wait: then it is there."""
         return await self._database.read_quickly("get_failing_since", _select_failing_since, server)
 
-    async def note_heard(self, servers: Collection[str]) -> None:
-        """These have spoken to a node that does not send: note it of those that could not be reached."""
-        failing = await self._database.read_quickly("get_failing", _select_failing, servers)
+    async def note_heard(self, servers: Collection[str], word: Word = Word.ITS_OWN) -> None:
+        """A node that does not send has heard that these are there: note it of those that could not be reached."""
+        failing = await self._database.read_quickly("get_failing", _select_failing, servers, word)
         if failing:
-            await self._database.write("note_heard", _note_heard, failing)
+            await self._database.write("note_heard", _note_heard, failing, word)
 
-    async def take_heard(self) -> Sequence[str]:
-        """Which servers other nodes have heard from since this was asked."""
+    async def take_heard(self) -> Mapping[str, Word]:
+        """Of which servers other nodes have heard since this was asked that they are there, and by whose word."""
         heard = await self._database.read_quickly("get_heard", _select_heard)
         if heard:
             await self._database.write("forget_heard", _forget_heard, heard)
@@ -152,39 +162,47 @@ class DestinationStore:
     def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
         """The server can be reached again."""
         txn.execute(
-            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0 WHERE server = ?",
+            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0, asked_until_ts = 0 WHERE server = ?",
             (now_ms, server),
         )
 
 
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
-    rows = txn.query("SELECT server, failing_since_ts, tried_ts, pause_ms, error FROM destinations")
+    rows = txn.query("SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts FROM destinations")
     return {row[0]: DestinationRow(*row) for row in rows}
 
 
 def _select_failing_since(txn: Transaction, server: str) -> int | None:
-    rows = txn.query("SELECT failing_since_ts FROM destinations WHERE server = ?", (server,))
+    rows = txn.query("SELECT failing_since_ts FROM destinations WHERE server = ? AND asked_until_ts = 0", (server,))
     return rows[0][0] if rows else None
 
 
-def _select_failing(txn: Transaction, servers: Collection[str]) -> list[str]:
+def _select_failing(txn: Transaction, servers: Collection[str], word: Word) -> list[str]:
     rows = txn.query_in(
-        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard = 0",
+        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
         servers,
+        after=(int(word),),
     )
     return [server for (server,) in rows]
 
 
-def _note_heard(txn: WriteTransaction, servers: Sequence[str]) -> None:
-    txn.execute_many("UPDATE destinations SET is_heard = 1 WHERE server = ?", [(server,) for server in servers])
+def _note_heard(txn: WriteTransaction, servers: Sequence[str], word: Word) -> None:
+    txn.execute_many(
+        "UPDATE destinations SET is_heard = ? WHERE server = ? AND is_heard < ?",
+        [(int(word), server, int(word)) for server in servers],
+    )
 
 
-def _select_heard(txn: Transaction) -> list[str]:
-    return [server for (server,) in txn.query("SELECT server FROM destinations WHERE is_heard = 1")]
+def _select_heard(txn: Transaction) -> dict[str, Word]:
+    rows = txn.query("SELECT server, is_heard FROM destinations WHERE is_heard > 0")
+    return {server: Word(word) for server, word in rows}
 
 
-def _forget_heard(txn: WriteTransaction, servers: Sequence[str]) -> None:
-    txn.execute_many("UPDATE destinations SET is_heard = 0 WHERE server = ?", [(server,) for server in servers])
+def _forget_heard(txn: WriteTransaction, heard: Mapping[str, Word]) -> None:
+    txn.execute_many(
+        "UPDATE destinations SET is_heard = 0 WHERE server = ? AND is_heard = ?",
+        [(server, int(word)) for server, word in heard.items()],
+    )
 
 
 def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:
@@ -246,10 +264,10 @@ def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tupl
 
 def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
     txn.execute(
-        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error) VALUES (?, ?, ?, ?, ?)"
+        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (server) DO UPDATE SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
-        " pause_ms = excluded.pause_ms, error = excluded.error",
-        (row.server, row.failing_since_ts, row.tried_ts, row.pause_ms, row.error),
+        " pause_ms = excluded.pause_ms, error = excluded.error, asked_until_ts = excluded.asked_until_ts",
+        (row.server, row.failing_since_ts, row.tried_ts, row.pause_ms, row.error, row.asked_until_ts),
     )
     _add_backlogs(txn, {row.server: backlog})
 

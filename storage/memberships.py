@@ -114,8 +114,8 @@ class MembershipStore:
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
 
     async def get_invited_by_ours(self, user_id: str, others: Iterable[str]) -> set[str]:
-        """Those of the others whom somebody of this server has invited to a room that the user is joined to."""
-        return await self._database.read_quickly("get_invited_by_ours", _select_invited, user_id, list(others))
+        """Those of the others whom somebody of the user's own server has invited to a room that the user is joined to."""
+        return await self._database.read("get_invited_by_ours", _select_invited, user_id, list(others))
 
     async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
         """Those of the rooms that somebody of this server is joined to."""
@@ -348,16 +348,18 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
 
 
 def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[str]:
+    # joined here: both databases would begin with the user's rooms, and look into each of these for each of the others
+    mine = txn.query("SELECT room_nid FROM memberships WHERE user_id = ? AND membership = 'join'", (user_id,))
+    rooms = {nid for (nid,) in mine}
     rows = txn.query_in(
-        "SELECT DISTINCT theirs.user_id FROM memberships AS theirs"
-        " JOIN memberships AS mine ON mine.room_nid = theirs.room_nid AND mine.user_id = ? AND mine.membership = 'join'"
-        " JOIN memberships AS inviter ON inviter.room_nid = theirs.room_nid AND inviter.user_id = theirs.sender"
-        " AND inviter.is_local = 1"
-        " WHERE theirs.user_id IN {keys} AND theirs.membership = 'invite'",
-        others,
-        before=(user_id,),
+        "SELECT user_id, room_nid, sender FROM memberships WHERE user_id IN {keys} AND membership = 'invite'", others
     )
-    return {user_id for (user_id,) in rows}
+    ours = _server_of(user_id)
+    return {invited for invited, nid, inviter in rows if nid in rooms and _server_of(inviter) == ours}
+
+
+def _server_of(user_id: str) -> str:
+    return user_id.partition(":")[2]
 
 
 def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:

@@ -92,7 +92,7 @@ class Memberships:
         return found
 
     async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
-        """Those of the others who are invited, by somebody of this server, to a room that the user is in. One query."""
+        """Those of the others who are invited, by somebody of this server, to a room that the user is in. Two queries."""
         return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
 
     def _hear(self, changes: Sequence[Change]) -> None:

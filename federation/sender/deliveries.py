@@ -43,6 +43,8 @@ DATABASE_PAUSE_MS: Final = 5_000
 KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
 """From this pause on the transaction that failed is given up: its content is told in what catches up. One that is sent in parts is
 kept: else all that the server has refused alone would be found anew."""
+MOST_KEPT: Final = 100
+"""So many of these, as each may hold a megabyte."""
 SOONEST_RETRY_MS: Final = 1_000
 """After the last try, when a destination is heard from."""
 SOONEST_RETRY_GROWTH, LATEST_SOONEST_RETRY_MS = 3, 60_000
@@ -154,6 +156,7 @@ class Deliveries:
                 destination = self.find(ServerName(server))
                 destination.failing_since_ts, destination.error = row.failing_since_ts, row.error
                 destination.tried_ts, destination.pause_ms = row.tried_ts, row.pause_ms
+                destination.asked_until_ts = row.asked_until_ts
         for server, backlog in backlogs.items():
             destination = self.find(ServerName(server))
             destination.is_behind = True
@@ -271,6 +274,7 @@ class Deliveries:
         """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be left alone for a while."""
         is_on_its_word = destination.failing_since_ts is not None and destination.heard_ts >= destination.tried_ts
         destination.tried_ts = self._now_ms()
+        pending.taken.clear()  # what was taken long ago says nothing of what it breaks down at now
         self._policy.check_destination(destination.server)
         try:
             while pending.parts and self._active:
@@ -427,8 +431,8 @@ class Deliveries:
         pause_ms = self._pauses.after(destination.pause_ms)
         # before anything is waited for: what comes from now on goes to the backlog
         backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
-        wait_ms = max(pause_ms, asked_ms)
-        row = DestinationRow(destination.server, destination.failing_since_ts, now, wait_ms, destination.error)
+        since_ts, asked_until_ts = destination.failing_since_ts, destination.asked_until_ts
+        row = DestinationRow(destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts)
         was_heard = destination.heard_ts >= destination.tried_ts
         destination.is_silent = now - destination.tried_ts >= PATIENCE * 1000
         self._pause(destination, pause_ms)
@@ -441,8 +445,17 @@ class Deliveries:
             told, left = pending.told_and_left()
             await self._note_told(destination, told)
             destination.pending = left
-        if pending is not None and (pending.broken or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not pending.is_split)):
+        if pending is not None and (
+            pending.broken or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not self._keeps(pending))
+        ):
             destination.give_up_pending()
+
+    def _keeps(self, pending: Pending) -> bool:
+        """Whether the transaction is kept in memory, however long its destination is left alone."""
+        if not pending.is_split:
+            return False
+        pauses = (each.pause_ms for each in self if each.pending is not None and each.pending.is_split)
+        return sum(1 for pause_ms in pauses if pause_ms >= KEPT_TRANSACTION_PAUSE_MS) <= MOST_KEPT
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:
         destination.tried_ts, destination.pause_ms = self._now_ms(), pause_ms

@@ -53,7 +53,7 @@ class Pending(msgspec.Struct, frozen=True):
     broken: deque[Transaction] = msgspec.field(default_factory=deque)
     """Parts at which the other server broke down, each one thing: they come last."""
     taken: set[str] = msgspec.field(default_factory=set)
-    """Of which kinds it has taken something in (`refusals.kinds_of`)."""
+    """Of which kinds it has taken something in since it was tried last (`refusals.kinds_of`)."""
 
     @property
     def is_split(self) -> bool:

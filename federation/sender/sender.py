@@ -35,7 +35,7 @@ from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
 from federation.silences import Silences
 from storage.database import DatabaseUnavailable
-from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove
+from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove, Word
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
@@ -129,16 +129,15 @@ class Sender:
         elif len(self._spoke_here) < MAX_HEARD:
             self._spoke_here.add(server)
 
-    def try_now(self, server: ServerName) -> None:
-        """An operator says that a server is there."""
+    async def try_now(self, server: ServerName) -> None:
+        """An operator says that a server is there. Where another node sends, it hears of that in its next round."""
+        self._believe(server)
+        if not self._has_lease:
+            await self._store.note_heard([server], Word.OF_AN_OPERATOR)
+
+    def _believe(self, server: ServerName) -> None:
         self._deliveries.forget_vain_words(server)
         self.heard_from(server)
-
-    async def pass_on(self) -> None:
-        """Let the node that sends know at once of which servers this one has heard."""
-        if self._spoke_here and not self._has_lease:
-            spoke, self._spoke_here = self._spoke_here, set()
-            await self._store.note_heard(spoke)
 
     def is_failing(self, server: ServerName) -> bool:
         """Whether the server could not be reached a moment ago with what is to be sent there."""
@@ -150,12 +149,15 @@ class Sender:
         return self.is_failing(server) or self._silences.length(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
-        """Whether the server has not answered for longer than one takes to start again. One query, where another node sends."""
+        """Whether the server has not answered for longer than one takes to start again. One query, where another node sends. One that asked
+        us to wait has answered."""
         if self._silences.length(server) * 1000 >= SHORT_SILENCE_MS:
             return True
         if self._has_lease:
             destination = self._deliveries.peek(server)
-            since_ts = None if destination is None else destination.failing_since_ts
+            if destination is None or destination.asked_until_ts:
+                return False
+            since_ts = destination.failing_since_ts
         else:
             since_ts = await self._store.get_failing_since(server)
         return since_ts is not None and self._now_ms() >= since_ts + SHORT_SILENCE_MS
@@ -381,9 +383,14 @@ class Sender:
     async def _tell_each_other(self) -> None:
         """Servers speak to any node: that which sends hears of it from the others."""
         if self._has_lease:
-            for server in await self._store.take_heard():
-                self.heard_from(ServerName(server))
-        await self.pass_on()
+            for server, word in (await self._store.take_heard()).items():
+                if word is Word.OF_AN_OPERATOR:
+                    self._believe(ServerName(server))
+                else:
+                    self.heard_from(ServerName(server))
+        elif self._spoke_here:
+            spoke, self._spoke_here = self._spoke_here, set()
+            await self._store.note_heard(spoke)
 
     async def _take(self) -> None:
         now = self._now_ms()

@@ -67,8 +67,7 @@ class Destinations:
     async def do_try_now(self, server: ServerName) -> None:
         """Try a server that could not be reached, as if it had just spoken to us for the first time. Raises NotFound."""
         await self.get(server)
-        self._sender.try_now(server)
-        await self._sender.pass_on()
+        await self._sender.try_now(server)
 
     async def do_expire(self, limit: int) -> int:
         """Remove some of the messages to devices that have waited too long for a server; how many."""

@@ -5,6 +5,7 @@ plans = note_plans(database, monkeypatch)
 assert not [plan for plan in plans if "SCAN" in plan]
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ from storage.transaction import Transaction
 
 
 def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on the steps of all that is asked by `query`, in the words of the database. On PostgreSQL of the plan that serves all
-    arguments, where there is one."""
+    """From now on the steps of all that is asked by `query` and `query_in`, in the words of the database. On PostgreSQL, of what `query`
+    asks, those of the plan that serves all arguments, where there is one."""
     plans: list[str] = []
-    query = Transaction.query
+    query, query_in = Transaction.query, Transaction.query_in
 
     def explain(txn: Transaction, sql: str, args: Any = ()) -> list[Row]:
         prepare, _ = Prepared().find(sql, args)
@@ -34,5 +35,12 @@ def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]
             plans.extend(str(row) for row in query(txn, f"EXPLAIN {sql}", args))
         return query(txn, sql, args)
 
+    def explain_in(txn: Transaction, sql: str, keys: Iterable[Any], before: Any = (), after: Any = ()) -> list[Row]:
+        wanted = list(keys)
+        explained = f"EXPLAIN {'QUERY PLAN ' if database.engine.name == 'sqlite' else ''}{sql}"
+        plans.extend(str(row) for row in query_in(txn, explained, wanted, before, after))
+        return query_in(txn, sql, wanted, before, after)
+
     monkeypatch.setattr(Transaction, "query", explain)
+    monkeypatch.setattr(Transaction, "query_in", explain_in)
     return plans

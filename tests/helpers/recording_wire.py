@@ -28,11 +28,15 @@ class RecordingWire:
         """What is answered, by the beginning of the path: from the destination and the body."""
         self.down: set[str] = set()
         """Servers that cannot be reached."""
+        self.busy: dict[str, int] = {}
+        """Servers that ask to be left alone, and for how many seconds."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
         self.requests.append((destination, request))
         if destination in self.down:
             raise RemoteError(destination, "it is down", retryable=True)
+        if destination in self.busy:
+            return WireAnswer(429, {"retry-after": f"{self.busy[destination]}"}, b"{}")
         for path, answer in self.answers.items():
             if request.uri.startswith(path):
                 body = msgspec.json.decode(request.body) if request.body else None

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from federation.protocol.ids import ServerName
 from storage.database import PostgresConfig
 from storage.engine import NodeCalls
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
+from tests.servers.test_sending import DESTINATIONS, make_admin
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
@@ -92,6 +94,23 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingN
     assert nodes.wires[0].texts(PEER) == []
     nodes.wait(30)
     assert nodes.wires[0].texts(PEER) == ["one"]
+
+
+async def test_an_operator_is_believed_at_either_node(nodes: SendingNodes) -> None:
+    """Though the server has asked to be left alone: its own word would not do."""
+    root = make_admin(nodes.servers[1])
+    await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
+    nodes.wires[0].busy[PEER] = 600
+    nodes.wait(12)
+    nodes.say(0, "one")
+    nodes.wait(2)
+    nodes.wires[0].busy.clear()
+    nodes.servers[1].app.federation_out.sender.heard_from(ServerName(PEER))
+    nodes.wait(24)
+    assert nodes.wires[0].texts(PEER) == ["one"]
+    assert root.post(f"{DESTINATIONS}/{PEER}/reset_connection", {}).status == 200
+    nodes.wait(12)
+    assert nodes.wires[0].texts(PEER) == ["one", "one"]
 
 
 def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:

@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from federation.protocol.ids import ServerName
+from federation.sender import deliveries
 from federation.wire import WireAnswer, WireRequest
-from tests.helpers.federated import NORTH, SOUTH, say, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, texts
 from tests.helpers.keys import claim, query
-from tests.helpers.network import Network
+from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
 from tests.servers.test_bytes_of_servers import LARGE, SLOW
+from tests.servers.test_claims_over_restarts import begin_claim
 from tests.servers.test_devices_between import another_device, bodies, send, sending
+from tests.servers.test_refused_for_a_while import again
 from tests.servers.test_sending import DESTINATIONS, make_admin
 
 
@@ -27,7 +30,7 @@ class Busy:
         self.is_busy = True
         self.tries: list[float] = []
         """After how many seconds each transaction came."""
-        self._answer = WireAnswer(429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body}))
+        self._answer = _busy(headers, body)
         self._network = network
         self._begun = network.clock.seconds()
         network.liars.append(self._refuse)
@@ -37,6 +40,10 @@ class Busy:
             return None
         self.tries.append(self._network.clock.seconds() - self._begun)
         return self._answer if self.is_busy else None
+
+    def lets_wait(self, seconds: int) -> None:
+        """From now on it asks for so much."""
+        self._answer = _busy({"retry-after": f"{seconds}"}, {})
 
     def pass_time(self, seconds: int) -> None:
         self._network.settle()
@@ -55,8 +62,22 @@ class Busy:
         ({"retry-after": "-1"}, {"retry_after_ms": "soon"}, [0, 5, 20, 65, 200]),
         ({"retry-after": "999999999"}, {}, [0, 3600]),
         ({}, {"retry_after_ms": 1 << 60}, [0, 3600]),
+        ({}, {"retry_after_ms": -1}, [0, 5, 20, 65, 200]),
+        ({}, {"retry_after_ms": True}, [0, 5, 20, 65, 200]),
+        ({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
     ],
-    ids=["header", "body", "header before body", "too soon", "malformed", "too late", "too late in the body"],
+    ids=[
+        "header",
+        "body",
+        "header before body",
+        "too soon",
+        "malformed",
+        "too late",
+        "too late in the body",
+        "negative",
+        "no number",
+        "a date, and a list",
+    ],
 )
 async def test_it_is_left_alone_as_long_as_it_asks(
     network: Network, headers: Mapping[str, str], body: Mapping[str, Any], tries: list[float]
@@ -99,6 +120,140 @@ async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
     assert busy.tries == [0]
 
 
+async def test_and_again_while_it_is_just_starting(network: Network) -> None:
+    """It was there all the time, though it took in nothing."""
+    room = await sending(network)
+    busy = Busy(network, {"retry-after": "600"}, {})
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(40)
+    network.cut(NORTH, SOUTH)
+    claiming = begin_claim(room)
+    network.clock.advance(1)
+    assert not claiming.done
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(1)
+    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+
+
+async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
+    """And our own pauses are no longer for it."""
+    room = await sending(network)
+    busy = Busy(network, {"retry-after": "600"}, {})
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(10)
+    room.alice = again(network, room.alice)
+    for _ in range(5):
+        busy.pass_time(10)
+        say(room.bob, room.room_id, "alik")
+    assert query(room.alice, room.bob)["failures"] == {}
+    busy.pass_time(530)
+    assert busy.tries == [0]
+    busy.lets_wait(1)
+    busy.pass_time(30)
+    assert busy.tries == [0, 600, 615]
+    busy.is_busy = False
+    busy.pass_time(60)
+    assert "salom" in texts(room.bob, room.room_id)
+
+
+async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(network: Network) -> None:
+    """Then it asks us to wait, and gets in parts what it has."""
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    network.cut(NORTH, SOUTH)
+    for number in range(8):
+        send(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
+        say(room.alice, room.room_id, f"w{number}")
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    network.weather = lambda letter: Fate.ANSWER_IS_LOST if SEND in letter.request.uri else Fate.ARRIVES
+    network.clock.advance(5)
+    network.settle()
+    busy = Busy(network, {"retry-after": "60"}, {})
+    busy.pass_time(20)
+    network.weather = lambda _: Fate.ARRIVES
+    busy.is_busy = False
+    busy.pass_time(60)
+    assert len(busy.tries) > 2, "it came in parts"
+    assert bodies(room.bob, since)[0] == [*range(8)]
+    assert texts(room.bob, room.room_id)[:8] == [f"w{number}" for number in reversed(range(8))]
+
+
+async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network: Network) -> None:
+    """As one whose disk is full: what it took before does not show that it is what is left at which it breaks down."""
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    network.cut(NORTH, SOUTH)
+    for number in range(30):
+        send(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    room_left, is_broken = 20, False
+
+    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        nonlocal room_left
+        if destination != SOUTH or not request.uri.startswith(SEND):
+            return None
+        edus = len(msgspec.json.decode(request.body)["edus"])
+        if is_broken:
+            return WireAnswer(500, {}, b"{}") if edus else None
+        if edus > room_left:
+            return WireAnswer(429, {"retry-after": "60"}, b"{}")
+        room_left -= edus
+        return None
+
+    network.liars.append(answer)
+    for _ in range(8):
+        network.clock.advance(30)
+    taken, since = bodies(room.bob, since)
+    assert 0 < len(taken) < 30
+    is_broken = True
+    for _ in range(24):
+        network.clock.advance(1800)
+    network.liars.clear()
+    network.clock.advance(3600)
+    network.settle()
+    assert [*taken, *bodies(room.bob, since)[0]] == [*range(30)]
+
+
+async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made anew of what waits then, and nothing is lost."""
+    monkeypatch.setattr(deliveries, "MOST_KEPT", 1)
+    room = await sending(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    await adopt(room.north, east, carol.user_id, room.room_id)
+    people = {SOUTH: room.bob, EAST: carol}
+    network.settle()
+    tokens = {server: bodies(user)[1] for server, user in people.items()}
+    network.cut(NORTH, SOUTH)
+    network.cut(NORTH, EAST)
+    for number in range(4):
+        send(room.alice, number, {user.user_id: {user.device_id: {"n": number}} for user in people.values()})
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    network.mend(NORTH, EAST)
+    seen: dict[str, list[int]] = {SOUTH: [], EAST: []}
+
+    def refuse(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination not in seen or not request.uri.startswith(SEND):
+            return None
+        seen[destination].append(len(msgspec.json.decode(request.body)["edus"]))
+        return WireAnswer(429, {"retry-after": "60"}, b"{}")
+
+    network.liars.append(refuse)
+    for _ in range(6 * 120):
+        network.clock.advance(30)
+    assert sorted(sizes[-1] for sizes in seen.values()) == [1, 4]
+    network.liars.clear()
+    network.clock.advance(3600)
+    network.settle()
+    for server, user in people.items():
+        assert bodies(user, tokens[server])[0] == [*range(4)]
+
+
 async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
     room = await sending(network)
     root = make_admin(room.north.server)
@@ -130,6 +285,10 @@ async def test_two_of_us_come_to_terms(network: Network) -> None:
     assert bodies(room.alice, since)[0] == bodies(second, seconds)[0] == [*range(20)]
     assert texts(room.alice, room.room_id)[:20] == [f"w{number}" for number in reversed(range(20))]
     assert len(sent(network)) - transactions <= 40, "two a message"
+
+
+def _busy(headers: Mapping[str, str], body: Mapping[str, Any]) -> WireAnswer:
+    return WireAnswer(429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body}))
 
 
 def sent(network: Network) -> list[str]:

@@ -29,6 +29,7 @@ from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.recording_wire import SEND
 from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"
@@ -263,6 +264,17 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
 
     assert await asking == [], "no event is so long"
     assert most < 5 * len(body)
+
+
+@pytest.mark.parametrize("body", [b'{"errcode":"M_X","retry_after_ms":1e999}', b'{"n":' + b"9" * 5000 + b"}", b"[NaN]"])
+async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, body: bytes) -> None:
+    room = await shared(network)
+    network.liars.append(
+        lambda _, request: WireAnswer(429, {"retry-after": "60"}, body) if SEND in request.uri else None
+    )
+    with pytest.raises(RefusedByRemote) as refused:
+        await room.south.push(NORTH, [])
+    assert (refused.value.status, refused.value.errcode, refused.value.told_wait_ms) == (429, "M_UNKNOWN", 60_000)
 
 
 async def test_long_errors_are_not_read(network: Network) -> None:

@@ -7,7 +7,7 @@ import pytest
 from storage.cross_signing import CrossSigningKey, CrossSigningStore
 from storage.database import Database
 from storage.destination_lists import DestinationListStore, DestinationRoom, DestinationSummary
-from storage.destinations import LEASE, Backlog, DestinationRow, DestinationStore
+from storage.destinations import LEASE, Backlog, DestinationRow, DestinationStore, Word
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore
 from storage.device_list_log import MOST_KEPT, DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
@@ -109,11 +109,26 @@ async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(dat
     store = DestinationStore(database)
     await store.add_failure(DestinationRow(PEER, 10, 20, 5000, "down"), Backlog())
     await store.note_heard([PEER, OTHER])
-    assert await store.take_heard() == [PEER]
-    assert await store.take_heard() == []
+    assert await store.take_heard() == {PEER: Word.ITS_OWN}
+    assert await store.take_heard() == {}
+    await store.note_heard([PEER], Word.OF_AN_OPERATOR)
+    await store.note_heard([PEER])
+    assert await store.take_heard() == {PEER: Word.OF_AN_OPERATOR}
     await database.write("test", store.set_reached, PEER, 30)
     await store.note_heard([PEER])
-    assert await store.take_heard() == []
+    assert await store.take_heard() == {}
+
+
+async def test_a_server_that_asked_us_to_wait_is_not_away(database: Database) -> None:
+    store, lists = DestinationStore(database), DestinationListStore(database)
+    for asked_until_ts, pause_ms in ((600_020, 600_000), (1000, 5000)):
+        row = DestinationRow(PEER, 10, 20, 5000, "busy", asked_until_ts)
+        await store.add_failure(row, Backlog({ROOM_NID: 5}))
+        assert await store.get_destinations() == {PEER: row}
+        assert await store.get_failing_since(PEER) is None
+        assert (await lists.get_one(PEER)) == DestinationSummary(PEER, 10, 20, pause_ms, "busy", rooms_missed=1)
+    await database.write("test", store.set_reached, PEER, 30)
+    assert (await store.get_destinations())[PEER].asked_until_ts == 0
 
 
 async def test_servers_are_in_a_room_as_long_as_somebody_is(database: Database) -> None:

@@ -1,8 +1,11 @@
 """Who is invited, by somebody of this server, to a room that a user is in."""
 
+import pytest
+
 from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.transaction import WriteTransaction
+from tests.helpers.plans import note_plans
 
 ALICE, DORA, EVE = "@alice:here.example", "@dora:here.example", "@eve:elsewhere.example"
 GUESTS = [f"@guest{number}:elsewhere.example" for number in range(5)]
@@ -31,3 +34,11 @@ async def test_who_is_invited_by_ours(database: Database) -> None:
 
     await database.write("put", write)
     assert await MembershipStore(database).get_invited_by_ours(ALICE, GUESTS) == {*GUESTS[:2]}
+
+
+async def test_it_is_found_by_whom_it_is_about(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever many rooms the user is: each of them is not looked into for each of the others."""
+    plans = note_plans(sqlite_database, monkeypatch)
+    assert await MembershipStore(sqlite_database).get_invited_by_ours(ALICE, GUESTS) == set()
+    assert plans
+    assert all("memberships_by_user (user_id=? AND membership=?)" in step for step in plans), plans
