@@ -308,6 +308,8 @@ class Deliveries:
             self._drop(line)
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
+        if self._lines.get(row.pusher_nid) is not line:
+            return  # it was removed meanwhile, or another node pushes now and knows more
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, self._told_upto(line) if push is None else push.told.position)
