@@ -115,6 +115,7 @@ class Deliveries:
         """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
         self._touched = TouchedLines(clock, self._wake)
         self._active = False
+        self._floor = 0
         self.is_behind = False
         """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
 
@@ -130,9 +131,11 @@ class Deliveries:
 
     # ------------------------------------------------------------------------------------------- what is to be told
 
-    def start(self, failing: Iterable[PusherRow]) -> None:
-        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`."""
+    def start(self, failing: Iterable[PusherRow], floor: int) -> None:
+        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`. Up to `floor` all
+        others are told."""
         self._active = self.is_behind = True
+        self._floor = floor
         for row in failing:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
@@ -196,8 +199,9 @@ class Deliveries:
         """These are the user's pushers to apps now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
-            if nid in self._told_badges or (set_now and each.success_ts is not None):
-                self.set_badge_due(each, None)  # it may have been off while they read
+            was_set = set_now or each.position > self._floor
+            if nid in self._told_badges or (was_set and each.success_ts is not None):
+                self.set_badge_due(each, each.position)  # it may have been off while they read
             elif set_now:
                 self._tell_badge(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):

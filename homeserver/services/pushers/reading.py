@@ -382,7 +382,7 @@ class PushReading:
         self._has_lease = True
         self._round.interval = FIRST_RENEWAL_SECONDS
         self._hearing.begin(self._floor)
-        self._deliveries.start(failing)
+        self._deliveries.start(failing, self._floor)
         self._letters.start()
         self._schedule()
 
