@@ -305,3 +305,32 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
         settle(server)
     assert told(gateway, first) == keys()
     assert told(gateway, second) == keys()
+
+
+def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is come to after the number was counted for the pusher's sake."""
+    alice, bob = server.register("alice"), server.register("bob")
+    first, second = create_room(bob), create_room(bob)
+    for room_id in (first, second):
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    gateway.held = []
+    say(bob, first, "it is told with the number one")
+    settle(server)
+    late = LateDecisions(monkeypatch)
+    say(bob, first, "this takes long")
+    say(bob, second, "and this waits for it")
+    for is_enabled in (False, True):
+        assert set_pusher(alice, **{"org.matrix.msc3881.enabled": is_enabled}).status == 200
+    settle(server)
+    gateway.release()
+    server.clock.advance(2)
+    settle(server)
+    late.gate.callback(None)
+    settle(server)
+    server.clock.advance(2)
+    settle(server)
+    assert [each.notification["counts"] for each in gateway.taken] == [{"unread": 1}, {"unread": 2}]

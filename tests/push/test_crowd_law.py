@@ -1,22 +1,26 @@
 """The law of pushing to a crowd, which is told in pieces: whatever people do meanwhile, also as the server ends or loses its lease, and in
-whatever order the database answers, what stays unread is pushed to everybody, in order, with the number that holds.
+whatever order the database answers, or is away, what stays unread is pushed to everybody, in order, with the number that holds.
 
-Where nothing ends and no lease is lost, nobody is told twice. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+Every other time nothing ends and no lease is lost: then nobody is told twice. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 
 from homeserver.services.push import own_rules as own_rules_module
+from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers import lines as lines_module
 from homeserver.services.pushers import reading as reading_module
-from storage.database import PostgresConfig, SQLiteConfig
+from homeserver.services.pushers.badges import Badges
+from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
+from storage.push_stream import PushStream
 from storage.transaction import WriteTransaction
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room
@@ -30,7 +34,9 @@ V3 = "/_matrix/client/v3"
 RUNS = int(os.environ.get("MAHALLA_PUSH_RUNS", "6"))
 PEOPLE = 7
 MOVES = 300
-DEEDS = ("say",) * 6 + ("read",) * 3 + ("redact", "replace", "off", "lose", "end")
+CALM = (*("say",) * 6, *("read",) * 3, "redact", "replace", "off", "away")
+DEEDS = (*CALM, "lose", "end")
+"""With what may make that somebody is told twice."""
 
 
 class Person:
@@ -45,11 +51,33 @@ class Person:
         self.then: Callable[[], None] = lambda: None
 
 
+class Disk:
+    """What pushers ask of the database, which is away now and then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fails_next = False
+        for owner, name in ((PushDecisions, "get_actions"), (PushStream, "get_stretch"), (Badges, "get")):
+            self._patch(monkeypatch, owner, name)
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        ask = getattr(owner, name)
+
+        async def ask_or_fail(*arguments: Any) -> Any:
+            if self.fails_next:
+                self.fails_next = False
+                raise DatabaseUnavailable("it is away")
+            return await ask(*arguments)
+
+        monkeypatch.setattr(owner, name, ask_or_fail)
+
+
 class Town:
     """Bob, who talks in two rooms, to people who have pushers."""
 
-    def __init__(self, folder: Path, turns: Turns, config: SQLiteConfig | PostgresConfig, chance: Random) -> None:
-        self.folder, self.turns, self.chance = folder, turns, chance
+    def __init__(
+        self, folder: Path, turns: Turns, config: SQLiteConfig | PostgresConfig, chance: Random, disk: Disk
+    ) -> None:
+        self.folder, self.turns, self.chance, self.disk = folder, turns, chance, disk
         self.database = turns.open(config)
         self.gateway = Gateway()
         self.server = start(folder, self.database, self.gateway)
@@ -66,12 +94,12 @@ class Town:
         self.redacting: dict[str, Pending] = {}
         self.names = count()
         self.builds = 1
-        self.is_disturbed = False
+        self.deeds: Sequence[str] = CALM
 
     def move(self) -> None:
         kind = self.chance.random()
         if kind < 0.12:
-            self.do(self.chance.choice(DEEDS))
+            self.do(self.chance.choice(self.deeds))
         elif kind < 0.4:
             self.server.clock.advance(0)
         elif kind < 0.45:
@@ -91,6 +119,8 @@ class Town:
                 event_id = self.chance.choice(acknowledged)
                 path = f"{V3}/rooms/{room_id}/redact/{event_id}/own{next(self.names)}"
                 self.redacting[event_id] = self.bob.start("PUT", path, {})
+            case "away":
+                self.disk.fails_next = True
             case "lose":
                 self.lose()
             case "end":
@@ -131,7 +161,6 @@ class Town:
 
     def lose(self) -> None:
         """Somebody else takes the lease, and ends at once."""
-        self.is_disturbed = True
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("UPDATE leases SET holder = 'another', expires_ts = 0 WHERE name = 'push'")
@@ -141,7 +170,6 @@ class Town:
 
     def end(self) -> None:
         """The server ends, while what is under way there goes on; another begins."""
-        self.is_disturbed = True
         stopping = Deferred.fromCoroutine(self.server.app.pushers.stop())
         self.wait_for(lambda: stopping.called)
         self.wait_for(lambda: all(each.done for _, each in self.said))
@@ -189,7 +217,7 @@ class Town:
             taken = [each for each in self.gateway.taken if each.pushkey == person.key]
             pushed = [each.notification["event_id"] for each in taken if "event_id" in each.notification]
             first = list(dict.fromkeys(pushed))
-            if not self.is_disturbed:
+            if self.deeds is CALM:
                 assert first == pushed, "nothing is pushed twice"
             assert [order[event_id] for event_id in first] == sorted(order[event_id] for event_id in first)
             assert person.pushed_from is not None
@@ -208,14 +236,21 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.usefixtures("in_pieces")
 def test_what_stays_unread_is_pushed_to_everybody(
-    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, disk: Disk, seed: int
 ) -> None:
     chance = Random(seed)
     turns = Turns()
-    town = Town(tmp_path, turns, database_config, chance)
+    town = Town(tmp_path, turns, database_config, chance, disk)
+    if seed % 2:
+        town.deeds = DEEDS
     turns.begin(chance)
     for _ in range(MOVES):
         town.move()

@@ -22,6 +22,7 @@ from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 
 USERS_REMEMBERED: Final = 20_000
+APPS_REMEMBERED: Final = 100_000
 
 
 class _Rooms(msgspec.Struct):
@@ -33,6 +34,28 @@ class _Rooms(msgspec.Struct):
     doubts: int = 0
     """How often all was doubted when it was counted last."""
     counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
+
+
+class ShownNumbers:
+    """What apps show, as far as this process told it lately: by the number of the pusher."""
+
+    def __init__(self) -> None:
+        self._numbers: OrderedDict[int, int] = OrderedDict()
+
+    def get(self, pusher_nid: int) -> int | None:
+        """What that app shows; None where it is not known."""
+        return self._numbers.get(pusher_nid)
+
+    def note(self, pusher_nid: int, number: int) -> None:
+        """The app shows this from now on."""
+        self._numbers[pusher_nid] = number
+        self._numbers.move_to_end(pusher_nid)
+        if len(self._numbers) > APPS_REMEMBERED:
+            self._numbers.popitem(last=False)
+
+    def forget_all(self) -> None:
+        """Another may tell them now."""
+        self._numbers.clear()
 
 
 class Badges:

@@ -327,9 +327,12 @@ class PushReading:
 
     async def _tell_pusher(self, pusher: PusherRow, told: Told, actions: Actions) -> None:
         was_well = pusher.failing_since_ts is None
-        if told.position <= pusher.position or (was_well and told.position <= self._floor):
+        if was_well and told.position <= self._floor:
             return
-        if pusher.kind == HTTP:
+        if told.position <= pusher.position:
+            if pusher.kind == HTTP:
+                self._deliveries.pass_over(pusher, told.position)
+        elif pusher.kind == HTTP:
             self._deliveries.add(pusher, told, actions)
         elif actions.mails:
             await self._letters.note(pusher, told.room_nid)
