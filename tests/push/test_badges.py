@@ -85,6 +85,23 @@ def test_what_happens_while_it_is_counted_is_counted_after_that() -> None:
     assert (first, second) == ([3], [4])
 
 
+def test_what_is_taken_back_from_a_room_while_it_is_counted_first_is_in_no_number_after_that() -> None:
+    counting = Counting({1: 1})
+    badges = badges_of(counting)
+    first = ask(badges)
+    counting.unread[1] = 0
+    assert badges.touch_room(1) == [ALICE]
+    assert badges.touch_room(2) == []
+    while counting.asked:
+        counting.finish()
+    assert first == [1]
+    second = ask(badges)
+    while counting.asked:
+        counting.finish()
+    assert second == [0]
+    assert badges.touch_room(1) == []
+
+
 def test_a_count_that_fails_is_made_again_by_the_next() -> None:
     counting = Counting({1: 3})
     badges = badges_of(counting)

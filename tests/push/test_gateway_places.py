@@ -125,6 +125,27 @@ def test_gateways_that_begin_to_hang_hold_their_places_for_a_moment_only() -> No
     assert not pushing.clock.getDelayedCalls()
 
 
+def test_gateways_that_hang_are_seen_also_by_who_was_stopped_and_pushes_again() -> None:
+    """As a node that lost the lease of the pushers, and took it again."""
+    hangs = False
+    pushing = Pushing(lambda url: hangs and "turns" in url)
+    hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
+    for _ in range(2):
+        pushing.gateways.stop()
+        hangs = False
+        pushing.clock.pump([1.0] * int(SECONDS))
+        assert all(pushing.push(host) == ["taken"] for host in ["good.example", *hosts])
+        hangs = True
+        for host in hosts:
+            for _ in range(AT_ONCE):
+                pushing.push(host)
+        waits = pushing.push("good.example")
+        assert waits == []
+    pushing.clock.advance(QUICK_SECONDS)
+    assert waits == ["taken"]
+    pushing.gateways.stop()
+
+
 @pytest.mark.parametrize("number", [1, AT_ONCE, AT_ONCE + 3])
 def test_one_gateway_has_so_many_places(number: int) -> None:
     pushing = Pushing(lambda _: True)

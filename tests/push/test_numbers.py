@@ -204,6 +204,29 @@ def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
     assert gateway.badges == [0]
 
 
+@pytest.mark.parametrize("how", ["crash", "stop"])
+def test_a_pusher_that_was_off_is_told_the_number_though_the_server_ends_before_it_is_told(
+    server: TestServer, gateway: Gateway, tmp_path: Path, how: str
+) -> None:
+    alice, bob = two(server)
+    room_id = shared(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 70)
+    set_pusher(alice, **{ENABLED: False})
+    read(alice, room_id, event_id)
+    pass_time(server, 30)
+    set_pusher(alice, **{ENABLED: True})
+    pass_time(server, 1)
+    assert gateway.badges == []
+    if how == "stop":
+        server.run(server.app.pushers.stop())
+        later = start(tmp_path, server.app.database, gateway, seed=2, now=server.clock.seconds())
+    else:
+        later = crash(server, tmp_path, gateway)
+    pass_time(later)
+    assert gateway.badges == [0]
+
+
 def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
     server: TestServer, gateway: Gateway
 ) -> None:

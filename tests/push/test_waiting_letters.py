@@ -1,18 +1,20 @@
 """Letters that wait, as the mail server or the database is away: what becomes of them when that is over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from homeserver.services.mail.relay import CannotDeliver
+from homeserver.services.pushers.missed import Missed, MissedEvents
 from storage.after_restore import settle_restored
 from storage.database import Database, DatabaseUnavailable
 from storage.outgoing_mail import OutgoingMailRow
+from storage.pushers import PusherStore
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway
+from tests.helpers.gateway import Gateway, settle
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
 from tests.push.test_letters import HOUR, MINUTE, email_pusher, link_in, pass_time, reader, room_of, start, texts
@@ -221,3 +223,73 @@ def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
     assert email_pusher(carol).status == 200
     assert later.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 200
     assert len(carol.get(f"{V3}/pushers").json["pushers"]) == settles
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_database_that_is_away_as_it_is_noted_keeps_no_letter(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    server = start(tmp_path, sqlite_database)
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+
+    async def be_away(_store: PusherStore, _noted: Mapping[int, int]) -> None:
+        raise DatabaseUnavailable("it is restarted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PusherStore, "set_due", be_away)
+        say(bob, room_id, "zanjabil")
+        settle(server)
+    pass_time(server, MINUTE)
+    if is_restarted:
+        server.run(server.app.pushers.stop())
+        server = start(tmp_path, sqlite_database, seed=2, now=server.clock.seconds())
+    pass_time(server, 15 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
+def test_a_database_that_is_away_as_a_letter_is_written_puts_it_off_for_a_moment(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = reader(server), server.register("bob")
+    say(bob, room_of(alice, bob), "zanjabil")
+    settle(server)
+
+    async def be_away(_missed: MissedEvents, _user_id: UserID, _after: int) -> Missed:
+        raise DatabaseUnavailable("it is restarted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MissedEvents, "get", be_away)
+        pass_time(server, 12 * MINUTE)
+    pass_time(server, 2 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
+def test_a_database_that_is_away_after_a_letter_was_written_keeps_not_the_next(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells of what came while the first one was written."""
+    alice, bob = reader(server), server.register("bob")
+    first, second = room_of(alice, bob), room_of(alice, bob)
+    say(bob, first, "zanjabil")
+    settle(server)
+    get, set_due, noted = MissedEvents.get, PusherStore.set_due, list[Mapping[int, int]]()
+
+    async def take_long(missed: MissedEvents, user_id: UserID, after: int) -> Missed:
+        found = await get(missed, user_id, after)
+        if not noted:
+            say(bob, second, "zarchava")
+            settle(server)
+        return found
+
+    async def fail_once(store: PusherStore, due: Mapping[int, int]) -> None:
+        noted.append(due)
+        if len(noted) == 2:
+            raise DatabaseUnavailable("it is restarted")
+        await set_due(store, due)
+
+    monkeypatch.setattr(MissedEvents, "get", take_long)
+    monkeypatch.setattr(PusherStore, "set_due", fail_once)
+    pass_time(server, 25 * MINUTE)
+    assert len(noted) > 1
+    assert len(server.relay.letters) == 2

@@ -55,9 +55,10 @@ class PushDecisions:
         in then; whom the event itself invites is told of it, also into a room that this server is not in
         (`OutsideMemberships.find_event`), unless they want no invites of its sender.
 
-        Costs at most five queries whatever the number of users, and none of them where rules, ignored users and the room are
-        in memory but that for the memberships of those who may be told: who has muted the room costs nothing. A set of rules is
-        asked once for all users who have it, unless the event names them. The room's members and power levels are those of now.
+        Costs at most five queries, besides those for rules that are not in memory (`OwnRules.of_users`), and none of them where ignored
+        users and the room are in memory, too, but that for the memberships of those who may be told: who has muted the room costs
+        nothing. A set of rules is asked once for all users who have it, unless the event names them. The room's members and power
+        levels are those of now.
         """
         event = stored.event
         if not await self._is_news(stored):

@@ -8,7 +8,7 @@ spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -22,15 +22,40 @@ from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 
 USERS_REMEMBERED: Final = 20_000
+APPS_REMEMBERED: Final = 100_000
 
 
 class _Rooms(msgspec.Struct):
     unread: dict[int, int] = msgspec.field(default_factory=dict)
     """Only those with something unread."""
     touched: set[int] = msgspec.field(default_factory=set)
+    counted: Set[int] = frozenset()
+    """Those that are being counted."""
     doubts: int = 0
     """How often all was doubted when it was counted last."""
     counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
+
+
+class ShownNumbers:
+    """What apps show, as far as this process told it lately: by the number of the pusher."""
+
+    def __init__(self) -> None:
+        self._numbers: OrderedDict[int, int] = OrderedDict()
+
+    def get(self, pusher_nid: int) -> int | None:
+        """What that app shows; None where it is not known."""
+        return self._numbers.get(pusher_nid)
+
+    def note(self, pusher_nid: int, number: int) -> None:
+        """The app shows this from now on."""
+        self._numbers[pusher_nid] = number
+        self._numbers.move_to_end(pusher_nid)
+        if len(self._numbers) > APPS_REMEMBERED:
+            self._numbers.popitem(last=False)
+
+    def forget_all(self) -> None:
+        """Another may tell them now."""
+        self._numbers.clear()
 
 
 class Badges:
@@ -63,7 +88,9 @@ class Badges:
     def touch_room(self, room_nid: int) -> Sequence[str]:
         """It may have changed for anybody: something in the room was taken away. Whose number may be another, of those whose is
         known."""
-        users = [user_id for user_id, rooms in self._users.items() if room_nid in rooms.unread]
+        users = [
+            user_id for user_id, rooms in self._users.items() if room_nid in rooms.unread or room_nid in rooms.counted
+        ]
         for user_id in users:
             self._users[user_id].touched.add(room_nid)
         return users
@@ -95,12 +122,15 @@ class Badges:
             if rooms.doubts != self._doubts:
                 rooms.touched.update(memberships, rooms.unread)
                 rooms.doubts = self._doubts
-            touched, rooms.touched = rooms.touched, set()
+            rooms.counted = touched = rooms.touched
+            rooms.touched = set()
             try:
                 await self._count(user_id, rooms, touched, memberships)
             except BaseException:
                 rooms.touched |= touched
                 raise
+            finally:
+                rooms.counted = frozenset()
         invites = [row for row in memberships.values() if row.membership == "invite"]
         shown = [row for row in invites if not await self._permissions.hides(row)]
         return len(shown) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))

@@ -13,7 +13,6 @@ Laws:
 spec: push-gateway-api#homeserver-behaviour
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -26,7 +25,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
-from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.badges import Badges, ShownNumbers
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
 from homeserver.services.pushers.lines import Line, Push, TouchedLines, url_of
@@ -45,7 +44,6 @@ LONGEST_PAUSE_MS: Final = 3600_000
 GROWTH: Final = 3
 BADGE_SECONDS: Final = 2.0
 """For so long a change of the badge waits for further ones: who reads sends several receipts."""
-BADGES_REMEMBERED: Final = 100_000
 MOST_COUNTED: Final = 500
 """Numbers that are counted in one round to see whether they wait for a gateway that cannot be reached."""
 MAX_ERROR_CHARS: Final = 300
@@ -109,12 +107,13 @@ class Deliveries:
         self._jitter_seconds = jitter_seconds
         self._lines: dict[int, Line] = {}
         self._by_user: dict[str, dict[int, Line]] = {}
-        self._told_badges: OrderedDict[int, int] = OrderedDict()
+        self._shown = ShownNumbers()
         self._standings: dict[int, Standing] = {}
         self._urgent: set[int] = set()
         """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
         self._touched = TouchedLines(clock, self._wake)
         self._active = False
+        self._floor = 0
         self.is_behind = False
         """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
 
@@ -130,9 +129,11 @@ class Deliveries:
 
     # ------------------------------------------------------------------------------------------- what is to be told
 
-    def start(self, failing: Iterable[PusherRow]) -> None:
-        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`."""
+    def start(self, failing: Iterable[PusherRow], floor: int) -> None:
+        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`. Up to `floor` all
+        others are told."""
         self._active = self.is_behind = True
+        self._floor = floor
         for row in failing:
             line = self._find(row)
             line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
@@ -155,7 +156,7 @@ class Deliveries:
             line.cancel()
         self._lines.clear()
         self._by_user.clear()
-        self._told_badges.clear()
+        self._shown.forget_all()
         self._standings.clear()
         self._urgent.clear()
         self._touched.clear()
@@ -175,6 +176,11 @@ class Deliveries:
             line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
             line.give_up_one()
+
+    def pass_over(self, row: PusherRow, position: int) -> None:
+        """What stands there was said before the pusher was set, perhaps while it was off: only the number that it shows may be another."""
+        if self._shown.get(row.pusher_nid) is not None:
+            self.set_badge_due(row, position)
 
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
         """What the user has not read may have become another number, by what stands there in the stream."""
@@ -196,10 +202,11 @@ class Deliveries:
         """These are the user's pushers to apps now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
-            if nid in self._told_badges or (set_now and each.success_ts is not None):
-                self.set_badge_due(each, None)  # it may have been off while they read
+            was_set = set_now or each.position > self._floor
+            if self._shown.get(nid) is not None or (was_set and each.success_ts is not None):
+                self.set_badge_due(each, each.position)  # it may have been off while they read
             elif set_now:
-                self._tell_badge(nid, 0)
+                self._shown.note(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
             if row is None:
@@ -308,8 +315,10 @@ class Deliveries:
             self._drop(line)
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
+        if self._lines.get(row.pusher_nid) is not line:
+            return  # it was removed meanwhile, or another node pushes now and knows more
         if body.unread is not None:
-            self._tell_badge(row.pusher_nid, body.unread)
+            self._shown.note(row.pusher_nid, body.unread)
         self._succeed(line, self._told_upto(line) if push is None else push.told.position)
 
     def _send_again(self, line: Line, push: Push | None) -> None:
@@ -326,12 +335,6 @@ class Deliveries:
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
             self._pause(line, FIRST_PAUSE_MS)
-
-    def _tell_badge(self, pusher_nid: int, unread: int) -> None:
-        self._told_badges[pusher_nid] = unread
-        self._told_badges.move_to_end(pusher_nid)
-        if len(self._told_badges) > BADGES_REMEMBERED:
-            self._told_badges.popitem(last=False)
 
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
@@ -365,7 +368,7 @@ class Deliveries:
         if line.badge_under_way is None or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
-        if self._told_badges.get(row.pusher_nid) == unread:
+        if self._shown.get(row.pusher_nid) == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
 
@@ -373,8 +376,8 @@ class Deliveries:
         """Whether a number that is due is another than the app was told. If not, it is due no longer."""
         due = line.badge
         if due is not None:
-            told = self._told_badges.get(line.row.pusher_nid)
-            if told == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
+            shown = self._shown.get(line.row.pusher_nid)
+            if shown == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
                 line.badge = None  # else it has become due once more while it was counted
         return line.unfinished is not None
 

@@ -27,7 +27,7 @@ from homeserver.services.mail.outbox import Outbox
 from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.missed import Missed, MissedEvents
 from homeserver.services.pushers.unsubscribing import Unsubscribing
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable
 from storage.outgoing_mail import LetterOf
 from storage.profiles import ProfileStore
 from storage.pushers import EmailPause, PusherRow, PusherStore
@@ -119,7 +119,11 @@ class EmailDigests:
         """What was noted is durable when this returns."""
         noted, self._noted = self._noted, {}
         if noted:
-            await self._store.set_due(noted)
+            try:
+                await self._store.set_due(noted)
+            except BaseException:
+                self._noted = noted | self._noted
+                raise
             self._sleep_until(min(noted.values()))
 
     async def is_missed(self, pusher_nid: int, event_nids: Sequence[int]) -> bool:
@@ -171,6 +175,7 @@ class EmailDigests:
         self._is_working = False
 
     async def _work(self) -> None:
+        await self.flush()  # what could not be noted, as the database was away
         while self._active:
             rows = await self._store.get_due(self._now_ms(), AT_ONCE)
             for row in rows:
@@ -185,6 +190,8 @@ class EmailDigests:
         """As `_look`; where that fails by a bug of ours, the next letter is tried in a day."""
         try:
             await self._look(row)
+        except DatabaseUnavailable:
+            raise
         except Exception:
             self.log.failure("a letter about what {user} missed could not be written", user=row.user_id)
             later = self._now_ms() + LONGEST_PAUSE_MS
@@ -238,7 +245,8 @@ class EmailDigests:
         await self._database.write("write_digest", write)
         noted = self._due.get(row.pusher_nid)
         if noted is not None:  # something has come meanwhile, and what noted it may just have been overwritten
-            await self._store.set_due({row.pusher_nid: noted})
+            self._noted[row.pusher_nid] = noted
+            await self.flush()
         if due_ts is not None:
             self._due[row.pusher_nid] = due_ts if noted is None else min(due_ts, noted)
 

@@ -170,8 +170,9 @@ class Gateways:
         self._gateways.clear()
         for line in self._lines.values():
             line.clear()
-        if self._watch is not None and self._watch.active():
+        if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
 
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
         """Bring a notification; False where the gateway says that nobody wants it there. Raises `PushFailed`."""

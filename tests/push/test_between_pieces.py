@@ -1,0 +1,336 @@
+"""What happens while a crowd is told in pieces, or as a server ends: nobody goes without what concerns them, nobody is told of it twice."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.room_events import StoredEvent
+from homeserver.services.push.actions import Actions
+from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.pushers import lines as lines_module
+from homeserver.services.pushers import reading as reading_module
+from storage.database import Database, DatabaseUnavailable
+from storage.pushers import PusherStore, Standing
+from storage.transaction import WriteTransaction
+from tests.helpers.federated import create_room, say
+from tests.helpers.gateway import Gateway, set_pusher, settle, start
+from tests.helpers.server import TestServer, User
+
+V3 = "/_matrix/client/v3"
+AT_ONCE = 3
+CROWD = 8
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TestServer:
+    monkeypatch.setattr(reading_module, "TOLD_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", AT_ONCE)
+    return start(tmp_path, sqlite_database, gateway)
+
+
+def crowd(server: TestServer) -> tuple[User, RoomID]:
+    """Bob, in a room of his, with so many who have pushers."""
+    bob = server.register("bob")
+    room_id = create_room(bob)
+    for number in range(CROWD):
+        user = server.register(f"user{number}")
+        assert user.post(f"{V3}/join/{room_id}").status == 200
+        assert set_pusher(user, f"key{number}").status == 200
+    settle(server)
+    return bob, room_id
+
+
+def told(gateway: Gateway, event_id: str) -> list[str]:
+    """To whom an event was pushed."""
+    return sorted(each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id)
+
+
+def keys() -> list[str]:
+    return [f"key{number}" for number in range(CROWD)]
+
+
+class SlowNotes:
+    """That it is noted how pushers stand takes until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate: Deferred[None] = Deferred()
+        set_standings = PusherStore.set_standings
+
+        async def take_long(store: PusherStore, standings: Mapping[int, Standing]) -> None:
+            await set_standings(store, standings)
+            await self.gate
+
+        monkeypatch.setattr(PusherStore, "set_standings", take_long)
+
+
+def end(server: TestServer) -> Deferred[None]:
+    """Begin to end the server's pushing, with `SlowNotes`."""
+    stopping = Deferred.fromCoroutine(server.app.pushers.stop())
+    assert not stopping.called
+    return stopping
+
+
+def again(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
+    return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
+
+
+def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob, room_id = crowd(server)
+    say(bob, room_id, "before")
+    settle(server)
+    slow, stoppings = SlowNotes(monkeypatch), list[Deferred[None]]()
+
+    async def end_meanwhile(
+        _: PushDecisions, _stored: StoredEvent, _users: Collection[UserID]
+    ) -> Mapping[UserID, Actions]:
+        """Those who are asked of first are told nothing."""
+        stoppings.append(end(server))
+        return {}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PushDecisions, "get_actions", end_meanwhile)
+        event_id = say(bob, room_id, "hello")
+        settle(server)
+    assert len(stoppings) == 1
+    assert told(gateway, event_id) == []
+    slow.gate.callback(None)
+    assert stoppings[0].called
+    settle(again(server, tmp_path, gateway))
+    assert told(gateway, event_id) == keys()
+
+
+def test_what_comes_as_the_server_ends_is_told_by_the_next(
+    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob, room_id = crowd(server)
+    say(bob, room_id, "before")
+    settle(server)
+    slow = SlowNotes(monkeypatch)
+    stopping = end(server)
+    event_id = say(bob, room_id, "hello")
+    settle(server)
+    slow.gate.callback(None)
+    assert stopping.called
+    settle(again(server, tmp_path, gateway))
+    assert told(gateway, event_id) == keys()
+
+
+def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_follows(
+    server: TestServer, gateway: Gateway
+) -> None:
+    bob, room_id = crowd(server)
+    carol = server.register("carol")
+    assert carol.post(f"{V3}/join/{room_id}").status == 200
+    event_id = say(bob, room_id, "hello")
+    settle(server)
+    said = list[str]()
+
+    def act() -> None:
+        assert set_pusher(carol, "carol").status == 200
+        said.append(say(bob, room_id, "for carol too"))
+
+    assert bob.put(f"{V3}/rooms/{room_id}/redact/{event_id}/1", {}).status == 200
+    server.clock.callLater(0, server.clock.callLater, 0, act)
+    settle(server)
+    assert told(gateway, said[0]) == sorted(["carol", *keys()])
+
+
+def test_pushes_go_though_something_more_is_always_to_be_read(server: TestServer, gateway: Gateway) -> None:
+    bob, room_id = crowd(server)
+    said = list[str]()
+    pushed = list[int]()
+
+    def turn() -> None:
+        said.append(say(bob, room_id, str(len(said))))
+        pushed.append(len(told(gateway, said[0])))
+        if len(said) < 40:
+            server.clock.callLater(0, turn)
+
+    turn()
+    server.clock.advance(0)
+    assert pushed[20] == CROWD
+
+
+def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob, room_id = crowd(server)
+    gateway.held = []
+    before = say(bob, room_id, "before")
+    settle(server)
+    asked, get_actions = list[int](), PushDecisions.get_actions
+
+    async def fail_once(
+        decisions: PushDecisions, stored: StoredEvent, users: Collection[UserID]
+    ) -> Mapping[UserID, Actions]:
+        asked.append(len(users))
+        if len(asked) == 2:
+            raise DatabaseUnavailable("it is away")
+        return await get_actions(decisions, stored, users)
+
+    monkeypatch.setattr(PushDecisions, "get_actions", fail_once)
+    event_id = say(bob, room_id, "hello")
+    settle(server)
+    gateway.release()
+    server.clock.advance(10)
+    settle(server)
+    assert told(gateway, before) == keys()
+    assert told(gateway, event_id) == keys()
+
+
+def take_over(server: TestServer) -> None:
+    """Another node takes the lease, as if this one were gone, and pushes all that there is up to now."""
+    upto = server.app.database.streams.current()
+
+    def write(txn: WriteTransaction) -> None:
+        sql = "UPDATE leases SET holder = 'another', position = ? WHERE name = 'push'"
+        assert txn.execute(sql, (upto,)) == 1
+
+    server.run(server.app.database.write("test", write))
+
+
+def hand_lease(server: TestServer, holder: str, expires_ts: int) -> None:
+    def write(txn: WriteTransaction) -> None:
+        sql = "UPDATE leases SET holder = ?, expires_ts = ? WHERE name = 'push'"
+        assert txn.execute(sql, (holder, expires_ts)) == 1
+
+    server.run(server.app.database.write("test", write))
+
+
+def lose_lease(server: TestServer) -> None:
+    take_over(server)
+    server.clock.advance(10)
+    settle(server)
+    assert not server.app.pushers.reading._has_lease
+
+
+def take_again(server: TestServer) -> None:
+    take_over(server)
+    server.clock.advance(10)
+    settle(server)
+    assert server.app.pushers.reading._has_lease
+
+
+def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    first, second = create_room(bob), create_room(bob)
+    for room_id in (first, second):
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    gateway.held = []
+    say(bob, first, "it is told with the number one")
+    settle(server)
+    lose_lease(server)
+    gateway.release()
+    event_id = say(bob, second, "the other node tells it, with the number two")
+    take_again(server)
+    assert alice.post(f"{V3}/rooms/{second}/receipt/m.read.private/{event_id}", {}).status == 200
+    settle(server)
+    server.clock.advance(2)
+    settle(server)
+    assert gateway.badges == [1]
+
+
+class LateDecisions:
+    """Until `gate` is called the database has not answered who is told what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate: Deferred[None] = Deferred()
+        get_actions = PushDecisions.get_actions
+
+        async def answer_late(
+            decisions: PushDecisions, stored: StoredEvent, users: Collection[UserID]
+        ) -> Mapping[UserID, Actions]:
+            found = await get_actions(decisions, stored, users)
+            if not self.gate.called:
+                await self.gate
+            return found
+
+        monkeypatch.setattr(PushDecisions, "get_actions", answer_late)
+
+
+def test_what_another_node_has_told_since_is_not_told_once_more(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob, room_id = crowd(server)
+    say(bob, room_id, "before")
+    settle(server)
+    late = LateDecisions(monkeypatch)
+    told_by_the_other = say(bob, room_id, "hello")
+    settle(server)
+    lose_lease(server)
+    late.gate.callback(None)
+    settle(server)
+    take_again(server)
+    event_id = say(bob, room_id, "hello again")
+    settle(server)
+    assert told(gateway, told_by_the_other) == []
+    assert told(gateway, event_id) == keys()
+
+
+def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is told then would hide what its pusher has missed before."""
+    bob, room_id = crowd(server)
+    gateway.failure = 503
+    first = say(bob, room_id, "hello")
+    server.clock.advance(10)
+    settle(server)
+    late = LateDecisions(monkeypatch)
+    second = say(bob, room_id, "hello again")
+    settle(server)
+    monkeypatch.setattr(server.app.pushers.reading._lease, "is_alone", False)
+    hand_lease(server, "another", 1 << 60)
+    server.clock.advance(10)
+    hand_lease(server, "another", 0)  # which has ended before it pushed anything
+    server.clock.advance(10)
+    late.gate.callback(None)
+    gateway.failure = None
+    for _ in range(6):
+        server.clock.advance(10)
+        settle(server)
+    assert told(gateway, first) == keys()
+    assert told(gateway, second) == keys()
+
+
+def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is come to after the number was counted for the pusher's sake."""
+    alice, bob = server.register("alice"), server.register("bob")
+    first, second = create_room(bob), create_room(bob)
+    for room_id in (first, second):
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    gateway.held = []
+    say(bob, first, "it is told with the number one")
+    settle(server)
+    late = LateDecisions(monkeypatch)
+    say(bob, first, "this takes long")
+    say(bob, second, "and this waits for it")
+    for is_enabled in (False, True):
+        assert set_pusher(alice, **{"org.matrix.msc3881.enabled": is_enabled}).status == 200
+    settle(server)
+    gateway.release()
+    server.clock.advance(2)
+    settle(server)
+    late.gate.callback(None)
+    settle(server)
+    server.clock.advance(2)
+    settle(server)
+    assert [each.notification["counts"] for each in gateway.taken] == [{"unread": 1}, {"unread": 2}]
