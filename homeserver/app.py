@@ -73,7 +73,7 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable
 from storage.executors import Executor
 
 ALWAYS_SERVED = frozenset({"client", "health"})
@@ -235,14 +235,22 @@ class Server:
         self.incoming.inbox.stop()
         self.rooms.elsewhere.leaving.stop()
         self.rooms.elsewhere.planned_invites.stop()
-        await self._jobs.stop()
-        await self.calls.delayed_events.stop()
-        await self.federation_out.sender.stop()
-        await self.pushers.stop()
-        await self.accounts.last_seen.stop()
-        await self.rooms.presence.stop()
-        await self.media.stop()
-        await self.mail.stop()
+        for part in (
+            self._jobs,
+            self.calls.delayed_events,
+            self.federation_out.sender,
+            self.pushers,
+            self.accounts.last_seen,
+            self.rooms.presence,
+            self.media,
+            self.mail,
+        ):
+            try:
+                await part.stop()
+            except DatabaseUnavailable as error:
+                self.log.warn("what waited could not be written: {error}", error=error)
+            except Exception:  # the others have something to write, too
+                self.log.failure("a part of the server could not stop as it should")
         await self.database.close()
 
 

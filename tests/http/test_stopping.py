@@ -1,39 +1,38 @@
-"""A server that is stopped while it is still about to begin its work."""
+"""A server that stops while its database is away, or while one of its parts fails: all others end as they should."""
 
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
-from storage.database import Database
-from storage.leases import LeaseStore
+from storage.database import Database, DatabaseUnavailable
+from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer
 
 
-@pytest.mark.parametrize("name", ["sending", "push"])
-def test_the_stop_waits_for_a_lease_that_is_just_being_taken(
-    server: TestServer, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    "error", [DatabaseUnavailable("it is restarted"), ZeroDivisionError()], ids=["away", "a fault"]
+)
+def test_what_cannot_be_written_keeps_nobody_from_ending(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Else it would ask a database that is closed, or keep a lease which others wait for."""
-    worker = server.app.federation_out.sender if name == "sending" else server.app.pushers.reading
-    taken: Deferred[None] = Deferred()
-    take = LeaseStore.take
+    server.app.start_jobs()
+    alice = server.register("alice")
+    alice.post("/_matrix/client/v3/createRoom")
+    ended: list[str] = []
 
-    async def take_slowly(self: LeaseStore, *args: Any, **more: Any) -> Any:
-        await taken
-        return await take(self, *args, **more)
+    async def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(LeaseStore, "take", take_slowly)
-    worker.start()
-    stopped: list[None] = []
-    Deferred.fromCoroutine(worker.stop()).addCallback(stopped.append)
-    assert stopped == []
+    async def end() -> None:
+        ended.append("mail")
 
-    taken.callback(None)
-
-    assert stopped == [None]
-    assert server.run(is_free(server.app.database, name, int(server.clock.seconds() * 1000)))
-
-
-async def is_free(database: Database, name: str, now: int) -> bool:
-    return await LeaseStore(database, name).take("another node", now, now + 1, by_force=False) is not None
+    monkeypatch.setattr(Database, "write", fail)
+    monkeypatch.setattr(server.app.mail, "stop", end)
+    with capturedLogs() as logs:
+        server.run(server.app.stop())
+    assert ended == ["mail"]
+    failures = [log for log in logs if "log_failure" in log]
+    assert bool(failures) is isinstance(error, ZeroDivisionError), "a database that is away is no failure of the server"
+    with pytest.raises(DatabaseUnavailable, match="closed"):
+        run_coroutine(server.app.database.read("nothing", lambda _: None), None)
