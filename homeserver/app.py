@@ -235,16 +235,9 @@ class Server:
         self.incoming.inbox.stop()
         self.rooms.elsewhere.leaving.stop()
         self.rooms.elsewhere.planned_invites.stop()
-        for part in (
-            self._jobs,
-            self.calls.delayed_events,
-            self.federation_out.sender,
-            self.pushers,
-            self.accounts.last_seen,
-            self.rooms.presence,
-            self.media,
-            self.mail,
-        ):
+        doing = (self._jobs, self.calls.delayed_events, self.federation_out.sender, self.pushers)
+        keeping = (self.accounts.last_seen, self.rooms.presence, self.media, self.mail)
+        for part in (*doing, *keeping):
             try:
                 await part.stop()
             except DatabaseUnavailable as error:
