@@ -8,7 +8,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer
 
 
-@pytest.mark.parametrize("error", [DatabaseUnavailable("it is restarted"), ZeroDivisionError()], ids=["away", "a fault"])
+@pytest.mark.parametrize(
+    "error", [DatabaseUnavailable("it is restarted"), ZeroDivisionError()], ids=["away", "a fault"]
+)
 def test_what_cannot_be_written_keeps_nobody_from_ending(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
