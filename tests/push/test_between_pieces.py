@@ -10,18 +10,15 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.room_events import StoredEvent
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
-from homeserver.services.pushers import lines as lines_module
-from homeserver.services.pushers import reading as reading_module
 from storage.database import Database, DatabaseUnavailable
 from storage.pushers import PusherStore, Standing
 from storage.transaction import WriteTransaction
+from tests.helpers.crowds import CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
-AT_ONCE = 3
-CROWD = 8
 
 
 @pytest.fixture
@@ -31,21 +28,19 @@ def gateway() -> Gateway:
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TestServer:
-    monkeypatch.setattr(reading_module, "TOLD_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", AT_ONCE)
+    tell_in_pieces(monkeypatch)
     return start(tmp_path, sqlite_database, gateway)
 
 
-def crowd(server: TestServer) -> tuple[User, RoomID]:
-    """Bob, in a room of his, with so many who have pushers."""
-    bob = server.register("bob")
-    room_id = create_room(bob)
-    for number in range(CROWD):
-        user = server.register(f"user{number}")
-        assert user.post(f"{V3}/join/{room_id}").status == 200
-        assert set_pusher(user, f"key{number}").status == 200
+def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
+    """Alice, who has a pusher, and Bob, in two rooms of his."""
+    alice, bob = server.register("alice"), server.register("bob")
+    first, second = create_room(bob), create_room(bob)
+    for room_id in (first, second):
+        assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
     settle(server)
-    return bob, room_id
+    return alice, bob, first, second
 
 
 def told(gateway: Gateway, event_id: str) -> list[str]:
@@ -224,12 +219,7 @@ def take_again(server: TestServer) -> None:
 def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
     server: TestServer, gateway: Gateway
 ) -> None:
-    alice, bob = server.register("alice"), server.register("bob")
-    first, second = create_room(bob), create_room(bob)
-    for room_id in (first, second):
-        assert alice.post(f"{V3}/join/{room_id}").status == 200
-    assert set_pusher(alice).status == 200
-    settle(server)
+    alice, bob, first, second = two_rooms(server)
     gateway.held = []
     say(bob, first, "it is told with the number one")
     settle(server)
@@ -311,12 +301,7 @@ def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is come to after the number was counted for the pusher's sake."""
-    alice, bob = server.register("alice"), server.register("bob")
-    first, second = create_room(bob), create_room(bob)
-    for room_id in (first, second):
-        assert alice.post(f"{V3}/join/{room_id}").status == 200
-    assert set_pusher(alice).status == 200
-    settle(server)
+    alice, bob, first, second = two_rooms(server)
     gateway.held = []
     say(bob, first, "it is told with the number one")
     settle(server)

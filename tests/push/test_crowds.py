@@ -17,18 +17,15 @@ from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import UserRules
 from homeserver.services.push.room_rules import RoomRules, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
-from homeserver.services.pushers import lines as lines_module
-from homeserver.services.pushers import reading as reading_module
 from storage.database import Database
 from storage.pushers import PusherRow
+from tests.helpers.crowds import AT_ONCE, CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle, start
+from tests.helpers.gateway import Gateway, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 
 V3 = "/_matrix/client/v3"
-AT_ONCE = 3
-CROWD = 8
 
 
 @pytest.fixture
@@ -38,21 +35,8 @@ def gateway() -> Gateway:
 
 @pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TestServer:
-    monkeypatch.setattr(reading_module, "TOLD_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", AT_ONCE)
+    tell_in_pieces(monkeypatch)
     return start(tmp_path, database, gateway)
-
-
-def crowd(server: TestServer) -> tuple[User, RoomID]:
-    """Bob, in a room of his, with so many who have pushers."""
-    bob = server.register("bob")
-    room_id = create_room(bob)
-    for number in range(CROWD):
-        user = server.register(f"user{number}")
-        assert user.post(f"{V3}/join/{room_id}").status == 200
-        assert set_pusher(user, f"key{number}").status == 200
-    settle(server)
-    return bob, room_id
 
 
 def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:

@@ -1,0 +1,32 @@
+"""A room in which many have pushers, who are told in pieces of a few."""
+
+from typing import Final
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from homeserver.services.pushers import lines, reading
+from tests.helpers.federated import create_room
+from tests.helpers.gateway import set_pusher, settle
+from tests.helpers.server import TestServer, User
+
+AT_ONCE: Final = 3
+CROWD: Final = 8
+
+
+def tell_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on so few are told, or woken, at once."""
+    monkeypatch.setattr(reading, "TOLD_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(lines, "WOKEN_AT_ONCE", AT_ONCE)
+
+
+def crowd(server: TestServer) -> tuple[User, RoomID]:
+    """Bob, in a room of his, with so many who have pushers."""
+    bob = server.register("bob")
+    room_id = create_room(bob)
+    for number in range(CROWD):
+        user = server.register(f"user{number}")
+        assert user.post(f"/_matrix/client/v3/join/{room_id}").status == 200
+        assert set_pusher(user, f"key{number}").status == 200
+    settle(server)
+    return bob, room_id
