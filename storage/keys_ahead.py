@@ -8,6 +8,7 @@ Laws:
 - What is here is bounded; of whom nothing came for longest goes first.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
 from sys import getsizeof
@@ -64,7 +65,7 @@ class KeysAhead:
         """In the order in which they came."""
         self._algorithms: dict[tuple[str, str], set[str]] = {}
         """Of which something is known, by user and device."""
-        self._without: dict[KeyOf, int] = {}
+        self._without: OrderedDict[KeyOf, int] = OrderedDict()
         """Of which no key is left, and the stretch in which that is so."""
 
     def get_all(self, wanted: Iterable[KeyOf]) -> list[KeyRun | None]:
@@ -82,7 +83,7 @@ class KeysAhead:
             txn.when_undone(partial(self._forget_none, of))
             self._without[of] = txn.stretch
             if len(self._without) > MOST_WITHOUT:
-                del self._without[next(iter(self._without))]
+                self._without.popitem(last=False)
 
     def put(self, txn: WriteTransaction, of: KeyOf, run: KeyRun) -> None:
         """Know that from now on, unless the write is undone."""

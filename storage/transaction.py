@@ -5,6 +5,7 @@ Laws:
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ class Latest:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._names: dict[bytes, None] = {}
+        # of a dict whose first entries went it takes long to find the first
+        self._names: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, name: bytes) -> bool:
         """Whether it was not among them; from now on it is."""
@@ -30,7 +32,7 @@ class Latest:
             return False
         self._names[name] = None
         if len(self._names) > self._most:
-            del self._names[next(iter(self._names))]
+            self._names.popitem(last=False)
         return True
 
 
