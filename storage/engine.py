@@ -136,10 +136,10 @@ class Connection(Protocol):
     def call_nodes(self, position: int) -> None:
         """With the commit, call the other nodes to take in what is written up to that position, where there may be others."""
 
-    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable.
 
-        Where nothing was asked since the begin, counters that are not among those looked at may be others than then; None: none may.
+        Where nothing was asked since the begin, counters that are not among those looked at may be others than then.
         """
 
     def rollback(self) -> None: ...

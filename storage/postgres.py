@@ -267,7 +267,7 @@ class PostgresConnection:
     def call_nodes(self, position: int) -> None:
         self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
 
-    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         # in one message with what waits to be sent and the counters
         if self._begins:
             self._send_whole(counters, looked_at)
@@ -317,9 +317,8 @@ class PostgresConnection:
             self._prepared.keep(sql, args, text)
         return text
 
-    def _send_whole(self, counters: Mapping[str, int], looked_at: Collection[str] | None) -> None:
-        """The whole transaction as one message: that is one without BEGIN and COMMIT too. `looked_at`: on which counters it rests, None: on
-        all."""
+    def _send_whole(self, counters: Mapping[str, int], looked_at: Collection[str]) -> None:
+        """The whole transaction as one message: that is one without BEGIN and COMMIT too. `looked_at`: on which counters it rests."""
         before, after = self._counters.get(POSITION), counters.get(POSITION)
         if before is None or after is None:
             self._waiting[0] = b"EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters()
@@ -335,15 +334,13 @@ class PostgresConnection:
             raise
         self._counters.update(counters)
 
-    def _lock_and_move(
-        self, before: int, after: int, counters: Mapping[str, int], looked_at: Collection[str] | None
-    ) -> bytes:
+    def _lock_and_move(self, before: int, after: int, counters: Mapping[str, int], looked_at: Collection[str]) -> bytes:
         """What begins a transaction in which the position moves so, if it rests on nothing that others have changed; what saves other
         counters is left for its end, where that is not the same statement."""
-        others = None if looked_at is None else {*looked_at, *counters} - {POSITION}
-        if others == set():
+        others = {*looked_at, *counters} - {POSITION}
+        if not others:
             return b"EXECUTE lock_and_move (%d, %d)" % (before, after)
-        if others is not None and len(others) == 1 and others <= self._counters.keys():
+        if len(others) == 1 and others <= self._counters.keys():
             (name,) = others
             was = self._counters[name]
             moved = (before, after, name, was, counters.get(name, was))

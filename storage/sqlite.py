@@ -222,7 +222,7 @@ class SQLiteConnection:
     def call_nodes(self, position: int) -> None:
         """There are none."""
 
-    def commit(self, counters: dict[str, int], looked_at: Collection[str] | None = None) -> None:
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
         known, self._counters = self._counters, None  # should the commit fail

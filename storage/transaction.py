@@ -265,8 +265,7 @@ class WriteTransaction(Transaction):
     def counter(self, name: str) -> int:
         """How many numbers of a named counter have been taken; of what other processes took, as of when the batch began."""
         self.looked_at.add(name)
-        value = self._counters.get(name)
-        return self._before.get(name, 0) if value is None else value
+        return self.find_position(name)
 
     def note_position(self, name: str, position: int) -> None:
         """Keep a position that this write has taken under a name: nothing else may take numbers of that counter."""
