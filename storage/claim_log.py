@@ -7,7 +7,8 @@ where other processes claim, the log is *settled*: all marks are moved to where 
 Laws:
 - Of a block, that number holds which is largest: that of its mark, or that in the latest row. So who reads marks reads the log, too, or
   knows what is in it.
-- A row is written only by who knows where the marks are, that is while no other process writes (`WriteTransaction.stretch`).
+- A row is written only by who knows where the marks are, that is while no other process writes (`WriteTransaction.stretch`); and only
+  where that is likely to stay so, as others would have to settle it (`WriteTransaction.is_alone`).
 - The log is bounded, and reading it costs the same however many claims there were: rows that were gathered are not looked at.
 """
 
@@ -63,7 +64,7 @@ class ClaimLog:
     def add(self, txn: WriteTransaction, position: int, now_ms: int, marks: Collection[tuple[int, int]]) -> None:
         """Write down how many keys of these blocks, by number, are given out now. No query, but for the first of a stretch, and where the
         log has become long."""
-        self._learn(txn)
+        self.learn(txn)
         if self._claims >= MOST_CLAIMS or self._marks >= MOST_MARKS:
             self._gather(txn)
         self._taken.update(marks)
@@ -74,6 +75,19 @@ class ClaimLog:
             "INSERT INTO key_claims (claim_nid, claimed_ts, marks) VALUES (?, ?, ?)", (position, now_ms, _pack(marks))
         )
 
+    def learn(self, txn: WriteTransaction, found: Iterable[Row] | None = None) -> None:
+        """See to it that all is known; unless the write is undone. A query where it is not, and its rows were not `found`."""
+        txn.when_undone(self._forget)
+        if self.is_known(txn):
+            return
+        rows = sorted(txn.query(LOGGED) if found is None else found)
+        latest = read_marks(rows)
+        self._taken = {block_nid: taken for block_nid, (taken, _) in latest.items()}
+        self._claims = len(rows)
+        self._marks = sum(len(marks) for _, _, marks in rows) // _mark.size
+        self._upto, self._claimed_ts, _ = rows[-1] if rows else (0, 0, b"")
+        self._stretch = txn.stretch
+
     def is_known(self, txn: WriteTransaction) -> bool:
         """Whether all that is in the log is in memory."""
         return txn.stretch is not None and self._stretch == txn.stretch
@@ -83,14 +97,13 @@ class ClaimLog:
         taken = self._taken
         return {block_nid: (taken[block_nid], self._claimed_ts) for block_nid in block_nids if block_nid in taken}
 
-    def may_say(self, txn: WriteTransaction) -> bool:
-        """Whether it says anything that the marks may not. A query where that is not known."""
-        self._learn(txn)
-        return bool(self._taken)
+    def find_taken(self, block_nid: int) -> int:
+        """How many of a block were given out, where all is known: as many, or as its mark says, if that is more."""
+        return self._taken.get(block_nid, 0)
 
     def settle(self, txn: WriteTransaction) -> None:
         """Move all marks to where the log says, and empty it. A query where it is not known, and a fixed number where there is anything."""
-        self._learn(txn)
+        self.learn(txn)
         self.settle_some(txn, [*self._taken])
         if self._upto:
             self._replace(txn, b"")
@@ -120,19 +133,6 @@ class ClaimLog:
         self._claims = self._marks = 0
         if not marks:
             self._upto = 0
-
-    def _learn(self, txn: WriteTransaction) -> None:
-        """See to it that all is known; unless the write is undone."""
-        txn.when_undone(self._forget)
-        if self.is_known(txn):
-            return
-        rows = sorted(txn.query(LOGGED))
-        latest = read_marks(rows)
-        self._taken = {block_nid: taken for block_nid, (taken, _) in latest.items()}
-        self._claims = len(rows)
-        self._marks = sum(len(marks) for _, _, marks in rows) // _mark.size
-        self._upto, self._claimed_ts, _ = rows[-1] if rows else (0, 0, b"")
-        self._stretch = txn.stretch
 
     def _forget(self) -> None:
         self._stretch = None

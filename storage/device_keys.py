@@ -254,7 +254,8 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     )
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
-    blocks = _blocks(found, _find_claims(found, [row[1] for row in found[_BLOCK]]))
+    logged = _find_logged(found)
+    blocks = _blocks(found, find_marks(logged, [row[1] for row in found[_BLOCK]]) if logged else {})
     told = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
     return _counts(told, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
@@ -306,8 +307,9 @@ def _select_standing(txn: WriteTransaction, user_id: str, device_id: str, log: C
     found = _by_kind(txn.query(_STANDING if is_known else _STANDING_AND_CLAIMS, (user_id, device_id) * 5))
     if not found[_DEVICE]:
         raise NoSuchDevice
-    block_nids = [row[1] for row in found[_BLOCK]]
-    blocks = _blocks(found, log.find_known(block_nids) if is_known else _find_claims(found, block_nids))
+    if not is_known:
+        log.learn(txn, _find_logged(found))
+    blocks = _blocks(found, log.find_known(row[1] for row in found[_BLOCK]))
     return _Standing(
         found[_DEVICE][0][6],
         int(found[_OTHERS][0][1]),
@@ -326,9 +328,9 @@ def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return found
 
 
-def _find_claims(found: Mapping[int, Sequence[Row]], block_nids: Sequence[int]) -> Mapping[int, tuple[int, int]]:
-    """What the log says of these blocks."""
-    return find_marks([(row[1], row[4], row[6]) for row in found[_CLAIM]], block_nids) if found[_CLAIM] else {}
+def _find_logged(found: Mapping[int, Sequence[Row]]) -> list[Row]:
+    """The rows of the log."""
+    return [(row[1], row[4], row[6]) for row in found[_CLAIM]]
 
 
 def _blocks(found: Mapping[int, Sequence[Row]], logged: Mapping[int, tuple[int, int]]) -> list[KeyBlock]:

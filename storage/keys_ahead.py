@@ -33,17 +33,28 @@ class KeyRun(msgspec.Struct, gc=False):
     block_nid: int
     first: int
     """How many of the block come before them."""
+    number: int
+    """How many keys the block has."""
     width: int
     keys: bytes
     """Each with spaces up to the width; after the last may stand a part of another."""
     taken: int = 0
-    """How many of the block were given out, if that is of this stretch."""
+    """How many of the block were given out, in that stretch."""
     stretch: int | None = None
 
     @property
     def end(self) -> int:
         """How many of the block come before what is behind them."""
         return self.first + len(self.keys) // self.width
+
+    @property
+    def left(self) -> int:
+        """How many of the block are not given out."""
+        return self.number - self.taken
+
+    def has(self, taken: int) -> bool:
+        """Whether the key is among these before which so many of the block come."""
+        return self.first <= taken < self.end
 
     def take(self) -> bytes:
         """`"ID":CONTENT` in JSON of the key that comes next, which is given out now; empty where it is not among these."""

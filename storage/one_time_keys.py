@@ -42,6 +42,8 @@ MOST_REMEMBERED: Final = 2000
 """Keys of a device that were given out, of blocks that are used up: an upload looks at all of them."""
 READ_AHEAD: Final = 1536
 """Bytes that a claim reads after a key that it has to read: several keys, as clients make them."""
+MOST_READ_AHEAD: Final = 512 << 10
+"""Bytes that it reads after those that had been read before, all together, unless these are of very many devices."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -81,11 +83,6 @@ class KeyBlock(msgspec.Struct, frozen=True):
 BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.settled, m.claimed_ts, b.names"
 BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
-_OLDEST_LEFT: Final = (
-    f"FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.settled < b.number"
-    " AND b.width > 0 ORDER BY b.block_nid LIMIT 1"
-)
-"""Of a device and an algorithm, by the marks, the block that is given out now."""
 MOVE_MARK: Final = (
     "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid = ? AND settled < ?"
     f" AND {IS_SETTLED} RETURNING block_nid, settled"
@@ -137,45 +134,133 @@ def take_keys(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, position: int, now_ms: int
 ) -> list[bytes | None]:
     """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of the claim. No query where all is known
-    and nobody else writes; else one for what is known, which may be enough, and two to five for the rest."""
+    and nobody else writes, and at most six else."""
     known = ahead.get_all(wishes)
     txn.when_undone(partial(forget_marks, known))
-    keys: list[bytes | None]
-    if txn.stretch is None:
-        keys = _move_marks(txn, known, now_ms)
-    else:
-        keys = _take_known(txn, known, log, position, now_ms) or _move_marks(txn, known, now_ms)
+    if not txn.is_alone:
+        return _take_among_others(txn, wishes, known, ahead, log, now_ms)
+    keys: list[bytes | None] = []
+    marks: list[tuple[int, int]] = []
+    for run in known:
+        if run is not None and run.stretch == txn.stretch and (key := run.take()):
+            keys.append(key)
+            marks.append((run.block_nid, run.taken))
+        else:
+            keys.append(None)
     if None in keys:
         rest = [at for at, key in enumerate(keys) if key is None and not ahead.have_none(txn, wishes[at])]
+        for at, run in zip(rest, _find_runs(txn, {wishes[at]: known[at] for at in rest}, ahead, log), strict=True):
+            known[at] = run
+            if run is not None and (key := run.take()):
+                keys[at] = key
+                marks.append((run.block_nid, run.taken))
+    if marks:
+        log.add(txn, position, now_ms, marks)
+    return keys
+
+
+def _find_runs(
+    txn: WriteTransaction, known: Mapping[KeyOf, KeyRun | None], ahead: KeysAhead, log: ClaimLog
+) -> list[KeyRun | None]:
+    """The keys that come next, while nobody else writes, where what is known of them says nothing of that."""
+    after: dict[KeyOf, int] = {}
+    for of, run in known.items():
+        if run is None or run.stretch != txn.stretch:
+            after[of] = 0
+        elif run.left == 0:
+            after[of] = run.block_nid
+    runs = dict(known)
+    if after:
+        for of, next_run in zip(after, _find_oldest(txn, after, log), strict=True):
+            before = known[of]
+            if next_run is None:
+                ahead.remove(of)
+                ahead.note_none(txn, of)
+                runs[of] = None
+            elif before is not None and before.block_nid == next_run.block_nid and before.has(next_run.taken):
+                before.taken, before.stretch = next_run.taken, txn.stretch
+            else:
+                runs[of] = next_run
+                ahead.put(txn, of, next_run)
+    behind = [(of, run) for of, run in runs.items() if run is not None and not run.has(run.taken)]
+    if behind:
+        _read_on(txn, behind, ahead)
+    return [*runs.values()]
+
+
+def _find_oldest(txn: WriteTransaction, after: Mapping[KeyOf, int], log: ClaimLog) -> list[KeyRun | None]:
+    """Of each of these the block that is given out now, the oldest after that one of which a key is left, and how far; with keys from where
+    its mark stands, which may be before that."""
+    log.learn(txn)
+    rows = [(*of, block_nid) for of, block_nid in after.items()]
+    found = _select_oldest(txn, rows, log)
+    used_up = [at for at, run in enumerate(found) if run is not None and run.left == 0]
+    if used_up:
+        # only the log says so, and may say so of others of these as well
+        of = [rows[at] for at in used_up]
+        blocks = txn.query_each(
+            "SELECT block_nid FROM one_time_key_blocks"
+            " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid > ?",
+            of,
+        )
+        log.settle_some(txn, [block_nid for each in blocks for (block_nid,) in each])
+        for at, run in zip(used_up, _select_oldest(txn, of, log), strict=True):
+            found[at] = run
+    return found
+
+
+def _select_oldest(
+    txn: WriteTransaction, after: Sequence[tuple[str, str, str, int]], log: ClaimLog
+) -> list[KeyRun | None]:
+    """By the marks, and how far by the log, too."""
+    runs: list[KeyRun | None] = []
+    for rows in txn.query_each(f"SELECT b.block_nid, {_next_keys()}", after):
+        run = None
+        for block_nid, number, settled, width, packed in rows:
+            taken = max(settled, log.find_taken(block_nid))
+            run = KeyRun(block_nid, settled, number, width, packed, taken, txn.stretch)
+        runs.append(run)
+    return runs
+
+
+def _read_on(txn: WriteTransaction, behind: Sequence[tuple[KeyOf, KeyRun]], ahead: KeysAhead) -> None:
+    """Read more of these blocks, of which it is known how far they are given out. Who was claimed from several times will be again: so it
+    is the rest of each, if there is room for that."""
+    room = max(READ_AHEAD, MOST_READ_AHEAD // len(behind))
+    found = txn.query_each(
+        "SELECT substr(keys, CAST(? AS INTEGER), CAST(? AS INTEGER)) FROM one_time_key_blocks"
+        " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid = ?",
+        [(run.taken * run.width + 1, run.width + room, *of, run.block_nid) for of, run in behind],
+    )
+    for (of, run), rows in zip(behind, found, strict=True):
+        for (packed,) in rows:
+            ahead.remove(of)
+            run.first, run.keys = run.taken, packed
+            ahead.put(txn, of, run)
+
+
+def _take_among_others(
+    txn: WriteTransaction,
+    wishes: Sequence[KeyOf],
+    known: Sequence[KeyRun | None],
+    ahead: KeysAhead,
+    log: ClaimLog,
+    now_ms: int,
+) -> list[bytes | None]:
+    """The next keys, where other nodes may have given out some since: the marks are moved."""
+    keys = _move_marks(txn, known, now_ms)
+    rest = [at for at, key in enumerate(keys) if key is None and not ahead.have_none(txn, wishes[at])]
+    if rest:
         others = _take_others(txn, [wishes[at] for at in rest], ahead, log, now_ms)
         for at, key in zip(rest, others, strict=True):
             keys[at] = key
     return keys
 
 
-def _take_known(
-    txn: WriteTransaction, known: Sequence[KeyRun | None], log: ClaimLog, position: int, now_ms: int
-) -> list[bytes | None]:
-    """The next keys of those of which all is known; nothing where that is none."""
-    stretch = txn.stretch
-    keys: list[bytes | None] = []
-    marks: list[tuple[int, int]] = []
-    for run in known:
-        if run is not None and run.stretch == stretch and (key := run.take()):
-            keys.append(key)
-            marks.append((run.block_nid, run.taken))
-        else:
-            keys.append(None)
-    if not marks:
-        return []
-    log.add(txn, position, now_ms, marks)
-    return keys
-
-
 def _move_marks(txn: WriteTransaction, known: Sequence[KeyRun | None], now_ms: int) -> list[bytes | None]:
     """The next keys of those of which it is known what comes next, but not that it does. Those are missing of which something else has
     become the next; all, where claims have not been settled. No query where nothing is known, or none of it is left."""
-    runs = [run for run in known if run is not None and (run.stretch is None or run.stretch != txn.stretch)]
+    runs = [run for run in known if run is not None]
     moved: dict[int, int] = {}
     if runs:
         moved = dict(txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in runs]))
@@ -189,13 +274,10 @@ def _take_others(
     txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, now_ms: int
 ) -> list[bytes | None]:
     """The next keys of those of which nothing is known, or what is no longer so."""
-    if not wishes:
-        return []
-    _settle_for(txn, wishes, log)
+    log.settle(txn)
     found = txn.query_each_changing(
-        "SELECT b.block_nid AS found_key, m.settled, b.width,"
-        f" substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD}) {_OLDEST_LEFT}",
-        wishes,
+        f"SELECT b.block_nid AS found_key, {_next_keys()}",
+        [(*wish, 0) for wish in wishes],
         "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid IN {keys}",
         (now_ms,),
     )
@@ -203,8 +285,8 @@ def _take_others(
     for wish, rows in zip(wishes, found, strict=True):
         ahead.remove(wish)
         key = None
-        for block_nid, taken, width, packed in rows:
-            run = KeyRun(block_nid, taken, width, packed, taken, txn.stretch)
+        for block_nid, number, taken, width, packed in rows:
+            run = KeyRun(block_nid, taken, number, width, packed, taken, txn.stretch)
             key = run.take()
             ahead.put(txn, wish, run)
         if key is None:
@@ -213,18 +295,14 @@ def _take_others(
     return keys
 
 
-def _settle_for(txn: WriteTransaction, wishes: Sequence[KeyOf], log: ClaimLog) -> None:
-    """See to it that the marks of all blocks of these hold: where others write as well, those of all, as nothing may be in the log then."""
-    if txn.stretch is None:
-        log.settle(txn)
-    elif log.may_say(txn):
-        oldest = txn.query_each(f"SELECT b.block_nid {_OLDEST_LEFT}", wishes)
-        # keys are given out from the oldest block on: if the log says nothing of that, it says nothing of what comes after it
-        behind = [wish for wish, rows in zip(wishes, oldest, strict=True) if log.find_known([nid for (nid,) in rows])]
-        of_wishes = txn.query_each(
-            "SELECT block_nid FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND algorithm = ?", behind
-        )
-        log.settle_some(txn, [block_nid for rows in of_wishes for (block_nid,) in rows])
+def _next_keys() -> str:
+    """Columns and the rest of a query for the block that is given out now, by the marks, of those after one: how many keys it has, how many
+    of them were given out, their width, and those that come next."""
+    return (
+        f"b.number, m.settled, b.width, substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD}) FROM {BLOCKS}"
+        " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND b.block_nid > ?"
+        " AND m.settled < b.number AND b.width > 0 ORDER BY b.block_nid LIMIT 1"
+    )
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
@@ -311,7 +389,7 @@ def _insert_blocks(
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
-        oldest.setdefault(algorithm, KeyRun(block_nid, 0, width, packed, stretch=txn.stretch))
+        oldest.setdefault(algorithm, KeyRun(block_nid, 0, len(slots), width, packed, stretch=txn.stretch))
         txn.execute_later(
             "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

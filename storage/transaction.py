@@ -130,6 +130,7 @@ class WriteTransaction(Transaction):
         "callbacks",
         "changes",
         "everywhere",
+        "is_alone",
         "known",
         "looked_at",
         "stretch",
@@ -142,6 +143,7 @@ class WriteTransaction(Transaction):
         before: Mapping[str, int],
         counters: dict[str, int],
         stretch: int | None = None,
+        is_alone: bool = False,
         trusts: Latest | None = None,
     ) -> None:
         """`before`: the counters as the batch found them; `counters`: those that are others since, to which this write adds. `trusts`: the
@@ -157,8 +159,9 @@ class WriteTransaction(Transaction):
         """Counters: those that the write does not rest on may have changed since its begin."""
         self.stretch = stretch
         """The number of the stretch that this write is of: batches of this process between which no other has taken a position. So what it
-        learnt in a write of the same stretch still holds, if it changes with a position alone. None: the stretch is so short that
-        others are likely to be at work."""
+        learnt in a write of the same stretch still holds, if it changes with a position alone. None: nothing is known of that."""
+        self.is_alone = is_alone
+        """Whether the stretch is so long that others are unlikely to be at work."""
         self.undoings: list[Callable[[], None]] = []
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []

@@ -249,9 +249,9 @@ class Writer:
         began = self._clock()
         write.failure = None
         write.waited = began - write.queued
-        stretch = self._stretch if self._batches >= LONG_ENOUGH else None
-        trusts = self._latest if trusting and stretch is not None else None
-        txn = WriteTransaction(connection, before, counters, stretch, trusts)
+        is_alone = self._batches >= LONG_ENOUGH
+        trusts = self._latest if trusting and is_alone else None
+        txn = WriteTransaction(connection, before, counters, self._stretch, is_alone, trusts)
         write.undoings, write.looked_at = txn.undoings, txn.looked_at
         if not alone:
             connection.save(checked=not trusting)

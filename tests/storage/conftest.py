@@ -49,6 +49,7 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; claims are
     gathered after three, and settled where they are of more than two blocks."""
     monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
+    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 100)
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
     monkeypatch.setattr(postgres, "STEADY", 2)
     monkeypatch.setattr(one_time_keys, "KEYS_A_BLOCK", 5)

@@ -58,7 +58,7 @@ def make_transaction() -> WriteTransaction:
 
 def test_what_is_known_is_bounded_and_of_whom_nothing_came_for_longest_goes_first() -> None:
     ahead, txn = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))), make_transaction()
-    run = KeyRun(1, 0, 5, b"12345" * 2)
+    run = KeyRun(1, 0, 2, 5, b"12345" * 2)
 
     def known() -> str:
         return "".join(name for name in "abcdef" if ahead.get_all([(name, "", "")]) == [run])
@@ -90,7 +90,7 @@ def test_what_is_known_is_bounded_however_long_the_names_are(more: str) -> None:
             ahead.put(
                 make_transaction(),
                 (f"{ALICE}{number}", f"{number}{more}", f"{more}{number}"),
-                KeyRun(number, 0, 5, b"12345" * 2),
+                KeyRun(number, 0, 2, 5, b"12345" * 2),
             )
         assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
     finally:
@@ -153,11 +153,11 @@ def test_a_log_that_is_copied_to_the_other_database_holds_there(
     node.write(3)
     for number in range(5):
         assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
-    assert count_logged(node) == 2, "what is gathered, and a claim"
+    assert count_logged(node) == 3, "what is gathered, and two claims"
     node.close()
     copy_database(make_engine(source), make_engine(target), lambda _: None)
     node = Node(target, monkeypatch)
-    assert count_logged(node) == 2
+    assert count_logged(node) == 3
     assert [node.count(device_id) for device_id in "AB"] == [5, 5]
     for number in range(5, 10):
         assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
@@ -191,6 +191,8 @@ def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploade
     database_config: Config, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Of a device that adds a key whenever one was given out a claim has to read what comes next."""
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    monkeypatch.setattr(claim_log, "MOST_MARKS", 1000)
     node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
     devices = [f"D{each}" for each in range(number)]
     for key in range(5 + number):
@@ -212,21 +214,23 @@ def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploade
         "to move the marks of those that are known, if the log is empty, and which comes next of the others"
     )
     node.write(3)
-    assert cost(*devices) == 3, "which was read before may be the next, and is not; what the log says is read once"
-    assert cost(*devices) == 1, "it is known that it is not"
+    assert cost(*devices) == 2, "which comes next; a row of the log"
+    assert cost(*devices) == 2, "not what the log says: that is known"
     node.upload("more", ["a"])
     assert cost("more") == 1, "a row of the log"
-    assert cost("none") <= 5, "what the log says is written down"
+    assert cost("none") == 2, "what comes next; whether there is a fallback key"
     assert cost("none") == 1, "that none is left is known"
     node.upload("none", ["1"])
     assert cost("none") == 1, "a row of the log"
-    assert cost("none") <= 5, "what the log says is written down"
+    assert cost("none") == 2
     assert cost("none") == 1
     other.write(1)
     node.write(3)
-    assert cost("none") == 4, (
-        "what the log says; whether that is more of what is next; that; whether there is a fallback key"
+    assert cost("none") == 6, (
+        "what the log says; what is next, which that says is used up; what else it says that of; so that those marks hold; what is next; "
+        "whether there is a fallback key"
     )
+    assert cost("none") == 1
     node.close()
     other.close()
 
@@ -247,13 +251,13 @@ def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_wri
     node.write(3)
     for ts in range(1, 6):
         node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
-    assert count_logged(node) == 2, "what is gathered, and the last claim"
+    assert count_logged(node) == 3, "what is gathered, and the last two claims"
     if how != "still known":
         other.write(1)
         node.write(0 if how == "settled" else 3)
     if how in ("read by the claim", "settled"):
         assert node.claim("Z") == [None], "it has to know what is in the log, or to settle it"
-    assert count_logged(node) == (0 if how == "settled" else 2)
+    assert count_logged(node) == (0 if how == "settled" else 3)
     for _ in range(2):
         assert node.run(node.database.write("upload", put)) == [1], "all but one were given out no longer ago"
     node.close()
