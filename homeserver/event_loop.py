@@ -5,7 +5,8 @@ to make it is a twentieth of a small request or more. Between two events Twisted
 where something is. What comes of an event, and what becomes of one that fails, is Twisted's.
 
 Besides it tells when there is a lull: when what came together was read, and, if that was not much, what came while it was read. Who has
-something to begin that many requests share waits for that, as the writer of the database does with a batch.
+something to begin that many requests share waits for that, as the writer of the database does with a batch; and may wait for what comes
+next, if that is soon.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from storage.executors import InLull, call_at_once
 
 MANY: Final = 4
 """Events that came together, after which nobody waits for more."""
+SOON: Final = 0.001
+"""Seconds; it is the least that epoll_wait(2) can wait for."""
 LONGEST_WAIT: Final = 2_147_483
 """Seconds: so many milliseconds are what epoll_wait(2) takes."""
 
@@ -35,22 +38,39 @@ def poll_without_names(reactor: ReactorBase) -> InLull:
     is, and has none: they are called at once."""
     if not isinstance(reactor, _KINDS):
         return call_at_once
-    for_lull: list[Callable[[], None]] = []
-    reactor.doIteration = partial(_poll, reactor, for_lull, Logger())  # type: ignore[method-assign]
-    return for_lull.append
+    lulls = _Lulls()
+    reactor.doIteration = partial(_poll, reactor, lulls, Logger())  # type: ignore[method-assign]
+    return lulls.add
 
 
-def _poll(reactor: "EPollReactor", for_lull: list[Callable[[], None]], log: Logger, timeout: float | None) -> None:
+class _Lulls:
+    """What is to be done in the next lull."""
+
+    __slots__ = ("are_patient", "functions")
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[[], None]] = []
+        self.are_patient = False
+
+    def add(self, function: Callable[[], None], *, patient: bool = False) -> None:
+        self.are_patient = patient and (self.are_patient or not self.functions)
+        self.functions.append(function)
+
+
+def _poll(reactor: "EPollReactor", lulls: _Lulls, log: Logger, timeout: float | None) -> None:
     """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes.
 
     There is a lull after one more look at the latest, whatever that finds: so what waits for it is never kept from its turn.
     """
     readable = reactor._POLL_IN
+    for_lull = lulls.functions
     wait = -1 if timeout is None else timeout
     while True:
         waiting = len(for_lull)
+        if waiting:
+            wait = SOON if lulls.are_patient and timeout != 0 else 0
         try:
-            events = reactor._poller.poll(0 if waiting else wait, len(reactor._selectables))
+            events = reactor._poller.poll(wait, len(reactor._selectables))
         except InterruptedError:
             return
         for descriptor, event in events:

@@ -20,8 +20,12 @@ from zope.interface import implementer
 
 T = TypeVar("T")
 
-InLull = Callable[[Callable[[], None]], None]
-"""Calls a function once what has come to this process by now was read; on the reactor's thread, from there."""
+
+class InLull(Protocol):
+    """Calls a function once what has come to this process by now was read; on the reactor's thread, from there."""
+
+    def __call__(self, function: Callable[[], None], *, patient: bool = False) -> None:
+        """`patient`: once what comes next was read, if that is within a millisecond or so."""
 
 
 class Executor(Protocol):
@@ -37,8 +41,9 @@ class Executor(Protocol):
         """Fires when all that was submitted is done and delivered, or when waiting longer makes no sense."""
 
 
-def call_at_once(function: Callable[[], None]) -> None:
+def call_at_once(function: Callable[[], None], *, patient: bool = False) -> None:
     """For who knows of no lulls."""
+    del patient
     function()
 
 

@@ -4,6 +4,8 @@ Writes queue up while a batch runs; the next batch takes all that wait. So the f
 writes as came in the meantime, and by those of requests that came together; an idle server still commits a lone write at once.
 
 Laws:
+- Whose writes were acknowledged together are likely to come again together, and whose writes take turns may as well: where they are few,
+  the next batch waits a moment for them (`FEW`). Where that was in vain, several batches do not.
 - A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
   alone.
 - Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
@@ -50,6 +52,15 @@ LONGEST_BATCH = 0.05
 
 TRIES = 3
 """How often a batch is run, when what stopped it may pass."""
+
+FEW = 4
+"""Writes of the latest batch and after it, up to which a batch waits for more: of more, each has little of what a commit costs."""
+
+A_MOMENT = 0.001
+"""Seconds after a batch, for which one waits for those that were in it."""
+
+MOST_REST = 256
+"""Batches that do not wait after some that did in vain."""
 
 LONG_ENOUGH = 8
 """Batches in a row before which nobody else had written: then it is likely to stay so for some."""
@@ -129,8 +140,15 @@ class Writer:
         self._waiting: deque[QueuedWrite] = deque()
         self._lock = threading.Lock()
         self._busy = False
-        # Whether it waits for a lull to begin.
+        # Whether it waits for a lull to begin; for more writes than how many, and how many batches do not wait for more.
         self._begins = False
+        self._hopes_for_more_than = 0
+        self._rests = 0
+        self._rested = 1
+        self._is_closing = False
+        # How many writes the latest batch had, and when it ended.
+        self._latest_size = 0
+        self._ended = 0.0
         self._latest = Latest(MOST_LATEST)
         self._connection: Connection | None = None
         # The position as the latest batch left it, the number of the stretch, and how many batches it has.
@@ -144,30 +162,62 @@ class Writer:
             self._waiting.append(write)
             if self._busy:
                 return
-            self._busy = True
-        self._begins = True
-        self._in_lull(self._begin)
+            self._busy = self._begins = True
+            is_soon = self._latest_size > 1 and write.queued - self._ended < A_MOMENT
+            patient = is_soon and self._hopes_for(self._latest_size)
+        self._in_lull(self._begin, patient=patient)
 
     def close(self) -> Deferred[None]:
         """Run what still waits, then let go of the database."""
+        with self._lock:
+            self._is_closing = True
         self._begin()
         self._executor.submit(self._disconnect)
         return self._executor.close()
 
     def _begin(self) -> None:
-        if self._begins:
-            self._begins = False
+        with self._lock:
+            begins, self._begins = self._begins, False
+        if begins:
             self._executor.submit(self._run)
+
+    def _begin_soon(self) -> None:
+        self._in_lull(self._begin, patient=True)
+
+    def _hopes_for(self, writes: int) -> bool:
+        """Whether the next batch waits for so many to be there. With the lock."""
+        if writes > FEW or self._is_closing:
+            return False
+        if self._rests:
+            self._rests -= 1
+            return False
+        self._hopes_for_more_than = len(self._waiting)
+        return True
+
+    def _note_hope(self) -> None:
+        """Whether it was in vain. With the lock."""
+        if self._hopes_for_more_than:
+            if len(self._waiting) > self._hopes_for_more_than:
+                self._rested = max(self._rested // 2, 1)
+            else:
+                self._rests = self._rested = min(self._rested * 4, MOST_REST)
+            self._hopes_for_more_than = 0
 
     # ------------------------------------------------------------------------------- from here on the writer's thread
 
     def _run(self) -> None:
+        with self._lock:
+            self._note_hope()
         while True:
+            self._run_batch()
             with self._lock:
                 if not self._waiting:
                     self._busy = False
                     return
-            self._run_batch()
+                if self._hopes_for(len(self._waiting) + self._latest_size):
+                    self._begins = True
+                    break
+        self._executor.deliver(self._begin_soon)
 
     def _run_batch(self) -> None:
         started = self._clock()
@@ -202,6 +252,7 @@ class Writer:
                 return
             break
         ended = self._clock()
+        self._latest_size, self._ended = len(batch), ended
         began_at = before.get(POSITION, 0)
         self._left_at = head = counters.get(POSITION, began_at)
         self._executor.deliver(partial(self._publish, batch, began_at, head, ended - started, ended - committed))

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from threading import Timer
 
 import pytest
 from twisted.internet.epollreactor import EPollReactor
@@ -13,6 +14,7 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from homeserver import event_loop
 from homeserver.event_loop import MANY, poll_without_names
 
 Pairs = list[tuple[socket.socket, socket.socket]]
@@ -209,6 +211,35 @@ def test_after_many_that_came_together_nobody_waits_for_more() -> None:
     reactor._poller.close()
     for end in chain.from_iterable(several):
         end.close()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_who_is_patient_waits_for_what_comes_next_but_not_for_long(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, *, comes: bool
+) -> None:
+    monkeypatch.setattr(event_loop, "SOON", 5 if comes else 0.001)
+    reactor = EPollReactor()
+    in_lull = poll_without_names(reactor)
+    done: list[str] = []
+    first, second, _ = [Reader(reactor, pair) for pair in pairs]
+    sender = Timer(0.05, second.there.send, [b"second"])
+
+    def read_first() -> None:
+        done.append(first.here.recv(1000).decode())
+        in_lull(lambda: done.append("lull"), patient=True)
+        in_lull(reactor.stop, patient=True)
+        if comes:
+            sender.start()
+
+    def read_second() -> None:
+        done.append(second.here.recv(1000).decode())
+
+    first.doRead, second.doRead = read_first, read_second  # type: ignore[method-assign]
+    reactor.callWhenRunning(first.there.send, b"first")
+    reactor.run(installSignalHandlers=False)
+    assert done == (["first", "second", "lull"] if comes else ["first", "lull"])
+    reactor.removeAll()
+    reactor._poller.close()
 
 
 def test_without_anything_to_read_there_is_a_lull_at_once(reactor: EPollReactor) -> None:

@@ -137,7 +137,7 @@ def test_a_batch_begins_in_a_lull_with_all_that_came_together(database_config: S
     """And before all where the database is closed."""
     lulls: list[Callable[[], None]] = []
     observer = QueryCounter()
-    database = open_inline(database_config, observer, in_lull=lulls.append)
+    database = open_inline(database_config, observer, in_lull=lambda function, **_: lulls.append(function))
     results: list[object] = []
     for name in "ab":
         Deferred.fromCoroutine(database.write(name, put(name))).addBoth(results.append)

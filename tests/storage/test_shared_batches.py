@@ -1,0 +1,106 @@
+"""Few clients whose writes come to share batches, since one waits a moment for who was answered a moment ago."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction
+from storage.writer import FEW
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+
+
+class Turns:
+    """Clients that write again as soon as they are answered."""
+
+    def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
+        self.observer = QueryCounter()
+        self.executor = SteppedExecutor()
+        self.time = 0.0
+        self.lulls: list[Callable[[], None]] = []
+        self.are_patient: list[bool] = []
+        self.database = open_inline(
+            config, self.observer, self.executor, clock=lambda: self.time, in_lull=self._add_lull
+        )
+        self.answered = 0
+
+    def _add_lull(self, function: Callable[[], None], *, patient: bool = False) -> None:
+        self.lulls.append(function)
+        self.are_patient.append(patient)
+
+    def write(self, meanwhile: int = 0) -> None:
+        """During which so many others write."""
+
+        def fn(txn: WriteTransaction) -> None:
+            txn.next_position()
+            for _ in range(meanwhile):
+                self.write()
+
+        Deferred.fromCoroutine(self.database.write("write", fn)).addCallback(self._count)
+
+    def _count(self, _: None) -> None:
+        self.answered += 1
+
+    def end_lull(self) -> None:
+        self.lulls.pop()()
+        self.executor.run()
+
+
+@pytest.fixture
+def turns(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Turns]:
+    clients = Turns(database_config)
+    yield clients
+    run_coroutine(clients.database.close(), None)
+
+
+def test_whose_writes_take_turns_come_to_share_their_batches(turns: Turns) -> None:
+    turns.write(meanwhile=1)
+    turns.end_lull()
+    assert (turns.observer.batches, turns.answered, turns.are_patient) == ([1], 1, [False, True])
+    turns.write()
+    turns.end_lull()
+    assert (turns.observer.batches, turns.answered) == ([1, 2], 3)
+    turns.write()  # the first of the two is back
+    turns.write()
+    turns.end_lull()
+    assert (turns.observer.batches, turns.are_patient) == ([1, 2, 2], [False, True, True])
+    turns.time += 1
+    turns.write()
+    turns.end_lull()
+    assert turns.are_patient[-1] is False, "whoever they were, they do something else"
+    assert turns.answered == 6
+
+
+def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns) -> None:
+    waits: list[int] = []
+    for number in range(150):
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            turns.end_lull()
+    assert turns.answered == 300
+    assert waits == [0, 5, 22, 87], "but for them, 4, 16 and 64 batches did not"
+
+
+def test_nobody_waits_for_very_many(turns: Turns) -> None:
+    turns.write(meanwhile=FEW)
+    turns.end_lull()
+    assert (turns.observer.batches, turns.are_patient) == ([1, FEW], [False])
+    for _ in range(FEW + 1):
+        turns.write()
+    turns.end_lull()
+    turns.write()
+    assert turns.are_patient == [False, True, False], "for as many as a few; not for more"
+    turns.end_lull()
+
+
+def test_what_waits_for_others_is_written_where_the_database_is_closed(turns: Turns) -> None:
+    turns.write(meanwhile=1)
+    turns.end_lull()
+    assert len(turns.lulls) == 1
+    run_coroutine(turns.database.close(), None)
+    assert turns.answered == 2
+    turns.lulls.pop()()
+    assert turns.observer.batches == [1, 1]
