@@ -136,29 +136,42 @@ class OutsideMemberships:
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
         """The event of a membership that is kept here, for who is told of it: it has no place in the room."""
         told = (await self._store.get_outside(row.room_nid, [row.user_id])).get(row.user_id)
-        if told is None:
-            return None
-        event = load_event(ROOM_VERSIONS[told.version], EventID(told.event_id), RoomID(room.room_id), told.pdu)
-        return StoredEvent(
-            event,
-            EventRow(
-                OUTSIDE,
-                told.event_id,
-                row.room_nid,
-                row.position,
-                event.depth,
-                event.type,
-                event.state_key,
-                event.sender,
-                event.origin_server_ts,
-                int(EventFlag.TIMELINE),
-                None,
-                None,
-                None,
-                told.pdu,
-                None,
-            ),
-        )
+        return None if told is None else _event_of(room, row, told)
+
+    async def find_events(
+        self, user_id: UserID, rooms: Mapping[int, RoomRow], rows: Iterable[MembershipRow]
+    ) -> Mapping[int, StoredEvent]:
+        """The same for memberships of one user, by room; one query."""
+        told = await self._store.get_outside_of(user_id, rooms)
+        return {
+            row.room_nid: _event_of(rooms[row.room_nid], row, told[row.room_nid])
+            for row in rows
+            if row.room_nid in told
+        }
+
+
+def _event_of(room: RoomRow, row: MembershipRow, told: OutsideRow) -> StoredEvent:
+    event = load_event(ROOM_VERSIONS[told.version], EventID(told.event_id), RoomID(room.room_id), told.pdu)
+    return StoredEvent(
+        event,
+        EventRow(
+            OUTSIDE,
+            told.event_id,
+            row.room_nid,
+            row.position,
+            event.depth,
+            event.type,
+            event.state_key,
+            event.sender,
+            event.origin_server_ts,
+            int(EventFlag.TIMELINE),
+            None,
+            None,
+            None,
+            told.pdu,
+            None,
+        ),
+    )
 
 
 def _may_end(event: Event, kept: OutsideRow, present: MembershipRow) -> bool:

@@ -204,7 +204,6 @@ class RoomParts:
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
-
         self.notifications = Notifications(
             push.outcome_store,
             OldOutcomeStore(database),
@@ -213,6 +212,7 @@ class RoomParts:
             self.memberships,
             past,
             self.events,
+            self.outside,
             unread,
             push.rules,
             self.push_decisions,

@@ -10,6 +10,9 @@ was then, and not only as it is: else a move that another one followed upon woul
 Of another server's user nothing is known of the time when no room was shared, and what was kept of them may be forgotten. So who left
 and came back between two answers is told as changed, too, and so are all when it was the client's own user.
 
+Once all of a room's state is here, the states of before are known as they truly were: whoever was a member by the part alone is in none
+of them, and is found by where their stay ended.
+
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
@@ -79,11 +82,12 @@ class DeviceLists:
         moves = await self._moves(own, since, upto)
         turned_on = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
-        known = await self._newly_known(own, since, upto)
+        known, mistaken = await self._completed(own, since, upto)
         if not (changed or moves or signed or turned_on is None or turned_on or known):
             return {"changed": [], "left": []}
         newly, gone = await self._follow(own, moves, since, upto)
         newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto) | known
+        gone |= mistaken
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
@@ -208,17 +212,21 @@ class DeviceLists:
             members |= await self._present_at(nid, upto)
         return members
 
-    async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
-        """The members of rooms that were entered with a part of their state, and are known whole now."""
-        completed = [
-            nid
+    async def _completed(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> tuple[set[str], set[str]]:
+        """Of rooms that were entered with a part of their state, and are known whole now, the members, and those who were taken for
+        members by the part: a state of before, as it is known now, does not have them."""
+        completed = {
+            nid: room.completed
             for nid, room in (await self._partial.get_all()).items()
             if room.completed is not None and since < room.completed <= upto
-        ]
+        }
         members: set[str] = set()
+        mistaken: set[str] = set()
         for nid in await self._encrypted.among(await self._joined_at(own, completed, upto)):
             members |= await self._present_at(nid, upto)
-        return members
+            moved = await self._membership_store.get_moved_members([nid], completed[nid] - 1)
+            mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
+        return members, mistaken
 
     async def _joined_at(self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int) -> set[int]:
         """Those of the rooms that the user was in."""

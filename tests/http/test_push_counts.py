@@ -142,6 +142,11 @@ class History:
             path = f"{V3}/user/{person.user.user_id}/account_data/m.ignored_user_list"
             assert person.user.put(path, content).status == 200
 
+    def mark(self, person: Person, unread: bool) -> None:
+        """That the room is marked as unread is for clients to show: no number is another by it."""
+        path = f"{V3}/user/{person.user.user_id}/rooms/{self.room}/account_data/m.marked_unread"
+        assert person.user.put(path, {"unread": unread}).status == 200
+
     # -------------------------------------------------------------------------------------------------- what is counted
 
     def check(self) -> None:
@@ -299,6 +304,7 @@ deeds = st.one_of(
     st.tuples(st.just("redact"), who, somewhere),
     st.tuples(st.sampled_from(["leave", "come", "come"]), who),
     st.tuples(st.just("ignore"), who, who),
+    st.tuples(st.just("mark"), who, st.booleans()),
     st.tuples(st.just("topic"), who, bodies),
     st.tuples(st.just("check")),
 )
@@ -332,6 +338,8 @@ def do(history: History, deed: Any) -> None:
             history.ignore(person, history.people[deed[2]])
         case "topic":
             history.topic(person, deed[2])
+        case "mark":
+            history.mark(person, deed[2])
 
 
 @settings(

@@ -151,3 +151,16 @@ def test_switched_on_every_encrypted_event_wakes() -> None:
     assert found.notify
     assert not found.highlight
     assert "org.matrix.msc4062.dont_email" in found.tweaks
+
+
+@pytest.mark.parametrize(("own", "wakes"), [("override", False), ("room", True)])
+def test_but_not_where_the_room_is_muted(own: str, wakes: bool) -> None:
+    """MSC4028: where only mentions are wanted, the client has to look for them itself."""
+    conditions = [{"kind": "event_match", "key": "room_id", "pattern": ROOM}] if own == "override" else None
+    kept = {
+        "own": {own: [{"rule_id": ROOM, "actions": [], "conditions": conditions}]},
+        "changed": {".org.matrix.msc4028.encrypted_event": {"enabled": True}},
+    }
+    rules = RuleCompiler().compile(json.dumps(kept).encode())
+    assert rules.find(Occasion.of_event(event(ENC, {}, None, ALICE), 3, None), BOB).notify is wakes
+    assert not rules.find(Occasion.of_event(event(MSG, TEXT, None, ALICE), 3, None), BOB).notify

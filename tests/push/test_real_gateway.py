@@ -1,13 +1,17 @@
 """Real pushes, from the server as an operator runs it, through a gateway that others wrote: ntfy, from Debian.
 
-A device that ntfy serves has an address there as its pushkey; what comes for it can be fetched at that address.
+A device that ntfy serves has an address there as its pushkey; what comes for it can be fetched at that address. And nothing comes where
+that server does not go.
 """
 
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import URLError
@@ -16,6 +20,8 @@ from urllib.request import urlopen
 import pytest
 
 from storage.database import SQLiteConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.running import OPEN, RunningServer, ServerFiles
 
@@ -146,3 +152,60 @@ def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(ntfy: 
     badge = until(lambda: [each for each in ntfy.pushes("Full") if "event_id" not in each])
     assert badge[-1]["counts"] == {"unread": 0}
     assert server.stop() == 0
+
+
+@contextmanager
+def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
+    """Somebody who takes whatever comes there: the address, and what has come."""
+    came: list[bytes] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer((host, 0), Taker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{host}:{server.server_port}", came
+        server.shutdown()
+
+
+def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
+    database, found = open_inline(config), dict[str, str | None]()
+
+    async def read() -> None:
+        found.update(await database.read("test", lambda txn: txn.query("SELECT pushkey, error FROM pushers")))
+
+    run_coroutine(read(), None)
+    run_coroutine(database.close(), None)
+    return found
+
+
+def test_who_listens_at_an_address_that_this_server_does_not_contact_is_told_nothing(
+    tmp_path: Path, files: ServerFiles
+) -> None:
+    """People name the address of their gateway: it must not lead into the network of the operator."""
+    with listening("127.0.0.1") as (allowed, taken), listening("127.0.0.2") as (inside, reached):
+        server = files.start()
+        alice, bob = server.register("alice"), server.register("bob")
+        answer = server.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=bob)
+        room_id = answer.json["room_id"]
+        assert server.request("POST", f"{V3}/join/{room_id}", {}, token=alice).status == 200
+        set_pusher(server, alice, "inside", inside)
+        set_pusher(server, alice, "allowed", allowed)
+        for number in range(1, 3):
+            content = {"msgtype": "m.text", "body": "x"}
+            path = f"{V3}/rooms/{room_id}/send/m.room.message/{number}"
+            assert server.request("PUT", path, content, token=bob).status == 200
+        until(lambda: len(taken) == 2)
+        assert server.stop() == 0
+        assert reached == []
+    errors = errors_of_pushers(SQLiteConfig(str(tmp_path / "server" / "homeserver.db")))
+    assert errors["allowed"] is None
+    assert errors["inside"] == "its address is one that this server does not contact"

@@ -4,8 +4,9 @@ from federation.protocol.ids import RoomID
 from tests.helpers.federated import say, shared
 from tests.helpers.network import Network
 from tests.helpers.server import User
-
-V3 = "/_matrix/client/v3"
+from tests.helpers.syncing import Json
+from tests.helpers.talk import V3, create, invite, join, leave, ok
+from tests.helpers.talk import say as write
 
 
 def counts(user: User, room_id: RoomID) -> tuple[int, int]:
@@ -40,3 +41,54 @@ async def test_messages_from_another_server_are_judged_by_push_rules(network: Ne
     assert counts(bob, room_id) == (1, 1)
     listed = bob.get(f"{V3}/notifications?only=highlight").json["notifications"]
     assert len(listed) == 3
+
+
+def listed(user: User, query: str = "") -> list[Json]:
+    """All pages of the user's notifications."""
+    path = f"{V3}/notifications?{query}"
+    answer = ok(user.get(path))
+    found = list(answer["notifications"])
+    while "next_token" in answer:
+        answer = ok(user.get(f"{path}&from={answer['next_token']}"))
+        found += answer["notifications"]
+    return found
+
+
+async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifications(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    alice, bob = room.alice, room.bob
+    expected: list[str] = []
+    for number in range(4):
+        room_id = create(alice, preset="private_chat")
+        invite(alice, room_id, bob)
+        network.settle()
+        expected.insert(0, room_id)
+        write(alice, room.room_id, str(number))
+        network.settle()
+        expected.insert(0, room.room_id)
+    for limit in (1, 2, 3, 100):
+        assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == expected
+    invited = listed(bob)[1]
+    assert invited["room_id"] == expected[1]
+    assert (invited["event"]["type"], invited["event"]["state_key"]) == ("m.room.member", bob.user_id)
+    assert invited["event"]["content"]["membership"] == "invite"
+    assert invited["ts"] == invited["event"]["origin_server_ts"]
+    assert invited["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}]
+    assert not invited["read"]
+    assert listed(bob, "only=highlight") == []
+
+    leave(bob, expected[1])
+    join(bob, expected[3])
+    network.settle()
+    del expected[3], expected[1]
+    assert [each["room_id"] for each in listed(bob)] == expected, "which are not open are not in it"
+    loud = {"actions": ["notify", {"set_tweak": "highlight"}]}
+    ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", loud))
+    assert [each["room_id"] for each in listed(bob, "only=highlight&limit=1")] == [expected[3], expected[5]]
+    ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", {"actions": []}))
+    assert [each["room_id"] for each in listed(bob)] == [room.room_id] * 4
+    ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", loud))
+    ignored: Json = {"ignored_users": {alice.user_id: {}}}
+    ok(bob.put(f"{V3}/user/{bob.user_id}/account_data/m.ignored_user_list", ignored))
+    assert listed(bob) == []

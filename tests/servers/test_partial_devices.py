@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
-from tests.helpers.large_rooms import MEMBERS, complete, large_room, lazily, member
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.check import Verdict
+from federation.rooms.drafts import Draft
+from tests.helpers.federated import Side
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
+from tests.helpers.large_rooms import MEMBERS, complete, large_room, lazily, member, take
 from tests.helpers.network import Network
-from tests.helpers.server import User
-from tests.helpers.talk import V3, ok, say
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, membership, ok, say
 
 ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
 
@@ -29,6 +33,61 @@ async def test_the_devices_of_all_are_told_of_when_they_are_known(network: Netwo
 
     changed = set(lazily(bob, since)["device_lists"]["changed"])
     assert changed >= {alice.user_id, *map(member, range(MEMBERS))}
+
+
+async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Network) -> None:
+    alice, bob, room_id = await large_room(network, **ENCRYPTED)
+    since = lazily(bob)["next_batch"]
+    ok(join_via(bob, room_id, NORTH))
+    answer = lazily(bob, since)
+    known = set(answer["device_lists"]["changed"])
+    assert known >= {alice.user_id, member(0)}
+    assert len(known) < MEMBERS
+    await leave(alice.server, room_id, member(0))
+    network.settle()
+    answer = lazily(bob, answer["next_batch"])
+    assert answer["device_lists"] == {"changed": [], "left": [member(0)]}
+    await leave(alice.server, room_id, member(MEMBERS - 1))
+    complete(network)
+    answer = lazily(bob, answer["next_batch"])
+    others = {alice.user_id, *map(member, range(1, MEMBERS - 1))}
+    assert set(answer["device_lists"]["changed"]) - {bob.user_id} == others
+    ok(bob.post(f"{V3}/rooms/{room_id}/leave"))
+    assert set(lazily(bob, answer["next_batch"])["device_lists"]["left"]) == others
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(network: Network, restarts: bool) -> None:
+    """Wanda had been banned, which the part does not say; so she was let in."""
+    powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
+    alice, bob, room_id = await large_room(
+        network, room_version="11", power_level_content_override={"users": powers, "events": {}}, **ENCRYPTED
+    )
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    since = lazily(bob)["next_batch"]
+    west = Side(wanda.server)
+    (our_join,) = await Side(bob.server).last(RoomID(room_id))
+    content = {"membership": "join", "displayname": "Wanda"}
+    renamed = await west.build_next(
+        RoomID(room_id), wanda.user_id, "m.room.member", content, wanda.user_id, prev=[our_join]
+    )
+    assert await take(bob, room_id, west, renamed) is Verdict.ACCEPT
+    answer = lazily(bob, since)
+    assert answer["device_lists"]["changed"] == [wanda.user_id]
+
+    network.mend(NORTH, WEST)
+    complete(network)
+    if restarts:
+        bob.server = network.rebuild(SOUTH)
+    answer = lazily(bob, answer["next_batch"])
+    assert answer["device_lists"]["left"] == [wanda.user_id]
+    assert lazily(bob, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
 async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Network) -> None:
@@ -49,6 +108,11 @@ async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Ne
     network.settle()
     assert ed25519_of(alice, bob) == "five"
     assert ed25519_of(bob, alice) == "four"
+
+
+async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
+    draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
+    await server.app.rooms.engine.send(RoomID(room_id), [draft])
 
 
 def publish(user: User, key: str) -> None:

@@ -6,13 +6,13 @@ Laws:
 - What is no longer theirs to see is not in it: rooms that they have left, what came before they (last) joined, redacted events,
   what is older than its room keeps it, and what users whom they ignore sent.
 - Whether an event notified, and was highlighted, is what was decided when it came. Its further actions (a sound) are those
-  of the user's rules of today.
+  of the user's rules of today. Of invites into rooms that this server is not in nothing was kept: all is by the rules of today.
 
 spec: client-server-api#listing-notifications
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from federation.protocol.endpoint import Requester
@@ -20,7 +20,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from federation.rooms.lifetimes import Lifetimes
 from federation.rooms.memberships import Memberships
-from federation.rooms.outside import is_outside
+from federation.rooms.outside import OutsideMemberships, is_outside
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen
@@ -34,7 +34,7 @@ from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 from storage.old_outcomes import OldOutcomeStore
 from storage.push_attention import Span
-from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo
+from storage.push_outcomes import HIGHLIGHTED, MAIN, NOTIFIES, Notified, PushOutcomeStore, ReadUpTo
 from storage.room_recency import RoomRecencyStore
 from storage.rooms import RoomStore
 from storage.streams import Streams
@@ -59,6 +59,7 @@ class Notifications:
         memberships: Memberships,
         past: PastMemberships,
         events: RoomEvents,
+        outside: OutsideMemberships,
         unread: UnreadCounts,
         rules: OwnRules,
         decisions: PushDecisions,
@@ -75,6 +76,7 @@ class Notifications:
         self._memberships = memberships
         self._past = past
         self._events = events
+        self._outside = outside
         self._unread = unread
         self._rules = rules
         self._decisions = decisions
@@ -90,17 +92,45 @@ class Notifications:
             raise InvalidParam("`only` can be `highlight`")
         before = self._streams.current() if from_ is None else _parse_token(from_)
         limit = max(1, min(limit, MOST))
-        own = {
+        rows = {
             nid: row
             for nid, row in (await self._memberships.of_user(caller.user_id)).items()
-            if row.membership == "join"
-            or (row.membership == "invite" and not is_outside(row) and not await self._permissions.hides(row))
+            if row.membership == "join" or (row.membership == "invite" and not await self._permissions.hides(row))
         }
-        found = await self._find(caller.user_id, own, before, limit, highlights_only=only == HIGHLIGHT)
-        answer: dict[str, Any] = {"notifications": await self._present(caller, own, found)}
+        own = {nid: row for nid, row in rows.items() if not is_outside(row)}
+        highlights_only = only == HIGHLIGHT
+        found = await self._find(caller.user_id, own, before, limit, highlights_only=highlights_only)
+        after = found[-1].position if len(found) == limit else 0
+        invites = [row for row in rows.values() if is_outside(row) and after < row.position <= before]
+        told = await self._find_outside(caller.user_id, invites, limit, highlights_only=highlights_only)
+        found = sorted([*found, *told], key=lambda each: each.position, reverse=True)[:limit]
+        answer: dict[str, Any] = {"notifications": await self._present(caller, rows, found, told)}
         if len(found) == limit:
             answer["next_token"] = f"n{found[-1].position - 1}"
         return answer
+
+    async def _find_outside(
+        self, user_id: UserID, invites: Collection[MembershipRow], limit: int, *, highlights_only: bool
+    ) -> Mapping[Notified, StoredEvent]:
+        """The newest of these invites into rooms that this server is not in of which the user is notified."""
+        rules = await self._rules.of_user(user_id)
+        order = sorted(invites, key=lambda row: row.position, reverse=True)
+        found: dict[Notified, StoredEvent] = {}
+        for start in range(0, len(order), ROOMS_AT_ONCE):
+            if len(found) >= limit:
+                break
+            chunk = order[start : start + ROOMS_AT_ONCE]
+            rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in chunk])
+            events = await self._outside.find_events(user_id, rooms, chunk)
+            for row in chunk:
+                if row.room_nid not in events:
+                    continue
+                event = events[row.room_nid]
+                actions = rules.rule_set.find(await self._decisions.occasion_of(event), user_id, row.display_name)
+                if actions.notify and (actions.highlight or not highlights_only):
+                    outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
+                    found[Notified(row.position, event.nid, row.room_nid, outcome)] = event
+        return found
 
     async def _find(
         self, user_id: UserID, own: Mapping[int, MembershipRow], before: int, limit: int, *, highlights_only: bool
@@ -136,15 +166,20 @@ class Notifications:
         return rules.attention.spans(room.room_id.lower(), after, upto)
 
     async def _present(
-        self, caller: Requester, own: Mapping[int, MembershipRow], found: Sequence[Notified]
+        self,
+        caller: Requester,
+        own: Mapping[int, MembershipRow],
+        found: Sequence[Notified],
+        outside: Mapping[Notified, StoredEvent],
     ) -> list[Mapping[str, Any]]:
+        """`outside`: the events of those that stand in no room of ours."""
         rules = await self._rules.of_user(caller.user_id)
-        stored = await self._events.get_events(each.event_nid for each in found)
+        stored = await self._events.get_events(each.event_nid for each in found if each not in outside)
+        events = [(each, outside.get(each) or stored.get(each.event_nid)) for each in found]
         shown = [
-            (each, stored[each.event_nid])
-            for each in found
-            if each.event_nid in stored
-            and (self._lifetimes is None or await self._lifetimes.shows(stored[each.event_nid]))
+            (each, event)
+            for each, event in events
+            if event is not None and (self._lifetimes is None or await self._lifetimes.shows(event))
         ]
         joined = {each.room_nid: own[each.room_nid] for each in found if own[each.room_nid].membership == "join"}
         marks = await self._unread.read_marks(caller.user_id, joined.values())
