@@ -14,7 +14,6 @@ from io import BytesIO
 from itertools import islice
 from select import POLLIN, poll
 
-import msgspec
 import psycopg2
 from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import (
@@ -22,7 +21,6 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     connection,
-    make_dsn,
     register_type,
 )
 
@@ -38,6 +36,7 @@ from storage.engine import (
 )
 from storage.head_line import PostgresHeadLine
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.postgres_config import PostgresConfig, describe
 from storage.postgres_errors import is_outage, is_worth_retrying
 from storage.postgres_statements import (
     PREPARE_WRITES,
@@ -69,22 +68,6 @@ AT_ONCE = 500
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
-
-
-class PostgresConfig(msgspec.Struct, frozen=True):
-    """Where the server is, and how much of it this process uses."""
-
-    connect: Mapping[str, str | int]
-    """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
-    pool_min: int = 1
-    """Reading connections that are opened at start."""
-    pool_max: int = 8
-    """Reading connections at most, each with its thread."""
-    statement_timeout: float = 60.0
-    """Seconds after which the server gives up a statement."""
-    write_lock_timeout: float = 30.0
-    """Seconds a batch waits for another node's. The server ends a batch whose node is silent for a third of that (it hangs, and what it
-    holds others wait for), so that who waits for it does not give up first."""
 
 
 class PostgresConnection:
@@ -430,7 +413,7 @@ class PostgresEngine:
         return PostgresNodeCalls(self.open({}))
 
     def connect_head(self) -> HeadLine | None:
-        return PostgresHeadLine(self._describe({"default_transaction_read_only": "on"}))
+        return PostgresHeadLine(describe(self._config, {"default_transaction_read_only": "on"}))
 
     def is_worth_retrying(self, error: Exception) -> bool:
         return is_worth_retrying(error)
@@ -464,33 +447,8 @@ class PostgresEngine:
 
     def open(self, settings: Mapping[str, str | int]) -> connection:
         """The driver's connection, in autocommit mode; `settings` are the server's, for this session."""
-        opened = psycopg2.connect(self._describe(settings))
+        opened = psycopg2.connect(describe(self._config, settings))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(BYTES, opened)
         return opened
-
-    def _describe(self, settings: Mapping[str, str | int]) -> str:
-        """What libpq is to connect to."""
-        settings = {
-            "statement_timeout": int(self._config.statement_timeout * 1000),
-            "bytea_output": "hex",
-            "standard_conforming_strings": "on",
-            "jit": "off",
-            # one plan for all arguments: the statements are written for that, since SQLite knows no other
-            "plan_cache_mode": "force_generic_plan",
-            **settings,
-        }
-        parameters: dict[str, str | int] = {
-            "application_name": "mahalla",
-            "connect_timeout": 5,
-            # A node must notice within half a minute that the server is gone without a word.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20000,
-            **self._config.connect,
-        }
-        own = " ".join(f"-c {name}={value}" for name, value in settings.items())
-        parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        return make_dsn(None, **parameters)
