@@ -15,7 +15,7 @@ from itertools import islice
 from select import POLLIN, poll
 
 import psycopg2
-from psycopg2.errors import DivisionByZero
+from psycopg2.errors import DivisionByZero, LockNotAvailable
 from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_INERROR,
@@ -29,6 +29,7 @@ from storage.engine import (
     DatabaseUnavailable,
     HeadLine,
     NodeCalls,
+    NotBegun,
     OthersWrote,
     Row,
     SQLValue,
@@ -206,16 +207,15 @@ class PostgresConnection:
     def begin_write(self) -> Mapping[str, int]:
         # The counters are read, or checked, by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
-        # What the server says unasked is most likely that it ends the session. That has to be found out before the commit: of a commit
-        # that is lost nobody knows what became of it.
-        if self._steady >= STEADY and not self._socket.poll(0):
-            self._waiting.append(b"BEGIN; EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters())
+        if self._steady >= STEADY and not self._has_something_to_say():
             self._begins = True
+            self._waiting.append(b"BEGIN; EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters())
             return dict(self._counters)
         if not self._writes:
             self._cursor.execute(PREPARE_WRITES)
             self._writes = True
-        self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
+        self._begins = True
+        self._send(b"BEGIN; EXECUTE take_lock; EXECUTE read_counters")
         counters = dict(self._cursor.fetchall())
         self._steady = self._steady + 1 if counters == self._counters else 0
         self._counters = counters
@@ -250,6 +250,10 @@ class PostgresConnection:
     def call_nodes(self, position: int) -> None:
         self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
 
+    def check_session(self) -> None:
+        if self._has_something_to_say():
+            self._cursor.execute("SELECT 1")
+
     def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         # in one message with what waits to be sent and the counters
         if self._begins:
@@ -283,6 +287,16 @@ class PostgresConnection:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _has_something_to_say(self) -> bool:
+        """Whether the server has, unasked: most likely that it ends the session."""
+        return bool(self._socket.poll(0))
+
+    def _lock_is_free(self) -> bool:
+        """Once more outside a transaction."""
+        self.rollback()
+        self._cursor.execute(f"SELECT pg_try_advisory_xact_lock({WRITE_LOCK})")
+        return self._cursor.fetchone() == (True,)
 
     def _found(self, number: int) -> list[list[Row]]:
         """What `for_each` found for so many rows."""
@@ -358,7 +372,7 @@ class PostgresConnection:
             self._cursor.execute(text, args)
 
     def _send(self, last: bytes, copied: bytes | None = None) -> None:
-        """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote."""
+        """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote, NotBegun."""
         if self._saved_at is not None:
             self._waiting.insert(self._saved_at, b"SAVEPOINT one")
         message = b"; ".join((*self._waiting, last))
@@ -374,6 +388,10 @@ class PostgresConnection:
                 raise
             self._steady = 0
             raise OthersWrote from error
+        except LockNotAvailable as error:
+            if not begins or self._lock_is_free():  # then it was a lock that a statement of a write had to wait for
+                raise
+            raise NotBegun("another process writes for too long") from error
 
     def _forget(self) -> None:
         self._waiting.clear()
