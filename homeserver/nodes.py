@@ -12,7 +12,7 @@ waited for only so long, since none trusts what it remembers longer than that af
 Laws:
 - No node lets in by a token of which another has answered that it has ended.
 - A node that is cut off from the database, or hangs, holds up others for `TRUSTED` seconds at most, but where it hangs amid a write
-  (`write_lock_timeout` of `storage/postgres.py`).
+  (`write_lock_timeout` of `storage/postgres_config.py`).
 """
 
 from collections import deque

@@ -32,7 +32,7 @@ from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import InLull, ThreadExecutor, call_at_once
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
-from storage.postgres import PostgresConfig
+from storage.postgres_config import PostgresConfig
 from storage.sole_server import DatabaseInUse, SoleServer
 from storage.sqlite import SQLiteConfig
 

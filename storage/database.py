@@ -25,7 +25,8 @@ from storage.head import Head
 from storage.migrate import migrate
 from storage.node_calls import select_nodes, tell_heard, tell_notes
 from storage.observer import Observer, SilentObserver
-from storage.postgres import PostgresConfig, PostgresEngine
+from storage.postgres import PostgresEngine
+from storage.postgres_config import PostgresConfig
 from storage.sqlite import SQLiteConfig, SQLiteEngine
 from storage.streams import Streams
 from storage.transaction import Transaction, WriteTransaction, select_head

@@ -46,6 +46,11 @@ class OthersWrote(Exception):
     there now."""
 
 
+class NotBegun(Exception):
+    """The transaction could not begin, since that of another process has not ended in time: nothing was done, and whoever waits to write
+    would wait for the same."""
+
+
 class NodeCallsLost(Exception):
     """The other nodes are not heard any more."""
 
@@ -116,7 +121,7 @@ class Connection(Protocol):
         """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand, not to be changed.
 
         It may begin with the first statement, or the commit, and the counters be as this connection left them: where another has changed
-        them since, that statement, or the commit, raises OthersWrote and has done nothing.
+        them since, that statement, or the commit, raises OthersWrote and has done nothing. Raises NotBegun, or they do.
         """
 
     def begin_migration(self) -> None:
@@ -135,6 +140,10 @@ class Connection(Protocol):
 
     def call_nodes(self, position: int) -> None:
         """With the commit, call the other nodes to take in what is written up to that position, where there may be others."""
+
+    def check_session(self) -> None:
+        """Raise what a statement would raise if the connection was lost, as far as that can be seen: of a commit that is lost with it
+        nobody would know what became of it."""
 
     def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         """Write the changed counters, do what still waits to be done, and commit. When this returns, all is durable.

@@ -14,15 +14,13 @@ from io import BytesIO
 from itertools import islice
 from select import POLLIN, poll
 
-import msgspec
 import psycopg2
-from psycopg2.errors import DivisionByZero
+from psycopg2.errors import DivisionByZero, LockNotAvailable
 from psycopg2.extensions import (
     TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     connection,
-    make_dsn,
     register_type,
 )
 
@@ -31,6 +29,7 @@ from storage.engine import (
     DatabaseUnavailable,
     HeadLine,
     NodeCalls,
+    NotBegun,
     OthersWrote,
     Row,
     SQLValue,
@@ -38,6 +37,7 @@ from storage.engine import (
 )
 from storage.head_line import PostgresHeadLine
 from storage.node_calls import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.postgres_config import PostgresConfig, describe
 from storage.postgres_errors import is_outage, is_worth_retrying
 from storage.postgres_statements import (
     PREPARE_WRITES,
@@ -69,22 +69,6 @@ AT_ONCE = 500
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
-
-
-class PostgresConfig(msgspec.Struct, frozen=True):
-    """Where the server is, and how much of it this process uses."""
-
-    connect: Mapping[str, str | int]
-    """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
-    pool_min: int = 1
-    """Reading connections that are opened at start."""
-    pool_max: int = 8
-    """Reading connections at most, each with its thread."""
-    statement_timeout: float = 60.0
-    """Seconds after which the server gives up a statement."""
-    write_lock_timeout: float = 30.0
-    """Seconds a batch waits for another node's. The server ends a batch whose node is silent for a third of that (it hangs, and what it
-    holds others wait for), so that who waits for it does not give up first."""
 
 
 class PostgresConnection:
@@ -223,16 +207,15 @@ class PostgresConnection:
     def begin_write(self) -> Mapping[str, int]:
         # The counters are read, or checked, by a statement of its own, which sees what was committed while the lock was waited for.
         self._forget()
-        # What the server says unasked is most likely that it ends the session. That has to be found out before the commit: of a commit
-        # that is lost nobody knows what became of it.
-        if self._steady >= STEADY and not self._socket.poll(0):
-            self._waiting.append(b"BEGIN; EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters())
+        if self._steady >= STEADY and not self._has_something_to_say():
             self._begins = True
+            self._waiting.append(b"BEGIN; EXECUTE take_lock; EXECUTE check_counters (%d)" % self._sum_of_counters())
             return dict(self._counters)
         if not self._writes:
             self._cursor.execute(PREPARE_WRITES)
             self._writes = True
-        self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
+        self._begins = True
+        self._send(b"BEGIN; EXECUTE take_lock; EXECUTE read_counters")
         counters = dict(self._cursor.fetchall())
         self._steady = self._steady + 1 if counters == self._counters else 0
         self._counters = counters
@@ -267,6 +250,10 @@ class PostgresConnection:
     def call_nodes(self, position: int) -> None:
         self._waiting.append(self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position))))
 
+    def check_session(self) -> None:
+        if self._has_something_to_say():
+            self._cursor.execute("SELECT 1")
+
     def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         # in one message with what waits to be sent and the counters
         if self._begins:
@@ -300,6 +287,16 @@ class PostgresConnection:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _has_something_to_say(self) -> bool:
+        """Whether the server has, unasked: most likely that it ends the session."""
+        return bool(self._socket.poll(0))
+
+    def _lock_is_free(self) -> bool:
+        """Once more outside a transaction."""
+        self.rollback()
+        self._cursor.execute(f"SELECT pg_try_advisory_xact_lock({WRITE_LOCK})")
+        return self._cursor.fetchone() == (True,)
 
     def _found(self, number: int) -> list[list[Row]]:
         """What `for_each` found for so many rows."""
@@ -375,7 +372,7 @@ class PostgresConnection:
             self._cursor.execute(text, args)
 
     def _send(self, last: bytes, copied: bytes | None = None) -> None:
-        """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote."""
+        """Send what waits and then that, which copies these rows, as one message. Raises OthersWrote, NotBegun."""
         if self._saved_at is not None:
             self._waiting.insert(self._saved_at, b"SAVEPOINT one")
         message = b"; ".join((*self._waiting, last))
@@ -391,6 +388,10 @@ class PostgresConnection:
                 raise
             self._steady = 0
             raise OthersWrote from error
+        except LockNotAvailable as error:
+            if not begins or self._lock_is_free():  # then it was a lock that a statement of a write had to wait for
+                raise
+            raise NotBegun("another process writes for too long") from error
 
     def _forget(self) -> None:
         self._waiting.clear()
@@ -430,7 +431,7 @@ class PostgresEngine:
         return PostgresNodeCalls(self.open({}))
 
     def connect_head(self) -> HeadLine | None:
-        return PostgresHeadLine(self._describe({"default_transaction_read_only": "on"}))
+        return PostgresHeadLine(describe(self._config, {"default_transaction_read_only": "on"}))
 
     def is_worth_retrying(self, error: Exception) -> bool:
         return is_worth_retrying(error)
@@ -464,33 +465,8 @@ class PostgresEngine:
 
     def open(self, settings: Mapping[str, str | int]) -> connection:
         """The driver's connection, in autocommit mode; `settings` are the server's, for this session."""
-        opened = psycopg2.connect(self._describe(settings))
+        opened = psycopg2.connect(describe(self._config, settings))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(BYTES, opened)
         return opened
-
-    def _describe(self, settings: Mapping[str, str | int]) -> str:
-        """What libpq is to connect to."""
-        settings = {
-            "statement_timeout": int(self._config.statement_timeout * 1000),
-            "bytea_output": "hex",
-            "standard_conforming_strings": "on",
-            "jit": "off",
-            # one plan for all arguments: the statements are written for that, since SQLite knows no other
-            "plan_cache_mode": "force_generic_plan",
-            **settings,
-        }
-        parameters: dict[str, str | int] = {
-            "application_name": "mahalla",
-            "connect_timeout": 5,
-            # A node must notice within half a minute that the server is gone without a word.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20000,
-            **self._config.connect,
-        }
-        own = " ".join(f"-c {name}={value}" for name, value in settings.items())
-        parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        return make_dsn(None, **parameters)

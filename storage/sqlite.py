@@ -222,11 +222,18 @@ class SQLiteConnection:
     def call_nodes(self, position: int) -> None:
         """There are none."""
 
+    def check_session(self) -> None:
+        """There is none."""
+
     def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
         if counters:
             self._connection.executemany(SAVE_COUNTERS, counters.items())
         known, self._counters = self._counters, None  # should the commit fail
-        self._execute("COMMIT")
+        try:
+            self._execute("COMMIT")
+        except sqlite3.OperationalError:
+            self.rollback()  # a transaction that is open would say that it was a statement that failed, and not the commit
+            raise
         self._counters = None if known is None else known | counters
 
     def rollback(self) -> None:

@@ -11,11 +11,15 @@ Laws:
 - Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
   message. So does what is taken for granted (`WriteTransaction.change_one`). Where any of it is refused, or a write fails before that is
   known, the batch is run again without such trust: each write's statements are sent for themselves, and nothing is taken for granted.
+- A statement that is refused, or given up by the server, fails the write whose it is; where that one cannot be told, all of the batch is
+  run again in the same way. But where the transaction could not begin (`NotBegun`), all who wait by then have waited long enough.
 - A write is acknowledged after the commit, on the reactor's thread, after the streams and the write's own callbacks
   have been told. All that a batch has to tell costs one wake-up of the reactor.
-- A batch that fails as a whole before its commit is run again where that makes sense; when a commit fails, nothing is
-  known of it, and so it is never run again: the callers get `DatabaseUnavailable`. But where the transaction is open after that,
-  it was not the commit but a statement that went with it (`WriteTransaction.execute_later`): then all is as if it had failed before.
+- A batch that fails as a whole before its commit is run again where that makes sense, as where its connection was lost, which one looks for
+  just before the commit; when a commit fails, nothing is known of it, and so it is never run again: the callers get `DatabaseUnavailable`.
+  But where the transaction is open after that, it was not the commit but a statement that went with it (`WriteTransaction.execute_later`):
+  then all is as if it had failed before.
+- Whatever a write raises, the writer's thread goes on.
 - Of a batch that fails, a write that had failed by itself has failed with it: it may have met what another of these had done.
 - Between begin and commit no other node writes: positions are committed in their order.
 - What a batch is told of counters holds (where none of its writes asks anything: of those that they looked at), or the batch is run
@@ -38,7 +42,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from storage.engine import Connection, DatabaseUnavailable, Engine, OthersWrote
+from storage.engine import Connection, DatabaseUnavailable, Engine, NotBegun, OthersWrote
 from storage.executors import Executor, InLull, call_at_once
 from storage.observer import Observer
 from storage.streams import Change, Streams
@@ -231,19 +235,24 @@ class Writer:
                 self._note_begin(before.get(POSITION, 0))
                 counters: dict[str, int] = {}
                 self._run_writes(connection, before, counters, batch, started, trusting)
+                is_there = connection.transaction_is_open()
+                if is_there:
+                    connection.check_session()
                 committed = self._clock()
                 committing = True
-                if not connection.transaction_is_open() or not self._commit(connection, counters, batch, trusting):
+                if not is_there or not self._commit(connection, counters, batch, trusting):
                     counters = {}  # the only write was undone
-            except Exception as error:
+            except BaseException as error:
+                # Whatever it is, the writer's thread goes on.
                 for write in batch:
                     write.undo()
                 is_undone = not committing or isinstance(error, OthersWrote) or self._transaction_is_open()
+                may_succeed = self._is_lost() or self._may_succeed(error)
                 self._give_up_transaction(error)
                 if isinstance(error, _Refused):
                     trusting = False
                     continue
-                if is_undone and attempt < TRIES and self._may_succeed(error):
+                if is_undone and attempt < TRIES and may_succeed:
                     if not isinstance(error, OthersWrote):
                         self._pause(PAUSE * attempt)
                     attempt += 1
@@ -313,13 +322,17 @@ class Writer:
             if not alone:
                 connection.keep(checked=not trusting)
         except BaseException as error:
-            # Whatever it is, the caller gets it; the writer's thread goes on.
-            if not connection.transaction_is_open() or (isinstance(error, Exception) and self._may_succeed(error)):
+            # Whatever it is, the caller gets it.
+            if isinstance(error, NotBegun) or not connection.is_usable() or self._may_succeed(error):
                 raise
-            is_spoilt = trusting and (txn.assumed or not alone) and not connection.transaction_is_whole()
+            is_outage = isinstance(error, Exception) and self._engine.is_outage(error)
+            may_be_spoilt = trusting and (not alone or (txn.assumed and not is_outage))
+            is_spoilt = may_be_spoilt and not connection.transaction_is_whole()
             if is_spoilt or (txn.assumed and connection.is_trusting()):
                 raise _Refused from error
-            if isinstance(error, Exception) and self._engine.is_outage(error):
+            if not connection.transaction_is_open() and (is_outage or not alone):
+                raise
+            if is_outage:
                 unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
                 unavailable.__cause__ = error
                 write.fail(unavailable)
@@ -344,22 +357,27 @@ class Writer:
         try:
             connection.commit(counters, {name for write in batch for name in write.looked_at})
         except self._engine.errors as error:
-            is_there = connection.transaction_is_open()
-            is_lasting = not self._engine.is_worth_retrying(error) and not self._engine.is_outage(error)
-            if not is_there or not is_lasting:
+            if not connection.transaction_is_open() or self._engine.is_worth_retrying(error):
                 raise
-            if trusting and (len(batch) > 1 or batch[0].assumed):
+            is_outage = self._engine.is_outage(error)
+            if trusting and (len(batch) > 1 or (batch[0].assumed and not is_outage)):
                 raise _Refused from error
-            if len(batch) > 1:
+            if len(batch) > 1 or is_outage:
                 raise
             batch[0].fail(error)
             connection.rollback()
             return False
         return True
 
-    def _may_succeed(self, error: Exception) -> bool:
+    def _may_succeed(self, error: BaseException) -> bool:
         """Whether what failed so may succeed when all of it is run again."""
-        return isinstance(error, OthersWrote) or self._engine.is_worth_retrying(error)
+        return isinstance(error, OthersWrote) or (
+            isinstance(error, Exception) and self._engine.is_worth_retrying(error)
+        )
+
+    def _is_lost(self) -> bool:
+        """Whether there was a connection, and is none any more."""
+        return self._connection is not None and not self._connection.is_usable()
 
     def _transaction_is_open(self) -> bool:
         return self._connection is not None and self._connection.transaction_is_open()
@@ -369,7 +387,7 @@ class Writer:
         self._left_at = None  # who knows whether it is the same server
         return self._connection
 
-    def _give_up_transaction(self, reason: Exception) -> None:
+    def _give_up_transaction(self, reason: BaseException) -> None:
         """Undo what can be undone; the next batch gets a new connection, whatever befell this one, but for what befalls none."""
         if self._connection is not None:
             try:
@@ -389,9 +407,9 @@ class Writer:
         except self._engine.errors:
             self._log.warn("Could not close the writer's connection.")
 
-    def _fail(self, batch: list[QueuedWrite], error: Exception) -> None:
-        if not batch:
-            # The transaction could not even begin: those who wait must not wait for ever.
+    def _fail(self, batch: list[QueuedWrite], error: BaseException) -> None:
+        if not batch or isinstance(error, NotBegun):
+            # The transaction could not even begin: those who wait must not wait for ever, nor as long once more.
             while self._waiting and len(batch) < MOST_WRITES:
                 batch.append(self._waiting.popleft())
         self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)

@@ -35,7 +35,7 @@ INSERT_ONE: Final = f"{INSERT} ON CONFLICT DO NOTHING"
 MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = 'head' AND progress = ?"
 COUNT: Final = "UPDATE jobs SET progress = CAST(CAST(progress AS INTEGER) + 1 AS TEXT) WHERE name = 'count'"
 
-CODES: Final = {"conflict": "40001", "refused": "P0001", "full": "53100"}
+CODES: Final = {"conflict": "40001", "refused": "P0001", "full": "53100", "cancelled": "57014", "locked": "55P03"}
 FAULTS: Final = [*CODES, "lost before", "lost after", "others"]
 PASSING: Final = {"conflict", "others"}
 """What nobody hears of who writes."""
@@ -44,6 +44,7 @@ GOOD: Final = ["asks", "later", "later asked", "many", "copies", "surely", "coun
 BAD: Final = [
     "raises",
     "raises asked",
+    "raises oddly",
     "breaks",
     "breaks later",
     "breaks asked",
@@ -60,6 +61,10 @@ class Repeated(Exception):
 
 class Moved(Exception):
     """The head is not where it was read."""
+
+
+class Odd(BaseException):
+    """Not one of the errors that a write may well have."""
 
 
 @dataclass
@@ -142,7 +147,7 @@ def make_write(kind: str, name: str, memory: set[str], version: str) -> Callable
         match kind:
             case "asks" | "raises asked":
                 txn.execute(INSERT, (name,))
-            case "later" | "raises":
+            case "later" | "raises" | "raises oddly":
                 txn.execute_later(INSERT, (name,))
             case "later asked":
                 txn.allocate("room")
@@ -193,7 +198,7 @@ def make_write(kind: str, name: str, memory: set[str], version: str) -> Callable
                 with suppress(psycopg2.Error, sqlite3.Error):
                     txn.execute(INSERT, ("there",))
         if kind.startswith("raises"):
-            raise ValueError
+            raise Odd if kind == "raises oddly" else ValueError
         txn.announce(Change(position, Topic.PROFILE, user_id=name))
         return name
 
@@ -211,7 +216,7 @@ def expect(kinds: list[str], errors: type[Exception], *, swallows: bool) -> list
         elif kind == "moves" and kind in seen:
             outcome = Moved
         elif kind.startswith("raises"):
-            outcome = ValueError
+            outcome = Odd if kind == "raises oddly" else ValueError
         elif kind.startswith(("breaks", "nonsense")):
             outcome = errors
         elif kind == "swallows" and not swallows:
