@@ -28,7 +28,7 @@ from federation.policy import Policy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction, Transactions
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
@@ -297,7 +297,7 @@ class Deliveries:
             elif error.status == HTTPStatus.INTERNAL_SERVER_ERROR and destination.pause_ms >= self._patience_ms:
                 await self._heed_breakdown(destination, pending, error)
             else:
-                if _asked_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
+                if asked_wait_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
                     self._halve(pending)  # it may have room for some messages to devices by then, and not for all
                 raise
             return
@@ -421,7 +421,7 @@ class Deliveries:
     async def _note_failure(self, destination: Destination, failure: RemoteError | MatrixError) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
-        asked_ms = min(_asked_ms(failure), self._pauses.longest_ms)
+        asked_ms = min(asked_wait_ms(failure), self._pauses.longest_ms)
         destination.asked_until_ts = now + asked_ms if asked_ms else 0
         if destination.failing_since_ts is None:
             destination.failing_since_ts = now
@@ -480,13 +480,6 @@ def _soonest_retry(destination: Destination) -> int:
     grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
     pause_ms = min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
     return max(destination.tried_ts + pause_ms, destination.asked_until_ts)
-
-
-def _asked_ms(failure: RemoteError | MatrixError) -> int:
-    """How long the server asks us to wait; 0 where it does not."""
-    if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return failure.retry_after_ms
-    return 0
 
 
 def _cancel_retry(destination: Destination) -> None:

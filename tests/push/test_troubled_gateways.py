@@ -1,5 +1,6 @@
 """Gateways that refuse, hang, are away, or want a pusher no more; and restarts meanwhile."""
 
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,26 @@ def test_a_push_that_fails_is_tried_again_ever_more_seldom(
 def test_a_gateway_that_wants_to_be_left_alone_is(
     server: TestServer, gateway: Gateway, wait: str, seconds: int
 ) -> None:
-    """An hour at most; what is no number of seconds says nothing."""
+    """An hour at most; what is no number of seconds, and no date, says nothing."""
     _, bob, room_id = two(server)
     gateway.failure, gateway.wait = 429, wait
     say(bob, room_id, "1")
     pass_time(server, seconds - 1, 1)
     assert len(gateway.asked) == 1
     pass_time(server, 2, 1)
+    assert len(gateway.asked) == 2
+
+
+@pytest.mark.parametrize(("after", "seconds"), [(120, 120), (9000, 3600), (-60, 5)])
+def test_a_gateway_that_wants_to_be_left_alone_until_a_date_is(
+    server: TestServer, gateway: Gateway, after: int, seconds: int
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure, gateway.wait = 429, formatdate(server.clock.seconds() + after, usegmt=True)
+    say(bob, room_id, "1")
+    pass_time(server, seconds - 2, 1)
+    assert len(gateway.asked) == 1
+    pass_time(server, 3, 1)
     assert len(gateway.asked) == 2
 
 

@@ -64,7 +64,14 @@ class Busy:
         ({}, {"retry_after_ms": 1 << 60}, [0, 3600]),
         ({}, {"retry_after_ms": -1}, [0, 5, 20, 65, 200]),
         ({}, {"retry_after_ms": True}, [0, 5, 20, 65, 200]),
-        ({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
+        ({"retry-after": "soon"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
+        (
+            {"retry-after": "Mon, 01 Jan 2001 00:01:00 GMT", "date": "Mon, 01 Jan 2001 00:00:00 GMT"},
+            {"retry_after_ms": 1000},
+            [0, 60, 120, 180, 315],
+        ),
+        ({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, {}, [0, 3600]),
+        ({"retry-after": "Mon, 01 Jan 2001 00:01:00 GMT"}, {}, [0, 5, 20, 65, 200]),
     ],
     ids=[
         "header",
@@ -76,7 +83,10 @@ class Busy:
         "too late in the body",
         "negative",
         "no number",
-        "a date, and a list",
+        "no number in a list",
+        "a date",
+        "a date too late",
+        "a date that is over",
     ],
 )
 async def test_it_is_left_alone_as_long_as_it_asks(

@@ -219,7 +219,7 @@ class Gateways:
             raise PushFailed(
                 f"it answered {answer.status}",
                 refused=answer.status in REFUSALS,
-                wait_ms=read_retry_after(answer.headers),
+                wait_ms=read_retry_after(answer.headers, self._clock.seconds()),
             )
         try:
             return msgspec.json.decode(answer.body, type=_Answer) if answer.body else _Answer()
