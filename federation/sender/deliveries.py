@@ -129,7 +129,8 @@ class Deliveries:
         return {
             **asdict(self.counts),
             "active": len(self._destinations),
-            "failing": sum(1 for destination in self if destination.failing_since_ts is not None),
+            "failing": sum(1 for destination in self if destination.is_unreachable),
+            "asked_to_wait": sum(1 for destination in self if destination.asked_until_ts),
             "behind": sum(1 for destination in self if destination.is_behind),
         }
 
@@ -394,7 +395,7 @@ class Deliveries:
         was_failing = is_reached and destination.failing_since_ts is not None
         await self._note_told(destination, pending, was_failing=was_failing)
         if was_failing:
-            self.log.info("{server} can be reached again", server=destination.server)
+            self.log.info("{server} takes what it is sent again", server=destination.server)
         if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
@@ -422,10 +423,12 @@ class Deliveries:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
         asked_ms = min(asked_wait_ms(failure), self._pauses.longest_ms)
-        destination.asked_until_ts = now + asked_ms if asked_ms else 0
+        if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
+            how = "asks us to wait" if asked_ms else "cannot be reached"
+            self.log.info("{server} {how}: {error}", server=destination.server, how=how, error=error)
         if destination.failing_since_ts is None:
             destination.failing_since_ts = now
-            self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
+        destination.asked_until_ts = now + asked_ms if asked_ms else 0
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = self._pauses.after(destination.pause_ms)

@@ -264,6 +264,41 @@ async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
         assert bodies(user, tokens[server])[0] == [*range(4)]
 
 
+async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
+    """And when it is tried again; and since when it cannot be reached, once that is so."""
+    room = await sending(network)
+    root = make_admin(room.north.server)
+    busy = Busy(network, {"retry-after": "600"}, {})
+
+    def look() -> tuple[dict[str, Any], int, int]:
+        figures = room.north.server.app.federation_out.deliveries.get_figures()
+        return root.get(f"{DESTINATIONS}/{SOUTH}").json, figures["failing"], figures["asked_to_wait"]
+
+    say(room.alice, room.room_id, "salom")
+    network.settle()
+    now = int(network.clock.seconds() * 1000)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (0, 1)
+    assert standing["failure_ts"] is None
+    assert (standing["retry_last_ts"], standing["retry_interval"]) == (now, 600_000)
+    assert standing["asked_until_ts"] == now + 600_000
+    assert "429" in standing["error"]
+
+    busy.is_busy = False
+    network.cut(NORTH, SOUTH)
+    busy.pass_time(601)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (1, 0)
+    assert standing["failure_ts"] is not None
+    assert standing["asked_until_ts"] is None
+
+    network.mend(NORTH, SOUTH)
+    busy.pass_time(60)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (0, 0)
+    assert (standing["failure_ts"], standing["asked_until_ts"], standing["retry_interval"]) == (None, None, 0)
+
+
 async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
     room = await sending(network)
     root = make_admin(room.north.server)
