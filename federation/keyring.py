@@ -5,7 +5,8 @@ Laws:
   old versions ask for no validity.
 - One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
   after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little. One that has answered is not
-  asked again for some seconds, whatever new keys it signs with; and of the keys that it names, a bounded number is kept.
+  asked again for some seconds, whatever new keys it signs with; and of the keys that it names, a bounded number is kept. One that says
+  when to come again (429) is not asked before, itself: notaries may be.
 - A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
 - Whoever has proved nothing yet waits at the door: anybody can name servers in requests, as many as they like, and let each answer
   slowly. The keys of events, and those of servers that have proved themselves before, are fetched beside that.
@@ -26,6 +27,7 @@ from twisted.python.failure import Failure
 
 from federation.door import Door
 from federation.identity import ServerIdentity
+from federation.patience import Patience
 from federation.protocol.errors import BadEvent, BadJson, LimitExceeded, MatrixError, RemoteError, Unauthorized
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event, encode_reference
@@ -107,6 +109,7 @@ class Keyring:
         self._pauses: dict[ServerName, _Pause] = {}
         self._rests: dict[ServerName, int] = {}
         """Of servers that have answered, until when they are not asked again."""
+        self._patience = Patience(now_ms)
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
         self._door = Door(MOST_AT_DOOR, AT_DOOR, FIRST_PAUSE_MS)
@@ -165,11 +168,11 @@ class Keyring:
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
     async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
-        """Ask a server for its keys now, unless it is its pause or has just said them; whether it answered well.
+        """Ask a server for its keys now, unless it is its pause, or has just said them or that we should wait; whether it answered well.
 
         `at_door`: for anybody, so not where too many wait there.
         """
-        if self._is_paused(server) or self._rests_now(server):
+        if self._is_paused(server) or not self._may_ask(server):
             return False
         if not at_door:
             return await self._renew(server, at_door=False)
@@ -246,6 +249,10 @@ class Keyring:
     def _rests_now(self, server: ServerName) -> bool:
         return self._rests.get(server, 0) > self._now_ms()
 
+    def _may_ask(self, server: ServerName) -> bool:
+        """Whether it has neither just said its keys, nor asked us to wait."""
+        return not self._rests_now(server) and not self._patience.left_ms(server)
+
     # ---- fetching
 
     async def _fetch_all(self, lacking: Wanted, at_door: bool) -> None:
@@ -254,7 +261,7 @@ class Keyring:
         if self._notaries and len(left) >= MANY:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
-        asked = [server for server in left if not self._rests_now(server)]
+        asked = [server for server in left if self._may_ask(server)]
         await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in asked])
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < MANY:
@@ -280,6 +287,7 @@ class Keyring:
         except (RemoteError, MatrixError) as error:
             self._log.info("no keys of {server}: {error}", server=server, error=error)
             self._pause(server)
+            self._patience.note(server, error)
             return False
         finally:
             if at_door:
@@ -302,10 +310,13 @@ class Keyring:
                 await self._ask_notary(notary, part)
 
     async def _ask_notary(self, notary: Notary, wanted: Wanted) -> None:
+        if self._patience.left_ms(notary.server_name):
+            return
         try:
             documents = await self._remote.query(notary.server_name, wanted)
         except (RemoteError, MatrixError) as error:
             self._log.info("the notary {notary} does not help: {error}", notary=notary.server_name, error=error)
+            self._patience.note(notary.server_name, error)
             return
         for each in documents:
             name = each.get("server_name")

@@ -8,6 +8,7 @@ spec: server-server-api#request-authentication
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -52,30 +53,15 @@ class RefusedByRemote(RemoteError):
         errcode: str,
         text: str,
         body: Mapping[str, Any],
-        headers: Mapping[str, str],
+        told_wait_ms: int,
     ) -> None:
         super().__init__(destination, f"{status} {errcode}: {text}", retryable=status >= 500 or status == 429)
         self.status = status
         self.errcode = errcode
         self.text = text
         self.body = body
-        self._headers = headers
-
-    @property
-    def retry_after_ms(self) -> int:
-        """After so long it may be asked again, where it said 429."""
-        return self.told_wait_ms or FIRST_WAIT_MS
-
-    @property
-    def told_wait_ms(self) -> int:
-        """How long it says itself that one should wait, but never more than `LONGEST_WAIT_MS`; 0 where it does not say.
-
-        spec: client-server-api#rate-limiting
-        """
-        wait = read_retry_after(self._headers) or self.body.get("retry_after_ms")
-        if not isinstance(wait, int) or isinstance(wait, bool):
-            return 0
-        return min(max(wait, 0), LONGEST_WAIT_MS)
+        self.told_wait_ms = told_wait_ms
+        """How long it says itself that one should wait, but never more than `LONGEST_WAIT_MS`; 0 where it does not say."""
 
 
 def is_away(error: RemoteError) -> bool:
@@ -83,13 +69,24 @@ def is_away(error: RemoteError) -> bool:
     return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
+def asked_wait_ms(failure: Exception) -> int:
+    """For how long the other server asks to be left alone with requests of the kind, `LONGEST_WAIT_MS` at most; 0 where it does not.
+
+    spec: client-server-api#rate-limiting
+    """
+    if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return failure.told_wait_ms or FIRST_WAIT_MS
+    return 0
+
+
 class Requests:
     """Makes requests in this server's name."""
 
-    def __init__(self, wire: Wire, identity: ServerIdentity, policy: Policy) -> None:
+    def __init__(self, wire: Wire, identity: ServerIdentity, policy: Policy, now_ms: Callable[[], int]) -> None:
         self._wire = wire
         self._identity = identity
         self._policy = policy
+        self._now_ms = now_ms
 
     async def get(
         self,
@@ -162,7 +159,7 @@ class Requests:
         self, destination: ServerName, path: str, query: Query = (), *, seconds: float, max_bytes: int
     ) -> bytes:
         """What a GET answers, unread: for answers that are too long to be read at once. Raises RemoteError, Forbidden."""
-        return _unread(destination, await self._exchange("GET", destination, path, query, None, seconds, max_bytes))
+        return (await self._exchange("GET", destination, path, query, None, seconds, max_bytes)).body
 
     async def put_bytes(
         self,
@@ -175,7 +172,7 @@ class Requests:
         max_bytes: int,
     ) -> bytes:
         """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
-        return _unread(destination, await self._exchange("PUT", destination, path, query, body, seconds, max_bytes))
+        return (await self._exchange("PUT", destination, path, query, body, seconds, max_bytes)).body
 
     async def post_bytes(
         self,
@@ -187,7 +184,7 @@ class Requests:
         max_bytes: int,
     ) -> bytes:
         """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
-        return _unread(destination, await self._exchange("POST", destination, path, (), body, seconds, max_bytes))
+        return (await self._exchange("POST", destination, path, (), body, seconds, max_bytes)).body
 
     async def download(
         self,
@@ -210,9 +207,7 @@ class Requests:
             return take(status, headers) if status == 200 else None
 
         request = self._request("GET", destination, path, query, None, seconds, max_bytes, signed, take_good)
-        answer = await self._wire.exchange(destination, request)
-        if answer.status != 200:
-            _read(destination, answer)
+        await self._ask(destination, request)
 
     async def _exchange(
         self,
@@ -227,7 +222,14 @@ class Requests:
     ) -> WireAnswer:
         self._policy.check_destination(destination, path)
         request = self._request(method, destination, path, query, body, seconds, max_bytes, signed, None)
-        return await self._wire.exchange(destination, request)
+        return await self._ask(destination, request)
+
+    async def _ask(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        """A good answer. Raises RemoteError."""
+        answer = await self._wire.exchange(destination, request)
+        if answer.status != 200:
+            raise _refusal(destination, answer, self._now_ms())
+        return answer
 
     def _request(
         self,
@@ -266,13 +268,6 @@ def path_of(template: str, *values: str) -> str:
     return template.format(*(quote(value, safe="") for value in values))
 
 
-def _unread(destination: ServerName, answer: WireAnswer) -> bytes:
-    """The body of a good answer; raises as `_read` for others."""
-    if answer.status != 200:
-        _read(destination, answer)
-    return answer.body
-
-
 def _decode(body: bytes, form: Any) -> Any:
     """The value of a body. What in it nests too deeply to be read is null: it takes nothing along, be it one user's key among many's."""
     try:
@@ -286,31 +281,35 @@ def _decode(body: bytes, form: Any) -> Any:
 
 
 def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
-    is_good = answer.status == 200
-    if not is_good and len(answer.body) > MAX_ERROR_BYTES:  # however long the answer was to be
-        answer = WireAnswer(answer.status, answer.headers, b"")
+    """The value of a good answer. Raises RemoteError."""
     if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
         raise RemoteError(destination, "the answer holds more values than any that is read at once", retryable=False)
     try:
-        value = _decode(answer.body, form if is_good else Any)
+        value = _decode(answer.body, form)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
-        if is_good:
-            is_json = isinstance(error, msgspec.ValidationError)
-            reason = f"the answer has another form: {error}" if is_json else "the answer is no JSON"
-            raise RemoteError(destination, reason[:MAX_ERROR_CHARS], retryable=False) from error
-        value = {}
-    if is_good:
-        if form is Any and not isinstance(value, dict | list):
-            raise RemoteError(destination, "the answer is no JSON object", retryable=False)
-        return value
-    if not isinstance(value, dict):
-        value = {}
-    errcode, text = value.get("errcode"), value.get("error")
-    raise RefusedByRemote(
+        is_json = isinstance(error, msgspec.ValidationError)
+        reason = f"the answer has another form: {error}" if is_json else "the answer is no JSON"
+        raise RemoteError(destination, reason[:MAX_ERROR_CHARS], retryable=False) from error
+    if form is Any and not isinstance(value, dict | list):
+        raise RemoteError(destination, "the answer is no JSON object", retryable=False)
+    return value
+
+
+def _refusal(destination: ServerName, answer: WireAnswer, now_ms: int) -> RefusedByRemote:
+    """What an answer says that is an error, however long it was to be."""
+    try:
+        body = _decode(answer.body, Any) if len(answer.body) <= MAX_ERROR_BYTES else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson):
+        body = {}
+    if not isinstance(body, dict):
+        body = {}
+    errcode, text = body.get("errcode"), body.get("error")
+    wait = read_retry_after(answer.headers, now_ms / 1000) or body.get("retry_after_ms")
+    return RefusedByRemote(
         destination,
         answer.status,
         errcode[:MAX_ERROR_CHARS] if isinstance(errcode, str) else "M_UNKNOWN",
         text[:MAX_ERROR_CHARS] if isinstance(text, str) else "no reason given",
-        value,
-        answer.headers,
+        body,
+        min(max(wait, 0), LONGEST_WAIT_MS) if isinstance(wait, int) and not isinstance(wait, bool) else 0,
     )

@@ -12,10 +12,10 @@ from storage.transaction import Transaction
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
 
 _STANDINGS: Final = (
-    "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
     " CASE WHEN failing_since_ts IS NULL THEN 0 WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
     " ELSE pause_ms END,"
-    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END FROM destinations"
+    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
 )
 """The beginning of a `DestinationSummary`."""
 
@@ -25,13 +25,15 @@ class DestinationSummary(msgspec.Struct, frozen=True):
 
     server: str
     failing_since_ts: int | None = None
-    """None: all is well."""
+    """None: it answered the last time."""
     tried_ts: int = 0
     """When it was last tried; 0 while all is well, and so the next."""
     pause_ms: int = 0
     """How long after that it is tried again."""
     error: str | None = None
-    """Why it could not be reached; None while all is well."""
+    """Why it did not take what was sent; None while all is well."""
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: it has not."""
     rooms_missed: int = 0
     """Rooms of which it has not been told everything."""
     device_lists_missed: int = 0

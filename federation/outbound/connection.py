@@ -21,7 +21,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from federation.outbound.errors import ConnectionGone, OutboundError, TooLong
+from federation.outbound.errors import ConnectionGone, CutOff, OutboundError, TooLong
 from federation.outbound.request import TakeBody
 from federation.outbound.tls import TlsName
 
@@ -73,7 +73,7 @@ class Connection(Protocol):
         self._take = take
         self._parser = httptools.HttpResponseParser(self)
         self._forget_answer()
-        self._waiter = Deferred(lambda _: self.abort())
+        self._waiter = Deferred(self._cut_off)
         self._tcp.write(request)
         return await self._waiter
 
@@ -230,13 +230,21 @@ class Connection(Protocol):
         if not self._stays:
             self.is_open = False
             self._tcp.loseConnection()
-        received = Received(self._parser.get_status_code(), self._headers, b"".join(self._chunks))
+        received = Received(self._status(), self._headers, b"".join(self._chunks))
         self._parser = self._take = None
         self._forget_answer()
         waiter.callback(received)
 
+    def _cut_off(self, waiter: Deferred[Received]) -> None:
+        self._waiter = None
+        self.abort()
+        if self._head_done:
+            waiter.errback(CutOff(self._status()))
+
     def _end(self, error: OutboundError) -> None:
         self.abort()
+        if self._head_done:
+            error.status = self._status()
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.errback(error)
@@ -244,8 +252,12 @@ class Connection(Protocol):
             self.ready.errback(error)
 
     def _too_long(self) -> OutboundError:
+        return TooLong(f"its answer is longer than {self._max_bytes} bytes", self._status())
+
+    def _status(self) -> int:
+        """Of the answer whose head has come."""
         assert self._parser is not None
-        return TooLong(f"its answer is longer than {self._max_bytes} bytes", self._parser.get_status_code())
+        return int(self._parser.get_status_code())
 
 
 def _explain(reason: Failure, something_came: bool) -> OutboundError:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as TookTooLong
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
-from federation.outbound.errors import OutboundError
+from federation.outbound.errors import CutOff, OutboundError
 
 T = TypeVar("T")
 
@@ -34,7 +34,12 @@ def encode_request(method: str, target: str, host: str, headers: Sequence[tuple[
 
 async def within(clock: IReactorTime, seconds: float, work: Coroutine[Deferred[Any], Any, T]) -> T:
     """What the work comes to, or OutboundError after so many seconds, when it is cancelled."""
-    try:
-        return await Deferred.fromCoroutine(work).addTimeout(seconds, clock)
-    except TookTooLong as error:
-        raise OutboundError(f"it did not answer within {seconds:g} seconds") from error
+
+    def end(result: T | Failure, _seconds: float) -> T:
+        if not isinstance(result, Failure):
+            return result
+        result.trap(CancelledError)
+        status = result.value.status if isinstance(result.value, CutOff) else None
+        raise OutboundError(f"it did not answer within {seconds:g} seconds", status=status)
+
+    return await Deferred.fromCoroutine(work).addTimeout(seconds, clock, end)

@@ -8,11 +8,11 @@ spec: server-server-api#resolving-server-names
 
 import re
 from collections.abc import Mapping, Sequence
-from email.utils import mktime_tz, parsedate_tz
 from typing import Final
 
 import msgspec
 
+from federation.protocol.http_dates import read_http_date
 from federation.protocol.ids import ServerName, host_of, is_ip_literal, is_server_name
 
 PORT: Final = 8448
@@ -119,10 +119,8 @@ def well_known_seconds(headers: Mapping[str, str], now: float) -> float:
     expires = headers.get("expires")
     if expires is None:
         return DEFAULT_SECONDS
-    date = parsedate_tz(expires)
-    if date is None:
-        return SHORTEST_SECONDS
-    return _within_bounds(mktime_tz((*date[:9], date[9] or 0)) - now)
+    date = read_http_date(expires)
+    return SHORTEST_SECONDS if date is None else _within_bounds(date - now)
 
 
 def _within_bounds(seconds: float) -> float:

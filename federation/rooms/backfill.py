@@ -21,7 +21,7 @@ from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import RemoteEvents
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.batch import parse_events
 from federation.rooms.missing import MissingEvents
 from federation.rooms.regaining import Regaining, Taken
@@ -126,6 +126,7 @@ class Backfill:
                     return True
             except (RemoteError, Forbidden) as error:
                 self._log.info("{server} does not give the past: {error}", server=server, error=str(error))
+                self._missing.heed(server, error)
             except MatrixError:
                 return False  # this server is no longer in the room
         if useless:
@@ -136,8 +137,8 @@ class Backfill:
         try:
             if gaps.ends and await self._fetch_ends(server, snapshot, [EventID(name) for name in gaps.ends[:MAX_ENDS]]):
                 return True
-        except RefusedByRemote:
-            if gaps.forgotten is None:
+        except RefusedByRemote as error:
+            if gaps.forgotten is None or asked_wait_ms(error):
                 raise
         if gaps.forgotten is None:
             return False

@@ -21,7 +21,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, is_server_name
 from federation.remote.membership import UnknownVersion
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.unheard import LeftBefore
 
 MAX_CANDIDATES: Final = 20
@@ -91,7 +91,7 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     for refusal in refusals:
         if refusal.errcode in _UNABLE:
             return Forbidden("None of the servers that were asked may let you into this room")
-    waits = [refusal.retry_after_ms for refusal in refusals if refusal.status == 429]
+    waits = [wait_ms for error in errors if (wait_ms := asked_wait_ms(error))]
     if waits:
         return LimitExceeded("Another server is asked for this too often at the moment", retry_after_ms=min(waits))
     if refusals and all(isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors):

@@ -3,7 +3,7 @@
 Laws:
 - The user has left at once, whoever answers.
 - Each server that told them of the room hears of it: which have yet to is noted in the write that keeps the leave, and each is
-  tried again after pauses that grow, for a week. Nothing is told that is no longer so.
+  tried again after pauses that grow, for a week; one that says when to come again (429), not before. Nothing is told that is no longer so.
 - Where others of this server enter the room meanwhile, the invite that was declined stands in it still: then the user leaves there.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
@@ -21,7 +21,7 @@ from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
 from federation.remote.membership import MembershipRequests
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.candidates import Candidates
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
@@ -84,6 +84,8 @@ class Leaving:
         told_by = await self._outside.find_servers(room.room_nid, user_id)
         untold: dict[str, str] = dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
         untold.pop(self._identity.server_name, None)
+        waits: dict[str, int] = {}
+        """Who asked to be left alone, and until when."""
 
         async def ask(server: ServerName) -> None:
             try:
@@ -92,6 +94,8 @@ class Leaving:
             except RefusedByRemote as refusal:
                 if _is_final(refusal):
                     untold.pop(server, None)
+                elif wait_ms := asked_wait_ms(refusal):
+                    waits[server] = self._now_ms() + wait_ms
                 raise
             untold.pop(server, None)
             await self._outside.keep(event, server, (), untold if told_by else None)
@@ -105,6 +109,8 @@ class Leaving:
             version = await self._outside.find_version(room, user_id)
             left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(left, self._identity.server_name, (), untold)
+        for server in waits.keys() & untold.keys():
+            await self._store.let_wait(server, waits[server])
         if untold:
             Deferred.fromCoroutine(self.do_tell(TOLD_AT_ONCE)).addErrback(self._report)
 
@@ -142,7 +148,7 @@ class Leaving:
                     error=error,
                 )
                 if not _is_final(error):
-                    await self._store.put_off(leave)
+                    await self._store.put_off(leave, self._now_ms() + asked_wait_ms(error))
                     if not ends:
                         return
                 is_told = True

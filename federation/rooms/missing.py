@@ -8,6 +8,7 @@ Laws:
 - Who sent the events is asked first, then a few others in the room; one that is not in it comes last, and is not believed about
   any state. None but the last has more than half of the time that is left. Nobody is believed about more than was asked: what
   does not precede the events is passed over, and everything goes through the checks on receipt.
+- Who says when to come again (429) is not asked for events of any room before that.
 - A server that makes up a past without end costs so many requests, events and seconds, and then its gap is closed by a state
   (or not at all). Nothing here loops until something comes.
 - What cannot be filled is told; whoever called decides when to try again.
@@ -22,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
+from federation.patience import Patience
 from federation.policy import Policy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
@@ -144,6 +146,7 @@ class MissingEvents:
         self._policy = policy
         self._identity = identity
         self._clock = clock
+        self._patience = Patience(lambda: int(clock.seconds() * 1000))
         self._log = Logger()
 
     async def take_in(
@@ -182,6 +185,7 @@ class MissingEvents:
                     await self._fill_from(server, snapshot, pool, past, walk, may_tell=server in there)
                 except (RemoteError, Forbidden) as error:
                     self._log.info("a gap in {room_id} is not filled: {error}", room_id=room_id, error=str(error))
+                    self.heed(server, error)
                 if pool.is_done() or self._clock.seconds() > end:
                     break
                 pool.forget_fetched()  # it may all be an invention of that server
@@ -218,14 +222,21 @@ class MissingEvents:
             pool.outcomes.update(zip((event.event_id for event in departures), outcomes, strict=True))
 
     async def choose_servers(self, snapshot: RoomSnapshot, first: ServerName | None = None) -> list[ServerName]:
-        """Servers that may be asked: that one first if it is in the room, or else last; and those who have been there longest."""
+        """Servers that may be asked: that one first if it is in the room, or else last; and those who have been there longest. Tell what
+        one fails with (`heed`)."""
         since = await self._servers.in_room(snapshot.room.room_nid)
         others = sorted(since, key=lambda server: (since[server], server))
         chosen = [first] if first is not None and first in since else []
         chosen += [server for server in others if server not in (first, self._identity.server_name)]
         if first is not None and first not in since:
             chosen.append(first)
-        return [server for server in chosen if self._policy.allows(server)][:MAX_SERVERS]
+        return [server for server in chosen if self._policy.allows(server) and not self._patience.left_ms(server)][
+            :MAX_SERVERS
+        ]
+
+    def heed(self, server: ServerName, failure: Exception) -> None:
+        """A server was asked for events, and failed so: where that says how long to leave it alone, it is."""
+        self._patience.note(server, failure)
 
     async def _fill_from(
         self, server: ServerName, snapshot: RoomSnapshot, pool: Pool, past: bool, walk: bool, *, may_tell: bool

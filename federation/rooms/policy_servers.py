@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.patience import Patience
 from federation.policy import Policy
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
@@ -33,7 +34,7 @@ from federation.protocol.policy_server import (
     with_policy_signature,
 )
 from federation.remote.policy_servers import RemotePolicyServers
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.servers import RoomServers
 from storage.policy_judgements import PolicyJudgementStore
@@ -57,13 +58,6 @@ class RefusedByPolicyServer(MatrixError):
 
     def body(self) -> Mapping[str, object]:
         return {**super().body(), "errcode": self._errcode}
-
-
-class _Pause(msgspec.Struct, frozen=True):
-    """Until when one is left alone, and whether it said so itself."""
-
-    until: int
-    was_told: bool
 
 
 class _Heard(msgspec.Struct, frozen=True):
@@ -96,7 +90,9 @@ class PolicyServers:
         self._identity = identity
         self._judgements = judgements
         self._now_ms = now_ms
-        self._pauses: dict[ServerName, _Pause] = {}
+        self._pauses: dict[ServerName, int] = {}
+        """Until when those are left alone that did not answer."""
+        self._patience = Patience(now_ms)
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Whether an event of another server may be shown. `named`: what names the room's policy server now.
@@ -205,18 +201,18 @@ class PolicyServers:
         name = server.server_name
         if name == self._identity.server_name:
             raise RefusedByPolicyServer("M_FORBIDDEN", "This room names a policy server that is none")
-        pause = self._pauses.get(name)
-        left = 0 if pause is None else pause.until - self._now_ms()
-        if pause is not None and left > 0:
-            if pause.was_told:
-                raise LimitExceeded(retry_after_ms=left)
+        left = self._patience.left_ms(name)
+        if left:
+            raise LimitExceeded(retry_after_ms=left)
+        if self._pauses.get(name, 0) > self._now_ms():
             raise RemoteError(name, "the policy server did not answer a moment ago", retryable=True)
         try:
             signature = await self._remote.sign(server, event)
         except RefusedByRemote as error:
-            if error.status == 429:
-                self._pause(name, error.retry_after_ms, was_told=True)
-                raise LimitExceeded(retry_after_ms=error.retry_after_ms) from error
+            self._patience.note(name, error)
+            wait_ms = asked_wait_ms(error)
+            if wait_ms:
+                raise LimitExceeded(retry_after_ms=wait_ms) from error
             if error.status >= 500:
                 self._pause(name)
                 raise
@@ -232,8 +228,8 @@ class PolicyServers:
             )
         return signature
 
-    def _pause(self, name: ServerName, wait_ms: int = PAUSE_MS, *, was_told: bool = False) -> None:
+    def _pause(self, name: ServerName) -> None:
         self._pauses.pop(name, None)
-        self._pauses[name] = _Pause(self._now_ms() + wait_ms, was_told)
+        self._pauses[name] = self._now_ms() + PAUSE_MS
         if len(self._pauses) > MAX_PAUSES:
             del self._pauses[next(iter(self._pauses))]

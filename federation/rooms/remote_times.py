@@ -47,6 +47,7 @@ class AskedTimes:
                 return await self._ask(server, room, ts, direction, distance)
             except (RemoteError, Forbidden) as error:
                 self._log.info("{server} finds no event by its time: {error}", server=server, error=str(error))
+                self._missing.heed(server, error)
             if self._seconds() > until:
                 break
         return None

@@ -28,7 +28,7 @@ from federation.policy import Policy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction, Transactions
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
 from federation.sender.lanes import Lane
@@ -129,7 +129,8 @@ class Deliveries:
         return {
             **asdict(self.counts),
             "active": len(self._destinations),
-            "failing": sum(1 for destination in self if destination.failing_since_ts is not None),
+            "failing": sum(1 for destination in self if destination.is_unreachable),
+            "asked_to_wait": sum(1 for destination in self if destination.asked_until_ts),
             "behind": sum(1 for destination in self if destination.is_behind),
         }
 
@@ -297,7 +298,7 @@ class Deliveries:
             elif error.status == HTTPStatus.INTERNAL_SERVER_ERROR and destination.pause_ms >= self._patience_ms:
                 await self._heed_breakdown(destination, pending, error)
             else:
-                if _asked_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
+                if asked_wait_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
                     self._halve(pending)  # it may have room for some messages to devices by then, and not for all
                 raise
             return
@@ -394,7 +395,7 @@ class Deliveries:
         was_failing = is_reached and destination.failing_since_ts is not None
         await self._note_told(destination, pending, was_failing=was_failing)
         if was_failing:
-            self.log.info("{server} can be reached again", server=destination.server)
+            self.log.info("{server} takes what it is sent again", server=destination.server)
         if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
@@ -421,11 +422,13 @@ class Deliveries:
     async def _note_failure(self, destination: Destination, failure: RemoteError | MatrixError) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
-        asked_ms = min(_asked_ms(failure), self._pauses.longest_ms)
-        destination.asked_until_ts = now + asked_ms if asked_ms else 0
+        asked_ms = min(asked_wait_ms(failure), self._pauses.longest_ms)
+        if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
+            how = "asks us to wait" if asked_ms else "cannot be reached"
+            self.log.info("{server} {how}: {error}", server=destination.server, how=how, error=error)
         if destination.failing_since_ts is None:
             destination.failing_since_ts = now
-            self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
+        destination.asked_until_ts = now + asked_ms if asked_ms else 0
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = self._pauses.after(destination.pause_ms)
@@ -480,13 +483,6 @@ def _soonest_retry(destination: Destination) -> int:
     grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
     pause_ms = min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
     return max(destination.tried_ts + pause_ms, destination.asked_until_ts)
-
-
-def _asked_ms(failure: RemoteError | MatrixError) -> int:
-    """How long the server asks us to wait; 0 where it does not."""
-    if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return failure.retry_after_ms
-    return 0
 
 
 def _cancel_retry(destination: Destination) -> None:

@@ -132,6 +132,11 @@ class Destination(msgspec.Struct):
         )
 
     @property
+    def is_unreachable(self) -> bool:
+        """The last try was not answered, or not as by a server that is in order. One that asked us to wait is."""
+        return self.failing_since_ts is not None and not self.asked_until_ts
+
+    @property
     def has_news(self) -> bool:
         """There is something to tell that is in no transaction yet."""
         return bool(
@@ -146,7 +151,7 @@ class Destination(msgspec.Struct):
 
     def is_failing_at(self, now_ms: int) -> bool:
         """It could not be reached a moment ago, and has not spoken to us since. One that asked us to wait could be reached."""
-        if self.failing_since_ts is None or self.heard_ts > self.tried_ts or self.asked_until_ts:
+        if not self.is_unreachable or self.heard_ts > self.tried_ts:
             return False
         return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS if self.is_silent else LONGEST_ABSENCE_MS)
 

@@ -1,6 +1,7 @@
 """How this server stands with others that it sends to. The paths are those of Synapse's administration API.
 
-Beside Synapse's fields there are the error, why the policy refuses the server, and how much has not been told yet.
+Beside Synapse's fields there are the error, until when the server asks to be sent nothing (`asked_until_ts`: it has answered, so
+there is no `failure_ts`), why the policy refuses it, and how much has not been told yet.
 `last_successful_stream_ordering` says up to which position of the stream the server has been told of every event that
 concerns it.
 """
@@ -91,6 +92,7 @@ def _shown(row: DestinationSummary, destinations: Destinations) -> dict[str, Any
         "failure_ts": row.failing_since_ts,
         "last_successful_stream_ordering": row.told_upto,
         "error": row.error,
+        "asked_until_ts": row.asked_until_ts or None,
         "refused": destinations.find_refusal(ServerName(row.server)),
         "rooms_missed": row.rooms_missed,
         "device_lists_missed": row.device_lists_missed,

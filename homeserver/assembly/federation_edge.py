@@ -73,7 +73,7 @@ class EdgeParts:
             clock.seconds,
         )
         self.silences = Silences(clock)
-        self.requests = Requests(HearingWire(wire, self.silences), identity, self.policy)
+        self.requests = Requests(HearingWire(wire, self.silences), identity, self.policy, now_ms)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
             store,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.config.mail import Email, sender_of
+from homeserver.config.mail import Email, app_name_of, sender_of
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.metrics import MailMetrics, TextMessageMetrics
@@ -48,7 +48,9 @@ class MailParts:
         self._executor = executor
         self.outbox = None
         if email.smtp_host is not None:
-            letters = Letters(config.server_name, sender_of(email, config.server_name), email.app_name, self.branding)
+            letters = Letters(
+                config.server_name, sender_of(email, config.server_name), app_name_of(email), self.branding
+            )
             self.outbox = Outbox(
                 clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
             )

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from email.message import EmailMessage
+from typing import Final
 
 from federation.protocol.ids import host_of
 from homeserver.config.option import Duration, Secret, option, section
+
+APP_NAME: Final = "Matrix"
 
 
 def _check_base_url(url: str) -> str | None:
@@ -34,7 +37,12 @@ class Email:
         "The sender; `%(app)s` stands for `app_name`. By default noreply at `server_name`.",
         example='"%(app)s <noreply@example.org>"',
     )
-    app_name: str = option("Matrix", "What the service is called in letters.")
+    app_name: str | None = option(
+        None,
+        "What the service is called in letters. `null`: Matrix; in the subject of letters about what somebody has not read, "
+        "what the app calls itself that they switched these on with, if it does.",
+        example="Example Chat",
+    )
     enable_notifs: bool = option(
         False,
         "Whether people get letters about what they have not read, where they want them. Needs `public_baseurl`, for the "
@@ -57,10 +65,15 @@ class Email:
     )
 
 
+def app_name_of(email: Email) -> str:
+    """What the service is called in letters that no app has asked for."""
+    return email.app_name or APP_NAME
+
+
 def sender_of(email: Email, server_name: str) -> str:
     """The header `From` of letters. Raises ValueError where `notif_from` cannot be one."""
     try:
-        sender = (email.notif_from or f"%(app)s <noreply@{host_of(server_name)}>") % {"app": email.app_name}
+        sender = (email.notif_from or f"%(app)s <noreply@{host_of(server_name)}>") % {"app": app_name_of(email)}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("knows only `%(app)s`; write `%%` for a percent sign") from error
     message = EmailMessage()

@@ -18,6 +18,7 @@ SENT: Final[Mapping[str, str]] = {
 DESTINATIONS: Final[Mapping[str, str]] = {
     "active": "Servers that there is something to send to, or that cannot be reached",
     "failing": "Servers that could not be reached when last tried",
+    "asked_to_wait": "Servers that asked to be sent nothing for a while when last tried: they are there",
     "behind": "Servers that have missed events and catch up room by room",
 }
 

@@ -17,7 +17,6 @@ spec: server-server-api#device-management
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from http import HTTPStatus
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -26,6 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.patience import Patience
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
@@ -38,7 +38,7 @@ from federation.remote.keys import (
     put_cross_signing_key,
     put_device,
 )
-from federation.requests import RefusedByRemote, is_away
+from federation.requests import RefusedByRemote, asked_wait_ms, is_away
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
 from storage.cross_signing import CrossSigningKey
@@ -90,6 +90,8 @@ class RemoteDevices:
         """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
         self._swept_upto = ""
+        self._patience = Patience(lambda: int(clock.seconds() * 1000))
+        """Of those that asked us to wait with questions for lists, when nobody waits for the answer."""
         self._asked: set[ServerName] = set()
         """Servers that are being asked for stale lists."""
         self._said: OrderedDict[str, bytes] = OrderedDict()
@@ -219,7 +221,7 @@ class RemoteDevices:
         for user_id in users:
             by_server.setdefault(domain_of(user_id), []).append(user_id)
         for server, of_server in by_server.items():
-            if server in self._asked or len(self._asked) >= MOST_ASKED or self._sender.is_failing(server):
+            if server in self._asked or len(self._asked) >= MOST_ASKED or not self._may_ask(server):
                 continue
             self._asked.add(server)
             Deferred.fromCoroutine(self._fetch_of_server(server, of_server))
@@ -270,12 +272,16 @@ class RemoteDevices:
         elif isinstance(failure, RemoteError) and not isinstance(failure, RefusedByRemote):
             self._sender.note_silence(server, asked_at)
 
+    def _may_ask(self, server: ServerName) -> bool:
+        """Whether a server may be asked for what nobody waits for: it can be reached, as far as is known, and has not asked us to wait."""
+        return not self._sender.is_failing(server) and not self._patience.left_ms(server)
+
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that; later if it has been done a moment ago."""
         now = self._clock.seconds()
         while self._resyncs and (oldest := next(iter(self._resyncs.items())))[1] <= now - RESYNC_PAUSE:
             del self._resyncs[oldest[0]]
-        if user_id in self._fetching or user_id in self._resyncs or self._sender.is_failing(domain_of(user_id)):
+        if user_id in self._fetching or user_id in self._resyncs or not self._may_ask(domain_of(user_id)):
             return
         self._resyncs[user_id] = now
         self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
@@ -288,7 +294,8 @@ class RemoteDevices:
         except (RemoteError, MatrixError, DatabaseUnavailable) as error:
             self.log.info("the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error)
             self._note(domain_of(user_id), asked_at, error)
-            return isinstance(error, RefusedByRemote) and error.status != HTTPStatus.TOO_MANY_REQUESTS
+            self._patience.note(domain_of(user_id), error)
+            return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True

@@ -46,6 +46,38 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(far: FarSide, s
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
+async def test_of_an_answer_that_never_comes_whole_the_status_is_known(far: FarSide, status: int, body: str) -> None:
+    head = f"HTTP/1.1 {status} X\r\n".encode()
+
+    def answer(_: bytes) -> bytes:
+        if body == "is no body":
+            return head + b"Transfer-Encoding: chunked\r\n\r\nx\r\n"
+        begun = head + b"Content-Length: 20\r\n\r\nhalf"
+        if body == "never ends":
+            return begun
+        far.connections[-1].last_words = begun
+        return b""
+
+    port = far.listen(answer)
+    with pytest.raises(OutboundError) as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_without_a_whole_head_no_status_is(far: FarSide, begun: bytes) -> None:
+    def answer(_: bytes) -> bytes:
+        far.connections[-1].last_words = begun
+        return b""
+
+    port = far.listen(answer)
+    with pytest.raises(OutboundError) as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push")
+    assert caught.value.status is None
+
+
 async def test_redirects_are_followed_as_far_as_is_allowed(far: FarSide) -> None:
     port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
     answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)

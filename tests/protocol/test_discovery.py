@@ -66,6 +66,7 @@ def test_well_known_files(body: bytes, name: str | None) -> None:
         ({"expires": "Thu, 01 Jan 1970 03:00:00 GMT"}, 3 * 3600 - 1000),
         ({"expires": "Thu, 01 Jan 1970 00:00:00 GMT"}, SHORTEST_SECONDS),
         ({"expires": "0"}, SHORTEST_SECONDS),
+        ({"expires": "Fri, 31 Dec 10000 23:59:59 GMT"}, SHORTEST_SECONDS),
     ],
 )
 def test_how_long_a_well_known_file_is_good(headers: dict[str, str], seconds: float) -> None:

@@ -301,7 +301,7 @@ def test_the_letter_is_in_the_language_of_the_pusher(
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
     assert text in texts(letter)[0]
-    assert str(letter["Subject"]).startswith("[Chat] ")
+    assert str(letter["Subject"]).startswith("[Example] ")
 
 
 def test_times_are_those_of_the_reader(server: TestServer) -> None:

@@ -64,7 +64,14 @@ class Busy:
         ({}, {"retry_after_ms": 1 << 60}, [0, 3600]),
         ({}, {"retry_after_ms": -1}, [0, 5, 20, 65, 200]),
         ({}, {"retry_after_ms": True}, [0, 5, 20, 65, 200]),
-        ({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
+        ({"retry-after": "soon"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
+        (
+            {"retry-after": "Mon, 01 Jan 2001 00:01:00 GMT", "date": "Mon, 01 Jan 2001 00:00:00 GMT"},
+            {"retry_after_ms": 1000},
+            [0, 60, 120, 180, 315],
+        ),
+        ({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}, {}, [0, 3600]),
+        ({"retry-after": "Mon, 01 Jan 2001 00:01:00 GMT"}, {}, [0, 5, 20, 65, 200]),
     ],
     ids=[
         "header",
@@ -76,7 +83,10 @@ class Busy:
         "too late in the body",
         "negative",
         "no number",
-        "a date, and a list",
+        "no number in a list",
+        "a date",
+        "a date too late",
+        "a date that is over",
     ],
 )
 async def test_it_is_left_alone_as_long_as_it_asks(
@@ -252,6 +262,41 @@ async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
     network.settle()
     for server, user in people.items():
         assert bodies(user, tokens[server])[0] == [*range(4)]
+
+
+async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
+    """And when it is tried again; and since when it cannot be reached, once that is so."""
+    room = await sending(network)
+    root = make_admin(room.north.server)
+    busy = Busy(network, {"retry-after": "600"}, {})
+
+    def look() -> tuple[dict[str, Any], int, int]:
+        figures = room.north.server.app.federation_out.deliveries.get_figures()
+        return root.get(f"{DESTINATIONS}/{SOUTH}").json, figures["failing"], figures["asked_to_wait"]
+
+    say(room.alice, room.room_id, "salom")
+    network.settle()
+    now = int(network.clock.seconds() * 1000)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (0, 1)
+    assert standing["failure_ts"] is None
+    assert (standing["retry_last_ts"], standing["retry_interval"]) == (now, 600_000)
+    assert standing["asked_until_ts"] == now + 600_000
+    assert "429" in standing["error"]
+
+    busy.is_busy = False
+    network.cut(NORTH, SOUTH)
+    busy.pass_time(601)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (1, 0)
+    assert standing["failure_ts"] is not None
+    assert standing["asked_until_ts"] is None
+
+    network.mend(NORTH, SOUTH)
+    busy.pass_time(60)
+    standing, failing, waiting = look()
+    assert (failing, waiting) == (0, 0)
+    assert (standing["failure_ts"], standing["asked_until_ts"], standing["retry_interval"]) == (None, None, 0)
 
 
 async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:

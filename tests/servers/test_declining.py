@@ -64,6 +64,34 @@ def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
     assert len(asked(network)) == told, "once is enough"
 
 
+def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None:
+    """Of whatever there is to tell, though we were killed meanwhile."""
+    alice, bob = pair(network)
+    rooms = [create(alice), create(alice)]
+    for room_id in rooms:
+        invite(alice, room_id, bob)
+    wait_for: list[int] = []
+
+    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+        if to != NORTH or "/make_leave/" not in request.uri or not wait_for:
+            return None
+        return WireAnswer(429, {"retry-after": str(wait_for.pop(0))}, b"{}")
+
+    network.liars.append(be_busy)
+    wait_for += [1800, 3600]
+    leave(bob, rooms[0])
+    wait(network, bob.server, 0.45)
+    assert len(asked(network)) == 1
+    wait(network, bob.server, 0.1)
+    assert len(asked(network)) == 2
+    again = network.rebuild(SOUTH)
+    wait(network, again, 0.8)
+    assert len(asked(network)) == 2
+    leave(User(again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}), rooms[1])
+    wait(network, again, 0.2)
+    assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
+
+
 def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)

@@ -62,6 +62,8 @@ class World:
         self.says: dict[str, Any] = {}
         """What each server says about itself; a server that is not there does not answer."""
         self.notary_says: list[Any] = []
+        self.busy: dict[str, int] = {}
+        """Servers that say 429, and after how many seconds to come again."""
         self.log: list[tuple[str, str]] = []
         self.held: list[Deferred[None]] | None = None
 
@@ -70,6 +72,8 @@ class World:
         if self.held is not None:
             self.held.append(Deferred())
             await self.held[-1]
+        if destination in self.busy:
+            return WireAnswer(429, {"retry-after": str(self.busy[destination])}, b"{}")
         if request.uri == "/_matrix/key/v2/query":
             self.question = msgspec.json.decode(request.body)["server_keys"]
             return WireAnswer(200, {}, msgspec.json.encode({"server_keys": self.notary_says}))
@@ -83,7 +87,7 @@ class World:
 
 def make(world: World, database: Database, *notaries: Notary, allowed: list[str] | None = None) -> Keyring:
     identity = ServerIdentity(HERE, key("here"))
-    requests = Requests(world, identity, Policy(HERE, make_rules(allowed), lambda: world.now / 1000))
+    requests = Requests(world, identity, Policy(HERE, make_rules(allowed), lambda: world.now / 1000), lambda: world.now)
     old = {B.key_id: VerifyKey(B.public_key, START - DAY)}
     return Keyring(
         RemoteServerKeys(requests),

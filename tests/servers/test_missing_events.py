@@ -289,6 +289,43 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     assert requests_to(network, EAST, "get_missing_events") == 1
 
 
+async def test_who_says_when_to_come_again_is_not_asked_before(network: Network) -> None:
+    """Whatever is new in the room meanwhile; nor for what lies further back."""
+    room = await shared(network)
+    said = await missed(room, "one", "two", "three", "four")
+    before = requests_to(network, NORTH, "")
+    network.liars.append(lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None)
+    for name in (said[1], said[3]):
+        await room.north.push(SOUTH, [await room.pdu(name)])
+        for _ in range(10):
+            network.clock.advance(14)
+    assert room.bob.get(f"/_matrix/client/v3/rooms/{room.room_id}/messages?dir=b&limit=100").status == 200
+    assert requests_to(network, NORTH, "") - before == 1
+    network.liars.clear()
+    for _ in range(50):
+        network.clock.advance(14)
+
+    assert texts(room.bob, room.room_id) == ["four", "three", "two", "one"]
+
+
+async def test_while_one_wants_to_be_left_alone_another_is_asked(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    said = await missed(room, "one", "two", "three", "four")
+    pdus = [await room.pdu(name) for name in said]
+    await room.north.push(EAST, pdus)
+    network.liars.append(lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None)
+
+    for pdu in (pdus[1], pdus[3]):
+        await room.north.push(SOUTH, [pdu])
+
+    assert texts(room.bob, room.room_id) == ["four", "three", "two", "one"]
+    assert requests_to(network, NORTH, "get_missing_events") == 1
+
+
 async def test_news_of_the_room_end_a_rest(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")

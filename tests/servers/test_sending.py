@@ -314,6 +314,7 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
         "failure_ts": None,
         "last_successful_stream_ordering": told,
         "error": None,
+        "asked_until_ts": None,
         "refused": None,
         "rooms_missed": 0,
         "device_lists_missed": 0,

@@ -80,10 +80,19 @@ async def test_a_server_that_asks_us_to_wait_is_not_asked_for_the_next(network: 
         if destination != SOUTH or "/user/devices/" not in request.uri:
             return None
         asked_for.append(request.uri)
-        return WireAnswer(429, {"retry-after": "30"}, b'{"errcode":"M_LIMIT_EXCEEDED"}')
+        return WireAnswer(429, {"retry-after": "300"}, b'{"errcode":"M_LIMIT_EXCEEDED"}')
 
     network.liars.append(refuse)
-    await room.north.server.app.federation_out.remote_devices.do_resync(10)
+    devices = room.north.server.app.federation_out.remote_devices
+    await devices.do_resync(10)
     network.settle()
     assert len(asked_for) == 1
     assert carol.user_id not in await stale(room), "others are"
+    network.clock.advance(299)
+    await devices.do_resync(10)
+    network.settle()
+    assert len(asked_for) == 1, "nor for this one before the time that it said"
+    network.clock.advance(1)
+    await devices.do_resync(10)
+    network.settle()
+    assert len(asked_for) == 2

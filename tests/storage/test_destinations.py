@@ -126,7 +126,9 @@ async def test_a_server_that_asked_us_to_wait_is_not_away(database: Database) ->
         await store.add_failure(row, Backlog({ROOM_NID: 5}))
         assert await store.get_destinations() == {PEER: row}
         assert await store.get_failing_since(PEER) is None
-        assert (await lists.get_one(PEER)) == DestinationSummary(PEER, 10, 20, pause_ms, "busy", rooms_missed=1)
+        assert (await lists.get_one(PEER)) == DestinationSummary(
+            PEER, None, 20, pause_ms, "busy", asked_until_ts, rooms_missed=1
+        )
     await database.write("test", store.set_reached, PEER, 30)
     assert (await store.get_destinations())[PEER].asked_until_ts == 0
 

@@ -6,6 +6,8 @@ Laws:
 - About one room letters come ever more seldom, up to one a day, until its reader is seen in the room again, or nothing
   has happened there for two days.
 - A letter, and that it was written, are one write: no restart loses one or sends one twice.
+- The sender is the server, by the name that its operator gave it: what an app calls itself is never the sender's name, and stands in the
+  subject only where the operator says none.
 - A letter that was not sent yet goes when something in it loses its content or is too old; the next one tells the rest.
 - An event writes at most one row, when it is the first one that waits.
 """
@@ -22,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.protocol.ids import UserID
+from homeserver.config.mail import APP_NAME
 from homeserver.services.languages import Languages
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.pushers.digest_texts import DigestTexts
@@ -66,9 +69,10 @@ class EmailDigests:
         languages: Languages,
         now_ms: Callable[[], int],
         *,
-        app_name: str,
+        app_name: str | None,
         delay_ms: int,
     ) -> None:
+        """`app_name`: what the operator calls the service; None: as the app does in which the letters were switched on."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -212,9 +216,9 @@ class EmailDigests:
             await self._write(row, position, due, None, None)
             return
         language = self._languages.choose(row.lang)
-        brand = msgspec.json.decode(row.data, type=_Data).brand or self._app_name
+        app_name = self._app_name or msgspec.json.decode(row.data, type=_Data).brand or APP_NAME
         link = self._unsubscribing.link(row.pusher_nid)
-        digest = await self._texts.write(user_id, missed, language, brand, link, await self._zone_of(user_id))
+        digest = await self._texts.write(user_id, missed, language, app_name, link, await self._zone_of(user_id))
         message = self._outbox.letters.write_digest(language, digest, row.pushkey, self._clock.seconds())
         letter: dict[int, EmailPause] = {}
         for room in missed.rooms:

@@ -7,10 +7,10 @@ Laws:
   answer find a place.
 - A gateway that cannot be reached is tried with one request at a time, after a pause that grows; all that goes there
   waits for that one. What a gateway answers concerns the one pusher it was asked for.
-- What was answered with success was taken, whatever else the answer says: else a telephone would ring for it again and again. Where it
-  cannot be read it rejects nothing.
+- What was answered with success was taken, whatever else the answer says, and though the rest of it never comes: else a telephone would
+  ring for it again and again. Where it cannot be read it rejects nothing: that is said again with the next push.
 
-spec: push-gateway-api#homeserver-behaviour
+spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1notify
 """
 
 from collections import OrderedDict, deque
@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError, TooLong
+from federation.outbound.errors import OutboundError
 from federation.outbound.retry_after import read_retry_after
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
@@ -208,18 +208,18 @@ class Gateways:
             answer = await self._web.request(
                 "POST", url, _HEADERS, body, seconds=SECONDS, max_bytes=MAX_ANSWER_BYTES, redirects=0
             )
-        except TooLong as error:
+        except OutboundError as error:
+            if error.status is None:
+                raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
             if _is_success(error.status):
                 return None
             # so may be the page of whoever stands before a gateway that is away
             raise PushFailed(f"it answered {error.status}", refused=error.status in REFUSALS) from error
-        except OutboundError as error:
-            raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
         if not _is_success(answer.status):
             raise PushFailed(
                 f"it answered {answer.status}",
                 refused=answer.status in REFUSALS,
-                wait_ms=read_retry_after(answer.headers),
+                wait_ms=read_retry_after(answer.headers, self._clock.seconds()),
             )
         try:
             return msgspec.json.decode(answer.body, type=_Answer) if answer.body else _Answer()

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.details import Told
@@ -174,6 +175,8 @@ class Line(msgspec.Struct, eq=False):
 class TouchedLines:
     """Lines to which something was added. For the reactor thread."""
 
+    log = Logger()
+
     def __init__(self, clock: IReactorTime, wake: Callable[[Line], None]) -> None:
         """`wake` lets a line send, if it still is one."""
         self._clock = clock
@@ -205,7 +208,10 @@ class TouchedLines:
         if self._is_waking:
             self._clock.callLater(0, self._wake_some)
         for line in some:
-            self._wake(line)
+            try:
+                self._wake(line)
+            except Exception:  # a bug of ours: the others have their turn
+                self.log.failure("pusher {pusher_nid} could not be woken", pusher_nid=line.row.pusher_nid)
 
 
 def url_of(row: PusherRow) -> str:

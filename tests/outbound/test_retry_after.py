@@ -1,0 +1,36 @@
+"""How long whoever was asked wants to be left alone: as a number of seconds, or until a date."""
+
+import pytest
+
+from federation.outbound.retry_after import MOST_SECONDS, read_retry_after
+
+NOW = 784_111_777.0
+"""Sun, 06 Nov 1994 08:49:37 GMT"""
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after": "120"}, 120),
+        ({"retry-after": "9" * 9}, MOST_SECONDS),
+        ({"retry-after": "9" * 10}, 0),
+        ({"retry-after": "1.5"}, 0),
+        ({"retry-after": "-60"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:51:37 GMT"}, 120),
+        ({"retry-after": "Sunday, 06-Nov-94 08:51:37 GMT"}, 120),
+        ({"retry-after": "Sun Nov  6 08:51:37 1994"}, 120),
+        ({"retry-after": "Sun, 06 Nov 1994 08:49:36 GMT"}, 0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MOST_SECONDS),
+        ({"retry-after": "Fri, 31 Dec 10000 23:59:59 GMT"}, 0),
+        ({"retry-after": "Fri, 31 Dec 99999999999 23:59:59 GMT"}, 0),
+        ({"retry-after": "Fri, 31 Dec 1994 23:59:59 GMT" + " " * 10_000}, 0),
+        ({"retry-after": "Sat, 01 Jan 2000 00:02:00 GMT", "date": "Sat, 01 Jan 2000 00:00:00 GMT"}, 120),
+        ({"retry-after": "Sun, 06 Nov 1994 08:51:37 GMT", "date": "today"}, 120),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_how_long_it_asks_to_wait(headers: dict[str, str], seconds: int) -> None:
+    """A date counts by the clock of whoever says it, where that is known."""
+    assert read_retry_after(headers, NOW) == seconds * 1000

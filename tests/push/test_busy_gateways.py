@@ -1,0 +1,39 @@
+"""Gateways that say how long they want to be left alone."""
+
+from email.utils import formatdate
+
+import pytest
+
+from tests.helpers.federated import say
+from tests.helpers.gateway import Gateway
+from tests.helpers.server import TestServer
+from tests.push.test_troubled_gateways import gateway, pass_time, server, two
+
+__all__ = ["gateway", "server"]
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)])
+def test_a_gateway_that_wants_to_be_left_alone_is(
+    server: TestServer, gateway: Gateway, wait: str, seconds: int
+) -> None:
+    """An hour at most; what is no number of seconds, and no date, says nothing."""
+    _, bob, room_id = two(server)
+    gateway.failure, gateway.wait = 429, wait
+    say(bob, room_id, "1")
+    pass_time(server, seconds - 1, 1)
+    assert len(gateway.asked) == 1
+    pass_time(server, 2, 1)
+    assert len(gateway.asked) == 2
+
+
+@pytest.mark.parametrize(("after", "seconds"), [(120, 120), (9000, 3600), (-60, 5)])
+def test_a_gateway_that_wants_to_be_left_alone_until_a_date_is(
+    server: TestServer, gateway: Gateway, after: int, seconds: int
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure, gateway.wait = 429, formatdate(server.clock.seconds() + after, usegmt=True)
+    say(bob, room_id, "1")
+    pass_time(server, seconds - 2, 1)
+    assert len(gateway.asked) == 1
+    pass_time(server, 3, 1)
+    assert len(gateway.asked) == 2

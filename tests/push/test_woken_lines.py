@@ -1,0 +1,41 @@
+"""Lines of pushers to which something was added begin to send in pieces, and one that breaks keeps none of the others waiting."""
+
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+
+from homeserver.services.pushers.lines import WOKEN_AT_ONCE, Line, TouchedLines
+from storage.pushers import PusherRow
+
+
+def line(nid: int) -> Line:
+    row = PusherRow(nid, "@a:b", "app", f"{nid}", "http", "", "", None, "en", b"{}", "", None, True, False, 0, 0)
+    return Line(row, "https://push.example.com/")
+
+
+def test_one_that_breaks_keeps_nobody_else_waiting() -> None:
+    """Be it in the first piece, or in one that comes when others have had the reactor."""
+    clock = Clock()
+    woken: list[int] = []
+    broken = {0, WOKEN_AT_ONCE + 1}
+
+    def wake(each: Line) -> None:
+        woken.append(each.row.pusher_nid)
+        if each.row.pusher_nid in broken:
+            raise RuntimeError("a bug")
+
+    lines = TouchedLines(clock, wake)
+    every = list(range(WOKEN_AT_ONCE * 5 // 2))
+    for nid in every:
+        lines.add(line(nid))
+    with capturedLogs() as logged:
+        lines.wake()
+        assert woken == every[:WOKEN_AT_ONCE]
+        clock.advance(0)
+        clock.advance(0)
+    assert woken == every
+    assert {event["pusher_nid"] for event in logged if "log_failure" in event} == broken
+
+    lines.add(line(0))
+    broken.clear()
+    lines.wake()
+    assert woken == [*every, 0]
