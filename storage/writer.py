@@ -58,7 +58,7 @@ TRIES = 3
 """How often a batch is run, when what stopped it may pass."""
 
 FEW = 4
-"""Writes of the latest batch and after it, up to which a batch waits for more: of more, each has little of what a commit costs."""
+"""Writes of a batch and that came while it ran, up to which the next waits for more: of more, each has little of what a commit costs."""
 
 A_MOMENT = 0.001
 """Seconds after a batch, for which one waits for those that were in it."""
@@ -150,8 +150,8 @@ class Writer:
         self._rests = 0
         self._rested = 1
         self._is_closing = False
-        # How many writes the latest batch had, and when it ended.
-        self._latest_size = 0
+        # How many writes the latest batch had, with those that came while it ran, and when it ended.
+        self._met = 0
         self._ended = 0.0
         self._latest = Latest(MOST_LATEST)
         self._connection: Connection | None = None
@@ -167,8 +167,7 @@ class Writer:
             if self._busy:
                 return
             self._busy = self._begins = True
-            is_soon = self._latest_size > 1 and write.queued - self._ended < A_MOMENT
-            patient = is_soon and self._hopes_for(self._latest_size)
+            patient = write.queued - self._ended < A_MOMENT and self._hopes()
         self._in_lull(self._begin, patient=patient)
 
     def close(self) -> Deferred[None]:
@@ -188,9 +187,10 @@ class Writer:
     def _begin_soon(self) -> None:
         self._in_lull(self._begin, patient=True)
 
-    def _hopes_for(self, writes: int) -> bool:
-        """Whether the next batch waits for so many to be there. With the lock."""
-        if writes > FEW or self._is_closing:
+    def _hopes(self) -> bool:
+        """Whether the next batch waits for more: not for who was alone, and may have been answered and have come again by now. With the
+        lock."""
+        if not 1 < self._met <= FEW or self._is_closing:
             return False
         if self._rests:
             self._rests -= 1
@@ -218,7 +218,7 @@ class Writer:
                 if not self._waiting:
                     self._busy = False
                     return
-                if self._hopes_for(len(self._waiting) + self._latest_size):
+                if self._hopes():
                     self._begins = True
                     break
         self._executor.deliver(self._begin_soon)
@@ -261,7 +261,7 @@ class Writer:
                 return
             break
         ended = self._clock()
-        self._latest_size, self._ended = len(batch), ended
+        self._met, self._ended = len(batch) + len(self._waiting), ended
         began_at = before.get(POSITION, 0)
         self._left_at = head = counters.get(POSITION, began_at)
         self._executor.deliver(partial(self._publish, batch, began_at, head, ended - started, ended - committed))

@@ -29,18 +29,20 @@ class Turns:
         self.lulls.append(function)
         self.are_patient.append(patient)
 
-    def write(self, meanwhile: int = 0) -> None:
-        """During which so many others write."""
+    def write(self, meanwhile: int = 0, again: int = 0) -> None:
+        """During which so many others write; and so many times again, each as soon as the one before is answered."""
 
         def fn(txn: WriteTransaction) -> None:
             txn.next_position()
             for _ in range(meanwhile):
                 self.write()
 
-        Deferred.fromCoroutine(self.database.write("write", fn)).addCallback(self._count)
+        Deferred.fromCoroutine(self.database.write("write", fn)).addCallback(self._count, again)
 
-    def _count(self, _: None) -> None:
+    def _count(self, _: None, again: int) -> None:
         self.answered += 1
+        if again:
+            self.write(again=again - 1)
 
     def end_lull(self) -> None:
         self.lulls.pop()()
@@ -70,6 +72,15 @@ def test_whose_writes_take_turns_come_to_share_their_batches(turns: Turns) -> No
     turns.end_lull()
     assert turns.are_patient[-1] is False, "whoever they were, they do something else"
     assert turns.answered == 6
+
+
+def test_who_is_alone_waits_for_nobody_however_soon_it_comes_again(turns: Turns) -> None:
+    """Also where it is answered before the writer has looked whether anybody waits."""
+    turns.write(again=9)
+    while turns.lulls:
+        turns.end_lull()
+    assert (turns.observer.batches, turns.answered) == ([1] * 10, 10)
+    assert turns.are_patient == [False]
 
 
 def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns) -> None:
