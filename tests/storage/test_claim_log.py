@@ -20,7 +20,7 @@ from storage.copy import copy_database
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
 from storage.device_keys import NewKeys
 from storage.engine import Connection
-from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
+from storage.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, KeysAhead
 from tests.helpers.databases import PostgresTemplates, database_before
 from tests.storage.test_keys_ahead import Node
 from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content
@@ -93,6 +93,22 @@ def test_what_is_known_is_bounded_however_long_the_names_are(more: str) -> None:
                 KeyRun(number, 0, 2, 5, b"12345" * 2),
             )
         assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("more", ["", "x" * 600, "x" * 100_000])
+def test_of_whom_it_is_known_that_none_is_left_is_bounded_however_many_names_are_made_up(more: str) -> None:
+    ahead, txn = KeysAhead(), make_transaction()
+    txn.stretch = 1
+    tracemalloc.start()
+    try:
+        for number in range(MOST_WITHOUT + 10 if len(more) < 1000 else 1000):
+            of = (f"{ALICE}{number}", f"{number}{more}", ALGORITHM)
+            ahead.note_none(txn, of)
+            assert ahead.have_none(txn, of) is (len(more) < 1000)
+            txn.undoings.clear()
+        assert tracemalloc.get_traced_memory()[0] < 16 << 20
     finally:
         tracemalloc.stop()
 
