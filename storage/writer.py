@@ -133,7 +133,7 @@ class Writer:
         pause: Callable[[float], None] = time.sleep,
         in_lull: InLull = call_at_once,
     ) -> None:
-        """`in_lull`: when a first batch begins."""
+        """`in_lull`: when a batch begins that is the first, or waits for more."""
         self._engine = engine
         self._executor = executor
         self._streams = streams
