@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import claim_log
+from storage import claim_log, one_time_keys
 from storage.claim_log import LOGGED
 from storage.copy import copy_database
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
@@ -22,8 +22,7 @@ from storage.device_keys import NewKeys
 from storage.engine import Connection
 from storage.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, KeysAhead
 from tests.helpers.databases import PostgresTemplates, database_before
-from tests.storage.test_keys_ahead import Node
-from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content
+from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, wishes_for
 
 Config = SQLiteConfig | PostgresConfig
 
@@ -247,6 +246,49 @@ def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploade
         "whether there is a fallback key"
     )
     assert cost("none") == 1
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_is_known_is_bounded_also_where_more_was_read_of_it(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 1000)
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    most = 5000
+    node.remember_at_most(most)
+    devices = [f"D{number}" for number in range(3)]
+    for device_id in devices:
+        other.upload(device_id, [f"{device_id}{number}{'x' * 200}" for number in range(5)])
+    node.write(3)
+    for number in range(5):
+        for device_id in devices:
+            assert node.claim(device_id) == [f"{device_id}{number}{'x' * 200}"]
+            known = [run for run in node.ahead.get_all(wishes_for(devices)) if run is not None]
+            assert 0 < sum(BYTES_BESIDE + len(run.keys) for run in known) < most
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_of_whom_keys_were_taken_that_had_been_read_the_rest_is_read(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_time_keys, "READ_AHEAD", 0)
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    monkeypatch.setattr(claim_log, "MOST_MARKS", 100)
+    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 1000)
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    for device_id in "AB":
+        other.upload(device_id, [f"{device_id}{number}" for number in range(5)])
+    node.write(3)
+    costs: list[int] = []
+    for number in range(5):
+        node.counter.clear()
+        assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
+        costs.append(node.counter.queries["claim_keys"])
+    assert costs[1:] == [2, 1, 1, 1], "it is read, and a row of the log; a row"
     node.close()
     other.close()
 
