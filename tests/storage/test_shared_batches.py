@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from twisted.internet.defer import Deferred
 
+from storage import writer
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction
 from storage.writer import FEW
 from tests.conftest import run_coroutine
@@ -95,6 +96,36 @@ def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns
     assert waits == [0, 5, 22, 87], "but for them, 4, 16 and 64 batches did not"
 
 
+def test_where_somebody_came_others_are_waited_for_sooner_again(turns: Turns) -> None:
+    waits: list[int] = []
+    for number in range(60):
+        turns.time += 1
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            if number == 22:
+                turns.write()
+            turns.end_lull()
+    assert waits == [0, 5, 22, 23, 56], (
+        "after 16 batches that did not 8 would be next; four times as many, as nobody came"
+    )
+
+
+def test_however_often_it_was_in_vain_others_are_waited_for_again(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MOST_REST", 8)
+    waits: list[int] = []
+    for number in range(35):
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            turns.end_lull()
+    assert waits == [0, 5, 14, 23, 32]
+
+
 def test_nobody_waits_for_very_many(turns: Turns) -> None:
     turns.write(meanwhile=FEW)
     turns.end_lull()
@@ -105,6 +136,26 @@ def test_nobody_waits_for_very_many(turns: Turns) -> None:
     turns.write()
     assert turns.are_patient == [False, True, False], "for as many as a few; not for more"
     turns.end_lull()
+
+
+def test_what_came_while_a_batch_ran_is_written_where_the_database_is_closed_meanwhile(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: Deferred[None] = Deferred()
+    monkeypatch.setattr(turns.executor, "close", lambda: ended)
+    closing: list[Deferred[None]] = []
+
+    def close(txn: WriteTransaction) -> None:
+        txn.next_position()
+        turns.write()
+        closing.append(Deferred.fromCoroutine(turns.database.close()))
+
+    Deferred.fromCoroutine(turns.database.write("close", close))
+    turns.end_lull()
+    assert turns.lulls == [], "nobody is waited for any more"
+    assert (turns.observer.batches, turns.answered) == ([1, 1], 1)
+    ended.callback(None)
+    assert closing[0].called
 
 
 def test_what_waits_for_others_is_written_where_the_database_is_closed(turns: Turns) -> None:
