@@ -5,7 +5,7 @@ writes as came in the meantime, and by those of requests that came together; an 
 
 Laws:
 - Whose writes were acknowledged together are likely to come again together, and whose writes take turns may as well: where they are few,
-  the next batch waits a moment for them (`FEW`). Where that was in vain, several batches do not.
+  the next batch waits a moment for them (`FEW`), until as many are there as were. Where that was in vain, several batches do not.
 - A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
   alone.
 - Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
@@ -164,10 +164,13 @@ class Writer:
         """Queue a write; its Deferred fires after the commit. On the reactor's thread."""
         with self._lock:
             self._waiting.append(write)
-            if self._busy:
+            if not self._busy:
+                self._busy = self._begins = True
+                patient = write.queued - self._ended < A_MOMENT and self._hopes()
+            elif self._hopes_for_more_than and len(self._waiting) == self._met:
+                patient = False  # it begins at once now
+            else:
                 return
-            self._busy = self._begins = True
-            patient = write.queued - self._ended < A_MOMENT and self._hopes()
         self._in_lull(self._begin, patient=patient)
 
     def close(self) -> Deferred[None]:
@@ -188,9 +191,9 @@ class Writer:
         self._in_lull(self._begin, patient=True)
 
     def _hopes(self) -> bool:
-        """Whether the next batch waits for more: not for who was alone, and may have been answered and have come again by now. With the
-        lock."""
-        if not 1 < self._met <= FEW or self._is_closing:
+        """Whether the next batch waits for more, until as many are there as were: not for who was alone, and may have been answered and
+        have come again by now. With the lock."""
+        if not len(self._waiting) < self._met <= FEW or self._is_closing:
             return False
         if self._rests:
             self._rests -= 1

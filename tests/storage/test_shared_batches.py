@@ -21,12 +21,18 @@ class Turns:
         self.time = 0.0
         self.lulls: list[Callable[[], None]] = []
         self.are_patient: list[bool] = []
+        self.hastened = 0
+        """How often what waited patiently was to wait no longer."""
         self.database = open_inline(
             config, self.observer, self.executor, clock=lambda: self.time, in_lull=self._add_lull
         )
         self.answered = 0
 
     def _add_lull(self, function: Callable[[], None], *, patient: bool = False) -> None:
+        if function in self.lulls:
+            assert not patient
+            self.hastened += 1
+            return
         self.lulls.append(function)
         self.are_patient.append(patient)
 
@@ -73,6 +79,23 @@ def test_whose_writes_take_turns_come_to_share_their_batches(turns: Turns) -> No
     turns.end_lull()
     assert turns.are_patient[-1] is False, "whoever they were, they do something else"
     assert turns.answered == 6
+
+
+def test_nobody_waits_any_longer_once_as_many_are_there_as_were(turns: Turns) -> None:
+    turns.write(meanwhile=2)
+    turns.end_lull()
+    assert (turns.are_patient, turns.hastened) == ([False, True], 0)
+    turns.write()
+    assert turns.hastened == 1, "who was answered is there again, beside the two who came"
+    turns.write()
+    turns.end_lull()
+    for _ in range(3):
+        turns.write()
+    assert (turns.observer.batches, turns.are_patient, turns.hastened) == ([1, 4], [False, True, True], 1)
+    turns.write()
+    assert turns.hastened == 2, "all four are"
+    turns.end_lull()
+    assert (turns.observer.batches, turns.answered) == ([1, 4, 4], 9)
 
 
 def test_who_is_alone_waits_for_nobody_however_soon_it_comes_again(turns: Turns) -> None:
