@@ -68,7 +68,7 @@ class Database:
     ) -> None:
         """`writer` has to be an executor that runs one job at a time; `open_readers`: connections for reading that there are
         already. `reactor`: reads what the head of the sequence is asked by, where the engine has something for that. `in_lull`: when
-        the writer begins, should it have been idle."""
+        the writer begins, should it have been idle, or wait for more."""
         self.engine = engine
         self.streams = streams
         self.remembered: dict[Any, Any] = {}

@@ -25,7 +25,7 @@ class InLull(Protocol):
     """Calls a function once what has come to this process by now was read; on the reactor's thread, from there."""
 
     def __call__(self, function: Callable[[], None], *, patient: bool = False) -> None:
-        """`patient`: once what comes next was read, if that is within a millisecond or so."""
+        """`patient`: once what comes next was read, if that is within a millisecond or so, and all who wait by then are patient."""
 
 
 class Executor(Protocol):

@@ -23,6 +23,8 @@ KeyOf = tuple[str, str, str]
 
 MOST_BYTES: Final = 16 << 20
 MOST_WITHOUT: Final = 10_000
+LONGEST_WITHOUT: Final = 3 * 255
+"""Characters: no device of ours has longer names, and whoever claims may make some up."""
 BYTES_BESIDE: Final = 700
 """What a run takes besides its keys and the names of whose they are, nearly."""
 
@@ -90,7 +92,7 @@ class KeysAhead:
     def note_none(self, txn: WriteTransaction, of: KeyOf) -> None:
         """Know that none is left, unless the write is undone. Of a device that is away, and has its fallback key alone, all ask again and
         again."""
-        if txn.stretch is not None:
+        if txn.stretch is not None and sum(map(len, of)) <= LONGEST_WITHOUT:
             txn.when_undone(partial(self._forget_none, of))
             self._without[of] = txn.stretch
             if len(self._without) > MOST_WITHOUT:

@@ -150,7 +150,6 @@ def take_keys(
     if None in keys:
         rest = [at for at, key in enumerate(keys) if key is None and not ahead.have_none(txn, wishes[at])]
         for at, run in zip(rest, _find_runs(txn, {wishes[at]: known[at] for at in rest}, ahead, log), strict=True):
-            known[at] = run
             if run is not None and (key := run.take()):
                 keys[at] = key
                 marks.append((run.block_nid, run.taken))

@@ -5,7 +5,7 @@ writes as came in the meantime, and by those of requests that came together; an 
 
 Laws:
 - Whose writes were acknowledged together are likely to come again together, and whose writes take turns may as well: where they are few,
-  the next batch waits a moment for them (`FEW`). Where that was in vain, several batches do not.
+  the next batch waits a moment for them (`FEW`), until as many are there as were. Where that was in vain, several batches do not.
 - A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
   alone.
 - Statements of which nothing is needed wait, those of one write together with those of the next: PostgreSQL may get a whole batch as one
@@ -58,7 +58,7 @@ TRIES = 3
 """How often a batch is run, when what stopped it may pass."""
 
 FEW = 4
-"""Writes of the latest batch and after it, up to which a batch waits for more: of more, each has little of what a commit costs."""
+"""Writes of a batch and that came while it ran, up to which the next waits for more: of more, each has little of what a commit costs."""
 
 A_MOMENT = 0.001
 """Seconds after a batch, for which one waits for those that were in it."""
@@ -133,7 +133,7 @@ class Writer:
         pause: Callable[[float], None] = time.sleep,
         in_lull: InLull = call_at_once,
     ) -> None:
-        """`in_lull`: when a first batch begins."""
+        """`in_lull`: when a batch begins that is the first, or waits for more."""
         self._engine = engine
         self._executor = executor
         self._streams = streams
@@ -150,8 +150,8 @@ class Writer:
         self._rests = 0
         self._rested = 1
         self._is_closing = False
-        # How many writes the latest batch had, and when it ended.
-        self._latest_size = 0
+        # How many writes the latest batch had, with those that came while it ran, and when it ended.
+        self._met = 0
         self._ended = 0.0
         self._latest = Latest(MOST_LATEST)
         self._connection: Connection | None = None
@@ -164,11 +164,13 @@ class Writer:
         """Queue a write; its Deferred fires after the commit. On the reactor's thread."""
         with self._lock:
             self._waiting.append(write)
-            if self._busy:
+            if not self._busy:
+                self._busy = self._begins = True
+                patient = write.queued - self._ended < A_MOMENT and self._hopes()
+            elif self._hopes_for_more_than and len(self._waiting) == self._met:
+                patient = False  # it begins at once now
+            else:
                 return
-            self._busy = self._begins = True
-            is_soon = self._latest_size > 1 and write.queued - self._ended < A_MOMENT
-            patient = is_soon and self._hopes_for(self._latest_size)
         self._in_lull(self._begin, patient=patient)
 
     def close(self) -> Deferred[None]:
@@ -188,9 +190,10 @@ class Writer:
     def _begin_soon(self) -> None:
         self._in_lull(self._begin, patient=True)
 
-    def _hopes_for(self, writes: int) -> bool:
-        """Whether the next batch waits for so many to be there. With the lock."""
-        if writes > FEW or self._is_closing:
+    def _hopes(self) -> bool:
+        """Whether the next batch waits for more, until as many are there as were: not for who was alone, and may have been answered and
+        have come again by now. With the lock."""
+        if not len(self._waiting) < self._met <= FEW or self._is_closing:
             return False
         if self._rests:
             self._rests -= 1
@@ -218,7 +221,7 @@ class Writer:
                 if not self._waiting:
                     self._busy = False
                     return
-                if self._hopes_for(len(self._waiting) + self._latest_size):
+                if self._hopes():
                     self._begins = True
                     break
         self._executor.deliver(self._begin_soon)
@@ -261,7 +264,7 @@ class Writer:
                 return
             break
         ended = self._clock()
-        self._latest_size, self._ended = len(batch), ended
+        self._met, self._ended = len(batch) + len(self._waiting), ended
         began_at = before.get(POSITION, 0)
         self._left_at = head = counters.get(POSITION, began_at)
         self._executor.deliver(partial(self._publish, batch, began_at, head, ended - started, ended - committed))

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver import event_loop
-from homeserver.event_loop import MANY, poll_without_names
+from homeserver.event_loop import MANY, SOON, poll_without_names
 
 Pairs = list[tuple[socket.socket, socket.socket]]
 
@@ -240,6 +240,54 @@ def test_who_is_patient_waits_for_what_comes_next_but_not_for_long(
     assert done == (["first", "second", "lull"] if comes else ["first", "lull"])
     reactor.removeAll()
     reactor._poller.close()
+
+
+class Waits:
+    """A poller that says at once that nothing has come, and how long it was to wait for that."""
+
+    def __init__(self, reactor: EPollReactor) -> None:
+        self.seconds: list[float] = []
+        self._poller, reactor._poller = reactor._poller, self
+
+    def poll(self, seconds: float, most: int) -> list[tuple[int, int]]:
+        del most
+        self.seconds.append(seconds)
+        return []
+
+    def close(self) -> None:
+        self._poller.close()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._poller, name)
+
+
+@pytest.mark.parametrize(
+    ("are_patient", "longest", "waited"),
+    [
+        ([True], 10, SOON),
+        ([True, True], 10, SOON),
+        ([True], 0, 0),
+        ([False], 10, 0),
+        ([True, False], 10, 0),
+        ([False, True], 10, 0),
+        ([False, False, True], 10, 0),
+        ([], 10, 10),
+    ],
+)
+def test_nobody_waits_who_is_not_patient_and_nothing_that_is_due(
+    are_patient: list[bool], longest: float, waited: float
+) -> None:
+    reactor = EPollReactor()
+    in_lull, waits = poll_without_names(reactor), Waits(reactor)
+    done: list[bool] = []
+    for _ in range(2):  # what was done in the lull before is nobody's matter
+        for patient in are_patient:
+            in_lull(partial(done.append, patient), patient=patient)
+        reactor.iterate(longest)
+    assert waits.seconds == [waited] * 2
+    assert done == are_patient * 2
+    reactor.removeAll()
+    waits.close()
 
 
 def test_without_anything_to_read_there_is_a_lull_at_once(reactor: EPollReactor) -> None:

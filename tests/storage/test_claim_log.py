@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import claim_log
+from storage import claim_log, one_time_keys
 from storage.claim_log import LOGGED
 from storage.copy import copy_database
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
 from storage.device_keys import NewKeys
 from storage.engine import Connection
-from storage.keys_ahead import BYTES_BESIDE, KeyRun, KeysAhead
+from storage.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, KeysAhead
 from tests.helpers.databases import PostgresTemplates, database_before
-from tests.storage.test_keys_ahead import Node
-from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content
+from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, wishes_for
 
 Config = SQLiteConfig | PostgresConfig
 
@@ -93,6 +92,22 @@ def test_what_is_known_is_bounded_however_long_the_names_are(more: str) -> None:
                 KeyRun(number, 0, 2, 5, b"12345" * 2),
             )
         assert most / 2 < tracemalloc.get_traced_memory()[0] < most * 1.1
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("more", ["", "x" * 600, "x" * 100_000])
+def test_of_whom_it_is_known_that_none_is_left_is_bounded_however_many_names_are_made_up(more: str) -> None:
+    ahead, txn = KeysAhead(), make_transaction()
+    txn.stretch = 1
+    tracemalloc.start()
+    try:
+        for number in range(MOST_WITHOUT + 10 if len(more) < 1000 else 1000):
+            of = (f"{ALICE}{number}", f"{number}{more}", ALGORITHM)
+            ahead.note_none(txn, of)
+            assert ahead.have_none(txn, of) is (len(more) < 1000)
+            txn.undoings.clear()
+        assert tracemalloc.get_traced_memory()[0] < 16 << 20
     finally:
         tracemalloc.stop()
 
@@ -231,6 +246,49 @@ def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploade
         "whether there is a fallback key"
     )
     assert cost("none") == 1
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_what_is_known_is_bounded_also_where_more_was_read_of_it(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 1000)
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    most = 5000
+    node.remember_at_most(most)
+    devices = [f"D{number}" for number in range(3)]
+    for device_id in devices:
+        other.upload(device_id, [f"{device_id}{number}{'x' * 200}" for number in range(5)])
+    node.write(3)
+    for number in range(5):
+        for device_id in devices:
+            assert node.claim(device_id) == [f"{device_id}{number}{'x' * 200}"]
+            known = [run for run in node.ahead.get_all(wishes_for(devices)) if run is not None]
+            assert 0 < sum(BYTES_BESIDE + len(run.keys) for run in known) < most
+    node.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_of_whom_keys_were_taken_that_had_been_read_the_rest_is_read(
+    database_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_time_keys, "READ_AHEAD", 0)
+    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
+    monkeypatch.setattr(claim_log, "MOST_MARKS", 100)
+    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 1000)
+    node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
+    for device_id in "AB":
+        other.upload(device_id, [f"{device_id}{number}" for number in range(5)])
+    node.write(3)
+    costs: list[int] = []
+    for number in range(5):
+        node.counter.clear()
+        assert node.claim("A", "B") == [f"A{number}", f"B{number}"]
+        costs.append(node.counter.queries["claim_keys"])
+    assert costs[1:] == [2, 1, 1, 1], "it is read, and a row of the log; a row"
     node.close()
     other.close()
 

@@ -1,212 +1,24 @@
 """One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
 whatever fails."""
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 
 from storage import claim_log, writer
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.engine import Connection, OthersWrote
-from storage.keys_ahead import KeyOf
-from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
-from tests.storage.test_one_time_keys import ALGORITHM, ALICE, content, parse_named
-
-T = TypeVar("T")
+from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
+from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore
+from storage.engine import OthersWrote
+from storage.keys_ahead import BYTES_BESIDE, MOST_BYTES
+from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, names_of, wishes_for
 
 OTHER = "other"
 DEVICES = ("A", "B", "C")
 OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
 """Of the history: devices, each with an algorithm."""
-STATEMENTS = {
-    "query",
-    "query_in",
-    "query_each",
-    "query_each_changing",
-    "query_with",
-    "execute_later",
-    "execute_in_later",
-    "change_each",
-}
-
-
-class Losing:
-    """A connection that may be lost once it has committed, and of which one statement may fail, or the commit."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.loses = False
-        self.fails_at = 0
-        """At the call of that number from now on; 0: none fails."""
-        self.failure: Exception = ZeroDivisionError()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._connection, name)
-        return partial(self._count, call) if self.fails_at and name in STATEMENTS else call
-
-    def commit(self, *args: Any) -> None:
-        self._count(self._connection.commit, *args)
-        if self.loses:
-            raise DatabaseUnavailable("the connection was lost")
-
-    def _count(self, call: Callable[..., Any], *args: Any) -> Any:
-        self.fails_at -= 1
-        if self.fails_at == 0:
-            raise self.failure
-        return call(*args)
-
-
-class Node:
-    """A process, and what it asked of the database."""
-
-    def __init__(self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._config, self._monkeypatch = config, monkeypatch
-        self.counter = QueryCounter()
-        self.writer = SteppedExecutor()
-        self.database: Database = open_inline(config, self.counter, self.writer)
-        self.store = DeviceKeyStore(self.database)
-        engine = self.database.engine
-        connect = engine.connect_writer
-        self.connections: list[Losing] = []
-
-        def connect_losing() -> Losing:
-            self.connections.append(Losing(connect()))
-            return self.connections[-1]
-
-        monkeypatch.setattr(engine, "connect_writer", connect_losing)
-
-    def restarted(self) -> "Node":
-        """Another process in its place."""
-        self.close()
-        return Node(self._config, self._monkeypatch)
-
-    def close(self) -> None:
-        run_coroutine(self.database.close(), None)
-
-    def run(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
-        """What comes of them, whose writes are one batch."""
-        waiting = [Deferred.fromCoroutine(each) for each in coroutines]
-        self.writer.run()
-        found: list[T] = []
-        for each in waiting:
-            each.addCallback(found.append)
-            run_coroutine(as_coroutine(each), None)
-        return found
-
-    def upload(
-        self,
-        device_id: str,
-        names: list[str],
-        algorithm: str = ALGORITHM,
-        *,
-        identity: bytes | None = None,
-        fail: bool = False,
-    ) -> int:
-        """How many keys it is told to have."""
-        (left,) = self.run(self.do_upload(device_id, names, algorithm, identity=identity, fail=fail))
-        return left
-
-    async def do_upload(
-        self,
-        device_id: str,
-        names: list[str],
-        algorithm: str = ALGORITHM,
-        *,
-        identity: bytes | None = None,
-        fail: bool = False,
-    ) -> int:
-        def put(txn: WriteTransaction) -> KeyCounts:
-            DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
-            keys = {(algorithm, name): content(name) for name in names}
-            counts = self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
-            if fail:
-                raise ZeroDivisionError
-            return counts
-
-        counts = await self.database.write("upload", put)
-        return counts.one_time.get(algorithm, 0)
-
-    def write(self, times: int) -> None:
-        """Something else. After a few of these it believes to be alone."""
-        for _ in range(times):
-            self.run(self.database.write("other", lambda txn: txn.next_position()))
-
-    def remove(self, device_id: str) -> None:
-        self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
-
-    def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
-        return names_of(given)
-
-    def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
-        """How many keys the device has left, as it is told."""
-        ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
-        return counts.one_time.get(algorithm, 0)
-
-    def claim_together(self, wishes: Sequence[KeyOf]) -> list[list[str | None]]:
-        """Twice, with a write between that fails, all of one batch."""
-        claims = [self.store.do_claim(wishes, 1000) for _ in range(2)]
-        return list(map(names_of, self.run(claims[0], self.expect_failure(wishes), claims[1])[::2]))
-
-    def fail_to_claim(self, wishes: Sequence[KeyOf]) -> None:
-        """The write is undone."""
-        self.run(self.expect_failure(wishes))
-
-    async def expect_failure(self, wishes: Sequence[KeyOf]) -> list[bytes | None]:
-        def fail(txn: WriteTransaction) -> None:
-            self.store.claim_keys(txn, wishes, 1000)
-            raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            await self.database.write("fail", fail)
-        return []
-
-    def claim_and_lose(self, wishes: Sequence[KeyOf]) -> None:
-        """It is committed, and nobody knows."""
-        self.run(self.database.write("connect", lambda _: None))
-        self.connections[-1].loses = True
-        with pytest.raises(DatabaseUnavailable):
-            self.run(self.store.do_claim(wishes, 1000))
-
-    def run_failing(self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
-        """As `run`, while one statement fails; None of what came to nothing by that."""
-
-        async def attempt(coroutine: Coroutine[Any, Any, T]) -> T | None:
-            try:
-                return await coroutine
-            except (ZeroDivisionError, DatabaseUnavailable):
-                return None
-
-        if self.connections:
-            self.connections[-1].fails_at, self.connections[-1].failure = fails_at, failure
-        try:
-            return self.run(*map(attempt, coroutines))
-        finally:
-            for connection in self.connections:
-                connection.fails_at = 0
-
-
-async def as_coroutine(deferred: Deferred[Any]) -> None:
-    await deferred
-
-
-def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
-    return [(ALICE, device_id, algorithm) for device_id in device_ids]
-
-
-def names_of(given: Iterable[bytes | None]) -> list[str | None]:
-    """The ids of keys, which are as they were uploaded."""
-    keys = [None if key is None else parse_named(key) for key in given]
-    assert all(key is None or key[1] == content(key[0]) for key in keys)
-    return [None if key is None else key[0] for key in keys]
 
 
 @pytest.fixture
@@ -222,9 +34,11 @@ some_owners = st.lists(owners, unique=True, min_size=1)
 failures = st.sampled_from([ZeroDivisionError(), OthersWrote(), DatabaseUnavailable("gone")])
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("upload"), st.integers(0, 1), owners, st.integers(1, 9)),
+        st.tuples(st.sampled_from(["upload", "upload one by one"]), st.integers(0, 1), owners, st.integers(1, 9)),
         st.tuples(st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), owners, st.integers(1, 3)),
-        st.tuples(st.sampled_from(["remove", "write", "restart"]), st.integers(0, 1), owners, st.just(4)),
+        st.tuples(
+            st.sampled_from(["remove", "write", "restart", "another store"]), st.integers(0, 1), owners, st.just(4)
+        ),
         st.tuples(
             st.sampled_from(["claim", "alone", "lose", "fail claims", "together"]),
             st.integers(0, 1),
@@ -239,15 +53,17 @@ steps = st.lists(
 
 @pytest.mark.usefixtures("short_runs")
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps)
+@given(steps, st.sampled_from([0, BYTES_BESIDE + 300, 2 * BYTES_BESIDE + 600, MOST_BYTES]))
 def test_keys_are_given_out_in_order_and_once_at_whichever_node(
-    nodes: list[Node], steps: list[tuple[str, int, Any, int]]
+    nodes: list[Node], steps: list[tuple[str, int, Any, int]], most_bytes: int
 ) -> None:
     left: list[list[str]] = [[] for _ in OWNERS]
     given: list[list[str]] = [[] for _ in OWNERS]
     have_identity: set[str] = set()
     for device_id, _ in OWNERS:
         nodes[0].remove(device_id)
+    for node in nodes:
+        node.remember_at_most(most_bytes)
 
     def take(owners: Sequence[int]) -> list[str | None]:
         taken: list[str | None] = []
@@ -266,12 +82,16 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
         node = nodes[at]
         names = [f"k{number + each}" for each in range(times)]
         number += times
-        if step in ("upload", "fail", "begin anew"):
+        if step in ("upload", "upload one by one", "fail", "begin anew"):
             device_id, algorithm = OWNERS[what]
             if step == "upload":
                 left[what] += names
                 told = node.upload(device_id, [*given[what], *names], algorithm)
                 assert told == len(left[what]), "what was given out stays so"
+            elif step == "upload one by one":
+                for name in names:
+                    left[what].append(name)
+                    assert node.upload(device_id, [name], algorithm) == len(left[what])
             elif step == "begin anew":
                 identity = b'{"keys":{"ed25519:%b":"%d"}}' % (device_id.encode(), number)
                 node.upload(device_id, names, algorithm, identity=identity)
@@ -291,6 +111,8 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             have_identity.discard(device_id)
         elif step == "restart":
             nodes[at] = node.restarted()
+        elif step == "another store":
+            node.use_another_store()
         elif step == "break":
             claimed, owner, failure = what
             device_id, algorithm = OWNERS[owner]
@@ -382,6 +204,25 @@ def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: list[No
     node.fail_to_claim(wishes_for("A"))  # it has to read what comes next, and settles before
     assert node.claim("A") == ["k3"]
     assert node.count("A") == 1
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_a_batch_that_is_run_again_does_not_believe_that_none_is_left(nodes: list[Node]) -> None:
+    """It gave out the last one before, and then looked for another."""
+    node, _ = nodes
+
+    def add_again(txn: WriteTransaction) -> None:
+        txn.execute_later("INSERT INTO counters (name, value) VALUES ('position', 1)")
+
+    async def be_refused() -> list[bytes | None]:
+        with pytest.raises(node.database.engine.errors):
+            await node.database.write("refused", add_again)
+        return []
+
+    node.write(3)
+    node.upload("A", ["a"])
+    claims = [node.store.do_claim(wishes_for("A"), 1000) for _ in range(2)]
+    assert list(map(names_of, node.run(*claims, be_refused()))) == [["a"], [None], []]
 
 
 def test_claims_of_very_many_keys_are_settled_too(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,22 +16,13 @@ from storage.migrate import migrate
 from storage.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
 from storage.streams import Topic
 from tests.helpers.databases import PostgresTemplates, older_database, open_inline
+from tests.helpers.key_nodes import ALGORITHM, ALICE, content, parse_named
 
-ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
+DEVICE = "PHONE"
 BEFORE_BLOCKS = 58
 """The last schema that had a row for each key."""
 BEFORE_MARKS = 103
 """The last schema that had in the block how far it was given out."""
-
-
-def content(text: str) -> bytes:
-    return b'{"key":"%b"}' % text.encode()
-
-
-def parse_named(key: bytes) -> tuple[str, bytes]:
-    """The id of a key, and its content as it was stored."""
-    ((key_id, raw),) = msgspec.json.decode(b"{%b}" % key, type=dict[str, msgspec.Raw]).items()
-    return key_id, bytes(raw)
 
 
 class Device:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from twisted.internet.defer import Deferred
 
+from storage import writer
 from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction
 from storage.writer import FEW
 from tests.conftest import run_coroutine
@@ -20,27 +21,35 @@ class Turns:
         self.time = 0.0
         self.lulls: list[Callable[[], None]] = []
         self.are_patient: list[bool] = []
+        self.hastened = 0
+        """How often what waited patiently was to wait no longer."""
         self.database = open_inline(
             config, self.observer, self.executor, clock=lambda: self.time, in_lull=self._add_lull
         )
         self.answered = 0
 
     def _add_lull(self, function: Callable[[], None], *, patient: bool = False) -> None:
+        if function in self.lulls:
+            assert not patient
+            self.hastened += 1
+            return
         self.lulls.append(function)
         self.are_patient.append(patient)
 
-    def write(self, meanwhile: int = 0) -> None:
-        """During which so many others write."""
+    def write(self, meanwhile: int = 0, again: int = 0) -> None:
+        """During which so many others write; and so many times again, each as soon as the one before is answered."""
 
         def fn(txn: WriteTransaction) -> None:
             txn.next_position()
             for _ in range(meanwhile):
                 self.write()
 
-        Deferred.fromCoroutine(self.database.write("write", fn)).addCallback(self._count)
+        Deferred.fromCoroutine(self.database.write("write", fn)).addCallback(self._count, again)
 
-    def _count(self, _: None) -> None:
+    def _count(self, _: None, again: int) -> None:
         self.answered += 1
+        if again:
+            self.write(again=again - 1)
 
     def end_lull(self) -> None:
         self.lulls.pop()()
@@ -72,6 +81,32 @@ def test_whose_writes_take_turns_come_to_share_their_batches(turns: Turns) -> No
     assert turns.answered == 6
 
 
+def test_nobody_waits_any_longer_once_as_many_are_there_as_were(turns: Turns) -> None:
+    turns.write(meanwhile=2)
+    turns.end_lull()
+    assert (turns.are_patient, turns.hastened) == ([False, True], 0)
+    turns.write()
+    assert turns.hastened == 1, "who was answered is there again, beside the two who came"
+    turns.write()
+    turns.end_lull()
+    for _ in range(3):
+        turns.write()
+    assert (turns.observer.batches, turns.are_patient, turns.hastened) == ([1, 4], [False, True, True], 1)
+    turns.write()
+    assert turns.hastened == 2, "all four are"
+    turns.end_lull()
+    assert (turns.observer.batches, turns.answered) == ([1, 4, 4], 9)
+
+
+def test_who_is_alone_waits_for_nobody_however_soon_it_comes_again(turns: Turns) -> None:
+    """Also where it is answered before the writer has looked whether anybody waits."""
+    turns.write(again=9)
+    while turns.lulls:
+        turns.end_lull()
+    assert (turns.observer.batches, turns.answered) == ([1] * 10, 10)
+    assert turns.are_patient == [False]
+
+
 def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns) -> None:
     waits: list[int] = []
     for number in range(150):
@@ -84,6 +119,36 @@ def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns
     assert waits == [0, 5, 22, 87], "but for them, 4, 16 and 64 batches did not"
 
 
+def test_where_somebody_came_others_are_waited_for_sooner_again(turns: Turns) -> None:
+    waits: list[int] = []
+    for number in range(60):
+        turns.time += 1
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            if number == 22:
+                turns.write()
+            turns.end_lull()
+    assert waits == [0, 5, 22, 23, 56], (
+        "after 16 batches that did not 8 would be next; four times as many, as nobody came"
+    )
+
+
+def test_however_often_it_was_in_vain_others_are_waited_for_again(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MOST_REST", 8)
+    waits: list[int] = []
+    for number in range(35):
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            turns.end_lull()
+    assert waits == [0, 5, 14, 23, 32]
+
+
 def test_nobody_waits_for_very_many(turns: Turns) -> None:
     turns.write(meanwhile=FEW)
     turns.end_lull()
@@ -94,6 +159,26 @@ def test_nobody_waits_for_very_many(turns: Turns) -> None:
     turns.write()
     assert turns.are_patient == [False, True, False], "for as many as a few; not for more"
     turns.end_lull()
+
+
+def test_what_came_while_a_batch_ran_is_written_where_the_database_is_closed_meanwhile(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: Deferred[None] = Deferred()
+    monkeypatch.setattr(turns.executor, "close", lambda: ended)
+    closing: list[Deferred[None]] = []
+
+    def close(txn: WriteTransaction) -> None:
+        txn.next_position()
+        turns.write()
+        closing.append(Deferred.fromCoroutine(turns.database.close()))
+
+    Deferred.fromCoroutine(turns.database.write("close", close))
+    turns.end_lull()
+    assert turns.lulls == [], "nobody is waited for any more"
+    assert (turns.observer.batches, turns.answered) == ([1, 1], 1)
+    ended.callback(None)
+    assert closing[0].called
 
 
 def test_what_waits_for_others_is_written_where_the_database_is_closed(turns: Turns) -> None:

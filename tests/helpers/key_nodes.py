@@ -1,0 +1,225 @@
+"""Processes that give out keys of devices, run step by step: what they asked of the database, and what fails meanwhile."""
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+
+from storage.claim_log import ClaimLog
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
+from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
+from storage.devices import DeviceRow, DeviceStore
+from storage.engine import Connection
+from storage.keys_ahead import MOST_BYTES, KeyOf, KeysAhead
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+
+T = TypeVar("T")
+
+ALICE, ALGORITHM = "@alice:example.org", "signed_curve25519"
+STATEMENTS = {
+    "query",
+    "query_in",
+    "query_each",
+    "query_each_changing",
+    "query_with",
+    "execute_later",
+    "execute_in_later",
+    "change_each",
+}
+
+
+class Losing:
+    """A connection that may be lost once it has committed, and of which one statement may fail, or the commit."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.loses = False
+        self.fails_at = 0
+        """At the call of that number from now on; 0: none fails."""
+        self.failure: Exception = ZeroDivisionError()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._connection, name)
+        return partial(self._count, call) if self.fails_at and name in STATEMENTS else call
+
+    def commit(self, *args: Any) -> None:
+        self._count(self._connection.commit, *args)
+        if self.loses:
+            raise DatabaseUnavailable("the connection was lost")
+
+    def _count(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.fails_at -= 1
+        if self.fails_at == 0:
+            raise self.failure
+        return call(*args)
+
+
+class Node:
+    """A process, and what it asked of the database."""
+
+    def __init__(
+        self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self._config, self._monkeypatch = config, monkeypatch
+        self.counter = QueryCounter()
+        self.writer = SteppedExecutor()
+        self.database: Database = open_inline(config, self.counter, self.writer)
+        self.remember_at_most(most_bytes)
+        engine = self.database.engine
+        connect = engine.connect_writer
+        self.connections: list[Losing] = []
+
+        def connect_losing() -> Losing:
+            self.connections.append(Losing(connect()))
+            return self.connections[-1]
+
+        monkeypatch.setattr(engine, "connect_writer", connect_losing)
+
+    def remember_at_most(self, most_bytes: int) -> None:
+        """Of keys that come next; what is known is forgotten."""
+        self._most_bytes, self.ahead = most_bytes, KeysAhead(most_bytes)
+        self.database.remembered[DeviceKeyStore] = self.ahead, ClaimLog()
+        self.use_another_store()
+
+    def use_another_store(self) -> None:
+        """What it knows is that of the one before."""
+        self.store = DeviceKeyStore(self.database)
+
+    def restarted(self) -> "Node":
+        """Another process in its place."""
+        self.close()
+        return Node(self._config, self._monkeypatch, self._most_bytes)
+
+    def close(self) -> None:
+        run_coroutine(self.database.close(), None)
+
+    def run(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
+        """What comes of them, whose writes are one batch."""
+        waiting = [Deferred.fromCoroutine(each) for each in coroutines]
+        self.writer.run()
+        found: list[T] = []
+        for each in waiting:
+            each.addCallback(found.append)
+            run_coroutine(as_coroutine(each), None)
+        return found
+
+    def upload(
+        self,
+        device_id: str,
+        names: list[str],
+        algorithm: str = ALGORITHM,
+        *,
+        identity: bytes | None = None,
+        fail: bool = False,
+    ) -> int:
+        """How many keys it is told to have."""
+        (left,) = self.run(self.do_upload(device_id, names, algorithm, identity=identity, fail=fail))
+        return left
+
+    async def do_upload(
+        self,
+        device_id: str,
+        names: list[str],
+        algorithm: str = ALGORITHM,
+        *,
+        identity: bytes | None = None,
+        fail: bool = False,
+    ) -> int:
+        def put(txn: WriteTransaction) -> KeyCounts:
+            DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
+            keys = {(algorithm, name): content(name) for name in names}
+            counts = self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
+            if fail:
+                raise ZeroDivisionError
+            return counts
+
+        counts = await self.database.write("upload", put)
+        return counts.one_time.get(algorithm, 0)
+
+    def write(self, times: int) -> None:
+        """Something else. After a few of these it believes to be alone."""
+        for _ in range(times):
+            self.run(self.database.write("other", lambda txn: txn.next_position()))
+
+    def remove(self, device_id: str) -> None:
+        self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
+
+    def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
+        (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
+        return names_of(given)
+
+    def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
+        """How many keys the device has left, as it is told."""
+        ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
+        return counts.one_time.get(algorithm, 0)
+
+    def claim_together(self, wishes: Sequence[KeyOf]) -> list[list[str | None]]:
+        """Twice, with a write between that fails, all of one batch."""
+        claims = [self.store.do_claim(wishes, 1000) for _ in range(2)]
+        return list(map(names_of, self.run(claims[0], self.expect_failure(wishes), claims[1])[::2]))
+
+    def fail_to_claim(self, wishes: Sequence[KeyOf]) -> None:
+        """The write is undone."""
+        self.run(self.expect_failure(wishes))
+
+    async def expect_failure(self, wishes: Sequence[KeyOf]) -> list[bytes | None]:
+        def fail(txn: WriteTransaction) -> None:
+            self.store.claim_keys(txn, wishes, 1000)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await self.database.write("fail", fail)
+        return []
+
+    def claim_and_lose(self, wishes: Sequence[KeyOf]) -> None:
+        """It is committed, and nobody knows."""
+        self.run(self.database.write("connect", lambda _: None))
+        self.connections[-1].loses = True
+        with pytest.raises(DatabaseUnavailable):
+            self.run(self.store.do_claim(wishes, 1000))
+
+    def run_failing(self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+        """As `run`, while one statement fails; None of what came to nothing by that."""
+
+        async def attempt(coroutine: Coroutine[Any, Any, T]) -> T | None:
+            try:
+                return await coroutine
+            except (ZeroDivisionError, DatabaseUnavailable):
+                return None
+
+        if self.connections:
+            self.connections[-1].fails_at, self.connections[-1].failure = fails_at, failure
+        try:
+            return self.run(*map(attempt, coroutines))
+        finally:
+            for connection in self.connections:
+                connection.fails_at = 0
+
+
+async def as_coroutine(deferred: Deferred[Any]) -> None:
+    await deferred
+
+
+def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
+    return [(ALICE, device_id, algorithm) for device_id in device_ids]
+
+
+def names_of(given: Iterable[bytes | None]) -> list[str | None]:
+    """The ids of keys, which are as they were uploaded."""
+    keys = [None if key is None else parse_named(key) for key in given]
+    assert all(key is None or key[1] == content(key[0]) for key in keys)
+    return [None if key is None else key[0] for key in keys]
+
+
+def content(text: str) -> bytes:
+    return b'{"key":"%b"}' % text.encode()
+
+
+def parse_named(key: bytes) -> tuple[str, bytes]:
+    """The id of a key, and its content as it was stored."""
+    ((key_id, raw),) = msgspec.json.decode(b"{%b}" % key, type=dict[str, msgspec.Raw]).items()
+    return key_id, bytes(raw)
