@@ -92,3 +92,30 @@ async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifica
     ignored: Json = {"ignored_users": {alice.user_id: {}}}
     ok(bob.put(f"{V3}/user/{bob.user_id}/account_data/m.ignored_user_list", ignored))
     assert listed(bob) == []
+
+
+async def test_an_invite_stays_listed_when_a_colleague_accepts_another(network: Network) -> None:
+    """So that this server is in the room, of whose past it has no notes."""
+    room = await shared(network)
+    network.start_sending()
+    alice, bob = room.alice, room.bob
+    carol = bob.server.register("carol")
+    room_id = create(alice, preset="private_chat")
+    for user in (bob, carol):
+        invite(alice, room_id, user)
+    network.settle()
+    before = listed(bob)
+    assert [each["room_id"] for each in before] == [room_id]
+    join(carol, room_id)
+    write(alice, room_id, "salom")
+    write(alice, room.room_id, "salom")
+    network.settle()
+    for limit in (1, 2, 100):
+        assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == [room.room_id, room_id]
+    (after,) = (each for each in listed(bob) if each["room_id"] == room_id)
+    assert after["event"]["event_id"] == before[0]["event"]["event_id"]
+    assert after["actions"] == before[0]["actions"]
+    assert [each["event"]["type"] for each in listed(carol)] == ["m.room.message"]
+    join(bob, room_id)
+    network.settle()
+    assert [each["room_id"] for each in listed(bob)] == [room.room_id]
