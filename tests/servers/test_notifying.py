@@ -1,7 +1,10 @@
 """What other servers' events are to our users: judged by push rules as our own are."""
 
+from pathlib import Path
+
 from federation.protocol.ids import RoomID
-from tests.helpers.federated import say, shared
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
+from tests.helpers.federated import SOUTH, say, shared
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.syncing import Json
@@ -119,3 +122,23 @@ async def test_an_invite_stays_listed_when_a_colleague_accepts_another(network: 
     join(bob, room_id)
     network.settle()
     assert [each["room_id"] for each in listed(bob)] == [room.room_id]
+
+
+async def test_many_invites_cost_no_more_queries_than_few(tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    room = await shared(network)
+    network.start_sending()
+    counted: list[int] = []
+    for number in (2, 8):
+        for _ in range(number):
+            invite(room.alice, create(room.alice, preset="private_chat"), room.bob)
+            network.settle()
+        network.clock.advance(3600)
+        room.bob.server = network.rebuild(SOUTH)
+        counter.clear()
+        assert len(ok(room.bob.get(f"{V3}/notifications"))["notifications"]) == number + 2 * len(counted)
+        counted.append(sum(counter.queries.values()))
+    assert counted[0] == counted[1]
+    for side in (room.north, room.south):
+        await side.server.app.database.close()
