@@ -64,18 +64,28 @@ class UntoldLeaveStore:
         return await self._database.write("take_untold_leave", write)
 
     async def put_off(self, leave: UntoldLeave, until: int = 0) -> None:
-        """Its server could not be had: what else it is to hear waits as long, and comes first then; all of it until then (ms) at least."""
+        """Its server could not be had: it is due again when it was to be, and not before then (ms); what else the server is to hear waits
+        as long, and comes first then."""
+        due = max(leave.due_ts, until)
 
         def write(txn: WriteTransaction) -> None:
+            txn.execute(
+                "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = ? AND user_id = ? AND server = ? AND due_ts = ?",
+                (due, leave.room_nid, leave.user_id, leave.server, leave.due_ts),
+            )
             sql = "UPDATE untold_leaves SET due_ts = ?, attempts = ? WHERE server = ? AND due_ts < ?"
-            txn.execute(sql, (leave.due_ts - 1, leave.attempts, leave.server, leave.due_ts - 1))
-            _set_waiting(txn, leave.server, until)
+            txn.execute(sql, (due - 1, leave.attempts, leave.server, due - 1))
 
         await self._database.write("put_off_untold_leaves", write)
 
     async def let_wait(self, server: str, until: int) -> None:
         """Nothing is due for that server before then (ms)."""
-        await self._database.write("let_untold_leaves_wait", _set_waiting, server, until)
+
+        def write(txn: WriteTransaction) -> None:
+            sql = "UPDATE untold_leaves SET due_ts = ? WHERE server = ? AND due_ts < ?"
+            txn.execute(sql, (until, server, until))
+
+        await self._database.write("let_untold_leaves_wait", write)
 
     async def is_unchanged(self, leave: UntoldLeave) -> bool:
         """Whether it is still to be told by whom it was given to: nothing else became of the membership, nor is anybody of ours about
@@ -125,10 +135,6 @@ def set_untold_leaves(
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (room_nid, user_id, server, event_id, now, now, ended),
             )
-
-
-def _set_waiting(txn: WriteTransaction, server: str, until: int) -> None:
-    txn.execute("UPDATE untold_leaves SET due_ts = ? WHERE server = ? AND due_ts < ?", (until, server, until))
 
 
 def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:

@@ -26,7 +26,8 @@ from federation.outbound.request import TakeBody
 from federation.outbound.tls import TlsName
 
 MAX_HEAD_BYTES: Final = 64 << 10
-"""Of an answer: its first line, its headers, and interim answers before it."""
+"""Of an answer: its first line, its headers, and interim answers before it; and of what comes between pieces of its body, or after it
+(lengths, trailers)."""
 MAX_UNTAKEN_BYTES: Final = 64 << 10
 """Of the body of an answer that somebody would have taken, had it been a good one."""
 FREELY_UNPACKED_BYTES: Final = 16 << 20
@@ -113,12 +114,12 @@ class Connection(Protocol):
             self.abort()
             return
         self._something_came = True
-        if not self._head_done:
-            self._head_bytes += len(data)
-            # The head is not known to end in these bytes, but it ends within as many as are allowed, or not at all
-            if self._head_bytes > MAX_HEAD_BYTES + len(data):
-                self._end(OutboundError("the head of its answer is too long", retryable=False))
-                return
+        # The head, or the trailer, is not known to end in these bytes, but does within as many as are allowed, or not at all
+        if self._bare_bytes > MAX_HEAD_BYTES:
+            part = "trailer" if self._head_done else "head"
+            self._end(OutboundError(f"the {part} of its answer is too long", retryable=False))
+            return
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -142,7 +143,8 @@ class Connection(Protocol):
     # ---- llhttp
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self._head_done:  # a trailer is no part of the head, and nobody asks for one: RFC 9110, section 6.5.1
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip(" \t")
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
@@ -151,6 +153,7 @@ class Connection(Protocol):
         if self._parser.get_status_code() < 200:
             return
         self._head_done = True
+        self._bare_bytes = 0
         if self._take is not None:
             taken = self._take(self._parser.get_status_code(), self._headers)
             if taken is None:
@@ -168,6 +171,7 @@ class Connection(Protocol):
             raise OutboundError("its answer is packed in a way that was not asked for", retryable=False)
 
     def on_body(self, data: bytes) -> None:
+        self._bare_bytes = 0
         self._packed_size += len(data)
         if self._packed_size > self._max_bytes:
             raise self._too_long()
@@ -197,7 +201,8 @@ class Connection(Protocol):
     # ---- within
 
     def _forget_answer(self) -> None:
-        self._head_bytes = 0
+        self._bare_bytes = 0
+        """Since it began, or since the head or the last piece of the body ended."""
         self._head_done = False
         self._complete = False
         self._stays = False

@@ -263,7 +263,7 @@ class Completions:
         leaves out or makes old is put right by the resolution.
         """
         others = [server for server in servers if server != partial.resident]
-        if len(others) < len(servers):  # the policy lets who let us in be asked
+        if len(others) < len(servers):  # who let us in may be asked
             try:
                 return await self._fetch(
                     [ServerName(partial.resident)], snapshot, join.event.event_id, part_of=PartOf.OUR_STATE
@@ -274,7 +274,7 @@ class Completions:
         rules = await self._tables.trees.get_all(partial.room_nid, join.state_root)
         rules = {key: nid for key, nid in rules.items() if key[0] != MEMBER}
         told: list[StateChange] = []
-        failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
+        failure: RemoteError | MatrixError = RemoteError("nobody", "no server may be asked now", retryable=True)
         for server in others:
             try:
                 entries = await self._fetch([server], snapshot, join.event.event_id, only=MEMBER)
@@ -302,7 +302,7 @@ class Completions:
 
         What cannot be checked of it is noted: as `part_of`, and `only` what has that type.
         """
-        failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
+        failure: RemoteError | MatrixError = RemoteError("nobody", "no server may be asked now", retryable=True)
         for server in servers:
             try:
                 told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)

@@ -17,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
+from federation.patience import Patience
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
 from federation.remote.membership import MembershipRequests
-from federation.requests import RefusedByRemote, asked_wait_ms
+from federation.requests import RefusedByRemote
 from federation.rooms.candidates import Candidates
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
@@ -70,6 +71,7 @@ class Leaving:
         self._engine = engine
         self._identity = identity
         self._now_ms = now_ms
+        self._patience = Patience(now_ms)
         self._telling: dict[ServerName, Deferred[None]] = {}
         self._is_stopped = False
 
@@ -84,8 +86,7 @@ class Leaving:
         told_by = await self._outside.find_servers(room.room_nid, user_id)
         untold: dict[str, str] = dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
         untold.pop(self._identity.server_name, None)
-        waits: dict[str, int] = {}
-        """Who asked to be left alone, and until when."""
+        askable = [server for server in named if not self._patience.left_ms(server)]
 
         async def ask(server: ServerName) -> None:
             try:
@@ -94,14 +95,13 @@ class Leaving:
             except RefusedByRemote as refusal:
                 if _is_final(refusal):
                     untold.pop(server, None)
-                elif wait_ms := asked_wait_ms(refusal):
-                    waits[server] = self._now_ms() + wait_ms
+                self._patience.note(server, refusal)
                 raise
             untold.pop(server, None)
             await self._outside.keep(event, server, (), untold if told_by else None)
 
         try:
-            await self._candidates.ask(named, ask, most=MOST_ASKED)
+            await self._candidates.ask(askable, ask, most=MOST_ASKED)
         except MatrixError as error:
             self._log.info(
                 "nobody else hears for now that {user} left {room}: {error}", user=user_id, room=room_id, error=error
@@ -109,8 +109,9 @@ class Leaving:
             version = await self._outside.find_version(room, user_id)
             left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(left, self._identity.server_name, (), untold)
-        for server in waits.keys() & untold.keys():
-            await self._store.let_wait(server, waits[server])
+        for name in untold:
+            if left_ms := self._patience.left_ms(ServerName(name)):
+                await self._store.let_wait(name, self._now_ms() + left_ms)
         if untold:
             Deferred.fromCoroutine(self.do_tell(TOLD_AT_ONCE)).addErrback(self._report)
 
@@ -147,8 +148,9 @@ class Leaving:
                     user=leave.user_id,
                     error=error,
                 )
+                self._patience.note(server, error)
                 if not _is_final(error):
-                    await self._store.put_off(leave, self._now_ms() + asked_wait_ms(error))
+                    await self._store.put_off(leave, self._now_ms() + self._patience.left_ms(server))
                     if not ends:
                         return
                 is_told = True

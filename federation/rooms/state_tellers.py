@@ -4,14 +4,16 @@ A server whose users were put out of a room, or that the room's ACL denies, is r
 why, since nobody tells it anything. What it has of the state is all that it gets: it is answered with that, as it is by a server
 that had all of the state when it was put out. The same where nobody could be had for two days.
 
-That is no end for good: an ACL may be lifted, and somebody of ours may be let in again, so others go on being asked.
+That is no end for good: an ACL may be lifted, and somebody of ours may be let in again, so others go on being asked. One that says when
+to come again (429) is not asked before that.
 
 spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this open
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from federation.patience import Patience
 from federation.policy import Policy
 from federation.protocol.ids import ServerName
 from federation.requests import RefusedByRemote
@@ -28,9 +30,10 @@ LONGEST_MS: Final = 2 * 24 * 3600 * 1000
 class StateTellers:
     """Knows the servers of rooms that lack a part of their state, and what they answered last."""
 
-    def __init__(self, servers: RoomServers, policy: Policy) -> None:
+    def __init__(self, servers: RoomServers, policy: Policy, now_ms: Callable[[], int]) -> None:
         self._servers = servers
         self._policy = policy
+        self._patience = Patience(now_ms)
         self._refusing: dict[int, set[ServerName]] = {}
 
     async def find(self, partial: PartialRoom) -> list[ServerName]:
@@ -40,13 +43,16 @@ class StateTellers:
         return [server for server in (resident, *others) if self._policy.allows(server)]
 
     def choose(self, partial: PartialRoom, known: Sequence[ServerName], attempts: int) -> list[ServerName]:
-        """Whom of them to ask after so many attempts in vain: the server that let us in, then others, each time others."""
+        """Whom of them to ask after so many attempts in vain: the server that let us in, then others, each time others. Who asks to be left
+        alone now is left out."""
         others = [server for server in known if server != partial.resident]
         at = attempts * (SERVERS_AN_ATTEMPT - 1) % max(len(others), 1)
-        return [*known[: len(known) - len(others)], *others[at:], *others[:at]][:SERVERS_AN_ATTEMPT]
+        chosen = [*known[: len(known) - len(others)], *others[at:], *others[:at]][:SERVERS_AN_ATTEMPT]
+        return [server for server in chosen if not self._patience.left_ms(server)]
 
     def note(self, room_nid: int, server: ServerName, error: Exception) -> None:
         """The server did not tell the state, for this reason."""
+        self._patience.note(server, error)
         if isinstance(error, RefusedByRemote) and error.status == 403:
             self._refusing.setdefault(room_nid, set()).add(server)
         else:

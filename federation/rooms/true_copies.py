@@ -7,7 +7,8 @@ its sender's server is asked before the content is given up, and then a few othe
 Laws:
 - Only for an event that is signed by whom it must be: else anybody could make us ask anybody.
 - A request each to few servers, of a bounded time, and of all events of a batch, some at a time: else the copies of many events would be
-  altered so that nobody asks for the rest. What was asked in vain, and who did not answer, is not asked again for a while.
+  altered so that nobody asks for the rest. What was asked in vain, and who did not answer, is not asked again for a while;
+  who says when to come again (429), not before that.
 - The sender's own server is believed: what it sends, or answers, without the content has none. Most such copies are of redacted
   events, so those of the past, and in states, are looked at only where the room may depend on the content (`is_to_ask`).
 
@@ -28,7 +29,7 @@ from federation.protocol.events import Event, compute_reference_hash, parse_even
 from federation.protocol.ids import EventID, ServerName, domain_of
 from federation.protocol.redaction import redact
 from federation.remote.events import RemoteEvents
-from federation.requests import RefusedByRemote
+from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.batch import Outcome
 from federation.rooms.check import Candidate, Verdict, check_signed
 from federation.rooms.concurrent import map_at_once
@@ -108,7 +109,9 @@ class TrueCopies:
                 pdu = await self._remote.get_event(server, event.event_id, seconds=SECONDS)
                 # whose signatures were looked at are those of the copy: they cover the same
                 told = parse_event(event.version, {**pdu, "signatures": event.pdu["signatures"]})
-            except RefusedByRemote:
+            except RefusedByRemote as error:
+                if wait_ms := asked_wait_ms(error):
+                    self._remember(server, wait_ms / 1000)
                 continue
             except RemoteError:
                 self._remember(server)
@@ -124,8 +127,8 @@ class TrueCopies:
     def _rests(self, name: str) -> bool:
         return self._seconds() < self._vain.get(name, 0.0)
 
-    def _remember(self, name: str) -> None:
-        self._vain[name] = self._seconds() + REST
+    def _remember(self, name: str, seconds: float = REST) -> None:
+        self._vain[name] = self._seconds() + seconds
         self._vain.move_to_end(name)
         if len(self._vain) > MOST_REMEMBERED:
             self._vain.popitem(last=False)

@@ -426,7 +426,6 @@ class Deliveries:
         if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
             how = "asks us to wait" if asked_ms else "cannot be reached"
             self.log.info("{server} {how}: {error}", server=destination.server, how=how, error=error)
-        if destination.failing_since_ts is None:
             destination.failing_since_ts = now
         destination.asked_until_ts = now + asked_ms if asked_ms else 0
         destination.notices.clear()

@@ -102,6 +102,7 @@ class Destination(msgspec.Struct):
     is_running: bool = False
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
+    """Since when it takes nothing: since it does not answer, or since it asks us to wait, whichever of these it does now."""
     tried_ts: int = 0
     is_silent: bool = False
     """The last try that failed took as long as people wait."""

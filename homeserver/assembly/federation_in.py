@@ -89,7 +89,7 @@ class IncomingParts:
             rooms.engine,
             rooms.events,
             rooms.memberships,
-            StateTellers(rooms.servers, federation.policy),
+            StateTellers(rooms.servers, federation.policy, rooms.now_ms),
             rooms.partial,
             self.states,
             federation.imports,

@@ -222,8 +222,11 @@ class DeviceLists:
         }
         members: set[str] = set()
         mistaken: set[str] = set()
-        for nid in await self._encrypted.among(await self._joined_at(own, completed, upto)):
-            members |= await self._present_at(nid, upto)
+        is_in = await self._joined_at(own, completed, upto)
+        was_in = await self._joined_at(own, completed, since)
+        for nid in await self._encrypted.among(is_in | was_in):
+            if nid in is_in:
+                members |= await self._present_at(nid, upto)
             moved = await self._membership_store.get_moved_members([nid], completed[nid] - 1)
             mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
         return members, mistaken

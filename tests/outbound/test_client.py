@@ -66,6 +66,27 @@ async def test_of_an_answer_that_never_comes_whole_the_status_is_known(far: FarS
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize(
+    ("after", "endless"),
+    [(b"0\r\n", b"X-%d: y\r\n"), (b"0\r\nX: ", b"%d"), (b"2;", b"x%d")],
+    ids=["trailers", "a trailer", "an extension"],
+)
+async def test_what_is_no_body_has_an_end_too(far: FarSide, after: bytes, endless: bytes) -> None:
+    """After a body that never grows longer one may send for as long as is waited."""
+    begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + after
+    port = far.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
+    with pytest.raises(OutboundError, match="its answer is") as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
+    assert caught.value.status == 200
+
+
+async def test_what_comes_after_the_body_is_no_part_of_the_head(far: FarSide) -> None:
+    body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
+    port = far.listen(lambda _: b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    assert answer.headers == {"retry-after": "60", "transfer-encoding": "chunked"}
+
+
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 async def test_without_a_whole_head_no_status_is(far: FarSide, begun: bytes) -> None:
     def answer(_: bytes) -> bytes:

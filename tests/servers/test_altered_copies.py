@@ -89,6 +89,26 @@ async def test_what_nobody_tells_does_not_stand_in_the_way(network: Network) -> 
     assert texts(room.alice, room.room_id) == ["the truth"]
 
 
+async def test_who_says_when_to_come_again_is_asked_then(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+
+    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+        is_asked = to == NORTH and "/federation/v1/event/" in request.uri
+        return WireAnswer(429, {"retry-after": "300"}, b"{}") if is_asked else None
+
+    network.liars.append(be_busy)
+    pdus = [await room.north.pdu(room.room_id, say(room.alice, room.room_id, word)) for word in ("one", "two", "three")]
+    for pdu in pdus[:2]:
+        await east.push(SOUTH, [{**pdu, "content": LIE}])
+        network.clock.advance(120)
+    assert len(questions(network, NORTH)) == 1
+    network.liars.clear()
+    network.clock.advance(120)
+    await east.push(SOUTH, [{**pdus[2], "content": LIE}])
+    assert texts(room.bob, room.room_id)[0] == "three"
+
+
 async def test_the_senders_server_is_believed_about_what_has_no_content(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))

@@ -12,6 +12,7 @@ import pytest
 from federation.protocol.ids import ServerName
 from federation.sender import deliveries
 from federation.wire import WireAnswer, WireRequest
+from homeserver.services.destinations import DEAD_DAYS
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
@@ -143,6 +144,46 @@ async def test_and_again_while_it_is_just_starting(network: Network) -> None:
     network.mend(NORTH, SOUTH)
     network.clock.advance(1)
     assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+
+
+async def test_nor_is_it_away_when_it_does_not_answer_the_next_time(network: Network) -> None:
+    """Not before it has said nothing for as long as one takes to start again."""
+    room = await sending(network)
+    busy = Busy(network, {"retry-after": "60"}, {})
+    say(room.alice, room.room_id, "salom")
+    busy.pass_time(55)
+    busy.is_busy = False
+    network.cut(NORTH, SOUTH)
+    busy.pass_time(6)
+    claiming = begin_claim(room)
+    network.clock.advance(1)
+    assert not claiming.done
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(1)
+    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+
+
+async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Network) -> None:
+    """It was away for nearly as long as messages are kept for a server that cannot be reached, and has much to do now."""
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    destinations = room.north.server.app.federation_out.destinations
+    network.cut(NORTH, SOUTH)
+    send(room.alice, 0, {room.bob.user_id: {room.bob.device_id: {"n": 0}}})
+    network.settle()
+    for _ in range(DEAD_DAYS - 1):
+        network.clock.advance(24 * 3600)
+    network.mend(NORTH, SOUTH)
+    busy = Busy(network, {"retry-after": "3600"}, {})
+    for _ in range(25):
+        busy.pass_time(1)
+        network.clock.advance(3600)
+    assert len(busy.tries) > 20
+    assert room.north.server.run(destinations.do_expire(10)) == 0
+    busy.is_busy = False
+    network.clock.advance(3600)
+    network.settle()
+    assert bodies(room.bob, since)[0] == [0]
 
 
 async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
@@ -289,7 +330,7 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     busy.pass_time(601)
     standing, failing, waiting = look()
     assert (failing, waiting) == (1, 0)
-    assert standing["failure_ts"] is not None
+    assert standing["failure_ts"] == standing["retry_last_ts"] > now
     assert standing["asked_until_ts"] is None
 
     network.mend(NORTH, SOUTH)

@@ -1,6 +1,8 @@
 """Who declines an invite has left at once; the servers that know of the invite hear of it, though they are down when it is declined, or
 ours dies before it has told them."""
 
+from urllib.parse import quote
+
 import msgspec
 import pytest
 
@@ -40,6 +42,19 @@ def asked(network: Network, what: str = "/make_leave/") -> list[str]:
 def standing(alice: User, room_id: str, bob: User) -> str:
     state = get_state(alice, room_id, "m.room.member", bob.user_id)
     return str(state["membership"])
+
+
+class Busy:
+    """The north, where it takes note of no leaves for so many seconds: of any room, or of some."""
+
+    def __init__(self, network: Network, seconds: int) -> None:
+        self.rooms: list[str] | None = None
+        self._answer = WireAnswer(429, {"retry-after": str(seconds)}, b"{}")
+        network.liars.append(self._refuse)
+
+    def _refuse(self, to: ServerName, request: WireRequest) -> WireAnswer | None:
+        is_concerned = self.rooms is None or any(quote(room_id, safe="") in request.uri for room_id in self.rooms)
+        return self._answer if to == NORTH and "/make_leave/" in request.uri and is_concerned else None
 
 
 def declined_unheard(network: Network, alice: User, bob: User) -> str:
@@ -90,6 +105,38 @@ def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None
     leave(User(again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}), rooms[1])
     wait(network, again, 0.2)
     assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
+
+
+def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> None:
+    alice, bob = pair(network)
+    rooms = [create(alice), create(alice)]
+    for room_id in rooms:
+        invite(alice, room_id, bob)
+    busy = Busy(network, 1800)
+    for room_id in rooms:
+        leave(bob, room_id)
+        wait(network, bob.server, 0.1)
+    assert len(asked(network)) == 1
+    busy.rooms = []
+    wait(network, bob.server, 0.4)
+    assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
+
+
+def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network) -> None:
+    """What it does not want to hear now is not in the way of what comes after it, however long it asks us to wait."""
+    alice, bob = pair(network)
+    rooms = [create(alice), create(alice)]
+    for room_id in rooms:
+        invite(alice, room_id, bob)
+    busy = Busy(network, 3600)
+    for room_id in rooms:
+        leave(bob, room_id)
+    busy.rooms = rooms[:1]
+    wait(network, bob.server, 2.5)
+    assert [standing(alice, room_id, bob) for room_id in rooms] == ["invite", "leave"]
+    busy.rooms = []
+    wait(network, bob.server, 2)
+    assert standing(alice, rooms[0], bob) == "leave"
 
 
 def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:

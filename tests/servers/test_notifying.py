@@ -1,7 +1,10 @@
 """What other servers' events are to our users: judged by push rules as our own are."""
 
+from pathlib import Path
+
 from federation.protocol.ids import RoomID
-from tests.helpers.federated import say, shared
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
+from tests.helpers.federated import SOUTH, say, shared
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.syncing import Json
@@ -92,3 +95,50 @@ async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifica
     ignored: Json = {"ignored_users": {alice.user_id: {}}}
     ok(bob.put(f"{V3}/user/{bob.user_id}/account_data/m.ignored_user_list", ignored))
     assert listed(bob) == []
+
+
+async def test_an_invite_stays_listed_when_a_colleague_accepts_another(network: Network) -> None:
+    """So that this server is in the room, of whose past it has no notes."""
+    room = await shared(network)
+    network.start_sending()
+    alice, bob = room.alice, room.bob
+    carol = bob.server.register("carol")
+    room_id = create(alice, preset="private_chat")
+    for user in (bob, carol):
+        invite(alice, room_id, user)
+    network.settle()
+    before = listed(bob)
+    assert [each["room_id"] for each in before] == [room_id]
+    join(carol, room_id)
+    write(alice, room_id, "salom")
+    write(alice, room.room_id, "salom")
+    network.settle()
+    for limit in (1, 2, 100):
+        assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == [room.room_id, room_id]
+    (after,) = (each for each in listed(bob) if each["room_id"] == room_id)
+    assert after["event"]["event_id"] == before[0]["event"]["event_id"]
+    assert after["actions"] == before[0]["actions"]
+    assert [each["event"]["type"] for each in listed(carol)] == ["m.room.message"]
+    join(bob, room_id)
+    network.settle()
+    assert [each["room_id"] for each in listed(bob)] == [room.room_id]
+
+
+async def test_many_invites_cost_no_more_queries_than_few(tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    room = await shared(network)
+    network.start_sending()
+    counted: list[int] = []
+    for number in (2, 8):
+        for _ in range(number):
+            invite(room.alice, create(room.alice, preset="private_chat"), room.bob)
+            network.settle()
+        network.clock.advance(3600)
+        room.bob.server = network.rebuild(SOUTH)
+        counter.clear()
+        assert len(ok(room.bob.get(f"{V3}/notifications"))["notifications"]) == number + 2 * len(counted)
+        counted.append(sum(counter.queries.values()))
+    assert counted[0] == counted[1]
+    for side in (room.north, room.south):
+        await side.server.app.database.close()

@@ -15,7 +15,7 @@ from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import MEMBERS, complete, large_room, lazily, member, take
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, membership, ok, say
+from tests.helpers.talk import V3, create, membership, ok, say
 
 ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
 
@@ -56,9 +56,9 @@ async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Netwo
     assert set(lazily(bob, answer["next_batch"])["device_lists"]["left"]) == others
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(network: Network, restarts: bool) -> None:
-    """Wanda had been banned, which the part does not say; so she was let in."""
+async def mistaken(network: Network) -> tuple[User, User, str, str]:
+    """Bob is told of Wanda's devices, who had been banned, which the part of the state does not say; so she was let in. Bob, Wanda, the
+    room, and up to where Bob has been told."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network, room_version="11", power_level_content_override={"users": powers, "events": {}}, **ENCRYPTED
@@ -80,14 +80,46 @@ async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(network
     assert await take(bob, room_id, west, renamed) is Verdict.ACCEPT
     answer = lazily(bob, since)
     assert answer["device_lists"]["changed"] == [wanda.user_id]
-
     network.mend(NORTH, WEST)
+    return bob, wanda, room_id, answer["next_batch"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(network: Network, restarts: bool) -> None:
+    bob, wanda, _, since = await mistaken(network)
     complete(network)
     if restarts:
         bob.server = network.rebuild(SOUTH)
-    answer = lazily(bob, answer["next_batch"])
+    answer = lazily(bob, since)
     assert answer["device_lists"]["left"] == [wanda.user_id]
     assert lazily(bob, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_also_where_the_reader_has_left_meanwhile(network: Network, restarts: bool) -> None:
+    bob, wanda, room_id, since = await mistaken(network)
+    complete(network)
+    ok(bob.post(f"{V3}/rooms/{room_id}/leave"))
+    if restarts:
+        bob.server = network.rebuild(SOUTH)
+    answer = lazily(bob, since)
+    assert wanda.user_id in answer["device_lists"]["left"]
+    assert answer["device_lists"]["changed"] == []
+    assert lazily(bob, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
+
+
+async def test_but_not_with_whom_another_encrypted_room_is_shared(network: Network) -> None:
+    bob, wanda, _, since = await mistaken(network)
+    other = create(bob, preset="public_chat", **ENCRYPTED)
+    ok(join_via(wanda, other, SOUTH))
+    complete(network)
+    answer = lazily(bob, since)
+    assert wanda.user_id in answer["device_lists"]["changed"]
+    assert answer["device_lists"]["left"] == []
+    since = answer["next_batch"]
+    ok(wanda.post(f"{V3}/rooms/{other}/leave"))
+    network.settle()
+    assert lazily(bob, since)["device_lists"] == {"changed": [], "left": [wanda.user_id]}
 
 
 async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Network) -> None:

@@ -13,6 +13,7 @@ from federation.protocol.ids import RoomID, ServerName
 from federation.requests import RefusedByRemote
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
     LAZY,
@@ -300,6 +301,31 @@ async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network
 
     assert is_whole(bob, room_id)
     await same_state(wanda, bob, room_id)
+
+
+async def test_one_that_says_when_to_come_again_is_asked_for_the_rest_then(network: Network) -> None:
+    """And nobody gives up waiting for it meanwhile."""
+    _, bob, room_id = await large_room(network)
+    asked: list[float] = []
+    begun = network.clock.seconds()
+
+    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+        if to != NORTH or "/state" not in request.uri:
+            return None
+        asked.append(network.clock.seconds() - begun)
+        return WireAnswer(429, {"retry-after": "600"}, b"{}")
+
+    network.liars.append(be_busy)
+    ok(join_via(bob, room_id, NORTH))
+    complete(network)
+    for _ in range(58):
+        network.clock.advance(10)
+    assert len(asked) == 1
+    network.liars.clear()
+    for _ in range(60):
+        network.clock.advance(10)
+    network.settle()
+    assert is_whole(bob, room_id)
 
 
 async def joined_while_cut(network: Network, count: int) -> tuple[User, User, User, str]:

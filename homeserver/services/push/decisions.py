@@ -21,6 +21,7 @@ from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleSet, named_users
 from storage.memberships import MembershipRow, MembershipStore
+from storage.outside_memberships import OUTSIDE
 from storage.thread_subscriptions import ThreadSubscriptionStore
 
 
@@ -131,11 +132,13 @@ class PushDecisions:
         return await self._is_news(stored) and await self._concerns(stored, row)
 
     async def occasion_of(self, stored: StoredEvent) -> Occasion:
-        """The event as rules look at it, in its room of now; no query for a room that is in memory."""
+        """The event as rules look at it, in its room of now; no query for a room that is in memory, or that this server is not in."""
         return Occasion.of_event(stored.event, *await self._surroundings_of(stored))
 
     async def _surroundings_of(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
         """How many are in the event's room, and what they may do there."""
+        if stored.nid == OUTSIDE:
+            return 0, None
         snapshot = await self._engine.find_snapshot(stored.event.room_id)
         if snapshot is None:
             return 0, None

@@ -6,7 +6,7 @@ Laws:
 - What is no longer theirs to see is not in it: rooms that they have left, what came before they (last) joined, redacted events,
   what is older than its room keeps it, and what users whom they ignore sent.
 - Whether an event notified, and was highlighted, is what was decided when it came. Its further actions (a sound) are those
-  of the user's rules of today. Of invites into rooms that this server is not in nothing was kept: all is by the rules of today.
+  of the user's rules of today. Of invites into rooms that this server was not in nothing was kept: all is by the rules of today.
 
 spec: client-server-api#listing-notifications
 """
@@ -97,22 +97,33 @@ class Notifications:
             for nid, row in (await self._memberships.of_user(caller.user_id)).items()
             if row.membership == "join" or (row.membership == "invite" and not await self._permissions.hides(row))
         }
-        own = {nid: row for nid, row in rows.items() if not is_outside(row)}
+        unjudged = await self._find_unjudged(rows)
+        own = {nid: row for nid, row in rows.items() if nid not in unjudged}
         highlights_only = only == HIGHLIGHT
         found = await self._find(caller.user_id, own, before, limit, highlights_only=highlights_only)
         after = found[-1].position if len(found) == limit else 0
-        invites = [row for row in rows.values() if is_outside(row) and after < row.position <= before]
-        told = await self._find_outside(caller.user_id, invites, limit, highlights_only=highlights_only)
+        invites = [row for row in unjudged.values() if after < row.position <= before]
+        told = await self._judge(caller.user_id, invites, limit, highlights_only=highlights_only)
         found = sorted([*found, *told], key=lambda each: each.position, reverse=True)[:limit]
         answer: dict[str, Any] = {"notifications": await self._present(caller, rows, found, told)}
         if len(found) == limit:
             answer["next_token"] = f"n{found[-1].position - 1}"
         return answer
 
-    async def _find_outside(
+    async def _find_unjudged(self, rows: Mapping[int, MembershipRow]) -> Mapping[int, MembershipRow]:
+        """Those that are invites of which nothing was kept as they came, as this server was not in the room; it may be by now."""
+        invites = {nid: row for nid, row in rows.items() if row.membership == "invite"}
+        stored = await self._events.get_events(row.event_nid for row in invites.values() if not is_outside(row))
+        return {
+            nid: row
+            for nid, row in invites.items()
+            if is_outside(row) or (row.event_nid in stored and stored[row.event_nid].position is None)
+        }
+
+    async def _judge(
         self, user_id: UserID, invites: Collection[MembershipRow], limit: int, *, highlights_only: bool
     ) -> Mapping[Notified, StoredEvent]:
-        """The newest of these invites into rooms that this server is not in of which the user is notified."""
+        """The newest of these of which the user is notified, by the rules of today."""
         rules = await self._rules.of_user(user_id)
         order = sorted(invites, key=lambda row: row.position, reverse=True)
         found: dict[Notified, StoredEvent] = {}
@@ -120,17 +131,24 @@ class Notifications:
             if len(found) >= limit:
                 break
             chunk = order[start : start + ROOMS_AT_ONCE]
-            rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in chunk])
-            events = await self._outside.find_events(user_id, rooms, chunk)
+            events = await self._load_invites(user_id, chunk)
             for row in chunk:
-                if row.room_nid not in events:
+                event = events.get(row.room_nid)
+                if event is None or event.redacted_by is not None:
                     continue
-                event = events[row.room_nid]
                 actions = rules.rule_set.find(await self._decisions.occasion_of(event), user_id, row.display_name)
                 if actions.notify and (actions.highlight or not highlights_only):
                     outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
                     found[Notified(row.position, event.nid, row.room_nid, outcome)] = event
         return found
+
+    async def _load_invites(self, user_id: UserID, rows: Collection[MembershipRow]) -> Mapping[int, StoredEvent]:
+        """Their events, by room."""
+        outside = [row for row in rows if is_outside(row)]
+        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
+        stored = await self._events.get_events(row.event_nid for row in rows if not is_outside(row))
+        inside = {event.room_nid: event for event in stored.values()}
+        return {**await self._outside.find_events(user_id, rooms, outside), **inside}
 
     async def _find(
         self, user_id: UserID, own: Mapping[int, MembershipRow], before: int, limit: int, *, highlights_only: bool
@@ -170,12 +188,12 @@ class Notifications:
         caller: Requester,
         own: Mapping[int, MembershipRow],
         found: Sequence[Notified],
-        outside: Mapping[Notified, StoredEvent],
+        judged: Mapping[Notified, StoredEvent],
     ) -> list[Mapping[str, Any]]:
-        """`outside`: the events of those that stand in no room of ours."""
+        """`judged`: those of which nothing was kept, with their events."""
         rules = await self._rules.of_user(caller.user_id)
-        stored = await self._events.get_events(each.event_nid for each in found if each not in outside)
-        events = [(each, outside.get(each) or stored.get(each.event_nid)) for each in found]
+        stored = await self._events.get_events(each.event_nid for each in found if each not in judged)
+        events = [(each, judged.get(each) or stored.get(each.event_nid)) for each in found]
         shown = [
             (each, event)
             for each, event in events
