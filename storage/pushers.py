@@ -55,6 +55,7 @@ class Standing(msgspec.Struct, frozen=True):
     tried_ts: int
     pause_ms: int
     success_ts: int | None
+    """When a push was taken last; None: not since the standing before."""
     error: str | None
 
 
@@ -206,7 +207,7 @@ class PusherStore:
         return await self._database.write("remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey)
 
     async def set_standings(self, standings: Mapping[int, Standing]) -> None:
-        """Note how pushers stand; a position never goes back."""
+        """Note how pushers stand; a position never goes back, and when a push was taken last stays until another one is."""
         rows = [
             (
                 standing.position,
@@ -342,7 +343,7 @@ def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
 def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
     txn.execute_many(
         "UPDATE pushers SET position = CASE WHEN position > ? THEN position ELSE ? END, failing_since_ts = ?,"
-        " tried_ts = ?, pause_ms = ?, success_ts = ?, error = ? WHERE pusher_nid = ?",
+        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ? WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )
 

@@ -147,7 +147,7 @@ class PeopleParts:
             from_browsers=bool(config.upstream.browser_ids)
             or (has_own_pages(config) and accounts.sign_in.password_login),
         )
-        self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
+        self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts, accounts.last_seen)
         info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
         self.account_data = AccountData(
             database,

@@ -69,7 +69,6 @@ class DeviceAdministration:
     async def get_devices(self, user_id: UserID) -> DevicesOfAccount:
         """All of them, with when and whence they were last seen, as it is known now."""
         await self._check_user(user_id)
-        await self._last_seen.flush()
         dehydrated = await self._dehydrated.get_device(user_id)
         return DevicesOfAccount(
             await self._devices.get_devices(user_id), None if dehydrated is None else dehydrated.device_id

@@ -7,6 +7,7 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.accounts import Accounts
 from homeserver.services.eras import check_era
+from homeserver.services.last_seen import LastSeen
 from homeserver.services.sessions import Sessions
 from homeserver.services.uia import AuthData
 from storage.database import Database
@@ -27,22 +28,25 @@ def check_device_name(name: str | None) -> str | None:
 class Devices:
     """Lists, renames and removes devices."""
 
-    def __init__(self, database: Database, devices: DeviceStore, sessions: Sessions, accounts: Accounts) -> None:
+    def __init__(
+        self, database: Database, devices: DeviceStore, sessions: Sessions, accounts: Accounts, last_seen: LastSeen
+    ) -> None:
         self._database = database
         self._devices = devices
         self._sessions = sessions
         self._accounts = accounts
+        self._last_seen = last_seen
 
     async def get_devices(self, user_id: UserID) -> Sequence[DeviceRow]:
-        """All of them."""
+        """All of them, with when and whence they were last seen, as it is known now: who is asked whether one that has just signed in is
+        theirs goes by that."""
+        await self._last_seen.flush()
         return (await self._devices.get_devices([user_id])).get(user_id, [])
 
     async def get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
-        """Raises `NotFound`."""
-        device = await self._devices.get_device(user_id, device_id)
-        if device is None:
-            raise NotFound("You have no such device")
-        return device
+        """One of them, likewise. Raises `NotFound`."""
+        await self._last_seen.flush()
+        return await self._get_device(user_id, device_id)
 
     async def do_make(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
         """Make a device for a user of an application service, without a session; False where the caller is none, or the
@@ -53,7 +57,7 @@ class Devices:
 
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """None leaves the name. Raises `NotFound`, `InvalidParam`."""
-        device = await self.get_device(user_id, device_id)
+        device = await self._get_device(user_id, device_id)
         checked = check_device_name(name)
         if checked is None or checked == device.display_name:
             return  # else all who share rooms would be told of a change
@@ -82,3 +86,9 @@ class Devices:
             self._sessions.remove_devices(txn, caller.user_id, gone, address)
 
         await self._database.write("remove_devices", write)
+
+    async def _get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
+        device = await self._devices.get_device(user_id, device_id)
+        if device is None:
+            raise NotFound("You have no such device")
+        return device

@@ -2,7 +2,7 @@
 
 A device is noted anew once `granularity` seconds have passed since the last note of it at its address, so that an address that is
 new to the account is never missed for one that was used a moment before; the notes are written every `interval` seconds, in one
-write, and when the server stops. A crash loses a minute of them, which is as exact as the specification asks.
+write, when devices are looked at, and when the server stops. A crash loses a minute of them, which is as exact as the specification asks.
 """
 
 from collections.abc import Mapping

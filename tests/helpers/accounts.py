@@ -274,7 +274,7 @@ class AccountsServer:
                 login_tokens=login_tokens,
             ),
             ClientDiscovery(public_baseurl),
-            Devices(database, self.device_store, self.sessions, self.accounts),
+            Devices(database, self.device_store, self.sessions, self.accounts, self.last_seen),
             Filters(FilterStore(database), lambda: int(clock.seconds() * 1000), capacity=1 << 20),
             ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
             self.profiles,

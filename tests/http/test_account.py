@@ -201,12 +201,13 @@ async def test_what_goes_wrong_with_one_account_keeps_no_other_in_its_rooms(
 def test_devices(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
     server.login(device_id="LAPTOP", initial_device_display_name="Laptop")
+    seen = {"last_seen_ts": 1_700_000_000_000, "last_seen_ip": "10.0.0.1"}
     assert alice.get("devices").json == {
-        "devices": [{"device_id": "LAPTOP", "display_name": "Laptop"}, {"device_id": "PHONE"}]
+        "devices": [{"device_id": "LAPTOP", "display_name": "Laptop"}, {"device_id": "PHONE", **seen}]
     }
     assert alice.put("devices/PHONE", {"display_name": "Phone"}).json == {}
     assert alice.put("devices/PHONE", {}).json == {}
-    assert alice.get("devices/PHONE").json == {"device_id": "PHONE", "display_name": "Phone"}
+    assert alice.get("devices/PHONE").json == {"device_id": "PHONE", "display_name": "Phone", **seen}
     for answer in (alice.get("devices/NONE"), alice.put("devices/NONE", {"display_name": "x"})):
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
     assert alice.put("devices/PHONE", {"display_name": "a\0b"}).errcode == "M_INVALID_PARAM"
@@ -226,11 +227,16 @@ def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> N
 
 def test_devices_are_seen(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
-    assert "last_seen_ts" not in alice.get("devices/PHONE").json
     server.last_seen.start()
+    server.clock.advance(7)
+    new = User(server, server.login(device_id="NEW").json, "")
+    assert "last_seen_ts" not in alice.get("devices/NEW").json
+    assert new.is_signed_in()
+    # who is asked at another device whether a new one is theirs need not wait until it is written in its time
+    seen = {"last_seen_ts": 1_700_000_007_000, "last_seen_ip": "10.0.0.1"}
+    assert alice.get("devices/NEW").json == {"device_id": "NEW", **seen}
     server.clock.advance(31)
-    assert alice.get("devices/PHONE").json["last_seen_ts"] == 1_700_000_000_000
-    assert alice.get("devices/PHONE").json["last_seen_ip"] == "10.0.0.1"
+    assert alice.get("devices").json == {"devices": [{"device_id": "NEW", **seen}, {"device_id": "PHONE", **seen}]}
 
 
 @pytest.mark.parametrize("kept", ["", "user_ips_max_age: 60d\n", "user_ips_max_age: null\n"])

@@ -128,6 +128,32 @@ def test_metrics_count_pushers_and_messages_to_devices(server: TestServer, gatew
     assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, "an EDU for a server that does not answer"
 
 
+def test_when_a_push_got_there_last_stays_while_none_does(server: TestServer, gateway: Gateway) -> None:
+    root = administrator(server)
+    alice, bob, room_id = two(server)
+    set_pusher(alice)
+
+    def stand() -> dict[str, object]:
+        for _ in range(7):
+            server.clock.advance(10)
+            settle(server)
+        [pusher] = root.get(f"/_synapse/admin/v1/users/{alice.user_id}/pushers").json["pushers"]
+        return {name: pusher[name] for name in ("success_ts", "failing_since_ts", "error")}
+
+    settle(server)
+    say(bob, room_id, "x")
+    settle(server)
+    taken = stand()
+    assert taken["success_ts"] is not None
+    gateway.failure = 500
+    say(bob, room_id, "y")
+    settle(server)
+    for _ in range(2):
+        failing = stand()
+        assert failing["error"] == "it answered 500"
+        assert failing["success_ts"] == taken["success_ts"]
+
+
 def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway: Gateway) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)

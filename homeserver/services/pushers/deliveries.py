@@ -311,7 +311,7 @@ class Deliveries:
             return
         line.under_way = None
         if not accepted:
-            self.log.info("the gateway of a pusher of {user} wants it no more", user=row.user_id)
+            self.log.info("the gateway of the app {app} of {user} wants it no more", app=row.app_id, user=row.user_id)
             self._drop(line)
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
@@ -421,7 +421,7 @@ class Deliveries:
     def _set_standing(self, line: Line) -> None:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
-        success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
+        success_ts = None if last is None else last.success_ts
         position = self._told_upto(line) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
