@@ -73,6 +73,18 @@ def messages(user: User, room_id: str) -> list[Any]:
     return [event for event in chunk if event["type"] == "m.room.message"]
 
 
+def enter_after_a_ban(network: Network, alice: User, bob: User, room_id: str, wanda: User, *others: User) -> None:
+    """Wanda and others come into the large room; she is banned, which the west does not hear, and the part of the room's state does not say
+    with which Bob enters it then. Nobody fetches the rest."""
+    for user in (wanda, *others):
+        ok(join_via(user, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+
+
 async def refused_in_part(
     network: Network, *, by_powers: bool = False, **wish: Any
 ) -> tuple[User, User, User, str, Event]:
@@ -86,13 +98,7 @@ async def refused_in_part(
         **wish,
     )
     wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
-    for user in (wanda, erin):
-        ok(join_via(user, room_id, NORTH))
-    complete(network)
-    bob.server.app.incoming.completions.stop()
-    network.cut(NORTH, WEST)
-    ok(membership(alice, room_id, "ban", wanda))
-    ok(join_via(bob, room_id, NORTH))
+    enter_after_a_ban(network, alice, bob, room_id, wanda, erin)
     west, east = Side(wanda.server), Side(erin.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))
     change: tuple[str, dict[str, Any], str] = ("m.room.member", {"membership": "ban"}, erin.user_id)

@@ -13,7 +13,7 @@ from federation.protocol.ids import ServerName
 from federation.sender import deliveries
 from federation.wire import WireAnswer, WireRequest
 from homeserver.services.destinations import DEAD_DAYS
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
@@ -131,6 +131,16 @@ async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
     assert busy.tries == [0]
 
 
+def claim_while_mended(network: Network, room: Shared) -> None:
+    """A claim that begins while the way is cut is answered once it is not."""
+    claiming = begin_claim(room)
+    network.clock.advance(1)
+    assert not claiming.done
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(1)
+    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+
+
 async def test_and_again_while_it_is_just_starting(network: Network) -> None:
     """It was there all the time, though it took in nothing."""
     room = await sending(network)
@@ -138,12 +148,7 @@ async def test_and_again_while_it_is_just_starting(network: Network) -> None:
     say(room.alice, room.room_id, "salom")
     busy.pass_time(40)
     network.cut(NORTH, SOUTH)
-    claiming = begin_claim(room)
-    network.clock.advance(1)
-    assert not claiming.done
-    network.mend(NORTH, SOUTH)
-    network.clock.advance(1)
-    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+    claim_while_mended(network, room)
 
 
 async def test_nor_is_it_away_when_it_does_not_answer_the_next_time(network: Network) -> None:
@@ -155,12 +160,7 @@ async def test_nor_is_it_away_when_it_does_not_answer_the_next_time(network: Net
     busy.is_busy = False
     network.cut(NORTH, SOUTH)
     busy.pass_time(6)
-    claiming = begin_claim(room)
-    network.clock.advance(1)
-    assert not claiming.done
-    network.mend(NORTH, SOUTH)
-    network.clock.advance(1)
-    assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
+    claim_while_mended(network, room)
 
 
 async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Network) -> None:

@@ -24,6 +24,15 @@ def pair(network: Network) -> tuple[User, User]:
     return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
 
 
+def invited_twice(network: Network) -> tuple[User, User, list[str]]:
+    """Alice has invited Bob into these rooms."""
+    alice, bob = pair(network)
+    rooms = [create(alice), create(alice)]
+    for room_id in rooms:
+        invite(alice, room_id, bob)
+    return alice, bob, rooms
+
+
 def tell(server: TestServer) -> None:
     """What the job does."""
     server.run(server.app.rooms.elsewhere.leaving.do_tell(16))
@@ -81,10 +90,7 @@ def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
 
 def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None:
     """Of whatever there is to tell, though we were killed meanwhile."""
-    alice, bob = pair(network)
-    rooms = [create(alice), create(alice)]
-    for room_id in rooms:
-        invite(alice, room_id, bob)
+    alice, bob, rooms = invited_twice(network)
     wait_for: list[int] = []
 
     def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
@@ -108,10 +114,7 @@ def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None
 
 
 def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> None:
-    alice, bob = pair(network)
-    rooms = [create(alice), create(alice)]
-    for room_id in rooms:
-        invite(alice, room_id, bob)
+    alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 1800)
     for room_id in rooms:
         leave(bob, room_id)
@@ -124,10 +127,7 @@ def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> Non
 
 def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network) -> None:
     """What it does not want to hear now is not in the way of what comes after it, however long it asks us to wait."""
-    alice, bob = pair(network)
-    rooms = [create(alice), create(alice)]
-    for room_id in rooms:
-        invite(alice, room_id, bob)
+    alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 3600)
     for room_id in rooms:
         leave(bob, room_id)

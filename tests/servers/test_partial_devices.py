@@ -12,10 +12,10 @@ from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
-from tests.helpers.large_rooms import MEMBERS, complete, large_room, lazily, member, take
+from tests.helpers.large_rooms import MEMBERS, complete, enter_after_a_ban, large_room, lazily, member, take
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, membership, ok, say
+from tests.helpers.talk import V3, create, ok, say
 
 ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
 
@@ -64,12 +64,7 @@ async def mistaken(network: Network) -> tuple[User, User, str, str]:
         network, room_version="11", power_level_content_override={"users": powers, "events": {}}, **ENCRYPTED
     )
     wanda = network.add(WEST).register("wanda")
-    ok(join_via(wanda, room_id, NORTH))
-    complete(network)
-    bob.server.app.incoming.completions.stop()
-    network.cut(NORTH, WEST)
-    ok(membership(alice, room_id, "ban", wanda))
-    ok(join_via(bob, room_id, NORTH))
+    enter_after_a_ban(network, alice, bob, room_id, wanda)
     since = lazily(bob)["next_batch"]
     west = Side(wanda.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))

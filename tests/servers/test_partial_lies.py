@@ -18,6 +18,7 @@ from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
+    enter_after_a_ban,
     is_whole,
     large_room,
     lazily,
@@ -83,12 +84,7 @@ async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(n
         power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
     )
     wanda = network.add(WEST).register("wanda")
-    ok(join_via(wanda, room_id, NORTH))
-    complete(network)
-    bob.server.app.incoming.completions.stop()
-    network.cut(NORTH, WEST)
-    ok(membership(alice, room_id, "ban", wanda))
-    ok(join_via(bob, room_id, NORTH))
+    enter_after_a_ban(network, alice, bob, room_id, wanda)
     south, west = Side(bob.server), Side(wanda.server)
     network.settle()
     assert await south.federation.keyring.renew(ServerName(WEST))

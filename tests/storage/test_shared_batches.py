@@ -56,6 +56,18 @@ class Turns:
         self.executor.run()
 
 
+def wait_in_vain(turns: Turns, writes: int) -> list[int]:
+    """After which of so many writes, while each of which another one came, somebody else was waited for; nobody comes."""
+    waits: list[int] = []
+    for number in range(writes):
+        turns.write(meanwhile=1)
+        turns.end_lull()
+        if turns.lulls:
+            waits.append(number)
+            turns.end_lull()
+    return waits
+
+
 @pytest.fixture
 def turns(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Turns]:
     clients = Turns(database_config)
@@ -108,13 +120,7 @@ def test_who_is_alone_waits_for_nobody_however_soon_it_comes_again(turns: Turns)
 
 
 def test_who_waited_in_vain_for_others_does_so_more_and_more_seldom(turns: Turns) -> None:
-    waits: list[int] = []
-    for number in range(150):
-        turns.write(meanwhile=1)
-        turns.end_lull()
-        if turns.lulls:
-            waits.append(number)
-            turns.end_lull()
+    waits = wait_in_vain(turns, 150)
     assert turns.answered == 300
     assert waits == [0, 5, 22, 87], "but for them, 4, 16 and 64 batches did not"
 
@@ -139,14 +145,7 @@ def test_however_often_it_was_in_vain_others_are_waited_for_again(
     turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "MOST_REST", 8)
-    waits: list[int] = []
-    for number in range(35):
-        turns.write(meanwhile=1)
-        turns.end_lull()
-        if turns.lulls:
-            waits.append(number)
-            turns.end_lull()
-    assert waits == [0, 5, 14, 23, 32]
+    assert wait_in_vain(turns, 35) == [0, 5, 14, 23, 32]
 
 
 def test_nobody_waits_for_very_many(turns: Turns) -> None:
